@@ -1,0 +1,38 @@
+# Everything a fresh machine needs is python3, pip and make. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export HF_HUB_OFFLINE := 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help install demo test test-all check bench clean
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+install: $(STAMP)  ## create .venv with the exact versions of constraints.txt
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0  # first, by its exact pin: a CPU build where one is at hand
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)
+
+demo: install  ## pretrain OneRec on the simulator's log, align it, judge it by the true users (about 5 minutes)
+	$(BIN)/feedgym demo
+
+test: install  ## the test suite without its slow part
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install  ## every test
+	$(BIN)/python -m pytest
+
+check: install  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install  ## speed, as ratios of both sides in one run
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove the virtual environment and caches (never your runs)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -1,0 +1,1 @@
+"""Recommenders: generative agents and their baselines."""

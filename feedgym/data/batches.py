@@ -1,0 +1,101 @@
+"""Torch batches made from logs and observations: histories, generated sessions and preference pairs.
+
+Histories are right-padded, so one causal mask serves every model and padding never precedes a real event. The legend
+of axes and units stands in :mod:`feedgym.data.events`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+class TensorRows:
+    """What the batches share: picking rows and moving between devices. Fields that are None stay None."""
+
+    def rows(self, idx) -> Self:
+        """The batch's rows at ``idx`` (slice, index or boolean tensor)."""
+        return type(self)(**{n: None if v is None else v[idx] for n, v in self._columns()})
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch on another device."""
+        return type(self)(**{n: None if v is None else v.to(device) for n, v in self._columns()})
+
+    def _columns(self):
+        return ((f.name, getattr(self, f.name)) for f in fields(self))  # type: ignore[arg-type]
+
+    @classmethod
+    def cat(cls, batches: list[Self]) -> Self:
+        """Batches joined along the first axis."""
+        columns = {f.name: [getattr(b, f.name) for b in batches] for f in fields(cls)}  # type: ignore[arg-type]
+        return cls(**{n: None if v[0] is None else torch.cat(v) for n, v in columns.items()})
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EventBatch(TensorRows):
+    """Histories of U users at the moment of a request: what a recommender knows of them. Right-padded.
+
+    Attributes:
+        item_ids_UT: int64 items the user examined, oldest first; 0 where padded (look at the mask).
+        behaviours_UTB: float32, 0 or 1.
+        watch_fraction_UT: float32 seconds watched over the item's duration, >= 0, clipped at 5.
+        gap_s_UT: float32 seconds from this event to the next one; the last real event's gap runs to the request.
+        mask_UT: bool, true where an event is real.
+        profile_UF: int64 profile fields.
+        time_of_day_U: float32 hours in [0, 24) at the request.
+    """
+
+    item_ids_UT: Tensor
+    behaviours_UTB: Tensor
+    watch_fraction_UT: Tensor
+    gap_s_UT: Tensor
+    mask_UT: Tensor
+    profile_UF: Tensor
+    time_of_day_U: Tensor
+
+    def __len__(self) -> int:
+        return len(self.item_ids_UT)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SessionBatch(TensorRows):
+    """S generated sessions for each of U users.
+
+    Attributes:
+        item_ids_USK: int64, ordered sessions of K different items.
+        logp_US: float32 log-probability of the session under the unmasked model; NaN for policies without one.
+        logp_legal_US: float32 log of the product over steps of the probability mass the model put on legal codes,
+            i.e. of the chance that unconstrained sampling would have stayed inside the catalogue on this path; None
+            for policies which do not generate codes.
+    """
+
+    item_ids_USK: Tensor
+    logp_US: Tensor
+    logp_legal_US: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Preferences(TensorRows):
+    """P preference pairs: for a user's history, a better and a worse session, and what the log showed them.
+
+    Attributes:
+        user_idx_P: int64 row of the history in the pool the pairs were drawn from.
+        chosen_PK: int64 item ids of the best-scored session.
+        rejected_PK: int64 item ids of the worst-scored one.
+        logged_PK: int64 item ids of the logged session, -1 after its last item.
+        score_chosen_P: float32 reward-model score.
+        score_rejected_P: float32 reward-model score.
+    """
+
+    user_idx_P: Tensor
+    chosen_PK: Tensor
+    rejected_PK: Tensor
+    logged_PK: Tensor
+    score_chosen_P: Tensor
+    score_rejected_P: Tensor
+
+    def __len__(self) -> int:
+        return len(self.user_idx_P)

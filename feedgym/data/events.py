@@ -1,0 +1,168 @@
+"""The columnar data of the project, in NumPy: catalogues, event logs and logged sessions.
+
+THE LEGEND. Array names end in the letters of their axes, everywhere in this project::
+
+    U users          S samples a user      T history length   K session length   N rows (sessions)
+    I items          L code levels         C codes a level    V vocabulary       D model width
+    B behaviours     E content width       F profile fields   P preference pairs A actions / agents
+
+Units stand in names: ``_s`` seconds, ``prob_``/``logp_``/``logit_`` probabilities and their logs, ``num_`` counts,
+``_id`` identifiers and ``_idx`` positions in an array. Item ids inside feedgym are dense: 0..I-1, the row of the item
+in the :class:`Catalog`; -1 means "no item". Users are likewise rows 0..U-1 of an :class:`EventLog`; the ids of the
+outside world are kept in ``user_ids_U`` and ``Catalog.raw_ids_I``.
+
+An :class:`EventLog` is one event stream a user (HSTU, arXiv:2402.17152, §2.2): a profile event, then visits, each a
+login, impressions in the order of the session, and a logout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.integer]
+BoolArray = NDArray[np.bool_]
+
+BEHAVIOURS = ("click", "long_view", "like", "follow", "comment", "forward", "hate")
+"""The B behaviours, in the order of every ``_B`` axis. "click" in a one-column feed means "did not skip"."""
+
+BEHAVIOUR_IDX = {name: idx for idx, name in enumerate(BEHAVIOURS)}
+
+
+class Event(IntEnum):
+    """What a row of an event log records; the order is the order of simultaneous events."""
+
+    PROFILE = 0
+    LOGIN = 1
+    IMPRESSION = 2
+    LOGOUT = 3
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Catalog:
+    """What a recommender may know of the items. Row i is item id i.
+
+    Attributes:
+        raw_ids_I: the items' ids outside feedgym (int64 or str).
+        content_IE: float32 content embeddings.
+        topic_I: int32 topic tag, 0..num_topics-1, or -1 where unknown; tags may be wrong.
+        duration_s_I: float32 length of the item, seconds, > 0.
+        creator_I: int64 creator id.
+        upload_s_I: float64 upload time on the log's clock, seconds; may be negative (before the log began).
+    """
+
+    raw_ids_I: NDArray
+    content_IE: FloatArray
+    topic_I: IntArray
+    duration_s_I: FloatArray
+    creator_I: IntArray
+    upload_s_I: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        lengths = {f.name: len(getattr(self, f.name)) for f in fields(self)}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"Catalog columns differ in length: {lengths}; give every column one row an item.")
+        bad = ~np.isfinite(self.content_IE).all(axis=1)
+        if bad.any():
+            raise ValueError(
+                f"Catalog.content_IE has NaN or infinite values in {int(bad.sum())} item(s), first item "
+                f"{self.raw_ids_I[int(np.argmax(bad))]!r}; drop or impute them before building the catalogue."
+            )
+
+    @property
+    def num_items(self) -> int:
+        """I, the number of items."""
+        return len(self.raw_ids_I)
+
+    @property
+    def num_topics(self) -> int:
+        """One more than the largest topic tag."""
+        return int(self.topic_I.max(initial=-1)) + 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EventLog:
+    """Event streams of U users, one row an event, sorted by (user, time); user u owns rows offsets[u]:offsets[u+1].
+
+    Attributes:
+        user_ids_U: ids outside feedgym (int64 or str), one a user.
+        offsets_U1: int64 [U+1], CSR offsets of the users' rows.
+        profile_UF: int64 profile fields, 0..profile_sizes[f]-1.
+        profile_names: the F names of the profile fields.
+        profile_sizes: the F cardinalities of the profile fields.
+        timestamp_s: float64 [rows] seconds on the log's clock.
+        event: int8 [rows], an :class:`Event`.
+        session_id: int64 [rows] visit number of the user, -1 for profile rows; increases with time.
+        position: int16 [rows] place in the session, 0..K-1, -1 where the row is no impression.
+        item_id: int32 [rows] dense item id, -1 where the row is no impression.
+        watch_s: float32 [rows] seconds watched.
+        examined: bool [rows]: the user reached the item. A served item that was never seen has examined false and
+            no behaviours: a log must not say that the user disliked what they never saw.
+        behaviours: uint8 [rows, B], 0 or 1.
+        propensity: float32 [rows] probability with which the logging policy chose this item at this position given
+            the earlier ones; NaN where unknown.
+    """
+
+    user_ids_U: NDArray
+    offsets_U1: NDArray[np.int64]
+    profile_UF: NDArray[np.int64]
+    profile_names: tuple[str, ...]
+    profile_sizes: tuple[int, ...]
+    timestamp_s: NDArray[np.float64]
+    event: NDArray[np.int8]
+    session_id: NDArray[np.int64]
+    position: NDArray[np.int16]
+    item_id: NDArray[np.int32]
+    watch_s: FloatArray
+    examined: BoolArray
+    behaviours: NDArray[np.uint8]
+    propensity: FloatArray
+
+    @property
+    def num_users(self) -> int:
+        """U, the number of users."""
+        return len(self.user_ids_U)
+
+    @property
+    def num_events(self) -> int:
+        """Number of rows."""
+        return len(self.timestamp_s)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoggedSessions:
+    """The sessions of an event log, one row a session, in the order of the log.
+
+    Attributes:
+        user_idx_N: int64 the user's row in the log.
+        row_N: int64 the log row where the session begins; the user's history is what lies before it.
+        start_s_N: float64 time of the login, seconds.
+        item_ids_NK: int32 served items in order, -1 after the last one.
+        examined_NK: bool.
+        watch_s_NK: float32 seconds.
+        behaviours_NKB: uint8.
+        propensity_NK: float32, NaN where unknown or padded.
+        return_gap_s_N: float64 seconds from the session's last event to the user's next login; NaN for the last one
+            (not yet observed).
+    """
+
+    user_idx_N: NDArray[np.int64]
+    row_N: NDArray[np.int64]
+    start_s_N: NDArray[np.float64]
+    item_ids_NK: NDArray[np.int32]
+    examined_NK: BoolArray
+    watch_s_NK: FloatArray
+    behaviours_NKB: NDArray[np.uint8]
+    propensity_NK: FloatArray
+    return_gap_s_N: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.user_idx_N)
+
+    def rows(self, idx: NDArray) -> LoggedSessions:
+        """The sessions at ``idx`` (an index or boolean array), in that order."""
+        return LoggedSessions(**{f.name: getattr(self, f.name)[idx] for f in fields(self)})

@@ -1,0 +1,1 @@
+"""Experiments: the alignment loop, evaluation, run folders and reports."""

@@ -1,0 +1,170 @@
+"""The four things a user of feedgym can replace, each a class of one to three methods.
+
+Plug-ins are given by import path (``"my_lab.users:Teen"``) or passed as objects; there is no registry. ``feedgym check
+PATH`` runs the conformance checks of the protocol a class follows. Axis letters: see :mod:`feedgym.data.events`.
+
+Randomness is an argument everywhere. A simulator's randomness is *the user's own luck*: it may depend on the user's
+seed, the visit and the position, and on nothing else, so that answers depend neither on the batch nor on the other
+users, and two recommenders can be served to the same users with the same luck (``feedgym.envs.luck`` makes this easy).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.events import BoolArray, Catalog, FloatArray, IntArray
+
+
+class UserState(Protocol):
+    """State of U users: a dataclass whose fields are arrays with leading axis U. It must have at least these.
+
+    Attributes:
+        seed_U: uint64, the user's own seed.
+        visit_U: int64, number of visits answered so far.
+        time_s_U: float64, the user's clock: when the visit that comes next begins.
+        profile_UF: int64, what a recommender may know of the user.
+    """
+
+    seed_U: NDArray[np.uint64]
+    visit_U: NDArray[np.int64]
+    time_s_U: NDArray[np.float64]
+    profile_UF: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Response:
+    """How U users answered one session of K items each.
+
+    Attributes:
+        behaviours_UKB: uint8, 0 or 1, in the order of ``BEHAVIOURS``; 0 where not examined.
+        watch_s_UK: float32 seconds watched; 0 where not examined.
+        examined_UK: bool, the user reached the item; a prefix of the session.
+        elapsed_s_U: float32 seconds from the login to the logout.
+        left_U: bool, the user left before the end of the session.
+        return_gap_s_U: float32 seconds from the logout to the next visit.
+        churned_U: bool, the user never comes back.
+    """
+
+    behaviours_UKB: NDArray[np.uint8]
+    watch_s_UK: FloatArray
+    examined_UK: BoolArray
+    elapsed_s_U: FloatArray
+    left_U: BoolArray
+    return_gap_s_U: FloatArray
+    churned_U: BoolArray
+
+
+@runtime_checkable
+class UserSimulator(Protocol):
+    """Users, batched.
+
+    ``reset`` makes one user a seed; ``respond`` answers one session a user and returns the state at the beginning of
+    the next visit, without changing its inputs. Neither may loop over users in Python. ``profile_names`` and
+    ``profile_sizes`` name the F profile fields and their cardinalities.
+    """
+
+    catalog: Catalog
+    profile_names: tuple[str, ...]
+    profile_sizes: tuple[int, ...]
+
+    def reset(self, seeds_U: NDArray[np.uint64]) -> Any:
+        """A fresh :class:`UserState`; row u depends on ``seeds_U[u]`` alone."""
+        ...
+
+    def respond(self, state: Any, slates_UK: IntArray) -> tuple[Response, Any]:
+        """The users' answer to one session of item ids each, and their state at the next visit."""
+        ...
+
+
+@runtime_checkable
+class Recommender(Protocol):
+    """An agent which answers histories with sessions of ``session_length`` different items."""
+
+    session_length: int
+
+    def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
+        """``n`` sampled sessions a user, with log-probabilities where the agent has them."""
+        ...
+
+    def recommend(self, histories: EventBatch) -> SessionBatch:
+        """The session it would serve each user (S = 1), deterministic."""
+        ...
+
+
+@runtime_checkable
+class SessionReward(Protocol):
+    """Scores sessions given histories. It sees item ids and histories, never a simulator's internals."""
+
+    def __call__(self, histories: EventBatch, sessions: SessionBatch) -> Tensor:
+        """float32 scores [U, S], higher is better."""
+        ...
+
+
+@runtime_checkable
+class ItemTokenizer(Protocol):
+    """Turns items into tuples of L codes and back."""
+
+    def fit(self, content_IE: Tensor) -> Self:
+        """Learn the codes of I items from their content embeddings [I, E]."""
+        ...
+
+    def encode(self, item_ids: Tensor) -> Tensor:
+        """Codes [..., L] of item ids [...]."""
+        ...
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Item ids [...] of codes [..., L]; -1 where no item has them."""
+        ...
+
+
+StateT = TypeVar("StateT")
+
+
+def take_users(state: StateT, idx: NDArray) -> StateT:
+    """The state of the users at ``idx`` (index or boolean array), copied."""
+    assert is_dataclass(state) and not isinstance(state, type)
+    return replace(state, **{f.name: getattr(state, f.name)[idx] for f in fields(state)})  # type: ignore[return-value]
+
+
+def put_users(state: StateT, idx: NDArray, rows: StateT) -> StateT:
+    """``state`` with the users at ``idx`` replaced by ``rows``; the input is not changed."""
+    assert is_dataclass(state) and not isinstance(state, type)
+    columns = {}
+    for f in fields(state):
+        column = getattr(state, f.name).copy()
+        column[idx] = getattr(rows, f.name)
+        columns[f.name] = column
+    return replace(state, **columns)  # type: ignore[return-value]
+
+
+def load(path: str) -> Any:
+    """The object an import path names.
+
+    Args:
+        path: ``"package.module:Name"``; the current folder is searched too.
+
+    Raises:
+        ValueError: the path has no colon, or the module or the name in it cannot be found.
+    """
+    module_name, _, name = path.partition(":")
+    if not name:
+        raise ValueError(f"{path!r} is no import path; write it as 'package.module:Name'.")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"Cannot import {module_name!r} from {path!r}: {error}; is its package installed?") from error
+    if not hasattr(module, name):
+        raise ValueError(f"Module {module_name!r} has no {name!r}; check the part of {path!r} after the colon.")
+    return getattr(module, name)

@@ -1,0 +1,1 @@
+"""Session rewards: learned models and plain functions."""

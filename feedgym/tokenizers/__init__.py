@@ -1,0 +1,1 @@
+"""Item tokenizers: how an item becomes a short tuple of codes."""
