@@ -1,0 +1,42 @@
+"""One style of progress bar, with time left, for everything that takes longer than two seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+"""Where progress and messages go; results go to standard output."""
+
+Step = Callable[..., None]
+"""``step(done, total, metrics)``: what long work calls as it advances; metrics is an optional mapping to show."""
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Step]:
+    """A bar titled ``title``; yields the :data:`Step` to call. Without a terminal it prints one line at the end."""
+    columns = (
+        TextColumn("{task.description:<28}"),
+        BarColumn(bar_width=28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None, note="")
+
+        def step(done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:
+            note = "  ".join(f"{name} {value:.3g}" for name, value in (metrics or {}).items())
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield step
+
+
+def say(message: str) -> None:
+    """One line to the person watching."""
+    console.print(message)

@@ -1,0 +1,186 @@
+"""Sampling and scoring sessions, spread over Ray actors (the only file besides agents/rllib.py that imports ray).
+
+Users are cut into blocks of fixed size; a block's luck is a generator seeded by (seed, block number), and every worker
+computes on one thread. So the answer depends neither on the number of actors, nor on their order, nor on whether Ray is
+used at all. An actor that dies is restarted by Ray and its block is done again; what it had loaded is gone with it, so
+every task names the agent's version and the actor loads it anew when it holds another.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.experiments.progress import Step
+from feedgym.protocols import Recommender, SessionReward
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutConfig:
+    """Where sessions are sampled and scored."""
+
+    ray: str = "local"
+    """local: actors on this machine; off: in this process; or the address of a Ray cluster ("auto", "host:6379")."""
+    num_actors: int = 2
+    """Ray actors, one core each. The answer does not depend on it."""
+    users_per_task: int = 16
+    """Users in one block; memory grows with it. The answer depends on it, as it decides who shares a generator."""
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one torch thread, as an actor with one core does."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def sample_and_score(
+    agent: Recommender, reward: SessionReward, histories: EventBatch, n: int, seed: tuple[int, ...]
+) -> tuple[SessionBatch, Tensor]:
+    """One block: ``n`` sessions a user and their scores [U, n]."""
+    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    with torch.inference_mode():
+        sessions = agent.sample(histories, n, torch.Generator().manual_seed(int(state)))
+        return sessions, reward(histories, sessions)
+
+
+class Rollouts:
+    """A pool that samples and scores. Use as a context manager; Ray starts with the first call and ends with it."""
+
+    def __init__(self, config: RolloutConfig) -> None:
+        self.config = config
+        self._actors: list[Any] = []
+        self._version = 0
+
+    def __enter__(self) -> Rollouts:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._actors:
+            import ray
+
+            ray.shutdown()
+            self._actors = []
+
+    def __call__(
+        self,
+        agent: Recommender,
+        reward: SessionReward,
+        histories: EventBatch,
+        n: int,
+        seed: tuple[int, ...],
+        step: Step | None = None,
+    ) -> tuple[SessionBatch, Tensor]:
+        """``n`` sampled sessions for each user and their scores.
+
+        Args:
+            agent: samples the sessions.
+            reward: scores them.
+            histories: of U users.
+            n: sessions a user.
+            seed: decides the luck, with the block's number.
+            step: progress callback, called with (blocks done, blocks).
+
+        Returns:
+            The sessions [U, n, K] and the scores, float32 [U, n].
+        """
+        size = self.config.users_per_task
+        blocks = [histories.rows(slice(low, low + size)) for low in range(0, len(histories), size)]
+        run = self._in_process if self.config.ray == "off" else self._on_actors
+        results: dict[int, tuple[SessionBatch, Tensor]] = {}
+        for number, result in run(agent, reward, blocks, n, seed):
+            results[number] = result
+            if step is not None:
+                step(len(results), len(blocks))
+        ordered = [results[number] for number in range(len(blocks))]
+        return SessionBatch.cat([sessions for sessions, _ in ordered]), torch.cat([scores for _, scores in ordered])
+
+    def _in_process(self, agent, reward, blocks, n, seed):
+        with one_thread():
+            for number, block in enumerate(blocks):
+                yield number, sample_and_score(agent, reward, block, n, (*seed, number))
+
+    def _on_actors(self, agent, reward, blocks, n, seed):
+        import ray
+
+        actors = self._start()
+        self._version += 1
+        models = ray.put((agent, reward))
+        waiting = list(enumerate(blocks))[::-1]
+        idle, running = list(actors), {}
+        while waiting or running:  # a window of one task an actor: nothing is queued, nothing is pulled early
+            while waiting and idle:
+                number, block = waiting.pop()
+                actor = idle.pop()
+                task = actor.run.remote(self._version, [models], block, n, (*seed, number))
+                running[task] = (number, actor)
+            (task,), _ = ray.wait(list(running), num_returns=1)
+            number, actor = running.pop(task)
+            idle.append(actor)
+            yield number, ray.get(task)
+
+    def _start(self) -> list[Any]:
+        if not self._actors:
+            ray = start_ray(self.config.ray)
+            actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=5)(Worker)
+            self._actors = [actor.remote() for _ in range(self.config.num_actors)]
+        return self._actors
+
+
+class Worker:
+    """What runs inside a Ray actor."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(1)
+        self._version: int | None = None
+        self._models: Any = None
+
+    def run(
+        self, version: int, models: list[Any], histories: EventBatch, n: int, seed: tuple[int, ...]
+    ) -> tuple[SessionBatch, Tensor]:
+        """One block; ``models`` is a list, so that Ray hands over the reference in it and not its content."""
+        if version != self._version:
+            import ray
+
+            self._models, self._version = ray.get(models[0]), version
+        agent, reward = self._models
+        return sample_and_score(agent, reward, histories, n, seed)
+
+    def pid(self) -> int:
+        """The actor's process id."""
+        return os.getpid()
+
+
+def start_ray(address: Literal["local"] | str) -> Any:
+    """Ray, connected: to a cluster of its own on this machine, or to the one at ``address``; quiet either way."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # never start a second cluster behind our back
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if not ray.is_initialized():
+        options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+        try:
+            ray.init(
+                address=None if address == "local" else address,
+                logging_level="ERROR",
+                log_to_driver=False,
+                **options,
+            )
+        except ConnectionError as error:
+            raise ValueError(
+                f"No Ray cluster answers at {address!r} ({error}); use --ray local, or run `ray start --head`."
+            ) from error
+    return ray

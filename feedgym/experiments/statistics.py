@@ -1,0 +1,77 @@
+"""Means, lifts and their bootstrap intervals over users.
+
+Every metric is a ratio of two sums over users (likes over items seen, reward over visits), so that a user who came back
+more often weighs more and a user without visits weighs nothing. Users are resampled, never visits: a user's visits
+depend on each other. Lifts resample both agents' users together, because both served the same users with the same luck.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from feedgym.data.events import FloatArray
+
+NUM_RESAMPLES = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, eq=False)
+class Ratio:
+    """A metric of U users as numerator and denominator, each float64 [U]."""
+
+    numerator_U: np.ndarray
+    denominator_U: np.ndarray
+
+    def mean(self) -> float:
+        """Sum of the numerators over the sum of the denominators."""
+        return float(self.numerator_U.sum() / max(self.denominator_U.sum(), 1e-12))
+
+    def resampled(self, counts_RU: FloatArray) -> np.ndarray:
+        """The mean under each of R resamplings of the users."""
+        return (counts_RU @ self.numerator_U) / np.maximum(counts_RU @ self.denominator_U, 1e-12)
+
+
+def resampling_counts(num_users: int, seed: int, num_resamples: int = NUM_RESAMPLES) -> np.ndarray:
+    """How often each user is drawn in each of R bootstrap resamples: float64 [R, U], rows sum to U."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(num_users, np.full(num_users, 1 / num_users), size=num_resamples).astype(np.float64)
+
+
+def interval(metric: Ratio, counts_RU: np.ndarray) -> dict[str, float]:
+    """Mean with the ends of its 95% percentile interval."""
+    return {"mean": metric.mean(), **_ends(metric.resampled(counts_RU))}
+
+
+def lift(treated: Ratio, control: Ratio, counts_RU: np.ndarray) -> dict[str, float]:
+    """Relative change of ``treated`` over ``control``, paired over users, with its 95% interval."""
+    relative_R = treated.resampled(counts_RU) / control.resampled(counts_RU) - 1
+    return {"mean": treated.mean() / control.mean() - 1, **_ends(relative_R)}
+
+
+def _ends(values_R: np.ndarray) -> dict[str, float]:
+    low, high = np.quantile(values_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return {"low": float(low), "high": float(high)}
+
+
+def within_user_correlation(left_US: np.ndarray, right_US: np.ndarray, *, ranks: bool) -> float:
+    """Mean over users of the correlation of two scores over the user's S sessions.
+
+    Args:
+        left_US: first score.
+        right_US: second score.
+        ranks: Spearman's rank correlation instead of Pearson's.
+
+    Returns:
+        The mean over the users for whom both scores vary; NaN if there is none.
+    """
+    if ranks:
+        from scipy.stats import rankdata
+
+        left_US, right_US = rankdata(left_US, axis=1), rankdata(right_US, axis=1)
+    left = left_US - left_US.mean(axis=1, keepdims=True)
+    right = right_US - right_US.mean(axis=1, keepdims=True)
+    scale = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
+    varies = scale > 1e-12
+    return float(((left * right).sum(axis=1)[varies] / scale[varies]).mean()) if varies.any() else float("nan")
