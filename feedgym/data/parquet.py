@@ -1,0 +1,352 @@
+"""Event logs and catalogues on disk as parquet, batches as safetensors. Nothing is pickled; every write is atomic.
+
+The columns are described for users in ``docs/data.md``. A file that is wrong is refused with one line naming the file,
+the column, the first bad row and the remedy.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from feedgym.data.batches import TensorRows
+from feedgym.data.events import BEHAVIOURS, Catalog, Event, EventLog
+
+EVENT_NAMES = tuple(event.name.lower() for event in Event)
+PROFILE_PREFIX = "profile_"
+
+_is_number: Callable[[pa.DataType], bool] = lambda t: pa.types.is_floating(t) or pa.types.is_integer(t)  # noqa: E731
+_is_flag: Callable[[pa.DataType], bool] = lambda t: pa.types.is_boolean(t) or pa.types.is_integer(t)  # noqa: E731
+_is_text: Callable[[pa.DataType], bool] = lambda t: pa.types.is_string(t) or pa.types.is_large_string(t)  # noqa: E731
+_is_id: Callable[[pa.DataType], bool] = lambda t: pa.types.is_integer(t) or _is_text(t)  # noqa: E731
+
+LOG_COLUMNS: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
+    "user_id": ("integer or string", _is_id),
+    "timestamp_s": ("number", _is_number),
+    "event": ("string", _is_text),
+    "session_id": ("integer", pa.types.is_integer),
+    "position": ("integer", pa.types.is_integer),
+    "item_id": ("integer", pa.types.is_integer),
+    "watch_s": ("number", _is_number),
+    "examined": ("bool or 0/1", _is_flag),
+    **{name: ("bool or 0/1", _is_flag) for name in BEHAVIOURS},
+    "propensity": ("number", _is_number),
+}
+CATALOG_COLUMNS: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
+    "raw_id": ("integer or string", _is_id),
+    "content": ("list of float32, all of one length", pa.types.is_fixed_size_list),
+    "topic": ("integer", pa.types.is_integer),
+    "duration_s": ("number", _is_number),
+    "creator": ("integer", pa.types.is_integer),
+    "upload_s": ("number", _is_number),
+}
+
+BatchT = TypeVar("BatchT", bound=TensorRows)
+
+
+def write_log(log: EventLog, path: str | Path) -> None:
+    """Writes an event log as one zstd parquet file, one row an event, in the log's order.
+
+    Args:
+        log: the log; every user's stream holds exactly one profile event, and user ids are unique.
+        path: the file, replaced if it exists.
+
+    Raises:
+        ValueError: a user has no profile event, or two, or shares their id with another user.
+    """
+    user = np.repeat(np.arange(log.num_users), np.diff(log.offsets_U1))
+    profiles = np.bincount(user[log.event == Event.PROFILE], minlength=log.num_users)
+    if (profiles != 1).any():
+        first = int(np.argmax(profiles != 1))
+        raise ValueError(
+            f"User {log.user_ids_U[first]!r} has {profiles[first]} profile events; every user's stream must hold "
+            f"exactly one, else the file could not keep their profile."
+        )
+    ids, counts = np.unique(log.user_ids_U, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"User id {ids[np.argmax(counts)]!r} belongs to {counts.max()} users; give each its own id.")
+    metadata = {"feedgym_profile_sizes": json.dumps(dict(zip(log.profile_names, log.profile_sizes, strict=True)))}
+    columns = _log_columns(log, user)
+    table = pa.table(columns).replace_schema_metadata(metadata)
+    with _replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def _log_columns(log: EventLog, user: NDArray) -> dict[str, pa.Array]:
+    """The columns of the file; ``user`` is the user's row of every event."""
+    columns: dict[str, Any] = {
+        "user_id": pa.array(log.user_ids_U).take(pa.array(user)).dictionary_encode(),
+        "timestamp_s": log.timestamp_s,
+        "event": pa.DictionaryArray.from_arrays(pa.array(log.event), pa.array(EVENT_NAMES)),
+        "session_id": log.session_id,
+        "position": log.position,
+        "item_id": log.item_id,
+        "watch_s": log.watch_s,
+        "examined": log.examined,
+    }
+    columns |= {name: log.behaviours[:, b].astype(bool) for b, name in enumerate(BEHAVIOURS)}
+    columns["propensity"] = log.propensity
+    elsewhere = log.event != Event.PROFILE
+    for f, name in enumerate(log.profile_names):
+        columns[PROFILE_PREFIX + name] = pa.array(log.profile_UF[user, f], mask=elsewhere)
+    return columns
+
+
+def read_log(path: str | Path, catalog: Catalog | None = None) -> EventLog:
+    """Reads an event log and checks it.
+
+    Args:
+        path: a parquet file with the columns of ``docs/data.md``. Rows may stand in any order: they are sorted by
+            user (first seen first) and time where they are not.
+        catalog: when given, every item id must be one of its rows.
+
+    Raises:
+        ValueError: the file is missing, empty, or breaks the format; one line naming file, column, row and remedy.
+    """
+    table = _read_table(path, LOG_COLUMNS, "read another format with feedgym.data.readers.read_table")
+    event = _event_codes(path, table)
+    columns = {name: _column(path, table, name) for name in LOG_COLUMNS if name not in ("user_id", "event")}
+    _check_values(path, event, columns, catalog)
+    ids = table["user_id"].combine_chunks().dictionary_encode()
+    if ids.null_count:
+        _fail(path, "user_id", np.asarray(ids.is_null()), "is empty", "give every event its user")
+    user = ids.indices.to_numpy().astype(np.int64)
+    order = _sorted_order(user, event, columns)
+    profile_row_U = _profile_rows(path, user, event, ids.dictionary)
+    names, sizes, profile_UF = _profiles(path, table, profile_row_U)
+    return EventLog(
+        user_ids_U=_id_array(ids.dictionary),
+        offsets_U1=np.concatenate([[0], np.cumsum(np.bincount(user, minlength=len(ids.dictionary)))]).astype(np.int64),
+        profile_UF=profile_UF,
+        profile_names=names,
+        profile_sizes=sizes,
+        timestamp_s=columns["timestamp_s"][order].astype(np.float64),
+        event=event[order],
+        session_id=columns["session_id"][order].astype(np.int64),
+        position=columns["position"][order].astype(np.int16),
+        item_id=columns["item_id"][order].astype(np.int32),
+        watch_s=columns["watch_s"][order].astype(np.float32),
+        examined=columns["examined"][order].astype(bool),
+        behaviours=np.stack([columns[name][order].astype(np.uint8) for name in BEHAVIOURS], axis=1),
+        propensity=columns["propensity"][order].astype(np.float32),
+    )
+
+
+def write_catalog(catalog: Catalog, path: str | Path) -> None:
+    """Writes a catalogue as one zstd parquet file, one row an item; row i is item id i."""
+    width = catalog.content_IE.shape[1]
+    content = pa.array(np.ascontiguousarray(catalog.content_IE).reshape(-1))
+    table = pa.table(
+        {
+            "raw_id": pa.array(catalog.raw_ids_I),
+            "content": pa.FixedSizeListArray.from_arrays(content, width),
+            "topic": catalog.topic_I,
+            "duration_s": catalog.duration_s_I,
+            "creator": catalog.creator_I,
+            "upload_s": catalog.upload_s_I,
+        }
+    )
+    with _replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_catalog(path: str | Path) -> Catalog:
+    """Reads a catalogue and checks it.
+
+    Raises:
+        ValueError: the file is missing, empty, or breaks the format; one line naming file, column, row and remedy.
+    """
+    table = _read_table(path, CATALOG_COLUMNS, "read another format with feedgym.data.readers.read_table")
+    columns = {name: _column(path, table, name) for name in ("topic", "duration_s", "creator", "upload_s")}
+    content = table["content"].combine_chunks()
+    if content.null_count:
+        _fail(path, "content", np.asarray(content.is_null()), "is empty", "give every item an embedding")
+    content_IE = content.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(table.num_rows, -1)
+    _refuse(path, "content", ~np.isfinite(content_IE).all(1), "has NaN or infinite values", "drop or impute the item")
+    _refuse(path, "duration_s", ~(columns["duration_s"] > 0), "is not above 0", "write the item's length in seconds")
+    return Catalog(
+        raw_ids_I=_id_array(table["raw_id"].combine_chunks()),
+        content_IE=content_IE,
+        topic_I=columns["topic"].astype(np.int32),
+        duration_s_I=columns["duration_s"].astype(np.float32),
+        creator_I=columns["creator"].astype(np.int64),
+        upload_s_I=columns["upload_s"].astype(np.float64),
+    )
+
+
+def write_batch(batch: TensorRows, path: str | Path) -> None:
+    """Writes a batch of tensors (histories, sessions, preferences) as safetensors, without the fields that are None."""
+    columns = ((f.name, getattr(batch, f.name)) for f in fields(batch))  # type: ignore[arg-type]
+    # Clones, for safetensors refuses tensors that share memory.
+    tensors = {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in columns if v is not None}
+    with _replacing(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def read_batch(cls: type[BatchT], path: str | Path) -> BatchT:
+    """Reads a batch of class ``cls`` written by :func:`write_batch`.
+
+    Raises:
+        ValueError: the file is missing, is no safetensors file, or lacks a field of ``cls``.
+    """
+    _must_exist(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error}); write it with write_batch.") from error
+    required = {f.name for f in fields(cls) if f.default is MISSING}  # type: ignore[arg-type]
+    if missing := sorted(required - set(tensors)):
+        raise ValueError(f"{path}: {cls.__name__} needs {missing}, the file has {sorted(tensors)}; check the path.")
+    return cls(**tensors)
+
+
+@contextmanager
+def _replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` which takes its place when the block succeeds: readers never see half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _must_exist(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file; check the path.")
+
+
+def _fail(path: str | Path, column: str, bad: NDArray, what: str, remedy: str) -> NoReturn:
+    rows = np.flatnonzero(bad)
+    raise ValueError(f"{path}: column {column!r} {what} in {len(rows)} row(s), first row {rows[0]}; {remedy}.")
+
+
+def _refuse(path: str | Path, column: str, bad: NDArray, what: str, remedy: str) -> None:
+    if bad.any():
+        _fail(path, column, bad, what, remedy)
+
+
+def _read_table(path: str | Path, expected: dict, remedy: str) -> pa.Table:
+    """The file as a table whose expected columns exist and have the right kind of type."""
+    _must_exist(path)
+    try:
+        table = pq.read_table(path, memory_map=False)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a parquet file ({str(error).splitlines()[0]}); {remedy}.") from error
+    for name, (kind, is_kind) in expected.items():
+        if name not in table.column_names:
+            raise ValueError(f"{path}: column {name!r} is missing (it has {table.column_names}); add it, or {remedy}.")
+        type_ = table[name].type
+        if pa.types.is_dictionary(type_):
+            table = table.set_column(table.column_names.index(name), name, table[name].cast(type_.value_type))
+            type_ = type_.value_type
+        if not is_kind(type_):
+            raise ValueError(f"{path}: column {name!r} is {type_} and must be {kind}; convert it.")
+    if not table.num_rows:
+        raise ValueError(f"{path}: the file has no rows; write at least one before reading it.")
+    return table
+
+
+def _column(path: str | Path, table: pa.Table, name: str) -> NDArray:
+    column = table[name].combine_chunks()
+    if column.null_count:
+        _fail(path, name, np.asarray(column.is_null()), "is empty", "fill it (-1 for no item, NaN for no propensity)")
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _event_codes(path: str | Path, table: pa.Table) -> NDArray[np.int8]:
+    codes = pc.index_in(table["event"].combine_chunks(), value_set=pa.array(EVENT_NAMES)).fill_null(-1)
+    event = codes.to_numpy(zero_copy_only=False).astype(np.int8)
+    unknown = event < 0
+    if unknown.any():
+        value = table["event"][int(np.argmax(unknown))].as_py()
+        _fail(path, "event", unknown, f"has the unknown name {value!r}", f"use one of {', '.join(EVENT_NAMES)}")
+    return event
+
+
+def _check_values(path: str | Path, event: NDArray, columns: dict[str, NDArray], catalog: Catalog | None) -> None:
+    watch_s, item_id, is_item = columns["watch_s"], columns["item_id"], event == Event.IMPRESSION
+    _refuse(path, "timestamp_s", ~np.isfinite(columns["timestamp_s"]), "is NaN or infinite", "drop those events")
+    _refuse(path, "watch_s", ~np.isfinite(watch_s), "is NaN or infinite", "write 0 where nothing was watched")
+    _refuse(path, "watch_s", watch_s < 0, "is negative", "write seconds, 0 where nothing was watched")
+    for name in ("examined", *BEHAVIOURS):
+        values = columns[name]
+        _refuse(path, name, (values != 0) & (values != 1), "is neither 0 nor 1", "write a bool or 0/1")
+    _refuse(path, "item_id", is_item & (item_id < 0), "is negative for an impression", "write the item's catalogue row")
+    _refuse(path, "item_id", ~is_item & (item_id != -1), "is set on no impression", "write -1 there")
+    if catalog is not None:
+        limit = catalog.num_items
+        _refuse(path, "item_id", item_id >= limit, f"is outside the catalogue of {limit} items", "add the items to it")
+
+
+def _sorted_order(user: NDArray, event: NDArray, columns: dict[str, NDArray]) -> NDArray:
+    """Rows by user and time. A file already in order keeps the order of its simultaneous events."""
+    time_s = columns["timestamp_s"]
+    step = np.diff(user)
+    if ((step > 0) | ((step == 0) & (np.diff(time_s) >= 0))).all():
+        return np.arange(len(user))
+    return np.lexsort((columns["position"], event, columns["session_id"], time_s, user))
+
+
+def _profile_rows(path: str | Path, user: NDArray, event: NDArray, ids: pa.Array) -> NDArray:
+    """The row of every user's profile event."""
+    rows = np.flatnonzero(event == Event.PROFILE)
+    counts = np.bincount(user[rows], minlength=len(ids))
+    if (counts != 1).any():
+        bad = int(np.argmax(counts != 1))
+        _fail(
+            path, "event", user == bad, f"has {counts[bad]} profile events for user {ids[bad].as_py()!r}", "write one"
+        )
+    profile_row_U = np.empty(len(ids), dtype=np.int64)
+    profile_row_U[user[rows]] = rows
+    return profile_row_U
+
+
+def _profiles(
+    path: str | Path, table: pa.Table, row_U: NDArray
+) -> tuple[tuple[str, ...], tuple[int, ...], NDArray[np.int64]]:
+    """Names, cardinalities and values of the profile fields."""
+    columns = [name for name in table.column_names if name.startswith(PROFILE_PREFIX)]
+    declared = json.loads((table.schema.metadata or {}).get(b"feedgym_profile_sizes", b"{}"))
+    names = tuple(column.removeprefix(PROFILE_PREFIX) for column in columns)
+    profile_UF, sizes = np.zeros((len(row_U), len(names)), dtype=np.int64), []
+    for f, (name, column) in enumerate(zip(names, columns, strict=True)):
+        if not pa.types.is_integer(table[column].type):
+            raise ValueError(
+                f"{path}: column {column!r} is {table[column].type} and must be integer; encode it 0, 1, ..."
+            )
+        at_profile = np.zeros(table.num_rows, dtype=bool)
+        at_profile[row_U] = True
+        null = table[column].is_null().to_numpy() & at_profile
+        _refuse(path, column, null, "is empty on a profile event", "write the user's value there")
+        values = table[column].fill_null(0).to_numpy()
+        size = int(declared.get(name, values[row_U].max() + 1))
+        bad = at_profile & ((values < 0) | (values >= size))
+        _refuse(path, column, bad, f"is outside 0..{size - 1}", "encode the field 0, 1, ... below its size")
+        profile_UF[:, f] = values[row_U]
+        sizes.append(size)
+    return names, tuple(sizes), profile_UF
+
+
+def _id_array(ids: pa.Array) -> NDArray:
+    """Ids as int64 or as fixed-width strings."""
+    return ids.to_numpy(zero_copy_only=False).astype(np.int64 if pa.types.is_integer(ids.type) else np.str_)

@@ -1,0 +1,262 @@
+"""Sessions and histories cut out of an event log, and the filters that choose the sessions worth learning from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from feedgym.data.batches import EventBatch
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, BoolArray, Catalog, Event, EventLog, LoggedSessions
+
+POSITIVE = ("long_view", "like", "follow", "comment", "forward")
+"""The behaviours that make an exposure positive by default."""
+
+MAX_WATCH_FRACTION = 5.0
+DAY_S = 86_400.0
+
+
+def user_of_rows(log: EventLog) -> NDArray[np.int64]:
+    """The user's row 0..U-1 of every event."""
+    return np.repeat(np.arange(log.num_users), np.diff(log.offsets_U1))
+
+
+def logged_sessions(log: EventLog, session_length: int) -> LoggedSessions:
+    """The visits of a log as rows of K items: longer visits are cut, shorter ones padded.
+
+    A visit begins at a login and ends before the user's next login. Impressions outside a visit (a history that was
+    recorded without sessions) belong to no row, and visits without an impression are left out.
+
+    Args:
+        log: the event log.
+        session_length: K.
+
+    Returns:
+        N sessions in the log's order.
+
+    Raises:
+        ValueError: ``session_length`` is below 1, or the log has no login.
+    """
+    _check_length(session_length)
+    login = np.flatnonzero(log.event == Event.LOGIN)
+    if not len(login):
+        raise ValueError("The log has no login event, so it has no visits; cut its sessions with positive_sessions.")
+    user = user_of_rows(log)
+    visit = np.cumsum(log.event == Event.LOGIN) - 1
+    row = np.flatnonzero((log.event == Event.IMPRESSION) & (visit >= 0))
+    # Rows of a user before that user's first login would fall to the user before them.
+    row = row[user[row] == user[login[visit[row]]]]
+    shown, first = np.unique(visit[row], return_index=True)
+    # A visit's last event is the row before the user's next login, or the user's last row.
+    end = np.minimum(np.append(login[1:], log.num_events), log.offsets_U1[user[login] + 1])
+    comes_back = end < log.offsets_U1[user[login] + 1]
+    next_login_s = log.timestamp_s[np.minimum(end, log.num_events - 1)]
+    return_gap_s = np.where(comes_back, next_login_s - log.timestamp_s[end - 1], np.nan)
+    place = np.arange(len(row)) - np.repeat(first, np.diff(np.append(first, len(row))))
+    session = np.searchsorted(shown, visit[row])
+    return _gather(log, login[shown], user[login[shown]], row, session, place, session_length, return_gap_s[shown])
+
+
+def positive_sessions(
+    log: EventLog,
+    session_length: int,
+    *,
+    behaviours: tuple[str, ...] = POSITIVE,
+    max_gap_s: float | None = None,
+    min_items: int | None = None,
+) -> LoggedSessions:
+    """Target sessions for logs without sessions: a user's positive exposures in windows of K, one after another.
+
+    Windows do not overlap and are counted from the user's latest positive backwards, so an incomplete window is the
+    oldest one, whose history is the shortest. Each item counts once a user, at its first positive exposure: the items
+    of a session differ. What lies before a window's first row, positive or not, is its history.
+
+    Args:
+        log: the event log.
+        session_length: K.
+        behaviours: an examined exposure with any of these is positive.
+        max_gap_s: a longer time between two positives ends a window; None for logs whose order alone is known.
+        min_items: windows with fewer items are left out; None keeps full ones only.
+
+    Returns:
+        N sessions in the log's order. ``row_N`` and ``start_s_N`` are those of the first target; the return gap is NaN,
+        since windows are no visits.
+
+    Raises:
+        ValueError: an unknown behaviour, a length below 1, or a log without a single positive.
+    """
+    _check_length(session_length)
+    min_items = session_length if min_items is None else min_items
+    user = user_of_rows(log)
+    row = _first_positives(log, user, behaviours)
+    starts = np.diff(user[row], prepend=-1) != 0
+    if max_gap_s is not None:
+        starts |= np.diff(log.timestamp_s[row], prepend=-np.inf) > max_gap_s
+    segment = np.cumsum(starts) - 1
+    size = np.bincount(segment)
+    from_end = (np.cumsum(size))[segment] - 1 - np.arange(len(row))
+    window = segment * (size.max() // session_length + 1) - from_end // session_length
+    _, first, session, count = np.unique(window, return_index=True, return_inverse=True, return_counts=True)
+    place = np.arange(len(row)) - first[session]
+    begin = row[first]
+    gaps_s = np.full(len(first), np.nan)
+    sessions = _gather(log, begin, user[begin], row, session, place, session_length, gaps_s)
+    return sessions.rows(count >= min_items)
+
+
+def _first_positives(log: EventLog, user: NDArray, behaviours: tuple[str, ...]) -> NDArray[np.int64]:
+    """Rows of the users' first positive exposure of each item, in the log's order."""
+    if unknown := [name for name in behaviours if name not in BEHAVIOUR_IDX]:
+        raise ValueError(f"Unknown behaviour {unknown[0]!r}; the behaviours are {', '.join(BEHAVIOURS)}.")
+    chosen = log.behaviours[:, [BEHAVIOUR_IDX[name] for name in behaviours]].any(axis=1)
+    row = np.flatnonzero((log.event == Event.IMPRESSION) & log.examined & chosen)
+    if not len(row):
+        present = [name for b, name in enumerate(BEHAVIOURS) if log.behaviours[:, b].any()]
+        raise ValueError(f"No exposure has any of {behaviours}; the log knows {present}: pass behaviours= of those.")
+    key = user[row] * (int(log.item_id.max()) + 1) + log.item_id[row]
+    return row[np.sort(np.unique(key, return_index=True)[1])]
+
+
+def _gather(
+    log: EventLog,
+    begin_N: NDArray,
+    user_idx_N: NDArray,
+    row: NDArray,
+    session: NDArray,
+    place: NDArray,
+    session_length: int,
+    return_gap_s_N: NDArray,
+) -> LoggedSessions:
+    """Sessions from impressions: log row ``row[i]`` is item ``place[i]`` of session ``session[i]``."""
+    kept = place < session_length
+    at, row = (session[kept], place[kept]), row[kept]
+
+    def scatter(values: NDArray, fill: float) -> NDArray:
+        out = np.full((len(begin_N), session_length, *values.shape[1:]), fill, dtype=values.dtype)
+        out[at] = values[row]
+        return out
+
+    return LoggedSessions(
+        user_idx_N=user_idx_N.astype(np.int64),
+        row_N=begin_N.astype(np.int64),
+        start_s_N=log.timestamp_s[begin_N],
+        item_ids_NK=scatter(log.item_id, -1),
+        examined_NK=scatter(log.examined, False),
+        watch_s_NK=scatter(log.watch_s, 0),
+        behaviours_NKB=scatter(log.behaviours, 0),
+        propensity_NK=scatter(log.propensity, np.nan),
+        return_gap_s_N=return_gap_s_N,
+    )
+
+
+def histories(
+    log: EventLog, catalog: Catalog, user_idx_N: NDArray, row_N: NDArray, now_s_N: NDArray, length: int
+) -> EventBatch:
+    """What a recommender knew of users when it was asked: their last T examined items before a row of the log.
+
+    The same meaning as the environment's observation: items served but never seen do not appear, events are
+    right-padded, and the gap of the last one runs to the request.
+
+    Args:
+        log: the event log.
+        catalog: the items, for their durations.
+        user_idx_N: users, rows of the log's user columns.
+        row_N: log rows, exclusive ends of the histories (``LoggedSessions.row_N``).
+        now_s_N: seconds, when the request happens (``LoggedSessions.start_s_N``).
+        length: T.
+
+    Returns:
+        N histories; users without an examined event have an empty mask.
+
+    Raises:
+        ValueError: ``length`` is below 1.
+    """
+    if length < 1:
+        raise ValueError(f"The history length is {length} and must be at least 1; raise it.")
+    seen = np.flatnonzero((log.event == Event.IMPRESSION) & log.examined)
+    end_N = np.searchsorted(seen, row_N)
+    begin_N = np.maximum(np.searchsorted(seen, log.offsets_U1[user_idx_N]), end_N - length)
+    size_N = end_N - begin_N
+    place_T = np.arange(length)
+    mask_NT = place_T < size_N[:, None]
+    row_NT = seen[np.where(mask_NT, begin_N[:, None] + place_T, 0)] if len(seen) else np.zeros(mask_NT.shape, np.int64)
+    item_NT = np.where(mask_NT, log.item_id[row_NT], 0)
+    fraction_NT = np.clip(log.watch_s[row_NT] / catalog.duration_s_I[item_NT], 0, MAX_WATCH_FRACTION)
+    time_NT = log.timestamp_s[row_NT]
+    next_NT = np.concatenate([time_NT[:, 1:], np.zeros((len(time_NT), 1))], axis=1)
+    next_NT = np.where(place_T == size_N[:, None] - 1, now_s_N[:, None], next_NT)
+    return EventBatch(
+        item_ids_UT=torch.from_numpy(item_NT.astype(np.int64)),
+        behaviours_UTB=torch.from_numpy((log.behaviours[row_NT] * mask_NT[..., None]).astype(np.float32)),
+        watch_fraction_UT=torch.from_numpy(np.where(mask_NT, fraction_NT, 0).astype(np.float32)),
+        gap_s_UT=torch.from_numpy(np.where(mask_NT, next_NT - time_NT, 0).astype(np.float32)),
+        mask_UT=torch.from_numpy(mask_NT),
+        profile_UF=torch.from_numpy(log.profile_UF[user_idx_N].astype(np.int64)),
+        time_of_day_U=torch.from_numpy(time_of_day(now_s_N)),
+    )
+
+
+def time_of_day(time_s: NDArray) -> NDArray[np.float32]:
+    """Hours in [0, 24) of times on the log's clock, whose zero is a midnight."""
+    hours = np.mod(time_s, DAY_S) / 3600
+    # Rounding to float32 must not turn 23:59:59.99 into 24.
+    return np.minimum(hours.astype(np.float32), np.nextafter(np.float32(24), np.float32(0)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionFilter:
+    """Which sessions are good enough to imitate (OneRec, arXiv:2502.18965; its technical report, 2506.13695)."""
+
+    min_watched: int = 5
+    """Items which were truly watched, at least."""
+    watched_s: float = 3.0
+    """An item counts as truly watched from this many seconds on."""
+    min_watch_s: float = 30.0
+    """Total seconds watched in the session, at least."""
+    interactions: tuple[str, ...] = ("like", "follow", "comment", "forward")
+    """The behaviours of which the session must hold `min_interactions`."""
+    min_interactions: int = 1
+    """Number of those behaviours in the session, at least; 0 asks for none."""
+    top_share: float = 1.0
+    """Of the sessions that pass, the share with the most watch time to keep (the technical report's RSFT: 0.5)."""
+
+
+def quality_filter(sessions: LoggedSessions, config: SessionFilter | None = None) -> BoolArray:
+    """Whether each session passes OneRec's filter of sessions worth imitating.
+
+    Args:
+        sessions: N sessions.
+        config: the conditions; all must hold.
+
+    Returns:
+        bool [N].
+
+    Raises:
+        ValueError: a condition no session can meet, a share outside (0, 1], or an unknown behaviour.
+    """
+    config = config or SessionFilter()
+    length = sessions.item_ids_NK.shape[1]
+    if config.min_watched > length:
+        raise ValueError(
+            f"min_watched is {config.min_watched} but sessions have {length} items, so none can pass; lower it."
+        )
+    if not 0 < config.top_share <= 1:
+        raise ValueError(f"top_share is {config.top_share} and must lie in (0, 1]; 1 keeps every session.")
+    if unknown := [name for name in config.interactions if name not in BEHAVIOUR_IDX]:
+        raise ValueError(f"Unknown behaviour {unknown[0]!r}; the behaviours are {', '.join(BEHAVIOURS)}.")
+    columns = [BEHAVIOUR_IDX[name] for name in config.interactions]
+    total_s_N = sessions.watch_s_NK.sum(axis=1)
+    keep_N = (sessions.watch_s_NK >= config.watched_s).sum(axis=1) >= config.min_watched
+    keep_N &= total_s_N >= config.min_watch_s
+    keep_N &= sessions.behaviours_NKB[..., columns].sum(axis=(1, 2), dtype=np.int64) >= config.min_interactions
+    passed = np.flatnonzero(keep_N)
+    best = passed[np.argsort(-total_s_N[passed], kind="stable")]
+    keep_N[best[int(np.ceil(config.top_share * len(passed))) :]] = False
+    return keep_N
+
+
+def _check_length(session_length: int) -> None:
+    if session_length < 1:
+        raise ValueError(f"The session length is {session_length} and must be at least 1; raise it.")
