@@ -8,7 +8,9 @@ every task names the agent's version and the actor loads it anew when it holds a
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,7 +121,8 @@ class Rollouts:
         self._version += 1
         models = ray.put((agent, reward))
         waiting = list(enumerate(blocks))[::-1]
-        idle, running = list(actors), {}
+        idle = list(actors)
+        running: dict[Any, tuple[int, Any]] = {}
         while waiting or running:  # a window of one task an actor: nothing is queued, nothing is pulled early
             while waiting and idle:
                 number, block = waiting.pop()
@@ -171,16 +174,23 @@ def start_ray(address: Literal["local"] | str) -> Any:
     import ray
 
     if not ray.is_initialized():
-        options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-        try:
-            ray.init(
-                address=None if address == "local" else address,
-                logging_level="ERROR",
-                log_to_driver=False,
-                **options,
-            )
-        except ConnectionError as error:
-            raise ValueError(
-                f"No Ray cluster answers at {address!r} ({error}); use --ray local, or run `ray start --head`."
-            ) from error
+        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+        if address == "local":
+            ray.init(include_dashboard=False, **quiet)
+        else:
+            _require_cluster(address)
+            ray.init(address=address, **quiet)
     return ray
+
+
+def _require_cluster(address: str) -> None:
+    """Ray itself tries for minutes; a closed port is told at once."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # "auto": Ray finds the cluster of this machine, or says at once that there is none
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise ValueError(
+            f"No Ray cluster answers at {address!r} ({error}); use --ray local, or run `ray start --head`."
+        ) from error

@@ -190,7 +190,7 @@ class Run:
         """Finish the W&B record and stop watching memory."""
         self.memory.stop()
         if self._wandb is not None:
-            self._wandb.finish(quiet=True)
+            self._wandb.finish()
 
     def _start_wandb(self, config: Any) -> Any:
         # Everything W&B writes stays inside the run folder; offline needs no account (WANDB_MODE=online just works).
