@@ -1,1 +1,6 @@
-"""User simulators and the Gymnasium shells around them."""
+"""User simulators and the Gymnasium shells around them.
+
+feed: the shells over any simulator · short_video: the flagship simulator, with catalog (its items), luck (its
+randomness), truth (what sessions are worth) and oracle (the ceiling) · logging: logs of simulated users ·
+check: does a simulator keep its promises?
+"""

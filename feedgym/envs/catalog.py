@@ -1,0 +1,220 @@
+"""Synthetic short-video catalogues: what recommenders may see of the items, and the truth behind it.
+
+An item is a unit vector near a mixture of two topics, with a quality, a clickbait strength, a duration, a creator, an
+upload time and a popularity. Recommenders see a noisy linear view of it (:class:`feedgym.data.events.Catalog`); the
+:class:`Latents` are for simulators, logging policies and judges only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from feedgym.data.events import Catalog, FloatArray, IntArray
+
+DAY_S = 86_400.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatalogConfig:
+    """A synthetic catalogue. Constants without a source are design choices."""
+
+    num_items: int = 10_000
+    """I, number of items."""
+    num_topics: int = 32
+    """M, number of topics; 2 or more."""
+    latent_dim: int = 16
+    """d, width of the latent space in which items and interests live."""
+    content_dim: int = 64
+    """E, width of the content embeddings that recommenders see; at least latent_dim + 2."""
+    topic_concentration: float = 1.5
+    """Dirichlet concentration of the topics' shares of the catalogue."""
+    primary_beta: tuple[float, float] = (6.0, 2.0)
+    """Beta parameters of the primary topic's weight in an item; the secondary topic takes the rest."""
+    item_noise: float = 0.5
+    """Length of the noise added to an item's topic mixture before normalising."""
+    clickbait_quality: float = -0.3
+    """Correlation of the clickbait score with quality: poor items need bait."""
+    clickbait_threshold: float = 0.3
+    """Clickbait is the score's excess over this; 0.3 leaves about 38% of the items with some."""
+    duration_log_mean: float = 3.4657
+    """Mean of the topics' log-durations: ln 32 s."""
+    duration_topic_sd: float = 0.35
+    """Standard deviation of log-duration between topics."""
+    duration_item_sd: float = 0.6
+    """Standard deviation of log-duration within a topic."""
+    duration_range_s: tuple[float, float] = (5.0, 300.0)
+    """Shortest and longest item, seconds."""
+    popularity_exponent: float = 0.9
+    """Popularity is (rank + popularity_offset) ** -popularity_exponent."""
+    popularity_offset: float = 10.0
+    """See popularity_exponent; it flattens the head."""
+    popularity_quality: float = 0.5
+    """Weight of quality in the popularity rank."""
+    popularity_clickbait: float = 0.3
+    """Weight of clickbait in the popularity rank."""
+    popularity_fresh: float = 0.5
+    """Weight of exp(-age / fresh_days) in the popularity rank."""
+    popularity_noise: float = 0.9
+    """Scale of the Gumbel noise in the popularity rank."""
+    fresh_days: float = 7.0
+    """Time constant of freshness, days."""
+    upload_days: float = 90.0
+    """Items were uploaded uniformly over this many days before the clock's zero."""
+    items_per_creator: float = 5.0
+    """Mean number of items a creator."""
+    creator_exponent: float = 0.8
+    """Creators make items in proportion to rank ** -creator_exponent."""
+    content_quality: float = 0.35
+    """Length a unit of quality has in the content embedding."""
+    content_clickbait: float = 0.5
+    """Length a unit of clickbait has in the content embedding."""
+    content_noise: float = 0.4
+    """Length of the noise in the content embedding; the latent part has length 1."""
+    tag_error: float = 0.1
+    """Share of items whose topic tag is a wrong topic."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Latents:
+    """The truth of a catalogue's items; never shown to a recommender.
+
+    Attributes:
+        topic_MD: float32 unit topic vectors.
+        topic_share_M: float32 shares of the topics, summing to 1.
+        z_ID: float32 unit item vectors.
+        topic_I2: int32 primary and secondary topic, different ones.
+        weight_I2: float32 their weights, summing to 1.
+        quality_I: float32, standard normal.
+        clickbait_I: float32, >= 0, mostly 0.
+        popularity_I: float32 probabilities, summing to 1.
+    """
+
+    topic_MD: FloatArray
+    topic_share_M: FloatArray
+    z_ID: FloatArray
+    topic_I2: IntArray
+    weight_I2: FloatArray
+    quality_I: FloatArray
+    clickbait_I: FloatArray
+    popularity_I: FloatArray
+
+    @property
+    def mixture_IM(self) -> FloatArray:
+        """Weights of all M topics in each item, float32."""
+        mixture_IM = np.zeros((len(self.topic_I2), len(self.topic_MD)), np.float32)
+        np.put_along_axis(mixture_IM, self.topic_I2.astype(np.int64), self.weight_I2, axis=1)
+        return mixture_IM
+
+
+def make_catalog(config: CatalogConfig, seed: int) -> tuple[Catalog, Latents]:
+    """A catalogue and the truth behind it, from one integer seed.
+
+    Raises:
+        ValueError: the configuration asks for too few items, topics or content dimensions.
+    """
+    _check(config)
+    rng = np.random.default_rng(seed)
+    num_items = config.num_items
+    topic_MD = unit(rng.normal(size=(config.num_topics, config.latent_dim)))
+    share_M = rng.dirichlet(np.full(config.num_topics, config.topic_concentration))
+    topic_I2 = _two_topics(rng, share_M, num_items)
+    primary_I = rng.beta(*config.primary_beta, size=num_items)
+    weight_I2 = np.stack([primary_I, 1 - primary_I], axis=1)
+    noise_ID = rng.normal(size=(num_items, config.latent_dim)) * config.item_noise / np.sqrt(config.latent_dim)
+    z_ID = unit((weight_I2[:, :, None] * topic_MD[topic_I2]).sum(axis=1) + noise_ID)
+
+    quality_I = rng.normal(size=num_items)
+    tie = config.clickbait_quality
+    bait_I = tie * quality_I + np.sqrt(1 - tie**2) * rng.normal(size=num_items)
+    clickbait_I = np.maximum(0, bait_I - config.clickbait_threshold)
+    duration_M = config.duration_log_mean + config.duration_topic_sd * rng.normal(size=config.num_topics)
+    duration_I = np.exp(duration_M[topic_I2[:, 0]] + config.duration_item_sd * rng.normal(size=num_items))
+    upload_s_I = -rng.uniform(0, config.upload_days * DAY_S, size=num_items)
+    popularity_I = _popularity(rng, config, quality_I, clickbait_I, upload_s_I)
+
+    latents = Latents(
+        topic_MD=topic_MD.astype(np.float32),
+        topic_share_M=share_M.astype(np.float32),
+        z_ID=z_ID.astype(np.float32),
+        topic_I2=topic_I2.astype(np.int32),
+        weight_I2=weight_I2.astype(np.float32),
+        quality_I=quality_I.astype(np.float32),
+        clickbait_I=clickbait_I.astype(np.float32),
+        popularity_I=popularity_I.astype(np.float32),
+    )
+    catalog = Catalog(
+        raw_ids_I=np.arange(num_items),
+        content_IE=_content(rng, config, latents),
+        topic_I=_tags(rng, config, topic_I2[:, 0]),
+        duration_s_I=np.clip(duration_I, *config.duration_range_s).astype(np.float32),
+        creator_I=_creators(rng, config),
+        upload_s_I=upload_s_I,
+    )
+    return catalog, latents
+
+
+def unit(x):
+    """Rows scaled to length 1."""
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _check(config: CatalogConfig) -> None:
+    if config.num_items < 1 or config.num_topics < 2:
+        raise ValueError(
+            f"A catalogue of num_items={config.num_items} and num_topics={config.num_topics} is too small; "
+            "give at least 1 item and 2 topics."
+        )
+    if config.content_dim < config.latent_dim + 2:
+        raise ValueError(
+            f"content_dim={config.content_dim} is below latent_dim + 2 = {config.latent_dim + 2}; raise content_dim."
+        )
+
+
+def _two_topics(rng: np.random.Generator, share_M, num_items: int):
+    """Two different topics an item, by share; an exponential race draws without replacement."""
+    race_IM = rng.exponential(size=(num_items, len(share_M))) / share_M
+    return np.argsort(race_IM, axis=1)[:, :2]
+
+
+def _popularity(rng: np.random.Generator, config: CatalogConfig, quality_I, clickbait_I, upload_s_I):
+    fresh_I = np.exp(upload_s_I / (config.fresh_days * DAY_S))
+    score_I = (
+        config.popularity_quality * quality_I
+        + config.popularity_clickbait * clickbait_I
+        + config.popularity_fresh * fresh_I
+        + config.popularity_noise * rng.gumbel(size=len(quality_I))
+    )
+    rank_I = np.argsort(np.argsort(-score_I))
+    weight_I = (rank_I + config.popularity_offset) ** -config.popularity_exponent
+    return weight_I / weight_I.sum()
+
+
+def _content(rng: np.random.Generator, config: CatalogConfig, latents: Latents) -> FloatArray:
+    """Latent vector, quality and clickbait along orthogonal directions, in noise."""
+    width = config.latent_dim + 2
+    basis_EW = np.linalg.qr(rng.normal(size=(config.content_dim, width)))[0]
+    signal_IW = np.column_stack(
+        [
+            latents.z_ID,
+            config.content_quality * latents.quality_I,
+            config.content_clickbait * latents.clickbait_I,
+        ]
+    )
+    noise_IE = rng.normal(size=(config.num_items, config.content_dim))
+    noise_IE *= config.content_noise / np.sqrt(config.content_dim)
+    return (signal_IW @ basis_EW.T + noise_IE).astype(np.float32)
+
+
+def _tags(rng: np.random.Generator, config: CatalogConfig, topic_I) -> IntArray:
+    """The primary topic, or in ``tag_error`` of the items one of the other topics."""
+    wrong_I = rng.random(len(topic_I)) < config.tag_error
+    shift_I = rng.integers(1, config.num_topics, size=len(topic_I))
+    return ((topic_I + wrong_I * shift_I) % config.num_topics).astype(np.int32)
+
+
+def _creators(rng: np.random.Generator, config: CatalogConfig) -> IntArray:
+    num_creators = max(1, round(config.num_items / config.items_per_creator))
+    weight = np.arange(1, num_creators + 1) ** -config.creator_exponent
+    return rng.choice(num_creators, size=config.num_items, p=weight / weight.sum())

@@ -1,0 +1,498 @@
+"""The logs that simulated users leave behind, with the exact propensities of the policy which served them.
+
+A visit is served by one of three rules, drawn for the visit:
+
+* production: candidates retrieved by popularity, ranked by a noisy relevance score and sampled without replacement in
+  proportion to exp(score / temperature) (a Plackett-Luce ranking, drawn with Gumbel noise);
+* popularity: items by their popularity, without replacement;
+* random: any item, without replacement.
+
+The propensity is that of the whole mixture: the probability of the shown item given the items above it and the visit's
+candidates, which are retrieved whatever the rule. The items above tell which rule is at work, so the shares are those
+of Bayes' rule. As every item can be shown at every position, weighting by the inverse propensity is unbiased.
+
+The policy's randomness is counter-based like the users' own (:mod:`feedgym.envs.luck`), so a log depends neither on
+the block size nor on the other users, and a user's state at any logged visit can be had again by replaying the log.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from feedgym.data.events import BEHAVIOUR_IDX, Event, EventLog, FloatArray, IntArray, LoggedSessions
+from feedgym.data.sessions import POSITIVE, logged_sessions
+from feedgym.envs import luck
+from feedgym.envs.feed import event_times_s
+from feedgym.protocols import UserSimulator, take_users
+
+BLOCK_USERS = 512
+"""Users served at a time; keeps arrays of users by candidates small. Logs do not depend on it."""
+
+LOG_GROUP = "log"
+"""The population whose visits are logged."""
+
+POLICY = 0x706F6C696379
+"""Salt of the policy's luck, which lies apart from the user's own."""
+RULE, DRAW, DRAW_FINE = range(3)
+"""Channels of the policy's luck at a position, or at ``luck.VISIT``."""
+RETRIEVE, RANK = 1, 2
+"""Salts of the policy's luck a candidate."""
+
+PRODUCTION, POPULARITY, RANDOM = range(3)
+"""The rules, in the order of every ``_R`` axis."""
+
+WEIGHT_UNIT = 2**40
+"""Popularities are integers of about this total, so that drawing without replacement has no rounding to mind."""
+
+MAX_SEED = 2**63
+"""Seeds are below this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """How the users of the log were served."""
+
+    popularity_share: float = 0.1
+    """Share of the visits served by popularity alone."""
+    random_share: float = 0.1
+    """Share of the visits served at random; the rest is the production system's. Without the two, a reward model learns
+    nothing of what production would not show."""
+    num_candidates: int = 200
+    """Candidates the production system retrieves a visit, by popularity; an item drawn twice counts once."""
+    temperature: float = 2.0
+    """Scale of the Gumbel noise on the production system's scores; higher explores more."""
+    cosine_weight: float = 4.5
+    """For simulators without a ``ranker_score``: what a cosine of 1 between an item's content and the mean content of
+    what the user watched with pleasure adds to the score."""
+    pilot_users: int = 500
+    """For simulators without a ``popularity_I``: users served at random, by whose clicks popularity is learned."""
+    pilot_visits: int = 4
+    """Visits of each of them."""
+    popularity_exponent: float = 0.9
+    """Learned popularity is (rank + 10) ** -popularity_exponent, as in the synthetic catalogues."""
+
+    @property
+    def shares_R(self) -> NDArray[np.float64]:
+        """Shares of production, popularity and random."""
+        return np.array([1 - self.popularity_share - self.random_share, self.popularity_share, self.random_share])
+
+
+def user_seeds(num_users: int, seed: int, group: str) -> NDArray[np.uint64]:
+    """Seeds of the users 0..num_users-1 of a population, uint64 [U], all different.
+
+    Args:
+        num_users: U; the first users of a larger population are those of a smaller one.
+        seed: the experiment's seed.
+        group: the population's name, such as "log" or "judge"; populations of different names share no users.
+
+    Raises:
+        ValueError: ``num_users`` is below 1 or the seed is negative or too large.
+    """
+    if num_users < 1:
+        raise ValueError(f"num_users={num_users} is below 1; give 1 or more.")
+    return _seeds(np.arange(num_users), seed, group)
+
+
+def _seeds(ids_U: ArrayLike, seed: int, group: str) -> NDArray[np.uint64]:
+    if not 0 <= seed < MAX_SEED:
+        raise ValueError(f"seed={seed} is outside 0..2**63-1; give one inside.")
+    population = luck.derive(np.uint64(seed), zlib.crc32(group.encode()))
+    return luck.derive(population, ids_U)
+
+
+class _Urn:
+    """Draws items by weight without replacement, by inversion of the cumulative weights."""
+
+    def __init__(self, weight_I: NDArray) -> None:
+        weight_I = np.asarray(weight_I, np.float64)
+        self.weight_I = np.maximum(np.rint(weight_I / weight_I.sum() * WEIGHT_UNIT), 1).astype(np.int64)
+        self.end_I = np.cumsum(self.weight_I)
+        self.total = int(self.end_I[-1])
+
+    def pick(self, uniform: NDArray[np.floating]) -> NDArray[np.int64]:
+        """Items by weight from uniform numbers."""
+        return np.searchsorted(self.end_I, (uniform * self.total).astype(np.int64), side="right")
+
+    def pick_others(self, uniform_U: NDArray[np.float64], taken_UK: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Items by weight from uniform numbers, none of those already taken."""
+        left_U = self.total - self.weight_I[taken_UK].sum(axis=1)
+        mark_U = (uniform_U * left_U).astype(np.int64)
+        for item_U in np.sort(taken_UK, axis=1).T:  # step over the taken ones, in the order of the cumulative weights
+            begin_U = self.end_I[item_U] - self.weight_I[item_U]
+            mark_U += np.where(mark_U >= begin_U, self.weight_I[item_U], 0)
+        return np.searchsorted(self.end_I, mark_U, side="right")
+
+
+class LoggingPolicy:
+    """The mixture of production system, popularity and random exposure; see the module's docstring.
+
+    A simulator may offer ``popularity_I`` (weights of the items) and ``ranker_score(state, items_UC)`` (what a trained
+    ranker would say). Without them, popularity is learned from a pilot of random exposures, and the score is the cosine
+    between an item's content and the user's taste.
+
+    Args:
+        simulator: the users.
+        session_length: K, at most the number of items.
+        config: shares, temperature and so on.
+        seed: of the pilot.
+
+    Raises:
+        ValueError: a share, length or count which cannot be.
+    """
+
+    def __init__(
+        self, simulator: UserSimulator, session_length: int, config: LoggingConfig = LoggingConfig(), seed: int = 0
+    ) -> None:
+        num_items = simulator.catalog.num_items
+        _check_config(config, session_length, num_items)
+        self.simulator, self.session_length, self.config = simulator, session_length, config
+        self._uniform = _Urn(np.ones(num_items))
+        self._popular = self._uniform
+        if config.random_share < 1:
+            self._popular = _Urn(_popularity(simulator, session_length, config, seed))
+        # Always retrieved, so that there are K candidates at least.
+        self._top_K = np.argsort(-self._popular.weight_I, kind="stable")[:session_length]
+        self._content_IE = simulator.catalog.content_IE / np.maximum(
+            np.linalg.norm(simulator.catalog.content_IE, axis=1, keepdims=True), np.float32(1e-12)
+        )
+        self._positive_B = [BEHAVIOUR_IDX[name] for name in POSITIVE]
+
+    def no_taste(self, num_users: int) -> FloatArray:
+        """The taste [U, E] of users of whom nothing is known."""
+        return np.zeros((num_users, self._content_IE.shape[1]), np.float32)
+
+    def learn(self, taste_UE: FloatArray, slates_UK: IntArray, behaviours_UKB: NDArray[np.uint8]) -> FloatArray:
+        """The users' tastes, sums of the contents of the items that pleased them, after one more visit."""
+        pleased_UK = behaviours_UKB[:, :, self._positive_B].max(axis=2)
+        return taste_UE + (self._content_IE[slates_UK] * pleased_UK[:, :, None]).sum(axis=1)
+
+    def serve(self, state: Any, taste_UE: FloatArray) -> tuple[NDArray[np.int64], FloatArray]:
+        """The sessions of U users' next visits, int64 [U, K], and the propensities of their items, float32 [U, K]."""
+        key_U = luck.stream(luck.derive(state.seed_U, POLICY), state.visit_U)
+        rule_U = np.searchsorted(np.cumsum(self.config.shares_R)[:-1], luck.draw(key_U, luck.VISIT, RULE), side="right")
+        items_UC, logit_UC = self._candidates(state, taste_UE, key_U)
+        slates_UK = np.empty((len(key_U), self.session_length), np.int64)
+        ranked_U = rule_U == PRODUCTION
+        slates_UK[ranked_U] = self._rank(key_U[ranked_U], items_UC[ranked_U], logit_UC[ranked_U])
+        for rule, urn in ((POPULARITY, self._popular), (RANDOM, self._uniform)):
+            slates_UK[rule_U == rule] = self._lottery(key_U[rule_U == rule], urn)
+        return slates_UK, self._propensity(slates_UK, items_UC, logit_UC)
+
+    def _candidates(
+        self, state: Any, taste_UE: FloatArray, key_U: NDArray[np.uint64]
+    ) -> tuple[NDArray[np.int64], FloatArray]:
+        """Retrieved items [U, C] and their logits, -inf for second copies."""
+        if self.config.shares_R[PRODUCTION] <= 0:
+            return np.zeros((len(key_U), 0), np.int64), np.zeros((len(key_U), 0), np.float32)
+        num_items = self.simulator.catalog.num_items
+        if self.config.num_candidates >= num_items:
+            items_UC = np.tile(np.arange(num_items), (len(key_U), 1))
+            copy_UC = np.zeros(items_UC.shape, bool)
+        else:
+            drawn_UC = self._popular.pick(_candidate_luck(key_U, RETRIEVE, self.config.num_candidates).astype(float))
+            items_UC = np.concatenate([drawn_UC, np.tile(self._top_K, (len(key_U), 1))], axis=1)
+            items_UC.sort(axis=1)
+            copy_UC = np.zeros(items_UC.shape, dtype=bool)
+            copy_UC[:, 1:] = items_UC[:, 1:] == items_UC[:, :-1]
+        logit_UC = self._score(state, taste_UE, items_UC) / np.float32(self.config.temperature)
+        logit_UC[copy_UC] = -np.inf
+        return items_UC, logit_UC
+
+    def _score(self, state: Any, taste_UE: FloatArray, items_UC: IntArray) -> FloatArray:
+        """The production ranker's scores, float32 [U, C]."""
+        if hasattr(self.simulator, "ranker_score"):
+            return np.asarray(self.simulator.ranker_score(state, items_UC), np.float32)
+        length_U1 = np.linalg.norm(taste_UE, axis=1, keepdims=True)
+        taste_UE = taste_UE / np.maximum(length_U1, np.float32(1e-12))
+        return np.float32(self.config.cosine_weight) * np.vecdot(self._content_IE[items_UC], taste_UE[:, None])
+
+    def _rank(self, key_U: NDArray[np.uint64], items_UC: NDArray[np.int64], logit_UC: FloatArray) -> NDArray[np.int64]:
+        """Plackett-Luce: the K best of logit plus Gumbel noise."""
+        if not len(key_U):
+            return np.zeros((0, self.session_length), np.int64)
+        noise_UC = -np.log(luck.exponential(_candidate_luck(key_U, RANK, items_UC.shape[1])))
+        place_UK = np.argsort(-(logit_UC + noise_UC), axis=1, kind="stable")[:, : self.session_length]
+        return np.take_along_axis(items_UC, place_UK, axis=1)
+
+    def _lottery(self, key_U: NDArray[np.uint64], urn: _Urn) -> NDArray[np.int64]:
+        """Items drawn from an urn one after another."""
+        slates_UK = np.empty((len(key_U), self.session_length), np.int64)
+        for k in range(self.session_length):
+            coarse_U, fine_U = luck.draw(key_U, k, np.array([[DRAW], [DRAW_FINE]])).astype(np.float64)
+            uniform_U = coarse_U + (fine_U - 0.5) * 2.0**-23  # 46 bits: a rare item's weight needs more than 23
+            slates_UK[:, k] = urn.pick_others(uniform_U, slates_UK[:, :k])
+        return slates_UK
+
+    def _propensity(self, slates_UK: NDArray[np.int64], items_UC: IntArray, logit_UC: FloatArray) -> FloatArray:
+        """Chance of each shown item given those above it and the candidates, under the mixture, float32 [U, K]."""
+        belief_UR = np.tile(self.config.shares_R, (len(slates_UK), 1))
+        chance_UR = np.zeros_like(belief_UR)
+        left_UC = logit_UC.copy()
+        popular_left_U = np.full(len(slates_UK), self._popular.total)
+        propensity_UK = np.empty(slates_UK.shape, np.float32)
+        for k, item_U in enumerate(slates_UK.T):
+            if left_UC.shape[1]:
+                weight_UC = np.exp(left_UC - left_UC.max(axis=1, keepdims=True))
+                here_UC = items_UC == item_U[:, None]
+                chance_UR[:, PRODUCTION] = (weight_UC * here_UC).sum(axis=1) / weight_UC.sum(axis=1)
+                left_UC[here_UC] = -np.inf
+            chance_UR[:, POPULARITY] = self._popular.weight_I[item_U] / popular_left_U
+            chance_UR[:, RANDOM] = 1 / (self.simulator.catalog.num_items - k)
+            popular_left_U = popular_left_U - self._popular.weight_I[item_U]
+            joint_UR = belief_UR * chance_UR
+            chance_U = joint_UR.sum(axis=1)
+            propensity_UK[:, k] = chance_U
+            belief_UR = joint_UR / chance_U[:, None]
+        return propensity_UK
+
+
+def collect_log(
+    simulator: UserSimulator,
+    *,
+    num_users: int,
+    num_visits: int,
+    session_length: int,
+    seed: int,
+    config: LoggingConfig = LoggingConfig(),
+    progress: Callable[[int, int], object] | None = None,
+) -> EventLog:
+    """The event log of fresh users, each served until they churn or have made all their visits.
+
+    Args:
+        simulator: the users.
+        num_users: U; their ids in the log are 0..U-1, and :func:`user_seeds` of the group "log" are their seeds.
+        num_visits: visits a user at most.
+        session_length: K different items a visit.
+        seed: same seed, same log.
+        config: the logging policy.
+        progress: called with the users done and U.
+
+    Returns:
+        The log. Served items that the user never reached have ``examined`` false and the time at which the user left.
+
+    Raises:
+        ValueError: a number or share which cannot be.
+    """
+    if num_visits < 1:
+        raise ValueError(f"num_visits={num_visits} is below 1; give 1 or more.")
+    seeds_U = user_seeds(num_users, seed, LOG_GROUP)
+    policy = LoggingPolicy(simulator, session_length, config, seed)
+    blocks = []
+    for start in range(0, num_users, BLOCK_USERS):
+        rows = np.arange(start, min(start + BLOCK_USERS, num_users))
+        blocks.append(_visits(policy, simulator.reset(seeds_U[rows]), rows, num_visits))
+        if progress is not None:
+            progress(start + len(rows), num_users)
+    visits = _Visits.cat(blocks)
+    return _event_log(simulator, np.concatenate([block.profile_UF for block in blocks]), visits)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Visits:
+    """N served visits, and the profiles of their users."""
+
+    profile_UF: NDArray[np.int64]
+    user_N: NDArray[np.int64]
+    visit_N: NDArray[np.int64]
+    login_s_N: NDArray[np.float64]
+    logout_s_N: NDArray[np.float64]
+    slates_NK: NDArray[np.int64]
+    propensity_NK: FloatArray
+    watch_s_NK: FloatArray
+    examined_NK: NDArray[np.bool_]
+    behaviours_NKB: NDArray[np.uint8]
+
+    @classmethod
+    def cat(cls, blocks: list[_Visits]) -> _Visits:
+        """Blocks of users, end to end."""
+        return cls(**{f.name: np.concatenate([getattr(block, f.name) for block in blocks]) for f in fields(cls)})
+
+
+def _visits(policy: LoggingPolicy, state: Any, user_U: NDArray[np.int64], num_visits: int) -> _Visits:
+    """All visits of a block of users, sorted by user and visit."""
+    profile_UF = np.array(state.profile_UF, np.int64)
+    taste_UE = policy.no_taste(len(user_U))
+    rows: list[dict[str, NDArray]] = []
+    for visit in range(num_visits):
+        slates_UK, propensity_UK = policy.serve(state, taste_UE)
+        response, next_state = policy.simulator.respond(state, slates_UK)
+        # float32 seconds add up a little too short or too long: the rows of a user must not run backwards in time.
+        spent_s_U = np.maximum(response.elapsed_s_U, response.watch_s_UK.sum(axis=1, dtype=np.float64))
+        rows.append(
+            {
+                "user_N": user_U,
+                "visit_N": np.full(len(user_U), visit),
+                "login_s_N": state.time_s_U,
+                "logout_s_N": np.minimum(state.time_s_U + spent_s_U, next_state.time_s_U),
+                "slates_NK": slates_UK,
+                "propensity_NK": propensity_UK,
+                "watch_s_NK": response.watch_s_UK,
+                "examined_NK": response.examined_UK,
+                "behaviours_NKB": response.behaviours_UKB,
+            }
+        )
+        stays = np.flatnonzero(~response.churned_U)
+        if not len(stays):
+            break
+        taste_UE = policy.learn(taste_UE, slates_UK, response.behaviours_UKB)[stays]
+        state, user_U = take_users(next_state, stays), user_U[stays]
+    columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    order = np.lexsort((columns["visit_N"], columns["user_N"]))
+    return _Visits(profile_UF=profile_UF, **{name: column[order] for name, column in columns.items()})
+
+
+def _event_log(simulator: UserSimulator, profile_UF: NDArray[np.int64], visits: _Visits) -> EventLog:
+    """Visits as rows: a user's profile, then for each visit login, impressions and logout."""
+    num_users, (num_visits, length) = len(profile_UF), visits.slates_NK.shape
+    count_U = np.bincount(visits.user_N, minlength=num_users)
+    offsets_U1 = np.append(0, np.cumsum(1 + count_U * (length + 2)))
+    is_profile = np.zeros(offsets_U1[-1], bool)
+    is_profile[offsets_U1[:-1]] = True
+    first_N = np.cumsum(count_U) - count_U
+
+    def column(profile_U: ArrayLike, login_N: ArrayLike, shown_NK: NDArray, logout_N: ArrayLike, dtype: Any) -> NDArray:
+        block = np.empty((num_visits, length + 2, *shown_NK.shape[2:]), dtype)
+        block[:, 0], block[:, 1:-1], block[:, -1] = login_N, shown_NK, logout_N
+        rows = np.empty((len(is_profile), *shown_NK.shape[2:]), dtype)
+        rows[is_profile] = profile_U
+        rows[~is_profile] = block.reshape(-1, *shown_NK.shape[2:])
+        return rows
+
+    def shown(values_NK: NDArray, fill: float, dtype: Any) -> NDArray:
+        return column(fill, fill, values_NK, fill, dtype)
+
+    times_s_NK = np.minimum(event_times_s(visits.login_s_N, visits.watch_s_NK), visits.logout_s_N[:, None])
+    kinds_NK = np.full((num_visits, length), int(Event.IMPRESSION))
+    visit_N1 = np.broadcast_to(visits.visit_N[:, None], (num_visits, length))
+    return EventLog(
+        user_ids_U=np.arange(num_users),
+        offsets_U1=offsets_U1.astype(np.int64),
+        profile_UF=profile_UF,
+        profile_names=simulator.profile_names,
+        profile_sizes=simulator.profile_sizes,
+        timestamp_s=column(visits.login_s_N[first_N], visits.login_s_N, times_s_NK, visits.logout_s_N, np.float64),
+        event=column(Event.PROFILE, Event.LOGIN, kinds_NK, Event.LOGOUT, np.int8),
+        session_id=column(-1, visits.visit_N, visit_N1, visits.visit_N, np.int64),
+        position=shown(np.broadcast_to(np.arange(length), (num_visits, length)), -1, np.int16),
+        item_id=shown(visits.slates_NK, -1, np.int32),
+        watch_s=shown(visits.watch_s_NK, 0, np.float32),
+        examined=shown(visits.examined_NK, False, bool),
+        behaviours=shown(visits.behaviours_NKB, 0, np.uint8),
+        propensity=shown(visits.propensity_NK, np.nan, np.float32),
+    )
+
+
+def states_at(simulator: UserSimulator, log: EventLog, sessions: LoggedSessions, seed: int) -> Any:
+    """The users as they were just before logged sessions, by replaying the log from their first visit.
+
+    Args:
+        simulator: the one the log was collected from.
+        log: what :func:`collect_log` returned, or some of its users.
+        sessions: N of its sessions, in any order and as often as wanted.
+        seed: the one the log was collected with.
+
+    Returns:
+        The simulator's state of N users, row n for session n.
+
+    Raises:
+        ValueError: the replay does not give what was logged, so the log is another simulator's or another seed's.
+    """
+    served = logged_sessions(log, int(log.position.max()) + 1)
+    first_U1 = np.searchsorted(served.user_idx_N, np.arange(log.num_users + 1))
+    number_N = np.searchsorted(served.row_N, sessions.row_N) - first_U1[sessions.user_idx_N]
+    order = np.lexsort((number_N, sessions.user_idx_N))
+    users = np.unique(sessions.user_idx_N)
+    pieces, source = [], []
+    for start in range(0, len(users), BLOCK_USERS):
+        block = users[start : start + BLOCK_USERS]
+        low, high = np.searchsorted(sessions.user_idx_N[order], [block[0], block[-1] + 1])
+        wanted = order[low:high]
+        state = simulator.reset(_seeds(log.user_ids_U[block], seed, LOG_GROUP))
+        piece, rows = _replay(simulator, served, state, block, first_U1, sessions.user_idx_N, number_N, wanted)
+        pieces += piece
+        source += rows
+    back = np.argsort(np.concatenate(source))
+    return take_users(_cat_users(pieces), back)
+
+
+def _replay(
+    simulator: UserSimulator,
+    served: LoggedSessions,
+    state: Any,
+    user_U: NDArray[np.int64],
+    first_U1: NDArray[np.int64],
+    user_N: NDArray[np.int64],
+    number_N: NDArray[np.int64],
+    wanted: NDArray[np.int64],
+) -> tuple[list[Any], list[NDArray[np.int64]]]:
+    """States of a block of users before the ``wanted`` rows: pieces by visit number, and the rows of each piece."""
+    last_U = np.zeros(len(user_U), np.int64)
+    np.maximum.at(last_U, np.searchsorted(user_U, user_N[wanted]), number_N[wanted])
+    pieces, rows = [], []
+    for visit in range(int(last_U.max()) + 1):
+        now = wanted[number_N[wanted] == visit]
+        if len(now):
+            pieces.append(take_users(state, np.searchsorted(user_U, user_N[now])))
+            rows.append(now)
+        later = np.flatnonzero(last_U > visit)
+        if not len(later):
+            break
+        state, user_U, last_U = take_users(state, later), user_U[later], last_U[later]
+        logged = served.rows(first_U1[user_U] + visit)
+        response, state = simulator.respond(state, logged.item_ids_NK)
+        same = (response.watch_s_UK == logged.watch_s_NK).all() and (response.examined_UK == logged.examined_NK).all()
+        if not same:
+            raise ValueError(
+                f"Replaying visit {visit} does not give what was logged; pass the simulator and the seed that the log "
+                "was collected with."
+            )
+    return pieces, rows
+
+
+def _cat_users(states: list[Any]) -> Any:
+    """States of several groups of users as one."""
+    assert is_dataclass(states[0]) and not isinstance(states[0], type)
+    columns = {f.name: np.concatenate([getattr(state, f.name) for state in states]) for f in fields(states[0])}
+    return replace(states[0], **columns)
+
+
+def _candidate_luck(key_U: NDArray[np.uint64], salt: int, count: int) -> FloatArray:
+    """A uniform number a candidate, [U, C]."""
+    position_C, channel_C = np.divmod(np.arange(count), luck.CHANNELS)
+    return luck.draw(luck.derive(key_U, salt)[:, None], position_C, channel_C)
+
+
+def _popularity(simulator: UserSimulator, session_length: int, config: LoggingConfig, seed: int) -> NDArray:
+    """The simulator's own popularity of its items, or what clicks on random exposures teach."""
+    known_I = getattr(simulator, "popularity_I", None)
+    if known_I is not None:
+        return known_I
+    pilot = LoggingPolicy(simulator, session_length, replace(config, popularity_share=0.0, random_share=1.0))
+    users = np.arange(config.pilot_users)
+    visits = _visits(pilot, simulator.reset(user_seeds(len(users), seed, "pilot")), users, config.pilot_visits)
+    num_items = simulator.catalog.num_items
+    click_NK = visits.behaviours_NKB[:, :, BEHAVIOUR_IDX["click"]]
+    clicks_I = np.bincount(visits.slates_NK.ravel(), click_NK.ravel(), num_items)
+    shown_I = np.bincount(visits.slates_NK.ravel(), visits.examined_NK.ravel(), num_items)
+    mean = clicks_I.sum() / max(shown_I.sum(), 1)
+    rate_I = (clicks_I + mean) / (shown_I + 1)
+    return (np.argsort(np.argsort(-rate_I, kind="stable")) + 10.0) ** -config.popularity_exponent
+
+
+def _check_config(config: LoggingConfig, session_length: int, num_items: int) -> None:
+    if not 1 <= session_length <= num_items:
+        raise ValueError(f"session_length={session_length} must be in 1..{num_items}, the items of the catalogue.")
+    shares = {"popularity_share": config.popularity_share, "random_share": config.random_share}
+    if min(shares.values()) < 0 or sum(shares.values()) > 1:
+        raise ValueError(f"The shares {shares} must be 0 or more and add up to at most 1; production gets the rest.")
+    if config.temperature <= 0:
+        raise ValueError(f"temperature={config.temperature} must be above 0; near 0 the production system is greedy.")
+    for name in ("num_candidates", "pilot_users", "pilot_visits"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}={getattr(config, name)} is below 1; give 1 or more.")

@@ -1,0 +1,125 @@
+"""What sessions are worth to the users, measured by asking the simulated users themselves.
+
+The truth costs nothing more than replies: copy a user, let the copies answer each session several times with fresh
+luck, and average. All sessions of a user meet the same luck, so that comparing them is paired.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feedgym.data.events import BEHAVIOUR_IDX, FloatArray, IntArray
+from feedgym.envs import luck
+from feedgym.protocols import Response, UserSimulator, take_users
+
+RETURN_S = 86_400.0
+"""A return within this many seconds counts as a return within the day."""
+
+BLOCK_ROWS = 2048
+"""Sessions answered at a time; keeps memory low and the arrays near the cache. Answers do not depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardWeights:
+    """What makes up the true reward of a session: a weighted sum of minutes, counts of behaviours and the return."""
+
+    watch_minutes: float = 1.0
+    """Weight of a minute watched."""
+    click: float = 0.0
+    """Weight of a click. 0: a click is a promise, and clickbait breaks it."""
+    long_view: float = 0.0
+    """Weight of a long view."""
+    like: float = 0.5
+    """Weight of a like."""
+    follow: float = 1.0
+    """Weight of a follow."""
+    comment: float = 0.3
+    """Weight of a comment."""
+    forward: float = 0.5
+    """Weight of a forward."""
+    hate: float = -1.0
+    """Weight of a hate."""
+    return_24h: float = 2.0
+    """Weight of coming back within 24 hours."""
+
+
+def reward_components(response: Response) -> dict[str, FloatArray]:
+    """The parts of the reward by the names of :class:`RewardWeights`, float32 [U] each: minutes, counts, 0 or 1."""
+    counts_UB = response.behaviours_UKB.sum(axis=1, dtype=np.float32)
+    returned_U = ~response.churned_U & (response.return_gap_s_U <= RETURN_S)
+    return {
+        "watch_minutes": response.watch_s_UK.sum(axis=1, dtype=np.float32) / np.float32(60),
+        **{name: counts_UB[:, idx] for name, idx in BEHAVIOUR_IDX.items()},
+        "return_24h": returned_U.astype(np.float32),
+    }
+
+
+def session_reward(response: Response, weights: RewardWeights) -> FloatArray:
+    """The true reward of each user's session as it happened, float32 [U]."""
+    parts = reward_components(response)
+    reward_U = np.zeros(len(response.churned_U), np.float32)
+    for field in fields(weights):
+        weight = getattr(weights, field.name)
+        if weight:
+            reward_U += np.float32(weight) * parts[field.name]
+    return reward_U
+
+
+def true_value(
+    simulator: UserSimulator,
+    state: Any,
+    sessions_UNK: IntArray,
+    *,
+    weights: RewardWeights = RewardWeights(),
+    replicas: int = 16,
+    seed: int = 0,
+) -> FloatArray:
+    """Expected true reward of N sessions for each of U users: the mean over ``replicas`` answers with fresh luck.
+
+    Replica r of a user has the same luck for all N sessions, so differences within a user are paired. The luck depends
+    on the user's seed, ``seed`` and r alone, and has nothing to do with the luck the user will really have.
+
+    Args:
+        simulator: any user simulator whose luck comes from ``state.seed_U`` alone.
+        state: U users about to be served; not changed.
+        sessions_UNK: item ids.
+        weights: what counts.
+        replicas: answers a session.
+        seed: another seed gives independent estimates.
+
+    Returns:
+        float32 [U, N].
+
+    Raises:
+        ValueError: the sessions have another shape, or replicas is below 1.
+    """
+    sessions_UNK = np.asarray(sessions_UNK)
+    num_users = len(state.seed_U)
+    if sessions_UNK.ndim != 3 or len(sessions_UNK) != num_users:
+        raise ValueError(
+            f"Sessions of shape {sessions_UNK.shape} do not fit {num_users} users; give [{num_users}, N, K]."
+        )
+    if replicas < 1:
+        raise ValueError(f"replicas={replicas} is below 1; give 1 or more.")
+    luck_UR = replica_seeds(state.seed_U, replicas, seed)
+    num_rows = num_users * sessions_UNK.shape[1]
+    value_N = np.empty(num_rows, np.float32)
+    block = max(1, BLOCK_ROWS // replicas)
+    for start in range(0, num_rows, block):
+        user_N, session_N = np.divmod(np.arange(start, min(start + block, num_rows)), sessions_UNK.shape[1])
+        users = take_users(state, np.repeat(user_N, replicas))
+        users = replace(users, seed_U=luck_UR[user_N].reshape(-1))
+        response, _ = simulator.respond(users, np.repeat(sessions_UNK[user_N, session_N], replicas, axis=0))
+        reward_NR = session_reward(response, weights).reshape(-1, replicas)
+        value_N[start : start + len(user_N)] = reward_NR.mean(axis=1)
+    return value_N.reshape(num_users, -1)
+
+
+def replica_seeds(seed_U: NDArray[np.uint64], replicas: int, seed: int) -> NDArray[np.uint64]:
+    """The seeds of each user's replicas [U, replicas] under :func:`true_value`."""
+    judge_U = luck.derive(luck.derive(seed_U, 1), seed)
+    return luck.derive(judge_U[:, None], np.arange(replicas))
