@@ -218,7 +218,7 @@ def test_inverse_propensities_are_unbiased_when_candidates_are_few(k):
 @pytest.mark.parametrize(
     ("config", "weights"),
     [
-        (LoggingConfig(popularity_share=0.0, random_share=1.0), [1, 1, 1, 1, 1]),
+        (LoggingConfig(popularity_share=0, random_share=1), [1, 1, 1, 1, 1]),
         (LoggingConfig(popularity_share=1.0, random_share=0.0), [5, 4, 3, 2, 1]),
     ],
 )

@@ -221,8 +221,8 @@ def _check_next(name: str, state: Any, next_state: Any, response: Response) -> N
     late_U = np.abs(passed_s_U - expected_s_U) > 1e-3 + 1e-6 * expected_s_U
     _require(
         not late_U.any(),
-        f"{name}.respond() moves the clock by {passed_s_U[late_U.argmax()]:.3f} s where elapsed_s_U + return_gap_s_U is "
-        f"{expected_s_U[late_U.argmax()]:.3f} s; set time_s_U to the time of the return.",
+        f"{name}.respond() moves the clock by {passed_s_U[late_U.argmax()]:.3f} s, elapsed_s_U + return_gap_s_U "
+        f"is {expected_s_U[late_U.argmax()]:.3f} s; set time_s_U to the time of the return.",
     )
     _require(bool((passed_s_U > 0).all()), f"{name}.respond() leaves the clock where it was; a visit takes time.")
     for key in ("seed_U", "profile_UF"):

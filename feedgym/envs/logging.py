@@ -80,7 +80,8 @@ class LoggingConfig:
     @property
     def shares_R(self) -> NDArray[np.float64]:
         """Shares of production, popularity and random."""
-        return np.array([1 - self.popularity_share - self.random_share, self.popularity_share, self.random_share])
+        production = 1.0 - self.popularity_share - self.random_share
+        return np.array([production, self.popularity_share, self.random_share], np.float64)
 
 
 def user_seeds(num_users: int, seed: int, group: str) -> NDArray[np.uint64]:

@@ -44,9 +44,10 @@ def _step(key: ArrayLike, count: ArrayLike) -> NDArray[np.uint64]:
 def derive(seed_U: ArrayLike, salt: ArrayLike) -> NDArray[np.uint64]:
     """New seeds, uint64, each a function of an old seed and an integer salt; at least one-dimensional.
 
-    Two mixing rounds keep the new seeds' draws apart from the old seeds' own draws.
+    Further mixing rounds keep the new seeds' draws apart from the old seeds' own draws. The first one counts from 1:
+    the finaliser maps 0 to 0, so seed 0 would be its own descendant.
     """
-    return _mix(_step(_step(seed_U, 0), salt))
+    return _mix(_step(_step(seed_U, 1), salt))
 
 
 def stream(seed_U: ArrayLike, visit_U: ArrayLike) -> NDArray[np.uint64]:
