@@ -238,7 +238,7 @@ def test_observation_is_what_a_plain_loop_over_events_gives():
     state = simulator.reset(np.array([5], np.uint64))
     observation, _ = env.reset(seed=5)
     visits = []
-    for step in range(5):
+    for step in range(9):
         assert observation["time_of_day"] == np.float32(state.time_s_U[0] % 86_400 / 3600)
         expected = plain_history(visits, state.time_s_U[0], 7, simulator.catalog.duration_s_I)
         n = len(expected)
