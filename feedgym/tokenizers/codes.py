@@ -1,0 +1,169 @@
+"""What every tokenizer of code tuples shares once its codes are known: encode, decode, the hash and the file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from feedgym.tokenizers.trie import Trie
+from feedgym.tokenizers.vocabulary import Vocabulary
+
+FILE_NAME = "tokenizer.safetensors"
+_FORMAT = "feedgym.tokenizer/1"
+
+
+class CodeTokenizer:
+    """Base of the tokenizers: a table of frozen codes, one tuple an item.
+
+    A subclass is made from its config, names the config's class in ``config_type`` and calls :meth:`freeze` at the end
+    of its ``fit``. Answers lie on the device of the question; a trie is kept for each device that asked.
+    """
+
+    config_type: ClassVar[type]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.learned: dict[str, Tensor] = {}
+        self._tries: dict[torch.device, Trie] = {}
+
+    def freeze(self, codes_IL: Tensor, num_codes: tuple[int, ...], **learned: Tensor) -> Self:
+        """Fix the codes, and whatever else was learned, for good.
+
+        Args:
+            codes_IL: integer [I, L] codes, every item's tuple different.
+            num_codes: codes of each level.
+            learned: tensors (codebooks, weights) to keep in the file beside the codes; they appear in ``learned``.
+
+        Raises:
+            ValueError: see :meth:`Trie.from_codes`.
+        """
+        trie = Trie.from_codes(codes_IL, num_codes)
+        self._tries = {torch.device("cpu"): trie}
+        self.learned = {name: tensor.detach().cpu().contiguous() for name, tensor in learned.items()}
+        self.hash = codes_hash(trie.codes_IL[:-1], trie.num_codes)
+        return self
+
+    @property
+    def num_codes(self) -> tuple[int, ...]:
+        """Codes of each of the L levels."""
+        return self.trie().num_codes
+
+    @property
+    def num_levels(self) -> int:
+        """L, the number of codes of an item."""
+        return len(self.num_codes)
+
+    @property
+    def num_items(self) -> int:
+        """I, the number of items."""
+        return self.trie().num_items
+
+    @property
+    def codes_IL(self) -> Tensor:
+        """int64 codes of all items, on the CPU."""
+        return self.trie().codes_IL[:-1]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens of a generative model over these codes."""
+        return Vocabulary(self.num_codes)
+
+    def trie(self, device: torch.device | str = "cpu") -> Trie:
+        """The catalogue's prefix tree on a device."""
+        device = torch.device(device)
+        if device not in self._tries:
+            if not self._tries:
+                raise ValueError(f"This {type(self).__name__} has no codes yet; call fit() or load() first.")
+            self._tries[device] = self._tries[torch.device("cpu")].to(device)
+        return self._tries[device]
+
+    def encode(self, item_ids: Tensor) -> Tensor:
+        """int64 codes [..., L] of item ids [...]; -1 for the id -1 (no item).
+
+        Raises:
+            ValueError: an id is neither -1 nor one of the I items.
+        """
+        outside = (item_ids < -1) | (item_ids >= self.num_items)
+        if outside.any():
+            raise ValueError(
+                f"Item id {int(item_ids[outside][0])} is outside this tokenizer's items 0..{self.num_items - 1}; "
+                "fit the tokenizer on the catalogue the ids come from."
+            )
+        return self.trie(item_ids.device).codes_IL[item_ids.long()]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """int64 item ids [...] of codes [..., L]; -1 where no item has them."""
+        return self.trie(codes.device).decode(codes)
+
+    def save(self, path: Path | str) -> Path:
+        """Write the codes and what was learned to a safetensors file, and return the file's path.
+
+        Args:
+            path: the file, or a folder, made if need be, for a file ``tokenizer.safetensors``.
+        """
+        file = _file(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {
+            "format": _FORMAT,
+            "class": type(self).__name__,
+            "config": json.dumps(asdict(self.config)),
+            "num_codes": json.dumps(self.num_codes),
+            "hash": self.hash,
+        }
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        save_file({"codes_IL": self.codes_IL.contiguous(), **self.learned}, temporary, metadata=metadata)
+        os.replace(temporary, file)
+        return file
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """The tokenizer that :meth:`save` wrote.
+
+        Raises:
+            ValueError: there is no such file, it is damaged, another class wrote it, or its codes differ from its hash.
+        """
+        file = _file(path)
+        if not file.is_file():
+            raise ValueError(f"There is no tokenizer at {file}; fit one and save() it there.")
+        try:
+            with safe_open(file, framework="pt") as opened:
+                metadata = opened.metadata() or {}
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            if (metadata.get("format"), metadata.get("class")) != (_FORMAT, cls.__name__):
+                raise ValueError(
+                    f"{file} holds a {metadata.get('class')!r} in format {metadata.get('format')!r}, not a "
+                    f"{cls.__name__!r} in format {_FORMAT!r}; load it with the class that saved it."
+                )
+            codes_IL, num_codes = tensors.pop("codes_IL"), tuple(json.loads(metadata["num_codes"]))
+            tokenizer = cls(cls.config_type(**_tuples(json.loads(metadata["config"]))))
+            if codes_hash(codes_IL, num_codes) != metadata["hash"]:
+                raise ValueError(f"The codes in {file} do not match their hash; fit the tokenizer again and save() it.")
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{file} is damaged ({error}); fit the tokenizer again and save() it.") from error
+        return tokenizer.freeze(codes_IL, num_codes, **tensors)
+
+
+def codes_hash(codes_IL: Tensor, num_codes: tuple[int, ...]) -> str:
+    """sha256 over a table of codes: what a model checkpoint stores to refuse another tokenizer."""
+    digest = hashlib.sha256(json.dumps([list(num_codes), list(codes_IL.shape)]).encode())
+    digest.update(codes_IL.cpu().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _tuples(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as it was before json made lists of its tuples."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+
+
+def _file(path: Path | str) -> Path:
+    path = Path(path)
+    return path if path.suffix == ".safetensors" else path / FILE_NAME

@@ -1,0 +1,231 @@
+"""The catalogue as a prefix tree of codes, held in flat tensors: what a decoder may generate next.
+
+Nodes are numbered breadth first, lexicographically inside a level: the root is 0, and the node entered by edge ``e``
+is ``e + 1``. Edges are sorted by (parent, code), so one ``searchsorted`` walks any number of rows one level down, and
+no table of nodes x codes is needed. The node -1 is "off the tree": nothing is allowed there and it holds no item.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` rows being decoded, ``W`` the widest node's children,
+``X`` nodes of the tree, ``J`` items blocked in a row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trie:
+    """A prefix tree over the items' code tuples. Build it with :meth:`from_codes`.
+
+    Tensors with a last row more than their axis says keep the answer for index -1 there.
+
+    Attributes:
+        num_codes: codes of each of the L levels.
+        codes_IL: int64 [I+1, L] codes of the items; row -1 is -1.
+        path_IL: int64 [I+1, L+1] the nodes on the way to each item, root first; row -1 is -2, which is no node.
+        edge_key: int64 [X-1] parent x max(num_codes) + code, ascending.
+        first_edge_X: int64 [X+1] the edge to the node's first child.
+        num_children_X: int64 [X+1].
+        num_items_X: int64 [X+1] items below the node.
+        item_X: int64 [X+1] the item of a leaf, -1 elsewhere.
+        widest: most children of a node, one number a level.
+        fewest: least number of items below a child, one number a level.
+    """
+
+    num_codes: tuple[int, ...]
+    codes_IL: Tensor
+    path_IL: Tensor
+    edge_key: Tensor
+    first_edge_X: Tensor
+    num_children_X: Tensor
+    num_items_X: Tensor
+    item_X: Tensor
+    widest: tuple[int, ...]
+    fewest: tuple[int, ...]
+
+    @classmethod
+    def from_codes(cls, codes_IL: Tensor, num_codes: tuple[int, ...] | None = None) -> Self:
+        """The tree of I items, on the CPU.
+
+        Args:
+            codes_IL: integer [I, L] codes, every item's tuple different.
+            num_codes: codes of each level; the largest code in use plus one where left out.
+
+        Raises:
+            ValueError: there are no items, a code lies outside its level, or two items share a tuple.
+        """
+        codes = codes_IL.detach().cpu().numpy().astype(np.int64)
+        num_codes = _checked_num_codes(codes, num_codes)
+        num_items, num_levels = codes.shape
+        order_I = np.lexsort(codes.T[::-1])
+        path_IL, starts = _number_nodes(codes[order_I])
+        if len(starts[-1]) < num_items:
+            twin = int(np.flatnonzero(np.diff(path_IL[:, -1]) == 0)[0])
+            raise ValueError(
+                f"Items {order_I[twin]} and {order_I[twin + 1]} share the codes {codes[order_I[twin]].tolist()}, and "
+                f"{num_items - len(starts[-1])} item(s) in all have no tuple of their own; add a level which tells "
+                "colliding items apart."
+            )
+        num_nodes = 1 + sum(map(len, starts))
+        edge_key, parent = np.empty((2, num_nodes - 1), dtype=np.int64)
+        num_items_X, item_X = np.zeros(num_nodes + 1, dtype=np.int64), np.full(num_nodes + 1, -1)
+        num_items_X[0], widest, fewest = num_items, [], []
+        for level, start in enumerate(starts):
+            node = path_IL[start, level + 1]
+            parent[node - 1] = path_IL[start, level]
+            edge_key[node - 1] = path_IL[start, level] * max(num_codes) + codes[order_I[start], level]
+            num_items_X[node] = np.diff(start, append=num_items)
+            widest.append(int(np.bincount(path_IL[start, level]).max()))
+            fewest.append(int(num_items_X[node].min()))
+        item_X[path_IL[:, -1]] = order_I
+        num_children_X = np.bincount(parent, minlength=num_nodes + 1)
+        by_item = np.full((num_items + 1, num_levels + 1), -2)
+        by_item[order_I] = path_IL
+        return cls(
+            num_codes=num_codes,
+            codes_IL=torch.from_numpy(np.vstack([codes, np.full((1, num_levels), -1)])),
+            path_IL=torch.from_numpy(by_item),
+            edge_key=torch.from_numpy(edge_key),
+            first_edge_X=torch.from_numpy(np.cumsum(num_children_X) - num_children_X),
+            num_children_X=torch.from_numpy(num_children_X),
+            num_items_X=torch.from_numpy(num_items_X),
+            item_X=torch.from_numpy(item_X),
+            widest=tuple(widest),
+            fewest=tuple(fewest),
+        )
+
+    @property
+    def num_levels(self) -> int:
+        """L, the number of codes of an item."""
+        return len(self.num_codes)
+
+    @property
+    def num_items(self) -> int:
+        """I, the number of items."""
+        return len(self.codes_IL) - 1
+
+    def to(self, device: torch.device | str) -> Self:
+        """The tree on another device."""
+        return replace(self, **{name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)})
+
+    def root(self, num_rows: int) -> Tensor:
+        """int64 [R] the root, once a row."""
+        return self.codes_IL.new_zeros(num_rows)
+
+    def allowed(self, nodes_R: Tensor, level: int, used_items_RJ: Tensor | None = None) -> Tensor:
+        """Which codes may come next.
+
+        A code is masked when every item below it is used, so a prefix never leads to a dead end as long as the row
+        has an unused item left at all.
+
+        Args:
+            nodes_R: int64 nodes, all at depth ``level`` (0 is the root) or -1.
+            level: the level of the code to choose, 0..L-1.
+            used_items_RJ: int64 items the row may not generate (already in the session, or in the history to block),
+                padded with -1; an item may stand there twice.
+
+        Returns:
+            bool [R, C], C being the codes of that level.
+        """
+        if level == 0:  # all rows are at the root: look its children up once
+            mask_RC = self._children(nodes_R.new_zeros(1), level) & (nodes_R == 0)[:, None]
+        else:
+            mask_RC = self._children(nodes_R, level)
+        if used_items_RJ is not None and used_items_RJ.shape[1] >= self.fewest[level]:
+            mask_RC.scatter_(1, self._exhausted(nodes_R, level, used_items_RJ), False)
+        return mask_RC[:, :-1]
+
+    def _children(self, nodes_R: Tensor, level: int) -> Tensor:
+        """Bool [R, C+1]: the codes of the nodes' children; the last column collects what is no code."""
+        place_W = torch.arange(self.widest[level], device=nodes_R.device)
+        edge_RW = (self.first_edge_X[nodes_R][:, None] + place_W).clamp(max=len(self.edge_key) - 1)
+        real_RW = place_W < self.num_children_X[nodes_R][:, None]
+        code_RW = torch.where(real_RW, self.edge_key[edge_RW] % max(self.num_codes), self.num_codes[level])
+        mask_RC = torch.zeros(len(nodes_R), self.num_codes[level] + 1, dtype=torch.bool, device=nodes_R.device)
+        return mask_RC.scatter_(1, code_RW, True)
+
+    def _exhausted(self, nodes_R: Tensor, level: int, used_items_RJ: Tensor) -> Tensor:
+        """int64 [R, J] codes below which all items are used; C where a used item exhausts none."""
+        num_codes, last = self.num_codes[level], level == self.num_levels - 1
+        used_RJ = used_items_RJ if last else used_items_RJ.sort(dim=1).values
+        under_RJ = self.path_IL[used_RJ, level] == nodes_R[:, None]
+        if not last:  # an item listed twice counts once; at the last level a child is one item and nothing is counted
+            under_RJ[:, 1:] &= used_RJ[:, 1:] != used_RJ[:, :-1]
+        code_RJ = torch.where(under_RJ, self.codes_IL[used_RJ, level], num_codes)
+        if last:
+            return code_RJ
+        count_RC = torch.zeros(len(nodes_R), num_codes + 1, dtype=torch.int32, device=nodes_R.device)
+        count_RC.scatter_add_(1, code_RJ, torch.ones_like(code_RJ, dtype=torch.int32))
+        below_RJ = self.num_items_X[self.path_IL[used_RJ, level + 1].clamp(min=0)]
+        return torch.where(under_RJ & (count_RC.gather(1, code_RJ) >= below_RJ), code_RJ, num_codes)
+
+    def child(self, nodes: Tensor, codes: Tensor) -> Tensor:
+        """The nodes [...] reached from ``nodes`` by ``codes`` (shapes broadcast); -1 where the code is illegal."""
+        base = max(self.num_codes)
+        key = nodes * base + codes
+        edge = torch.searchsorted(self.edge_key, key.contiguous()).clamp(max=len(self.edge_key) - 1)
+        legal = (self.edge_key[edge] == key) & (codes >= 0) & (codes < base)
+        return torch.where(legal, edge + 1, -1)
+
+    def item(self, nodes: Tensor) -> Tensor:
+        """The item ids [...] of leaves; -1 for other nodes."""
+        return self.item_X[nodes]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The item ids [...] of codes [..., L]; -1 where no item has them.
+
+        Raises:
+            ValueError: the last axis has not L codes.
+        """
+        if codes.shape[-1] != self.num_levels:
+            raise ValueError(
+                f"codes have shape {tuple(codes.shape)}, but an item has {self.num_levels} codes; "
+                f"give a last axis of {self.num_levels}."
+            )
+        codes = codes.long()
+        nodes = torch.zeros_like(codes[..., 0])
+        for level in range(self.num_levels):
+            nodes = self.child(nodes, codes[..., level])
+        return self.item(nodes)
+
+
+def _checked_num_codes(codes_IL: np.ndarray, num_codes: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The codes of each level, after checking that the table fits in them."""
+    if codes_IL.ndim != 2 or 0 in codes_IL.shape:
+        raise ValueError(f"codes have shape {codes_IL.shape}; a trie needs [I, L] with at least one item and level.")
+    num_codes = tuple(int(n) for n in codes_IL.max(axis=0) + 1) if num_codes is None else tuple(num_codes)
+    if len(num_codes) != codes_IL.shape[1]:
+        raise ValueError(
+            f"num_codes={num_codes} names {len(num_codes)} levels, but the codes have {codes_IL.shape[1]}; "
+            "give one number a level."
+        )
+    outside_IL = (codes_IL < 0) | (codes_IL >= num_codes)
+    if outside_IL.any():
+        item, level = np.argwhere(outside_IL)[0]
+        raise ValueError(
+            f"Item {item} has code {codes_IL[item, level]} at level {level}, outside 0..{num_codes[level] - 1}; "
+            "raise num_codes or mend the codes."
+        )
+    return num_codes
+
+
+def _number_nodes(sorted_codes_IL: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Nodes on the way to each item of a sorted table.
+
+    Returns:
+        int64 [I, L+1] node numbers, root first, and for each level the rows where a new node begins.
+    """
+    num_items, num_levels = sorted_codes_IL.shape
+    new_I = np.arange(num_items) == 0
+    path_IL, starts, num_nodes = np.zeros((num_items, num_levels + 1), dtype=np.int64), [], 1
+    for level in range(num_levels):
+        new_I = new_I | (np.diff(sorted_codes_IL[:, level], prepend=-1) != 0)
+        path_IL[:, level + 1] = num_nodes - 1 + np.cumsum(new_I)
+        starts.append(np.flatnonzero(new_I))
+        num_nodes += len(starts[-1])
+    return path_IL, starts
