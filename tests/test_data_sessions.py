@@ -91,19 +91,24 @@ LOG = make_log(
 )
 
 
-def test_logged_sessions_cut_pad_and_skip():
+def test_logged_sessions_split_pad_and_skip():
     sessions = logged_sessions(LOG, 2)
     # User 1's first two impressions come before any login: they are history, not a visit of user 0 or 1.
-    assert sessions.item_ids_NK.tolist() == [[3, 4], [5, 6], [10, -1]]
-    assert sessions.user_idx_N.tolist() == [0, 0, 1]
-    assert sessions.row_N.tolist() == [1, 7, 15]
-    assert sessions.start_s_N.tolist() == [10, 200, 50]
-    assert sessions.examined_NK.tolist() == [[True, False], [True, True], [True, False]]
-    assert sessions.watch_s_NK.tolist() == [[2, 0], [1, 100], [1, 0]]
+    assert sessions.item_ids_NK.tolist() == [[3, 4], [5, 6], [7, -1], [10, -1]]
+    assert sessions.user_idx_N.tolist() == [0, 0, 0, 1]
+    assert sessions.row_N.tolist() == [1, 7, 10, 15]  # a visit's later rows have its earlier items in their history
+    assert sessions.start_s_N.tolist() == [10, 200, 207, 50]
+    assert sessions.examined_NK.tolist() == [[True, False], [True, True], [True, False], [True, False]]
+    assert sessions.watch_s_NK.tolist() == [[2, 0], [1, 100], [1, 0], [1, 0]]
     assert sessions.behaviours_NKB[0, 0].tolist() == [1, 0, 1, 0, 0, 0, 0]
-    assert np.isnan(sessions.propensity_NK[2, 1]) and sessions.propensity_NK[2, 0] == 0.5
+    assert np.isnan(sessions.propensity_NK[3, 1]) and sessions.propensity_NK[3, 0] == 0.5
     # 13 -> 100 (the next login, though that visit is empty); the last visits' gaps are not observed.
     assert sessions.return_gap_s_N[0] == 87 and np.isnan(sessions.return_gap_s_N[1:]).all()
+
+
+def test_a_return_is_known_in_a_visits_last_row_only():
+    gap = logged_sessions(make_log([[profile(0), login(1, 0), shown(1, 0, 3), shown(2, 0, 4), login(9, 1)]]), 1)
+    assert np.isnan(gap.return_gap_s_N[0]) and gap.return_gap_s_N[1] == 7
 
 
 def test_a_log_without_logins_has_no_visits():
@@ -117,12 +122,13 @@ def test_histories_hold_the_last_examined_items():
     sessions = logged_sessions(LOG, 2)
     batch = histories(LOG, make_catalog(), sessions.user_idx_N, sessions.row_N, sessions.start_s_N, 3)
     # Item 4 was served but not reached, and a user's history ends where another user's begins.
-    assert batch.mask_UT.tolist() == [[False] * 3, [True, False, False], [True, True, False]]
-    assert batch.item_ids_UT.tolist() == [[0, 0, 0], [3, 0, 0], [8, 9, 0]]
-    assert batch.gap_s_UT.tolist() == [[0, 0, 0], [190, 0, 0], [1, 48, 0]]
+    # The second row of a visit knows what the first row showed.
+    assert batch.item_ids_UT.tolist() == [[0, 0, 0], [3, 0, 0], [3, 5, 6], [8, 9, 0]]
+    assert batch.mask_UT.sum(1).tolist() == [0, 1, 3, 2]
+    assert batch.gap_s_UT.tolist() == [[0, 0, 0], [190, 0, 0], [190, 3, 4], [1, 48, 0]]
     assert batch.watch_fraction_UT[1].tolist() == [0.5, 0, 0]
     assert batch.behaviours_UTB[1, 0].tolist() == [1, 0, 1, 0, 0, 0, 0] and batch.behaviours_UTB[1, 1:].sum() == 0
-    assert batch.profile_UF.tolist() == [[0], [0], [1]]
+    assert batch.profile_UF.tolist() == [[0], [0], [0], [1]]
 
 
 def test_histories_are_cut_from_the_left_and_clip_watch():
@@ -172,6 +178,9 @@ def test_sessions_and_histories_equal_a_plain_walk(seed, session_length, length)
                 visit = {"row": r, "items": [], "history": list(seen), "now": log.timestamp_s[r], "user": u}
                 expected.append(visit)
             if log.event[r] == Event.IMPRESSION:
+                if len(visit["items"]) == session_length:
+                    visit = {"row": r, "items": [], "history": list(seen), "now": log.timestamp_s[r], "user": u}
+                    expected.append(visit)
                 visit["items"].append(log.item_id[r])
                 if log.examined[r]:
                     seen.append((log.item_id[r], log.timestamp_s[r], log.watch_s[r]))
@@ -180,7 +189,7 @@ def test_sessions_and_histories_equal_a_plain_walk(seed, session_length, length)
     assert sessions.row_N.tolist() == [visit["row"] for visit in expected]
     batch = histories(log, catalog, sessions.user_idx_N, sessions.row_N, sessions.start_s_N, length)
     for n, visit in enumerate(expected):
-        items = (visit["items"] + [-1] * session_length)[:session_length]
+        items = visit["items"] + [-1] * (session_length - len(visit["items"]))
         assert sessions.item_ids_NK[n].tolist() == items
         past = visit["history"][-length:]
         assert batch.item_ids_UT[n, batch.mask_UT[n]].tolist() == [item for item, _, _ in past]

@@ -13,6 +13,7 @@ from feedgym.envs import logging
 from feedgym.envs.feed import FeedVectorEnv, event_batch
 from feedgym.envs.logging import LoggingConfig, LoggingPolicy, collect_log, states_at, user_seeds
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
+from feedgym.protocols import take_users
 
 
 class PlainUsers(ToyUsers):
@@ -141,10 +142,11 @@ def test_replayed_users_answer_exactly_what_was_logged(simulator, monkeypatch):
 def test_replay_takes_a_part_of_the_log_and_shorter_rows():
     simulator = ToyUsers(churn=0.2)
     log = take_log_users(collect_log(simulator, **SMALL), np.array([2, 5, 40]))
-    sessions = logged_sessions(log, 2)  # longer visits are cut, yet the users had answered all of them
-    state = states_at(simulator, log, sessions, seed=3)
-    full = logged_sessions(log, 4)
-    assert (simulator.respond(state, full.item_ids_NK)[0].watch_s_UK == full.watch_s_NK).all()
+    halves, full = logged_sessions(log, 2), logged_sessions(log, 4)  # a visit as two rows, and as one
+    state = states_at(simulator, log, halves, seed=3)
+    for half in (0, 1):  # the users as they were before the visit, for either row
+        response, _ = simulator.respond(take_users(state, np.arange(half, len(halves), 2)), full.item_ids_NK)
+        assert (response.watch_s_UK == full.watch_s_NK).all()
 
 
 def test_replay_refuses_another_seed():

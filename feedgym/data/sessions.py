@@ -24,17 +24,18 @@ def user_of_rows(log: EventLog) -> NDArray[np.int64]:
 
 
 def logged_sessions(log: EventLog, session_length: int) -> LoggedSessions:
-    """The visits of a log as rows of K items: longer visits are cut, shorter ones padded.
+    """The visits of a log as rows of K items: longer visits become several rows, shorter ones are padded.
 
     A visit begins at a login and ends before the user's next login. Impressions outside a visit (a history that was
-    recorded without sessions) belong to no row, and visits without an impression are left out.
+    recorded without sessions) belong to no row, and visits without an impression are left out. What a visit showed
+    before a row is part of the row's history.
 
     Args:
         log: the event log.
         session_length: K.
 
     Returns:
-        N sessions in the log's order.
+        N sessions in the log's order. The return gap is known in a visit's last row only.
 
     Raises:
         ValueError: ``session_length`` is below 1, or the log has no login.
@@ -48,15 +49,25 @@ def logged_sessions(log: EventLog, session_length: int) -> LoggedSessions:
     row = np.flatnonzero((log.event == Event.IMPRESSION) & (visit >= 0))
     # Rows of a user before that user's first login would fall to the user before them.
     row = row[user[row] == user[login[visit[row]]]]
-    shown, first = np.unique(visit[row], return_index=True)
-    # A visit's last event is the row before the user's next login, or the user's last row.
+    visit = visit[row]
+    begins = np.flatnonzero(np.diff(visit, prepend=-1) != 0)
+    place = np.arange(len(row)) - np.repeat(begins, np.diff(np.append(begins, len(row))))
+    first = np.flatnonzero(place % session_length == 0)
+    visit_N, opens_N = visit[first], place[first] == 0
+    session = np.cumsum(place % session_length == 0) - 1
+    # A visit's first row begins at its login, the others with their first item.
+    begin_N = np.where(opens_N, login[visit_N], row[first])
+    closes_N = np.append(visit_N[1:] != visit_N[:-1], True) if len(visit_N) else opens_N
+    return_gap_s_N = np.where(closes_N, _gap_after_visits(log, login, user)[visit_N], np.nan)
+    return _gather(log, begin_N, user[begin_N], row, session, place % session_length, session_length, return_gap_s_N)
+
+
+def _gap_after_visits(log: EventLog, login: NDArray, user: NDArray) -> NDArray[np.float64]:
+    """Seconds from each visit's last event, the row before the user's next login, to that login; NaN if none came."""
     end = np.minimum(np.append(login[1:], log.num_events), log.offsets_U1[user[login] + 1])
     comes_back = end < log.offsets_U1[user[login] + 1]
     next_login_s = log.timestamp_s[np.minimum(end, log.num_events - 1)]
-    return_gap_s = np.where(comes_back, next_login_s - log.timestamp_s[end - 1], np.nan)
-    place = np.arange(len(row)) - np.repeat(first, np.diff(np.append(first, len(row))))
-    session = np.searchsorted(shown, visit[row])
-    return _gather(log, login[shown], user[login[shown]], row, session, place, session_length, return_gap_s[shown])
+    return np.where(comes_back, next_login_s - log.timestamp_s[end - 1], np.nan)
 
 
 def positive_sessions(

@@ -390,7 +390,7 @@ def _event_log(simulator: UserSimulator, profile_UF: NDArray[np.int64], visits: 
 
 
 def states_at(simulator: UserSimulator, log: EventLog, sessions: LoggedSessions, seed: int) -> Any:
-    """The users as they were just before logged sessions, by replaying the log from their first visit.
+    """The users as they were just before the visits of logged sessions, by replaying the log from their first visit.
 
     Args:
         simulator: the one the log was collected from.
@@ -406,7 +406,7 @@ def states_at(simulator: UserSimulator, log: EventLog, sessions: LoggedSessions,
     """
     served = logged_sessions(log, int(log.position.max()) + 1)
     first_U1 = np.searchsorted(served.user_idx_N, np.arange(log.num_users + 1))
-    number_N = np.searchsorted(served.row_N, sessions.row_N) - first_U1[sessions.user_idx_N]
+    number_N = np.searchsorted(served.row_N, sessions.row_N, side="right") - 1 - first_U1[sessions.user_idx_N]
     order = np.lexsort((number_N, sessions.user_idx_N))
     users = np.unique(sessions.user_idx_N)
     pieces, source = [], []
