@@ -1,0 +1,298 @@
+"""Sampling and beam search of whole sessions, for every agent that writes items as codes.
+
+The history is encoded once a user; the user's S rows share its keys and values and keep their own, cached, for what
+they decoded. A trie restricts every choice to codes that lead to an item not yet in the session. Temperature, top-k
+and top-p act on the choice alone: log-probabilities are sums of the UNMASKED log-softmax over the joint vocabulary in
+float32, so they equal those of teacher forcing.
+
+BOS before an item is forced, so it is decoded together with the last code of the item before: K·L steps write a
+session, not K·(L + 1). Python loops over items and levels only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.tokenizers.trie import Trie
+from feedgym.tokenizers.vocabulary import Vocabulary
+
+ROWS_PER_BLOCK = 2048
+"""Rows decoded at a time: enough to fill the matrix products, few enough to stay in a CPU's cache."""
+
+
+class DecodingState(Protocol):
+    """An agent's memory of the users and of the rows decoded so far."""
+
+    def select(self, parent_US: Tensor) -> None:
+        """Let row (u, s) become a copy of row (u, parent_US[u, s]); the number of samples may change."""
+        ...
+
+
+class GenerativeModel(Protocol):
+    """What an agent offers to be sampled from; it is an ``nn.Module`` besides."""
+
+    training: bool
+
+    def start(self, histories: EventBatch, max_tokens: int) -> Any:
+        """A :class:`DecodingState` with one row a user (S = 1) and room for ``max_tokens`` positions."""
+        ...
+
+    def step(self, tokens_USM: Tensor, state: Any) -> Tensor:
+        """Feed M more tokens a row; float32 logits [U, S, V] after the last of them."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """As in ``nn.Module``."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How codes are drawn; the defaults draw from the model itself, restricted to the catalogue."""
+
+    temperature: float = 1.0
+    """Divides the logits; below 1 the choice is sharper."""
+    top_k: int = 0
+    """Draw from the k likeliest codes only; 0 means all."""
+    top_p: float = 1.0
+    """Draw from the fewest codes whose probabilities reach p."""
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature} must be above 0; for a greedy choice use beam search.")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} must be 0 (off) or more.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must lie in (0, 1].")
+
+    def weights(self, logp: Tensor) -> Tensor:
+        """Probabilities [..., C] to choose by, given log-probabilities that are -inf at forbidden codes."""
+        if 0 < self.top_k < logp.shape[-1]:
+            logp = logp.masked_fill(logp < logp.topk(self.top_k, dim=-1).values[..., -1:], -torch.inf)
+        weights = (logp if self.temperature == 1 else logp / self.temperature).softmax(-1)
+        if self.top_p == 1:
+            return weights
+        ranked, order = weights.sort(dim=-1, descending=True)
+        ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= self.top_p, 0.0)
+        return torch.zeros_like(weights).scatter_(-1, order, ranked)
+
+
+Choice = tuple[Tensor | None, Tensor]
+"""Parents [U, S] of the new rows (None: each row goes on) and their codes [U, S]."""
+
+Choose = Callable[[int, Tensor, Tensor], Choice]
+"""Chooses, given the step, log-probabilities [U, S, C] that are -inf at forbidden codes, and those so far [U, S]."""
+
+
+@torch.no_grad()
+def sample_sessions(
+    model: GenerativeModel,
+    trie: Trie,
+    histories: EventBatch,
+    n: int,
+    session_length: int,
+    generator: torch.Generator,
+    sampling: SamplingConfig = SamplingConfig(),
+) -> SessionBatch:
+    """``n`` sessions a user, drawn code by code.
+
+    A user's sessions depend on the generator's state and on the user's row in the batch, not on the other users.
+
+    Args:
+        model: the agent.
+        trie: the catalogue's codes, on the histories' device.
+        histories: U users.
+        n: S, sessions a user; they may coincide.
+        session_length: K.
+        generator: the only source of chance.
+        sampling: temperature, top-k, top-p.
+    """
+    steps = session_length * trie.num_levels
+    noise_USN = torch.rand(len(histories), n, steps, generator=generator, device=generator.device)
+
+    def chooser(rows: slice) -> Choose:
+        noise_NUS = noise_USN[rows].permute(2, 0, 1).contiguous().to(histories.item_ids_UT.device)
+
+        def choose(step: int, legal_USC: Tensor, logp_US: Tensor) -> Choice:
+            num_users, num_rows, _ = legal_USC.shape
+            cdf = sampling.weights(legal_USC).cumsum(-1)
+            total = cdf[..., -1:]
+            draws = noise_NUS[step].view(num_users, num_rows, -1) * total
+            draws = torch.minimum(
+                draws, torch.nextafter(total, torch.zeros_like(total))
+            )  # rounding may reach the total
+            codes_US = torch.searchsorted(cdf, draws, right=True).view(num_users, n)
+            return (None if num_rows == n else torch.zeros_like(codes_US)), codes_US
+
+        return choose
+
+    return _generate(model, trie, histories, n, session_length, chooser)
+
+
+@torch.no_grad()
+def beam_sessions(
+    model: GenerativeModel,
+    trie: Trie,
+    histories: EventBatch,
+    num_beams: int,
+    session_length: int,
+) -> SessionBatch:
+    """The sessions of a beam search, best first; fewer than ``num_beams`` where the catalogue has no more."""
+
+    def choose(step: int, legal_USC: Tensor, logp_US: Tensor) -> Choice:
+        num_codes = legal_USC.shape[-1]
+        scores = (logp_US[..., None] + legal_USC).flatten(1)
+        # Until a beam is full it holds every prefix there is, so all users have the same number of candidates.
+        width = min(num_beams, int((scores[0] > -torch.inf).sum()))
+        best = scores.topk(width, dim=-1).indices
+        return best // num_codes, best % num_codes
+
+    return _generate(model, trie, histories, num_beams, session_length, lambda rows: choose)
+
+
+def _generate(
+    model: GenerativeModel,
+    trie: Trie,
+    histories: EventBatch,
+    rows_per_user: int,
+    session_length: int,
+    chooser: Callable[[slice], Choose],
+) -> SessionBatch:
+    """Decode blocks of users, so that memory stays bounded, without dropout."""
+    if session_length > trie.num_items:
+        raise ValueError(
+            f"session_length={session_length} exceeds the {trie.num_items} items of the catalogue and a session holds "
+            "no item twice; ask for shorter sessions."
+        )
+    users_per_block = max(1, ROWS_PER_BLOCK // rows_per_user)
+    was_training = model.training
+    model.train(False)
+    try:
+        blocks = [slice(u, u + users_per_block) for u in range(0, len(histories), users_per_block)]
+        return SessionBatch.cat([_block(model, trie, histories.rows(b), session_length, chooser(b)) for b in blocks])
+    finally:
+        model.train(was_training)
+
+
+def _block(
+    model: GenerativeModel, trie: Trie, histories: EventBatch, session_length: int, choose: Choose
+) -> SessionBatch:
+    """Sessions of a few users; ``choose`` draws or selects the codes at each of the K·L steps."""
+    vocabulary, num_levels = Vocabulary(trie.num_codes), trie.num_levels
+    state = model.start(histories, session_length * (num_levels + 1))
+    rows = _Rows.start(len(histories), histories.item_ids_UT.device)
+    tokens_USM = torch.full_like(rows.nodes_US, vocabulary.bos_id)[..., None]
+    for step in range(session_length * num_levels):
+        level = step % num_levels
+        offset = vocabulary.level_offset(level)
+        logits_USV = model.step(tokens_USM, state)
+        logits_USC = logits_USV[..., offset : offset + trie.num_codes[level]]
+        allowed = trie.allowed(rows.nodes_US.flatten(), level, rows.items_USK.flatten(0, 1)).view_as(logits_USC)
+        legal_USC = (logits_USC - logits_USV.logsumexp(-1, keepdim=True)).masked_fill_(~allowed, -torch.inf)
+        parent_US, codes_US = choose(step, legal_USC, rows.logp_US)
+        if parent_US is not None:
+            state.select(parent_US)
+            rows = rows.select(parent_US)
+            legal_USC = legal_USC.gather(1, parent_US[..., None].expand(-1, -1, legal_USC.shape[-1]))
+        rows.advance(trie, codes_US, legal_USC)
+        tokens_USM = (codes_US + offset)[..., None]
+        if level == num_levels - 1:
+            rows.finish_item(trie)
+            tokens_USM = torch.nn.functional.pad(tokens_USM, (0, 1), value=vocabulary.bos_id)
+    return SessionBatch(item_ids_USK=rows.items_USK, logp_US=rows.logp_US, logp_legal_US=rows.logp_legal_US)
+
+
+@dataclass
+class _Rows:
+    """What is known of the U·S sessions being written.
+
+    Attributes:
+        nodes_US: where each stands in the trie.
+        items_USK: the items written so far.
+        logp_US: log-probability of the codes so far.
+        logp_legal_US: log of the legal mass along the way.
+    """
+
+    nodes_US: Tensor
+    items_USK: Tensor
+    logp_US: Tensor
+    logp_legal_US: Tensor
+
+    @classmethod
+    def start(cls, num_users: int, device: torch.device) -> _Rows:
+        nodes_US = torch.zeros(num_users, 1, dtype=torch.long, device=device)
+        zeros = torch.zeros(num_users, 1, device=device)
+        return cls(nodes_US, nodes_US.new_empty(num_users, 1, 0), zeros, zeros)
+
+    def select(self, parent_US: Tensor) -> _Rows:
+        items = self.items_USK.gather(1, parent_US[..., None].expand(-1, -1, self.items_USK.shape[2]))
+        return _Rows(
+            self.nodes_US.gather(1, parent_US),
+            items,
+            self.logp_US.gather(1, parent_US),
+            self.logp_legal_US.gather(1, parent_US),
+        )
+
+    def advance(self, trie: Trie, codes_US: Tensor, legal_USC: Tensor) -> None:
+        self.logp_US = self.logp_US + legal_USC.gather(2, codes_US[..., None]).squeeze(2)
+        self.logp_legal_US = self.logp_legal_US + legal_USC.logsumexp(-1)
+        self.nodes_US = trie.child(self.nodes_US, codes_US)
+
+    def finish_item(self, trie: Trie) -> None:
+        self.items_USK = torch.cat([self.items_USK, trie.item(self.nodes_US)[..., None]], dim=2)
+        self.nodes_US = torch.zeros_like(self.nodes_US)
+
+
+class GenerativeRecommender:
+    """A generative agent behind the Recommender protocol.
+
+    Args:
+        model: the agent.
+        trie: the catalogue's codes; a CodeTokenizer's ``trie()``.
+        session_length: K.
+        sampling: how :meth:`sample` draws.
+        num_beams: width of the beam search by which :meth:`recommend` chooses; 1 is greedy.
+        device: where the agent runs.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        trie: Trie,
+        session_length: int,
+        sampling: SamplingConfig | None = None,
+        num_beams: int = 8,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if num_beams < 1:
+            raise ValueError(f"num_beams={num_beams} must be at least 1, which is greedy.")
+        self.model, self.trie, self.device = model.to(device), trie.to(device), torch.device(device)
+        self.session_length, self.num_beams = session_length, num_beams
+        self.sampling = sampling or SamplingConfig()
+
+    def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
+        """``n`` sampled sessions a user, with log-probabilities, on the histories' device."""
+        sessions = sample_sessions(
+            self.model, self.trie, histories.to(self.device), n, self.session_length, generator, self.sampling
+        )
+        return sessions.to(histories.item_ids_UT.device)
+
+    def beams(self, histories: EventBatch, num_beams: int) -> SessionBatch:
+        """The ``num_beams`` sessions a beam search finds for each user, best first."""
+        sessions = beam_sessions(self.model, self.trie, histories.to(self.device), num_beams, self.session_length)
+        return sessions.to(histories.item_ids_UT.device)
+
+    def recommend(self, histories: EventBatch) -> SessionBatch:
+        """The best session of the beam search (S = 1)."""
+        sessions = self.beams(histories, self.num_beams)
+        return SessionBatch(
+            item_ids_USK=sessions.item_ids_USK[:, :1],
+            logp_US=sessions.logp_US[:, :1],
+            logp_legal_US=None if sessions.logp_legal_US is None else sessions.logp_legal_US[:, :1],
+        )

@@ -1,0 +1,86 @@
+"""Multi-head attention for encoder-decoders whose users each own many decoded rows.
+
+Head tensors are [rows, H, positions, D/H]. Attention dropout is left out: with it no fused kernel runs on a CPU.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused projection and no biases.
+
+    Args:
+        d_model: D, divisible by ``num_heads``.
+        num_heads: H.
+    """
+
+    def __init__(self, d_model: int, num_heads: int) -> None:
+        super().__init__()
+        if d_model % num_heads:
+            raise ValueError(f"d_model={d_model} is not divisible by num_heads={num_heads}; choose a divisor.")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x_NMD: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+        """Output [N, M, D]; ``mask`` (bool, broadcastable to [N, 1, M, M]) is true where attention is allowed."""
+        q, k, v = self.qkv(x_NMD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+        return self.out(out.transpose(1, 2).flatten(2))
+
+    def step(self, x_MRD: Tensor, keys: Tensor, values: Tensor, length: int, num_queries: int) -> Tensor:
+        """Causal attention of the newest M positions of R rows, with cached keys and values.
+
+        Args:
+            x_MRD: the new positions, position first.
+            keys: [max positions, R, D] cache; positions ``length``.. are written here.
+            values: the same.
+            length: number of positions already cached.
+            num_queries: how many of the last new positions need an answer; the others are only cached.
+
+        Returns:
+            [num_queries, R, D].
+        """
+        q, k, v = self.qkv(x_MRD).chunk(3, dim=-1)
+        end = length + len(x_MRD)
+        keys[length:end] = k
+        values[length:end] = v
+        heads = (self.num_heads, -1)
+        keys_h, values_h = keys[:end].unflatten(-1, heads), values[:end].unflatten(-1, heads)
+        q = q[-num_queries:].unflatten(-1, heads) * (q.shape[-1] // self.num_heads) ** -0.5
+        out = []
+        for i in range(num_queries):
+            seen = end - num_queries + i + 1
+            # One query a row and a dozen keys: a product and a sum beat batched matrix products several times.
+            weights = (keys_h[:seen] * q[i]).sum(-1, keepdim=True).softmax(0)
+            out.append((weights * values_h[:seen]).sum(0))
+        return self.out(torch.stack(out).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Attention of each user's decoded positions to the user's encoded history, without biases.
+
+    All rows of a user share the user's keys and values, which are never copied a row.
+    """
+
+    def __init__(self, d_model: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(d_model, d_model, bias=False)
+        self.kv = nn.Linear(d_model, 2 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+
+    def project(self, memory_UTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [U, H, T, D/H] of the encoded histories."""
+        k, v = self.kv(memory_UTD).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return k.contiguous(), v.contiguous()
+
+    def forward(self, x_UQD: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """Output [U, Q, D] of Q queries a user; ``mask`` [U, 1, 1, T] is true at real positions."""
+        q = self.q(x_UQD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        return self.out(out.transpose(1, 2).flatten(2))

@@ -1,0 +1,230 @@
+"""Next-token pretraining of an agent on logged sessions, on transformers.Trainer.
+
+Several GPUs, bf16 and resuming come with the Trainer. A run that was killed goes on at its last whole checkpoint and
+ends with the very weights of an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from feedgym.agents.layers.moe import expert_load
+from feedgym.data.batches import EventBatch
+
+Progress = Callable[[int, int, dict[str, float]], None]
+"""Called after each step with the steps done, the steps in all and the latest metrics."""
+
+
+class Trainable(Protocol):
+    """What an agent offers to be pretrained; it is a ``transformers.PreTrainedModel`` besides."""
+
+    def training_batch(self, histories: EventBatch, item_ids_NK: Tensor) -> dict[str, Tensor]:
+        """The keyword arguments with which ``forward`` returns a ``loss``."""
+        ...
+
+
+ModelT = TypeVar("ModelT", bound=Trainable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """How to pretrain."""
+
+    epochs: float = 1.0
+    """Passes over the sessions; ignored where ``steps`` is above 0."""
+    steps: int = 0
+    """Optimiser steps; 0 goes by epochs."""
+    batch_size: int = 256
+    """Sessions a step and device."""
+    lr: float = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 50
+    """Steps in which the learning rate rises from 0."""
+    schedule: str = "cosine"
+    """What the learning rate does afterwards: cosine, linear or constant_with_warmup."""
+    weight_decay: float = 0.01
+    """AdamW's decay of matrices; norms have none."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    bf16: bool = False
+    """Compute in bfloat16; on GPUs that have it."""
+    checkpoint_steps: int = 500
+    """Steps between checkpoints."""
+    log_steps: int = 20
+    """Steps between metrics."""
+    seed: int = 0
+    """Seed of the order of the sessions and of dropout."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "lr", "checkpoint_steps", "log_steps"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SessionDataset(Dataset):
+    """Sessions to learn from, as tensors made once.
+
+    Its elements are row numbers; a batch is cut out of the tensors by one indexing a column.
+
+    Attributes:
+        histories: N rows, what was known before each session.
+        item_ids_NK: int64, the sessions; -1 after the last item.
+        weights_N: float32 weight of each session in the loss; None for equal ones.
+    """
+
+    histories: EventBatch
+    item_ids_NK: Tensor
+    weights_N: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.histories) != len(self.item_ids_NK) or len(self.item_ids_NK) == 0:
+            raise ValueError(
+                f"{len(self.histories)} histories and {len(self.item_ids_NK)} sessions; give one history a session "
+                "and at least one session."
+            )
+
+    def __len__(self) -> int:
+        return len(self.item_ids_NK)
+
+    def __getitem__(self, idx: int) -> int:
+        return idx
+
+    def collate(self, model: Trainable, idx: Sequence[int]) -> dict[str, Tensor]:
+        """The model's training batch of the rows ``idx``, histories cut to the longest of them."""
+        rows = torch.as_tensor(idx)
+        batch = model.training_batch(trimmed(self.histories.rows(rows)), self.item_ids_NK[rows])
+        return batch if self.weights_N is None else batch | {"weights_N": self.weights_N[rows]}
+
+
+def trimmed(histories: EventBatch) -> EventBatch:
+    """The histories without the columns that are padding in every row; at least one column stays."""
+    length = max(1, int(histories.mask_UT.sum(1).max()))
+    per_event = ("item_ids_UT", "behaviours_UTB", "watch_fraction_UT", "gap_s_UT", "mask_UT")
+    columns = {name: getattr(histories, name)[:, :length] for name in per_event}
+    return EventBatch(**columns, profile_UF=histories.profile_UF, time_of_day_U=histories.time_of_day_U)
+
+
+def pretrain(
+    model: ModelT,
+    dataset: SessionDataset,
+    config: PretrainConfig,
+    output_dir: Path | str,
+    progress: Progress | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> ModelT:
+    """Train ``model`` in place by next-token prediction and return it.
+
+    Args:
+        model: the agent.
+        dataset: sessions to learn from.
+        config: steps, learning rate and so on.
+        output_dir: gets ``checkpoint-*`` folders and, at the end, the model; where it already has a checkpoint the
+            training goes on there, with the same config and dataset.
+        progress: called after each step.
+        callbacks: further callbacks of the Trainer.
+    """
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(config, output_dir),
+        train_dataset=dataset,
+        data_collator=lambda idx: dataset.collate(model, idx),
+        callbacks=[*callbacks, *([_ProgressCallback(progress)] if progress else [])],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=last_whole_checkpoint(output_dir))
+    trainer.save_model(str(output_dir))
+    return model
+
+
+def last_whole_checkpoint(output_dir: Path) -> str | None:
+    """The newest complete checkpoint below ``output_dir``; a half-written newer one is removed."""
+    while (folder := get_last_checkpoint(str(output_dir))) is not None:
+        try:
+            json.loads((Path(folder) / "trainer_state.json").read_text())  # the Trainer writes this file last
+            return folder
+        except (OSError, ValueError):
+            shutil.rmtree(folder)
+    return None
+
+
+def _arguments(config: PretrainConfig, output_dir: Path) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        num_train_epochs=config.epochs,
+        max_steps=config.steps or -1,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.lr,
+        warmup_steps=config.warmup_steps,
+        lr_scheduler_type=config.schedule,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.bf16,
+        seed=config.seed,
+        data_seed=config.seed,
+        save_strategy="steps",
+        save_steps=config.checkpoint_steps,
+        save_total_limit=2,
+        logging_steps=config.log_steps,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+class _Trainer(Trainer):
+    """Takes the model's own loss and logs its parts and the experts' load."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._sums: dict[str, Any] = defaultdict(float)
+        self._num_batches = 0
+        self._experts_per_token = getattr(kwargs["model"].config, "num_experts_per_tok", 1)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(**inputs)
+        self._num_batches += 1
+        if getattr(outputs, "aux_loss", None) is not None:
+            self._sums["aux_loss"] += outputs.aux_loss.detach()
+            load_E = expert_load(outputs.router_logits, self._experts_per_token)
+            self._sums["expert_load_min"] += load_E.min()
+            self._sums["expert_load_max"] += load_E.max()
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        logs |= {name: float(value) / self._num_batches for name, value in self._sums.items()}
+        self._sums.clear()
+        self._num_batches = 0
+        super().log(logs, start_time)
+
+
+class _ProgressCallback(TrainerCallback):
+    """Tells ``progress`` of every step, with the metrics logged last."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.metrics: dict[str, float] = {}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        self.metrics = {name: float(value) for name, value in (logs or {}).items() if name != "epoch"}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress(state.global_step, state.max_steps, self.metrics)
