@@ -138,4 +138,4 @@ def test_a_broken_reward_is_told_what_to_change(broken, message):
 
 def test_what_cannot_be_called_is_told_so():
     with pytest.raises(ValueError, match="cannot be called"):
-        check_reward(object(), histories(), sessions())
+        check_reward(object(), histories(), sessions())  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from toy_users import toy_catalog
 
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Event, EventLog
+from feedgym.protocols import SessionReward
 from feedgym.rewards.check import check_reward
 from feedgym.rewards.compose import Diversity, Weighted
 from feedgym.rewards.engagement import ItemAverage
@@ -76,8 +77,8 @@ def test_diversity_is_the_mean_cosine_distance_of_the_pairs():
 
 
 def test_a_weighted_sum_adds_up():
-    parts = {Diversity(CATALOG): 0.3, ItemAverage(torch.arange(6.0)): -2.0}
-    want = sum(weight * reward(HISTORIES, SESSIONS) for reward, weight in parts.items())
+    parts: dict[SessionReward, float] = {Diversity(CATALOG): 0.3, ItemAverage(torch.arange(6.0)): -2.0}
+    want = torch.stack([weight * reward(HISTORIES, SESSIONS) for reward, weight in parts.items()]).sum(0)
     torch.testing.assert_close(Weighted(parts)(HISTORIES, SESSIONS), want)
     with pytest.raises(ValueError, match="no rewards"):
         Weighted({})
