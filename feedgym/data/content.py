@@ -1,0 +1,100 @@
+"""Content embeddings for items that come with words and numbers, or only with the users who watched them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+from sklearn.preprocessing import StandardScaler, normalize
+
+from feedgym.data.events import BoolArray, Event, EventLog, FloatArray
+from feedgym.data.splits import until
+
+
+def attribute_embeddings(words_I: list[str] | pd.Series, numbers_IX: NDArray, width: int) -> FloatArray:
+    """Embeddings of items from attributes: TF-IDF of their words beside their standardised numbers, then SVD.
+
+    Args:
+        words_I: space-separated words, e.g. "tag=39 type=Web"; a word one item has alone tells nothing and is dropped.
+        numbers_IX: X finite numbers an item, X >= 0.
+        width: E.
+
+    Returns:
+        float32 [I, E], rows of length 1 (or 0 where an item has nothing).
+    """
+    parts = []
+    if any(words_I):
+        counts = CountVectorizer(tokenizer=str.split, token_pattern=None, lowercase=False).fit_transform(words_I)
+        counts = counts[:, np.asarray((counts > 0).sum(axis=0)).ravel() > 1]
+        parts.append(TfidfTransformer().fit_transform(counts))
+    if numbers_IX.shape[1]:
+        # A number weighs less than a word, so that length alone never makes two items neighbours.
+        parts.append(sparse.csr_matrix(0.3 * StandardScaler().fit_transform(numbers_IX)))
+    if not parts:
+        return np.zeros((len(words_I), width), dtype=np.float32)
+    return _reduce(sparse.hstack(parts).tocsr(), width)
+
+
+def collaborative_embeddings(
+    log: EventLog, num_items: int, width: int, *, before_s: float, per_user: int = 50
+) -> FloatArray:
+    """Embeddings of items by the users who liked both: SVD of the items' positive pointwise mutual information.
+
+    PPMI(i, j) = max(0, log(n_ij n / (n_i n_j))) with n_ij the users for whom both were positive (Levy & Goldberg,
+    2014).
+
+    Args:
+        log: the event log; exposures with a click, a long view or an interaction count.
+        num_items: I.
+        width: E.
+        before_s: only events before this moment are used: what is held out must lie after it.
+        per_user: only a user's last positives count, which bounds the work for heavy users.
+
+    Returns:
+        float32 [I, E], rows of length 1, 0 for items nobody liked together with another.
+    """
+    past = until(log, before_s)
+    user = np.repeat(np.arange(past.num_users), np.diff(past.offsets_U1))
+    row = np.flatnonzero(_liked(past))
+    from_end = np.searchsorted(user[row], user[row], side="right") - np.arange(len(row))
+    row = row[from_end <= per_user]
+    ones = np.ones(len(row), dtype=np.float32)
+    liked_UI = sparse.csr_matrix((ones, (user[row], past.item_id[row])), shape=(past.num_users, num_items))
+    liked_UI.data[:] = 1  # an item liked twice counts once
+    pairs = (liked_UI.T @ liked_UI).tolil()
+    pairs.setdiag(0)
+    return _reduce(_ppmi(pairs.tocsr()), width)
+
+
+def _liked(log: EventLog) -> BoolArray:
+    """Exposures with any behaviour but hate, the last one."""
+    return (log.event == Event.IMPRESSION) & log.examined & log.behaviours[:, :-1].any(axis=1)
+
+
+def _ppmi(pairs: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Positive pointwise mutual information of a symmetric matrix of counts."""
+    pairs.eliminate_zeros()
+    total_I = np.asarray(pairs.sum(axis=1)).ravel()
+    coo = pairs.tocoo()
+    ratio = coo.data * total_I.sum() / (total_I[coo.row] * total_I[coo.col])
+    return sparse.csr_matrix((np.maximum(np.log(ratio), 0), (coo.row, coo.col)), shape=pairs.shape)
+
+
+def _reduce(matrix: sparse.csr_matrix, width: int) -> FloatArray:
+    """Rows in ``width`` dimensions by SVD, of length 1; zeros fill what a small matrix cannot give."""
+    rank = min(width, min(matrix.shape) - 1)
+    if rank < 1 or not matrix.nnz:
+        dense = matrix.toarray()[:, :width]
+    else:
+        dense = TruncatedSVD(rank, random_state=0).fit_transform(matrix)
+    filled = np.zeros((matrix.shape[0], width), dtype=np.float32)
+    filled[:, : dense.shape[1]] = normalize(dense)
+    return filled
+
+
+def default_cutoff_s(log: EventLog) -> float:
+    """The moment before which four fifths of the impressions lie: a training part when nobody names one."""
+    return float(np.quantile(log.timestamp_s[log.event == Event.IMPRESSION], 0.8))

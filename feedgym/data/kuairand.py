@@ -1,0 +1,228 @@
+"""KuaiRand (Gao et al., arXiv:2208.08696): short-video exposures of Kuaishou with every feedback, in its own files.
+
+The log's clock counts seconds since 1970-01-01 00:00 in Beijing, where the users live, so that its time of day is
+theirs. Item embeddings come from the author, the tags, the kind, the length and the upload date only: the published
+statistics of a video are aggregates over the whole month and would leak what is to be predicted.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from feedgym.data.build import assemble_log, cut_visits, encode_profile
+from feedgym.data.content import attribute_embeddings, collaborative_embeddings, default_cutoff_s
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
+
+BEIJING_S = 8 * 3600
+FIRST_DAY_S = pd.Timestamp("2022-04-08").timestamp()
+"""The data set's first moment, on the log's clock."""
+
+LOG_PATTERN = "log_standard_*"
+VIDEOS, USERS, EARLIER = "video_features_basic_*", "user_features_*", "user_sequences.parquet"
+COLUMN_OF = {name: name if name == "long_view" else f"is_{name}" for name in BEHAVIOURS}
+LOG_COLUMNS = ("user_id", "video_id", "time_ms", "play_time_ms", *COLUMN_OF.values())
+VIDEO_COLUMNS = (
+    *("video_id", "author_id", "video_type", "upload_dt", "upload_type", "video_duration", "music_type", "tag"),
+)
+ONE_HOT = tuple(f"onehot_feat{n}" for n in (0, 1, 2, 4, 5, 6, 9, 10, 11, 12, 13, 14, 15, 16, 17))
+"""The encrypted user features of at most 50 values; the others would be all but a name."""
+PROFILE_FIELDS = (
+    *("user_active_degree", "is_live_streamer", "is_video_author", "follow_user_num_range", "fans_user_num_range"),
+    *("friend_user_num_range", "register_days_range", *ONE_HOT),
+)
+LONG_VIEW_S = 18.0
+"""A long view is a video watched to its end, or for this long (the data set's definition)."""
+
+
+def is_kuairand(folder: str | Path) -> bool:
+    """Whether a folder holds KuaiRand's files."""
+    return Path(folder).is_dir() and any(Path(folder).glob(LOG_PATTERN)) and any(Path(folder).glob(VIDEOS))
+
+
+def read_kuairand(
+    folder: str | Path,
+    *,
+    content_width: int = 64,
+    collaborative: bool = False,
+    collaborative_before_s: float | None = None,
+    earlier: bool = True,
+) -> tuple[EventLog, Catalog]:
+    """Reads the standard log of KuaiRand (Pure, 1K or 27K) with its users and videos.
+
+    Rows which repeat (user, video, time) are dropped and visits are cut at pauses of half an hour. Where the folder has
+    ``user_sequences.parquet`` (each user's last exposures before the log, in order but without times), those come
+    first, spread evenly from the data set's first day to the last of them: long views and likes are known (a long view
+    is a click, watched for the least time that makes one), other behaviours and watch times are not and stand at 0.
+    They belong to no visit, so they are history and positive targets, never logged sessions.
+
+    Args:
+        folder: holds ``log_standard_*``, ``video_features_basic_*`` and ``user_features_*`` (CSV, CSV.gz or parquet).
+        content_width: E of the content embeddings.
+        collaborative: append as many dimensions learnt from which videos the same users liked.
+        collaborative_before_s: only events before this moment on the log's clock teach them; default: the moment before
+            which four fifths of the exposures lie.
+        earlier: read ``user_sequences.parquet`` where it exists.
+
+    Returns:
+        The log and the catalogue of all videos in the video file.
+
+    Raises:
+        ValueError: a file or a column is missing, or a log names a video which the video file does not hold.
+    """
+    folder = Path(folder)
+    videos = _read(_one(folder, VIDEOS), VIDEO_COLUMNS)
+    log_paths = sorted(folder.glob(LOG_PATTERN))
+    if not log_paths:
+        raise ValueError(f"{folder}: no file {LOG_PATTERN}; unpack KuaiRand's data folder there.")
+    parts = [_exposures(path, videos) for path in log_paths]
+    if earlier and (folder / EARLIER).exists():
+        parts.append(_earlier_exposures(folder / EARLIER, videos))
+    rows = pd.concat(parts, ignore_index=True)  # the log comes first: of an exposure in both, its row is kept
+    rows = rows.drop_duplicates(["user_id", "item_id", "timestamp_s"]).sort_values(
+        ["user_id", "timestamp_s"], kind="stable", ignore_index=True
+    )
+    if rows.empty:
+        raise ValueError(f"{folder}: the logs have no rows; check the download.")
+    log = _log(rows, _read(_one(folder, USERS), ("user_id", *PROFILE_FIELDS)))
+    content_IE = _content(videos, content_width)
+    if collaborative:
+        before_s = default_cutoff_s(log) if collaborative_before_s is None else collaborative_before_s
+        liked_IE = collaborative_embeddings(log, len(videos), content_width, before_s=before_s)
+        content_IE = np.concatenate([content_IE, liked_IE], axis=1)
+    return log, _catalog(videos, content_IE)
+
+
+def _one(folder: Path, pattern: str) -> Path:
+    paths = sorted(folder.glob(pattern))
+    if not paths:
+        raise ValueError(f"{folder}: no file {pattern}; copy it there from KuaiRand's data folder.")
+    return paths[0]
+
+
+def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    """The named columns of a CSV or parquet file."""
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path, columns=list(columns))
+        return pd.read_csv(path, usecols=list(columns), low_memory=False)
+    except (ValueError, KeyError) as error:
+        detail = str(error).splitlines()[0]
+        raise ValueError(f"{path}: needs the columns {', '.join(columns)} ({detail}); take KuaiRand's.") from error
+
+
+def _item_ids(path: Path, video_id: pd.Series, videos: pd.DataFrame) -> NDArray[np.int64]:
+    """Catalogue rows of raw video ids."""
+    item_id = pd.Index(videos["video_id"]).get_indexer(pd.Index(video_id))
+    if (item_id < 0).any():
+        row = int(np.argmax(item_id < 0))
+        raise ValueError(
+            f"{path}: column 'video_id' names video {video_id.iloc[row]!r} in row {row}, which {VIDEOS} does not hold; "
+            f"take both files from one version of KuaiRand."
+        )
+    return item_id.astype(np.int64)
+
+
+def _exposures(path: Path, videos: pd.DataFrame) -> pd.DataFrame:
+    raw = _read(path, LOG_COLUMNS)
+    flags = {name: (raw[COLUMN_OF[name]] > 0).astype(np.uint8) for name in BEHAVIOURS}
+    return pd.DataFrame(
+        {
+            "user_id": raw["user_id"],
+            "item_id": _item_ids(path, raw["video_id"], videos),
+            "timestamp_s": raw["time_ms"] / 1000 + BEIJING_S,
+            "watch_s": (raw["play_time_ms"] / 1000).astype(np.float32),
+            **flags,
+            "earlier": False,
+        }
+    )
+
+
+def _earlier_exposures(path: Path, videos: pd.DataFrame) -> pd.DataFrame:
+    """The exposures before the log, with times made up evenly between the first day and the last exposure."""
+    users = _read(path, ("user_id", "history_len", "last_time_ms", "watch_seq", "like_seq", "long_watch_seq"))
+    size = users["watch_seq"].map(len).to_numpy()
+    user = np.repeat(np.arange(len(users)), size)
+    rows = pd.DataFrame({"user": user, "video_id": users["watch_seq"].explode().dropna().astype(np.int64).to_numpy()})
+    from_end = np.cumsum(size)[user] - 1 - np.arange(len(rows))
+    last_s = users["last_time_ms"].to_numpy() / 1000 + BEIJING_S
+    step_s = (last_s - FIRST_DAY_S) / users["history_len"].to_numpy()  # of all earlier exposures, listed or not
+    long_view, like = (_marked(rows, users[name]) for name in ("long_watch_seq", "like_seq"))
+    item_id = _item_ids(path, rows["video_id"], videos)
+    least_s = np.minimum(_duration_s(videos)[item_id], LONG_VIEW_S)
+    flags = dict.fromkeys(BEHAVIOURS, np.uint8(0)) | {"click": long_view | like, "long_view": long_view, "like": like}
+    return pd.DataFrame(
+        {
+            "user_id": users["user_id"].to_numpy()[user],
+            "item_id": item_id,
+            "timestamp_s": last_s[user] - from_end * step_s[user],
+            "watch_s": np.where(long_view, least_s, 0).astype(np.float32),
+            **flags,
+            "earlier": True,
+        }
+    )
+
+
+def _marked(rows: pd.DataFrame, subsequence: pd.Series) -> NDArray[np.uint8]:
+    """Whether each row is in its user's subsequence; of an item's repeats the latest are, as many as the list has."""
+    listed = subsequence.reset_index(drop=True).explode().dropna().astype(np.int64)
+    keys = pd.MultiIndex.from_arrays([listed.index, listed.to_numpy()], names=["user", "video_id"])
+    counts = pd.Series(1, index=keys).groupby(level=[0, 1]).sum().rename("listed").reset_index()
+    wanted = rows.merge(counts, how="left", on=["user", "video_id"])["listed"].fillna(0).to_numpy()
+    from_end = rows.groupby(["user", "video_id"]).cumcount(ascending=False).to_numpy()
+    return (from_end < wanted).astype(np.uint8)
+
+
+def _log(rows: pd.DataFrame, users: pd.DataFrame) -> EventLog:
+    """The log of sorted exposures; the profile of a user whom the user file lacks is all 0, unknown."""
+    user_idx, user_ids_U = pd.factorize(rows["user_id"])
+    codes, sizes = encode_profile(users[list(PROFILE_FIELDS)])
+    at = pd.Index(users["user_id"]).get_indexer(pd.Index(user_ids_U))
+    earlier, timestamp_s = rows["earlier"].to_numpy(), rows["timestamp_s"].to_numpy()
+    new_visit = cut_visits(user_idx, timestamp_s) & ~earlier | (np.diff(earlier.astype(np.int8), prepend=0) != 0)
+    return assemble_log(
+        user_ids_U=np.asarray(user_ids_U, dtype=np.int64),
+        profile_UF=np.where(at[:, None] >= 0, codes[at], 0),
+        profile_names=PROFILE_FIELDS,
+        profile_sizes=sizes,
+        user_idx=user_idx,
+        timestamp_s=timestamp_s,
+        item_id=rows["item_id"].to_numpy(),
+        watch_s=rows["watch_s"].to_numpy(),
+        behaviours=rows[list(BEHAVIOUR_IDX)].to_numpy(dtype=np.uint8),
+        new_visit=new_visit,
+        without_login=earlier,
+    )
+
+
+def _duration_s(videos: pd.DataFrame) -> NDArray[np.float64]:
+    """Lengths; picture posts have none and get the median."""
+    duration_ms = videos["video_duration"].where(videos["video_duration"] > 0)
+    return (duration_ms.fillna(duration_ms.median()).fillna(1000.0) / 1000).to_numpy()
+
+
+def _content(videos: pd.DataFrame, width: int) -> NDArray[np.float32]:
+    length = pd.qcut(videos["video_duration"], 10, labels=False, duplicates="drop").fillna(-1).astype(int)
+    words = "length=" + length.astype(str) + " author=" + videos["author_id"].astype(str)
+    for name in ("video_type", "upload_dt", "upload_type", "music_type"):
+        words += (f" {name}=" + videos[name].astype(str)).fillna("")
+    words += (" tag=" + videos["tag"].astype("string").str.replace(",", " tag=")).fillna("").astype(str)
+    return attribute_embeddings(words, np.log(_duration_s(videos))[:, None], width)
+
+
+def _catalog(videos: pd.DataFrame, content_IE: NDArray[np.float32]) -> Catalog:
+    first_tag = videos["tag"].astype("string").str.split(",").str[0]
+    tags = pd.to_numeric(first_tag, errors="coerce")
+    upload = pd.to_datetime(videos["upload_dt"], errors="coerce")
+    upload_s = (upload - pd.Timestamp(0)).dt.total_seconds()
+    return Catalog(
+        raw_ids_I=videos["video_id"].to_numpy(dtype=np.int64),
+        content_IE=content_IE,
+        topic_I=pd.factorize(tags, sort=True)[0].astype(np.int32),
+        duration_s_I=_duration_s(videos).astype(np.float32),
+        creator_I=videos["author_id"].to_numpy(dtype=np.int64),
+        upload_s_I=np.asarray(upload_s.fillna(FIRST_DAY_S), dtype=np.float64),
+    )

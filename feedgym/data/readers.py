@@ -1,0 +1,306 @@
+"""Logs of the outside world: KuaiRand's files, feedgym's own, or any table of events with a map of its columns.
+
+For example ``log, catalog = load_data("views.csv", {"user_id": "visitor", "item_id": "video", "timestamp": "ts"})``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from feedgym.data.build import assemble_log, cut_visits, encode_profile
+from feedgym.data.content import attribute_embeddings, collaborative_embeddings, default_cutoff_s
+from feedgym.data.events import BEHAVIOURS, Catalog, EventLog, FloatArray
+from feedgym.data.kuairand import is_kuairand, read_kuairand
+from feedgym.data.parquet import PROFILE_PREFIX, read_catalog, read_log
+
+__all__ = ["load_data", "read_kuairand", "read_table"]
+
+REQUIRED = ("user_id", "item_id")
+EVENT_COLUMNS = (*REQUIRED, "timestamp", "session_id", "watch_s", "duration_s", "examined", "propensity", *BEHAVIOURS)
+ITEM_COLUMNS = ("item_id", "duration_s", "topic", "creator", "upload_time")
+EMBEDDING_PREFIX = "embedding_"
+CONTENT_WIDTH = 64
+
+
+def load_data(
+    path: str | Path, column_map: Mapping[str, str] | None = None, items: str | Path | None = None
+) -> tuple[EventLog, Catalog]:
+    """Reads whatever stands at ``path``.
+
+    Args:
+        path: a folder with KuaiRand's files, a folder with feedgym's ``events.parquet`` and ``catalog.parquet``, or a
+            CSV or parquet table of events.
+        column_map: feedgym's column name to the table's, see :func:`read_table`; for tables only.
+        items: the table's items; for tables only.
+
+    Raises:
+        ValueError: nothing readable stands there, or the data break their format.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder; check the path.")
+    if path.is_file():
+        return read_table(path, column_map or {}, items)
+    if column_map or items:
+        raise ValueError(f"{path}: is a folder, but column_map and items describe a single table; give its file.")
+    if is_kuairand(path):
+        return read_kuairand(path)
+    if (path / "events.parquet").exists():
+        catalog = read_catalog(path / "catalog.parquet")
+        return read_log(path / "events.parquet", catalog), catalog
+    raise ValueError(
+        f"{path}: holds neither KuaiRand's files (log_standard_*) nor events.parquet and catalog.parquet; give the "
+        f"folder that does, or a table's file with a column map."
+    )
+
+
+def read_table(
+    path: str | Path, column_map: Mapping[str, str], items: str | Path | None = None
+) -> tuple[EventLog, Catalog]:
+    """Reads any table with one row an exposure (or an interaction).
+
+    feedgym's names, which ``column_map`` maps to the file's (a name that is left out stands for itself):
+
+    - ``user_id`` and ``item_id``, the only ones a file must have;
+    - ``timestamp``: seconds, milli-, micro- or nanoseconds since 1970 (told by their size), ISO text or datetimes. A
+      file without it is in time order already, and counts as one event a second;
+    - ``session_id``: where it changes, a visit ends. Without it visits end at pauses of half an hour;
+    - ``watch_s``, ``duration_s`` (of the item), ``examined``, ``propensity``;
+    - the behaviours, 0/1. Without any of them every row is a click;
+    - ``profile_<name>``: profile fields, taken from the user's first row.
+
+    ``items`` is a table with ``item_id`` and, where known, ``duration_s``, ``topic``, ``creator`` and ``upload_time``.
+    Columns ``embedding_*`` are the content embeddings; without them the other columns, numbers and categories, are made
+    into embeddings, and without any, or without ``items``, the co-occurrence of items in the earlier four fifths of
+    the log is.
+
+    Args:
+        path: CSV (also compressed), TSV or parquet.
+        column_map: feedgym's name to the file's.
+        items: the items' table; its columns are mapped too.
+
+    Returns:
+        The log and the catalogue.
+
+    Raises:
+        ValueError: a column is missing, unknown or unreadable, an item is unknown, or nothing is there; one line.
+    """
+    path, items = Path(path), None if items is None else Path(items)
+    table, item_table = _table(path), None if items is None else _table(items)
+    _check_map(path, column_map, [table] if item_table is None else [table, item_table])
+    table = _renamed(path, table, column_map, REQUIRED)
+    if items is not None and item_table is not None:
+        item_table = _checked_items(items, _renamed(items, item_table, column_map, ("item_id",)))
+    raw_ids_I, item_id = _item_ids(path, table, item_table)
+    user_idx, user_ids = pd.factorize(table["user_id"])
+    timestamp_s = _timestamps(path, table)
+    order = np.lexsort((timestamp_s, user_idx))
+    table, item_id = table.iloc[order], item_id[order]  # the index keeps the rows' numbers, for messages
+    log = _log(path, table, user_idx[order], user_ids, timestamp_s[order], item_id)
+    return log, _catalog(raw_ids_I, item_table, table, item_id, log)
+
+
+def _table(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; check the path.")
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, sep="\t" if ".tsv" in path.suffixes else ",", low_memory=False)
+    except (pa.ArrowInvalid, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        detail = str(error).splitlines()[0]
+        raise ValueError(f"{path}: cannot be read as a table ({detail}); give CSV or parquet.") from error
+    if table.empty:
+        raise ValueError(f"{path}: the file has no rows; give one with at least one event.")
+    return table.reset_index(drop=True)
+
+
+def _check_map(path: Path, column_map: Mapping[str, str], tables: list[pd.DataFrame]) -> None:
+    """Refuses names feedgym does not know and columns no file has."""
+    known = sorted({*EVENT_COLUMNS, *ITEM_COLUMNS})
+    for name, column in column_map.items():
+        if name not in known and not name.startswith((PROFILE_PREFIX, EMBEDDING_PREFIX)):
+            raise ValueError(f"column_map names {name!r}, which feedgym does not know; use {', '.join(known)}.")
+        if not any(column in table for table in tables):
+            have = sorted({str(c) for table in tables for c in table})
+            raise ValueError(f"{path}: column {column!r} (for {name}) is missing; there are {have}: map one of them.")
+
+
+def _renamed(path: Path, table: pd.DataFrame, column_map: Mapping[str, str], required: tuple[str, ...]) -> pd.DataFrame:
+    """The table under feedgym's names; the file's own columns of those names give way."""
+    mapped = {name: table[column] for name, column in column_map.items() if column in table}
+    sources = [column_map[name] for name in mapped]
+    table = table.drop(columns=list({*sources, *mapped}), errors="ignore").assign(**mapped)
+    for name in required:
+        if name not in table:
+            raise ValueError(
+                f"{path}: column {name!r} is missing; the file has {[str(c) for c in table]}: name the one to take in "
+                f"column_map."
+            )
+        _refuse(path, table, name, table[name].isna(), "is empty", "drop those rows")
+    return table
+
+
+def _refuse(path: Path, table: pd.DataFrame, column: str, bad: NDArray | pd.Series, what: str, remedy: str) -> None:
+    """One line about the file's rows that are bad; ``table``'s index holds their numbers."""
+    rows = table.index[np.asarray(bad)]
+    if len(rows):
+        raise ValueError(f"{path}: column {column!r} {what} in {len(rows)} row(s), first row {rows.min()}; {remedy}.")
+
+
+def _checked_items(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    _refuse(path, table, "item_id", table["item_id"].duplicated(), "repeats an item", "keep one row an item")
+    for name in (str(c) for c in table if str(c).startswith(EMBEDDING_PREFIX)):
+        bad = ~np.isfinite(_numbers(path, table, name))
+        _refuse(path, table, name, bad, "is NaN or infinite", "drop or impute those items")
+    return table
+
+
+def _item_ids(path: Path, table: pd.DataFrame, item_table: pd.DataFrame | None) -> tuple[NDArray, NDArray[np.int64]]:
+    """Raw ids of the catalogue and each event's row in it; without an items' table, the items that occur, sorted."""
+    if item_table is None:
+        codes, ids = pd.factorize(table["item_id"], sort=True)
+        return _plain(ids), codes
+    codes = pd.Index(item_table["item_id"]).get_indexer(pd.Index(table["item_id"]))
+    if (codes < 0).any():
+        row = int(np.argmax(codes < 0))
+        raise ValueError(
+            f"{path}: column 'item_id' names item {table['item_id'].iloc[row]!r} in row {row}, which the items' file "
+            f"does not hold ({int((codes < 0).sum())} such rows); add the items to it, with ids of the same type."
+        )
+    return _plain(item_table["item_id"]), codes
+
+
+def _plain(ids: pd.Series | pd.Index | NDArray) -> NDArray:
+    """Ids as int64 where they are integers, else as text."""
+    values = np.asarray(ids)
+    return values.astype(np.int64) if np.issubdtype(values.dtype, np.integer) else values.astype(np.str_)
+
+
+def _numbers(path: Path, table: pd.DataFrame, name: str, fill: float | None = None) -> NDArray[np.float64]:
+    """A column as float64; text is refused, and empty cells become ``fill``, or NaN without one."""
+    values = pd.to_numeric(table[name], errors="coerce")
+    _refuse(path, table, name, values.isna() & table[name].notna(), "is no number", "write numbers")
+    return (values if fill is None else values.fillna(fill)).to_numpy(dtype=np.float64)
+
+
+def _timestamps(path: Path, table: pd.DataFrame) -> NDArray[np.float64]:
+    """Seconds; where the file has no times, the order of its rows."""
+    if "timestamp" not in table:
+        return np.arange(len(table), dtype=np.float64)
+    seconds = _seconds(table["timestamp"])
+    _refuse(
+        path,
+        table,
+        "timestamp",
+        ~np.isfinite(seconds),
+        "is empty or no time",
+        "write seconds or ISO times, or drop them",
+    )
+    return seconds
+
+
+def _seconds(column: pd.Series) -> NDArray[np.float64]:
+    """Seconds since 1970 of numbers in any usual unit, of ISO text or of datetimes; NaN where unreadable."""
+    numbers = pd.to_numeric(column, errors="coerce") if not pd.api.types.is_datetime64_any_dtype(column) else None
+    if numbers is not None and numbers.notna().any():
+        values = numbers.to_numpy(dtype=np.float64)
+        size = np.nanmax(np.abs(values), initial=0)
+        # 1e11 s is the year 5138; 1e11 ms is 1973.
+        unit = next(u for limit, u in ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6), (np.inf, 1e9)) if size < limit)
+        return values / unit
+    times = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
+    return np.asarray((times - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1), dtype=np.float64)
+
+
+def _log(
+    path: Path, table: pd.DataFrame, user_idx: NDArray, user_ids: pd.Index, timestamp_s: NDArray, item_id: NDArray
+) -> EventLog:
+    """The log of a table sorted by user and time."""
+    present = [name for name in BEHAVIOURS if name in table]
+    behaviours = np.zeros((len(table), len(BEHAVIOURS)), dtype=np.uint8)
+    for name in present or ["click"]:
+        values = _numbers(path, table, name, 0) if present else np.ones(len(table))
+        _refuse(path, table, name, (values != 0) & (values != 1), "is neither 0 nor 1", "write 0/1, e.g. rating >= 4")
+        behaviours[:, BEHAVIOURS.index(name)] = values
+    watch_s = _numbers(path, table, "watch_s", 0) if "watch_s" in table else np.zeros(len(table))
+    _refuse(path, table, "watch_s", ~(watch_s >= 0), "is negative", "write seconds")
+    if "session_id" in table:
+        session = pd.factorize(table["session_id"])[0]
+        new_visit = np.diff(session, prepend=-1) != 0
+    else:
+        new_visit = cut_visits(user_idx, timestamp_s)
+    fields = [str(c) for c in table if str(c).startswith(PROFILE_PREFIX)]
+    first = np.searchsorted(user_idx, np.arange(len(user_ids)))
+    profile_UF, sizes = encode_profile(table[fields].iloc[first])
+    return assemble_log(
+        user_ids_U=_plain(user_ids),
+        profile_UF=profile_UF,
+        profile_names=tuple(name.removeprefix(PROFILE_PREFIX) for name in fields),
+        profile_sizes=sizes,
+        user_idx=user_idx,
+        timestamp_s=timestamp_s,
+        item_id=item_id,
+        watch_s=watch_s.astype(np.float32),
+        behaviours=behaviours,
+        new_visit=new_visit,
+        examined=_numbers(path, table, "examined", 1) > 0 if "examined" in table else None,
+        propensity=_numbers(path, table, "propensity").astype(np.float32) if "propensity" in table else None,
+    )
+
+
+def _catalog(
+    raw_ids_I: NDArray, item_table: pd.DataFrame | None, table: pd.DataFrame, item_id: NDArray, log: EventLog
+) -> Catalog:
+    count = len(raw_ids_I)
+    known = pd.DataFrame(index=range(count)) if item_table is None else item_table.reset_index(drop=True)
+    topic_I = pd.factorize(known["topic"], sort=True)[0] if "topic" in known else np.full(count, -1)
+    creator_I = pd.factorize(known["creator"], sort=True)[0] if "creator" in known else np.full(count, -1)
+    upload_s_I = _seconds(known["upload_time"]) if "upload_time" in known else np.full(count, np.nan)
+    return Catalog(
+        raw_ids_I=raw_ids_I,
+        content_IE=_content(known, log, count),
+        topic_I=topic_I.astype(np.int32),
+        duration_s_I=_durations(known, table, item_id, count),
+        creator_I=creator_I.astype(np.int64),
+        upload_s_I=np.where(np.isfinite(upload_s_I), upload_s_I, log.timestamp_s.min()),
+    )
+
+
+def _durations(known: pd.DataFrame, table: pd.DataFrame, item_id: NDArray, count: int) -> FloatArray:
+    """Lengths from the items' table, else from the events (the item's longest); the median where unknown, else 1 s."""
+    if "duration_s" in known:
+        seconds = pd.Series(pd.to_numeric(known["duration_s"], errors="coerce").to_numpy())
+    elif "duration_s" in table:
+        values = pd.to_numeric(table["duration_s"], errors="coerce")
+        seconds = values.groupby(item_id).max().reindex(range(count))
+    elif "watch_s" in table:
+        raise ValueError("The log has watch_s but no duration_s, so no watched share; map duration_s in log or items.")
+    else:
+        seconds = pd.Series(np.ones(count))
+    seconds = seconds.where(seconds > 0)
+    return seconds.fillna(seconds.median()).fillna(1.0).to_numpy(dtype=np.float32)
+
+
+def _content(known: pd.DataFrame, log: EventLog, count: int) -> FloatArray:
+    """Content embeddings: given, or made of the items' other columns, or of the log's first four fifths."""
+    given = [c for c in known if str(c).startswith(EMBEDDING_PREFIX)]
+    if given:
+        return known[given].to_numpy(dtype=np.float32)
+    features = known.drop(columns=["item_id", "upload_time"], errors="ignore")
+    numeric = features.select_dtypes("number").columns.difference(["topic", "creator"])
+    numbers_IX = features[numeric].fillna(features[numeric].median()).fillna(0).to_numpy(dtype=np.float64)
+    words = pd.Series("", index=known.index)
+    for name in features.columns.difference(numeric):
+        value = features[name].astype("string").str.replace(r"\s+", "_", regex=True)
+        words += (f" {name}=" + value).fillna("").astype(str)
+    if words.str.len().any() or numbers_IX.shape[1]:
+        return attribute_embeddings(words, numbers_IX, CONTENT_WIDTH)
+    return collaborative_embeddings(log, count, CONTENT_WIDTH, before_s=default_cutoff_s(log))
