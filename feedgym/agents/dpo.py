@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, PrinterCallback
 
 from feedgym.agents.onerec import OneRec, history_columns
-from feedgym.agents.pretrain import Progress, _ProgressCallback, last_whole_checkpoint, trimmed
+from feedgym.agents.pretrain import Progress, _ProgressCallback, last_whole_checkpoint
 from feedgym.data.batches import EventBatch, Preferences, TensorRows
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.tokenizers.vocabulary import Vocabulary
@@ -201,7 +201,7 @@ class Pairs:
             "input_ids": tokens_RM,
             "attention_mask": (tokens_RM != Vocabulary.pad_id).long(),
             "completion_mask": (tokens_RM > Vocabulary.bos_id).long(),
-            **history_columns(trimmed(self.histories.rows(rows))),
+            **history_columns(self.histories.rows(rows).trimmed()),
         }
 
     def collate(self, elements: Sequence[dict[str, int]]) -> dict[str, Tensor]:

@@ -105,16 +105,8 @@ class SessionDataset(Dataset):
     def collate(self, model: Trainable, idx: Sequence[int]) -> dict[str, Tensor]:
         """The model's training batch of the rows ``idx``, histories cut to the longest of them."""
         rows = torch.as_tensor(idx)
-        batch = model.training_batch(trimmed(self.histories.rows(rows)), self.item_ids_NK[rows])
+        batch = model.training_batch(self.histories.rows(rows).trimmed(), self.item_ids_NK[rows])
         return batch if self.weights_N is None else batch | {"weights_N": self.weights_N[rows]}
-
-
-def trimmed(histories: EventBatch) -> EventBatch:
-    """The histories without the columns that are padding in every row; at least one column stays."""
-    length = max(1, int(histories.mask_UT.sum(1).max()))
-    per_event = ("item_ids_UT", "behaviours_UTB", "watch_fraction_UT", "gap_s_UT", "mask_UT")
-    columns = {name: getattr(histories, name)[:, :length] for name in per_event}
-    return EventBatch(**columns, profile_UF=histories.profile_UF, time_of_day_U=histories.time_of_day_U)
 
 
 def pretrain(

@@ -6,7 +6,7 @@ of axes and units stands in :mod:`feedgym.data.events`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -58,6 +58,18 @@ class EventBatch(TensorRows):
 
     def __len__(self) -> int:
         return len(self.item_ids_UT)
+
+    def events(self, idx: slice) -> EventBatch:
+        """The same users with the part ``idx`` of their T events."""
+        return replace(self, **{name: getattr(self, name)[:, idx] for name in PER_EVENT})
+
+    def trimmed(self) -> EventBatch:
+        """Without the events that are padding in every row; at least one column stays."""
+        return self.events(slice(max(1, int(self.mask_UT.sum(1).max()))))
+
+
+PER_EVENT = tuple(f.name for f in fields(EventBatch) if "T" in f.name.rsplit("_", 1)[-1])
+"""The columns with a T axis."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from feedgym.agents.check import scribbled
 from feedgym.data.batches import EventBatch, SessionBatch, TensorRows
 from feedgym.protocols import SessionReward
 
@@ -64,11 +65,11 @@ def check_reward(reward: SessionReward, histories: EventBatch, sessions: Session
         "scored sessions differently alone and beside a user's others; normalise nothing over the samples",
     )
     same(
-        _score(reward, name, _scribbled(histories), sessions),
+        _score(reward, name, scribbled(histories), sessions),
         "read padded events; use only the events where mask_UT is true",
     )
     same(
-        _score(reward, name, _shorter(histories), sessions),
+        _score(reward, name, histories.events(slice(-1)), sessions),
         "depends on how far the histories are padded; use only the events where mask_UT is true",
     )
     _check_session_padding(reward, name, histories, ids_USK)
@@ -119,24 +120,6 @@ def _with_padding(mask_UT: Tensor) -> Tensor:
     mask_UT[:, -1] = False
     mask_UT[0] = False
     return mask_UT
-
-
-def _scribbled(histories: EventBatch) -> EventBatch:
-    """Histories with nonsense where they are padded."""
-    pad_UT = ~histories.mask_UT
-    return replace(
-        histories,
-        item_ids_UT=histories.item_ids_UT.masked_fill(pad_UT, 1),
-        behaviours_UTB=histories.behaviours_UTB.masked_fill(pad_UT[..., None], 1.0),
-        watch_fraction_UT=histories.watch_fraction_UT.masked_fill(pad_UT, 5.0),
-        gap_s_UT=histories.gap_s_UT.masked_fill(pad_UT, 1e6),
-    )
-
-
-def _shorter(histories: EventBatch) -> EventBatch:
-    """Histories without their last column, which is padding."""
-    per_event = ("item_ids_UT", "behaviours_UTB", "watch_fraction_UT", "gap_s_UT", "mask_UT")
-    return replace(histories, **{name: getattr(histories, name)[:, :-1] for name in per_event})
 
 
 def _copy(batch: TensorRows) -> dict[str, Tensor]:

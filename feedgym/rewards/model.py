@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from feedgym.agents.layers.history import EventFeatures, RequestTokens
-from feedgym.agents.pretrain import PretrainConfig, Progress, SessionDataset, pretrain, trimmed
+from feedgym.agents.pretrain import PretrainConfig, Progress, SessionDataset, pretrain
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, LoggedSessions
 from feedgym.envs.truth import RewardWeights
@@ -301,7 +301,7 @@ class _AnsweredDataset(SessionDataset):
 
     def collate(self, model: Any, idx: Sequence[int]) -> dict[str, Tensor]:
         rows = torch.as_tensor(idx)
-        histories, answers = trimmed(self.histories.rows(rows)), self.answers.rows(rows)
+        histories, answers = self.histories.rows(rows).trimmed(), self.answers.rows(rows)
         return {
             **{f.name: getattr(histories, f.name) for f in fields(EventBatch)},
             "item_ids_NK": self.item_ids_NK[rows],

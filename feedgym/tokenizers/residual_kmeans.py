@@ -239,9 +239,7 @@ def _assign_group(distance_GC: Matrix, left_C: Ints, room_C: Ints, limit: int) -
     raise AssertionError("No balanced choice was found although one exists.")
 
 
-def _fit_centroids(
-    points_ND: Matrix, num_codes: int, config: ResidualKMeansConfig, rng: np.random.Generator
-) -> Matrix:
+def _fit_centroids(points_ND: Matrix, num_codes: int, config: ResidualKMeansConfig, rng: np.random.Generator) -> Matrix:
     """Lloyd's iteration with balanced clusters: float64 [C, D] centroids."""
     sizes_C = _cluster_sizes(len(points_ND), num_codes)
     centroids_CD = points_ND[rng.permutation(len(points_ND))[:num_codes]]

@@ -1,0 +1,5 @@
+"""``python -m feedgym``."""
+
+from feedgym.cli import main
+
+main()

@@ -1,0 +1,363 @@
+"""The command line: a dataclass a command, whose fields and docstrings are its --help, and a function that runs it.
+
+Nothing heavy is imported before a command is known, so that help and mistakes answer soon. Mistakes of the user (a
+ValueError, an OSError) end in one line with the remedy and exit code 2; FEEDGYM_DEBUG=1 shows where they came from.
+Ctrl-C leaves a run that ``--resume`` continues.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+from tyro.conf import Positional
+
+MISTAKE, INTERRUPTED = 2, 130
+RUNS = Path("runs")
+ArgumentsT = TypeVar("ArgumentsT")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The ``feedgym`` program."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return
+    name, *rest = arguments
+    prepare_libraries()
+    try:
+        if name not in COMMANDS:
+            raise ValueError(f"There is no command {name!r}; the commands are {', '.join(COMMANDS)}.")
+        COMMANDS[name](rest)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except (ValueError, OSError) as error:
+        if os.environ.get("FEEDGYM_DEBUG"):
+            raise
+        print("feedgym:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(MISTAKE)
+
+
+def overview() -> str:
+    """What ``feedgym --help`` prints."""
+    lines = [f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: feedgym COMMAND [OPTIONS]",
+            "",
+            "Does aligning a generative recommender make users better off? Simulated users know.",
+            "",
+            *lines,
+            "",
+            "`feedgym COMMAND --help` explains a command. Start with `feedgym demo`.",
+        ]
+    )
+
+
+def prepare_libraries() -> None:
+    """Settings the libraries below read when they are first imported.
+
+    One style of progress: their own bars and notes are off. Nothing is downloaded. OpenMP's threads sleep while they
+    wait: spinning, they slow training eightfold as soon as another process wants one of two cores.
+    """
+    for variable, value in {
+        "OMP_WAIT_POLICY": "passive",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }.items():
+        os.environ.setdefault(variable, value)
+
+
+def _parse(kind: type[ArgumentsT], command: str, arguments: Sequence[str], default: Any = None) -> ArgumentsT:
+    defaults = {} if default is None else {"default": default}
+    return tyro.cli(kind, prog=f"feedgym {command}", args=arguments, config=(tyro.conf.AvoidSubcommands,), **defaults)
+
+
+# ---------------------------------------------------------------- demo, run, stage, evaluate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Pretrain OneRec on the log of 4,000 simulated users, align it by iterated DPO against a reward model, serve it to
+    1,000 fresh users beside the agent it came from and three references, and write a report (about 5 minutes).
+
+    It is `feedgym run onerec-ipa` with nothing to choose; look there for every option.
+    """
+
+    seed: int = 0
+    """Decides everything: catalogue, users, weights, samples."""
+    run: Path | None = None
+    """Folder to write everything to; a new one under runs/ if left out."""
+    resume: Path | None = None
+    """Continue the run in this folder where it stopped, with its own configuration."""
+    ray: str = "local"
+    """Where sessions are sampled: local (two processes), off (this one), or the address of a Ray cluster."""
+
+
+def demo(arguments: Sequence[str]) -> None:
+    """Pretrain, align and judge OneRec on simulated users: the whole experiment in about 5 minutes."""
+    options = _parse(Demo, "demo", arguments)
+    from feedgym.experiments.presets import small
+
+    _experiment("demo", replace(small(), seed=options.seed), options.run, options.resume, options.ray)
+
+
+def run(arguments: Sequence[str]) -> None:
+    """The same from a preset with any option changed; --data takes a real log."""
+    from feedgym.experiments.presets import PRESETS, AlignConfig
+
+    @dataclass(frozen=True, kw_only=True)
+    class RunArguments(AlignConfig):
+        """Run an alignment experiment: log, tokenizer, pretraining, reward model, rounds of DPO, judgement, report."""
+
+        run: Path | None = None
+        """Folder to write everything to; a new one under runs/ if left out."""
+        resume: Path | None = None
+        """Continue the run in this folder where it stopped, with its own configuration."""
+
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: feedgym run PRESET [OPTIONS]\n\nPresets (`feedgym run PRESET --help` lists every option):\n")
+        for name, preset in PRESETS.items():
+            print(f"  {name:<20}{(preset.__doc__ or '').splitlines()[0]}")
+        return
+    name, *rest = arguments
+    options = _parse(RunArguments, f"run {name}", rest, RunArguments(**vars(_preset(name))))
+    config = AlignConfig(**{field.name: getattr(options, field.name) for field in fields(AlignConfig)})
+    _experiment(name, config, options.run, options.resume, config.rollouts.ray)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageArguments:
+    """Bring a run up to one stage: log, tokenizer, base, reward, reward-check, sampled-0, aligned-1, ..., judged.
+
+    Stages that are there already are kept.
+    """
+
+    name: Positional[str]
+    """The stage."""
+    run: Path
+    """The run's folder; a new one is begun with the preset."""
+    preset: str = "onerec-ipa"
+    """What a new run is made of."""
+    seed: int = 0
+    """Seed of a new run."""
+    redo: bool = False
+    """Do the stage again though its product is there."""
+
+
+def stage(arguments: Sequence[str]) -> None:
+    """Bring a run up to one stage, or do that stage again."""
+    options = _parse(StageArguments, "stage", arguments)
+    from feedgym.experiments.run import StageReached
+
+    known = (options.run / "config.json").exists()
+    config = replace(_preset(options.preset), seed=options.seed)
+    redo = options.name if options.redo else None
+    try:
+        _experiment(
+            options.preset,
+            config,
+            None if known else options.run,
+            options.run if known else None,
+            "local",
+            stop_after=options.name,
+            redo=redo,
+        )
+    except StageReached:
+        return
+    raise ValueError(f"The run has no stage {options.name!r}; see `feedgym stage --help` for their names.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments:
+    """Judge a finished run's agents again, by other users or for longer; its summary and report are rewritten."""
+
+    run: Positional[Path]
+    """The run's folder."""
+    users: int | None = None
+    """Fresh users."""
+    visits: int | None = None
+    """Visits a user."""
+    seed: int | None = None
+    """Another seed is another population of users."""
+    num_beams: int | None = None
+    """Beams by which an agent chooses the session it serves; 1 is greedy."""
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Judge a finished run's agents again, by other users or for longer."""
+    options = _parse(EvaluateArguments, "evaluate", arguments)
+    if not (options.run / "summary.json").exists():
+        raise ValueError(f"{options.run} holds no finished run; finish it with `feedgym demo --resume {options.run}`.")
+    config = read_config(options.run)
+    changes = {
+        name: getattr(options, name) for name in ("users", "visits", "seed") if getattr(options, name) is not None
+    }
+    config = replace(config, judge=replace(config.judge, **changes), num_beams=options.num_beams or config.num_beams)
+    _experiment("evaluate", config, None, options.run, config.rollouts.ray, stored=False)
+
+
+def _preset(name: str) -> Any:
+    from feedgym.experiments.presets import PRESETS
+
+    if name not in PRESETS:
+        raise ValueError(f"There is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
+    return PRESETS[name]()
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration a run folder was begun with.
+
+    Raises:
+        ValueError: the folder holds no run, or one of another version.
+    """
+    import json
+
+    from pydantic import TypeAdapter, ValidationError
+
+    from feedgym.experiments.presets import AlignConfig
+
+    path = folder / "config.json"
+    if not path.exists():
+        raise ValueError(f"{folder} holds no run (no config.json in it); give the folder of one.")
+    try:
+        return TypeAdapter(AlignConfig).validate_python(json.loads(path.read_text())["config"])
+    except (json.JSONDecodeError, KeyError, ValidationError) as error:
+        detail = str(error).splitlines()[0]
+        raise ValueError(f"{path} cannot be read ({detail}); start a new run with --run.") from error
+
+
+def _experiment(
+    title: str,
+    config: Any,
+    folder: Path | None,
+    resume: Path | None,
+    ray: str,
+    *,
+    stored: bool = True,
+    **run_options: Any,
+) -> None:
+    """Run an experiment in a new folder, or go on in an old one with the configuration stored there."""
+    if resume is not None and folder not in (None, resume):
+        raise ValueError("Give either --run for a new run or --resume for an old one, not both.")
+    if resume is not None and stored:
+        config = read_config(resume)
+    config = replace(config, rollouts=replace(config.rollouts, ray=ray))
+    folder = resume or folder or RUNS / f"{title}-{time.strftime('%Y%m%d-%H%M%S')}"
+    from feedgym.experiments.align import align
+    from feedgym.experiments.report import agents_table
+    from feedgym.experiments.run import Run
+
+    is_new = not folder.exists() or not any(folder.iterdir())
+    record = Run(folder, config, resume=resume is not None, **run_options)
+    try:
+        summary = align(config, record)
+    except KeyboardInterrupt:
+        print(f"Stopped. To go on: feedgym demo --resume {folder}", file=sys.stderr)
+        raise
+    except ValueError:
+        if is_new and not record.seconds:  # refused before anything was done: leave nothing behind
+            record.close()
+            shutil.rmtree(folder)
+        raise
+    finally:
+        record.close()
+    from rich.console import Console
+
+    Console().print(agents_table(summary))
+    print(f"\nReport: {folder / 'report.html'}\nFigures: {folder / 'summary.json'}")
+
+
+# ---------------------------------------------------------------- simulate, check
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateArguments:
+    """Let simulated users visit under the production system, and write their log as events.parquet and catalog.parquet.
+
+    `feedgym run onerec-ipa --data OUT` takes the folder as it would take a real log.
+    """
+
+    out: Path
+    """Folder to write to."""
+    simulator: str = "feedgym.envs.short_video:ShortVideo"
+    """Import path of the user simulator."""
+    users: int = 1000
+    """Users."""
+    visits: int = 14
+    """Visits a user, unless they churn earlier."""
+    session_length: int = 10
+    """K, items in a session."""
+    seed: int = 0
+    """Decides who the users are, their luck and the system's."""
+
+
+def simulate(arguments: Sequence[str]) -> None:
+    """Write the event log of simulated users."""
+    options = _parse(SimulateArguments, "simulate", arguments)
+    from feedgym.data.events import BEHAVIOURS, Event
+    from feedgym.data.parquet import write_catalog, write_log
+    from feedgym.envs.feed import make_simulator
+    from feedgym.envs.logging import collect_log
+    from feedgym.experiments.progress import progress
+
+    simulator = make_simulator(options.simulator)
+    with progress("Simulating") as step:
+        log = collect_log(
+            simulator,
+            num_users=options.users,
+            num_visits=options.visits,
+            session_length=options.session_length,
+            seed=options.seed,
+            progress=step,
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_catalog(simulator.catalog, options.out / "catalog.parquet")
+    write_log(log, options.out / "events.parquet")
+    seen = (log.event == Event.IMPRESSION) & log.examined
+    rates = ", ".join(f"{name} {log.behaviours[seen, b].mean():.2%}" for b, name in enumerate(BEHAVIOURS))
+    print(f"{options.users:,} users, {(log.event == Event.LOGIN).sum():,} visits, {seen.sum():,} items seen: {rates}")
+    print(f"Written to {options.out / 'events.parquet'} and {options.out / 'catalog.parquet'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckArguments:
+    """Prove that a plug-in keeps the promises of its protocol: a user simulator, a recommender, a session reward or an
+    item tokenizer, told apart by their methods.
+    """
+
+    path: Positional[str | None] = None
+    """Import path of a class, a function that makes one, or an object: my_lab.users:Teen."""
+    all: bool = False
+    """Check everything that feedgym brings."""
+
+
+def check(arguments: Sequence[str]) -> None:
+    """Prove that a plug-in of yours keeps the promises of its protocol."""
+    options = _parse(CheckArguments, "check", arguments)
+    if (options.path is None) != options.all:
+        raise ValueError("Give the import path of what to check, e.g. my_lab.users:Teen, or --all.")
+    from feedgym.experiments.conformance import BUILT_IN, check_path
+
+    for path in BUILT_IN if options.path is None else [options.path]:
+        print(f"{path}: {check_path(path)}")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    command.__name__: command for command in (demo, run, stage, evaluate, simulate, check)
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""``feedgym check``: finds out which protocol a plug-in follows and runs that protocol's conformance checks."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from feedgym.agents.baselines import PopularRecommender, RandomRecommender
+from feedgym.agents.check import check_recommender
+from feedgym.agents.generation import SamplingConfig
+from feedgym.agents.onerec import OneRec, OneRecConfig, OneRecRecommender
+from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.events import Catalog, EventLog
+from feedgym.data.sessions import histories as logged_histories
+from feedgym.data.sessions import logged_sessions
+from feedgym.envs.check import check_simulator
+from feedgym.envs.feed import make_simulator
+from feedgym.envs.logging import collect_log
+from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
+from feedgym.protocols import Recommender, SessionReward, load
+from feedgym.rewards.answers import Answers
+from feedgym.rewards.check import check_reward
+from feedgym.rewards.engagement import ItemAverage
+from feedgym.rewards.model import RewardModel, RewardModelConfig
+from feedgym.rewards.network import Sizes
+from feedgym.tokenizers.check import check_tokenizer
+from feedgym.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
+
+NUM_ITEMS, LENGTH, HISTORY = 300, 4, 9
+
+BUILT_IN = (
+    "feedgym.envs.short_video:ShortVideo",
+    "feedgym.tokenizers:ResidualKMeans",
+    "feedgym.experiments.conformance:random_agent",
+    "feedgym.experiments.conformance:popular_agent",
+    "feedgym.experiments.conformance:onerec",
+    "feedgym.rewards.compose:Diversity",
+    "feedgym.experiments.conformance:item_average",
+    "feedgym.experiments.conformance:reward_model",
+)
+"""What ``feedgym check --all`` looks at; models are small and untrained, since the promises do not depend on training."""
+
+
+def check_path(path: str) -> str:
+    """Check the plug-in that an import path names.
+
+    Args:
+        path: of an object, or of a class or function that makes one. Parameters named ``catalog`` and ``log`` are given
+            those of a small simulated feed; a function of ``histories`` and ``sessions`` is a reward itself.
+
+    Returns:
+        The protocol that it follows.
+
+    Raises:
+        ValueError: it cannot be made, follows no protocol, or breaks a promise of the one it follows.
+    """
+    target = load(path)
+    if callable(getattr(target, "respond", None)):  # simulators are made as the environments make them
+        check_simulator(make_simulator(path))
+        return "UserSimulator"
+    plugin = _made(path, target)
+    if callable(getattr(plugin, "respond", None)):
+        check_simulator(plugin)
+        return "UserSimulator"
+    catalog, log = _feed()
+    if hasattr(plugin, "encode") or hasattr(plugin, "decode"):
+        check_tokenizer(plugin, catalog.content_IE)
+        return "ItemTokenizer"
+    if hasattr(plugin, "sample") or hasattr(plugin, "recommend"):
+        check_recommender(plugin, _histories(), catalog.num_items)
+        return "Recommender"
+    if callable(plugin):
+        check_reward(plugin, _histories().rows(slice(4)), _some_sessions(4))
+        return "SessionReward"
+    raise ValueError(
+        f"{path} is a {type(plugin).__name__} that follows none of the protocols of feedgym.protocols: it has neither "
+        "respond(), nor sample() and recommend(), nor encode() and decode(), and it cannot be called."
+    )
+
+
+def _made(path: str, target: Any) -> Any:
+    """The object itself, or what the class or function makes."""
+    if not (inspect.isclass(target) or inspect.isfunction(target)):
+        return target
+    names = list(inspect.signature(target).parameters)
+    if inspect.isfunction(target) and names[:2] == ["histories", "sessions"]:
+        return target
+    catalog, log = _feed()
+    given = {name: value for name, value in (("catalog", catalog), ("log", log)) if name in names}
+    try:
+        return target(**given)
+    except TypeError as error:
+        raise ValueError(
+            f"Cannot make {path} ({error}); give its parameters defaults, or name a function that makes one."
+        ) from error
+
+
+@cache
+def _feed() -> tuple[Catalog, EventLog]:
+    simulator = ShortVideo(ShortVideoConfig(num_items=NUM_ITEMS))
+    return simulator.catalog, collect_log(simulator, num_users=40, num_visits=4, session_length=LENGTH, seed=0)
+
+
+@cache
+def _histories() -> EventBatch:
+    """Histories of several lengths."""
+    catalog, log = _feed()
+    sessions = logged_sessions(log, LENGTH)
+    sessions = sessions.rows(np.linspace(0, len(sessions) - 1, 9).astype(int))
+    return logged_histories(log, catalog, sessions.user_idx_N, sessions.row_N, sessions.start_s_N, HISTORY)
+
+
+def _some_sessions(users: int) -> SessionBatch:
+    return RandomRecommender(NUM_ITEMS, LENGTH).sample(
+        _histories().rows(slice(users)), 3, torch.Generator().manual_seed(0)
+    )
+
+
+# ---------------------------------------------------------------- built-ins that need something to be made from
+
+
+def random_agent(catalog: Catalog) -> Recommender:
+    """The random reference."""
+    return RandomRecommender(catalog.num_items, LENGTH)
+
+
+def popular_agent(catalog: Catalog, log: EventLog) -> Recommender:
+    """The popularity reference."""
+    shown = log.item_id[log.item_id >= 0]
+    return PopularRecommender(torch.from_numpy(np.bincount(shown, minlength=catalog.num_items)), LENGTH)
+
+
+def onerec(catalog: Catalog, log: EventLog) -> Recommender:
+    """A small OneRec."""
+    tokenizer = ResidualKMeans(ResidualKMeansConfig(num_codes=(16, 32))).fit(catalog.content_IE)
+    config = OneRecConfig(d_model=16, num_heads=2, session_length=LENGTH, history_length=HISTORY,
+                          profile_sizes=log.profile_sizes)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = OneRec.from_tokenizer(tokenizer, config)
+    return OneRecRecommender(model, tokenizer, sampling=SamplingConfig(temperature=1.1, top_k=20, top_p=0.95))
+
+
+def item_average(catalog: Catalog, log: EventLog) -> SessionReward:
+    """Minutes watched an item, whoever sees it."""
+    return ItemAverage.watch_minutes(log, catalog)
+
+
+def reward_model(catalog: Catalog, log: EventLog) -> SessionReward:
+    """A small session reward model."""
+    sessions = logged_sessions(log, LENGTH)
+    config = RewardModelConfig(width=16, heads=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = RewardModel(config, Sizes.of(catalog, _histories(), LENGTH))
+    model.prepare(catalog, Answers.of(sessions, config.watch_cap_s))
+    return model.eval()

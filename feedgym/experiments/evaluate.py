@@ -1,0 +1,365 @@
+"""The final comparison of agents: served to fresh simulated users, or tested against what held-out users did next.
+
+Online, every agent serves the SAME users with the same luck (common random numbers), so that differences are paired.
+Every metric is a ratio of sums over users; intervals resample users (:mod:`feedgym.experiments.statistics`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from feedgym.agents.baselines import PopularRecommender, RandomRecommender
+from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.events import BEHAVIOURS, Catalog, Event, EventLog
+from feedgym.envs.feed import FeedVectorEnv, event_batch
+from feedgym.envs.truth import RewardWeights
+from feedgym.experiments.progress import Step, progress
+from feedgym.experiments.statistics import Ratio, interval, lift, resampling_counts
+from feedgym.protocols import Recommender, SessionReward, UserSimulator, take_users
+
+if TYPE_CHECKING:
+    from feedgym.experiments.presets import AlignConfig
+    from feedgym.experiments.worlds import Requests
+
+Choose = Callable[[EventBatch, Any], SessionBatch]
+"""Chooses one session a user (S = 1), given their histories and, for the oracle alone, their true state."""
+
+NEXT_ITEMS = 10
+"""Items an agent may name as the next one offline."""
+
+OFFLINE_BLOCK = 256
+"""Held-out users answered at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """What happened to U users under one agent.
+
+    Attributes:
+        sums: per-user sums over visits, float64 [U] each.
+        visits: the first users' visits as they happened, for people to read.
+    """
+
+    sums: dict[str, NDArray[np.float64]]
+    visits: list[dict[str, Any]]
+
+    def ratio(self, metric: str) -> Ratio:
+        """A metric as numerator over denominator."""
+        over = "seen" if metric.endswith("_rate") and metric != "churn_rate" else "visits"
+        numerator = self.sums[metric]
+        return Ratio(numerator, np.ones_like(numerator) if metric == "churn_rate" else self.sums[over])
+
+
+METRICS = (
+    *("true_reward", "model_reward", "watch_s", "session_items", "return_24h", "churn_rate", "diversity"),
+    *(f"{name}_rate" for name in BEHAVIOURS),
+)
+"""What is told of every agent: means a visit, shares of users lost, and behaviours an item seen."""
+
+READ_USERS = 3
+"""Users whose sessions people can read in the report."""
+
+
+def serve(
+    simulator: UserSimulator,
+    choose: Choose,
+    reward: SessionReward,
+    seeds_U: NDArray[np.uint64],
+    *,
+    visits: int,
+    session_length: int,
+    history_length: int,
+    weights: RewardWeights,
+    step: Step | None = None,
+) -> Served:
+    """Serve users until they churn or have visited often enough.
+
+    Args:
+        simulator: the users.
+        choose: the agent.
+        reward: the reward model, asked for its opinion of what is served.
+        seeds_U: the users.
+        visits: visits a user, at most.
+        session_length: K.
+        history_length: T.
+        weights: what the true reward is made of.
+        step: progress callback.
+    """
+    env = FeedVectorEnv(
+        len(seeds_U),
+        simulator,
+        session_length=session_length,
+        history_length=history_length,
+        horizon=visits,
+        reward=weights,
+        autoreset_mode=AutoresetMode.NEXT_STEP,
+    )
+    observation, _ = env.reset(seed=[int(seed) for seed in seeds_U])
+    sums: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(seeds_U)))
+    read: list[dict[str, Any]] = []
+    alive_U = np.ones(len(seeds_U), bool)
+    for visit in range(visits):
+        histories = event_batch(observation).rows(torch.from_numpy(alive_U))
+        with torch.inference_mode():
+            sessions = choose(histories, take_users(env.state, alive_U))
+            opinion_U = reward(histories, sessions)[:, 0].numpy()
+        slates_UK = np.zeros(env.action_space.shape, np.int64)  # type: ignore[arg-type]
+        slates_UK[alive_U] = sessions.item_ids_USK[:, 0].numpy()
+        observation, reward_U, churned_U, late_U, info = env.step(slates_UK)
+        _add(sums, alive_U, slates_UK, reward_U, opinion_U, info, simulator.catalog)
+        read.append({"slates_UK": slates_UK[:READ_USERS], "alive_U": alive_U[:READ_USERS].copy(), **_first_users(info)})
+        alive_U &= ~(churned_U | late_U)
+        if step is not None:
+            step(visit + 1, visits)
+        if not alive_U.any():
+            break
+    return Served(dict(sums), read)
+
+
+def _add(
+    sums: dict[str, NDArray],
+    alive_U: NDArray,
+    slates_UK: NDArray,
+    reward_U: NDArray,
+    opinion_U: NDArray,
+    info: dict[str, Any],
+    catalog: Catalog,
+) -> None:
+    """Count one visit of the users who are still there; later users of a slot do not count."""
+    parts = info["reward_components"]
+    opinions = np.zeros(len(alive_U))
+    opinions[alive_U] = opinion_U
+    counts = {
+        "visits": np.ones(len(alive_U)),
+        "seen": info["examined"].sum(axis=1),
+        "true_reward": reward_U,
+        "model_reward": opinions,
+        "watch_s": info["watch_s"].sum(axis=1),
+        "session_items": info["examined"].sum(axis=1),
+        "return_24h": parts["return_24h"],
+        "churn_rate": info["churned"],
+        "diversity": session_diversity(catalog, slates_UK),
+        **{f"{name}_rate": parts[name] for name in BEHAVIOURS},
+    }
+    for name, count_U in counts.items():
+        sums[name] += count_U * alive_U
+
+
+def _first_users(info: dict[str, Any]) -> dict[str, NDArray]:
+    return {name: info[name][:READ_USERS] for name in ("examined", "watch_s", "behaviours")}
+
+
+def session_diversity(catalog: Catalog, item_ids_XK: NDArray) -> NDArray[np.float64]:
+    """Mean cosine distance between the contents of the items of sessions [..., K]; 0 for sessions of one item."""
+    length = item_ids_XK.shape[-1]
+    if length == 1:
+        return np.zeros(item_ids_XK.shape[:-1])
+    norm_I1 = np.linalg.norm(catalog.content_IE, axis=1, keepdims=True)
+    direction_IE = catalog.content_IE / np.maximum(norm_I1, 1e-12)
+    sum_XE = np.zeros((*item_ids_XK.shape[:-1], direction_IE.shape[1]), np.float32)
+    for k in range(length):  # |sum|^2 = K + 2 * sum of the pairs' cosines
+        sum_XE += direction_IE[item_ids_XK[..., k]]
+    return 1 - ((sum_XE.astype(np.float64) ** 2).sum(axis=-1) - length) / (length * (length - 1))
+
+
+def judge_online(
+    simulator: UserSimulator,
+    agents: dict[str, Recommender],
+    reward: SessionReward,
+    log: EventLog,
+    seeds_U: NDArray[np.uint64],
+    config: AlignConfig,
+) -> dict[str, Any]:
+    """Serve all agents and the references to the same users.
+
+    Args:
+        simulator: the users.
+        agents: the agents to compare, "base" and "aligned" among them.
+        reward: the reward model.
+        log: what the popularity reference counts.
+        seeds_U: the users, whom nothing has been trained on.
+        config: visits, lengths, weights, seed.
+
+    Returns:
+        ``agents``, ``lift`` and ``samples`` of the summary.
+    """
+    choices = {name: _serving(agent) for name, agent in (references(log, simulator.catalog, config) | agents).items()}
+    if hasattr(simulator, "oracle"):
+        choices["oracle"] = _oracle(simulator, config.session_length)
+    served = {}
+    for name, choose in choices.items():
+        with progress(f"Judging {name}") as step:
+            served[name] = serve(
+                simulator,
+                choose,
+                reward,
+                seeds_U,
+                visits=config.judge.visits,
+                session_length=config.session_length,
+                history_length=config.history_length,
+                weights=config.weights,
+                step=step,
+            )
+    ratios = {name: {metric: result.ratio(metric) for metric in METRICS} for name, result in served.items()}
+    columns = ["user", "agent", "visit", "place", "item", "topic", "duration s", "watched s", "behaviours"]
+    rows = [row for name in agents for row in readable(served[name], name, simulator.catalog)]
+    samples = {"columns": columns, "rows": sorted(rows, key=lambda row: (row[0], row[2]))}
+    return {**compared(ratios, config.seed), "samples": samples}
+
+
+def compared(ratios: dict[str, dict[str, Ratio]], seed: int) -> dict[str, Any]:
+    """Every agent's metrics with intervals, and the lift of "aligned" over "base" with paired ones."""
+    first = next(iter(next(iter(ratios.values())).values()))
+    counts_RU = resampling_counts(len(first.numerator_U), seed)
+    agents = {
+        name: {metric: interval(ratio, counts_RU) for metric, ratio in metrics.items()}
+        for name, metrics in ratios.items()
+    }
+    lifts = {
+        metric: lift(ratios["aligned"][metric], base, counts_RU)
+        for metric, base in ratios["base"].items()
+        if base.mean() != 0
+    }
+    return {"agents": agents, "lift": lifts}
+
+
+def references(log: EventLog, catalog: Catalog, config: AlignConfig) -> dict[str, Recommender]:
+    """The agents that know nothing: random, and the most popular of what a user has not seen."""
+    seen = (log.event == Event.IMPRESSION) & log.examined
+    count_I = np.bincount(log.item_id[seen], minlength=catalog.num_items)
+    return {
+        "random": RandomRecommender(catalog.num_items, config.session_length, seed=config.seed),
+        "popular": PopularRecommender(torch.from_numpy(count_I), config.session_length),
+    }
+
+
+def _serving(agent: Recommender) -> Choose:
+    return lambda histories, _: agent.recommend(histories)
+
+
+def _oracle(simulator: Any, session_length: int) -> Choose:
+    def choose(histories: EventBatch, state: Any) -> SessionBatch:
+        items_U1K = torch.from_numpy(simulator.oracle(state, session_length))[:, None]
+        return SessionBatch(item_ids_USK=items_U1K, logp_US=torch.full(items_U1K.shape[:2], torch.nan))
+
+    return choose
+
+
+def readable(served: Served, agent: str, catalog: Catalog) -> list[list[Any]]:
+    """The last visit that the first users paid, item by item."""
+    rows = []
+    for user in range(len(served.visits[0]["alive_U"])):
+        visit = max(v for v, seen in enumerate(served.visits) if seen["alive_U"][user])
+        happened = served.visits[visit]
+        for k, item in enumerate(happened["slates_UK"][user].tolist()):
+            did = [name for name, flag in zip(BEHAVIOURS, happened["behaviours"][user, k], strict=True) if flag]
+            seen = happened["examined"][user, k]
+            rows.append(
+                [
+                    f"user {user + 1}",
+                    agent,
+                    visit + 1,
+                    k + 1,
+                    str(catalog.raw_ids_I[item]),
+                    int(catalog.topic_I[item]),
+                    round(float(catalog.duration_s_I[item]), 1),
+                    round(float(happened["watch_s"][user, k]), 1) if seen else "not reached",
+                    ", ".join(did) or "-",
+                ]
+            )
+    return rows
+
+
+def judge_offline(
+    agents: dict[str, Recommender],
+    reward: SessionReward,
+    log: EventLog,
+    catalog: Catalog,
+    requests: Requests,
+    config: AlignConfig,
+) -> dict[str, Any]:
+    """Who foretells what held-out users watched next, and what the reward model thinks of what each would serve.
+
+    Recall and NDCG of the served session's K items against the items of the held-out session, all of them relevant, and
+    of the ten likeliest next items against the first item of that session.
+
+    Args:
+        agents: the agents to compare, "base" and "aligned" among them.
+        reward: the reward model.
+        log: what the popularity reference counts: training users and held-out ones alike, as a platform would.
+        catalog: the items.
+        requests: one request a held-out user.
+        config: lengths and seed.
+    """
+    ratios = {}
+    for name, agent in (references(log, catalog, config) | agents).items():
+        with progress(f"Testing {name}") as step:
+            ratios[name] = _offline_ratios(agent, reward, catalog, requests, step)
+    return {**compared(ratios, config.seed), "held_out_users": len(requests)}
+
+
+def _offline_ratios(
+    agent: Recommender, reward: SessionReward, catalog: Catalog, requests: Requests, step: Step
+) -> dict[str, Ratio]:
+    """The offline metrics of one agent, one row a held-out user."""
+    served, opinions, next_items = [], [], []
+    for low in range(0, len(requests), OFFLINE_BLOCK):
+        histories = requests.histories.rows(slice(low, low + OFFLINE_BLOCK))
+        with torch.inference_mode():
+            sessions = agent.recommend(histories)
+            opinions.append(reward(histories, sessions)[:, 0])
+            next_items.append(top_items(agent, histories, NEXT_ITEMS))
+        served.append(sessions.item_ids_USK[:, 0])
+        step(min(low + OFFLINE_BLOCK, len(requests)), len(requests))
+    items_UK = torch.cat(served).numpy()
+    targets_UK = requests.targets_NK.numpy()
+    metrics = {
+        "model_reward": torch.cat(opinions).double().numpy(),
+        "diversity": session_diversity(catalog, items_UK),
+        **recall_ndcg(items_UK, targets_UK, "session"),
+        **recall_ndcg(torch.cat(next_items).numpy(), targets_UK[:, :1], "next item"),
+    }
+    return {name: Ratio(value_U, np.ones(len(value_U))) for name, value_U in metrics.items()}
+
+
+def top_items(agent: Any, histories: EventBatch, n: int) -> torch.Tensor:
+    """The ``n`` items [U, n] an agent holds likeliest to come next, best first.
+
+    A generative agent's are the ``n`` best sessions of one item; another's is the session of ``n`` items it would serve.
+    """
+    agent = copy.copy(agent)
+    if hasattr(agent, "beams"):
+        agent.session_length = 1
+        return agent.beams(histories, n).item_ids_USK[:, :, 0]
+    agent.session_length = n
+    return agent.recommend(histories).item_ids_USK[:, 0]
+
+
+def recall_ndcg(served_UK: NDArray[np.int64], targets_UM: NDArray[np.int64], of: str) -> dict[str, NDArray[np.float64]]:
+    """Recall and NDCG of ranked items against those that really followed, all of them relevant.
+
+    Args:
+        served_UK: the agent's items, best first.
+        targets_UM: the items that followed, -1 after the last one; each user has at least one.
+        of: what is foretold, for the metrics' names.
+
+    Returns:
+        float64 [U]: ``recall@K of ...`` and ``ndcg@K of ...``; 1 where all that could be foretold was.
+    """
+    length = served_UK.shape[1]
+    hit_UK = ((served_UK[:, :, None] == targets_UM[:, None, :]) & (targets_UM >= 0)[:, None, :]).any(axis=2)
+    discount_K = 1 / np.log2(np.arange(length) + 2)
+    possible_U = np.minimum((targets_UM >= 0).sum(axis=1), length)
+    return {
+        f"recall@{length} of {of}": hit_UK.sum(axis=1) / possible_U,
+        f"ndcg@{length} of {of}": (hit_UK * discount_K).sum(axis=1) / np.cumsum(discount_K)[possible_U - 1],
+    }

@@ -1,0 +1,207 @@
+"""Experiments as functions: each returns the whole configuration of a run, to be changed field by field.
+
+``smoke`` runs in seconds and proves that everything works; ``small`` is the laptop's experiment and the demo; ``paper``
+wants a GPU and has the sizes of the publications.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from feedgym.agents.dpo import DPORoundConfig
+from feedgym.agents.generation import SamplingConfig
+from feedgym.agents.pretrain import PretrainConfig
+from feedgym.data.sessions import SessionFilter
+from feedgym.envs.short_video import ShortVideoConfig
+from feedgym.envs.truth import RewardWeights
+from feedgym.experiments.rollouts import RolloutConfig
+from feedgym.rewards.model import RewardModelConfig
+from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
+
+if TYPE_CHECKING:
+    from feedgym.data.events import Catalog
+    from feedgym.experiments.worlds import Pool
+
+ConfigT = TypeVar("ConfigT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """The log that the simulated users leave behind under the production system."""
+
+    users: int = 4000
+    """Users in the log."""
+    visits: int = 14
+    """Visits a user, unless they churn earlier."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Size of OneRec."""
+
+    d_model: int = 64
+    """Width."""
+    num_heads: int = 4
+    """Attention heads."""
+    encoder_layers: int = 2
+    """Layers reading the history."""
+    decoder_layers: int = 2
+    """Layers writing the session."""
+    d_ff: int = 128
+    """Width inside a feed-forward layer and inside an expert."""
+    num_experts: int = 4
+    """Experts a decoder layer; two are active."""
+    dropout: float = 0.0
+    """Dropout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IPAConfig:
+    """Iterative preference alignment."""
+
+    rounds: int = 4
+    """Rounds of sampling, scoring and DPO; each starts from the snapshot the last one left."""
+    user_share: float = 0.1
+    """r_DPO: share of the training users sampled for in a round, one of their logged sessions each."""
+    num_samples: int = 128
+    """Sessions sampled a user; the best and the worst of them by the reward model become a pair."""
+    margin: float = 0.0
+    """Pairs whose scores differ by less are skipped."""
+    beams: bool = False
+    """Take the 128 sessions from a beam search, as the paper does, instead of sampling them."""
+    kl_samples: int = 4
+    """Sessions a user on which the divergence from the base agent is measured."""
+    truth_replicas: int = 8
+    """Answers a session from which its true value is averaged; only watched, never learned from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """The users who judge the agents in the end. They are fresh: no stage before has seen them."""
+
+    users: int = 1000
+    """Fresh users served by every agent, with the same luck."""
+    visits: int = 8
+    """Visits a user, unless they churn earlier."""
+    seed: int = 0
+    """Another seed is another population of users."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig:
+    """An alignment experiment from the log to the report."""
+
+    seed: int = 0
+    """Decides everything: catalogue, users, weights, samples."""
+    data: str | None = None
+    """A real log instead of the simulator: a folder with KuaiRand's files, a folder with events.parquet and
+    catalog.parquet, or a parquet/CSV file read with --columns."""
+    columns: tuple[str, ...] = ()
+    """For a file of your own: NAME=COLUMN pairs, e.g. user_id=uid item_id=vid timestamp=ts watch_s=seconds."""
+    items: str | None = None
+    """For a file of your own: a parquet/CSV file of item features, keyed by the same item id."""
+    simulator: str | None = None
+    """Import path of your own user simulator, e.g. my_lab.users:Teen; the flagship ShortVideo if left out."""
+    short_video: ShortVideoConfig = field(default_factory=lambda: ShortVideoConfig(num_items=2000))
+    """The flagship simulator."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """How much it logs."""
+    session_length: int = 5
+    """K, items in a session."""
+    history_length: int = 40
+    """T, events of the history that agents and reward model see."""
+    split_seed: int = 0
+    """Which users are held out from training to check the reward model."""
+    num_codes: tuple[int, ...] | None = None
+    """Codes of each level of the tokenizer; chosen by the size of the catalogue if left out."""
+    sessions: SessionFilter = field(
+        default_factory=lambda: SessionFilter(min_watched=1, min_watch_s=0.0, min_interactions=0, top_share=0.6)
+    )
+    """Which logged sessions OneRec learns to imitate."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Size of OneRec."""
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    """Next-token prediction."""
+    reward: RewardModelConfig = field(default_factory=RewardModelConfig)
+    """The session reward model."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    """How the sessions of a round are drawn."""
+    ipa: IPAConfig = field(default_factory=IPAConfig)
+    """The rounds."""
+    dpo: DPORoundConfig = field(default_factory=DPORoundConfig)
+    """The update of a round."""
+    num_beams: int = 1
+    """Beams by which an agent chooses the session it serves; 1 is greedy."""
+    weights: RewardWeights = field(default_factory=RewardWeights)
+    """What users' true reward is made of."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """Who judges."""
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
+    """Where sessions are sampled and scored."""
+
+    def seeded(self, part: ConfigT) -> ConfigT:
+        """A part of the configuration with this experiment's seed added to its own."""
+        return replace(part, seed=part.seed + self.seed)  # type: ignore[type-var, attr-defined]
+
+    def tokenizer_for(self, catalog: Catalog) -> ResidualKMeansConfig:
+        """The tokenizer's configuration for a catalogue."""
+        return ResidualKMeansConfig(num_codes=self.num_codes or codes_for(catalog.num_items), seed=self.seed)
+
+    def model_arguments(self, pool: Pool) -> dict[str, Any]:
+        """Arguments of OneRecConfig: the sizes chosen here and those that the data decide."""
+        return {
+            **{f.name: getattr(self.model, f.name) for f in fields(self.model)},
+            "session_length": self.session_length,
+            "history_length": self.history_length,
+            "profile_sizes": pool.profile_sizes,
+        }
+
+
+def codes_for(num_items: int) -> tuple[int, ...]:
+    """Codes a level for a catalogue: powers of two whose product has room for every item, two levels up to 16,384."""
+    bits = max(2, math.ceil(math.log2(max(num_items, 2))))
+    levels = 2 if bits <= 14 else 3
+    return tuple(2 ** ((bits + level) // levels) for level in range(levels))
+
+
+def small() -> AlignConfig:
+    """The demo: 2,000 items, 4,000 users, 4 rounds; about 5 minutes on 2 cores."""
+    return AlignConfig()
+
+
+def smoke() -> AlignConfig:
+    """Everything once, in seconds: for tests and continuous integration; its figures mean nothing."""
+    return AlignConfig(
+        short_video=ShortVideoConfig(num_items=120),
+        log=LogConfig(users=80, visits=4),
+        history_length=12,
+        model=ModelConfig(d_model=16, num_heads=2, encoder_layers=1, decoder_layers=1, d_ff=32),
+        pretrain=PretrainConfig(steps=12, batch_size=32, checkpoint_steps=4, warmup_steps=2),
+        reward=RewardModelConfig(epochs=1),
+        ipa=IPAConfig(rounds=2, user_share=0.3, num_samples=12, truth_replicas=2),
+        dpo=DPORoundConfig(epochs=1, batch_size=8),
+        judge=JudgeConfig(users=24, visits=2),
+    )
+
+
+def paper() -> AlignConfig:
+    """Sizes nearer the paper's: sessions of 10, 24 experts, beams; for one GPU or more."""
+    return AlignConfig(
+        short_video=ShortVideoConfig(num_items=10_000),
+        log=LogConfig(users=50_000, visits=30),
+        session_length=10,
+        history_length=256,
+        num_codes=(64, 64, 64),
+        model=ModelConfig(d_model=512, num_heads=8, encoder_layers=4, decoder_layers=4, d_ff=1024, num_experts=24),
+        pretrain=PretrainConfig(epochs=3, batch_size=512, lr=2e-4, warmup_steps=500, bf16=True),
+        ipa=IPAConfig(user_share=0.01, beams=True),
+        dpo=DPORoundConfig(learning_rate=2e-4),
+        num_beams=32,
+        judge=JudgeConfig(users=5000, visits=14),
+    )
+
+
+PRESETS = {"onerec-ipa": small, "onerec-ipa-smoke": smoke, "onerec-ipa-paper": paper}
+"""What `feedgym run` offers."""

@@ -1,0 +1,308 @@
+"""Where an experiment's log comes from and who judges its agents: simulated users, or a recorded log.
+
+A world answers four questions: ``collect`` (the log), ``requests`` (which logged sessions to imitate and which to
+rate), ``true_value`` (what sessions are worth to their users, if anyone knows) and ``judge`` (the final comparison).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from feedgym.data import parquet
+from feedgym.data.batches import EventBatch
+from feedgym.data.events import Catalog, EventLog, LoggedSessions
+from feedgym.data.readers import load_data
+from feedgym.data.sessions import histories, logged_sessions, positive_sessions, quality_filter
+from feedgym.data.splits import split_users
+from feedgym.envs.feed import make_simulator
+from feedgym.envs.logging import collect_log, states_at, user_seeds
+from feedgym.envs.short_video import ShortVideo
+from feedgym.envs.truth import true_value
+from feedgym.experiments.evaluate import judge_offline, judge_online, session_diversity
+from feedgym.experiments.progress import Step, progress
+from feedgym.experiments.run import Codec
+from feedgym.protocols import Recommender, SessionReward, take_users
+
+if TYPE_CHECKING:  # presets imports no world, so that its --help is light
+    from feedgym.experiments.presets import AlignConfig
+
+HELD_OUT = 0.1
+"""Share of the users whom no model is trained on."""
+
+TRUTH_USERS = 25
+"""Users whose sessions are valued between two steps of the progress bar."""
+
+Data = tuple[EventLog, Catalog]
+
+
+def _save_log(data: Data, folder: Path) -> None:
+    parquet.write_log(data[0], folder / "events.parquet")
+    parquet.write_catalog(data[1], folder / "catalog.parquet")
+
+
+def _load_log(folder: Path) -> Data:
+    catalog = parquet.read_catalog(folder / "catalog.parquet")
+    return parquet.read_log(folder / "events.parquet", catalog), catalog
+
+
+LOG: Codec[Data] = Codec(_save_log, _load_log)
+"""How the log stage keeps its product: two parquet files, readable by ``--data`` too."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Requests:
+    """Logged sessions with what was known when they were asked for, row by row.
+
+    Attributes:
+        sessions: N sessions.
+        histories: N histories.
+        targets_NK: int64 items the user examined, -1 after the last one.
+    """
+
+    sessions: LoggedSessions
+    histories: EventBatch
+    targets_NK: torch.Tensor
+
+    @classmethod
+    def of(cls, data: Data, sessions: LoggedSessions, length: int) -> Requests:
+        """The requests behind logged sessions, with histories of ``length`` events."""
+        log, catalog = data
+        known = histories(log, catalog, sessions.user_idx_N, sessions.row_N, sessions.start_s_N, length)
+        targets_NK = np.where(sessions.examined_NK, sessions.item_ids_NK, -1).astype(np.int64)
+        return cls(sessions=sessions, histories=known, targets_NK=torch.from_numpy(targets_NK))
+
+    def rows(self, idx: NDArray) -> Requests:
+        """The requests at ``idx``, an index or a boolean array."""
+        rows = torch.from_numpy(np.arange(len(self))[idx])
+        return Requests(
+            sessions=self.sessions.rows(idx), histories=self.histories.rows(rows), targets_NK=self.targets_NK[rows]
+        )
+
+    def __len__(self) -> int:
+        return len(self.targets_NK)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pool:
+    """What the stages draw from, users held out or not.
+
+    Attributes:
+        log: the event log.
+        catalog: its items.
+        imitate: training users' sessions worth imitating; the rounds draw their users and contexts from them.
+        rate: training users' sessions, good or bad, for the reward model.
+        unseen: held-out users' sessions, as in ``rate``.
+        unseen_good: held-out users' sessions, as in ``imitate``.
+    """
+
+    log: EventLog
+    catalog: Catalog
+    imitate: Requests
+    rate: Requests
+    unseen: Requests
+    unseen_good: Requests
+
+    @classmethod
+    def of(cls, data: Data, world: World, config: AlignConfig) -> Pool:
+        """Cut a log into the pool; users are held out by a hash of their id."""
+        log, catalog = data
+        if config.session_length > catalog.num_items:
+            raise ValueError(
+                f"session_length={config.session_length} exceeds the catalogue's {catalog.num_items} items and a "
+                "session holds no item twice; lower --session-length or give more items."
+            )
+        held_out = np.zeros(log.num_users, bool)
+        split = split_users(log.user_ids_U, validation=0.0, held_out=HELD_OUT, seed=config.split_seed)
+        held_out[split.held_out_idx] = True
+        good, every = world.requests(data)
+        out_good, out_every = held_out[good.sessions.user_idx_N], held_out[every.sessions.user_idx_N]
+        for name, rows in (("train on", ~out_good), ("check the reward model with", out_every)):
+            if not rows.any():
+                raise ValueError(f"No logged session is left to {name}; loosen --sessions.* or give a longer log.")
+        return cls(
+            log=log,
+            catalog=catalog,
+            imitate=good.rows(~out_good),
+            rate=every.rows(~out_every),
+            unseen=every.rows(out_every),
+            unseen_good=good.rows(out_good),
+        )
+
+    def draw_users(self, share: float, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Rows of ``imitate``: one session each of a share of its users, in random order."""
+        shuffled = rng.permutation(len(self.imitate))
+        _, first = np.unique(self.imitate.sessions.user_idx_N[shuffled], return_index=True)
+        wanted = max(1, round(share * len(first)))
+        return shuffled[rng.permutation(first)[:wanted]]
+
+    @property
+    def profile_sizes(self) -> tuple[int, ...]:
+        """Cardinalities of the users' profile fields."""
+        return self.log.profile_sizes
+
+    def diversity(self, item_ids_XK: NDArray) -> NDArray[np.float64]:
+        """Mean cosine distance between the contents of a session's items, [...] for sessions [..., K]."""
+        return session_diversity(self.catalog, item_ids_XK)
+
+
+class World(Protocol):
+    """Where the log comes from and who judges."""
+
+    title: str
+    note: str
+
+    @property
+    def key(self) -> Any:
+        """What decides the log, for the stage's key."""
+        ...
+
+    def collect(self, work: Path) -> Data:
+        """The log and its catalogue."""
+        ...
+
+    def requests(self, data: Data) -> tuple[Requests, Requests]:
+        """Sessions worth imitating, and sessions for the reward model to learn from."""
+        ...
+
+    def true_value(self, pool: Pool, row_U: NDArray, sessions_USK: NDArray, step: Step) -> NDArray | None:
+        """What sessions are truly worth to the users of rows of ``pool.imitate`` [U, S]; None if nobody knows."""
+        ...
+
+    def judge(self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, Any]:
+        """The final comparison: parts of ``summary.json``."""
+        ...
+
+
+class Simulated:
+    """Simulated users leave the log, know what sessions are worth, and fresh ones judge."""
+
+    note = "The truth is what simulated users really did; the reward model saw the log alone."
+
+    def __init__(self, config: AlignConfig) -> None:
+        self.config = config
+        if config.simulator is None:
+            short_video = replace(config.short_video, catalog_seed=config.short_video.catalog_seed + config.seed)
+            self.simulator = make_simulator(ShortVideo(short_video))
+            self.key: Any = [short_video, config.log, config.session_length, config.seed]
+        else:
+            self.simulator = make_simulator(config.simulator)
+            self.key = [config.simulator, config.log, config.session_length, config.seed]
+        self.title = f"OneRec + IPA on {type(self.simulator).__name__}, simulated users"
+
+    def collect(self, work: Path) -> Data:
+        """The users' visits under the production system."""
+        config = self.config
+        with progress("Logging simulated users") as step:
+            log = collect_log(
+                self.simulator,
+                num_users=config.log.users,
+                num_visits=config.log.visits,
+                session_length=config.session_length,
+                seed=config.seed,
+                progress=step,
+            )
+        return log, self.simulator.catalog
+
+    def requests(self, data: Data) -> tuple[Requests, Requests]:
+        """All visits for the reward model, and those that pass the filter to imitate."""
+        every = Requests.of(data, logged_sessions(data[0], self.config.session_length), self.config.history_length)
+        return every.rows(quality_filter(every.sessions, self.config.sessions)), every
+
+    def true_value(self, pool: Pool, row_U: NDArray, sessions_USK: NDArray, step: Step) -> NDArray[np.float32]:
+        """Asks copies of the users, brought by a replay of the log to the moment of the request."""
+        config = self.config
+        state = states_at(self.simulator, pool.log, pool.imitate.sessions.rows(row_U), config.seed)
+        values = []
+        for low in range(0, len(row_U), TRUTH_USERS):
+            users = take_users(state, np.arange(low, min(low + TRUTH_USERS, len(row_U))))
+            values.append(
+                true_value(
+                    self.simulator,
+                    users,
+                    sessions_USK[low : low + TRUTH_USERS],
+                    weights=config.weights,
+                    replicas=config.ipa.truth_replicas,
+                )
+            )
+            step(min(low + TRUTH_USERS, len(row_U)), len(row_U))
+        return np.concatenate(values)
+
+    def judge(self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, Any]:
+        """Serves fresh users, the same for every agent and with the same luck."""
+        config = self.config
+        seeds_U = user_seeds(config.judge.users, config.seed + config.judge.seed, "judge")
+        return judge_online(self.simulator, agents, reward, pool.log, seeds_U, config)
+
+
+class Recorded:
+    """A real log: what its users really wanted is not known, so the judge is what they did next."""
+
+    note = (
+        "A recorded log holds no simulator truth: the reward model's scores below are its opinion, and the offline "
+        "figures say only how well an agent foretells what users of the old system did."
+    )
+
+    def __init__(self, config: AlignConfig) -> None:
+        assert config.data is not None
+        self.config = config
+        self.path = Path(config.data)
+        self.title = f"OneRec + IPA on the log {self.path.name}"
+        self.columns = dict(column_pair(text) for text in config.columns)
+
+    @property
+    def key(self) -> Any:
+        """The files by name, size and time of change, and how they are read."""
+        found = sorted(p for p in self.path.rglob("*") if p.is_file()) if self.path.is_dir() else [self.path]
+        found += [Path(self.config.items)] if self.config.items else []
+        stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.exists()]
+        return [str(self.path), self.columns, self.config.items, stats]
+
+    def collect(self, work: Path) -> Data:
+        """Reads the data; the run folder keeps its own copy."""
+        with progress(f"Reading {self.path.name}") as step:
+            data = load_data(self.path, self.columns or None, self.config.items)
+            step(1, 1)
+        return data
+
+    def requests(self, data: Data) -> tuple[Requests, Requests]:
+        """Windows of positive exposures to imitate; windows of whatever was seen for the reward model."""
+        length, history = self.config.session_length, self.config.history_length
+        positive = positive_sessions(data[0], length, min_items=min(2, length))
+        return Requests.of(data, positive, history), Requests.of(data, logged_sessions(data[0], length), history)
+
+    def true_value(self, pool: Pool, row_U: NDArray, sessions_USK: NDArray, step: Step) -> None:
+        """Nobody knows."""
+        return
+
+    def judge(self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, Any]:
+        """Held-out users' last sessions: who foretells them, and what the reward model thinks."""
+        return judge_offline(agents, reward, pool.log, pool.catalog, last_requests(pool.unseen_good), self.config)
+
+
+def world_of(config: AlignConfig) -> World:
+    """The world an experiment lives in."""
+    return Recorded(config) if config.data is not None else Simulated(config)
+
+
+def last_requests(requests: Requests) -> Requests:
+    """Each user's last session (requests are sorted by user and time)."""
+    user = requests.sessions.user_idx_N
+    return requests.rows(np.append(user[1:] != user[:-1], True))
+
+
+def column_pair(text: str) -> tuple[str, str]:
+    """``NAME=COLUMN`` as a pair.
+
+    Raises:
+        ValueError: there is no "=".
+    """
+    name, found, column = text.partition("=")
+    if not found or not name or not column:
+        raise ValueError(f"--columns got {text!r}; write NAME=COLUMN, e.g. user_id=uid.")
+    return name, column
