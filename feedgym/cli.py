@@ -89,8 +89,10 @@ def _parse(kind: type[ArgumentsT], command: str, arguments: Sequence[str], defau
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Pretrain OneRec on the log of 4,000 simulated users, align it by iterated DPO against a reward model, serve it to
-    1,000 fresh users beside the agent it came from and three references, and write a report (about 5 minutes).
+    """The whole experiment on simulated users, in about 5 minutes.
+
+    Pretrains OneRec on the log of 4,000 users, aligns it by iterated DPO against a reward model, serves it to 1,000
+    fresh users beside the agent it came from and three references, and writes a report.
 
     It is `feedgym run onerec-ipa` with nothing to choose; look there for every option.
     """
@@ -333,8 +335,9 @@ def simulate(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckArguments:
-    """Prove that a plug-in keeps the promises of its protocol: a user simulator, a recommender, a session reward or an
-    item tokenizer, told apart by their methods.
+    """Prove that a plug-in keeps the promises of its protocol.
+
+    A user simulator, a recommender, a session reward or an item tokenizer; they are told apart by their methods.
     """
 
     path: Positional[str | None] = None

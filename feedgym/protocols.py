@@ -11,6 +11,7 @@ users, and two recommenders can be served to the same users with the same luck (
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -145,6 +146,28 @@ def put_users(state: StateT, idx: NDArray, rows: StateT) -> StateT:
         column[idx] = getattr(rows, f.name)
         columns[f.name] = column
     return replace(state, **columns)  # type: ignore[return-value]
+
+
+def make(path: str, **given: Any) -> Any:
+    """The object an import path names, or what the class or function there makes.
+
+    Args:
+        path: ``"package.module:Name"``.
+        **given: what the class or function may ask for; it gets those that it names as parameters.
+
+    Raises:
+        ValueError: the path leads nowhere, or a parameter has no default and is not among those given.
+    """
+    target = load(path)
+    if not (inspect.isclass(target) or inspect.isfunction(target)):
+        return target
+    names = inspect.signature(target).parameters
+    try:
+        return target(**{name: value for name, value in given.items() if name in names})
+    except TypeError as error:
+        raise ValueError(
+            f"Cannot make {path} ({error}); give its parameters defaults, or name a function that makes one."
+        ) from error
 
 
 def load(path: str) -> Any:

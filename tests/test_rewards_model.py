@@ -161,7 +161,7 @@ def plain_score(model, history, item_ids):
         reach, score, pooled = 1.0, 0.0, torch.zeros(model.config.width)
         for x in xs:
             prob = network(norm(x, "towers.0"), "towers", 1, 4).sigmoid()
-            b, w = {name: prob[o] for o, name in enumerate(TOWERS)}, model.config.weights
+            b, w = {name: prob[o] for o, name in enumerate(TOWERS)}, model.weights
             score += reach * sum(getattr(w, name) * b[name] for name in BEHAVIOURS)
             score += reach * w.watch_minutes * b["watch"] * model.config.watch_cap_s / 60
             pooled += reach * x
@@ -260,7 +260,7 @@ def test_it_learns_a_planted_signal_and_where_in_the_session_it_is_worth_most(tm
     h, s = planted(3000, seed=5)
     config = RewardModelConfig(width=32, heads=2, epochs=5, batch_size=64, lr=5e-3, watch_cap_s=60)
     minutes = RewardWeights(like=0, follow=0, comment=0, forward=0, hate=0, return_24h=0)
-    model = fit_reward_model(catalog(), h, s, dataclasses.replace(config, weights=minutes), tmp_path)
+    model = fit_reward_model(catalog(), h, s, config, tmp_path).with_weights(minutes)
     h, s = planted(500, seed=6)
     score = model(h, SessionBatch(item_ids_USK=torch.from_numpy(s.item_ids_NK)[:, None].long(), logp_US=torch.zeros(1)))
     watched = s.watch_s_NK.sum(1) / 60
@@ -285,7 +285,7 @@ def test_auc_is_the_chance_that_a_positive_outranks_a_negative():
 
 
 def test_saving_and_loading_keeps_every_bit(tmp_path):
-    model = lively_model(RewardModelConfig(width=16, heads=2, weights=RewardWeights(like=7.0)))
+    model = lively_model(RewardModelConfig(width=16, heads=2)).with_weights(RewardWeights(like=7.0))
     model.save_pretrained(tmp_path)
     loaded = RewardModel.load(tmp_path)
     assert torch.equal(loaded(histories(4), sessions(4, 3)), model(histories(4), sessions(4, 3)))

@@ -1,9 +1,9 @@
 """Sampling and beam search of whole sessions, for every agent that writes items as codes.
 
 The history is encoded once a user; the user's S rows share its keys and values and keep their own, cached, for what
-they decoded. A trie restricts every choice to codes that lead to an item not yet in the session. Temperature, top-k
-and top-p act on the choice alone: log-probabilities are sums of the UNMASKED log-softmax over the joint vocabulary in
-float32, so they equal those of teacher forcing.
+they decoded. A trie restricts every choice to codes that lead to an item that is neither in the session nor, unless
+asked for, in the history. Temperature, top-k and top-p act on the choice alone: log-probabilities are sums of the
+UNMASKED log-softmax over the joint vocabulary in float32, so they equal those of teacher forcing.
 
 BOS before an item is forced, so it is decoded together with the last code of the item before: K·L steps write a
 session, not K·(L + 1). Python loops over items and levels only.
@@ -12,7 +12,7 @@ session, not K·(L + 1). Python loops over items and levels only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -62,6 +62,9 @@ class SamplingConfig:
     """Draw from the k likeliest codes only; 0 means all."""
     top_p: float = 1.0
     """Draw from the fewest codes whose probabilities reach p."""
+    block_seen: bool = True
+    """Leave out the items of the history, in sampling and in beam search alike; the newest of them where the catalogue
+    has not enough others."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
@@ -132,7 +135,7 @@ def sample_sessions(
 
         return choose
 
-    return _generate(model, trie, histories, n, session_length, chooser)
+    return _generate(model, trie, histories, n, session_length, sampling.block_seen, chooser)
 
 
 @torch.no_grad()
@@ -142,18 +145,44 @@ def beam_sessions(
     histories: EventBatch,
     num_beams: int,
     session_length: int,
+    block_seen: bool = True,
 ) -> SessionBatch:
-    """The sessions of a beam search, best first; fewer than ``num_beams`` where the catalogue has no more."""
+    """The sessions of a beam search, best first; fewer than ``num_beams`` where a user's catalogue has no more."""
 
     def choose(step: int, legal_USC: Tensor, logp_US: Tensor) -> Choice:
         num_codes = legal_USC.shape[-1]
         scores = (logp_US[..., None] + legal_USC).flatten(1)
-        # Until a beam is full it holds every prefix there is, so all users have the same number of candidates.
-        width = min(num_beams, int((scores[0] > -torch.inf).sum()))
+        width = min(num_beams, int((scores > -torch.inf).sum(1).min()))  # until a beam is full it holds all there is
         best = scores.topk(width, dim=-1).indices
         return best // num_codes, best % num_codes
 
-    return _generate(model, trie, histories, num_beams, session_length, lambda rows: choose)
+    return _generate(model, trie, histories, num_beams, session_length, block_seen, lambda rows: choose)
+
+
+@torch.no_grad()
+def score_sessions(
+    model: GenerativeModel, trie: Trie, histories: EventBatch, item_ids_USK: Tensor, block_seen: bool = True
+) -> SessionBatch:
+    """Given sessions with the log-probabilities they would have come with, had ``model`` sampled them.
+
+    Args:
+        model: the agent.
+        trie: the catalogue's codes, on the histories' device.
+        histories: U users.
+        item_ids_USK: int64, S sessions for each of them; an item that was blocked has ``logp_allowed_US`` of -inf.
+        block_seen: whether items of the history count as forbidden.
+    """
+    codes_USN = trie.codes_IL[item_ids_USK].flatten(2)
+
+    def chooser(rows: slice) -> Choose:
+        def choose(step: int, legal_USC: Tensor, logp_US: Tensor) -> Choice:
+            codes_US = codes_USN[rows, :, step]
+            return (None if step else torch.zeros_like(codes_US)), codes_US
+
+        return choose
+
+    num_samples, session_length = item_ids_USK.shape[1:]
+    return _generate(model, trie, histories, num_samples, session_length, block_seen, chooser)
 
 
 def _generate(
@@ -162,6 +191,7 @@ def _generate(
     histories: EventBatch,
     rows_per_user: int,
     session_length: int,
+    block_seen: bool,
     chooser: Callable[[slice], Choose],
 ) -> SessionBatch:
     """Decode blocks of users, so that memory stays bounded, without dropout."""
@@ -170,18 +200,30 @@ def _generate(
             f"session_length={session_length} exceeds the {trie.num_items} items of the catalogue and a session holds "
             "no item twice; ask for shorter sessions."
         )
+    blocked_UJ = seen_items(histories, trie.num_items - session_length if block_seen else 0)
     users_per_block = max(1, ROWS_PER_BLOCK // rows_per_user)
     was_training = model.training
     model.train(False)
     try:
         blocks = [slice(u, u + users_per_block) for u in range(0, len(histories), users_per_block)]
-        return SessionBatch.cat([_block(model, trie, histories.rows(b), session_length, chooser(b)) for b in blocks])
+        return SessionBatch.cat(
+            [_block(model, trie, histories.rows(b), blocked_UJ[b], session_length, chooser(b)) for b in blocks]
+        )
     finally:
         model.train(was_training)
 
 
+def seen_items(histories: EventBatch, limit: int) -> Tensor:
+    """The items of the last ``limit`` events of each history, int64 [U, J <= T]; -1 elsewhere."""
+    if limit < 1:
+        return histories.item_ids_UT.new_empty(len(histories), 0)
+    mask_UT = histories.mask_UT
+    newest_first_UT = mask_UT.flip(1).cumsum(1).flip(1)
+    return histories.item_ids_UT.masked_fill(~mask_UT | (newest_first_UT > limit), -1)
+
+
 def _block(
-    model: GenerativeModel, trie: Trie, histories: EventBatch, session_length: int, choose: Choose
+    model: GenerativeModel, trie: Trie, histories: EventBatch, blocked_UJ: Tensor, session_length: int, choose: Choose
 ) -> SessionBatch:
     """Sessions of a few users; ``choose`` draws or selects the codes at each of the K·L steps."""
     vocabulary, num_levels = Vocabulary(trie.num_codes), trie.num_levels
@@ -193,22 +235,40 @@ def _block(
         offset = vocabulary.level_offset(level)
         logits_USV = model.step(tokens_USM, state)
         logits_USC = logits_USV[..., offset : offset + trie.num_codes[level]]
-        allowed = trie.allowed(rows.nodes_US.flatten(), level, rows.items_USK.flatten(0, 1)).view_as(logits_USC)
-        legal_USC = (logits_USC - logits_USV.logsumexp(-1, keepdim=True)).masked_fill_(~allowed, -torch.inf)
-        parent_US, codes_US = choose(step, legal_USC, rows.logp_US)
+        blocked_USJ = blocked_UJ[:, None].expand(-1, rows.items_USK.shape[1], -1)
+        used_RJ = torch.cat([rows.items_USK, blocked_USJ], dim=2).flatten(0, 1)
+        nodes_R = rows.nodes_US.flatten()
+        logp_USC = logits_USC - logits_USV.logsumexp(-1, keepdim=True)
+        legal_US = _mass(logp_USC, trie.allowed(nodes_R, level))
+        allowed_RC = trie.allowed(nodes_R, level, used_RJ)
+        allowed_US = _mass(logp_USC, allowed_RC)
+        parent_US, codes_US = choose(
+            step, logp_USC.masked_fill(~allowed_RC.view_as(logp_USC), -torch.inf), rows.logp_US
+        )
         if parent_US is not None:
             state.select(parent_US)
             rows = rows.select(parent_US)
-            legal_USC = legal_USC.gather(1, parent_US[..., None].expand(-1, -1, legal_USC.shape[-1]))
-        rows.advance(trie, codes_US, legal_USC)
+            legal_US, allowed_US = legal_US.gather(1, parent_US), allowed_US.gather(1, parent_US)
+            logp_USC = logp_USC.gather(1, parent_US[..., None].expand(-1, -1, logp_USC.shape[-1]))
+        rows = rows.advance(trie, codes_US, logp_USC, legal_US, allowed_US)
         tokens_USM = (codes_US + offset)[..., None]
         if level == num_levels - 1:
-            rows.finish_item(trie)
+            rows = rows.with_item(trie)
             tokens_USM = torch.nn.functional.pad(tokens_USM, (0, 1), value=vocabulary.bos_id)
-    return SessionBatch(item_ids_USK=rows.items_USK, logp_US=rows.logp_US, logp_legal_US=rows.logp_legal_US)
+    return SessionBatch(
+        item_ids_USK=rows.items_USK,
+        logp_US=rows.logp_US,
+        logp_legal_US=rows.logp_legal_US,
+        logp_allowed_US=rows.logp_allowed_US,
+    )
 
 
-@dataclass
+def _mass(logp_USC: Tensor, mask_RC: Tensor) -> Tensor:
+    """Log of the probability [U, S] on the codes of a mask."""
+    return logp_USC.masked_fill(~mask_RC.view_as(logp_USC), -torch.inf).logsumexp(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Rows:
     """What is known of the U·S sessions being written.
 
@@ -216,37 +276,48 @@ class _Rows:
         nodes_US: where each stands in the trie.
         items_USK: the items written so far.
         logp_US: log-probability of the codes so far.
-        logp_legal_US: log of the legal mass along the way.
+        logp_legal_US: log of the mass on existing codes along the way.
+        logp_allowed_US: log of the mass on codes that could be chosen.
     """
 
     nodes_US: Tensor
     items_USK: Tensor
     logp_US: Tensor
     logp_legal_US: Tensor
+    logp_allowed_US: Tensor
 
     @classmethod
     def start(cls, num_users: int, device: torch.device) -> _Rows:
         nodes_US = torch.zeros(num_users, 1, dtype=torch.long, device=device)
         zeros = torch.zeros(num_users, 1, device=device)
-        return cls(nodes_US, nodes_US.new_empty(num_users, 1, 0), zeros, zeros)
-
-    def select(self, parent_US: Tensor) -> _Rows:
-        items = self.items_USK.gather(1, parent_US[..., None].expand(-1, -1, self.items_USK.shape[2]))
-        return _Rows(
-            self.nodes_US.gather(1, parent_US),
-            items,
-            self.logp_US.gather(1, parent_US),
-            self.logp_legal_US.gather(1, parent_US),
+        return cls(
+            nodes_US=nodes_US,
+            items_USK=nodes_US.new_empty(num_users, 1, 0),
+            logp_US=zeros,
+            logp_legal_US=zeros,
+            logp_allowed_US=zeros,
         )
 
-    def advance(self, trie: Trie, codes_US: Tensor, legal_USC: Tensor) -> None:
-        self.logp_US = self.logp_US + legal_USC.gather(2, codes_US[..., None]).squeeze(2)
-        self.logp_legal_US = self.logp_legal_US + legal_USC.logsumexp(-1)
-        self.nodes_US = trie.child(self.nodes_US, codes_US)
+    def select(self, parent_US: Tensor) -> _Rows:
+        """Rows that are copies of the rows at ``parent_US``."""
+        parent_USK = parent_US[..., None].expand(-1, -1, self.items_USK.shape[2])
+        flat = {name: value.gather(1, parent_US) for name, value in vars(self).items() if value.ndim == 2}
+        return _Rows(items_USK=self.items_USK.gather(1, parent_USK), **flat)
 
-    def finish_item(self, trie: Trie) -> None:
-        self.items_USK = torch.cat([self.items_USK, trie.item(self.nodes_US)[..., None]], dim=2)
-        self.nodes_US = torch.zeros_like(self.nodes_US)
+    def advance(self, trie: Trie, codes_US: Tensor, logp_USC: Tensor, legal_US: Tensor, allowed_US: Tensor) -> _Rows:
+        """One code further."""
+        return replace(
+            self,
+            nodes_US=trie.child(self.nodes_US, codes_US),
+            logp_US=self.logp_US + logp_USC.gather(2, codes_US[..., None]).squeeze(2),
+            logp_legal_US=self.logp_legal_US + legal_US,
+            logp_allowed_US=self.logp_allowed_US + allowed_US,
+        )
+
+    def with_item(self, trie: Trie) -> _Rows:
+        """The item whose last code was chosen is written, and the next one begins."""
+        items_USK = torch.cat([self.items_USK, trie.item(self.nodes_US)[..., None]], dim=2)
+        return replace(self, items_USK=items_USK, nodes_US=torch.zeros_like(self.nodes_US))
 
 
 class GenerativeRecommender:
@@ -285,14 +356,13 @@ class GenerativeRecommender:
 
     def beams(self, histories: EventBatch, num_beams: int) -> SessionBatch:
         """The ``num_beams`` sessions a beam search finds for each user, best first."""
-        sessions = beam_sessions(self.model, self.trie, histories.to(self.device), num_beams, self.session_length)
+        block_seen = self.sampling.block_seen
+        sessions = beam_sessions(
+            self.model, self.trie, histories.to(self.device), num_beams, self.session_length, block_seen
+        )
         return sessions.to(histories.item_ids_UT.device)
 
     def recommend(self, histories: EventBatch) -> SessionBatch:
         """The best session of the beam search (S = 1)."""
         sessions = self.beams(histories, self.num_beams)
-        return SessionBatch(
-            item_ids_USK=sessions.item_ids_USK[:, :1],
-            logp_US=sessions.logp_US[:, :1],
-            logp_legal_US=None if sessions.logp_legal_US is None else sessions.logp_legal_US[:, :1],
-        )
+        return SessionBatch(**{name: None if v is None else v[:, :1] for name, v in vars(sessions).items()})

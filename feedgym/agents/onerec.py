@@ -10,6 +10,8 @@ Deviations from the paper:
       paper feeds the items that were positive and nothing else. Profile fields and time of day are extra tokens.
     - Learned absolute positions in the decoder, recency ranks in the encoder.
     - A load-balancing loss (Switch, arXiv:2101.03961, eq. 4-6) on the experts; the paper does not say how it balances.
+    - Code embeddings start at the tokenizer's centroids (``semantic_init``), so that likeness of content is known from
+      the first step; the paper says nothing of initial weights, and trains on billions of sessions.
 
 Rows: the backbone decodes R rows for U histories, R a multiple of U; row r belongs to history r mod U. So a batch of
 preference pairs, [all chosen; all rejected], needs its histories only once.
@@ -41,6 +43,9 @@ from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.vocabulary import Vocabulary
 
 hf_logging.disable_progress_bar()  # loading and saving take milliseconds; the project draws its own bars
+
+SEMANTIC_STD, OUTPUT_STD = 0.4, 0.04
+"""Standard deviations of code embeddings at their start; outputs are small, for they meet activations of size 1."""
 
 HISTORY_COLUMNS = tuple(f.name for f in fields(EventBatch))
 """The keyword arguments by which the model takes a history: the columns of an EventBatch."""
@@ -78,8 +83,10 @@ class OneRecConfig(PreTrainedConfig):
     """Weight of the load-balancing loss."""
     dropout: float = 0.0
     """Dropout on the embeddings and on every layer's output."""
-    initializer_range: float = 0.02
+    initializer_range: float = 0.06
     """Standard deviation of the initial weights."""
+    semantic_init: bool = True
+    """Let code embeddings start at the tokenizer's centroids, where it has some."""
     session_length: int = 5
     """K, the most items a session can have."""
     history_length: int = 64
@@ -95,7 +102,7 @@ class OneRecConfig(PreTrainedConfig):
     tokenizer_hash: str = ""
     """Hash of the tokenizer whose codes the weights speak of."""
     tie_word_embeddings: bool = False
-    """Input and output embeddings are separate matrices."""
+    """Let input embeddings and output matrix be one."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.profile_sizes = tuple(self.profile_sizes)  # JSON brings them back as lists
@@ -297,6 +304,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     accepts_loss_kwargs = False
+    _tied_weights_keys = {"lm_head.weight": "model.tokens.weight"}  # noqa: RUF012 - what transformers prescribes
     model: OneRecBackbone
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012 - the name and type transformers prescribes
 
@@ -316,7 +324,27 @@ class OneRec(PreTrainedModel, GenerationMixin):
         }
         model = cls(OneRecConfig(**sizes))
         model.model.item_tokens_IL.copy_(tokenizer.vocabulary.token_ids(tokenizer.codes_IL))
+        if config.semantic_init:
+            model._start_at_centroids(tokenizer)
         return model
+
+    @torch.no_grad()
+    def _start_at_centroids(self, tokenizer: CodeTokenizer) -> None:
+        """Input and output embeddings of a level's codes: its centroids, randomly rotated into the model's width.
+
+        One rotation serves all levels, so that the sum of an item's embeddings is its reconstructed content.
+        """
+        for level, centroids_CE in enumerate(tokenizer.codebooks):
+            if level == 0:
+                side = max(centroids_CE.shape[1], self.config.d_model)
+                basis = torch.linalg.qr(torch.randn(side, side))[0][: centroids_CE.shape[1], : self.config.d_model]
+            unit_CD = (centroids_CE - centroids_CE.mean(0)) @ basis
+            unit_CD = unit_CD / unit_CD.std().clamp_min(1e-6)
+            start = self.vocabulary.level_offset(level)
+            rows = slice(start, start + len(unit_CD))
+            self.model.tokens.weight[rows] = SEMANTIC_STD * unit_CD
+            if not self.config.tie_word_embeddings:
+                self.lm_head.weight[rows] = OUTPUT_STD * unit_CD
 
     @classmethod
     def load(cls, folder: Path | str, tokenizer: CodeTokenizer) -> Self:
@@ -365,7 +393,6 @@ class OneRec(PreTrainedModel, GenerationMixin):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        weights_N: Tensor | None = None,
         use_cache: bool | None = None,
         output_router_logits: bool | None = None,
         **history: Tensor,
@@ -376,7 +403,6 @@ class OneRec(PreTrainedModel, GenerationMixin):
             input_ids: [R, M] decoder tokens, BOS before every item.
             attention_mask: [R, M], 1 at real tokens; keeps padding out of the load-balancing loss.
             labels: [R, M], ``input_ids`` with -100 where nothing is learned (BOS, padding); shifted here.
-            weights_N: [R] weight of each row in the loss; equal where left out.
             use_cache: ignored.
             output_router_logits: overrides the configuration's.
             **history: the columns of an EventBatch of U histories; row r decodes history r mod U.
@@ -390,7 +416,7 @@ class OneRec(PreTrainedModel, GenerationMixin):
                 outputs.router_logits, self.config.num_experts, self.config.num_experts_per_tok, attention_mask
             )
         if labels is not None:
-            loss = next_token_loss(logits, labels, weights_N)
+            loss = next_token_loss(logits, labels)
             if aux_loss is not None:
                 loss = loss + self.config.router_aux_loss_coef * aux_loss
         return MoeCausalLMOutputWithPast(
@@ -422,20 +448,15 @@ class OneRec(PreTrainedModel, GenerationMixin):
             init.zeros_(module.item_tokens_IL)
 
 
-def next_token_loss(logits_NMV: Tensor, labels_NM: Tensor, weights_N: Tensor | None = None) -> Tensor:
+def next_token_loss(logits_NMV: Tensor, labels_NM: Tensor) -> Tensor:
     """Mean cross-entropy of the next tokens, in float32.
 
     Args:
         logits_NMV: logits at each position, of the token after it.
         labels_NM: tokens, -100 where nothing is learned.
-        weights_N: weight of each row; all its tokens get it.
     """
-    targets_NM = labels_NM[:, 1:]
-    if weights_N is None:
-        return F.cross_entropy(logits_NMV[:, :-1].flatten(0, 1).float(), targets_NM.flatten(), ignore_index=-100)
-    loss_NM = F.cross_entropy(logits_NMV[:, :-1].transpose(1, 2).float(), targets_NM, reduction="none")
-    weights_NM = weights_N[:, None] * (targets_NM != -100)
-    return (loss_NM * weights_NM).sum() / weights_NM.sum()
+    logits, targets = logits_NMV[:, :-1].flatten(0, 1).float(), labels_NM[:, 1:].flatten()
+    return F.cross_entropy(logits, targets, ignore_index=-100)
 
 
 def session_logp(model: OneRec, histories: EventBatch, item_ids_USK: Tensor) -> Tensor:

@@ -82,12 +82,10 @@ class SessionDataset(Dataset):
     Attributes:
         histories: N rows, what was known before each session.
         item_ids_NK: int64, the sessions; -1 after the last item.
-        weights_N: float32 weight of each session in the loss; None for equal ones.
     """
 
     histories: EventBatch
     item_ids_NK: Tensor
-    weights_N: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.histories) != len(self.item_ids_NK) or len(self.item_ids_NK) == 0:
@@ -105,8 +103,7 @@ class SessionDataset(Dataset):
     def collate(self, model: Trainable, idx: Sequence[int]) -> dict[str, Tensor]:
         """The model's training batch of the rows ``idx``, histories cut to the longest of them."""
         rows = torch.as_tensor(idx)
-        batch = model.training_batch(self.histories.rows(rows).trimmed(), self.item_ids_NK[rows])
-        return batch if self.weights_N is None else batch | {"weights_N": self.weights_N[rows]}
+        return model.training_batch(self.histories.rows(rows).trimmed(), self.item_ids_NK[rows])
 
 
 def pretrain(

@@ -77,8 +77,8 @@ class ShortVideo:
         population: who the users are and when they are active.
     """
 
-    profile_names = PROFILE_NAMES
-    profile_sizes = PROFILE_SIZES
+    profile_names: tuple[str, ...] = PROFILE_NAMES
+    profile_sizes: tuple[int, ...] = PROFILE_SIZES
 
     def __init__(self, config: ShortVideoConfig = ShortVideoConfig()) -> None:  # noqa: B008 (frozen)
         self.config = config

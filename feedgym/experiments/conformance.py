@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from feedgym.envs.check import check_simulator
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
-from feedgym.protocols import Recommender, SessionReward, load
+from feedgym.protocols import Recommender, SessionReward, load, make
 from feedgym.rewards.answers import Answers
 from feedgym.rewards.check import check_reward
 from feedgym.rewards.engagement import ItemAverage
@@ -42,7 +41,7 @@ BUILT_IN = (
     "feedgym.experiments.conformance:item_average",
     "feedgym.experiments.conformance:reward_model",
 )
-"""What ``feedgym check --all`` looks at; models are small and untrained, since the promises do not depend on training."""
+"""What ``feedgym check --all`` looks at. Models are small and untrained: the promises do not depend on training."""
 
 
 def check_path(path: str) -> str:
@@ -62,11 +61,12 @@ def check_path(path: str) -> str:
     if callable(getattr(target, "respond", None)):  # simulators are made as the environments make them
         check_simulator(make_simulator(path))
         return "UserSimulator"
-    plugin = _made(path, target)
+    catalog, log = _feed()
+    names = list(inspect.signature(target).parameters) if inspect.isfunction(target) else []
+    plugin = target if names[:2] == ["histories", "sessions"] else make(path, catalog=catalog, log=log)
     if callable(getattr(plugin, "respond", None)):
         check_simulator(plugin)
         return "UserSimulator"
-    catalog, log = _feed()
     if hasattr(plugin, "encode") or hasattr(plugin, "decode"):
         check_tokenizer(plugin, catalog.content_IE)
         return "ItemTokenizer"
@@ -80,23 +80,6 @@ def check_path(path: str) -> str:
         f"{path} is a {type(plugin).__name__} that follows none of the protocols of feedgym.protocols: it has neither "
         "respond(), nor sample() and recommend(), nor encode() and decode(), and it cannot be called."
     )
-
-
-def _made(path: str, target: Any) -> Any:
-    """The object itself, or what the class or function makes."""
-    if not (inspect.isclass(target) or inspect.isfunction(target)):
-        return target
-    names = list(inspect.signature(target).parameters)
-    if inspect.isfunction(target) and names[:2] == ["histories", "sessions"]:
-        return target
-    catalog, log = _feed()
-    given = {name: value for name, value in (("catalog", catalog), ("log", log)) if name in names}
-    try:
-        return target(**given)
-    except TypeError as error:
-        raise ValueError(
-            f"Cannot make {path} ({error}); give its parameters defaults, or name a function that makes one."
-        ) from error
 
 
 @cache

@@ -224,12 +224,8 @@ def compared(ratios: dict[str, dict[str, Ratio]], seed: int) -> dict[str, Any]:
         name: {metric: interval(ratio, counts_RU) for metric, ratio in metrics.items()}
         for name, metrics in ratios.items()
     }
-    lifts = {
-        metric: lift(ratios["aligned"][metric], base, counts_RU)
-        for metric, base in ratios["base"].items()
-        if base.mean() != 0
-    }
-    return {"agents": agents, "lift": lifts}
+    lifts = {metric: lift(ratios["aligned"][metric], base, counts_RU) for metric, base in ratios["base"].items()}
+    return {"agents": agents, "lift": {metric: found for metric, found in lifts.items() if found is not None}}
 
 
 def references(log: EventLog, catalog: Catalog, config: AlignConfig) -> dict[str, Recommender]:
@@ -334,7 +330,7 @@ def _offline_ratios(
 def top_items(agent: Any, histories: EventBatch, n: int) -> torch.Tensor:
     """The ``n`` items [U, n] an agent holds likeliest to come next, best first.
 
-    A generative agent's are the ``n`` best sessions of one item; another's is the session of ``n`` items it would serve.
+    A generative agent's are the ``n`` best sessions of one item, another's the session of ``n`` items it would serve.
     """
     agent = copy.copy(agent)
     if hasattr(agent, "beams"):

@@ -126,6 +126,9 @@ class AlignConfig:
     """Next-token prediction."""
     reward: RewardModelConfig = field(default_factory=RewardModelConfig)
     """The session reward model."""
+    score: str | None = None
+    """Import path of what chooses the pairs instead of the reward model: a SessionReward, or a function of any of
+    catalog, log and reward_model that makes one, e.g. feedgym.rewards.compose:clicks."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How the sessions of a round are drawn."""
     ipa: IPAConfig = field(default_factory=IPAConfig)
@@ -135,7 +138,7 @@ class AlignConfig:
     num_beams: int = 1
     """Beams by which an agent chooses the session it serves; 1 is greedy."""
     weights: RewardWeights = field(default_factory=RewardWeights)
-    """What users' true reward is made of."""
+    """What a session's reward is made of, the true one and the reward model's opinion of it alike."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """Who judges."""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)

@@ -66,7 +66,9 @@ def write_report(summary: Mapping[str, Any], folder: Path) -> Path:
         _figure("Behaviour an item seen", _behaviour_plot, summary, "agents"),
         _table("Next item on the held-out log", summary.get("offline")),
         _rounds_table(summary),
-        _table("Reward model on held-out users", summary.get("reward_model")),
+        _table(
+            "Reward model on held-out users", {"AUC": summary["reward_model"]} if summary.get("reward_model") else None
+        ),
         _table("Item tokenizer", {"tokenizer": summary["tokenizer"]} if summary.get("tokenizer") else None),
         _samples_table(summary),
         _stages_table(summary),

@@ -64,8 +64,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, default=_plain))
+    """Write JSON whole or not at all; what is not a finite number becomes null."""
+    value = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+    write_text(path, json.dumps(value, indent=1, allow_nan=False))
 
 
 JSON: Codec[Any] = Codec(
@@ -170,19 +171,37 @@ class Run:
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=step)
 
-    def log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """Record a table in W&B."""
-        if self._wandb is not None:
-            import wandb
+    def facts(self) -> dict[str, Any]:
+        """How the run went: seconds a stage, memory, revision."""
+        return {
+            "stages": {name: {"seconds": seconds} for name, seconds in self.seconds.items()},
+            "peak_memory_mb": self.memory.peak_mb,
+            "git_revision": git_revision(),
+        }
 
-            self._wandb.log({name: wandb.Table(columns=[*columns], data=[*rows])})
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Keep the result for programs."""
+        write_json(self.folder / "summary.json", summary)
 
-    def log_artifact(self, name: str, kind: str, path: Path) -> None:
-        """Record a file or a folder as a W&B artefact."""
-        if self._wandb is not None:
-            import wandb
+    def publish(self, summary: Mapping[str, Any], artifacts: Mapping[str, str]) -> None:
+        """Put the result into the W&B record.
 
-            artifact = wandb.Artifact(name, type=kind)
+        Args:
+            summary: what summary.json holds; its ``agents``, ``offline`` and ``samples`` are taken.
+            artifacts: names of artefacts and the stages whose products they are; the report is added.
+        """
+        for kind in ("agents", "offline"):
+            for agent, metrics in summary.get(kind, {}).items():
+                self.log({f"{agent}/{name}": value["mean"] for name, value in metrics.items()})
+        if self._wandb is None:
+            return
+        import wandb
+
+        if samples := summary.get("samples"):
+            self._wandb.log({"sample_sessions": wandb.Table(columns=samples["columns"], data=samples["rows"])})
+        paths = {name: self.folder / "stages" / stage for name, stage in artifacts.items()}
+        for name, path in {**paths, "report": self.folder / "report.html"}.items():
+            artifact = wandb.Artifact(name, type="report" if path.is_file() else "model")
             artifact.add_dir(str(path)) if path.is_dir() else artifact.add_file(str(path))
             self._wandb.log_artifact(artifact)
 

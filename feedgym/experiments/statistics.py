@@ -44,10 +44,15 @@ def interval(metric: Ratio, counts_RU: np.ndarray) -> dict[str, float]:
     return {"mean": metric.mean(), **_ends(metric.resampled(counts_RU))}
 
 
-def lift(treated: Ratio, control: Ratio, counts_RU: np.ndarray) -> dict[str, float]:
-    """Relative change of ``treated`` over ``control``, paired over users, with its 95% interval."""
-    relative_R = treated.resampled(counts_RU) / control.resampled(counts_RU) - 1
-    return {"mean": treated.mean() / control.mean() - 1, **_ends(relative_R)}
+def lift(treated: Ratio, control: Ratio, counts_RU: np.ndarray) -> dict[str, float] | None:
+    """Relative change of ``treated`` over ``control``, paired over users, with its 95% interval.
+
+    None where a resampling has a control of 0: a rate too rare to speak of its change.
+    """
+    control_R = control.resampled(counts_RU)
+    if control.mean() == 0 or (control_R == 0).any():
+        return None
+    return {"mean": treated.mean() / control.mean() - 1, **_ends(treated.resampled(counts_RU) / control_R - 1)}
 
 
 def _ends(values_R: np.ndarray) -> dict[str, float]:

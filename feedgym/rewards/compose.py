@@ -1,4 +1,7 @@
-"""Rewards made of rewards, and diversity as a reward of its own."""
+"""Rewards made of rewards, diversity as a reward of its own, and two rewards to choose pairs by instead of the model's.
+
+Functions here make rewards from what an experiment has; ``--score feedgym.rewards.compose:clicks`` names one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from torch import Tensor
 
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import Catalog
+from feedgym.envs.truth import RewardWeights
 from feedgym.protocols import SessionReward
+from feedgym.rewards.model import RewardModel
 
 
 class Weighted:
@@ -54,3 +59,14 @@ class Diversity:
         # |sum of n unit vectors|^2 = n + the cosines of all ordered pairs.
         cosines_US = unit_USKE.sum(2).square().sum(-1) - unit_USKE.square().sum((2, 3))
         return torch.where(num_US > 1, 1 - cosines_US / (num_US * (num_US - 1)).clamp_min(1), 0.0)
+
+
+def clicks(reward_model: RewardModel) -> SessionReward:
+    """The classic wrong reward: the number of clicks that the model expects, for whatever reason users click."""
+    nothing = {name: 0.0 for name in vars(RewardWeights())}
+    return reward_model.with_weights(RewardWeights(**nothing | {"click": 1.0}))
+
+
+def diverse(reward_model: RewardModel, catalog: Catalog) -> SessionReward:
+    """The reward model's opinion and a bonus for sessions of unlike items, one point at most."""
+    return Weighted({reward_model: 1.0, Diversity(catalog): 1.0})

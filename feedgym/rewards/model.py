@@ -21,7 +21,7 @@ import copy
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -61,8 +61,6 @@ class RewardModelConfig:
     """Share of item-id embeddings left out in training, so that content speaks for rare items."""
     watch_cap_s: float = 300.0
     """Seconds watched of one item that count as a full label; more is clipped."""
-    weights: RewardWeights = field(default_factory=RewardWeights)
-    """What a session's reward is made of."""
     lr: float = 5e-3
     """Peak learning rate of AdamW, warmed up and decayed by a cosine."""
     weight_decay: float = 0.01
@@ -105,10 +103,11 @@ class RewardModel(nn.Module):
     """A :class:`feedgym.protocols.SessionReward` learned from a log; call it on histories and sessions.
 
     Args:
-        config: sizes and weights.
+        config: sizes.
         sizes: what the data decide.
 
     Attributes:
+        weights: what the score is made of; :meth:`with_weights` gives another opinion by the same towers.
         occurs_O: bool, whether the log shows each tower's label at all; the others are left out of the score.
         return_observed: bool, the same for the return.
     """
@@ -118,7 +117,7 @@ class RewardModel(nn.Module):
 
     def __init__(self, config: RewardModelConfig, sizes: Sizes) -> None:
         super().__init__()
-        self.config, self.sizes = config, sizes
+        self.config, self.sizes, self.weights = config, sizes, RewardWeights()
         width = config.width
         self.items = ItemVectors(width, config.id_dropout, sizes)
         self.events = EventFeatures(width, len(BEHAVIOURS), sizes.history_length)
@@ -146,7 +145,7 @@ class RewardModel(nn.Module):
     def score(self, predictions: Predictions) -> Tensor:
         """The towers' answers, added up with the weights of the reward."""
         prob_USKO = predictions.logit_USKO.sigmoid() * self.occurs_O
-        weights = self.config.weights
+        weights = self.weights
         weight_O = [getattr(weights, name) for name in BEHAVIOURS]
         weight_O += [weights.watch_minutes * self.config.watch_cap_s / 60, 0.0]
         value_USK = prob_USKO @ prob_USKO.new_tensor(weight_O)
@@ -232,7 +231,7 @@ class RewardModel(nn.Module):
     def with_weights(self, weights: RewardWeights) -> Self:
         """The same towers, shared, with another opinion of what counts: clicks alone, for instance."""
         other = copy.copy(self)
-        other.config = replace(self.config, weights=weights)
+        other.weights = weights
         return other
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -243,7 +242,8 @@ class RewardModel(nn.Module):
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, part)
         os.replace(part, folder / WEIGHTS_FILE)
         part = folder / f"{CONFIG_FILE}.part"
-        part.write_text(json.dumps({"config": asdict(self.config), "sizes": asdict(self.sizes)}, indent=2) + "\n")
+        parts = {"config": self.config, "sizes": self.sizes, "weights": self.weights}
+        part.write_text(json.dumps({name: asdict(value) for name, value in parts.items()}, indent=2) + "\n")
         os.replace(part, folder / CONFIG_FILE)
 
     @classmethod
@@ -256,10 +256,9 @@ class RewardModel(nn.Module):
         path = Path(folder) / CONFIG_FILE
         try:
             saved = json.loads(path.read_text())
-            weights = RewardWeights(**saved["config"].pop("weights"))
-            config = RewardModelConfig(**saved["config"], weights=weights)
             sizes = Sizes(**saved["sizes"] | {"profile_sizes": tuple(saved["sizes"]["profile_sizes"])})
-            model = cls(config, sizes)
+            model = cls(RewardModelConfig(**saved["config"]), sizes)
+            model.weights = RewardWeights(**saved["weights"])
             path = Path(folder) / WEIGHTS_FILE
             model.load_state_dict(load_file(path))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
@@ -324,7 +323,7 @@ def fit_reward_model(
         catalog: the items.
         histories: N rows, what was known before each session.
         sessions: N sessions with the users' answers; good and bad ones alike.
-        config: sizes, weights and training.
+        config: sizes and training.
         output_dir: gets checkpoints and the model; training goes on from a checkpoint found there.
         progress: called after each step.
 

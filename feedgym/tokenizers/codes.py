@@ -73,6 +73,12 @@ class CodeTokenizer:
         return self.trie().codes_IL[:-1]
 
     @property
+    def codebooks(self) -> list[Tensor]:
+        """The vectors [C, E] that the codes of the first levels stand for; levels that only count have none."""
+        names = (f"codebook_{level}" for level in range(self.num_levels))
+        return [self.learned[name] for name in names if name in self.learned]
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """The tokens of a generative model over these codes."""
         return Vocabulary(self.num_codes)

@@ -7,8 +7,8 @@ Deviations from the paper:
     * Algorithm 1 fills the clusters one after the other, each with the nearest of the points not yet taken, so that the
       last ones get leftovers from everywhere and the next level has little to gain. Here the points of all clusters are
       chosen together, at the least total distance, by an auction (Bertsekas & Castañón, 1989). On 2,000 items of the
-      simulator, levels of 32 and 64 codes leave 37% of the content's variance unexplained, and 42% by Algorithm 1, which
-      is there as ``assignment="greedy"``.
+      simulator, levels of 32 and 64 codes leave 37% of the content's variance unexplained, and 42% by Algorithm 1,
+      which is there as ``assignment="greedy"``.
     * |V| not divisible by K: the first ``I % C`` clusters take one item more, so sizes are within 1 of each other.
     * Under ``greedy`` the order in which clusters choose is the (random) order of the starting centroids and stays the
       same in every iteration; the paper's listing says no more, and a new order each time keeps it from settling.
@@ -38,7 +38,7 @@ Ints = NDArray[np.int64]
 Assignment = Literal["auction", "greedy"]
 
 PRECISION = 1e-3
-"""An auction's bids rise by at least this share of the distances' range; the total ends within a few 1e-4 of the best."""
+"""An auction's bids rise by at least this share of the distances' range; totals end within a few 1e-4 of the best."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ class ResidualKMeans(CodeTokenizer):
 
     def reconstruct(self, codes: Tensor) -> Tensor:
         """float32 content [..., E] that codes [..., L] stand for: the sum of their centroids."""
-        books = [self.learned[f"codebook_{level}"].to(codes.device) for level in range(self.num_levels)]
+        books = (book.to(codes.device) for book in self.codebooks)
         return torch.stack([book[codes[..., level]] for level, book in enumerate(books)]).sum(dim=0)
 
 
