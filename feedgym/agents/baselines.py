@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
+from feedgym.agents.requests import request_noise
 from feedgym.data.batches import EventBatch, SessionBatch
-from feedgym.envs import luck
 
 LOW_SCORE = -1e30
 """What a seen item scores: below all others, yet it can still be served where nothing else is left."""
@@ -40,9 +38,7 @@ class RandomRecommender:
 
     def recommend(self, histories: EventBatch) -> SessionBatch:
         """One session a user, the same for the same request."""
-        key_U = luck.derive(_request_keys(histories), self.seed)
-        position_I, channel_I = np.divmod(np.arange(self.num_items), luck.CHANNELS)
-        luck_UI = torch.from_numpy(luck.draw(key_U[:, None], position_I, channel_I))
+        luck_UI = request_noise(histories, self.num_items, self.seed)
         return _served(luck_UI.topk(self.session_length, dim=1).indices)
 
 
@@ -94,16 +90,6 @@ def _plackett_luce_logp(logit_UI: Tensor, items_USK: Tensor) -> Tensor:
 def _served(items_UK: Tensor) -> SessionBatch:
     """Chosen sessions of agents that have no log-probability for their choice."""
     return SessionBatch(item_ids_USK=items_UK[:, None], logp_US=torch.full((len(items_UK), 1), torch.nan))
-
-
-def _request_keys(histories: EventBatch) -> NDArray[np.uint64]:
-    """A number a request, from what the user did, who they are and the time of day."""
-    items_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, -1)
-    seconds_U1 = (histories.time_of_day_U * 3600).long()[:, None]
-    # Histories last, so that the padding behind them moves nothing; it adds 0.
-    words_UX = torch.cat([seconds_U1, histories.profile_UF, items_UT], dim=1).cpu().numpy() + 1
-    mixed_UX = luck.derive(words_UX, np.arange(words_UX.shape[1])) * (words_UX > 0)
-    return mixed_UX.sum(axis=1, dtype=np.uint64)
 
 
 def _check_length(session_length: int, num_items: int) -> None:

@@ -64,8 +64,9 @@ class DPORoundConfig:
     """Probability that a pair is the wrong way round, below 0.5; for the loss robust alone."""
     dpo_weight: float = 1.0
     """Weight of the preference loss."""
-    ntp_weight: float = 0.1
-    """Weight of next-token prediction on the logged sessions (mean over codes)."""
+    ntp_weight: float = 0.5
+    """Weight of next-token prediction on the logged sessions (mean over codes). Without it the preference loss pushes
+    probability off the catalogue."""
     learning_rate: float = 3e-4
     """Peak learning rate of AdamW; no weight decay."""
     warmup_steps: int = 0
@@ -74,7 +75,7 @@ class DPORoundConfig:
     """What the learning rate does afterwards; linear and cosine fall to 0."""
     epochs: int = 3
     """Passes over the pairs."""
-    batch_size: int = 64
+    batch_size: int = 16
     """Pairs a step and device."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""

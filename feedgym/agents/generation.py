@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from feedgym.agents.requests import request_noise
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.tokenizers.trie import Trie
 from feedgym.tokenizers.vocabulary import Vocabulary
@@ -118,6 +119,15 @@ def sample_sessions(
     """
     steps = session_length * trie.num_levels
     noise_USN = torch.rand(len(histories), n, steps, generator=generator, device=generator.device)
+    return draw_sessions(model, trie, histories, noise_USN, sampling)
+
+
+@torch.no_grad()
+def draw_sessions(
+    model: GenerativeModel, trie: Trie, histories: EventBatch, noise_USN: Tensor, sampling: SamplingConfig
+) -> SessionBatch:
+    """Sessions drawn with given luck: uniform numbers in [0, 1), one for each of the K·L codes of each session."""
+    n, session_length = noise_USN.shape[1], noise_USN.shape[2] // trie.num_levels
 
     def chooser(rows: slice) -> Choose:
         noise_NUS = noise_USN[rows].permute(2, 0, 1).contiguous().to(histories.item_ids_UT.device)
@@ -328,7 +338,8 @@ class GenerativeRecommender:
         trie: the catalogue's codes; a CodeTokenizer's ``trie()``.
         session_length: K.
         sampling: how :meth:`sample` draws.
-        num_beams: width of the beam search by which :meth:`recommend` chooses; 1 is greedy.
+        num_beams: width of the beam search by which :meth:`recommend` chooses; 1 is greedy, and 0 draws one session as
+            :meth:`sample` does, with luck that belongs to the request.
         device: where the agent runs.
     """
 
@@ -341,8 +352,8 @@ class GenerativeRecommender:
         num_beams: int = 8,
         device: torch.device | str = "cpu",
     ) -> None:
-        if num_beams < 1:
-            raise ValueError(f"num_beams={num_beams} must be at least 1, which is greedy.")
+        if num_beams < 0:
+            raise ValueError(f"num_beams={num_beams} must be 0 (draw a session), 1 (greedy) or more.")
         self.model, self.trie, self.device = model.to(device), trie.to(device), torch.device(device)
         self.session_length, self.num_beams = session_length, num_beams
         self.sampling = sampling or SamplingConfig()
@@ -363,6 +374,12 @@ class GenerativeRecommender:
         return sessions.to(histories.item_ids_UT.device)
 
     def recommend(self, histories: EventBatch) -> SessionBatch:
-        """The best session of the beam search (S = 1)."""
-        sessions = self.beams(histories, self.num_beams)
+        """One session a user (S = 1): the best of the beam search, or a drawn one if ``num_beams`` is 0."""
+        if self.num_beams:
+            sessions = self.beams(histories, self.num_beams)
+        else:
+            noise_US = request_noise(histories, self.session_length * self.trie.num_levels)
+            on_device = histories.to(self.device)
+            sessions = draw_sessions(self.model, self.trie, on_device, noise_US[:, None], self.sampling)
+            sessions = sessions.to(histories.item_ids_UT.device)
         return SessionBatch(**{name: None if v is None else v[:, :1] for name, v in vars(sessions).items()})

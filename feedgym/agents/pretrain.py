@@ -46,9 +46,9 @@ class PretrainConfig:
     """Passes over the sessions; ignored where ``steps`` is above 0."""
     steps: int = 0
     """Optimiser steps; 0 goes by epochs."""
-    batch_size: int = 256
+    batch_size: int = 64
     """Sessions a step and device."""
-    lr: float = 1e-3
+    lr: float = 3e-3
     """Peak learning rate of AdamW."""
     warmup_steps: int = 50
     """Steps in which the learning rate rises from 0."""

@@ -45,7 +45,7 @@ class ModelConfig:
     """Width."""
     num_heads: int = 4
     """Attention heads."""
-    encoder_layers: int = 2
+    encoder_layers: int = 1
     """Layers reading the history."""
     decoder_layers: int = 2
     """Layers writing the session."""
@@ -61,7 +61,7 @@ class ModelConfig:
 class IPAConfig:
     """Iterative preference alignment."""
 
-    rounds: int = 4
+    rounds: int = 6
     """Rounds of sampling, scoring and DPO; each starts from the snapshot the last one left."""
     user_share: float = 0.1
     """r_DPO: share of the training users sampled for in a round, one of their logged sessions each."""
@@ -122,7 +122,7 @@ class AlignConfig:
     """Which logged sessions OneRec learns to imitate."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Size of OneRec."""
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(epochs=2.5))
     """Next-token prediction."""
     reward: RewardModelConfig = field(default_factory=RewardModelConfig)
     """The session reward model."""
@@ -135,8 +135,8 @@ class AlignConfig:
     """The rounds."""
     dpo: DPORoundConfig = field(default_factory=DPORoundConfig)
     """The update of a round."""
-    num_beams: int = 1
-    """Beams by which an agent chooses the session it serves; 1 is greedy."""
+    num_beams: int = 8
+    """Beams by which an agent chooses the session it serves; 1 is greedy, 0 draws one as in a round."""
     weights: RewardWeights = field(default_factory=RewardWeights)
     """What a session's reward is made of, the true one and the reward model's opinion of it alike."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -170,7 +170,7 @@ def codes_for(num_items: int) -> tuple[int, ...]:
 
 
 def small() -> AlignConfig:
-    """The demo: 2,000 items, 4,000 users, 4 rounds; about 5 minutes on 2 cores."""
+    """The demo: 2,000 items, 4,000 users, 6 rounds; about 5 minutes on 2 cores."""
     return AlignConfig()
 
 
@@ -198,10 +198,11 @@ def paper() -> AlignConfig:
         history_length=256,
         num_codes=(64, 64, 64),
         model=ModelConfig(d_model=512, num_heads=8, encoder_layers=4, decoder_layers=4, d_ff=1024, num_experts=24),
+        reward=RewardModelConfig(width=128, batch_size=1024),
         pretrain=PretrainConfig(epochs=3, batch_size=512, lr=2e-4, warmup_steps=500, bf16=True),
         ipa=IPAConfig(user_share=0.01, beams=True),
-        dpo=DPORoundConfig(learning_rate=2e-4),
-        num_beams=32,
+        dpo=DPORoundConfig(learning_rate=2e-4, batch_size=64, bf16=True),
+        num_beams=128,
         judge=JudgeConfig(users=5000, visits=14),
     )
 

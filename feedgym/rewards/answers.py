@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from feedgym.data.batches import TensorRows
-from feedgym.data.events import BEHAVIOURS, LoggedSessions
+from feedgym.data.events import BEHAVIOURS, FloatArray, LoggedSessions
 from feedgym.envs.truth import RETURN_S
 
 WATCH, NEXT, RETURN = "watch", "next", "return_24h"
@@ -26,14 +26,16 @@ class Answers(TensorRows):
     Attributes:
         labels_NKO: float32, one column a tower of TOWERS, NaN where the position was not examined.
         return_N: float32, 1 for a return within a day, NaN where the return was not observed.
+        weight_NK: float32, how much a position counts; see :func:`propensity_weights`.
     """
 
     labels_NKO: Tensor
     return_N: Tensor
+    weight_NK: Tensor
 
     @classmethod
-    def of(cls, sessions: LoggedSessions, watch_cap_s: float) -> Self:
-        """The labels of logged sessions."""
+    def of(cls, sessions: LoggedSessions, watch_cap_s: float, max_weight: float = 1.0) -> Self:
+        """The labels of logged sessions, and their weights."""
         shown_NK = sessions.item_ids_NK >= 0
         examined_NK = sessions.examined_NK & shown_NK
         # Whether a user who examined an item examined the next one; unknown where there is no next one.
@@ -44,11 +46,36 @@ class Answers(TensorRows):
         labels = np.where(examined_NK[..., None], labels, np.nan).astype(np.float32)
         gap_s_N = sessions.return_gap_s_N
         returned_N = np.where(np.isnan(gap_s_N), np.nan, gap_s_N <= RETURN_S).astype(np.float32)
-        return cls(labels_NKO=torch.from_numpy(labels), return_N=torch.from_numpy(returned_N))
+        return cls(
+            labels_NKO=torch.from_numpy(labels),
+            return_N=torch.from_numpy(returned_N),
+            weight_NK=torch.from_numpy(propensity_weights(sessions, max_weight)),
+        )
 
 
-def observed_bce(logits_NO: Tensor, labels_NO: Tensor) -> Tensor:
-    """Mean cross-entropy [O] of each column over its rows that are not NaN; 0 where all of them are."""
-    seen_NO = ~labels_NO.isnan()
+def propensity_weights(sessions: LoggedSessions, max_weight: float) -> FloatArray:
+    """Stabilised inverse propensity weights (Robins, Hernán and Brumback, 2000), float32 [N, K].
+
+    A production system shows a user what it knows the user to like. A model that takes its log at face value learns
+    that shown items are liked, and believes the same of items that another agent shows to anyone. The weight of a
+    position is the product, over the items up to it, of the item's share of all exposures over its propensity: as if
+    every item had been shown regardless of the user. Unknown propensities count as the item's share.
+
+    Args:
+        sessions: N sessions.
+        max_weight: weights are clipped here; 1 or less turns them off.
+    """
+    items_NK, shown_NK = sessions.item_ids_NK, sessions.item_ids_NK >= 0
+    if max_weight <= 1:
+        return np.ones(items_NK.shape, np.float32)
+    count_I = np.bincount(items_NK[shown_NK])
+    share_NK = (count_I / count_I.sum())[np.maximum(items_NK, 0)]
+    ratio_NK = share_NK / np.where(shown_NK & np.isfinite(sessions.propensity_NK), sessions.propensity_NK, share_NK)
+    return np.minimum(np.cumprod(ratio_NK, axis=1), max_weight).astype(np.float32)
+
+
+def observed_bce(logits_NO: Tensor, labels_NO: Tensor, weight_N: Tensor) -> Tensor:
+    """Weighted mean cross-entropy [O] of each column over its rows that are not NaN; 0 where all of them are."""
+    weight_NO = weight_N[:, None] * ~labels_NO.isnan()
     loss_NO = F.binary_cross_entropy_with_logits(logits_NO, labels_NO.nan_to_num(0.0), reduction="none")
-    return (loss_NO * seen_NO).sum(0) / seen_NO.sum(0).clamp_min(1)
+    return (loss_NO * weight_NO).sum(0) / weight_NO.sum(0).clamp_min(1e-6)

@@ -61,6 +61,9 @@ class RewardModelConfig:
     """Share of item-id embeddings left out in training, so that content speaks for rare items."""
     watch_cap_s: float = 300.0
     """Seconds watched of one item that count as a full label; more is clipped."""
+    max_weight: float = 1.5
+    """Clip of the inverse propensity weights by which the log's favouritism is undone, where it has propensities; 1
+    takes the log at face value."""
     lr: float = 5e-3
     """Peak learning rate of AdamW, warmed up and decayed by a cosine."""
     weight_decay: float = 0.01
@@ -215,8 +218,10 @@ class RewardModel(nn.Module):
 
     def loss(self, predictions: Predictions, answers: Answers) -> Tensor:
         """Binary cross-entropy of all towers over what was observed; sessions lie at S = 1."""
-        towers = observed_bce(predictions.logit_USKO.squeeze(1).flatten(0, 1), answers.labels_NKO.flatten(0, 1))
-        return (towers * self.occurs_O).sum() + observed_bce(predictions.logit_return_US, answers.return_N[:, None])[0]
+        logits_MO, labels_MO = predictions.logit_USKO.squeeze(1).flatten(0, 1), answers.labels_NKO.flatten(0, 1)
+        towers = observed_bce(logits_MO, labels_MO, answers.weight_NK.flatten())
+        returns = observed_bce(predictions.logit_return_US, answers.return_N[:, None], answers.weight_NK[:, -1])
+        return (towers * self.occurs_O).sum() + returns[0]
 
     def prepare(self, catalog: Catalog, answers: Answers) -> None:
         """Take the catalogue in, and let each tower start at the rate of its label in the log."""
@@ -284,7 +289,7 @@ class _Fitting(nn.Module):
 
     def forward(self, **batch: Tensor) -> Any:
         histories = EventBatch(**{f.name: batch[f.name] for f in fields(EventBatch)})
-        answers = Answers(labels_NKO=batch["labels_NKO"], return_N=batch["return_N"])
+        answers = Answers(**{f.name: batch[f.name] for f in fields(Answers)})
         return _Output(self.model.loss(self.model.predict(histories, batch["item_ids_NK"][:, None]), answers))
 
 
@@ -304,8 +309,7 @@ class _AnsweredDataset(SessionDataset):
         return {
             **{f.name: getattr(histories, f.name) for f in fields(EventBatch)},
             "item_ids_NK": self.item_ids_NK[rows],
-            "labels_NKO": answers.labels_NKO,
-            "return_N": answers.return_N,
+            **{f.name: getattr(answers, f.name) for f in fields(Answers)},
         }
 
 
@@ -331,7 +335,7 @@ def fit_reward_model(
         The model in evaluation mode.
     """
     output_dir = Path(output_dir)
-    answers = Answers.of(sessions, config.watch_cap_s)
+    answers = Answers.of(sessions, config.watch_cap_s, config.max_weight)
     item_ids_NK = torch.from_numpy(sessions.item_ids_NK.astype(np.int64))
     dataset = _AnsweredDataset(histories=histories, item_ids_NK=item_ids_NK, answers=answers)
     with torch.random.fork_rng(devices=[]):

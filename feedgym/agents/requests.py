@@ -1,0 +1,28 @@
+"""Luck that belongs to a request, for agents that must serve the same session whenever they are asked the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from feedgym.data.batches import EventBatch
+from feedgym.envs import luck
+
+
+def request_noise(histories: EventBatch, count: int, seed: int = 0) -> Tensor:
+    """Uniform numbers in (0, 1), float32 [U, count], which depend on the request and on ``seed`` alone."""
+    key_U = luck.derive(_request_keys(histories), seed)
+    position, channel = np.divmod(np.arange(count), luck.CHANNELS)
+    return torch.from_numpy(luck.draw(key_U[:, None], position, channel))
+
+
+def _request_keys(histories: EventBatch) -> NDArray[np.uint64]:
+    """A number a request, from what the user did, who they are and the time of day."""
+    items_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, -1)
+    seconds_U1 = (histories.time_of_day_U * 3600).long()[:, None]
+    # Histories last, so that the padding behind them moves nothing; it adds 0.
+    words_UX = torch.cat([seconds_U1, histories.profile_UF, items_UT], dim=1).cpu().numpy() + 1
+    mixed_UX = luck.derive(words_UX, np.arange(words_UX.shape[1])) * (words_UX > 0)
+    return mixed_UX.sum(axis=1, dtype=np.uint64)
