@@ -9,7 +9,7 @@ from torch import Tensor
 from feedgym.agents.requests import request_noise
 from feedgym.data.batches import EventBatch, SessionBatch
 
-LOW_SCORE = -1e30
+LOW_SCORE, LOW_LOGIT = -1e30, -100.0
 """What a seen item scores: below all others, yet it can still be served where nothing else is left."""
 
 
@@ -59,7 +59,8 @@ class PopularRecommender:
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
         """``n`` sessions a user, drawn by popularity without replacement (Plackett-Luce)."""
-        logit_UI = self._scores(histories).clamp_min(1e-9).log()
+        score_UI = self._scores(histories)
+        logit_UI = torch.where(score_UI == LOW_SCORE, LOW_LOGIT, score_UI.clamp_min(1e-9).log())
         gumbel_USI = -torch.empty(len(logit_UI), n, logit_UI.shape[1]).exponential_(generator=generator).log()
         items_USK = (logit_UI[:, None] + gumbel_USI).topk(self.session_length, dim=-1).indices
         return SessionBatch(item_ids_USK=items_USK, logp_US=_plackett_luce_logp(logit_UI, items_USK).float())
@@ -79,11 +80,11 @@ class PopularRecommender:
 
 def _plackett_luce_logp(logit_UI: Tensor, items_USK: Tensor) -> Tensor:
     """Log-probability [U, S] of drawing items in this order without replacement."""
-    chosen_USK = logit_UI[:, None].expand(-1, items_USK.shape[1], -1).gather(2, items_USK)
-    total_U11 = logit_UI.logsumexp(1)[:, None, None]
-    # Mass left before item k: the total less what the items before it took.
-    taken_USK = chosen_USK.exp().cumsum(2) - chosen_USK.exp()
-    left_USK = (total_U11.exp() - taken_USK).clamp_min(1e-300).log()
+    logit_USI = logit_UI[:, None].expand(-1, items_USK.shape[1], -1)
+    chosen_USK = logit_USI.gather(2, items_USK)
+    never_US1 = logit_USI.scatter(2, items_USK, -torch.inf).logsumexp(2, keepdim=True)
+    # Mass left before item k, summed from the end: the total less what went before would drown small items in rounding.
+    left_USK = torch.cat([never_US1, chosen_USK.flip(2)], dim=2).logcumsumexp(2)[..., 1:].flip(2)
     return (chosen_USK - left_USK).sum(2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -78,6 +79,7 @@ def _check_served(agent: Recommender, name: str, histories: EventBatch, num_item
     def agree(other: SessionBatch, rule: str) -> None:
         differs_U = (other.item_ids_USK != served.item_ids_USK).any(-1).any(-1)
         tie_U = ((other.logp_US - served.logp_US).abs() < NEAR_TIE).squeeze(1)
+        tie_U &= served.logp_US.squeeze(1) < NEAR_TIE - math.log(2)  # no two sessions are likelier than a half
         _require(not (differs_U & ~tie_U).any(), f"{name}.recommend() {rule}.")
 
     again = agent.recommend(histories)
@@ -105,8 +107,8 @@ def _check_shape(agent: Recommender, call: str, sessions: Any, users: int, sampl
     _require(isinstance(sessions, SessionBatch), f"{call} returned {type(sessions).__name__}; return a SessionBatch.")
     ids_USK, shape = sessions.item_ids_USK, (users, samples, agent.session_length)
     _require(
-        ids_USK.dtype == torch.int64 and tuple(ids_USK.shape) == shape,
-        f"{call} gave {ids_USK.dtype} items of shape {tuple(ids_USK.shape)}; give int64 [U, S, K] = {shape}.",
+        _kind(ids_USK) == (torch.int64, shape),
+        "{} gave {} items of shape {}; give int64 [U, S, K] = {}.".format(call, *_kind(ids_USK), shape),
     )
     _require(
         bool(((ids_USK >= 0) & (ids_USK < num_items)).all()),
@@ -119,9 +121,10 @@ def _check_shape(agent: Recommender, call: str, sessions: Any, users: int, sampl
     )
     logp_US = sessions.logp_US
     _require(
-        logp_US.dtype == torch.float32 and tuple(logp_US.shape) == shape[:2],
-        f"{call} gave {logp_US.dtype} log-probabilities of shape {tuple(logp_US.shape)}; give float32 {shape[:2]}, NaN "
-        "where the agent has none.",
+        _kind(logp_US) == (torch.float32, shape[:2]),
+        "{} gave {} log-probabilities of shape {}; give float32 [U, S] = {}, NaN where the agent has none.".format(
+            call, *_kind(logp_US), shape[:2]
+        ),
     )
 
 
@@ -160,6 +163,11 @@ def scribbled(histories: EventBatch) -> EventBatch:
         watch_fraction_UT=histories.watch_fraction_UT.masked_fill(pad_UT, 5.0),
         gap_s_UT=histories.gap_s_UT.masked_fill(pad_UT, 1e6),
     )
+
+
+def _kind(column: Any) -> tuple[Any, tuple[int, ...]]:
+    """Type and shape of what should be a tensor."""
+    return (column.dtype, tuple(column.shape)) if isinstance(column, Tensor) else (type(column).__name__, ())
 
 
 def _copy(batch: TensorRows) -> dict[str, Tensor]:

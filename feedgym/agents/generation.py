@@ -68,7 +68,7 @@ class SamplingConfig:
     has not enough others."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature} must be above 0; for a greedy choice use beam search.")
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k} must be 0 (off) or more.")
@@ -88,7 +88,7 @@ class SamplingConfig:
 
 
 Choice = tuple[Tensor | None, Tensor]
-"""Parents [U, S] of the new rows (None: each row goes on) and their codes [U, S]."""
+"""Parents [U, S] of the new rows (None: each row goes on) and their codes [U, S]; -1 where a beam has no session."""
 
 Choose = Callable[[int, Tensor, Tensor], Choice]
 """Chooses, given the step, log-probabilities [U, S, C] that are -inf at forbidden codes, and those so far [U, S]."""
@@ -157,16 +157,17 @@ def beam_sessions(
     session_length: int,
     block_seen: bool = True,
 ) -> SessionBatch:
-    """The sessions of a beam search, best first; fewer than ``num_beams`` where a user's catalogue has no more."""
+    """The sessions of a beam search, best first; fewer than ``num_beams`` if some user's catalogue has no more."""
 
     def choose(step: int, legal_USC: Tensor, logp_US: Tensor) -> Choice:
         num_codes = legal_USC.shape[-1]
         scores = (logp_US[..., None] + legal_USC).flatten(1)
-        width = min(num_beams, int((scores > -torch.inf).sum(1).min()))  # until a beam is full it holds all there is
-        best = scores.topk(width, dim=-1).indices
-        return best // num_codes, best % num_codes
+        # The width must not depend on the other users: who has fewer prefixes gets rows of probability 0.
+        score_US, best_US = scores.topk(min(num_beams, scores.shape[1]), dim=-1)
+        return best_US // num_codes, torch.where(score_US > -torch.inf, best_US % num_codes, -1)
 
-    return _generate(model, trie, histories, num_beams, session_length, block_seen, lambda rows: choose)
+    sessions = _generate(model, trie, histories, num_beams, session_length, block_seen, lambda rows: choose)
+    return _first(sessions, int((sessions.logp_US > -torch.inf).sum(1).min()))
 
 
 @torch.no_grad()
@@ -179,7 +180,8 @@ def score_sessions(
         model: the agent.
         trie: the catalogue's codes, on the histories' device.
         histories: U users.
-        item_ids_USK: int64, S sessions for each of them; an item that was blocked has ``logp_allowed_US`` of -inf.
+        item_ids_USK: int64, S sessions for each of them. One that cannot be drawn, with an item twice or a blocked one,
+            gets a ``logp_allowed_US`` of +inf, so that ``logp_US - logp_allowed_US`` is what it should be.
         block_seen: whether items of the history count as forbidden.
     """
     codes_USN = trie.codes_IL[item_ids_USK].flatten(2)
@@ -192,7 +194,18 @@ def score_sessions(
         return choose
 
     num_samples, session_length = item_ids_USK.shape[1:]
-    return _generate(model, trie, histories, num_samples, session_length, block_seen, chooser)
+    scored = _generate(model, trie, histories, num_samples, session_length, block_seen, chooser)
+    blocked_UJ = _blocked(trie, histories, session_length, block_seen)
+    barred_USK = (item_ids_USK[..., None] == item_ids_USK[..., None, :]).triu(1).any(3)
+    barred_USK |= (item_ids_USK[..., None] == blocked_UJ[:, None, None]).any(3)
+    assert scored.logp_allowed_US is not None
+    return replace(scored, logp_allowed_US=scored.logp_allowed_US.masked_fill(barred_USK.any(2), torch.inf))
+
+
+def _first(sessions: SessionBatch, num: int) -> SessionBatch:
+    """The first ``num`` sessions of each user."""
+    columns: dict[str, Any] = {name: None if v is None else v[:, :num] for name, v in vars(sessions).items()}
+    return SessionBatch(**columns)
 
 
 def _generate(
@@ -210,7 +223,7 @@ def _generate(
             f"session_length={session_length} exceeds the {trie.num_items} items of the catalogue and a session holds "
             "no item twice; ask for shorter sessions."
         )
-    blocked_UJ = seen_items(histories, trie.num_items - session_length if block_seen else 0)
+    blocked_UJ = _blocked(trie, histories, session_length, block_seen)
     users_per_block = max(1, ROWS_PER_BLOCK // rows_per_user)
     was_training = model.training
     model.train(False)
@@ -223,13 +236,21 @@ def _generate(
         model.train(was_training)
 
 
+def _blocked(trie: Trie, histories: EventBatch, session_length: int, block_seen: bool) -> Tensor:
+    """Items [U, J] of the histories not to be generated; enough others are left for a session."""
+    return seen_items(histories, trie.num_items - session_length if block_seen else 0)
+
+
 def seen_items(histories: EventBatch, limit: int) -> Tensor:
-    """The items of the last ``limit`` events of each history, int64 [U, J <= T]; -1 elsewhere."""
+    """The ``limit`` different items that each history showed last, int64 [U, J <= T], some repeated; -1 elsewhere."""
     if limit < 1:
         return histories.item_ids_UT.new_empty(len(histories), 0)
-    mask_UT = histories.mask_UT
-    newest_first_UT = mask_UT.flip(1).cumsum(1).flip(1)
-    return histories.item_ids_UT.masked_fill(~mask_UT | (newest_first_UT > limit), -1)
+    seen_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, -1)
+    if seen_UT.shape[1] <= limit:
+        return seen_UT
+    again_UT = (seen_UT[:, :, None] == seen_UT[:, None]).triu(1).any(2)  # the item comes again later
+    nth_newest_UT = (histories.mask_UT & ~again_UT).flip(1).cumsum(1).flip(1)
+    return seen_UT.masked_fill(nth_newest_UT > limit, -1)
 
 
 def _block(
@@ -315,11 +336,12 @@ class _Rows:
         return _Rows(items_USK=self.items_USK.gather(1, parent_USK), **flat)
 
     def advance(self, trie: Trie, codes_US: Tensor, logp_USC: Tensor, legal_US: Tensor, allowed_US: Tensor) -> _Rows:
-        """One code further."""
+        """One code further; -1 ends in probability 0."""
+        logp_US = logp_USC.gather(2, codes_US.clamp_min(0)[..., None]).squeeze(2)
         return replace(
             self,
             nodes_US=trie.child(self.nodes_US, codes_US),
-            logp_US=self.logp_US + logp_USC.gather(2, codes_US[..., None]).squeeze(2),
+            logp_US=self.logp_US + logp_US.masked_fill(codes_US < 0, -torch.inf),
             logp_legal_US=self.logp_legal_US + legal_US,
             logp_allowed_US=self.logp_allowed_US + allowed_US,
         )
@@ -382,4 +404,4 @@ class GenerativeRecommender:
             on_device = histories.to(self.device)
             sessions = draw_sessions(self.model, self.trie, on_device, noise_US[:, None], self.sampling)
             sessions = sessions.to(histories.item_ids_UT.device)
-        return SessionBatch(**{name: None if v is None else v[:, :1] for name, v in vars(sessions).items()})
+        return _first(sessions, 1)

@@ -10,9 +10,10 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from feedgym.agents.layers.moe import expert_load
 from feedgym.data.batches import EventBatch
+
+Schedule = Literal["cosine", "linear", "constant_with_warmup"]
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after each step with the steps done, the steps in all and the latest metrics."""
@@ -52,12 +55,12 @@ class PretrainConfig:
     """Peak learning rate of AdamW."""
     warmup_steps: int = 50
     """Steps in which the learning rate rises from 0."""
-    schedule: str = "cosine"
-    """What the learning rate does afterwards: cosine, linear or constant_with_warmup."""
+    schedule: Schedule = "cosine"
+    """What the learning rate does afterwards; cosine and linear fall to 0."""
     weight_decay: float = 0.01
     """AdamW's decay of matrices; norms have none."""
     max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
+    """Gradients are clipped to this norm; 0 leaves them as they are."""
     bf16: bool = False
     """Compute in bfloat16; on GPUs that have it."""
     checkpoint_steps: int = 500
@@ -69,8 +72,15 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "lr", "checkpoint_steps", "log_steps"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
+        for name in ("steps", "warmup_steps", "weight_decay", "max_grad_norm"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 turns it off.")
+        if not (self.steps or self.epochs > 0):
+            raise ValueError(f"epochs={self.epochs} must be above 0, or give steps.")
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(f"schedule={self.schedule!r} is unknown; choose one of {', '.join(get_args(Schedule))}.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,11 +142,16 @@ def pretrain(
         args=_arguments(config, output_dir),
         train_dataset=dataset,
         data_collator=lambda idx: dataset.collate(model, idx),
-        callbacks=[*callbacks, *([_ProgressCallback(progress)] if progress else [])],
+        callbacks=[_FinishedCallback(), *callbacks, *([_ProgressCallback(progress)] if progress else [])],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_whole_checkpoint(output_dir))
-    trainer.save_model(str(output_dir))
+    try:
+        with suppress(_Finished):
+            trainer.train(resume_from_checkpoint=last_whole_checkpoint(output_dir))
+        trainer.save_model(str(output_dir))
+    finally:  # mixed precision leaves a forward on the instance that would go on computing in bfloat16
+        for name in ("forward", "_original_forward"):
+            model.__dict__.pop(name, None)
     return model
 
 
@@ -173,7 +188,7 @@ def _arguments(config: PretrainConfig, output_dir: Path) -> TrainingArguments:
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_num_workers=0,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=False,  # a model on a GPU looks its tokens up there, and such a batch cannot be pinned
     )
 
 
@@ -203,6 +218,18 @@ class _Trainer(Trainer):
         self._sums.clear()
         self._num_batches = 0
         super().log(logs, start_time)
+
+
+class _Finished(Exception):
+    """The checkpoint that a run goes on from is its last."""
+
+
+class _FinishedCallback(TrainerCallback):
+    """Ends a finished run once its weights are loaded; within an epoch the Trainer would take one more step."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            raise _Finished
 
 
 class _ProgressCallback(TrainerCallback):
