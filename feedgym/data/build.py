@@ -59,6 +59,9 @@ def assemble_log(
         examined: all, if None.
         propensity: unknown, if None.
         without_login: visits beginning with such a row get neither login nor logout: they are history only.
+
+    Raises:
+        ValueError: a visit has more exposures than ``position`` can number.
     """
     rows, users = len(user_idx), len(user_ids_U)
     new_visit = new_visit | (np.diff(user_idx, prepend=-1) != 0)
@@ -73,6 +76,12 @@ def assemble_log(
     logged = np.flatnonzero(~without_login[first]) if without_login is not None else np.arange(len(first))
 
     visit = np.cumsum(new_visit) - 1
+    size, limit = np.bincount(visit), np.iinfo(np.int16).max + 1
+    if size.max() > limit:
+        raise ValueError(
+            f"User {user_ids_U[visit_user[size.argmax()]]} has a visit of {size.max()} exposures, and {limit} can be "
+            f"numbered; give session_id or timestamp to cut it."
+        )
     user = np.concatenate([np.arange(users), visit_user[logged], user_idx, visit_user[logged]])
     session = np.concatenate([np.full(users, -1), visit_number[logged], visit_number[visit], visit_number[logged]])
     kinds = (Event.PROFILE, Event.LOGIN, Event.IMPRESSION, Event.LOGOUT)

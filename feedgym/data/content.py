@@ -26,10 +26,11 @@ def attribute_embeddings(words_I: list[str] | pd.Series, numbers_IX: NDArray, wi
         float32 [I, E], rows of length 1 (or 0 where an item has nothing).
     """
     parts = []
-    if any(words_I):
+    if any(words.split() for words in words_I):
         counts = CountVectorizer(tokenizer=str.split, token_pattern=None, lowercase=False).fit_transform(words_I)
         counts = counts[:, np.asarray((counts > 0).sum(axis=0)).ravel() > 1]
-        parts.append(TfidfTransformer().fit_transform(counts))
+        if counts.shape[1]:
+            parts.append(TfidfTransformer().fit_transform(counts))
     if numbers_IX.shape[1]:
         # A number weighs less than a word, so that length alone never makes two items neighbours.
         parts.append(sparse.csr_matrix(0.3 * StandardScaler().fit_transform(numbers_IX)))
@@ -85,13 +86,12 @@ def _ppmi(pairs: sparse.csr_matrix) -> sparse.csr_matrix:
 
 def _reduce(matrix: sparse.csr_matrix, width: int) -> FloatArray:
     """Rows in ``width`` dimensions by SVD, of length 1; zeros fill what a small matrix cannot give."""
-    rank = min(width, min(matrix.shape) - 1)
-    if rank < 1 or not matrix.nnz:
-        dense = matrix.toarray()[:, :width]
-    else:
-        dense = TruncatedSVD(rank, random_state=0).fit_transform(matrix)
+    rank = min(width, *matrix.shape)
     filled = np.zeros((matrix.shape[0], width), dtype=np.float32)
-    filled[:, : dense.shape[1]] = normalize(dense)
+    if rank and matrix.count_nonzero():
+        # TruncatedSVD asks for two columns at least; a single one needs no reducing.
+        dense = TruncatedSVD(rank, random_state=0).fit_transform(matrix) if matrix.shape[1] > 1 else matrix.toarray()
+        filled[:, :rank] = normalize(dense)
     return filled
 
 

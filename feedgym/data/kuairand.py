@@ -74,7 +74,7 @@ def read_kuairand(
         ValueError: a file or a column is missing, or a log names a video which the video file does not hold.
     """
     folder = Path(folder)
-    videos = _read(_one(folder, VIDEOS), VIDEO_COLUMNS)
+    videos = _read_keyed(_one(folder, VIDEOS), VIDEO_COLUMNS)
     log_paths = sorted(folder.glob(LOG_PATTERN))
     if not log_paths:
         raise ValueError(f"{folder}: no file {LOG_PATTERN}; unpack KuaiRand's data folder there.")
@@ -87,7 +87,7 @@ def read_kuairand(
     )
     if rows.empty:
         raise ValueError(f"{folder}: the logs have no rows; check the download.")
-    log = _log(rows, _read(_one(folder, USERS), ("user_id", *PROFILE_FIELDS)))
+    log = _log(rows, _read_keyed(_one(folder, USERS), ("user_id", *PROFILE_FIELDS)))
     content_IE = _content(videos, content_width)
     if collaborative:
         before_s = default_cutoff_s(log) if collaborative_before_s is None else collaborative_before_s
@@ -109,25 +109,49 @@ def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         if path.suffix == ".parquet":
             return pd.read_parquet(path, columns=list(columns))
         return pd.read_csv(path, usecols=list(columns), low_memory=False)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, OSError, EOFError) as error:  # the last two: an archive that is none, or was cut off
         detail = str(error).splitlines()[0]
         raise ValueError(f"{path}: needs the columns {', '.join(columns)} ({detail}); take KuaiRand's.") from error
 
 
+def _refuse(path: Path, column: str, bad: pd.Series, what: str) -> None:
+    if bad.any():
+        first = int(np.argmax(bad))
+        raise ValueError(
+            f"{path}: column {column!r} {what} in {int(bad.sum())} row(s), first row {first}; drop those rows, or take "
+            f"KuaiRand's own file."
+        )
+
+
+def _read_numbers(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    """A file whose named columns must all hold numbers."""
+    table = _read(path, columns).apply(pd.to_numeric, errors="coerce")
+    for name in columns:
+        _refuse(path, name, table[name].isna() | (table[name] < 0), "is empty, negative or no number")
+    return table
+
+
+def _read_keyed(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+    """A file with one row for each value of its first named column."""
+    table = _read(path, columns)
+    _refuse(path, columns[0], table[columns[0]].duplicated(), "repeats a value")
+    return table
+
+
 def _item_ids(path: Path, video_id: pd.Series, videos: pd.DataFrame) -> NDArray[np.int64]:
-    """Catalogue rows of raw video ids."""
+    """Catalogue rows of raw video ids, a column of ``path`` whose index holds the file's rows."""
     item_id = pd.Index(videos["video_id"]).get_indexer(pd.Index(video_id))
     if (item_id < 0).any():
-        row = int(np.argmax(item_id < 0))
+        at = int(np.argmax(item_id < 0))
         raise ValueError(
-            f"{path}: column 'video_id' names video {video_id.iloc[row]!r} in row {row}, which {VIDEOS} does not hold; "
-            f"take both files from one version of KuaiRand."
+            f"{path}: column {video_id.name!r} names video {video_id.iloc[at]} in row {video_id.index[at]}, which "
+            f"{VIDEOS} does not hold; take both files from one version of KuaiRand."
         )
     return item_id.astype(np.int64)
 
 
 def _exposures(path: Path, videos: pd.DataFrame) -> pd.DataFrame:
-    raw = _read(path, LOG_COLUMNS)
+    raw = _read_numbers(path, LOG_COLUMNS)
     flags = {name: (raw[COLUMN_OF[name]] > 0).astype(np.uint8) for name in BEHAVIOURS}
     return pd.DataFrame(
         {
@@ -151,7 +175,7 @@ def _earlier_exposures(path: Path, videos: pd.DataFrame) -> pd.DataFrame:
     last_s = users["last_time_ms"].to_numpy() / 1000 + BEIJING_S
     step_s = (last_s - FIRST_DAY_S) / users["history_len"].to_numpy()  # of all earlier exposures, listed or not
     long_view, like = (_marked(rows, users[name]) for name in ("long_watch_seq", "like_seq"))
-    item_id = _item_ids(path, rows["video_id"], videos)
+    item_id = _item_ids(path, rows["video_id"].set_axis(user).rename("watch_seq"), videos)
     least_s = np.minimum(_duration_s(videos)[item_id], LONG_VIEW_S)
     flags = dict.fromkeys(BEHAVIOURS, np.uint8(0)) | {"click": long_view | like, "long_view": long_view, "like": like}
     return pd.DataFrame(

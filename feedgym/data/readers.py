@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from feedgym.data.build import assemble_log, cut_visits, encode_profile
 from feedgym.data.content import attribute_embeddings, collaborative_embeddings, default_cutoff_s
-from feedgym.data.events import BEHAVIOURS, Catalog, EventLog, FloatArray
+from feedgym.data.events import BEHAVIOURS, BoolArray, Catalog, EventLog, FloatArray
 from feedgym.data.kuairand import is_kuairand, read_kuairand
 from feedgym.data.parquet import PROFILE_PREFIX, read_catalog, read_log
 
@@ -26,6 +26,8 @@ EVENT_COLUMNS = (*REQUIRED, "timestamp", "session_id", "watch_s", "duration_s", 
 ITEM_COLUMNS = ("item_id", "duration_s", "topic", "creator", "upload_time")
 EMBEDDING_PREFIX = "embedding_"
 CONTENT_WIDTH = 64
+# OSError and EOFError: an archive that is none, or was cut off.
+UNREADABLE = (pa.ArrowInvalid, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, EOFError)
 
 
 def load_data(
@@ -71,14 +73,14 @@ def read_table(
     - ``timestamp``: seconds, milli-, micro- or nanoseconds since 1970 (told by their size), ISO text or datetimes. A
       file without it is in time order already, and counts as one event a second;
     - ``session_id``: where it changes, a visit ends. Without it visits end at pauses of half an hour;
-    - ``watch_s``, ``duration_s`` (of the item), ``examined``, ``propensity``;
-    - the behaviours, 0/1. Without any of them every row is a click;
+    - ``watch_s``, ``duration_s`` (of the item), ``examined`` (0/1, and 0 only where no behaviour is 1), ``propensity``;
+    - the behaviours, 0/1. Without any of them every examined row is a click;
     - ``profile_<name>``: profile fields, taken from the user's first row.
 
     ``items`` is a table with ``item_id`` and, where known, ``duration_s``, ``topic``, ``creator`` and ``upload_time``.
     Columns ``embedding_*`` are the content embeddings; without them the other columns, numbers and categories, are made
-    into embeddings, and without any, or without ``items``, the co-occurrence of items in the earlier four fifths of
-    the log is.
+    into embeddings, and where those tell nothing apart, or without ``items``, the co-occurrence of items in the earlier
+    four fifths of the log is.
 
     Args:
         path: CSV (also compressed), TSV or parquet.
@@ -93,7 +95,7 @@ def read_table(
     """
     path, items = Path(path), None if items is None else Path(items)
     table, item_table = _table(path), None if items is None else _table(items)
-    _check_map(path, column_map, [table] if item_table is None else [table, item_table])
+    _check_map(column_map, path, table, items, item_table)
     table = _renamed(path, table, column_map, REQUIRED)
     if items is not None and item_table is not None:
         item_table = _checked_items(items, _renamed(items, item_table, column_map, ("item_id",)))
@@ -103,7 +105,7 @@ def read_table(
     order = np.lexsort((timestamp_s, user_idx))
     table, item_id = table.iloc[order], item_id[order]  # the index keeps the rows' numbers, for messages
     log = _log(path, table, user_idx[order], user_ids, timestamp_s[order], item_id)
-    return log, _catalog(raw_ids_I, item_table, table, item_id, log)
+    return log, _catalog(path, raw_ids_I, item_table, table, item_id, log)
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -114,7 +116,7 @@ def _table(path: Path) -> pd.DataFrame:
             table = pd.read_parquet(path)
         else:
             table = pd.read_csv(path, sep="\t" if ".tsv" in path.suffixes else ",", low_memory=False)
-    except (pa.ArrowInvalid, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+    except UNREADABLE as error:
         detail = str(error).splitlines()[0]
         raise ValueError(f"{path}: cannot be read as a table ({detail}); give CSV or parquet.") from error
     if table.empty:
@@ -122,15 +124,29 @@ def _table(path: Path) -> pd.DataFrame:
     return table.reset_index(drop=True)
 
 
-def _check_map(path: Path, column_map: Mapping[str, str], tables: list[pd.DataFrame]) -> None:
-    """Refuses names feedgym does not know and columns no file has."""
+def _check_map(
+    column_map: Mapping[str, str],
+    path: Path,
+    table: pd.DataFrame,
+    items: Path | None,
+    item_table: pd.DataFrame | None,
+) -> None:
+    """Refuses names feedgym does not know and columns that the file they belong to does not have."""
     known = sorted({*EVENT_COLUMNS, *ITEM_COLUMNS})
     for name, column in column_map.items():
-        if name not in known and not name.startswith((PROFILE_PREFIX, EMBEDDING_PREFIX)):
+        of_event = name in EVENT_COLUMNS or name.startswith(PROFILE_PREFIX)
+        of_item = name in ITEM_COLUMNS or name.startswith(EMBEDDING_PREFIX)
+        if not of_event and not of_item:
             raise ValueError(f"column_map names {name!r}, which feedgym does not know; use {', '.join(known)}.")
-        if not any(column in table for table in tables):
-            have = sorted({str(c) for table in tables for c in table})
-            raise ValueError(f"{path}: column {column!r} (for {name}) is missing; there are {have}: map one of them.")
+        if not of_event and item_table is None:
+            raise ValueError(f"column_map names {name!r}, which describes items; give the items' file (items) too.")
+        have = {*(table if of_event else ()), *(item_table if of_item and item_table is not None else ())}
+        if column not in have:
+            there = sorted(str(c) for c in have)
+            raise ValueError(
+                f"{path if of_event else items}: column {column!r} (for {name}) is missing; there are {there}: map one "
+                f"of them."
+            )
 
 
 def _renamed(path: Path, table: pd.DataFrame, column_map: Mapping[str, str], required: tuple[str, ...]) -> pd.DataFrame:
@@ -158,9 +174,9 @@ def _refuse(path: Path, table: pd.DataFrame, column: str, bad: NDArray | pd.Seri
 def _checked_items(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     _refuse(path, table, "item_id", table["item_id"].duplicated(), "repeats an item", "keep one row an item")
     for name in (str(c) for c in table if str(c).startswith(EMBEDDING_PREFIX)):
-        bad = ~np.isfinite(_numbers(path, table, name))
-        _refuse(path, table, name, bad, "is NaN or infinite", "drop or impute those items")
-    return table
+        _refuse(path, table, name, np.isnan(_numbers(path, table, name)), "is NaN", "drop or impute those items")
+    numeric = {*table.select_dtypes("number"), "duration_s"} & {*table.columns} - {"item_id", "topic", "creator"}
+    return table.assign(**{str(name): _numbers(path, table, str(name)) for name in numeric})
 
 
 def _item_ids(path: Path, table: pd.DataFrame, item_table: pd.DataFrame | None) -> tuple[NDArray, NDArray[np.int64]]:
@@ -185,10 +201,18 @@ def _plain(ids: pd.Series | pd.Index | NDArray) -> NDArray:
 
 
 def _numbers(path: Path, table: pd.DataFrame, name: str, fill: float | None = None) -> NDArray[np.float64]:
-    """A column as float64; text is refused, and empty cells become ``fill``, or NaN without one."""
-    values = pd.to_numeric(table[name], errors="coerce")
-    _refuse(path, table, name, values.isna() & table[name].notna(), "is no number", "write numbers")
-    return (values if fill is None else values.fillna(fill)).to_numpy(dtype=np.float64)
+    """A column as float64; text and infinity are refused, and empty cells become ``fill``, or NaN without one."""
+    values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    bad = ~np.isfinite(values) & table[name].notna().to_numpy()
+    _refuse(path, table, name, bad, "is no finite number", "write numbers")
+    return values if fill is None else np.where(np.isnan(values), fill, values)
+
+
+def _flags(path: Path, table: pd.DataFrame, name: str, fill: int) -> BoolArray:
+    """A column of 0 and 1; empty cells become ``fill``."""
+    values = _numbers(path, table, name, fill)
+    _refuse(path, table, name, (values != 0) & (values != 1), "is neither 0 nor 1", "write 0/1, e.g. rating >= 4")
+    return values == 1
 
 
 def _timestamps(path: Path, table: pd.DataFrame) -> NDArray[np.float64]:
@@ -196,14 +220,8 @@ def _timestamps(path: Path, table: pd.DataFrame) -> NDArray[np.float64]:
     if "timestamp" not in table:
         return np.arange(len(table), dtype=np.float64)
     seconds = _seconds(table["timestamp"])
-    _refuse(
-        path,
-        table,
-        "timestamp",
-        ~np.isfinite(seconds),
-        "is empty or no time",
-        "write seconds or ISO times, or drop them",
-    )
+    bad = ~np.isfinite(seconds)
+    _refuse(path, table, "timestamp", bad, "is empty or no time", "write seconds or ISO times, or drop those rows")
     return seconds
 
 
@@ -211,8 +229,8 @@ def _seconds(column: pd.Series) -> NDArray[np.float64]:
     """Seconds since 1970 of numbers in any usual unit, of ISO text or of datetimes; NaN where unreadable."""
     numbers = pd.to_numeric(column, errors="coerce") if not pd.api.types.is_datetime64_any_dtype(column) else None
     if numbers is not None and numbers.notna().any():
-        values = numbers.to_numpy(dtype=np.float64)
-        size = np.nanmax(np.abs(values), initial=0)
+        values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+        size = np.abs(values[np.isfinite(values)]).max(initial=0)
         # 1e11 s is the year 5138; 1e11 ms is 1973.
         unit = next(u for limit, u in ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6), (np.inf, 1e9)) if size < limit)
         return values / unit
@@ -224,15 +242,21 @@ def _log(
     path: Path, table: pd.DataFrame, user_idx: NDArray, user_ids: pd.Index, timestamp_s: NDArray, item_id: NDArray
 ) -> EventLog:
     """The log of a table sorted by user and time."""
+    examined = _flags(path, table, "examined", 1) if "examined" in table else np.ones(len(table), dtype=bool)
     present = [name for name in BEHAVIOURS if name in table]
     behaviours = np.zeros((len(table), len(BEHAVIOURS)), dtype=np.uint8)
     for name in present or ["click"]:
-        values = _numbers(path, table, name, 0) if present else np.ones(len(table))
-        _refuse(path, table, name, (values != 0) & (values != 1), "is neither 0 nor 1", "write 0/1, e.g. rating >= 4")
-        behaviours[:, BEHAVIOURS.index(name)] = values
+        done = _flags(path, table, name, 0) if present else examined
+        _refuse(path, table, name, done & ~examined, "is 1 where examined is 0", "set examined to 1 there")
+        behaviours[:, BEHAVIOURS.index(name)] = done
     watch_s = _numbers(path, table, "watch_s", 0) if "watch_s" in table else np.zeros(len(table))
-    _refuse(path, table, "watch_s", ~(watch_s >= 0), "is negative", "write seconds")
+    _refuse(path, table, "watch_s", watch_s < 0, "is negative", "write seconds")
+    propensity = _numbers(path, table, "propensity") if "propensity" in table else np.full(len(table), np.nan)
+    bad = (propensity <= 0) | (propensity > 1)
+    _refuse(path, table, "propensity", bad, "is outside (0, 1]", "leave unknown ones empty")
     if "session_id" in table:
+        remedy = "fill it, or leave the column out to cut visits at pauses"
+        _refuse(path, table, "session_id", table["session_id"].isna(), "is empty", remedy)
         session = pd.factorize(table["session_id"])[0]
         new_visit = np.diff(session, prepend=-1) != 0
     else:
@@ -251,13 +275,18 @@ def _log(
         watch_s=watch_s.astype(np.float32),
         behaviours=behaviours,
         new_visit=new_visit,
-        examined=_numbers(path, table, "examined", 1) > 0 if "examined" in table else None,
-        propensity=_numbers(path, table, "propensity").astype(np.float32) if "propensity" in table else None,
+        examined=examined,
+        propensity=propensity.astype(np.float32),
     )
 
 
 def _catalog(
-    raw_ids_I: NDArray, item_table: pd.DataFrame | None, table: pd.DataFrame, item_id: NDArray, log: EventLog
+    path: Path,
+    raw_ids_I: NDArray,
+    item_table: pd.DataFrame | None,
+    table: pd.DataFrame,
+    item_id: NDArray,
+    log: EventLog,
 ) -> Catalog:
     count = len(raw_ids_I)
     known = pd.DataFrame(index=range(count)) if item_table is None else item_table.reset_index(drop=True)
@@ -268,21 +297,20 @@ def _catalog(
         raw_ids_I=raw_ids_I,
         content_IE=_content(known, log, count),
         topic_I=topic_I.astype(np.int32),
-        duration_s_I=_durations(known, table, item_id, count),
+        duration_s_I=_durations(path, known, table, item_id, count),
         creator_I=creator_I.astype(np.int64),
         upload_s_I=np.where(np.isfinite(upload_s_I), upload_s_I, log.timestamp_s.min()),
     )
 
 
-def _durations(known: pd.DataFrame, table: pd.DataFrame, item_id: NDArray, count: int) -> FloatArray:
+def _durations(path: Path, known: pd.DataFrame, table: pd.DataFrame, item_id: NDArray, count: int) -> FloatArray:
     """Lengths from the items' table, else from the events (the item's longest); the median where unknown, else 1 s."""
     if "duration_s" in known:
-        seconds = pd.Series(pd.to_numeric(known["duration_s"], errors="coerce").to_numpy())
+        seconds = known["duration_s"]
     elif "duration_s" in table:
-        values = pd.to_numeric(table["duration_s"], errors="coerce")
-        seconds = values.groupby(item_id).max().reindex(range(count))
+        seconds = pd.Series(_numbers(path, table, "duration_s")).groupby(item_id).max().reindex(range(count))
     elif "watch_s" in table:
-        raise ValueError("The log has watch_s but no duration_s, so no watched share; map duration_s in log or items.")
+        raise ValueError(f"{path}: has watch_s but no duration_s, so no watched share; map duration_s in log or items.")
     else:
         seconds = pd.Series(np.ones(count))
     seconds = seconds.where(seconds > 0)
@@ -301,6 +329,8 @@ def _content(known: pd.DataFrame, log: EventLog, count: int) -> FloatArray:
     for name in features.columns.difference(numeric):
         value = features[name].astype("string").str.replace(r"\s+", "_", regex=True)
         words += (f" {name}=" + value).fillna("").astype(str)
-    if words.str.len().any() or numbers_IX.shape[1]:
-        return attribute_embeddings(words, numbers_IX, CONTENT_WIDTH)
+    content_IE = attribute_embeddings(words, numbers_IX, CONTENT_WIDTH)
+    # A single number (say, lengths alone) becomes a sign when rows get length 1, and titles are all different.
+    if np.abs(content_IE[:, 1:]).max(initial=0) > 1e-6:
+        return content_IE
     return collaborative_embeddings(log, count, CONTENT_WIDTH, before_s=default_cutoff_s(log))

@@ -247,7 +247,7 @@ class RewardModel(nn.Module):
         save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, part)
         os.replace(part, folder / WEIGHTS_FILE)
         part = folder / f"{CONFIG_FILE}.part"
-        parts = {"config": self.config, "sizes": self.sizes, "weights": self.weights}
+        parts: dict[str, Any] = {"config": self.config, "sizes": self.sizes, "weights": self.weights}
         part.write_text(json.dumps({name: asdict(value) for name, value in parts.items()}, indent=2) + "\n")
         os.replace(part, folder / CONFIG_FILE)
 

@@ -11,7 +11,7 @@ Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` rows being decoded, 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -111,7 +111,8 @@ class Trie:
 
     def to(self, device: torch.device | str) -> Self:
         """The tree on another device."""
-        return replace(self, **{name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)})
+        moved: dict[str, Any] = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     def root(self, num_rows: int) -> Tensor:
         """int64 [R] the root, once a row."""
