@@ -7,6 +7,7 @@ Ctrl-C leaves a run that ``--resume`` continues.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -112,7 +113,8 @@ def demo(arguments: Sequence[str]) -> None:
     options = _parse(Demo, "demo", arguments)
     from feedgym.experiments.presets import small
 
-    _experiment("demo", replace(small(), seed=options.seed), options.run, options.resume, options.ray)
+    config = replace(small(), seed=options.seed) if options.resume is None else read_config(options.resume)
+    _experiment("demo", replace(config, ray=options.ray), options.run, options.resume)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -126,7 +128,8 @@ def run(arguments: Sequence[str]) -> None:
         run: Path | None = None
         """Folder to write everything to; a new one under runs/ if left out."""
         resume: Path | None = None
-        """Continue the run in this folder where it stopped, with its own configuration."""
+        """Continue the run in this folder where it stopped. Options change its configuration, and what depends on them
+        is done again: --ipa.rounds 8 adds rounds to a finished run."""
 
     if not arguments or arguments[0].startswith("-"):
         print("usage: feedgym run PRESET [OPTIONS]\n\nPresets (`feedgym run PRESET --help` lists every option):\n")
@@ -135,8 +138,10 @@ def run(arguments: Sequence[str]) -> None:
         return
     name, *rest = arguments
     options = _parse(RunArguments, f"run {name}", rest, RunArguments(**vars(_preset(name))))
+    if options.resume is not None:
+        options = _parse(RunArguments, f"run {name}", rest, RunArguments(**vars(read_config(options.resume))))
     config = AlignConfig(**{field.name: getattr(options, field.name) for field in fields(AlignConfig)})
-    _experiment(name, config, options.run, options.resume, config.rollouts.ray)
+    _experiment(name, config, options.run, options.resume)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,21 +169,14 @@ def stage(arguments: Sequence[str]) -> None:
     from feedgym.experiments.run import StageReached
 
     known = (options.run / "config.json").exists()
-    config = replace(_preset(options.preset), seed=options.seed)
-    redo = options.name if options.redo else None
-    try:
-        _experiment(
-            options.preset,
-            config,
-            None if known else options.run,
-            options.run if known else None,
-            "local",
-            stop_after=options.name,
-            redo=redo,
-        )
-    except StageReached:
-        return
-    raise ValueError(f"The run has no stage {options.name!r}; see `feedgym stage --help` for their names.")
+    config = read_config(options.run) if known else replace(_preset(options.preset), seed=options.seed)
+    from feedgym.experiments.align import stage_names
+
+    if options.name not in (names := stage_names(config)):
+        raise ValueError(f"The run has no stage {options.name!r}; its stages are {', '.join(names)}.")
+    folders = (None, options.run) if known else (options.run, None)
+    with contextlib.suppress(StageReached):
+        _experiment("stage", config, *folders, stop_after=options.name, redo=options.name if options.redo else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +205,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         name: getattr(options, name) for name in ("users", "visits", "seed") if getattr(options, name) is not None
     }
     config = replace(config, judge=replace(config.judge, **changes), num_beams=options.num_beams or config.num_beams)
-    _experiment("evaluate", config, None, options.run, config.rollouts.ray, stored=False)
+    _experiment("evaluate", config, None, options.run)
 
 
 def _preset(name: str) -> Any:
@@ -240,22 +238,10 @@ def read_config(folder: Path) -> Any:
         raise ValueError(f"{path} cannot be read ({detail}); start a new run with --run.") from error
 
 
-def _experiment(
-    title: str,
-    config: Any,
-    folder: Path | None,
-    resume: Path | None,
-    ray: str,
-    *,
-    stored: bool = True,
-    **run_options: Any,
-) -> None:
-    """Run an experiment in a new folder, or go on in an old one with the configuration stored there."""
+def _experiment(title: str, config: Any, folder: Path | None, resume: Path | None, **run_options: Any) -> None:
+    """Run an experiment in a new folder, or go on in an old one."""
     if resume is not None and folder not in (None, resume):
         raise ValueError("Give either --run for a new run or --resume for an old one, not both.")
-    if resume is not None and stored:
-        config = read_config(resume)
-    config = replace(config, rollouts=replace(config.rollouts, ray=ray))
     folder = resume or folder or RUNS / f"{title}-{time.strftime('%Y%m%d-%H%M%S')}"
     from feedgym.experiments.align import align
     from feedgym.experiments.report import agents_table

@@ -59,8 +59,8 @@ def histories():
     )
 
 
-def rollout(histories, reward, agent=None, **options):
-    with Rollouts(RolloutConfig(users_per_task=4, **options)) as rollouts:
+def rollout(histories, reward, agent=None, ray="local", **options):
+    with Rollouts(RolloutConfig(users_per_task=4, **options), ray) as rollouts:
         agents = [agent or Agent()] if not isinstance(agent, list) else agent
         return [rollouts(a, reward, histories, 16, (3, 1)) for a in agents]
 
@@ -90,7 +90,7 @@ def test_a_killed_actor_loses_nothing(histories, in_process, tmp_path):
 
 def test_another_seed_gives_other_sessions_and_progress_is_told(histories, in_process):
     heard = []
-    with Rollouts(RolloutConfig(users_per_task=4, ray="off")) as rollouts:
+    with Rollouts(RolloutConfig(users_per_task=4), ray="off") as rollouts:
         answer = rollouts(
             Agent(), Reward(), histories, 16, (3, 2), step=lambda done, total: heard.append((done, total))
         )

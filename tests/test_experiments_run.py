@@ -94,8 +94,10 @@ def test_wandb_records_offline_inside_the_run_folder_without_an_account(tmp_path
         monkeypatch.delenv(name, raising=False)
     run = Run(tmp_path / "run", Config(), tracker=True)
     run.log({"reward": 1.5}, step=0)
-    run.log_table("sessions", ["item", "watched"], [[1, True]])
-    run.log_artifact("config", "config", tmp_path / "run/config.json")
+    (tmp_path / "run/report.html").write_text("<p>")
+    run.stage("base", lambda work: 1, JSON)
+    samples = {"columns": ["item", "watched"], "rows": [[1, True]]}
+    run.publish({"agents": {"base": {"true_reward": {"mean": 2.5}}}, "samples": samples}, {"base": "base"})
     run.close()
     (record,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
     assert b"reward" in record.read_bytes()

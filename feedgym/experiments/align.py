@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,12 +92,12 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
 
     rounds: list[dict[str, float]] = []
     snapshot, clouds = base, []
-    with Rollouts(config.rollouts) as rollouts:
+    with Rollouts(config.rollouts, config.ray) as rollouts:
         for t in range(config.ipa.rounds + 1):  # the last one only looks at where the alignment has arrived
             sampled = run.stage(
                 f"sampled-{t}",
-                lambda _, t=t, snapshot=snapshot: sample_round(
-                    config, pool, world, rollouts, agent(snapshot.value), agent(base.value), score, t
+                partial(
+                    sample_round, config, pool, world, rollouts, agent(snapshot.value), agent(base.value), score, t
                 ),
                 Codec(lambda v, folder: write_batch(v, folder / "sampled.safetensors"), read_sampled),
                 config=[replace(config.ipa, rounds=0, margin=0.0),  # these two decide nothing here
@@ -108,9 +109,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
             if t < config.ipa.rounds:
                 aligned = run.stage(
                     f"aligned-{t + 1}",
-                    lambda work, t=t, snapshot=snapshot, sampled=sampled: dpo_snapshot(
-                        config, pool, snapshot.value, sampled.value, t, work
-                    ),
+                    partial(dpo_snapshot, config, pool, snapshot.value, sampled.value, t),
                     with_metrics(agents),
                     config=[config.dpo, config.ipa.margin],
                     parents=[sampled],
@@ -141,6 +140,12 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     write_report(summary, run.folder)
     run.publish(summary, artifacts={"tokenizer": tokenizer.name, "aligned-agent": snapshot.name})
     return summary
+
+
+def stage_names(config: AlignConfig) -> list[str]:
+    """The stages of an experiment, in order."""
+    rounds = [name for t in range(config.ipa.rounds) for name in (f"sampled-{t}", f"aligned-{t + 1}")]
+    return ["log", "tokenizer", "base", "reward", "reward-check", *rounds, f"sampled-{config.ipa.rounds}", "judged"]
 
 
 def pretrained(config: AlignConfig, pool: Pool, tokenizer: ResidualKMeans, work: Path) -> OneRec:

@@ -112,7 +112,7 @@ def serve(
         with torch.inference_mode():
             sessions = choose(histories, take_users(env.state, alive_U))
             opinion_U = reward(histories, sessions)[:, 0].numpy()
-        slates_UK = np.zeros(env.action_space.shape, np.int64)  # type: ignore[arg-type]
+        slates_UK = np.zeros((len(alive_U), session_length), np.int64)
         slates_UK[alive_U] = sessions.item_ids_USK[:, 0].numpy()
         observation, reward_U, churned_U, late_U, info = env.step(slates_UK)
         _add(sums, alive_U, slates_UK, reward_U, opinion_U, info, simulator.catalog)
@@ -190,7 +190,7 @@ def judge_online(
         config: visits, lengths, weights, seed.
 
     Returns:
-        ``agents``, ``lift`` and ``samples`` of the summary.
+        ``agents``, ``lift``, ``samples`` and ``judged_by`` of the summary.
     """
     choices = {name: _serving(agent) for name, agent in (references(log, simulator.catalog, config) | agents).items()}
     if hasattr(simulator, "oracle"):
@@ -213,7 +213,8 @@ def judge_online(
     columns = ["user", "agent", "visit", "place", "item", "topic", "duration s", "watched s", "behaviours"]
     rows = [row for name in agents for row in readable(served[name], name, simulator.catalog)]
     samples = {"columns": columns, "rows": sorted(rows, key=lambda row: (row[0], row[2]))}
-    return {**compared(ratios, config.seed), "samples": samples}
+    judged_by = f"{len(seeds_U):,} fresh users, served {config.judge.visits} visits each unless they left for good"
+    return {**compared(ratios, config.seed), "samples": samples, "judged_by": judged_by}
 
 
 def compared(ratios: dict[str, dict[str, Ratio]], seed: int) -> dict[str, Any]:
@@ -300,7 +301,7 @@ def judge_offline(
     for name, agent in (references(log, catalog, config) | agents).items():
         with progress(f"Testing {name}") as step:
             ratios[name] = _offline_ratios(agent, reward, catalog, requests, step)
-    return {**compared(ratios, config.seed), "held_out_users": len(requests)}
+    return {**compared(ratios, config.seed), "judged_by": f"what {len(requests):,} held-out users watched next"}
 
 
 def _offline_ratios(

@@ -141,8 +141,11 @@ class AlignConfig:
     """What a session's reward is made of, the true one and the reward model's opinion of it alike."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """Who judges."""
+    ray: str = "local"
+    """Where sessions are sampled and scored: local (actors on this machine), off (in this process), or the address of a
+    Ray cluster ("auto", "host:6379"). It changes no figure."""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
-    """Where sessions are sampled and scored."""
+    """How that work is spread."""
 
     def seeded(self, part: ConfigT) -> ConfigT:
         """A part of the configuration with this experiment's seed added to its own."""

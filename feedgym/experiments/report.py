@@ -5,14 +5,17 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from feedgym.data.events import BEHAVIOURS
 from feedgym.experiments.run import write_text
+
+Summary = Mapping[str, Any]
 
 COLOURS = {"model": "#c2571a", "truth": "#1a6b8f", "base": "#8a8f98", "aligned": "#1a8f5b", "other": "#b9bec7"}
 AGENT_ORDER = ("random", "popular", "base", "aligned", "oracle")
@@ -26,8 +29,8 @@ LABELS = {
     "churn_rate": "users lost",
     "diversity": "diversity",
 }
+"""The metrics people look at first, and what they are called."""
 
-# Panels of the rounds plot: title, then (key of the round, label, colour, line).
 ROUND_PANELS = (
     (
         "reward of the sampled sessions",
@@ -44,10 +47,18 @@ ROUND_PANELS = (
         (("diversity", "diversity", "aligned", "-"), ("legality", "legal without the trie", "base", "--")),
     ),
     ("drift", (("kl_to_base", "KL to base (nats)", "model", "-"), ("entropy", "entropy (nats)", "base", "--"))),
+    (
+        "log-probability since the round began",
+        (
+            ("chosen_logp_change", "chosen", "aligned", "-"),
+            ("rejected_logp_change", "rejected", "model", "-"),
+        ),
+    ),
 )
+"""Panels of the rounds plot: title, then (key of the round, label, colour, line)."""
 
 
-def write_report(summary: Mapping[str, Any], folder: Path) -> Path:
+def write_report(summary: Summary, folder: Path) -> Path:
     """Write ``report.html`` for a run's summary.
 
     Args:
@@ -57,40 +68,42 @@ def write_report(summary: Mapping[str, Any], folder: Path) -> Path:
     Returns:
         The file's path.
     """
+    agents = summary["agents"]
+    rates = [f"{name}_rate" for name in BEHAVIOURS if _has(agents, f"{name}_rate")]
     sections = [
         _headline(summary),
-        _figure("Served to the same fresh users", _agents_plot, summary, "agents"),
-        _agents_table(summary),
-        _figure("Alignment, round by round", _rounds_plot, summary, "rounds"),
-        _figure("What the reward model believes, and what is true", _scatter_plot, summary, "scatter"),
-        _figure("Behaviour an item seen", _behaviour_plot, summary, "agents"),
-        _table("Next item on the held-out log", summary.get("offline")),
-        _rounds_table(summary),
-        _table(
-            "Reward model on held-out users", {"AUC": summary["reward_model"]} if summary.get("reward_model") else None
-        ),
-        _table("Item tokenizer", {"tokenizer": summary["tokenizer"]} if summary.get("tokenizer") else None),
-        _samples_table(summary),
-        _stages_table(summary),
+        _section(f"Judged by {summary['judged_by']}", _bars(agents, _first_metrics(agents)), _agents_table(summary)),
+        _section("Alignment, round by round", _rounds_plot(summary["rounds"]), _rounds_table(summary["rounds"])),
+        _section("What the reward model believes, and what is true", _scatter_plot(summary.get("scatter"))),
+        _section("Behaviours an item seen", _bars(agents, rates, width=2.2)),
+        _section("The reward model on users it never saw: area under the ROC curve", _aucs(summary["reward_model"])),
+        _section("The items' codes", _facts_table(summary["tokenizer"])),
+        _section("Sessions to read", _samples_table(summary.get("samples"))),
+        _section("Where the time went", _stages_table(summary["stages"])),
     ]
+    title = html.escape(summary["title"])
     path = folder / "report.html"
-    write_text(
-        path, _PAGE.format(title=html.escape(summary.get("title", "feedgym")), body="\n".join(filter(None, sections)))
-    )
+    write_text(path, _PAGE.format(title=title, body="\n".join(filter(None, sections))))
     return path
 
 
-def agents_table(summary: Mapping[str, Any]) -> Table:
-    """The agents side by side, for the terminal; every figure with its 95% interval."""
-    metrics = [name for name in LABELS if any(name in agent for agent in summary["agents"].values())]
-    table = Table(title=summary.get("title"), caption=_lift_sentence(summary), caption_justify="left")
-    table.add_column("agent", style="bold")
-    for metric in metrics:
-        table.add_column(LABELS[metric], justify="right")
-    for name in _ordered(summary["agents"]):
-        agent = summary["agents"][name]
-        table.add_row(name, *(_cell(agent.get(metric)) for metric in metrics))
+def agents_table(summary: Summary) -> Table:
+    """The agents side by side, for the terminal: means, and the lift with its 95% interval."""
+    agents = summary["agents"]
+    table = Table(title=summary["title"], caption=_lift_sentence(summary), caption_justify="left")
+    table.add_column("", style="bold")
+    for name in _ordered(agents):
+        table.add_column(name, justify="right")
+    table.add_column("aligned over base", justify="right")
+    for metric in _metrics(agents):
+        if metric in LABELS or not metric.endswith("_rate"):  # the rarer behaviours are in the report
+            found = [agents[name].get(metric) for name in _ordered(agents)]
+            means = ["-" if value is None else _number(value["mean"]) for value in found]
+            table.add_row(_label(metric), *means, _change(summary, metric))
     return table
+
+
+# ---------------------------------------------------------------- words and numbers
 
 
 def _ordered(agents: Mapping[str, Any]) -> list[str]:
@@ -98,13 +111,28 @@ def _ordered(agents: Mapping[str, Any]) -> list[str]:
     return known + [name for name in agents if name not in known]
 
 
-def _cell(value: Mapping[str, float] | None) -> str:
-    if value is None:
-        return "-"
-    return f"{_number(value['mean'])} [{_number(value['low'])}, {_number(value['high'])}]"
+def _has(agents: Mapping[str, Any], metric: str) -> bool:
+    return any(metric in agent for agent in agents.values())
+
+
+def _metrics(agents: Mapping[str, Any]) -> list[str]:
+    """All metrics of the agents, those of LABELS first."""
+    found = sorted({metric for agent in agents.values() for metric in agent})
+    return [metric for metric in LABELS if metric in found] + [metric for metric in found if metric not in LABELS]
+
+
+def _first_metrics(agents: Mapping[str, Any], most: int = 4) -> list[str]:
+    """The metrics to draw: what matters of simulated users, or what a recorded log can tell."""
+    return [m for m in _metrics(agents) if m != "diversity"][:most]
+
+
+def _label(metric: str) -> str:
+    return LABELS.get(metric, metric.replace("_rate", "s an item seen").replace("_", " "))
 
 
 def _number(value: Any) -> str:
+    if value is None:
+        return "-"
     if not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int) or abs(value) >= 1000:
@@ -112,36 +140,40 @@ def _number(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def _lift_sentence(summary: Mapping[str, Any]) -> str:
-    found = summary.get("lift", {}).get("true_reward")
-    if not found:
-        return summary.get("note", "")
+def _cell(value: Mapping[str, float] | None) -> str:
+    return "-" if value is None else f"{_number(value['mean'])} [{_number(value['low'])}, {_number(value['high'])}]"
+
+
+def _change(summary: Summary, metric: str) -> str:
+    found = summary["lift"].get(metric)
+    return f"{found['mean']:+.1%} [{found['low']:+.1%}, {found['high']:+.1%}]" if found else "-"
+
+
+def _lift_sentence(summary: Summary) -> str:
+    if "true_reward" not in summary["lift"]:
+        return summary["note"]
+    return f"True reward, aligned over base: {_change(summary, 'true_reward')} (95% interval, paired over users)"
+
+
+def _headline(summary: Summary) -> str:
+    facts = [
+        f"seed {summary['seed']}",
+        f"revision {summary['git_revision'][:12]}",
+        f"peak memory {summary['peak_memory_mb']:,.0f} MB",
+        f"{sum(stage['seconds'] for stage in summary['stages'].values()):,.0f} s of work",
+    ]
+    lead, note = _lift_sentence(summary), summary["note"]
+    rest = f"<p>{html.escape(note)}</p>" if note != lead else ""
     return (
-        f"True reward, aligned over base: {found['mean']:+.1%} [{found['low']:+.1%}, {found['high']:+.1%}] "
-        "(95% interval, paired over users)"
+        f"<h1>{html.escape(summary['title'])}</h1><p class='lead'>{html.escape(lead)}</p>{rest}"
+        f"<p class='facts'>{' · '.join(facts)}</p>"
     )
 
 
-def _headline(summary: Mapping[str, Any]) -> str:
-    note = html.escape(summary.get("note", ""))
-    facts = [f"seed {summary['seed']}", f"revision {summary['git_revision'][:12]}"]
-    facts.append(f"peak memory {summary['peak_memory_mb']:,.0f} MB")
-    lead = f"<p class='lead'>{html.escape(_lift_sentence(summary))}</p>" if summary.get("lift") else ""
-    title = html.escape(summary.get("title", "feedgym"))
-    return f"<h1>{title}</h1>{lead}<p>{note}</p><p class='facts'>{' · '.join(facts)}</p>"
+# ---------------------------------------------------------------- plots
 
 
-def _figure(title: str, draw: Callable[[Mapping[str, Any]], Any], summary: Mapping[str, Any], part: str) -> str:
-    if not summary.get(part):
-        return ""
-    figure = draw(summary)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110, bbox_inches="tight")
-    data = base64.b64encode(picture.getvalue()).decode()
-    return f"<h2>{html.escape(title)}</h2><img alt='{html.escape(title)}' src='data:image/png;base64,{data}'>"
-
-
-def _axes(columns: int, width: float = 4.2, height: float = 3.2) -> tuple[Any, Any]:
+def _axes(columns: int, width: float, height: float = 3.2) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height), layout="constrained")
@@ -153,68 +185,61 @@ def _axes(columns: int, width: float = 4.2, height: float = 3.2) -> tuple[Any, A
     return figure, axes
 
 
-def _bars(axis: Any, agents: Mapping[str, Any], metric: str) -> None:
-    names = [name for name in _ordered(agents) if metric in agents[name]]
-    means = np.array([agents[name][metric]["mean"] for name in names])
-    spread = np.array([[agents[n][metric]["mean"] - agents[n][metric]["low"] for n in names],
-                       [agents[n][metric]["high"] - agents[n][metric]["mean"] for n in names]])  # fmt: skip
-    colours = [COLOURS.get(name, COLOURS["other"]) for name in names]
-    axis.bar(names, means, yerr=np.maximum(spread, 0), color=colours, capsize=3, width=0.65)
-    axis.set_title(LABELS.get(metric, metric.replace("_", " ")), fontsize=10)
-    axis.tick_params(axis="x", rotation=35, labelsize=8)
+def _image(figure: Any) -> str:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
+    return f"<img alt='' src='data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}'>"
 
 
-def _agents_plot(summary: Mapping[str, Any]) -> Any:
-    metrics = [m for m in ("true_reward", "model_reward", "watch_s", "session_items") if _has(summary, m)]
-    figure, axes = _axes(len(metrics), width=3.3)
+def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2) -> str:
+    """A panel a metric, a bar an agent, with intervals."""
+    if not metrics:
+        return ""
+    figure, axes = _axes(len(metrics), width, height=3.0)
     for axis, metric in zip(axes, metrics, strict=True):
-        _bars(axis, summary["agents"], metric)
-    return figure
+        names = [name for name in _ordered(agents) if metric in agents[name]]
+        mean, low, high = (np.array([agents[name][metric][end] for name in names]) for end in ("mean", "low", "high"))
+        colours = [COLOURS.get(name, COLOURS["other"]) for name in names]
+        spread = np.maximum([mean - low, high - mean], 0)
+        axis.bar(names, mean, yerr=spread, color=colours, capsize=3, width=0.65)
+        axis.set_title(_label(metric), fontsize=10)
+        axis.tick_params(axis="x", rotation=35, labelsize=8)
+    return _image(figure)
 
 
-def _behaviour_plot(summary: Mapping[str, Any]) -> Any:
-    names = ("click_rate", "long_view_rate", "like_rate", "follow_rate", "comment_rate", "forward_rate", "hate_rate")
-    metrics = [m for m in names if _has(summary, m)]
-    figure, axes = _axes(max(len(metrics), 1), width=2.2, height=2.8)
-    for axis, metric in zip(axes, metrics, strict=False):
-        _bars(axis, summary["agents"], metric)
-    return figure
-
-
-def _has(summary: Mapping[str, Any], metric: str) -> bool:
-    return any(metric in agent for agent in summary["agents"].values())
-
-
-def _rounds_plot(summary: Mapping[str, Any]) -> Any:
-    rounds = summary["rounds"]
+def _rounds_plot(rounds: Sequence[Mapping[str, float]]) -> str:
     panels = [(title, [line for line in lines if line[0] in rounds[0]]) for title, lines in ROUND_PANELS]
     panels = [panel for panel in panels if panel[1]]
-    figure, axes = _axes(len(panels), width=3.6)
+    figure, axes = _axes(len(panels), width=3.4)
     for axis, (title, lines) in zip(axes, panels, strict=True):
         for key, label, colour, style in lines:
-            values = [row[key] for row in rounds]
+            values = [np.nan if row.get(key) is None else row[key] for row in rounds]
             axis.plot(range(len(rounds)), values, style, color=COLOURS[colour], label=label, marker="o", markersize=3)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("rounds of alignment")
         axis.set_xticks(range(len(rounds)))
         axis.legend(fontsize=7, frameon=False)
-    return figure
+    return _image(figure)
 
 
-def _scatter_plot(summary: Mapping[str, Any]) -> Any:
-    clouds = summary["scatter"]
-    figure, axes = _axes(len(clouds), width=2.8)
-    everything = np.concatenate([np.asarray(cloud["true"]) for cloud in clouds])
-    beliefs = np.concatenate([np.asarray(cloud["model"]) for cloud in clouds])
+def _scatter_plot(clouds: Sequence[Mapping[str, Any]] | None) -> str:
+    """Sampled sessions of each round: the reward model's score against the true value."""
+    if not clouds:
+        return ""
+    figure, axes = _axes(len(clouds), width=2.6, height=2.9)
+    limits = [_limits(np.concatenate([np.asarray(cloud[key]) for cloud in clouds])) for key in ("model", "true")]
+    low, high = min(limits[0][0], limits[1][0]), max(limits[0][1], limits[1][1])
     for axis, cloud in zip(axes, clouds, strict=True):
+        axis.plot([low, high], [low, high], color=COLOURS["other"], linewidth=1)
         axis.scatter(cloud["model"], cloud["true"], s=4, alpha=0.25, color=COLOURS["truth"], linewidths=0)
-        axis.scatter([np.mean(cloud["model"])], [np.mean(cloud["true"])], marker="+", s=120, color=COLOURS["model"])
-        axis.set_title(f"round {cloud['round']}", fontsize=10)
+        axis.scatter([np.mean(cloud["model"])], [np.mean(cloud["true"])], marker="+", s=140, color=COLOURS["model"])
+        axis.set_title(f"after {cloud['round']} rounds", fontsize=10)
         axis.set_xlabel("reward model")
-        axis.set_xlim(*_limits(beliefs))
-        axis.set_ylim(*_limits(everything))
+        axis.set_xlim(*limits[0])
+        axis.set_ylim(*limits[1])
     axes[0].set_ylabel("true value")
-    return figure
+    note = "On the line the model is right; the cross is the mean of the sessions."
+    return _image(figure) + f"<p class='facts'>{note}</p>"
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
@@ -223,70 +248,69 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return float(low - margin), float(high + margin)
 
 
-def _agents_table(summary: Mapping[str, Any]) -> str:
-    agents = summary.get("agents")
-    if not agents:
-        return ""
-    metrics = sorted(
-        {m for agent in agents.values() for m in agent},
-        key=lambda m: (m not in LABELS, list(LABELS).index(m) if m in LABELS else 0, m),
-    )
-    head = ["metric", *_ordered(agents), "aligned over base"]
-    rows = []
-    for metric in metrics:
-        found = summary.get("lift", {}).get(metric)
-        change = f"{found['mean']:+.1%} [{found['low']:+.1%}, {found['high']:+.1%}]" if found else ""
-        rows.append(
-            [
-                LABELS.get(metric, metric.replace("_", " ")),
-                *(_cell(agents[n].get(metric)) for n in _ordered(agents)),
-                change,
-            ]
-        )
-    return _html_table(head, rows)
+def _aucs(found: Mapping[str, float]) -> str:
+    if not found:
+        return "<p>No held-out label took two values.</p>"
+    figure, (axis,) = _axes(1, width=1.5 + 0.7 * len(found), height=2.4)
+    axis.bar(list(found), list(found.values()), color=COLOURS["model"], width=0.6)
+    for place, value in enumerate(found.values()):
+        axis.text(place, value + 0.01, f"{value:.3f}", ha="center", fontsize=8)
+    axis.axhline(0.5, color=COLOURS["base"], linewidth=1)
+    axis.set_ylim(min(0.45, *found.values()), 1)
+    axis.tick_params(axis="x", rotation=25, labelsize=8)
+    return _image(figure)
 
 
-def _rounds_table(summary: Mapping[str, Any]) -> str:
-    rounds = summary.get("rounds")
-    if not rounds:
-        return ""
+# ---------------------------------------------------------------- tables
+
+
+def _section(title: str, *parts: str) -> str:
+    body = "".join(parts)
+    return f"<h2>{html.escape(title)}</h2>{body}" if body else ""
+
+
+def _agents_table(summary: Summary) -> str:
+    agents = summary["agents"]
+    rows = [
+        [_label(metric), *(_cell(agents[name].get(metric)) for name in _ordered(agents)), _change(summary, metric)]
+        for metric in _metrics(agents)
+    ]
+    return _table(["", *_ordered(agents), "aligned over base"], rows)
+
+
+def _rounds_table(rounds: Sequence[Mapping[str, float]]) -> str:
     keys = list(dict.fromkeys(key for row in rounds for key in row))
-    return "<h2>Every figure of every round</h2>" + _html_table(
-        keys, [[_number(row.get(k, "")) for k in keys] for row in rounds]
-    )
+    rows = [[key.replace("_", " "), *(_number(row.get(key)) for row in rounds)] for key in keys]
+    return _folded("Every figure of every round", _table(["rounds done", *map(str, range(len(rounds)))], rows))
 
 
-def _table(title: str, rows: Mapping[str, Mapping[str, Any]] | None) -> str:
-    if not rows:
-        return ""
-    keys = list(dict.fromkeys(key for row in rows.values() for key in row))
-    body = [[name, *(_value(row.get(key, "")) for key in keys)] for name, row in rows.items()]
-    return f"<h2>{html.escape(title)}</h2>" + _html_table(["", *keys], body)
+def _facts_table(facts: Mapping[str, Any]) -> str:
+    rows = [
+        [name.replace("_", " "), ", ".join(map(_number, value)) if isinstance(value, list) else _number(value)]
+        for name, value in facts.items()
+    ]
+    return _folded("Quality of the tokenizer", _table(["", ""], rows))
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, Mapping) and "mean" in value:
-        return _cell(value)
-    return ", ".join(_number(v) for v in value) if isinstance(value, list | tuple) else _number(value)
-
-
-def _samples_table(summary: Mapping[str, Any]) -> str:
-    samples = summary.get("samples")
+def _samples_table(samples: Mapping[str, Any] | None) -> str:
     if not samples:
         return ""
-    return "<h2>Sample sessions</h2>" + _html_table(
-        samples["columns"], [[_number(v) for v in row] for row in samples["rows"]]
-    )
+    rows = [[_number(value) for value in row] for row in samples["rows"]]
+    return _folded("The last visits of a few users, item by item", _table(samples["columns"], rows))
 
 
-def _stages_table(summary: Mapping[str, Any]) -> str:
-    rows = [[name, f"{stage['seconds']:.1f}"] for name, stage in summary["stages"].items()]
-    return "<h2>Time</h2>" + _html_table(["stage", "seconds"], rows)
+def _stages_table(stages: Mapping[str, Mapping[str, float]]) -> str:
+    rows = [[name, f"{stage['seconds']:.1f}"] for name, stage in stages.items()]
+    return _folded("Seconds a stage", _table(["stage", "seconds"], rows))
 
 
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{html.escape(str(cell)).replace('_', ' ')}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+def _folded(title: str, body: str) -> str:
+    return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<div class='scroll'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
@@ -295,10 +319,11 @@ _PAGE = """<!doctype html>
 <title>{title}</title><style>
 body {{ font: 15px/1.5 system-ui, sans-serif; color: #1d2126;
   max-width: 1180px; margin: 2rem auto; padding: 0 1.2rem; }}
-h1 {{ font-size: 1.5rem; margin-bottom: .3rem; }} h2 {{ font-size: 1.1rem; margin: 2.2rem 0 .6rem; }}
+h1 {{ font-size: 1.5rem; margin-bottom: .3rem; }} h2 {{ font-size: 1.1rem; margin: 2.4rem 0 .6rem; }}
 .lead {{ font-size: 1.15rem; font-weight: 600; }} .facts {{ color: #69707a; font-size: .85rem; }}
 img {{ max-width: 100%; height: auto; }} .scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }}
+details {{ margin: .8rem 0; }} summary {{ cursor: pointer; color: #1a6b8f; }}
+table {{ border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; margin-top: .6rem; }}
 th, td {{ padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e6e8eb; }}
 th:first-child, td:first-child {{ text-align: left; }} th {{ font-weight: 600; border-bottom: 2px solid #c9ced6; }}
 </style></head><body>

@@ -27,10 +27,8 @@ from feedgym.protocols import Recommender, SessionReward
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
-    """Where sessions are sampled and scored."""
+    """How sampling and scoring are spread."""
 
-    ray: str = "local"
-    """local: actors on this machine; off: in this process; or the address of a Ray cluster ("auto", "host:6379")."""
     num_actors: int = 2
     """Ray actors, one core each. The answer does not depend on it."""
     users_per_task: int = 16
@@ -59,10 +57,15 @@ def sample_and_score(
 
 
 class Rollouts:
-    """A pool that samples and scores. Use as a context manager; Ray starts with the first call and ends with it."""
+    """A pool that samples and scores. Use as a context manager; Ray starts with the first call and ends with it.
 
-    def __init__(self, config: RolloutConfig) -> None:
-        self.config = config
+    Args:
+        config: actors and blocks.
+        ray: "local" (actors on this machine), "off" (in this process), or the address of a Ray cluster.
+    """
+
+    def __init__(self, config: RolloutConfig, ray: str = "local") -> None:
+        self.config, self.ray = config, ray
         self._actors: list[Any] = []
         self._version = 0
 
@@ -100,7 +103,7 @@ class Rollouts:
         """
         size = self.config.users_per_task
         blocks = [histories.rows(slice(low, low + size)) for low in range(0, len(histories), size)]
-        run = self._in_process if self.config.ray == "off" else self._on_actors
+        run = self._in_process if self.ray == "off" else self._on_actors
         results: dict[int, tuple[SessionBatch, Tensor]] = {}
         for number, result in run(agent, reward, blocks, n, seed):
             results[number] = result
@@ -136,7 +139,7 @@ class Rollouts:
 
     def _start(self) -> list[Any]:
         if not self._actors:
-            ray = start_ray(self.config.ray)
+            ray = start_ray(self.ray)
             actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=5)(Worker)
             self._actors = [actor.remote() for _ in range(self.config.num_actors)]
         return self._actors

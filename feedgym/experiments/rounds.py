@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class Sampled(TensorRows):
 
 def sample_round(
     config: AlignConfig, pool: Pool, world: World, rollouts: Rollouts, agent: OneRecRecommender,
-    base: OneRecRecommender, reward: SessionReward, t: int,
+    base: OneRecRecommender, reward: SessionReward, t: int, work: Path | None = None,
 ) -> Sampled:  # fmt: skip
     """Round t's users (Algorithm 2, line 4), 128 sessions for each from the snapshot, scored, and their true values.
 
@@ -59,6 +60,7 @@ def sample_round(
         base: the agent before the first round.
         reward: scores the sessions.
         t: the round's number, part of its seed.
+        work: the stage's folder, not needed.
     """
     row_U = torch.from_numpy(pool.draw_users(config.ipa.user_share, np.random.default_rng((config.seed, t))))
     histories = pool.imitate.histories.rows(row_U)

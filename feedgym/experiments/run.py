@@ -187,12 +187,11 @@ class Run:
         """Put the result into the W&B record.
 
         Args:
-            summary: what summary.json holds; its ``agents``, ``offline`` and ``samples`` are taken.
+            summary: what summary.json holds; its ``agents`` and ``samples`` are taken.
             artifacts: names of artefacts and the stages whose products they are; the report is added.
         """
-        for kind in ("agents", "offline"):
-            for agent, metrics in summary.get(kind, {}).items():
-                self.log({f"{agent}/{name}": value["mean"] for name, value in metrics.items()})
+        for agent, metrics in summary["agents"].items():
+            self.log({f"{agent}/{name}": value["mean"] for name, value in metrics.items()})
         if self._wandb is None:
             return
         import wandb
