@@ -191,8 +191,8 @@ class EvaluateArguments:
     """Visits a user."""
     seed: int | None = None
     """Another seed is another population of users."""
-    num_beams: int | None = None
-    """Beams by which an agent chooses the session it serves; 1 is greedy."""
+    beams: int | None = None
+    """Width of the search by which the agents choose what they serve in the second judgement; 0 leaves it out."""
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -201,11 +201,8 @@ def evaluate(arguments: Sequence[str]) -> None:
     if not (options.run / "summary.json").exists():
         raise ValueError(f"{options.run} holds no finished run; finish it with `feedgym demo --resume {options.run}`.")
     config = read_config(options.run)
-    changes = {
-        name: getattr(options, name) for name in ("users", "visits", "seed") if getattr(options, name) is not None
-    }
-    config = replace(config, judge=replace(config.judge, **changes), num_beams=options.num_beams or config.num_beams)
-    _experiment("evaluate", config, None, options.run)
+    changes = {name: value for name, value in vars(options).items() if name != "run" and value is not None}
+    _experiment("evaluate", replace(config, judge=replace(config.judge, **changes)), None, options.run)
 
 
 def _preset(name: str) -> Any:

@@ -5,12 +5,12 @@ For example ``log, catalog = load_data("views.csv", {"user_id": "visitor", "item
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from feedgym.data.build import assemble_log, cut_visits, encode_profile
@@ -26,8 +26,6 @@ EVENT_COLUMNS = (*REQUIRED, "timestamp", "session_id", "watch_s", "duration_s", 
 ITEM_COLUMNS = ("item_id", "duration_s", "topic", "creator", "upload_time")
 EMBEDDING_PREFIX = "embedding_"
 CONTENT_WIDTH = 64
-# OSError and EOFError: an archive that is none, or was cut off.
-UNREADABLE = (pa.ArrowInvalid, pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, OSError, EOFError)
 
 
 def load_data(
@@ -96,9 +94,10 @@ def read_table(
     path, items = Path(path), None if items is None else Path(items)
     table, item_table = _table(path), None if items is None else _table(items)
     _check_map(column_map, path, table, items, item_table)
-    table = _renamed(path, table, column_map, REQUIRED)
+    table = _renamed(path, table, {n: c for n, c in column_map.items() if _is_of_event(n)}, REQUIRED)
     if items is not None and item_table is not None:
-        item_table = _checked_items(items, _renamed(items, item_table, column_map, ("item_id",)))
+        of_item = {n: c for n, c in column_map.items() if _is_of_item(n)}
+        item_table = _checked_items(items, _renamed(items, item_table, of_item, ("item_id",)))
     raw_ids_I, item_id = _item_ids(path, table, item_table)
     user_idx, user_ids = pd.factorize(table["user_id"])
     timestamp_s = _timestamps(path, table)
@@ -115,13 +114,25 @@ def _table(path: Path) -> pd.DataFrame:
         if path.suffix == ".parquet":
             table = pd.read_parquet(path)
         else:
-            table = pd.read_csv(path, sep="\t" if ".tsv" in path.suffixes else ",", low_memory=False)
-    except UNREADABLE as error:
-        detail = str(error).splitlines()[0]
+            separator = "\t" if ".tsv" in path.suffixes else ","
+            with warnings.catch_warnings():
+                # Of rows longer than the header pandas would shift the columns, or drop the last ones and warn.
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                table = pd.read_csv(path, sep=separator, index_col=False, low_memory=False)
+    except Exception as error:  # parsers and decompressors each raise errors of their own
+        detail = str(error).partition("\n")[0]
         raise ValueError(f"{path}: cannot be read as a table ({detail}); give CSV or parquet.") from error
     if table.empty:
         raise ValueError(f"{path}: the file has no rows; give one with at least one event.")
     return table.reset_index(drop=True)
+
+
+def _is_of_event(name: str) -> bool:
+    return name in EVENT_COLUMNS or name.startswith(PROFILE_PREFIX)
+
+
+def _is_of_item(name: str) -> bool:
+    return name in ITEM_COLUMNS or name.startswith(EMBEDDING_PREFIX)
 
 
 def _check_map(
@@ -134,8 +145,7 @@ def _check_map(
     """Refuses names feedgym does not know and columns that the file they belong to does not have."""
     known = sorted({*EVENT_COLUMNS, *ITEM_COLUMNS})
     for name, column in column_map.items():
-        of_event = name in EVENT_COLUMNS or name.startswith(PROFILE_PREFIX)
-        of_item = name in ITEM_COLUMNS or name.startswith(EMBEDDING_PREFIX)
+        of_event, of_item = _is_of_event(name), _is_of_item(name)
         if not of_event and not of_item:
             raise ValueError(f"column_map names {name!r}, which feedgym does not know; use {', '.join(known)}.")
         if not of_event and item_table is None:
@@ -187,23 +197,26 @@ def _item_ids(path: Path, table: pd.DataFrame, item_table: pd.DataFrame | None) 
     codes = pd.Index(item_table["item_id"]).get_indexer(pd.Index(table["item_id"]))
     if (codes < 0).any():
         row = int(np.argmax(codes < 0))
+        unknown = table["item_id"].iloc[[row]].item()  # as Python writes it
         raise ValueError(
-            f"{path}: column 'item_id' names item {table['item_id'].iloc[row]!r} in row {row}, which the items' file "
-            f"does not hold ({int((codes < 0).sum())} such rows); add the items to it, with ids of the same type."
+            f"{path}: column 'item_id' names item {unknown!r} in row {row}, which the items' file does not hold "
+            f"({int((codes < 0).sum())} such rows); add the items to it, with ids of the same type."
         )
     return _plain(item_table["item_id"]), codes
 
 
 def _plain(ids: pd.Series | pd.Index | NDArray) -> NDArray:
-    """Ids as int64 where they are integers, else as text."""
+    """Ids as int64 where they are integers that fit, else as text."""
     values = np.asarray(ids)
-    return values.astype(np.int64) if np.issubdtype(values.dtype, np.integer) else values.astype(np.str_)
+    fit = np.issubdtype(values.dtype, np.integer) and values.max(initial=0) <= np.iinfo(np.int64).max
+    return values.astype(np.int64 if fit else np.str_)
 
 
 def _numbers(path: Path, table: pd.DataFrame, name: str, fill: float | None = None) -> NDArray[np.float64]:
     """A column as float64; text and infinity are refused, and empty cells become ``fill``, or NaN without one."""
     values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    bad = ~np.isfinite(values) & table[name].notna().to_numpy()
+    # Of durations and datetimes pandas makes numbers in a unit nobody named.
+    bad = (~np.isfinite(values) | (table[name].dtype.kind in "mM")) & table[name].notna().to_numpy()
     _refuse(path, table, name, bad, "is no finite number", "write numbers")
     return values if fill is None else np.where(np.isnan(values), fill, values)
 

@@ -32,7 +32,7 @@ from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.rounds import Sampled, choose_pairs, cloud, round_metrics, sample_round
 from feedgym.experiments.run import JSON, Codec, Run, Stage
 from feedgym.experiments.worlds import LOG, Pool, world_of
-from feedgym.protocols import SessionReward, make
+from feedgym.protocols import Recommender, SessionReward, make
 from feedgym.rewards.model import RewardModel, auc_per_tower, fit_reward_model
 from feedgym.tokenizers.quality import quality_report
 from feedgym.tokenizers.residual_kmeans import ResidualKMeans
@@ -86,9 +86,9 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     )
     score = score_of(config, pool, reward.value)
 
-    def agent(model: OneRec) -> OneRecRecommender:
+    def agent(model: OneRec, beams: int = 0) -> OneRecRecommender:
         kind = Searching if config.ipa.beams else OneRecRecommender
-        return kind(model, tokenizer.value, config.session_length, config.sampling, config.num_beams)
+        return kind(model, tokenizer.value, config.session_length, config.sampling, num_beams=beams)
 
     rounds: list[dict[str, float]] = []
     snapshot, clouds = base, []
@@ -118,11 +118,14 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
                 rounds[-1] |= aligned.value[1]
             run.log({f"round/{name}": value for name, value in rounds[-1].items()}, step=t)
 
+    compared: dict[str, Recommender] = {"base": agent(base.value), "aligned": agent(snapshot.value)}
+    if beams := config.judge.beams:
+        compared |= {"base_searched": agent(base.value, beams), "aligned_searched": agent(snapshot.value, beams)}
     judged = run.stage(
         "judged",
-        lambda _: world.judge({"base": agent(base.value), "aligned": agent(snapshot.value)}, score, pool),
+        lambda _: world.judge(compared, score, pool),
         JSON,
-        config=[config.judge, config.num_beams, config.sampling.block_seen, config.weights, config.score],
+        config=[config.judge, config.sampling, config.weights, config.score],
         parents=[base, snapshot, reward],
     )
     summary = {

@@ -190,7 +190,7 @@ def judge_online(
         config: visits, lengths, weights, seed.
 
     Returns:
-        ``agents``, ``lift``, ``samples`` and ``judged_by`` of the summary.
+        ``agents``, ``lift``, ``lift_searched``, ``samples`` and ``judged_by`` of the summary.
     """
     choices = {name: _serving(agent) for name, agent in (references(log, simulator.catalog, config) | agents).items()}
     if hasattr(simulator, "oracle"):
@@ -218,15 +218,20 @@ def judge_online(
 
 
 def compared(ratios: dict[str, dict[str, Ratio]], seed: int) -> dict[str, Any]:
-    """Every agent's metrics with intervals, and the lift of "aligned" over "base" with paired ones."""
+    """Every agent's metrics with intervals, and the lifts of the aligned agents over their bases with paired ones."""
     first = next(iter(next(iter(ratios.values())).values()))
     counts_RU = resampling_counts(len(first.numerator_U), seed)
     agents = {
         name: {metric: interval(ratio, counts_RU) for metric, ratio in metrics.items()}
         for name, metrics in ratios.items()
     }
-    lifts = {metric: lift(ratios["aligned"][metric], base, counts_RU) for metric, base in ratios["base"].items()}
-    return {"agents": agents, "lift": {metric: found for metric, found in lifts.items() if found is not None}}
+    lifts = {}
+    for suffix in ("", "_searched"):
+        if f"base{suffix}" in ratios:
+            aligned, base = ratios[f"aligned{suffix}"], ratios[f"base{suffix}"]
+            found = {metric: lift(aligned[metric], base[metric], counts_RU) for metric in base}
+            lifts[f"lift{suffix}"] = {metric: value for metric, value in found.items() if value is not None}
+    return {"agents": agents, **lifts}
 
 
 def references(log: EventLog, catalog: Catalog, config: AlignConfig) -> dict[str, Recommender]:
@@ -269,8 +274,8 @@ def readable(served: Served, agent: str, catalog: Catalog) -> list[list[Any]]:
                     str(catalog.raw_ids_I[item]),
                     int(catalog.topic_I[item]),
                     round(float(catalog.duration_s_I[item]), 1),
-                    round(float(happened["watch_s"][user, k]), 1) if seen else "not reached",
-                    ", ".join(did) or "-",
+                    round(float(happened["watch_s"][user, k]), 1) if seen else None,
+                    ", ".join(did) or "-" if seen else "not reached",
                 ]
             )
     return rows

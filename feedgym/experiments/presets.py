@@ -87,6 +87,16 @@ class JudgeConfig:
     """Visits a user, unless they churn earlier."""
     seed: int = 0
     """Another seed is another population of users."""
+    beams: int = 8
+    """Agents serve sessions drawn as in a round. With beams they are judged a second time, serving the likeliest
+    session that a search of this width finds: what alignment is worth to agents that choose sharply anyway. 0: no."""
+
+    def __post_init__(self) -> None:
+        for name in ("users", "visits"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"judge.{name}={getattr(self, name)} must be 1 or more.")
+        if self.beams < 0:
+            raise ValueError(f"judge.beams={self.beams} must be 0 (no second judgement), 1 (greedy) or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +145,6 @@ class AlignConfig:
     """The rounds."""
     dpo: DPORoundConfig = field(default_factory=DPORoundConfig)
     """The update of a round."""
-    num_beams: int = 8
-    """Beams by which an agent chooses the session it serves; 1 is greedy, 0 draws one as in a round."""
     weights: RewardWeights = field(default_factory=RewardWeights)
     """What a session's reward is made of, the true one and the reward model's opinion of it alike."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -205,8 +213,7 @@ def paper() -> AlignConfig:
         pretrain=PretrainConfig(epochs=3, batch_size=512, lr=2e-4, warmup_steps=500, bf16=True),
         ipa=IPAConfig(user_share=0.01, beams=True),
         dpo=DPORoundConfig(learning_rate=2e-4, batch_size=64, bf16=True),
-        num_beams=128,
-        judge=JudgeConfig(users=5000, visits=14),
+        judge=JudgeConfig(users=5000, visits=14, beams=128),
     )
 
 

@@ -18,7 +18,8 @@ from feedgym.experiments.run import write_text
 Summary = Mapping[str, Any]
 
 COLOURS = {"model": "#c2571a", "truth": "#1a6b8f", "base": "#8a8f98", "aligned": "#1a8f5b", "other": "#b9bec7"}
-AGENT_ORDER = ("random", "popular", "base", "aligned", "oracle")
+COLOURS |= {"base_searched": COLOURS["base"], "aligned_searched": COLOURS["aligned"]}
+AGENT_ORDER = ("random", "popular", "base", "aligned", "base_searched", "aligned_searched", "oracle")
 LABELS = {
     "true_reward": "true reward a visit",
     "model_reward": "reward model's opinion",
@@ -93,8 +94,8 @@ def agents_table(summary: Summary) -> Table:
     table = Table(title=summary["title"], caption=_lift_sentence(summary), caption_justify="left")
     table.add_column("", style="bold")
     for name in _ordered(agents):
-        table.add_column(name, justify="right")
-    table.add_column("aligned over base", justify="right")
+        table.add_column(name.replace("_", "\n"), justify="right")
+    table.add_column("aligned\nover base", justify="right")
     for metric in _metrics(agents):
         if metric in LABELS or not metric.endswith("_rate"):  # the rarer behaviours are in the report
             found = [agents[name].get(metric) for name in _ordered(agents)]
@@ -144,15 +145,18 @@ def _cell(value: Mapping[str, float] | None) -> str:
     return "-" if value is None else f"{_number(value['mean'])} [{_number(value['low'])}, {_number(value['high'])}]"
 
 
-def _change(summary: Summary, metric: str) -> str:
-    found = summary["lift"].get(metric)
+def _change(summary: Summary, metric: str, lift: str = "lift") -> str:
+    found = summary[lift].get(metric)
     return f"{found['mean']:+.1%} [{found['low']:+.1%}, {found['high']:+.1%}]" if found else "-"
 
 
 def _lift_sentence(summary: Summary) -> str:
     if "true_reward" not in summary["lift"]:
         return summary["note"]
-    return f"True reward, aligned over base: {_change(summary, 'true_reward')} (95% interval, paired over users)"
+    sentence = f"True reward, aligned over base: {_change(summary, 'true_reward')} (95% interval, paired over users)"
+    if "lift_searched" in summary:
+        sentence += f"; when both serve by beam search: {_change(summary, 'true_reward', 'lift_searched')}"
+    return sentence
 
 
 def _headline(summary: Summary) -> str:
@@ -201,7 +205,7 @@ def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2)
         mean, low, high = (np.array([agents[name][metric][end] for name in names]) for end in ("mean", "low", "high"))
         colours = [COLOURS.get(name, COLOURS["other"]) for name in names]
         spread = np.maximum([mean - low, high - mean], 0)
-        axis.bar(names, mean, yerr=spread, color=colours, capsize=3, width=0.65)
+        axis.bar([name.replace("_", "\n") for name in names], mean, yerr=spread, color=colours, capsize=3, width=0.65)
         axis.set_title(_label(metric), fontsize=10)
         axis.tick_params(axis="x", rotation=35, labelsize=8)
     return _image(figure)
@@ -275,7 +279,7 @@ def _agents_table(summary: Summary) -> str:
         [_label(metric), *(_cell(agents[name].get(metric)) for name in _ordered(agents)), _change(summary, metric)]
         for metric in _metrics(agents)
     ]
-    return _table(["", *_ordered(agents), "aligned over base"], rows)
+    return _table(["", *(name.replace("_", " ") for name in _ordered(agents)), "aligned over base"], rows)
 
 
 def _rounds_table(rounds: Sequence[Mapping[str, float]]) -> str:

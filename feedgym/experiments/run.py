@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import psutil
+from safetensors import SafetensorError
 
 from feedgym.experiments.progress import say
 
@@ -147,7 +148,11 @@ class Run:
         work = folder / "work"
         work.mkdir(parents=True, exist_ok=True)
         if done.get("complete"):
-            value, seconds = codec.load(folder), done["seconds"]
+            try:
+                value, seconds = codec.load(folder), done["seconds"]
+            except (ValueError, KeyError, OSError, SafetensorError) as error:
+                again = f"to make it again: feedgym stage {name} --run {self.folder} --redo"
+                raise ValueError(f"Stage {name} cannot be read: {error} ({again})") from error
         else:
             write_json(mark, {"key": key, "complete": False})
             began = time.perf_counter()

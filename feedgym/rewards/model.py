@@ -61,7 +61,7 @@ class RewardModelConfig:
     """Share of item-id embeddings left out in training, so that content speaks for rare items."""
     watch_cap_s: float = 300.0
     """Seconds watched of one item that count as a full label; more is clipped."""
-    max_weight: float = 1.5
+    max_weight: float = 1.0
     """Clip of the inverse propensity weights by which the log's favouritism is undone, where it has propensities; 1
     takes the log at face value."""
     lr: float = 5e-3
