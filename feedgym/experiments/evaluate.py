@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
@@ -319,7 +320,7 @@ def _offline_ratios(
         with torch.inference_mode():
             sessions = agent.recommend(histories)
             opinions.append(reward(histories, sessions)[:, 0])
-            next_items.append(top_items(agent, histories, NEXT_ITEMS))
+            next_items.append(top_items(agent, histories, min(NEXT_ITEMS, catalog.num_items)))
         served.append(sessions.item_ids_USK[:, 0])
         step(min(low + OFFLINE_BLOCK, len(requests)), len(requests))
     items_UK = torch.cat(served).numpy()
@@ -334,14 +335,15 @@ def _offline_ratios(
 
 
 def top_items(agent: Any, histories: EventBatch, n: int) -> torch.Tensor:
-    """The ``n`` items [U, n] an agent holds likeliest to come next, best first.
+    """The ``n`` items [U, n] an agent holds likeliest to come next, best first, -1 where a search finds no more.
 
     A generative agent's are the ``n`` best sessions of one item, another's the session of ``n`` items it would serve.
     """
     agent = copy.copy(agent)
     if hasattr(agent, "beams"):
         agent.session_length = 1
-        return agent.beams(histories, n).item_ids_USK[:, :, 0]
+        items_US = agent.beams(histories, n).item_ids_USK[:, :, 0]
+        return F.pad(items_US, (0, n - items_US.shape[1]), value=-1)
     agent.session_length = n
     return agent.recommend(histories).item_ids_USK[:, 0]
 
@@ -350,7 +352,7 @@ def recall_ndcg(served_UK: NDArray[np.int64], targets_UM: NDArray[np.int64], of:
     """Recall and NDCG of ranked items against those that really followed, all of them relevant.
 
     Args:
-        served_UK: the agent's items, best first.
+        served_UK: the agent's items, best first, -1 where it has no more.
         targets_UM: the items that followed, -1 after the last one; each user has at least one.
         of: what is foretold, for the metrics' names.
 

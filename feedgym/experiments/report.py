@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from feedgym.data.events import BEHAVIOURS
@@ -91,7 +92,8 @@ def write_report(summary: Summary, folder: Path) -> Path:
 def agents_table(summary: Summary) -> Table:
     """The agents side by side, for the terminal: means, and the lift with its 95% interval."""
     agents = summary["agents"]
-    table = Table(title=summary["title"], caption=_lift_sentence(summary), caption_justify="left")
+    title, caption = escape(summary["title"]), escape(_lift_sentence(summary))
+    table = Table(title=title, caption=caption, caption_justify="left")
     table.add_column("", style="bold")
     for name in _ordered(agents):
         table.add_column(name.replace("_", "\n"), justify="right")
@@ -131,8 +133,13 @@ def _label(metric: str) -> str:
     return LABELS.get(metric, metric.replace("_rate", "s an item seen").replace("_", " "))
 
 
+def _missing(value: Any) -> bool:
+    """Whether a figure could not be measured: NaN in a run, null in its file."""
+    return value is None or value != value
+
+
 def _number(value: Any) -> str:
-    if value is None:
+    if _missing(value):
         return "-"
     if not isinstance(value, int | float):
         return str(value)
@@ -146,8 +153,10 @@ def _cell(value: Mapping[str, float] | None) -> str:
 
 
 def _change(summary: Summary, metric: str, lift: str = "lift") -> str:
-    found = summary[lift].get(metric)
-    return f"{found['mean']:+.1%} [{found['low']:+.1%}, {found['high']:+.1%}]" if found else "-"
+    found = summary[lift].get(metric, {})
+    if _missing(found.get("mean")):
+        return "-"
+    return f"{found['mean']:+.1%} [{found['low']:+.1%}, {found['high']:+.1%}]"
 
 
 def _lift_sentence(summary: Summary) -> str:
@@ -170,7 +179,7 @@ def _headline(summary: Summary) -> str:
     rest = f"<p>{html.escape(note)}</p>" if note != lead else ""
     return (
         f"<h1>{html.escape(summary['title'])}</h1><p class='lead'>{html.escape(lead)}</p>{rest}"
-        f"<p class='facts'>{' · '.join(facts)}</p>"
+        f"<p class='facts'>{html.escape(' · '.join(facts))}</p>"
     )
 
 
@@ -202,7 +211,8 @@ def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2)
     figure, axes = _axes(len(metrics), width, height=3.0)
     for axis, metric in zip(axes, metrics, strict=True):
         names = [name for name in _ordered(agents) if metric in agents[name]]
-        mean, low, high = (np.array([agents[name][metric][end] for name in names]) for end in ("mean", "low", "high"))
+        found = [agents[name][metric] for name in names]
+        mean, low, high = (np.array([value[end] for value in found], float) for end in ("mean", "low", "high"))
         colours = [COLOURS.get(name, COLOURS["other"]) for name in names]
         spread = np.maximum([mean - low, high - mean], 0)
         axis.bar([name.replace("_", "\n") for name in names], mean, yerr=spread, color=colours, capsize=3, width=0.65)
@@ -212,7 +222,9 @@ def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2)
 
 
 def _rounds_plot(rounds: Sequence[Mapping[str, float]]) -> str:
-    panels = [(title, [line for line in lines if line[0] in rounds[0]]) for title, lines in ROUND_PANELS]
+    panels = [
+        (title, [line for line in lines if any(line[0] in row for row in rounds)]) for title, lines in ROUND_PANELS
+    ]
     panels = [panel for panel in panels if panel[1]]
     figure, axes = _axes(len(panels), width=3.4)
     for axis, (title, lines) in zip(axes, panels, strict=True):

@@ -137,7 +137,8 @@ def cloud(sampled: Sampled, t: int, points: int = 1500) -> dict[str, Any]:
     """Some of a round's sessions as points: the reward's score against the truth; empty without a truth."""
     if sampled.truth_US is None:
         return {}
-    some = np.linspace(0, sampled.score_US.numel() - 1, points).astype(int)
+    total = sampled.score_US.numel()
+    some = np.linspace(0, total - 1, min(points, total)).astype(int)
     return {
         "round": t,
         "model": sampled.score_US.flatten()[some].tolist(),

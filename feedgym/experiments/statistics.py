@@ -47,10 +47,10 @@ def interval(metric: Ratio, counts_RU: np.ndarray) -> dict[str, float]:
 def lift(treated: Ratio, control: Ratio, counts_RU: np.ndarray) -> dict[str, float] | None:
     """Relative change of ``treated`` over ``control``, paired over users, with its 95% interval.
 
-    None where a resampling has a control of 0: a rate too rare to speak of its change.
+    None where a resampling has a control of 0 or less: a rate too rare, or a loss, to speak of its relative change.
     """
     control_R = control.resampled(counts_RU)
-    if control.mean() == 0 or (control_R == 0).any():
+    if control.mean() <= 0 or (control_R <= 0).any():
         return None
     return {"mean": treated.mean() / control.mean() - 1, **_ends(treated.resampled(counts_RU) / control_R - 1)}
 
