@@ -49,6 +49,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
         The summary, as written to ``summary.json``.
     """
     world = world_of(config)
+    rollouts = Rollouts(config.rollouts, config.ray)
 
     log = run.stage("log", world.collect, LOG, config=world.key)
     pool = Pool.of(log.value, world, config)
@@ -92,7 +93,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
 
     rounds: list[dict[str, float]] = []
     snapshot, clouds = base, []
-    with Rollouts(config.rollouts, config.ray) as rollouts:
+    with rollouts:
         for t in range(config.ipa.rounds + 1):  # the last one only looks at where the alignment has arrived
             sampled = run.stage(
                 f"sampled-{t}",

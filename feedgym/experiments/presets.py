@@ -17,6 +17,7 @@ from feedgym.data.sessions import SessionFilter
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.rollouts import RolloutConfig
+from feedgym.protocols import load
 from feedgym.rewards.model import RewardModelConfig
 from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
 
@@ -154,6 +155,10 @@ class AlignConfig:
     Ray cluster ("auto", "host:6379"). It changes no figure."""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     """How that work is spread."""
+
+    def __post_init__(self) -> None:
+        if self.score is not None:
+            load(self.score)  # a mistake in it is told now, and not after the pretraining
 
     def seeded(self, part: ConfigT) -> ConfigT:
         """A part of the configuration with this experiment's seed added to its own."""

@@ -62,9 +62,13 @@ class Rollouts:
     Args:
         config: actors and blocks.
         ray: "local" (actors on this machine), "off" (in this process), or the address of a Ray cluster.
+
+    Raises:
+        ValueError: nothing answers at the address.
     """
 
     def __init__(self, config: RolloutConfig, ray: str = "local") -> None:
+        _require_cluster(ray)
         self.config, self.ray = config, ray
         self._actors: list[Any] = []
         self._version = 0
@@ -181,7 +185,6 @@ def start_ray(address: Literal["local"] | str) -> Any:
         if address == "local":
             ray.init(include_dashboard=False, **quiet)
         else:
-            _require_cluster(address)
             ray.init(address=address, **quiet)
     return ray
 
