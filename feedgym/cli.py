@@ -252,7 +252,7 @@ def _experiment(title: str, config: Any, folder: Path | None, resume: Path | Non
         print(f"Stopped. To go on: feedgym demo --resume {folder}", file=sys.stderr)
         raise
     except ValueError:
-        if is_new and not record.seconds:  # refused before anything was done: leave nothing behind
+        if is_new and set(record.seconds) <= {"log"}:  # refused before any training: leave nothing behind
             record.close()
             shutil.rmtree(folder)
         raise

@@ -122,7 +122,8 @@ class Pool:
         held_out[split.held_out_idx] = True
         good, every = world.requests(data)
         out_good, out_every = held_out[good.sessions.user_idx_N], held_out[every.sessions.user_idx_N]
-        for name, rows in (("train on", ~out_good), ("check the reward model with", out_every)):
+        judges = "check agents with, from held-out users"
+        for name, rows in (("train on", ~out_good), ("check the reward model with", out_every), (judges, out_good)):
             if not rows.any():
                 raise ValueError(f"No logged session is left to {name}; loosen --sessions.* or give a longer log.")
         return cls(
