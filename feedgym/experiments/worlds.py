@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from feedgym.data import parquet
 from feedgym.data.batches import EventBatch
-from feedgym.data.events import Catalog, EventLog, LoggedSessions
+from feedgym.data.events import BEHAVIOUR_IDX, Catalog, EventLog, LoggedSessions
 from feedgym.data.readers import load_data
-from feedgym.data.sessions import histories, logged_sessions, positive_sessions, quality_filter
+from feedgym.data.sessions import POSITIVE, histories, logged_sessions, positive_sessions, quality_filter
 from feedgym.data.splits import split_users
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log, states_at, user_seeds
@@ -272,9 +272,14 @@ class Recorded:
         return data
 
     def requests(self, data: Data) -> tuple[Requests, Requests]:
-        """Windows of positive exposures to imitate; windows of whatever was seen for the reward model."""
+        """Windows of positive exposures to imitate; windows of whatever was seen for the reward model.
+
+        A click is no sign of liking where the log has a stronger one; where it has not, clicks are what there is.
+        """
         length, history = self.config.session_length, self.config.history_length
-        positive = positive_sessions(data[0], length, min_items=min(2, length))
+        log = data[0]
+        known = tuple(name for name in POSITIVE if log.behaviours[log.examined, BEHAVIOUR_IDX[name]].any())
+        positive = positive_sessions(log, length, behaviours=known or ("click",), min_items=min(2, length))
         return Requests.of(data, positive, history), Requests.of(data, logged_sessions(data[0], length), history)
 
     def true_value(self, pool: Pool, row_U: NDArray, sessions_USK: NDArray, step: Step) -> None:
