@@ -90,14 +90,17 @@ def write_report(summary: Summary, folder: Path) -> Path:
 
 
 def agents_table(summary: Summary) -> Table:
-    """The agents side by side, for the terminal: means, and the lift with its 95% interval."""
-    agents = summary["agents"]
+    """The agents side by side, for the terminal: means, and the lift with its 95% interval.
+
+    The second judgement, by search, is in the caption and in the report: 80 columns do not hold it.
+    """
+    agents = {name: metrics for name, metrics in summary["agents"].items() if not name.endswith("_searched")}
     title, caption = escape(summary["title"]), escape(_lift_sentence(summary))
     table = Table(title=title, caption=caption, caption_justify="left")
     table.add_column("", style="bold")
     for name in _ordered(agents):
-        table.add_column(name.replace("_", "\n"), justify="right")
-    table.add_column("aligned\nover base", justify="right")
+        table.add_column(name, justify="right")
+    table.add_column("aligned over base", justify="right")
     for metric in _metrics(agents):
         if metric in LABELS or not metric.endswith("_rate"):  # the rarer behaviours are in the report
             found = [agents[name].get(metric) for name in _ordered(agents)]
