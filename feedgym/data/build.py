@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -39,6 +41,8 @@ def assemble_log(
     examined: BoolArray | None = None,
     propensity: FloatArray | None = None,
     without_login: BoolArray | None = None,
+    extra: Mapping[str, NDArray] | None = None,
+    has_time: bool = True,
 ) -> EventLog:
     """Puts a profile event before every user's exposures, a login before every visit and a logout behind it.
 
@@ -59,6 +63,8 @@ def assemble_log(
         examined: all, if None.
         propensity: unknown, if None.
         without_login: visits beginning with such a row get neither login nor logout: they are history only.
+        extra: further feedback of every exposure.
+        has_time: False if the times only count.
 
     Raises:
         ValueError: a visit has more exposures than ``position`` can number.
@@ -111,6 +117,8 @@ def assemble_log(
         examined=column(np.ones(rows, dtype=bool) if examined is None else examined, False),
         behaviours=column(behaviours, 0),
         propensity=column(np.full(rows, np.nan, np.float32) if propensity is None else propensity, np.nan),
+        extra={name: column(values.astype(np.float32), 0) for name, values in (extra or {}).items()},
+        has_time=has_time,
     )
 
 

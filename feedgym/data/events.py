@@ -17,7 +17,7 @@ login, impressions in the order of the session, and a logout.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 
 import numpy as np
@@ -53,6 +53,8 @@ class Catalog:
         duration_s_I: float32 length of the item, seconds, > 0.
         creator_I: int64 creator id.
         upload_s_I: float64 upload time on the log's clock, seconds; may be negative (before the log began).
+        text_I: str words about the item, "" where there are none; None for items that never have any.
+        content_from: what ``content_IE`` was made of, for people to read; "" where nobody said.
     """
 
     raw_ids_I: NDArray
@@ -61,9 +63,12 @@ class Catalog:
     duration_s_I: FloatArray
     creator_I: IntArray
     upload_s_I: NDArray[np.float64]
+    text_I: NDArray | None = None
+    content_from: str = ""
 
     def __post_init__(self) -> None:
-        lengths = {f.name: len(getattr(self, f.name)) for f in fields(self)}
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "content_from"}
+        lengths = {name: len(column) for name, column in columns.items() if column is not None}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"Catalog columns differ in length: {lengths}; give every column one row an item.")
         bad = ~np.isfinite(self.content_IE).all(axis=1)
@@ -105,6 +110,10 @@ class EventLog:
         behaviours: uint8 [rows, B], 0 or 1.
         propensity: float32 [rows] probability with which the logging policy chose this item at this position given
             the earlier ones; NaN where unknown.
+        extra: float32 [rows] further feedback by name, where a log has more than feedgym's models ask for (KuaiRand's
+            tab, stays and profile visits); 0 where the row is no impression, NaN where unknown.
+        has_time: the times are real. False where only the order of a user's events is known: then they count
+            0, 1, 2, ... seconds and mean nothing else.
     """
 
     user_ids_U: NDArray
@@ -121,6 +130,8 @@ class EventLog:
     examined: BoolArray
     behaviours: NDArray[np.uint8]
     propensity: FloatArray
+    extra: dict[str, FloatArray] = field(default_factory=dict)
+    has_time: bool = True
 
     @property
     def num_users(self) -> int:

@@ -28,7 +28,7 @@ from feedgym.data.batches import TensorRows
 from feedgym.data.events import BEHAVIOURS, Catalog, Event, EventLog
 
 EVENT_NAMES = tuple(event.name.lower() for event in Event)
-PROFILE_PREFIX = "profile_"
+PROFILE_PREFIX, EXTRA_PREFIX = "profile_", "extra_"
 
 _is_number: Callable[[pa.DataType], bool] = lambda t: pa.types.is_floating(t) or pa.types.is_integer(t)  # noqa: E731
 _is_flag: Callable[[pa.DataType], bool] = lambda t: pa.types.is_boolean(t) or pa.types.is_integer(t)  # noqa: E731
@@ -80,10 +80,11 @@ def write_log(log: EventLog, path: str | Path) -> None:
     ids, counts = np.unique(log.user_ids_U, return_counts=True)
     if (counts > 1).any():
         raise ValueError(f"User id {ids[np.argmax(counts)]!r} belongs to {counts.max()} users; give each its own id.")
-    metadata = {"feedgym_profile_sizes": json.dumps(dict(zip(log.profile_names, log.profile_sizes, strict=True)))}
+    sizes = dict(zip(log.profile_names, log.profile_sizes, strict=True))
+    metadata = {"feedgym_profile_sizes": json.dumps(sizes), "feedgym_has_time": json.dumps(log.has_time)}
     columns = _log_columns(log, user)
     table = pa.table(columns).replace_schema_metadata(metadata)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
@@ -101,6 +102,7 @@ def _log_columns(log: EventLog, user: NDArray) -> dict[str, pa.Array]:
     }
     columns |= {name: log.behaviours[:, b].astype(bool) for b, name in enumerate(BEHAVIOURS)}
     columns["propensity"] = log.propensity
+    columns |= {EXTRA_PREFIX + name: values for name, values in log.extra.items()}
     elsewhere = log.event != Event.PROFILE
     for f, name in enumerate(log.profile_names):
         columns[PROFILE_PREFIX + name] = pa.array(log.profile_UF[user, f], mask=elsewhere)
@@ -144,24 +146,36 @@ def read_log(path: str | Path, catalog: Catalog | None = None) -> EventLog:
         examined=columns["examined"][order].astype(bool),
         behaviours=np.stack([columns[name][order].astype(np.uint8) for name in BEHAVIOURS], axis=1),
         propensity=columns["propensity"][order].astype(np.float32),
+        extra=_extra(path, table, order),
+        has_time=json.loads((table.schema.metadata or {}).get(b"feedgym_has_time", b"true")),
     )
+
+
+def _extra(path: str | Path, table: pa.Table, order: NDArray) -> dict[str, NDArray[np.float32]]:
+    """Further feedback, in columns that begin with ``extra_``."""
+    names = [name for name in table.column_names if name.startswith(EXTRA_PREFIX)]
+    for name in names:
+        if not _is_number(table[name].type):
+            raise ValueError(f"{path}: column {name!r} is {table[name].type} and must be number; convert it.")
+    return {n.removeprefix(EXTRA_PREFIX): _column(path, table, n)[order].astype(np.float32) for n in names}
 
 
 def write_catalog(catalog: Catalog, path: str | Path) -> None:
     """Writes a catalogue as one zstd parquet file, one row an item; row i is item id i."""
     width = catalog.content_IE.shape[1]
     content = pa.array(np.ascontiguousarray(catalog.content_IE).reshape(-1))
-    table = pa.table(
-        {
-            "raw_id": pa.array(catalog.raw_ids_I),
-            "content": pa.FixedSizeListArray.from_arrays(content, width),
-            "topic": catalog.topic_I,
-            "duration_s": catalog.duration_s_I,
-            "creator": catalog.creator_I,
-            "upload_s": catalog.upload_s_I,
-        }
-    )
-    with _replacing(path) as temporary:
+    columns = {
+        "raw_id": pa.array(catalog.raw_ids_I),
+        "content": pa.FixedSizeListArray.from_arrays(content, width),
+        "topic": catalog.topic_I,
+        "duration_s": catalog.duration_s_I,
+        "creator": catalog.creator_I,
+        "upload_s": catalog.upload_s_I,
+    }
+    if catalog.text_I is not None:
+        columns["text"] = pa.array(catalog.text_I.tolist(), pa.string())
+    table = pa.table(columns).replace_schema_metadata({"feedgym_content_from": catalog.content_from})
+    with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
@@ -186,7 +200,18 @@ def read_catalog(path: str | Path) -> Catalog:
         duration_s_I=columns["duration_s"].astype(np.float32),
         creator_I=columns["creator"].astype(np.int64),
         upload_s_I=columns["upload_s"].astype(np.float64),
+        text_I=_texts(path, table) if "text" in table.column_names else None,
+        content_from=(table.schema.metadata or {}).get(b"feedgym_content_from", b"").decode(),
     )
+
+
+def _texts(path: str | Path, table: pa.Table) -> NDArray:
+    """Texts as an array of objects: in one of fixed width every text would take the room of the longest."""
+    if not _is_text(table["text"].type):
+        raise ValueError(f"{path}: column 'text' is {table['text'].type} and must be string; convert it.")
+    texts = np.empty(table.num_rows, dtype=object)
+    texts[:] = table["text"].fill_null("").to_pylist()
+    return texts
 
 
 def write_batch(batch: TensorRows, path: str | Path) -> None:
@@ -194,7 +219,7 @@ def write_batch(batch: TensorRows, path: str | Path) -> None:
     columns = ((f.name, getattr(batch, f.name)) for f in fields(batch))  # type: ignore[arg-type]
     # Clones, for safetensors refuses tensors that share memory.
     tensors = {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in columns if v is not None}
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         save_file(tensors, temporary)
 
 
@@ -216,7 +241,7 @@ def read_batch(cls: type[BatchT], path: str | Path) -> BatchT:
 
 
 @contextmanager
-def _replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary file beside ``path`` which takes its place when the block succeeds: readers never see half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

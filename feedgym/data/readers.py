@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from feedgym.data.build import assemble_log, cut_visits, encode_profile
 from feedgym.data.content import attribute_embeddings, collaborative_embeddings, default_cutoff_s
 from feedgym.data.events import BEHAVIOURS, BoolArray, Catalog, EventLog, FloatArray
+from feedgym.data.files import numbers, refuse
 from feedgym.data.kuairand import is_kuairand, read_kuairand
 from feedgym.data.parquet import PROFILE_PREFIX, read_catalog, read_log
 
@@ -170,23 +171,16 @@ def _renamed(path: Path, table: pd.DataFrame, column_map: Mapping[str, str], req
                 f"{path}: column {name!r} is missing; the file has {[str(c) for c in table]}: name the one to take in "
                 f"column_map."
             )
-        _refuse(path, table, name, table[name].isna(), "is empty", "drop those rows")
+        refuse(path, table, name, table[name].isna(), "is empty", "drop those rows")
     return table
 
 
-def _refuse(path: Path, table: pd.DataFrame, column: str, bad: NDArray | pd.Series, what: str, remedy: str) -> None:
-    """One line about the file's rows that are bad; ``table``'s index holds their numbers."""
-    rows = table.index[np.asarray(bad)]
-    if len(rows):
-        raise ValueError(f"{path}: column {column!r} {what} in {len(rows)} row(s), first row {rows.min()}; {remedy}.")
-
-
 def _checked_items(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    _refuse(path, table, "item_id", table["item_id"].duplicated(), "repeats an item", "keep one row an item")
+    refuse(path, table, "item_id", table["item_id"].duplicated(), "repeats an item", "keep one row an item")
     for name in (str(c) for c in table if str(c).startswith(EMBEDDING_PREFIX)):
-        _refuse(path, table, name, np.isnan(_numbers(path, table, name)), "is NaN", "drop or impute those items")
+        refuse(path, table, name, np.isnan(numbers(path, table, name)), "is NaN", "drop or impute those items")
     numeric = {*table.select_dtypes("number"), "duration_s"} & {*table.columns} - {"item_id", "topic", "creator"}
-    return table.assign(**{str(name): _numbers(path, table, str(name)) for name in numeric})
+    return table.assign(**{str(name): numbers(path, table, str(name)) for name in numeric})
 
 
 def _item_ids(path: Path, table: pd.DataFrame, item_table: pd.DataFrame | None) -> tuple[NDArray, NDArray[np.int64]]:
@@ -212,19 +206,10 @@ def _plain(ids: pd.Series | pd.Index | NDArray) -> NDArray:
     return values.astype(np.int64 if fit else np.str_)
 
 
-def _numbers(path: Path, table: pd.DataFrame, name: str, fill: float | None = None) -> NDArray[np.float64]:
-    """A column as float64; text and infinity are refused, and empty cells become ``fill``, or NaN without one."""
-    values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    # Of durations and datetimes pandas makes numbers in a unit nobody named.
-    bad = (~np.isfinite(values) | (table[name].dtype.kind in "mM")) & table[name].notna().to_numpy()
-    _refuse(path, table, name, bad, "is no finite number", "write numbers")
-    return values if fill is None else np.where(np.isnan(values), fill, values)
-
-
 def _flags(path: Path, table: pd.DataFrame, name: str, fill: int) -> BoolArray:
     """A column of 0 and 1; empty cells become ``fill``."""
-    values = _numbers(path, table, name, fill)
-    _refuse(path, table, name, (values != 0) & (values != 1), "is neither 0 nor 1", "write 0/1, e.g. rating >= 4")
+    values = numbers(path, table, name, fill)
+    refuse(path, table, name, (values != 0) & (values != 1), "is neither 0 nor 1", "write 0/1, e.g. rating >= 4")
     return values == 1
 
 
@@ -234,7 +219,7 @@ def _timestamps(path: Path, table: pd.DataFrame) -> NDArray[np.float64]:
         return np.arange(len(table), dtype=np.float64)
     seconds = _seconds(table["timestamp"])
     bad = ~np.isfinite(seconds)
-    _refuse(path, table, "timestamp", bad, "is empty or no time", "write seconds or ISO times, or drop those rows")
+    refuse(path, table, "timestamp", bad, "is empty or no time", "write seconds or ISO times, or drop those rows")
     return seconds
 
 
@@ -260,16 +245,16 @@ def _log(
     behaviours = np.zeros((len(table), len(BEHAVIOURS)), dtype=np.uint8)
     for name in present or ["click"]:
         done = _flags(path, table, name, 0) if present else examined
-        _refuse(path, table, name, done & ~examined, "is 1 where examined is 0", "set examined to 1 there")
+        refuse(path, table, name, done & ~examined, "is 1 where examined is 0", "set examined to 1 there")
         behaviours[:, BEHAVIOURS.index(name)] = done
-    watch_s = _numbers(path, table, "watch_s", 0) if "watch_s" in table else np.zeros(len(table))
-    _refuse(path, table, "watch_s", watch_s < 0, "is negative", "write seconds")
-    propensity = _numbers(path, table, "propensity") if "propensity" in table else np.full(len(table), np.nan)
+    watch_s = numbers(path, table, "watch_s", 0) if "watch_s" in table else np.zeros(len(table))
+    refuse(path, table, "watch_s", watch_s < 0, "is negative", "write seconds")
+    propensity = numbers(path, table, "propensity") if "propensity" in table else np.full(len(table), np.nan)
     bad = (propensity <= 0) | (propensity > 1)
-    _refuse(path, table, "propensity", bad, "is outside (0, 1]", "leave unknown ones empty")
+    refuse(path, table, "propensity", bad, "is outside (0, 1]", "leave unknown ones empty")
     if "session_id" in table:
         remedy = "fill it, or leave the column out to cut visits at pauses"
-        _refuse(path, table, "session_id", table["session_id"].isna(), "is empty", remedy)
+        refuse(path, table, "session_id", table["session_id"].isna(), "is empty", remedy)
         session = pd.factorize(table["session_id"])[0]
         new_visit = np.diff(session, prepend=-1) != 0
     else:
@@ -321,7 +306,7 @@ def _durations(path: Path, known: pd.DataFrame, table: pd.DataFrame, item_id: ND
     if "duration_s" in known:
         seconds = known["duration_s"]
     elif "duration_s" in table:
-        seconds = pd.Series(_numbers(path, table, "duration_s")).groupby(item_id).max().reindex(range(count))
+        seconds = pd.Series(numbers(path, table, "duration_s")).groupby(item_id).max().reindex(range(count))
     elif "watch_s" in table:
         raise ValueError(f"{path}: has watch_s but no duration_s, so no watched share; map duration_s in log or items.")
     else:

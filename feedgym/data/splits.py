@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -104,7 +105,13 @@ def leave_last_out(sessions: LoggedSessions) -> SessionSplit:
 
 
 _USER_FIELDS = ("user_ids_U", "offsets_U1", "profile_UF", "profile_names", "profile_sizes")
-_EVENT_FIELDS = tuple(f.name for f in fields(EventLog) if f.name not in _USER_FIELDS)
+_EVENT_FIELDS = tuple(f.name for f in fields(EventLog) if f.name not in (*_USER_FIELDS, "extra", "has_time"))
+
+
+def _events(log: EventLog, rows: NDArray) -> dict[str, Any]:
+    """The event columns at some rows, an index or a boolean array."""
+    columns: dict[str, Any] = {name: getattr(log, name)[rows] for name in _EVENT_FIELDS}
+    return columns | {"extra": {name: values[rows] for name, values in log.extra.items()}}
 
 
 def take_users(log: EventLog, user_idx: NDArray) -> EventLog:
@@ -113,10 +120,8 @@ def take_users(log: EventLog, user_idx: NDArray) -> EventLog:
     size = np.diff(log.offsets_U1)[user_idx]
     offsets = np.concatenate([[0], np.cumsum(size)]).astype(np.int64)
     row = np.arange(offsets[-1]) + np.repeat(log.offsets_U1[user_idx] - offsets[:-1], size)
-    events = {name: getattr(log, name)[row] for name in _EVENT_FIELDS}
-    return replace(
-        log, user_ids_U=log.user_ids_U[user_idx], profile_UF=log.profile_UF[user_idx], offsets_U1=offsets, **events
-    )
+    ids, profile_UF = log.user_ids_U[user_idx], log.profile_UF[user_idx]
+    return replace(log, user_ids_U=ids, profile_UF=profile_UF, offsets_U1=offsets, **_events(log, row))
 
 
 def until(log: EventLog, time_s: float) -> EventLog:
@@ -125,5 +130,10 @@ def until(log: EventLog, time_s: float) -> EventLog:
     No user is dropped, and profile events stay, for a profile has no time of its own.
     """
     kept = (log.timestamp_s < time_s) | (log.event == Event.PROFILE)
+    return keep_events(log, kept)
+
+
+def keep_events(log: EventLog, kept: BoolArray) -> EventLog:
+    """The log's events where ``kept`` is true; no user is dropped."""
     offsets = np.concatenate([[0], np.cumsum(kept)])[log.offsets_U1].astype(np.int64)
-    return replace(log, offsets_U1=offsets, **{name: getattr(log, name)[kept] for name in _EVENT_FIELDS})
+    return replace(log, offsets_U1=offsets, **_events(log, kept))

@@ -1,0 +1,182 @@
+"""Raw files of public data sets: in a folder or a zip, through any compression, and refused in one line if broken."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import lzma
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
+"""What decompressors raise where an archive is cut off, damaged or none. zlib's and lzma's errors are no OSErrors."""
+
+_OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A file on disk, or a member of a zip.
+
+    Attributes:
+        path: the file, or the zip.
+        member: name in the zip; None for a file on disk.
+    """
+
+    path: Path
+    member: str | None = None
+
+    def __str__(self) -> str:
+        return str(self.path) if self.member is None else f"{self.path}!{self.member}"
+
+    @property
+    def name(self) -> str:
+        """The file's own name, without folders."""
+        return Path(self.member or self.path).name
+
+    @property
+    def stem(self) -> str:
+        """The name without a compression's suffix."""
+        return self.name.removesuffix(Path(self.name).suffix) if Path(self.name).suffix in _OPENERS else self.name
+
+    @contextmanager
+    def opened(self) -> Iterator[IO[bytes]]:
+        """The decompressed bytes, as a stream.
+
+        Raises:
+            ValueError: the archive is damaged or incomplete, also where only reading on finds that out.
+        """
+        try:
+            with self._raw() as raw:
+                opener = _OPENERS.get(Path(self.name).suffix)
+                yield raw if opener is None else opener(raw)  # type: ignore[operator, misc]
+        except BROKEN as error:
+            detail = (str(error) or type(error).__name__).splitlines()[0]
+            raise ValueError(f"{self}: cannot be read to its end ({detail}); fetch the file again.") from error
+
+    @contextmanager
+    def _raw(self) -> Iterator[IO[bytes]]:
+        if self.member is None:
+            with open(self.path, "rb") as stream:
+                yield stream
+        else:
+            with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as stream:
+                yield stream
+
+    def read(self) -> bytes:
+        """All of the decompressed bytes."""
+        with self.opened() as stream:
+            return stream.read()
+
+
+def raw_files(path: Path) -> dict[str, RawFile]:
+    """The files of a folder (and of the folders in it), of a zip, or the one file, by name without compression suffix.
+
+    Of files that share a name, the one nearest to the top is kept.
+    """
+    if path.is_dir():
+        found = sorted((p for pattern in ("*", "*/*") for p in path.glob(pattern) if p.is_file()), key=_depth)
+        files = [RawFile(p) for p in found]
+    elif path.suffix == ".zip":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = sorted((m for m in archive.namelist() if not m.endswith("/")), key=lambda m: _depth(Path(m)))
+        except BROKEN as error:
+            raise ValueError(f"{path}: is no whole zip archive ({error}); fetch the file again.") from error
+        files = [RawFile(path, member) for member in members]
+    else:
+        files = [RawFile(path)]
+    return {file.stem: file for file in reversed(files)}
+
+
+def _depth(path: Path) -> tuple[int, str]:
+    return len(path.parts), str(path)
+
+
+def decoded(data: bytes) -> str:
+    """Text in UTF-8, or in Latin-1 where it is not UTF-8 (MovieLens up to 1M)."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def delimited(file: RawFile, separator: str, names: tuple[str, ...] | None, *, quoted: bool = False) -> pd.DataFrame:
+    """A table of separated values.
+
+    Args:
+        file: the file.
+        separator: may have several characters.
+        names: the columns, of a file without a header; None reads the header.
+        quoted: values may stand in quotation marks.
+
+    Raises:
+        ValueError: it is broken, empty, or has rows of another length; one line.
+    """
+    data = file.read()
+    if len(separator) > 1:  # pandas' fast parser knows single characters only
+        data, separator = data.replace(separator.encode(), b"\x1f"), "\x1f"
+    if not data.strip():
+        raise ValueError(f"{file}: the file is empty; fetch it again.")
+    text = io.StringIO(decoded(data)) if not data.isascii() else io.BytesIO(data)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header would be cut
+            return pd.read_csv(
+                text,  # type: ignore[arg-type]
+                sep=separator,
+                header=None if names else 0,
+                names=list(names) if names else None,
+                quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+                index_col=False,
+                low_memory=False,
+            )
+    except (ValueError, pd.errors.ParserWarning, pd.errors.ParserError) as error:
+        columns = f"the columns {', '.join(names)}" if names else "its header's columns"
+        detail = str(error).splitlines()[0]
+        raise ValueError(f"{file}: cannot be read with {columns} ({detail}); fetch the file again.") from error
+
+
+def need(where: object, table: pd.DataFrame, columns: Mapping[str, str] | tuple[str, ...]) -> pd.DataFrame:
+    """The named columns, under feedgym's names where a mapping (theirs to feedgym's) is given.
+
+    Raises:
+        ValueError: one is missing.
+    """
+    for column in columns:
+        if column not in table:
+            raise ValueError(f"{where}: column {column!r} is missing; it has {[str(c) for c in table]}: add it.")
+    chosen = table[list(columns)]
+    return chosen.rename(columns=dict(columns)) if isinstance(columns, Mapping) else chosen
+
+
+def refuse(where: object, table: pd.DataFrame, column: str, bad: NDArray | pd.Series, what: str, remedy: str) -> None:
+    """One line about the file's rows that are bad; ``table``'s index holds their numbers.
+
+    Raises:
+        ValueError: there are such rows.
+    """
+    rows = table.index[np.asarray(bad)]
+    if len(rows):
+        raise ValueError(f"{where}: column {column!r} {what} in {len(rows)} row(s), first row {rows.min()}; {remedy}.")
+
+
+def numbers(where: object, table: pd.DataFrame, name: str, fill: float | None = None) -> NDArray[np.float64]:
+    """A column as float64; text and infinity are refused, and empty cells become ``fill``, or NaN without one."""
+    values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
+    # Of durations and datetimes pandas makes numbers in a unit nobody named.
+    bad = (~np.isfinite(values) | (table[name].dtype.kind in "mM")) & table[name].notna().to_numpy()
+    refuse(where, table, name, bad, "is no finite number", "write numbers")
+    return values if fill is None else np.where(np.isnan(values), fill, values)
