@@ -18,7 +18,7 @@ the block size nor on the other users, and a user's state at any logged visit ca
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from feedgym.data.events import BEHAVIOUR_IDX, Event, EventLog, FloatArray, IntA
 from feedgym.data.sessions import POSITIVE, logged_sessions
 from feedgym.envs import luck
 from feedgym.envs.feed import event_times_s
-from feedgym.protocols import UserSimulator, take_users
+from feedgym.protocols import Response, UserSimulator, take_users
 
 BLOCK_USERS = 512
 """Users served at a time; keeps arrays of users by candidates small. Logs do not depend on it."""
@@ -290,13 +290,26 @@ def collect_log(
         blocks.append(_visits(policy, simulator.reset(seeds_U[rows]), rows, num_visits))
         if progress is not None:
             progress(start + len(rows), num_users)
-    visits = _Visits.cat(blocks)
-    return _event_log(simulator, np.concatenate([block.profile_UF for block in blocks]), visits)
+    visits = Visits.cat(blocks)
+    return event_log(simulator, np.concatenate([block.profile_UF for block in blocks]), visits)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Visits:
-    """N served visits, and the profiles of their users."""
+class Visits:
+    """N served visits, and the profiles of their users.
+
+    Attributes:
+        profile_UF: profile fields.
+        user_N: the user's row in the profiles of all users.
+        visit_N: number of the user's visit.
+        login_s_N: seconds on the simulator's clock.
+        logout_s_N: likewise.
+        slates_NK: served items.
+        propensity_NK: NaN where unknown.
+        watch_s_NK: seconds.
+        examined_NK: the user reached the item.
+        behaviours_NKB: 0 or 1.
+    """
 
     profile_UF: NDArray[np.int64]
     user_N: NDArray[np.int64]
@@ -310,12 +323,12 @@ class _Visits:
     behaviours_NKB: NDArray[np.uint8]
 
     @classmethod
-    def cat(cls, blocks: list[_Visits]) -> _Visits:
+    def cat(cls, blocks: list[Visits]) -> Visits:
         """Blocks of users, end to end."""
         return cls(**{f.name: np.concatenate([getattr(block, f.name) for block in blocks]) for f in fields(cls)})
 
 
-def _visits(policy: LoggingPolicy, state: Any, user_U: NDArray[np.int64], num_visits: int) -> _Visits:
+def _visits(policy: LoggingPolicy, state: Any, user_U: NDArray[np.int64], num_visits: int) -> Visits:
     """All visits of a block of users, sorted by user and visit."""
     profile_UF = np.array(state.profile_UF, np.int64)
     taste_UE = policy.no_taste(len(user_U))
@@ -345,11 +358,20 @@ def _visits(policy: LoggingPolicy, state: Any, user_U: NDArray[np.int64], num_vi
         state, user_U = take_users(next_state, stays), user_U[stays]
     columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     order = np.lexsort((columns["visit_N"], columns["user_N"]))
-    return _Visits(profile_UF=profile_UF, **{name: column[order] for name, column in columns.items()})
+    return Visits(profile_UF=profile_UF, **{name: column[order] for name, column in columns.items()})
 
 
-def _event_log(simulator: UserSimulator, profile_UF: NDArray[np.int64], visits: _Visits) -> EventLog:
-    """Visits as rows: a user's profile, then for each visit login, impressions and logout."""
+def event_log(simulator: UserSimulator, profile_UF: NDArray[np.int64], visits: Visits) -> EventLog:
+    """Visits as rows: a user's profile, then for each visit login, impressions and logout.
+
+    Args:
+        simulator: for the names and sizes of the profile fields.
+        profile_UF: the users' profiles.
+        visits: sorted by user and visit; every user has at least one.
+
+    Returns:
+        The log of the users 0..U-1.
+    """
     num_users, (num_visits, length) = len(profile_UF), visits.slates_NK.shape
     count_U = np.bincount(visits.user_N, minlength=num_users)
     offsets_U1 = np.append(0, np.cumsum(1 + count_U * (length + 2)))
@@ -404,56 +426,75 @@ def states_at(simulator: UserSimulator, log: EventLog, sessions: LoggedSessions,
     Raises:
         ValueError: the replay does not give what was logged, so the log is another simulator's or another seed's.
     """
-    served = logged_sessions(log, int(log.position.max()) + 1)
-    first_U1 = np.searchsorted(served.user_idx_N, np.arange(log.num_users + 1))
-    number_N = np.searchsorted(served.row_N, sessions.row_N, side="right") - 1 - first_U1[sessions.user_idx_N]
-    order = np.lexsort((number_N, sessions.user_idx_N))
-    users = np.unique(sessions.user_idx_N)
+    seeds_U = _seeds(log.user_ids_U, seed, LOG_GROUP)
+    served, first_U1 = served_visits(log)
+    number_N = np.searchsorted(served.row_N, sessions.row_N, side="right") - 1
+    order = np.argsort(number_N, kind="stable")
     pieces, source = [], []
-    for start in range(0, len(users), BLOCK_USERS):
-        block = users[start : start + BLOCK_USERS]
-        low, high = np.searchsorted(sessions.user_idx_N[order], [block[0], block[-1] + 1])
-        wanted = order[low:high]
-        state = simulator.reset(_seeds(log.user_ids_U[block], seed, LOG_GROUP))
-        piece, rows = _replay(simulator, served, state, block, first_U1, sessions.user_idx_N, number_N, wanted)
-        pieces += piece
-        source += rows
-    back = np.argsort(np.concatenate(source))
-    return take_users(_cat_users(pieces), back)
+    for row_V, state, _ in replayed(simulator, served, first_U1, seeds_U, np.unique(number_N)):
+        first_V = np.searchsorted(number_N, row_V, sorter=order)
+        count_V = np.searchsorted(number_N, row_V, side="right", sorter=order) - first_V
+        place = np.repeat(np.arange(len(row_V)), count_V)
+        pieces.append(take_users(state, place))
+        source.append(order[first_V[place] + np.arange(len(place)) - (np.cumsum(count_V) - count_V)[place]])
+    return take_users(_cat_users(pieces), np.argsort(np.concatenate(source)))
 
 
-def _replay(
+def served_visits(log: EventLog) -> tuple[LoggedSessions, NDArray[np.int64]]:
+    """The visits of a log, one row each, and int64 [U+1] offsets of the users' visits among them."""
+    served = logged_sessions(log, int(log.position.max()) + 1)
+    return served, np.searchsorted(served.user_idx_N, np.arange(log.num_users + 1))
+
+
+def replayed(
     simulator: UserSimulator,
     served: LoggedSessions,
-    state: Any,
-    user_U: NDArray[np.int64],
     first_U1: NDArray[np.int64],
-    user_N: NDArray[np.int64],
-    number_N: NDArray[np.int64],
-    wanted: NDArray[np.int64],
-) -> tuple[list[Any], list[NDArray[np.int64]]]:
-    """States of a block of users before the ``wanted`` rows: pieces by visit number, and the rows of each piece."""
-    last_U = np.zeros(len(user_U), np.int64)
-    np.maximum.at(last_U, np.searchsorted(user_U, user_N[wanted]), number_N[wanted])
-    pieces, rows = [], []
-    for visit in range(int(last_U.max()) + 1):
-        now = wanted[number_N[wanted] == visit]
-        if len(now):
-            pieces.append(take_users(state, np.searchsorted(user_U, user_N[now])))
-            rows.append(now)
-        later = np.flatnonzero(last_U > visit)
-        if not len(later):
-            break
-        state, user_U, last_U = take_users(state, later), user_U[later], last_U[later]
-        logged = served.rows(first_U1[user_U] + visit)
-        response, state = simulator.respond(state, logged.item_ids_NK)
-        same = (response.watch_s_UK == logged.watch_s_NK).all() and (response.examined_UK == logged.examined_NK).all()
-        if not same:
-            raise ValueError(
-                f"Replaying visit {visit} does not give what was logged; pass the simulator and the seed that the log "
-                "was collected with."
-            )
-    return pieces, rows
+    seeds_U: NDArray[np.uint64],
+    rows: NDArray[np.int64],
+) -> Iterator[tuple[NDArray[np.int64], Any, Response]]:
+    """Serves logged visits once more, to users made anew from their seeds.
+
+    Args:
+        simulator: the one that answered when the log was written.
+        served: the visits, as :func:`served_visits` gives them.
+        first_U1: offsets of the users' visits.
+        seeds_U: the seeds of the log's users.
+        rows: visits wanted, ascending; the visits before them are served as well, the ones after them are not.
+
+    Yields:
+        Visits' rows in ``served``, ascending, the users' state just before them, and their answers; for every block of
+        users one visit number after the other.
+
+    Raises:
+        ValueError: an answer is not what was logged, so the log is another simulator's or its users had other seeds.
+    """
+    last_U = np.full(len(seeds_U), -1)
+    np.maximum.at(last_U, served.user_idx_N[rows], rows)
+    users = np.flatnonzero(last_U >= 0)
+    for start in range(0, len(users), BLOCK_USERS):
+        user_V = users[start : start + BLOCK_USERS]
+        row_V, last_V, state = first_U1[user_V], last_U[user_V], simulator.reset(seeds_U[user_V])
+        while len(row_V):
+            logged = served.rows(row_V)
+            response, next_state = simulator.respond(state, logged.item_ids_NK)
+            _must_be_same(response, logged)
+            yield row_V, state, response
+            later = np.flatnonzero(row_V < last_V)
+            row_V, last_V, state = row_V[later] + 1, last_V[later], take_users(next_state, later)
+
+
+def _must_be_same(response: Response, logged: LoggedSessions) -> None:
+    same = (
+        np.array_equal(response.watch_s_UK, logged.watch_s_NK)
+        and np.array_equal(response.examined_UK, logged.examined_NK)
+        and np.array_equal(response.behaviours_UKB, logged.behaviours_NKB)
+    )
+    if not same:
+        raise ValueError(
+            "Replaying the log does not give what was logged; pass the simulator and the seed that the log was "
+            "collected with."
+        )
 
 
 def _cat_users(states: list[Any]) -> Any:

@@ -64,7 +64,8 @@ def transitions(
         )
     next_row_N = np.where(follows_N, np.roll(sessions.row_N, -1), log.offsets_U1[sessions.user_idx_N + 1])
     churned_N, gap_s_N = _ends(log, sessions, follows_N, next_row_N)
-    last_s_N = log.timestamp_s[next_row_N - 1] + np.nan_to_num(gap_s_N)
+    told_s_N = np.where(np.isnan(sessions.return_gap_s_N), np.nan_to_num(gap_s_N), 0)
+    last_s_N = log.timestamp_s[next_row_N - 1] + told_s_N
     next_s_N = np.where(follows_N, np.roll(sessions.start_s_N, -1), last_s_N)
 
     user_N, row_N, start_s_N = (a[whole] for a in (sessions.user_idx_N, sessions.row_N, sessions.start_s_N))
@@ -107,7 +108,7 @@ def _rewards(sessions: LoggedSessions, churned_N: NDArray, gap_s_N: NDArray, wei
         watch_s_UK=sessions.watch_s_NK,
         examined_UK=sessions.examined_NK,
         elapsed_s_U=sessions.watch_s_NK.sum(axis=1),
-        left_U=~sessions.examined_NK.all(axis=1),
+        left_U=~np.all(sessions.examined_NK, axis=1),
         return_gap_s_U=gap_s_N.astype(np.float32),
         churned_U=churned_N,
     )
