@@ -1,3 +1,4 @@
+import lzma
 from collections import Counter
 
 import numpy as np
@@ -17,6 +18,7 @@ from feedgym.data.kuairand import (
     is_kuairand,
     read_kuairand,
 )
+from feedgym.data.readers import ReadOptions
 from feedgym.data.sessions import logged_sessions, positive_sessions, time_of_day
 
 MAY_MS = 1651363200000  # 2022-05-01 00:00 UTC, eight in the morning in Beijing
@@ -158,7 +160,7 @@ def test_rows_that_repeat_user_video_and_time_are_dropped(tmp_path):
         ]
     )
     second = pd.DataFrame([exposure(2, 5, 0, 3000), exposure(2, 31, 9)])  # and across the files
-    log, _ = read_kuairand(folder_of(tmp_path, first, second))
+    log, _ = read_kuairand(folder_of(tmp_path, first, second), options=ReadOptions(ties="file"))
     assert exposures(log) == [(1, 1, MAY_S), (1, 3, MAY_S), (1, 1, MAY_S + 0.001), (2, 1, MAY_S), (2, 2, MAY_S + 9)]
     shown = log.event == IMPRESSION
     assert log.watch_s[shown].tolist() == [2, 1, 1, 1, 1]
@@ -197,8 +199,10 @@ def test_videos_without_length_tag_or_date(tmp_path):
         upload_dt=["2022-04-09", None, "2022-04-11", "?"],
         music_type=[9.0, np.nan, 4.0, np.nan],
     )
-    _, catalog = read_kuairand(folder_of(tmp_path, videos=videos))
-    assert catalog.duration_s_I.tolist() == [20, 30, 30, 40]  # picture posts get the median of the others
+    log = pd.DataFrame([exposure(1, 5, 0), exposure(1, 31, 3) | {"duration_ms": 0}, exposure(1, 70, 9)])
+    _, catalog = read_kuairand(folder_of(tmp_path, log, videos=videos))
+    # The log knows a length of the second, 9 s; the third, a picture post, gets the median of the others.
+    assert catalog.duration_s_I.tolist() == [20, 9, 20, 40]
     assert catalog.topic_I.tolist() == [1, -1, -1, 0]  # the first tag, 39 before 62
     assert catalog.upload_s_I.tolist() == [FIRST_DAY_S + d * 86400 for d in (1, 0, 3, 0)]
     assert np.isfinite(catalog.content_IE).all()
@@ -381,9 +385,56 @@ def test_a_broken_archive_is_named(tmp_path):
     folder = folder_of(tmp_path, suffix=".csv.gz")
     file = folder / "log_standard_4_0_pure.csv.gz"
     whole = file.read_bytes()
-    for broken in (whole[:-12], b"<html>not found</html>", b""):
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2 :] = bytes(b ^ 0xFF for b in damaged[len(whole) // 2 :])  # zlib's own error
+    for broken in (whole[:-12], bytes(damaged), b"<html>not found</html>"):
         file.write_bytes(broken)
-        refused(folder, r"log_standard_4_0_pure.csv.gz: needs the columns .*; take KuaiRand's\.$")
+        refused(folder, r"log_standard_4_0_pure.csv.gz: cannot be read to its end .*; fetch the file again\.$")
+    file.write_bytes(b"")
+    refused(folder, r"log_standard_4_0_pure.csv.gz: needs the columns .*; take KuaiRand's\.$")
+
+
+def test_an_xz_archive_cut_in_the_middle_is_named(tmp_path):
+    folder = folder_of(tmp_path)
+    (plain,) = folder.glob("log_standard_*")
+    packed = lzma.compress(plain.read_bytes())
+    file = plain.with_name(plain.name + ".xz")
+    plain.unlink()
+    file.write_bytes(packed)
+    assert len(exposures(read_kuairand(folder)[0]))
+    for broken in (packed[:-20], packed[: len(packed) // 2] + b"\0" * (len(packed) // 2)):
+        file.write_bytes(broken)
+        refused(folder, r"csv.xz: cannot be read to its end")
+
+
+def test_what_is_no_behaviour_is_kept_too(tmp_path):
+    log = pd.DataFrame([exposure(1, 5, 0), exposure(1, 31, 3)]).assign(
+        tab=[4, 1], is_profile_enter=[0, 1], profile_stay_time=[0, 2500], comment_stay_time=[700, 0]
+    )
+    read, _ = read_kuairand(folder_of(tmp_path, log, earlier=None))
+    shown = read.event == IMPRESSION
+    kept = {name: values[shown].tolist() for name, values in read.extra.items()}
+    assert kept == {
+        "tab": [4, 1],
+        "profile_enter": [0, 1],
+        "profile_stay_s": [0, 2.5],
+        "comment_stay_s": [np.float32(0.7), 0],
+    }
+    assert not any(values[~shown].any() for values in read.extra.values())
+    bad = log.assign(profile_stay_time=[None, 1])
+    refused(folder_of(tmp_path / "bad", bad), "column 'profile_stay_time' is empty, negative or no number in 1 row")
+
+
+def test_simultaneous_exposures_are_shuffled_unless_told_to_stay(tmp_path):
+    log = pd.DataFrame([exposure(1, video, 0) for video in (31, 70, 5, 8)])
+    folder = folder_of(tmp_path, log, earlier=None)
+    in_order = [2, 0, 1, 3]
+    orders = {
+        tuple(i for _, i, _ in exposures(read_kuairand(folder, options=ReadOptions(seed=s))[0])) for s in range(9)
+    }
+    assert len(orders) > 3 and {tuple(sorted(o)) for o in orders} == {(0, 1, 2, 3)}
+    kept = read_kuairand(folder, options=ReadOptions(ties="file"))[0]
+    assert [i for _, i, _ in exposures(kept)] == in_order
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from feedgym.data.build import VISIT_GAP_S
 from feedgym.data.content import collaborative_embeddings, default_cutoff_s
 from feedgym.data.events import BEHAVIOURS, Event
 from feedgym.data.parquet import write_catalog, write_log
-from feedgym.data.readers import load_data, read_table
+from feedgym.data.readers import ReadOptions, load_data, read_table
 
 MAY_S = 1651363200  # 2022-05-01 00:00 UTC
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
@@ -35,9 +35,9 @@ def written(path, table):
     return path
 
 
-def read(folder, views=VIEWS, items=None, suffix=".csv", **column_map):
+def read(folder, views=VIEWS, items=None, suffix=".csv", options=None, **column_map):
     path = written(folder / f"views{suffix}", views)
-    return read_table(path, column_map, None if items is None else written(folder / f"items{suffix}", items))
+    return read_table(path, column_map, None if items is None else written(folder / f"items{suffix}", items), options)
 
 
 def refused(folder, message, views=VIEWS, items=None, suffix=".csv", about="views", **column_map):
@@ -115,9 +115,13 @@ def test_rows_with_times_of_their_own_may_stand_in_any_order(tmp_path_factory, o
     assert_same(read(folder, one, suffix=".parquet"), read(folder, other, suffix=".parquet"))
 
 
-def test_simultaneous_rows_keep_the_order_of_the_file(tmp_path):
-    log, _ = read(tmp_path, VIEWS.assign(timestamp=MAY_S))
-    assert exposures(log) == [(9, 2, 0), (9, 1, 0), (9, 0, 0), (4, 0, 0), (4, 0, 0)]
+def test_simultaneous_rows_are_shuffled_unless_they_share_a_session_or_are_told_to_stay(tmp_path):
+    table = VIEWS.assign(timestamp=MAY_S)
+    in_order = [(9, 2, 0), (9, 1, 0), (9, 0, 0), (4, 0, 0), (4, 0, 0)]
+    assert exposures(read(tmp_path, table, options=ReadOptions(ties="file"))[0]) == in_order
+    assert exposures(read(tmp_path, table.assign(session_id=1))[0]) == in_order
+    orders = {tuple(exposures(read(tmp_path, table, options=ReadOptions(seed=s))[0])) for s in range(60)}
+    assert len(orders) == 6 and all(sorted(order) == sorted(in_order) for order in orders)
 
 
 def test_columns_are_renamed_by_the_map(tmp_path):
@@ -504,17 +508,18 @@ def test_load_data_reads_feedgyms_own_folder(tmp_path):
 def test_load_data_knows_kuairands_folder(tmp_path, monkeypatch):
     (tmp_path / "log_standard_1.csv").touch()
     (tmp_path / "events.parquet").touch()
-    monkeypatch.setattr("feedgym.data.readers.read_kuairand", lambda path: ("kuairand", path))
+    known = read(tmp_path)
+    monkeypatch.setattr("feedgym.data.readers.read_kuairand", lambda path, options: known if path == tmp_path else None)
     with pytest.raises(ValueError, match=r"catalog.parquet: no such file"):
         load_data(tmp_path)  # a log without videos is not KuaiRand's
     (tmp_path / "video_features_basic_1.csv").touch()
-    assert load_data(str(tmp_path)) == ("kuairand", tmp_path)
+    assert load_data(str(tmp_path)) == known
 
 
 def test_load_data_names_what_is_not_there(tmp_path):
     with pytest.raises(ValueError, match=r"none.csv: no such file or folder; check the path"):
         load_data(tmp_path / "none.csv")
-    with pytest.raises(ValueError, match=r"holds neither KuaiRand's files \(log_standard_\*\) nor events.parquet"):
+    with pytest.raises(ValueError, match=r"holds no files that feedgym knows \(KuaiRand's log_standard_\*;"):
         load_data(tmp_path)
     for call in ((tmp_path, {}), (written(tmp_path / "views.csv", VIEWS), {}, tmp_path / "none.csv")):
         with pytest.raises(ValueError, match="no such file; check the path"):

@@ -36,7 +36,7 @@ def attribute_embeddings(words_I: list[str] | pd.Series, numbers_IX: NDArray, wi
         parts.append(sparse.csr_matrix(0.3 * StandardScaler().fit_transform(numbers_IX)))
     if not parts:
         return np.zeros((len(words_I), width), dtype=np.float32)
-    return _reduce(sparse.hstack(parts).tocsr(), width)
+    return reduced(sparse.hstack(parts).tocsr(), width)
 
 
 def collaborative_embeddings(
@@ -67,7 +67,7 @@ def collaborative_embeddings(
     liked_UI.data[:] = 1  # an item liked twice counts once
     pairs = (liked_UI.T @ liked_UI).tolil()
     pairs.setdiag(0)
-    return _reduce(_ppmi(pairs.tocsr()), width)
+    return reduced(_ppmi(pairs.tocsr()), width)
 
 
 def _liked(log: EventLog) -> BoolArray:
@@ -84,7 +84,7 @@ def _ppmi(pairs: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix((np.maximum(np.log(ratio), 0), (coo.row, coo.col)), shape=pairs.shape)
 
 
-def _reduce(matrix: sparse.csr_matrix, width: int) -> FloatArray:
+def reduced(matrix: sparse.csr_matrix, width: int) -> FloatArray:
     """Rows in ``width`` dimensions by SVD, of length 1; zeros fill what a small matrix cannot give."""
     rank = min(width, *matrix.shape)
     filled = np.zeros((matrix.shape[0], width), dtype=np.float32)

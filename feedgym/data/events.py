@@ -112,8 +112,8 @@ class EventLog:
             the earlier ones; NaN where unknown.
         extra: float32 [rows] further feedback by name, where a log has more than feedgym's models ask for (KuaiRand's
             tab, stays and profile visits); 0 where the row is no impression, NaN where unknown.
-        has_time: the times are real. False where only the order of a user's events is known: then they count
-            0, 1, 2, ... seconds and mean nothing else.
+        has_time: the times are real. False where only the order of events is known: then they count seconds, one an
+            event, and mean nothing else.
     """
 
     user_ids_U: NDArray

@@ -12,10 +12,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pyarrow.parquet import read_schema as parquet_schema
 
 from feedgym.data.build import assemble_log, cut_visits, encode_profile
 from feedgym.data.content import attribute_embeddings, collaborative_embeddings, default_cutoff_s
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
+from feedgym.data.files import BROKEN
+from feedgym.data.interactions import ReadOptions, time_order
 
 BEIJING_S = 8 * 3600
 FIRST_DAY_S = pd.Timestamp("2022-04-08").timestamp()
@@ -25,6 +28,14 @@ LOG_PATTERN = "log_standard_*"
 VIDEOS, USERS, EARLIER = "video_features_basic_*", "user_features_*", "user_sequences.parquet"
 COLUMN_OF = {name: name if name == "long_view" else f"is_{name}" for name in BEHAVIOURS}
 LOG_COLUMNS = ("user_id", "video_id", "time_ms", "play_time_ms", *COLUMN_OF.values())
+EXTRA = {
+    "tab": ("tab", 1),
+    "profile_enter": ("is_profile_enter", 1),
+    "profile_stay_s": ("profile_stay_time", 1000),
+    "comment_stay_s": ("comment_stay_time", 1000),
+}
+"""Names of ``EventLog.extra``, the log's columns (all of KuaiRand's have them) and what they are divided by."""
+MORE_COLUMNS = ("duration_ms", *(column for column, _ in EXTRA.values()))
 VIDEO_COLUMNS = (
     *("video_id", "author_id", "video_type", "upload_dt", "upload_type", "video_duration", "music_type", "tag"),
 )
@@ -50,6 +61,7 @@ def read_kuairand(
     collaborative: bool = False,
     collaborative_before_s: float | None = None,
     earlier: bool = True,
+    options: ReadOptions | None = None,
 ) -> tuple[EventLog, Catalog]:
     """Reads the standard log of KuaiRand (Pure, 1K or 27K) with its users and videos.
 
@@ -59,6 +71,10 @@ def read_kuairand(
     is a click, watched for the least time that makes one), other behaviours and watch times are not and stand at 0.
     They belong to no visit, so they are history and positive targets, never logged sessions.
 
+    Of the log's twelve kinds of feedback seven are behaviours and the play time is ``watch_s``; profile visits, the
+    times spent on profiles and comments, and the tab are in ``EventLog.extra``. The length of a video is the video
+    file's, else the log's ``duration_ms``.
+
     Args:
         folder: holds ``log_standard_*``, ``video_features_basic_*`` and ``user_features_*`` (CSV, CSV.gz or parquet).
         content_width: E of the content embeddings.
@@ -66,6 +82,7 @@ def read_kuairand(
         collaborative_before_s: only events before this moment on the log's clock teach them; default: the moment before
             which four fifths of the exposures lie.
         earlier: read ``user_sequences.parquet`` where it exists.
+        options: the order of ties, the only one of them that concerns KuaiRand.
 
     Returns:
         The log and the catalogue of all videos in the video file.
@@ -79,12 +96,13 @@ def read_kuairand(
     if not log_paths:
         raise ValueError(f"{folder}: no file {LOG_PATTERN}; unpack KuaiRand's data folder there.")
     parts = [_exposures(path, videos) for path in log_paths]
+    videos = videos.assign(video_duration=_known_durations(videos, parts))
     if earlier and (folder / EARLIER).exists():
         parts.append(_earlier_exposures(folder / EARLIER, videos))
     rows = pd.concat(parts, ignore_index=True)  # the log comes first: of an exposure in both, its row is kept
-    rows = rows.drop_duplicates(["user_id", "item_id", "timestamp_s"]).sort_values(
-        ["user_id", "timestamp_s"], kind="stable", ignore_index=True
-    )
+    rows = rows.drop_duplicates(["user_id", "item_id", "timestamp_s"])
+    order = time_order(rows["user_id"].to_numpy(), rows["timestamp_s"].to_numpy(), options or ReadOptions())
+    rows = rows.iloc[order].reset_index(drop=True)
     if rows.empty:
         raise ValueError(f"{folder}: the logs have no rows; check the download.")
     log = _log(rows, _read_keyed(_one(folder, USERS), ("user_id", *PROFILE_FIELDS)))
@@ -93,7 +111,7 @@ def read_kuairand(
         before_s = default_cutoff_s(log) if collaborative_before_s is None else collaborative_before_s
         liked_IE = collaborative_embeddings(log, len(videos), content_width, before_s=before_s)
         content_IE = np.concatenate([content_IE, liked_IE], axis=1)
-    return log, _catalog(videos, content_IE)
+    return log, _catalog(videos, content_IE, collaborative)
 
 
 def _one(folder: Path, pattern: str) -> Path:
@@ -103,13 +121,18 @@ def _one(folder: Path, pattern: str) -> Path:
     return paths[0]
 
 
-def _read(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
-    """The named columns of a CSV or parquet file."""
+def _read(path: Path, columns: tuple[str, ...], more: tuple[str, ...] = ()) -> pd.DataFrame:
+    """The named columns of a CSV or parquet file, and those of ``more`` that it has."""
     try:
         if path.suffix == ".parquet":
-            return pd.read_parquet(path, columns=list(columns))
-        return pd.read_csv(path, usecols=list(columns), low_memory=False)
-    except (ValueError, KeyError, OSError, EOFError) as error:  # the last two: an archive that is none, or was cut off
+            there = set(parquet_schema(path).names)
+            return pd.read_parquet(path, columns=[*columns, *(name for name in more if name in there)])
+        header = pd.read_csv(path, nrows=0)
+        return pd.read_csv(path, usecols=[*columns, *(n for n in more if n in header)], low_memory=False)
+    except BROKEN as error:
+        detail = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path}: cannot be read to its end ({detail}); fetch the file again.") from error
+    except (ValueError, KeyError) as error:
         detail = str(error).splitlines()[0]
         raise ValueError(f"{path}: needs the columns {', '.join(columns)} ({detail}); take KuaiRand's.") from error
 
@@ -123,10 +146,10 @@ def _refuse(path: Path, column: str, bad: pd.Series, what: str) -> None:
         )
 
 
-def _read_numbers(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def _read_numbers(path: Path, columns: tuple[str, ...], more: tuple[str, ...] = ()) -> pd.DataFrame:
     """A file whose named columns must all hold numbers."""
-    table = _read(path, columns).apply(pd.to_numeric, errors="coerce")
-    for name in columns:
+    table = _read(path, columns, more).apply(pd.to_numeric, errors="coerce")
+    for name in table:
         _refuse(path, name, table[name].isna() | (table[name] < 0), "is empty, negative or no number")
     return table
 
@@ -151,7 +174,7 @@ def _item_ids(path: Path, video_id: pd.Series, videos: pd.DataFrame) -> NDArray[
 
 
 def _exposures(path: Path, videos: pd.DataFrame) -> pd.DataFrame:
-    raw = _read_numbers(path, LOG_COLUMNS)
+    raw = _read_numbers(path, LOG_COLUMNS, MORE_COLUMNS)
     flags = {name: (raw[COLUMN_OF[name]] > 0).astype(np.uint8) for name in BEHAVIOURS}
     return pd.DataFrame(
         {
@@ -160,9 +183,18 @@ def _exposures(path: Path, videos: pd.DataFrame) -> pd.DataFrame:
             "timestamp_s": raw["time_ms"] / 1000 + BEIJING_S,
             "watch_s": (raw["play_time_ms"] / 1000).astype(np.float32),
             **flags,
+            **{name: raw[column] / unit for name, (column, unit) in EXTRA.items() if column in raw},
+            "duration_ms": raw.get("duration_ms", np.nan),
             "earlier": False,
         }
     )
+
+
+def _known_durations(videos: pd.DataFrame, parts: list[pd.DataFrame]) -> pd.Series:
+    """Lengths in milliseconds, from the logs where the video file has none."""
+    longest = pd.concat([part.groupby("item_id")["duration_ms"].max() for part in parts]).groupby(level=0).max()
+    known = videos["video_duration"].where(videos["video_duration"] > 0)
+    return known.fillna(longest.where(longest > 0).reindex(videos.index))
 
 
 def _earlier_exposures(path: Path, videos: pd.DataFrame) -> pd.DataFrame:
@@ -219,6 +251,7 @@ def _log(rows: pd.DataFrame, users: pd.DataFrame) -> EventLog:
         behaviours=rows[list(BEHAVIOUR_IDX)].to_numpy(dtype=np.uint8),
         new_visit=new_visit,
         without_login=earlier,
+        extra={name: rows[name].to_numpy(dtype=np.float32) for name in EXTRA if name in rows},
     )
 
 
@@ -237,7 +270,7 @@ def _content(videos: pd.DataFrame, width: int) -> NDArray[np.float32]:
     return attribute_embeddings(words, np.log(_duration_s(videos))[:, None], width)
 
 
-def _catalog(videos: pd.DataFrame, content_IE: NDArray[np.float32]) -> Catalog:
+def _catalog(videos: pd.DataFrame, content_IE: NDArray[np.float32], collaborative: bool) -> Catalog:
     first_tag = videos["tag"].astype("string").str.split(",").str[0]
     tags = pd.to_numeric(first_tag, errors="coerce")
     upload = pd.to_datetime(videos["upload_dt"], errors="coerce")
@@ -245,6 +278,7 @@ def _catalog(videos: pd.DataFrame, content_IE: NDArray[np.float32]) -> Catalog:
     return Catalog(
         raw_ids_I=videos["video_id"].to_numpy(dtype=np.int64),
         content_IE=content_IE,
+        content_from="author, tags, kind, length and upload date" + (" beside co-occurrence" if collaborative else ""),
         topic_I=pd.factorize(tags, sort=True)[0].astype(np.int32),
         duration_s_I=_duration_s(videos).astype(np.float32),
         creator_I=videos["author_id"].to_numpy(dtype=np.int64),

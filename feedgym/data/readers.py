@@ -1,10 +1,13 @@
-"""Logs of the outside world: KuaiRand's files, feedgym's own, or any table of events with a map of its columns.
+"""Logs of the outside world: public data sets, feedgym's own folders, or any table of events with a map of its columns.
 
-For example ``log, catalog = load_data("views.csv", {"user_id": "visitor", "item_id": "video", "timestamp": "ts"})``.
+``find_data`` tells what stands at a path, by the files it finds, and ``load_data`` reads it. For example
+``log, catalog = load_data("views.csv", {"user_id": "visitor", "item_id": "video", "timestamp": "ts"})``.
 """
 
 from __future__ import annotations
 
+import logging
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,56 +16,134 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from feedgym.data.amazon import META, find_amazon
 from feedgym.data.build import assemble_log, cut_visits, encode_profile
-from feedgym.data.content import attribute_embeddings, collaborative_embeddings, default_cutoff_s
+from feedgym.data.content import attribute_embeddings
 from feedgym.data.events import BEHAVIOURS, BoolArray, Catalog, EventLog, FloatArray
-from feedgym.data.files import numbers, refuse
+from feedgym.data.files import RawFile, numbers, raw_files, refuse
+from feedgym.data.interactions import (
+    CONTENT_WIDTH,
+    ReadOptions,
+    Source,
+    content_of,
+    joined,
+    k_core,
+    plain_ids,
+    texts_of,
+    time_order,
+)
 from feedgym.data.kuairand import is_kuairand, read_kuairand
+from feedgym.data.movielens import find_movielens
 from feedgym.data.parquet import PROFILE_PREFIX, read_catalog, read_log
+from feedgym.data.sequences import find_recbole, find_sequences
 
-__all__ = ["load_data", "read_kuairand", "read_table"]
+__all__ = ["ReadOptions", "find_data", "load_data", "read_kuairand", "read_table"]
 
 REQUIRED = ("user_id", "item_id")
 EVENT_COLUMNS = (*REQUIRED, "timestamp", "session_id", "watch_s", "duration_s", "examined", "propensity", *BEHAVIOURS)
-ITEM_COLUMNS = ("item_id", "duration_s", "topic", "creator", "upload_time")
+ITEM_COLUMNS = ("item_id", "duration_s", "topic", "creator", "upload_time", "text")
 EMBEDDING_PREFIX = "embedding_"
-CONTENT_WIDTH = 64
+BESIDE = re.compile(
+    rf"{META.pattern}|datamaps\.json|sas_to_original_.*\.txt|(movies|users)\.(dat|csv)|u\.(item|user)|.*\.(item|user)"
+)
+"""Files that belong to another one; they are looked for where a single file is named."""
 
 
 def load_data(
-    path: str | Path, column_map: Mapping[str, str] | None = None, items: str | Path | None = None
+    path: str | Path,
+    column_map: Mapping[str, str] | None = None,
+    items: str | Path | None = None,
+    options: ReadOptions | None = None,
 ) -> tuple[EventLog, Catalog]:
-    """Reads whatever stands at ``path``.
+    """Reads whatever stands at ``path``; what that is goes to the log of the program, by the logger ``feedgym.data``.
 
     Args:
-        path: a folder with KuaiRand's files, a folder with feedgym's ``events.parquet`` and ``catalog.parquet``, or a
-            CSV or parquet table of events.
+        path: see :func:`find_data`.
         column_map: feedgym's column name to the table's, see :func:`read_table`; for tables only.
-        items: the table's items; for tables only.
+        items: the items of a table or of lists.
+        options: order of ties, k-core, embeddings of texts.
 
     Raises:
         ValueError: nothing readable stands there, or the data break their format.
     """
-    path = Path(path)
+    source = find_data(path, column_map, items)
+    log, catalog = source.read(options or ReadOptions())
+    said = (source.name, *source.says, f"content: {catalog.content_from or 'of unknown origin'}")
+    logging.getLogger("feedgym.data").info("%s: %s", path, "; ".join(said))
+    return log, catalog
+
+
+def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, items: str | Path | None = None) -> Source:
+    """What stands at a path, and how it would be read.
+
+    Args:
+        path: a folder (or a zip) with the files of KuaiRand, MovieLens, Amazon's reviews, RecBole or lists of items, a
+            folder with feedgym's ``events.parquet`` and ``catalog.parquet``, one such file, or a CSV or parquet table.
+        column_map: names a table's columns, see :func:`read_table`; such a file is nothing but a table.
+        items: the items of a table or of lists.
+
+    Raises:
+        ValueError: nothing readable stands there.
+    """
+    path, items = Path(path), None if items is None else Path(items)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder; check the path.")
-    if path.is_file():
-        return read_table(path, column_map or {}, items)
-    if column_map or items:
+    if found := None if column_map else _public(path, items):
+        return found
+    if path.is_dir() and (column_map or items):
         raise ValueError(f"{path}: is a folder, but column_map and items describe a single table; give its file.")
-    if is_kuairand(path):
-        return read_kuairand(path)
-    if (path / "events.parquet").exists():
-        catalog = read_catalog(path / "catalog.parquet")
-        return read_log(path / "events.parquet", catalog), catalog
+    if path.is_file():
+        return Source(
+            name="a table of events",
+            files=(RawFile(path), *((RawFile(items),) if items else ())),
+            says=(),
+            read=lambda options: read_table(path, column_map or {}, items, options),
+        )
     raise ValueError(
-        f"{path}: holds neither KuaiRand's files (log_standard_*) nor events.parquet and catalog.parquet; give the "
-        f"folder that does, or a table's file with a column map."
+        f"{path}: holds no files that feedgym knows (KuaiRand's log_standard_*; MovieLens's u.data, ratings.dat or "
+        f"ratings.csv; Amazon's reviews; RecBole's *.inter; lists of items *.txt; events.parquet and catalog.parquet); "
+        f"give the folder that does, or a table's file with a column map."
     )
 
 
+def _public(path: Path, items: Path | None) -> Source | None:
+    """A data set that is known by its files, or None."""
+    if items is None and is_kuairand(path):
+        parts = tuple(RawFile(p) for p in sorted(path.iterdir()) if p.is_file())
+        return Source(name="KuaiRand", files=parts, says=(), read=lambda options: read_kuairand(path, options=options))
+    if items is None and path.is_dir() and (path / "events.parquet").exists():
+        return _own(path)
+    files = raw_files(path)
+    if path.is_file() and path.suffix != ".zip":
+        files = {name: file for name, file in raw_files(path.parent).items() if BESIDE.fullmatch(name)} | files
+    if items is None:
+        return find_movielens(files) or find_recbole(files) or find_amazon(files) or find_sequences(files)
+    return find_sequences(files, lambda: _words_of(items))
+
+
+def _own(folder: Path) -> Source:
+    def read(_: ReadOptions) -> tuple[EventLog, Catalog]:
+        catalog = read_catalog(folder / "catalog.parquet")
+        return read_log(folder / "events.parquet", catalog), catalog
+
+    files = tuple(RawFile(folder / name) for name in ("events.parquet", "catalog.parquet"))
+    return Source(name="feedgym's own log", files=files, says=(), read=read)
+
+
+def _words_of(items: Path) -> pd.DataFrame:
+    """An items' table for lists: without a column ``text`` all its columns of words are the text."""
+    table = _renamed(items, _table(items), {}, ("item_id",))
+    if "text" not in table:
+        words = table.drop(columns=["item_id", "topic", "creator"], errors="ignore").select_dtypes(exclude="number")
+        table["text"] = joined(words, ". ")
+    return table[[name for name in ("item_id", "text", "topic", "creator") if name in table]]
+
+
 def read_table(
-    path: str | Path, column_map: Mapping[str, str], items: str | Path | None = None
+    path: str | Path,
+    column_map: Mapping[str, str],
+    items: str | Path | None = None,
+    options: ReadOptions | None = None,
 ) -> tuple[EventLog, Catalog]:
     """Reads any table with one row an exposure (or an interaction).
 
@@ -71,20 +152,22 @@ def read_table(
     - ``user_id`` and ``item_id``, the only ones a file must have;
     - ``timestamp``: seconds, milli-, micro- or nanoseconds since 1970 (told by their size), ISO text or datetimes. A
       file without it is in time order already, and counts as one event a second;
-    - ``session_id``: where it changes, a visit ends. Without it visits end at pauses of half an hour;
+    - ``session_id``: where it changes, a visit ends. Without it visits end at pauses of half an hour. Rows of a user
+      at one time are shuffled, see :class:`ReadOptions`, unless they share a session: then the file's order is theirs;
     - ``watch_s``, ``duration_s`` (of the item), ``examined`` (0/1, and 0 only where no behaviour is 1), ``propensity``;
     - the behaviours, 0/1. Without any of them every examined row is a click;
     - ``profile_<name>``: profile fields, taken from the user's first row.
 
-    ``items`` is a table with ``item_id`` and, where known, ``duration_s``, ``topic``, ``creator`` and ``upload_time``.
-    Columns ``embedding_*`` are the content embeddings; without them the other columns, numbers and categories, are made
-    into embeddings, and where those tell nothing apart, or without ``items``, the co-occurrence of items in the earlier
-    four fifths of the log is.
+    ``items`` is a table with ``item_id`` and, where known, ``duration_s``, ``topic``, ``creator``, ``upload_time`` and
+    ``text``. Columns ``embedding_*`` are the content embeddings; without them the texts are made into embeddings, else
+    the other columns, numbers and categories, and where those tell nothing apart, or without ``items``, the
+    co-occurrence of items in the earlier four fifths of the log, without each user's last two events.
 
     Args:
         path: CSV (also compressed), TSV or parquet.
         column_map: feedgym's name to the file's.
         items: the items' table; its columns are mapped too.
+        options: order of ties, k-core, embeddings of texts.
 
     Returns:
         The log and the catalogue.
@@ -99,13 +182,18 @@ def read_table(
     if items is not None and item_table is not None:
         of_item = {n: c for n, c in column_map.items() if _is_of_item(n)}
         item_table = _checked_items(items, _renamed(items, item_table, of_item, ("item_id",)))
+    options = options or ReadOptions()
+    table = k_core(table, options.core)  # the index keeps the rows' numbers, for messages
+    if table.empty:
+        raise ValueError(f"{path}: no row is left with core {options.core}; lower it.")
     raw_ids_I, item_id = _item_ids(path, table, item_table)
     user_idx, user_ids = pd.factorize(table["user_id"])
     timestamp_s = _timestamps(path, table)
-    order = np.lexsort((timestamp_s, user_idx))
-    table, item_id = table.iloc[order], item_id[order]  # the index keeps the rows' numbers, for messages
+    session = pd.factorize(table["session_id"])[0] if "session_id" in table else None
+    order = time_order(user_idx, timestamp_s, options, session)
+    table, item_id = table.iloc[order], item_id[order]
     log = _log(path, table, user_idx[order], user_ids, timestamp_s[order], item_id)
-    return log, _catalog(path, raw_ids_I, item_table, table, item_id, log)
+    return log, _catalog(path, raw_ids_I, item_table, table, item_id, log, options)
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -179,7 +267,8 @@ def _checked_items(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     refuse(path, table, "item_id", table["item_id"].duplicated(), "repeats an item", "keep one row an item")
     for name in (str(c) for c in table if str(c).startswith(EMBEDDING_PREFIX)):
         refuse(path, table, name, np.isnan(numbers(path, table, name)), "is NaN", "drop or impute those items")
-    numeric = {*table.select_dtypes("number"), "duration_s"} & {*table.columns} - {"item_id", "topic", "creator"}
+    names = {"item_id", "topic", "creator", "text"}
+    numeric = {*table.select_dtypes("number"), "duration_s"} & {*table.columns} - names
     return table.assign(**{str(name): numbers(path, table, str(name)) for name in numeric})
 
 
@@ -187,7 +276,7 @@ def _item_ids(path: Path, table: pd.DataFrame, item_table: pd.DataFrame | None) 
     """Raw ids of the catalogue and each event's row in it; without an items' table, the items that occur, sorted."""
     if item_table is None:
         codes, ids = pd.factorize(table["item_id"], sort=True)
-        return _plain(ids), codes
+        return plain_ids(ids), codes
     codes = pd.Index(item_table["item_id"]).get_indexer(pd.Index(table["item_id"]))
     if (codes < 0).any():
         row = int(np.argmax(codes < 0))
@@ -196,14 +285,7 @@ def _item_ids(path: Path, table: pd.DataFrame, item_table: pd.DataFrame | None) 
             f"{path}: column 'item_id' names item {unknown!r} in row {row}, which the items' file does not hold "
             f"({int((codes < 0).sum())} such rows); add the items to it, with ids of the same type."
         )
-    return _plain(item_table["item_id"]), codes
-
-
-def _plain(ids: pd.Series | pd.Index | NDArray) -> NDArray:
-    """Ids as int64 where they are integers that fit, else as text."""
-    values = np.asarray(ids)
-    fit = np.issubdtype(values.dtype, np.integer) and values.max(initial=0) <= np.iinfo(np.int64).max
-    return values.astype(np.int64 if fit else np.str_)
+    return plain_ids(item_table["item_id"]), codes
 
 
 def _flags(path: Path, table: pd.DataFrame, name: str, fill: int) -> BoolArray:
@@ -263,7 +345,7 @@ def _log(
     first = np.searchsorted(user_idx, np.arange(len(user_ids)))
     profile_UF, sizes = encode_profile(table[fields].iloc[first])
     return assemble_log(
-        user_ids_U=_plain(user_ids),
+        user_ids_U=plain_ids(user_ids),
         profile_UF=profile_UF,
         profile_names=tuple(name.removeprefix(PROFILE_PREFIX) for name in fields),
         profile_sizes=sizes,
@@ -273,6 +355,7 @@ def _log(
         watch_s=watch_s.astype(np.float32),
         behaviours=behaviours,
         new_visit=new_visit,
+        has_time="timestamp" in table,
         examined=examined,
         propensity=propensity.astype(np.float32),
     )
@@ -285,19 +368,24 @@ def _catalog(
     table: pd.DataFrame,
     item_id: NDArray,
     log: EventLog,
+    options: ReadOptions,
 ) -> Catalog:
     count = len(raw_ids_I)
     known = pd.DataFrame(index=range(count)) if item_table is None else item_table.reset_index(drop=True)
     topic_I = pd.factorize(known["topic"], sort=True)[0] if "topic" in known else np.full(count, -1)
     creator_I = pd.factorize(known["creator"], sort=True)[0] if "creator" in known else np.full(count, -1)
     upload_s_I = _seconds(known["upload_time"]) if "upload_time" in known else np.full(count, np.nan)
+    text_I = texts_of(known["text"]) if "text" in known else None
+    content_IE, content_from = _content(known, text_I, log, count, options)
     return Catalog(
         raw_ids_I=raw_ids_I,
-        content_IE=_content(known, log, count),
+        content_IE=content_IE,
         topic_I=topic_I.astype(np.int32),
         duration_s_I=_durations(path, known, table, item_id, count),
         creator_I=creator_I.astype(np.int64),
         upload_s_I=np.where(np.isfinite(upload_s_I), upload_s_I, log.timestamp_s.min()),
+        text_I=text_I,
+        content_from=content_from,
     )
 
 
@@ -315,12 +403,16 @@ def _durations(path: Path, known: pd.DataFrame, table: pd.DataFrame, item_id: ND
     return seconds.fillna(seconds.median()).fillna(1.0).to_numpy(dtype=np.float32)
 
 
-def _content(known: pd.DataFrame, log: EventLog, count: int) -> FloatArray:
-    """Content embeddings: given, or made of the items' other columns, or of the log's first four fifths."""
+def _content(
+    known: pd.DataFrame, text_I: NDArray | None, log: EventLog, count: int, options: ReadOptions
+) -> tuple[FloatArray, str]:
+    """Content embeddings: given, or made of texts, of the items' other columns, or of the log, and which it was."""
     given = [c for c in known if str(c).startswith(EMBEDDING_PREFIX)]
     if given:
-        return known[given].to_numpy(dtype=np.float32)
-    features = known.drop(columns=["item_id", "upload_time"], errors="ignore")
+        return known[given].to_numpy(dtype=np.float32), f"columns {EMBEDDING_PREFIX}*"
+    if text_I is not None and options.text != "off":
+        return content_of(text_I, log, count, options)
+    features = known.drop(columns=["item_id", "upload_time", "text"], errors="ignore")
     numeric = features.select_dtypes("number").columns.difference(["topic", "creator"])
     numbers_IX = features[numeric].fillna(features[numeric].median()).fillna(0).to_numpy(dtype=np.float64)
     words = pd.Series("", index=known.index)
@@ -330,5 +422,5 @@ def _content(known: pd.DataFrame, log: EventLog, count: int) -> FloatArray:
     content_IE = attribute_embeddings(words, numbers_IX, CONTENT_WIDTH)
     # A single number (say, lengths alone) becomes a sign when rows get length 1, and titles are all different.
     if np.abs(content_IE[:, 1:]).max(initial=0) > 1e-6:
-        return content_IE
-    return collaborative_embeddings(log, count, CONTENT_WIDTH, before_s=default_cutoff_s(log))
+        return content_IE, "the items' columns"
+    return content_of(None, log, count, options)

@@ -137,3 +137,13 @@ def keep_events(log: EventLog, kept: BoolArray) -> EventLog:
     """The log's events where ``kept`` is true; no user is dropped."""
     offsets = np.concatenate([[0], np.cumsum(kept)])[log.offsets_U1].astype(np.int64)
     return replace(log, offsets_U1=offsets, **_events(log, kept))
+
+
+def without_last(log: EventLog, count: int) -> EventLog:
+    """The log without each user's last ``count`` impressions: whatever a leave-one-out split holds out is gone."""
+    shown = np.flatnonzero(log.event == Event.IMPRESSION)
+    user = np.repeat(np.arange(log.num_users), np.diff(log.offsets_U1))[shown]
+    from_end = np.searchsorted(user, user, side="right") - np.arange(len(user))
+    kept = np.ones(log.num_events, dtype=bool)
+    kept[shown[from_end <= count]] = False
+    return keep_events(log, kept)
