@@ -1,14 +1,18 @@
-from dataclasses import replace
+from dataclasses import fields, replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from toy_users import ToyUsers
 
-from feedgym.data.events import Event
+from feedgym.data.events import Event, EventLog
+from feedgym.data.parquet import read_catalog, read_log
+from feedgym.data.readers import load_data
 from feedgym.data.sessions import logged_sessions
-from feedgym.envs.feed import FeedVectorEnv, observation_space
-from feedgym.envs.logging import collect_log, user_seeds
-from feedgym.envs.recorder import transitions
+from feedgym.envs.feed import FeedEnv, FeedVectorEnv, observation_space
+from feedgym.envs.logging import LoggingPolicy, collect_log, user_seeds
+from feedgym.envs.recorder import RecordLog, VectorRecordLog, read_seeds, replay, transitions
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
 
@@ -86,3 +90,189 @@ def test_transitions_of_uneven_visits_leave_out_what_is_no_action_and_break_the_
     assert (log.event == Event.LOGIN).sum() == 6
     with pytest.raises(ValueError, match="session_length=6"):
         transitions(log, simulator.catalog, 6, 6)
+
+
+def test_an_empty_visit_at_the_end_tells_when_the_user_came_back():
+    simulator = ToyUsers(churn=0.0)
+    log = collect_log(simulator, num_users=1, num_visits=2, session_length=3, seed=1)
+    shown = (log.event == Event.IMPRESSION) & (log.session_id == 1)
+    columns = [f.name for f in fields(EventLog) if len(np.shape(getattr(log, f.name))) and f.name[-2] != "_"]
+    kept = {
+        name: getattr(log, name)[~shown]
+        for name in columns
+        if len(getattr(log, name)) == log.num_events and name not in ("offsets_U1", "profile_UF")
+    }
+    got = transitions(replace(log, offsets_U1=log.offsets_U1 - [0, 3], **kept), simulator.catalog, 4, 3)
+    whole = transitions(log, simulator.catalog, 4, 3)
+    assert len(got["rewards"]) == 1 and got["truncateds"].all()
+    assert got["rewards"][0] == whole["rewards"][0]
+
+
+# ---------------------------------------------------------------- recordings
+
+
+def serve(env, policy, num_visits, seeds_U, tmp_path):
+    """The logging policy served through a recorded environment."""
+    recorder = RecordLog(env, tmp_path)
+    recorder.reset(seed=seeds_U.tolist())
+    taste_UE = policy.no_taste(len(seeds_U))
+    over_U = np.zeros(len(seeds_U), bool)
+    for _ in range(num_visits):
+        slates_UK, propensity_UK = policy.serve(env.state, taste_UE)
+        recorder.propensity = propensity_UK
+        *_, terminated_U, _, info = recorder.step(slates_UK)
+        info = info.get("final_info", {}) | info
+        taste_UE = policy.learn(taste_UE, slates_UK, info["behaviours"])
+        over_U |= terminated_U
+        if over_U.all():
+            break
+        yield recorder, over_U
+
+
+@pytest.mark.parametrize("simulator", simulators(), ids=IDS)
+def test_recording_the_logging_policy_gives_the_log_it_collects(simulator, tmp_path):
+    log = collect_log(simulator, **SMALL)
+    seeds_U = user_seeds(40, 3, "log")
+    env = FeedVectorEnv(40, simulator, session_length=4, autoreset_mode="NextStep", horizon=99)
+    *_, (recorder, _) = serve(env, LoggingPolicy(simulator, 4, seed=3), 5, seeds_U, tmp_path)
+    # After churn a slot serves its next users, whom the collected log does not have.
+    recorded, ours = recorder.log(), recorder.seeds_U
+    assert (ours[:40] == seeds_U).all() and recorded.num_users == len(ours) > 40
+    rows = slice(0, recorded.offsets_U1[40])
+    for f in fields(EventLog):
+        if f.name.endswith(("names", "sizes", "time")):
+            assert getattr(recorded, f.name) == getattr(log, f.name)
+        elif f.name == "profile_UF" or f.name == "user_ids_U":
+            assert np.array_equal(getattr(recorded, f.name)[:40], getattr(log, f.name))
+        elif f.name == "offsets_U1":
+            assert np.array_equal(recorded.offsets_U1[:41], log.offsets_U1)
+        elif f.name != "extra":
+            mine, theirs = getattr(recorded, f.name)[rows], getattr(log, f.name)
+            assert mine.dtype == theirs.dtype
+            assert np.array_equal(mine, theirs, equal_nan=f.name == "propensity"), f.name
+    first = recorded.extra["churned"][rows][log.event == Event.IMPRESSION].reshape(-1, 4)
+    last = np.append(np.diff(logged_sessions(log, 4).user_idx_N), 1) != 0
+    assert (first.max(axis=1) == first.min(axis=1)).all() and not first[~last].any() and first[last].any()
+
+
+def steps(env, num_steps, seed, rng):
+    """Random sessions; what the environment answers is what is yielded."""
+    env.reset(seed=seed)
+    over = False
+    for _ in range(num_steps):
+        if np.any(over) and env.metadata.get("autoreset_mode") is AutoresetMode.DISABLED:
+            env.reset(options={"reset_mask": over})
+        result = env.step(rng.integers(40, size=env.action_space.shape))
+        over = result[2] | result[3]
+        yield result
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("kind", ["native", "sync", "wrapped"])
+def test_every_kind_of_vector_and_autoreset_is_recorded_alike(mode, kind, tmp_path):
+    """One after another, the users of slot u have the seeds of slot u, and replaying them gives all that was logged."""
+    kwargs = dict(simulator=ToyUsers(churn=0.2), session_length=3, horizon=4)
+    if kind == "sync":
+        env = SyncVectorEnv([lambda: FeedEnv(**kwargs)] * 5, autoreset_mode=mode)
+    else:
+        env = FeedVectorEnv(5, autoreset_mode=mode, **kwargs)
+        env = gym.wrappers.vector.RecordEpisodeStatistics(env) if kind == "wrapped" else env
+    env = RecordLog(env, tmp_path)
+    assert isinstance(env, VectorRecordLog)
+    answers = list(steps(env, 12, 7, np.random.default_rng(1)))
+    log, seeds_U = env.log(), env.seeds_U
+    served = sum(int(r[4].get("_watch_s", np.zeros(5)).sum()) for r in answers)
+    served += sum(int(r[4]["final_info"]["_watch_s"].sum()) for r in answers if "final_info" in r[4])
+    ended = sum(int((r[2] | r[3]).sum()) for r in answers)
+    assert (log.event == Event.LOGIN).sum() == served and ended <= log.num_users <= ended + 5
+    assert np.isnan(log.propensity).all()
+    response = replay(env, log, seeds_U)
+    got = transitions(log, kwargs["simulator"].catalog, 6, 3)
+    assert (got["terminateds"].sum(), got["terminateds"].any()) == (sum(int(r[2].sum()) for r in answers), True)
+    assert (response.churned_U == got["terminateds"]).all()
+    shown = log.event == Event.IMPRESSION
+    assert np.array_equal(log.extra["return_gap_s"][shown].reshape(-1, 3)[:, 0], response.return_gap_s_U)
+    total = sum(float(r[1].sum()) for r in answers)
+    assert got["rewards"].sum() == pytest.approx(total, rel=1e-4)  # the last visits' returns are told too
+
+
+def test_one_user_at_a_time_is_recorded_like_many(tmp_path):
+    simulator = ToyUsers(churn=0.3)
+    single = RecordLog(gym.wrappers.Autoreset(FeedEnv(simulator, session_length=3, horizon=4)), tmp_path / "one")
+    vector = RecordLog(FeedVectorEnv(1, simulator, session_length=3, horizon=4), tmp_path / "many")
+    rng = np.random.default_rng(0)
+    single.reset(seed=4)
+    vector.reset(seed=4)
+    for _ in range(15):
+        slate, propensity = rng.integers(40, size=3), rng.uniform(0.01, 1, 3)
+        single.propensity, vector.propensity = propensity, propensity[None]
+        mine, theirs = single.step(slate), vector.step(slate[None])
+        assert all(np.array_equal(mine[0][n], v[0]) for n, v in theirs[0].items()) and mine[1] == theirs[1][0]
+    assert (single.seeds_U == vector.seeds_U).all() and len(single.seeds_U) > 2
+    single.close()
+    vector.close()
+    for name in ("events.parquet", "catalog.parquet", "seeds.safetensors"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
+
+
+def test_gymnasiums_own_processes_are_recorded_too(tmp_path):
+    envs = [lambda: FeedEnv("toy_users:ToyUsers", session_length=3)] * 2
+    logs = []
+    for env in (AsyncVectorEnv(envs), SyncVectorEnv(envs)):
+        recorder = RecordLog(env, tmp_path)
+        list(steps(recorder, 4, 3, np.random.default_rng(2)))
+        logs.append(recorder.log())
+        env.close()
+    assert np.array_equal(logs[0].timestamp_s, logs[1].timestamp_s)
+    assert np.array_equal(logs[0].watch_s, logs[1].watch_s)
+
+
+def test_a_saved_recording_is_read_back_replayed_and_taken_as_data(tmp_path):
+    env = gym.make("feedgym/ShortVideo-v0", num_items=60, session_length=4, horizon=5)
+    recorder = RecordLog(env, tmp_path / "log")
+    recorder.close()
+    assert not (tmp_path / "log").exists()  # nothing happened, nothing is written
+    recorder.reset(seed=1)
+    for episode in range(3):
+        over = False
+        while not over:
+            *_, terminated, truncated, _ = recorder.step(recorder.action_space.sample())
+            over = terminated or truncated
+        if episode < 2:
+            recorder.reset()
+    recorder.save()
+    catalog = read_catalog(tmp_path / "log" / "catalog.parquet")
+    log = read_log(tmp_path / "log" / "events.parquet", catalog)
+    assert log.num_users == 3 and np.array_equal(log.watch_s, recorder.log().watch_s)
+    seeds_U = read_seeds(tmp_path / "log")
+    assert (seeds_U == recorder.seeds_U).all() and len(np.unique(seeds_U)) == 3
+    assert len(replay(env, log, seeds_U).churned_U) == (log.event == Event.LOGIN).sum()
+    data = load_data(tmp_path / "log")
+    assert isinstance(data[0], EventLog) and data[0].num_events == log.num_events
+
+
+def test_replay_refuses_other_users():
+    simulator = ToyUsers(churn=0.0)
+    log = collect_log(simulator, **SMALL)
+    replay(simulator, log, user_seeds(40, 3, "log"))
+    with pytest.raises(ValueError, match="does not give what was logged"):
+        replay(simulator, log, user_seeds(40, 4, "log"))
+    with pytest.raises(ValueError, match="39 seeds do not fit"):
+        replay(simulator, log, user_seeds(39, 3, "log"))
+
+
+def test_user_faults_are_named(tmp_path):
+    with pytest.raises(ValueError, match="no feed"):
+        RecordLog(gym.make("CartPole-v1"), tmp_path)
+    feed = FeedEnv(ToyUsers(), session_length=2)
+    changed = gym.wrappers.TransformAction(feed, lambda a: a, gym.spaces.Box(-1, 1, (2,)))
+    with pytest.raises(ValueError, match="around the feed itself"):
+        RecordLog(changed, tmp_path)
+    recorder = RecordLog(feed, tmp_path)
+    with pytest.raises(ValueError, match="Nothing is recorded"):
+        recorder.log()
+    recorder.reset(seed=0)
+    for wrong, message in (([0.5], r"shape \(1, 1\)"), ([0.0, 0.5], "no probabilities")):
+        recorder.propensity = wrong
+        with pytest.raises(ValueError, match=message):
+            recorder.step(np.array([1, 2]))

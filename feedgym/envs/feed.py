@@ -435,6 +435,11 @@ class FeedEnv(gym.Env):
         """The users."""
         return self._feed.simulator
 
+    @property
+    def state(self) -> Any:
+        """The user's true state, one row: for oracles, judges and recorders, never for agents."""
+        return self._feed.state
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:

@@ -1,21 +1,246 @@
-"""Offline reinforcement learning from logs: the transitions that a log holds."""
+"""Records what a feed shows and what its users do, replays it, and cuts it into transitions for offline learners.
+
+A recording is a folder with ``events.parquet`` and ``catalog.parquet``, feedgym's own log, so that every experiment can
+learn from it (``feedgym run onerec-ipa --data FOLDER``), and ``seeds.safetensors``, with which :func:`replay` makes the
+same users again. Times are those of the simulator's clock, which only the users' state tells; nothing else is read
+from it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv, VectorWrapper
 from numpy.typing import NDArray
 
-from feedgym.data.batches import EventBatch
-from feedgym.data.events import Catalog, Event, EventLog, FloatArray, LoggedSessions
+from feedgym.data.batches import EventBatch, TensorRows
+from feedgym.data.events import BoolArray, Catalog, Event, EventLog, FloatArray, IntArray, LoggedSessions
+from feedgym.data.parquet import read_batch, write_batch, write_catalog, write_log
 from feedgym.data.sessions import histories, logged_sessions
-from feedgym.envs.feed import MAX_GAP_S, Observation
+from feedgym.envs.feed import MAX_GAP_S, FeedEnv, FeedVectorEnv, Observation
+from feedgym.envs.logging import Visits, event_log, replayed, served_visits
 from feedgym.envs.truth import RewardWeights, session_reward
-from feedgym.protocols import Response
+from feedgym.protocols import Response, UserSimulator
 
 CHURNED, RETURN_GAP_S = "churned", "return_gap_s"
-"""What :class:`RecordLog` knows beyond the columns of every log, in ``EventLog.extra`` on a visit's impressions."""
+"""What a recording knows beyond the columns of every log: ``EventLog.extra`` on all impressions of a visit."""
+
+MEASURED = ("behaviours", "watch_s", "examined", "elapsed_s", CHURNED, RETURN_GAP_S)
+"""What is recorded of the infos."""
+
+SEEDS = "seeds.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Seeds(TensorRows):
+    """Seeds of a log's users, int64 words with the bits of the uint64 seeds."""
+
+    seed_U: torch.Tensor
+
+
+class _Recording:
+    """The visits of a feed's users so far, in memory."""
+
+    def __init__(self, env: gym.Env | VectorEnv, space: gym.Space, num_slots: int, folder: str | Path) -> None:
+        base = env.unwrapped
+        if not isinstance(base, (FeedEnv, FeedVectorEnv, SyncVectorEnv, AsyncVectorEnv)):
+            raise ValueError(f"{base} is no feed and has no users to record; wrap one of feedgym's environments.")
+        if not isinstance(space, spaces.MultiDiscrete):
+            raise ValueError(
+                f"The actions {space} are no sessions of item ids; put RecordLog around the feed itself, below the "
+                "wrappers that change its actions."
+            )
+        self.base, self.folder = base, Path(folder)
+        self.simulator: UserSimulator = _of_feeds(base, "simulator")[0]
+        self._user_U = np.full(num_slots, -1)
+        self._seeds: list[NDArray[np.uint64]] = []
+        self._profiles: list[NDArray[np.int64]] = []
+        self._rows: list[dict[str, NDArray]] = []
+
+    def login(self) -> dict[str, NDArray]:
+        """Who is about to be served in the slots, and when."""
+        states = _of_feeds(self.base, "state")
+        names = ("seed_U", "visit_U", "time_s_U", "profile_UF")
+        return {name: np.concatenate([getattr(state, name) for state in states]) for name in names}
+
+    def visit(self, login: dict[str, NDArray], slates_UK: IntArray, propensity: Any, info: dict[str, Any]) -> None:
+        """One step of the feed: the visits of those slots whose users were served."""
+        propensity_UK = np.full(slates_UK.shape, np.nan, np.float32)
+        if propensity is not None:
+            propensity_UK = _checked(propensity, slates_UK.shape)
+        served_U, measured = _answers(info, len(slates_UK))
+        if not served_U.any():
+            return
+        self._register(login, served_U)
+        visit = {"user_N": self._user_U, "visit_N": login["visit_U"], "login_s_N": login["time_s_U"]}
+        visit |= {"slates_NK": slates_UK, "propensity_NK": propensity_UK, **measured}
+        self._rows.append({name: column[served_U] for name, column in visit.items()})
+
+    def _register(self, login: dict[str, NDArray], served_U: BoolArray) -> None:
+        """A slot's user who makes a first visit is the log's next user."""
+        new = np.flatnonzero(served_U & ((login["visit_U"] == 0) | (self._user_U < 0)))
+        self._user_U[new] = sum(map(len, self._seeds)) + np.arange(len(new))
+        self._seeds.append(login["seed_U"][new])
+        self._profiles.append(login["profile_UF"][new])
+
+    @property
+    def seeds_U(self) -> NDArray[np.uint64]:
+        return np.concatenate([np.zeros(0, np.uint64), *self._seeds])
+
+    def log(self) -> EventLog:
+        if not self._rows:
+            raise ValueError("Nothing is recorded yet; step the environment before asking for its log.")
+        rows = {name: np.concatenate([row[name] for row in self._rows]) for name in self._rows[0]}
+        order = np.lexsort((rows["visit_N"], rows["user_N"]))
+        rows = {name: column[order] for name, column in rows.items()}
+        profile_UF = np.concatenate(self._profiles)
+        visits = Visits(
+            profile_UF=profile_UF,
+            logout_s_N=_logouts(rows),
+            watch_s_NK=rows["watch_s"],
+            examined_NK=rows["examined"],
+            behaviours_NKB=rows["behaviours"],
+            **{name: rows[name] for name in ("user_N", "visit_N", "login_s_N", "slates_NK", "propensity_NK")},
+        )
+        log = event_log(self.simulator, profile_UF, visits)
+        shown, length = log.event == Event.IMPRESSION, visits.slates_NK.shape[1]
+        extra = {name: np.zeros(log.num_events, np.float32) for name in (CHURNED, RETURN_GAP_S)}
+        for name, column in extra.items():
+            column[shown] = np.repeat(rows[name], length)
+        return replace(log, extra=extra)
+
+    def save(self) -> None:
+        if self._rows:
+            write_log(self.log(), self.folder / "events.parquet")
+            write_catalog(self.simulator.catalog, self.folder / "catalog.parquet")
+            write_batch(_Seeds(seed_U=torch.from_numpy(self.seeds_U.view(np.int64))), self.folder / SEEDS)
+
+
+class _Recorder:
+    """What the wrappers of both kinds of environments offer."""
+
+    _recording: _Recording
+    propensity: Any = None
+
+    def log(self) -> EventLog:
+        """What is recorded so far."""
+        return self._recording.log()
+
+    @property
+    def seeds_U(self) -> NDArray[np.uint64]:
+        """Seeds of the log's users, uint64 [U], for :func:`replay`."""
+        return self._recording.seeds_U
+
+    def save(self) -> None:
+        """Writes what is recorded so far; each file takes its place whole."""
+        self._recording.save()
+
+
+class RecordLog(_Recorder, gym.Wrapper, gym.utils.RecordConstructorArgs):
+    """Records a feed of any kind in feedgym's own log format.
+
+    Given a vector environment it makes a :class:`VectorRecordLog`, which works alike. It stands around the feed itself,
+    below wrappers that change actions. Every episode is a user of their own; users are numbered by their first visit.
+
+    Set ``propensity`` to the probabilities with which the agent chose the items, [K] or [num_envs, K], before a step;
+    it counts for that step alone, and is NaN in the log where none was set. From above further wrappers use
+    ``set_wrapper_attr("propensity", ...)``.
+
+    Args:
+        env: a feed, in Gymnasium's wrappers or not; also Gymnasium's own vector environments of feeds.
+        folder: where :meth:`save` and :meth:`close` write the recording.
+
+    Raises:
+        ValueError: the environment is no feed, or its actions are no sessions of item ids.
+    """
+
+    def __new__(cls, env: gym.Env | VectorEnv, folder: str | Path) -> Any:
+        """One name for both kinds of environments."""
+        return VectorRecordLog(env, folder) if isinstance(env, VectorEnv) else super().__new__(cls)
+
+    def __init__(self, env: gym.Env, folder: str | Path) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, folder=str(folder))
+        gym.Wrapper.__init__(self, env)
+        self._recording = _Recording(env, env.action_space, 1, folder)
+
+    def step(self, action: IntArray) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """The environment's step, recorded; see :class:`RecordLog` for ``propensity``."""
+        propensity, self.propensity = self.propensity, None
+        login = self._recording.login()
+        result = self.env.step(action)
+        measured = {name: np.asarray(result[4][name])[None] for name in MEASURED if name in result[4]}
+        measured |= {f"_{name}": np.ones(1, bool) for name in measured}
+        propensity = None if propensity is None else np.asarray(propensity)[None]
+        self._recording.visit(login, np.asarray(action)[None], propensity, measured)
+        return result
+
+    def close(self) -> None:
+        """Saves the recording, if there is anything in it, and closes the environment."""
+        self.save()
+        super().close()
+
+
+class VectorRecordLog(_Recorder, VectorWrapper):
+    """:class:`RecordLog` of a vector environment, whatever its autoreset mode."""
+
+    def __init__(self, env: VectorEnv, folder: str | Path) -> None:
+        super().__init__(env)
+        self._recording = _Recording(env, env.single_action_space, env.num_envs, folder)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """The environment's step, recorded; see :class:`RecordLog` for ``propensity``."""
+        propensity, self.propensity = self.propensity, None
+        login = self._recording.login()
+        result = self.env.step(actions)
+        self._recording.visit(login, np.asarray(actions), propensity, result[4])
+        return result
+
+    def close(self, **kwargs: Any) -> None:
+        """Saves the recording, if there is anything in it, and closes the environment."""
+        self.save()
+        super().close(**kwargs)
+
+
+def read_seeds(folder: str | Path) -> NDArray[np.uint64]:
+    """Seeds of the users of a recording, uint64 [U], in the log's order.
+
+    Raises:
+        ValueError: the folder holds no recording.
+    """
+    return read_batch(_Seeds, Path(folder) / SEEDS).seed_U.numpy().view(np.uint64)
+
+
+def replay(env: Any, log: EventLog, seeds_U: NDArray[np.uint64]) -> Response:
+    """Serves the users of a log the same sessions again.
+
+    Args:
+        env: the simulator that answered when the log was written, or an environment around it.
+        log: what :class:`RecordLog` recorded, or :func:`feedgym.envs.logging.collect_log` collected.
+        seeds_U: seeds of the log's users (``RecordLog.seeds_U``, :func:`read_seeds`,
+            :func:`feedgym.envs.logging.user_seeds` of the group "log").
+
+    Returns:
+        The answers to the log's N visits, in its order, with what the log does not tell.
+
+    Raises:
+        ValueError: an answer is not to the bit what was logged, or there is not one seed a user.
+    """
+    if len(seeds_U) != log.num_users:
+        raise ValueError(f"{len(seeds_U)} seeds do not fit the log's {log.num_users} users; give one a user.")
+    simulator = _of_feeds(env.unwrapped, "simulator")[0] if hasattr(env, "unwrapped") else env
+    served, first_U1 = served_visits(log)
+    visits = replayed(simulator, served, first_U1, seeds_U, np.arange(len(served)))
+    rows, responses = zip(*((row_V, response) for row_V, _, response in visits), strict=True)
+    order = np.argsort(np.concatenate(rows))
+    columns = {f.name: np.concatenate([getattr(r, f.name) for r in responses])[order] for f in fields(Response)}
+    return Response(**columns)
 
 
 def transitions(
@@ -126,3 +351,45 @@ def _observation(batch: EventBatch) -> Observation:
         "history_mask": batch.mask_UT.numpy().astype(np.int8),
         "time_of_day": batch.time_of_day_U.numpy(),
     }
+
+
+def _of_feeds(base: Any, name: str) -> Sequence[Any]:
+    """An attribute of a feed, or of every feed that one of Gymnasium's own vector environments holds."""
+    return base.get_attr(name) if isinstance(base, (SyncVectorEnv, AsyncVectorEnv)) else [getattr(base, name)]
+
+
+def _checked(propensity: Any, shape: tuple[int, ...]) -> FloatArray:
+    propensity_UK = np.asarray(propensity, np.float32)
+    if propensity_UK.shape != shape:
+        raise ValueError(f"Propensities of shape {propensity_UK.shape} do not fit; give one an item, {shape}.")
+    if ((propensity_UK <= 0) | (propensity_UK > 1)).any():
+        raise ValueError(
+            f"Propensities from {np.nanmin(propensity_UK)} to {np.nanmax(propensity_UK)} are no probabilities of what "
+            "was chosen; give numbers in (0, 1], or NaN where unknown."
+        )
+    return propensity_UK
+
+
+def _answers(info: dict[str, Any], num_slots: int) -> tuple[BoolArray, dict[str, NDArray]]:
+    """Which slots' users were served, and what was measured; finished slots may stand under ``final_info``."""
+    served_U = np.zeros(num_slots, bool)
+    measured: dict[str, NDArray] = {}
+    for part in (info, info.get("final_info", {})):
+        if f"_{MEASURED[0]}" not in part:
+            continue
+        here_U = part[f"_{MEASURED[0]}"]
+        served_U |= here_U
+        for name in MEASURED:
+            column = measured.setdefault(name, np.zeros_like(part[name]))
+            column[here_U] = part[name][here_U]
+    return served_U, measured
+
+
+def _logouts(rows: dict[str, NDArray]) -> NDArray[np.float64]:
+    """When the visits ended, as in collected logs: no earlier than watched to the end, no later than the next login."""
+    elapsed_s_N = rows["elapsed_s"].astype(np.float64)
+    spent_s_N = np.maximum(elapsed_s_N, rows["watch_s"].sum(axis=1, dtype=np.float64))
+    next_s_N = rows["login_s_N"] + elapsed_s_N + rows[RETURN_GAP_S]
+    goes_on_N = rows["user_N"][1:] == rows["user_N"][:-1]
+    next_s_N[:-1] = np.where(goes_on_N, rows["login_s_N"][1:], next_s_N[:-1])
+    return np.minimum(rows["login_s_N"] + spent_s_N, next_s_N)
