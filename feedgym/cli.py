@@ -214,25 +214,10 @@ def _preset(name: str) -> Any:
 
 
 def read_config(folder: Path) -> Any:
-    """The configuration a run folder was begun with.
+    """See :func:`feedgym.experiments.agents_of.read_config`, which is imported when it is needed."""
+    from feedgym.experiments.agents_of import read_config
 
-    Raises:
-        ValueError: the folder holds no run, or one of another version.
-    """
-    import json
-
-    from pydantic import TypeAdapter, ValidationError
-
-    from feedgym.experiments.presets import AlignConfig
-
-    path = folder / "config.json"
-    if not path.exists():
-        raise ValueError(f"{folder} holds no run (no config.json in it); give the folder of one.")
-    try:
-        return TypeAdapter(AlignConfig).validate_python(json.loads(path.read_text())["config"])
-    except (json.JSONDecodeError, KeyError, ValidationError) as error:
-        detail = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read ({detail}); start a new run with --run.") from error
+    return read_config(folder)
 
 
 def _experiment(title: str, config: Any, folder: Path | None, resume: Path | None, **run_options: Any) -> None:

@@ -23,8 +23,8 @@ import torch
 from feedgym.agents.dpo import dpo_round
 from feedgym.agents.onerec import OneRec, OneRecConfig, OneRecRecommender
 from feedgym.agents.pretrain import SessionDataset, pretrain
-from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.parquet import read_batch, write_batch
+from feedgym.experiments.agents_of import recommender_of, score_of
 from feedgym.experiments.presets import AlignConfig
 from feedgym.experiments.progress import progress, say
 from feedgym.experiments.report import write_report
@@ -32,7 +32,7 @@ from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.rounds import Sampled, choose_pairs, cloud, round_metrics, sample_round
 from feedgym.experiments.run import JSON, Codec, Run, Stage
 from feedgym.experiments.worlds import LOG, Pool, world_of
-from feedgym.protocols import Recommender, SessionReward, make
+from feedgym.protocols import Recommender
 from feedgym.rewards.model import RewardModel, auc_per_tower, fit_reward_model
 from feedgym.tokenizers.quality import quality_report
 from feedgym.tokenizers.residual_kmeans import ResidualKMeans
@@ -85,11 +85,10 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
         JSON,
         parents=[reward],
     )
-    score = score_of(config, pool, reward.value)
+    score = score_of(config, pool.log, pool.catalog, reward.value)
 
     def agent(model: OneRec, beams: int = 0) -> OneRecRecommender:
-        kind = Searching if config.ipa.beams else OneRecRecommender
-        return kind(model, tokenizer.value, config.session_length, config.sampling, num_beams=beams)
+        return recommender_of(config, model, tokenizer.value, beams)
 
     rounds: list[dict[str, float]] = []
     snapshot, clouds = base, []
@@ -169,14 +168,6 @@ def fitted_reward(config: AlignConfig, pool: Pool, work: Path) -> RewardModel:
         )
 
 
-def score_of(config: AlignConfig, pool: Pool, model: RewardModel) -> SessionReward:
-    """What chooses the pairs: the reward model with the weights of the reward, or a reward of the user's own."""
-    model = model.with_weights(config.weights)
-    if config.score is None:
-        return model
-    return make(config.score, catalog=pool.catalog, log=pool.log, reward_model=model)
-
-
 def dpo_snapshot(
     config: AlignConfig, pool: Pool, snapshot: OneRec, sampled: Sampled, t: int, work: Path
 ) -> tuple[OneRec, dict[str, float]]:
@@ -191,14 +182,6 @@ def dpo_snapshot(
         histories = pool.imitate.histories.rows(pairs.user_idx_P)
         metrics = dpo_round(model, histories, pairs, settings, work, progress=step)
     return model, {"pairs": len(pairs), **metrics}
-
-
-class Searching(OneRecRecommender):
-    """A OneRec whose "samples" are the sessions of a beam search, as in the paper."""
-
-    def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
-        """The ``n`` best sessions a user; the generator is not needed."""
-        return self.beams(histories, n)
 
 
 def read_sampled(folder: Path) -> Sampled:
