@@ -1,13 +1,21 @@
-"""Agents that know nothing of the user: random items, and the most popular ones."""
+"""Agents without a network: random items, the most popular ones, and neighbours of what the user took.
+
+Those with ``scores`` can be judged by full ranking (:mod:`feedgym.experiments.ranking`).
+"""
 
 from __future__ import annotations
 
+from typing import Self
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import sparse
 from torch import Tensor
 
 from feedgym.agents.requests import request_noise
 from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Event, EventLog
 
 LOW_SCORE, LOW_LOGIT = -1e30, -100.0
 """What a seen item scores: below all others, yet it can still be served where nothing else is left."""
@@ -61,21 +69,147 @@ class PopularRecommender:
         """``n`` sessions a user, drawn by popularity without replacement (Plackett-Luce)."""
         score_UI = self._scores(histories)
         logit_UI = torch.where(score_UI == LOW_SCORE, LOW_LOGIT, score_UI.clamp_min(1e-9).log())
-        gumbel_USI = -torch.empty(len(logit_UI), n, logit_UI.shape[1]).exponential_(generator=generator).log()
-        items_USK = (logit_UI[:, None] + gumbel_USI).topk(self.session_length, dim=-1).indices
-        return SessionBatch(item_ids_USK=items_USK, logp_US=_plackett_luce_logp(logit_UI, items_USK).float())
+        return _drawn(logit_UI, n, self.session_length, generator)
 
     def recommend(self, histories: EventBatch) -> SessionBatch:
         """The K most popular unseen items, most popular first; ties go to the lower id."""
         order_UI = self._scores(histories).argsort(dim=1, descending=True, stable=True)
         return _served(order_UI[:, : self.session_length])
 
+    def scores(self, histories: EventBatch) -> Tensor:
+        """Popularity [U, I], of seen items too."""
+        return self.count_I.repeat(len(histories), 1)
+
     def _scores(self, histories: EventBatch) -> Tensor:
         """Popularity [U, I], far below zero where the history shows the item."""
-        score_UI = self.count_I.repeat(len(histories), 1)
-        seen_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, len(self.count_I)).cpu()
-        padded_UI = F.pad(score_UI, (0, 1))
-        return padded_UI.scatter_(1, seen_UT, LOW_SCORE)[:, :-1]
+        return _without_seen(self.scores(histories), histories)
+
+
+class ItemKNNRecommender:
+    """Items near to those in the user's history: cosine over the users who took both (Sarwar et al., WWW 2001).
+
+    sim(i, j) = n_ij / (sqrt(n_i n_j) + shrink), with n_ij the users who took both; an item keeps its ``neighbours``
+    nearest ones. An item's score is the sum over the history's different items of their similarity to it. Items that
+    are near to none follow after all others, by popularity.
+
+    Args:
+        similarity_II: sparse; row i holds the neighbours of item i.
+        count_I: how many users took each item.
+        session_length: K, at most I.
+
+    Raises:
+        ValueError: the sessions are longer than the catalogue.
+    """
+
+    def __init__(self, similarity_II: sparse.csr_matrix, count_I: Tensor, session_length: int) -> None:
+        _check_length(session_length, len(count_I))
+        self.similarity_II, self.session_length = similarity_II.tocsr().astype(np.float64), session_length
+        self.count_I = count_I.double()
+
+    @classmethod
+    def fit(
+        cls,
+        log: EventLog,
+        num_items: int,
+        session_length: int,
+        *,
+        neighbours: int = 100,
+        shrink: float = 0.0,
+        behaviours: tuple[str, ...] = BEHAVIOURS[:-1],
+    ) -> Self:
+        """Neighbours from a log of training events.
+
+        Args:
+            log: the events that may be learnt from.
+            num_items: I.
+            session_length: K.
+            neighbours: kept of an item.
+            shrink: lowers similarities that few users vouch for.
+            behaviours: an examined exposure with any of these is an item taken.
+
+        Raises:
+            ValueError: ``neighbours`` is below 1, ``shrink`` negative, or nothing was taken.
+        """
+        if neighbours < 1 or shrink < 0:
+            raise ValueError(f"neighbours={neighbours} and shrink={shrink} must be at least 1 and 0; raise them.")
+        done = log.behaviours[:, [BEHAVIOUR_IDX[name] for name in behaviours]].any(axis=1)
+        row = np.flatnonzero((log.event == Event.IMPRESSION) & log.examined & done)
+        if not len(row):
+            raise ValueError(f"No exposure has any of {', '.join(behaviours)}; name behaviours that the log has.")
+        user = np.searchsorted(log.offsets_U1, row, side="right") - 1
+        ones = np.ones(len(row), dtype=np.float32)
+        taken_UI = sparse.csr_matrix((ones, (user, log.item_id[row])), shape=(log.num_users, num_items))
+        taken_UI.data[:] = 1  # an item taken twice counts once
+        count_I = np.asarray(taken_UI.sum(axis=0), dtype=np.float64).ravel()
+        return cls(_nearest(taken_UI, count_I, neighbours, shrink), torch.from_numpy(count_I), session_length)
+
+    def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
+        """``n`` sessions a user, drawn by score without replacement (Plackett-Luce); items near to none are rare."""
+        score_UI = self._scores(histories)
+        # What is near to none has a score in (-1, 0): a hundred times rarer than the least similarity in use.
+        logit_UI = torch.where(score_UI > 0, score_UI.clamp_min(1e-6), 1e-8 * (score_UI + 1).clamp_min(1e-3)).log()
+        logit_UI = torch.where(score_UI == LOW_SCORE, LOW_LOGIT, logit_UI)
+        return _drawn(logit_UI, n, self.session_length, generator)
+
+    def recommend(self, histories: EventBatch) -> SessionBatch:
+        """The K best-scored unseen items; ties go to the lower id."""
+        order_UI = self._scores(histories).argsort(dim=1, descending=True, stable=True)
+        return _served(order_UI[:, : self.session_length])
+
+    def scores(self, histories: EventBatch) -> Tensor:
+        """Sum of similarities [U, I], float64, of seen items too; from -1 to 0 for items near to none."""
+        user, place = np.nonzero(histories.mask_UT.cpu().numpy())
+        items = histories.item_ids_UT.cpu().numpy()[user, place]
+        ones = np.ones(len(items))
+        history_UI = sparse.csr_matrix((ones, (user, items)), shape=(len(histories), len(self.count_I)))
+        history_UI.sum_duplicates()
+        history_UI.data[:] = 1
+        score_UI = torch.from_numpy((history_UI @ self.similarity_II).toarray())
+        popularity_I = self.count_I / (self.count_I.max() + 1) - 1
+        return torch.where(score_UI > 0, score_UI, popularity_I)
+
+    def _scores(self, histories: EventBatch) -> Tensor:
+        return _without_seen(self.scores(histories), histories)
+
+
+KNN_BLOCK = 512
+"""Items whose co-occurrences are held at a time; the whole I x I is never there."""
+
+
+def _nearest(taken_UI: sparse.csr_matrix, count_I: np.ndarray, neighbours: int, shrink: float) -> sparse.csr_matrix:
+    """Each item's nearest neighbours [I, I], sparse; of equally near ones the lower id."""
+    by_item = taken_UI.T.tocsr()
+    blocks = []
+    for low in range(0, len(count_I), KNN_BLOCK):
+        both = (by_item[low : low + KNN_BLOCK] @ taken_UI).tocoo()
+        row, column = both.row, both.col
+        scale = np.sqrt(count_I[low + row] * count_I[column]) + shrink
+        similarity = both.data / scale
+        other = column != low + row
+        row, column, similarity = row[other], column[other], similarity[other]
+        shape = (min(KNN_BLOCK, len(count_I) - low), len(count_I))
+        if len(row) > 4 * shape[0] * neighbours:  # sorting all would be slow: first find how near the last kept one is
+            dense = sparse.csr_matrix((similarity, (row, column)), shape=shape).toarray()
+            near = similarity >= np.partition(dense, -neighbours, axis=1)[:, -neighbours][row]
+            row, column, similarity = row[near], column[near], similarity[near]
+        order = np.lexsort((column, -similarity, row))
+        row, column, similarity = row[order], column[order], similarity[order]
+        kept = np.arange(len(row)) - np.searchsorted(row, row) < neighbours
+        blocks.append(sparse.csr_matrix((similarity[kept], (row[kept], column[kept])), shape=shape))
+    return sparse.vstack(blocks).tocsr()
+
+
+def _without_seen(score_UI: Tensor, histories: EventBatch) -> Tensor:
+    """Scores that are far below all others where the history shows the item."""
+    seen_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, score_UI.shape[1]).cpu()
+    return F.pad(score_UI, (0, 1)).scatter_(1, seen_UT, LOW_SCORE)[:, :-1]
+
+
+def _drawn(logit_UI: Tensor, n: int, length: int, generator: torch.Generator) -> SessionBatch:
+    """Sessions drawn item by item without replacement, with their log-probabilities."""
+    gumbel_USI = -torch.empty(len(logit_UI), n, logit_UI.shape[1]).exponential_(generator=generator).log()
+    items_USK = (logit_UI[:, None] + gumbel_USI).topk(length, dim=-1).indices
+    return SessionBatch(item_ids_USK=items_USK, logp_US=_plackett_luce_logp(logit_UI, items_USK).float())
 
 
 def _plackett_luce_logp(logit_UI: Tensor, items_USK: Tensor) -> Tensor:

@@ -1,15 +1,20 @@
-"""Splits of users and of time: by a hash of the user's id, by a moment, or by each user's last session."""
+"""Splits of users and of time: by a hash of the user's id, by a moment, or by each user's last session or items.
+
+Sessions are split for agents that are aligned; single items for retrieval, where an agent foretells the next one. There
+what may be learnt from is a log that no longer holds what is foretold, and the histories are read from the whole log,
+up to the target's row: a test target's history ends with the validation target, as it would in use.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from feedgym.data.events import BoolArray, Event, EventLog, LoggedSessions
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, BoolArray, Event, EventLog, LoggedSessions
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -147,3 +152,142 @@ def without_last(log: EventLog, count: int) -> EventLog:
     kept = np.ones(log.num_events, dtype=bool)
     kept[shown[from_end <= count]] = False
     return keep_events(log, kept)
+
+
+# ---------------------------------------------------------------- splits of single items
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NextItems:
+    """N items that users took next, to be foretold from what lies before them in the log they were cut from.
+
+    Attributes:
+        user_idx_N: int64 the user's row in the log.
+        row_N: int64 the target's row in the log, the exclusive end of its history.
+        item_id_N: int64.
+        time_s_N: float64 the target's time, seconds: when the request happens.
+    """
+
+    user_idx_N: NDArray[np.int64]
+    row_N: NDArray[np.int64]
+    item_id_N: NDArray[np.int64]
+    time_s_N: NDArray[np.float64]
+
+    @classmethod
+    def at(cls, log: EventLog, row_N: NDArray) -> Self:
+        """The items at some rows of a log."""
+        user = np.searchsorted(log.offsets_U1, row_N, side="right") - 1
+        return cls(
+            user_idx_N=user.astype(np.int64),
+            row_N=row_N.astype(np.int64),
+            item_id_N=log.item_id[row_N].astype(np.int64),
+            time_s_N=log.timestamp_s[row_N],
+        )
+
+    def rows(self, idx: NDArray) -> NextItems:
+        """The targets at ``idx`` (an index or boolean array)."""
+        return NextItems(**{f.name: getattr(self, f.name)[idx] for f in fields(self)})
+
+    def __len__(self) -> int:
+        return len(self.row_N)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ItemSplit:
+    """A log cut for retrieval.
+
+    Attributes:
+        name: of the protocol, for tables.
+        train: the same users' events that may be learnt from.
+        validation: targets for early stopping and for choosing settings.
+        test: targets for the final figures.
+    """
+
+    name: str
+    train: EventLog
+    validation: NextItems
+    test: NextItems
+
+
+def leave_one_out(log: EventLog, *, behaviours: tuple[str, ...] = ("click",), min_items: int = 3) -> ItemSplit:
+    """Each user's last item is the test target, the one before it the validation target; what lies before both trains.
+
+    Args:
+        log: the event log.
+        behaviours: an examined exposure with any of these is an item taken.
+        min_items: users with fewer are trained on only; at least 3, so that every target has a history.
+
+    Raises:
+        ValueError: an unknown behaviour, or no user has enough items.
+    """
+    if min_items < 3:
+        raise ValueError(f"min_items is {min_items} and must be 3 or more: two targets and a history; raise it.")
+    row, user = _taken(log, behaviours)
+    from_end = np.searchsorted(user, user, side="right") - np.arange(len(user))
+    enough = np.bincount(user, minlength=log.num_users)[user] >= min_items
+    test_N, validation_N = row[enough & (from_end == 1)], row[enough & (from_end == 2)]
+    if not len(test_N):
+        raise ValueError(f"No user has {min_items} items with {' or '.join(behaviours)}; give a longer log.")
+    validation = NextItems.at(log, validation_N)
+    end_U = log.offsets_U1[1:].copy()
+    end_U[validation.user_idx_N] = validation_N
+    kept = np.arange(log.num_events) < np.repeat(end_U, np.diff(log.offsets_U1))
+    train = keep_events(log, kept)
+    return ItemSplit(name="leave-one-out", train=train, validation=validation, test=NextItems.at(log, test_N))
+
+
+def temporal_split(
+    log: EventLog,
+    *,
+    validation: float = 0.1,
+    test: float = 0.1,
+    behaviours: tuple[str, ...] = ("click",),
+    targets: Literal["first", "all"] = "first",
+) -> ItemSplit:
+    """Cuts all users at two moments: train before the first, validation targets between them, test targets after.
+
+    Nothing that happened to anybody after the first moment is trained on, as in real use; leave-one-out trains on
+    other users' futures. Targets without any examined event before them are left out.
+
+    Args:
+        log: the event log.
+        validation: share of the items taken that lies between the moments.
+        test: share of them after the second moment.
+        behaviours: an examined exposure with any of these is an item taken.
+        targets: of each part the user's first item, or all of them (each with the ones before it in its history).
+
+    Raises:
+        ValueError: the log has no times, shares leave nothing, or an unknown behaviour.
+    """
+    if not log.has_time:
+        raise ValueError("The log knows the order of events only, no times, so no moment cuts it; use leave_one_out.")
+    if min(validation, test) <= 0 or validation + test >= 1:
+        raise ValueError(f"Shares {validation} and {test} must be above 0 and sum to less than 1; change them.")
+    row, user = _taken(log, behaviours)
+    ordered_s = np.sort(log.timestamp_s[row])
+    first_s, second_s = (ordered_s[int(len(row) * (1 - share))] for share in (validation + test, test))
+    seen = np.cumsum((log.event == Event.IMPRESSION) & log.examined)
+    before = np.concatenate([[0], seen])
+    known = before[row] > before[log.offsets_U1[user]]  # an examined event of the user lies before the row
+    row, user = row[known], user[known]
+    time_s = log.timestamp_s[row]
+    parts = []
+    for begin_s, end_s in ((first_s, second_s), (second_s, np.inf)):
+        within = (time_s >= begin_s) & (time_s < end_s)
+        chosen, owner = row[within], user[within]
+        parts.append(NextItems.at(log, chosen[np.diff(owner, prepend=-1) != 0] if targets == "first" else chosen))
+    if not all(map(len, parts)):
+        raise ValueError("A part of the split has no targets: too many events share one time; change the shares.")
+    name = f"split at two moments, {'first item' if targets == 'first' else 'every item'} after each"
+    return ItemSplit(name=name, train=until(log, first_s), validation=parts[0], test=parts[1])
+
+
+def _taken(log: EventLog, behaviours: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of examined exposures with any of the behaviours, and their users."""
+    if unknown := [name for name in behaviours if name not in BEHAVIOUR_IDX]:
+        raise ValueError(f"Unknown behaviour {unknown[0]!r}; the behaviours are {', '.join(BEHAVIOURS)}.")
+    done = log.behaviours[:, [BEHAVIOUR_IDX[name] for name in behaviours]].any(axis=1)
+    row = np.flatnonzero((log.event == Event.IMPRESSION) & log.examined & done)
+    if not len(row):
+        raise ValueError(f"No exposure has {' or '.join(behaviours)}; name behaviours that the log has.")
+    return row, np.searchsorted(log.offsets_U1, row, side="right") - 1

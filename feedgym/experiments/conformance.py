@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from feedgym.agents.baselines import PopularRecommender, RandomRecommender
+from feedgym.agents.baselines import ItemKNNRecommender, PopularRecommender, RandomRecommender
 from feedgym.agents.check import check_recommender
 from feedgym.agents.generation import SamplingConfig
 from feedgym.agents.onerec import OneRec, OneRecConfig, OneRecRecommender
@@ -36,6 +36,7 @@ BUILT_IN = (
     "feedgym.tokenizers:ResidualKMeans",
     "feedgym.experiments.conformance:random_agent",
     "feedgym.experiments.conformance:popular_agent",
+    "feedgym.experiments.conformance:item_knn",
     "feedgym.experiments.conformance:onerec",
     "feedgym.rewards.compose:Diversity",
     "feedgym.experiments.conformance:item_average",
@@ -115,6 +116,11 @@ def popular_agent(catalog: Catalog, log: EventLog) -> Recommender:
     """The popularity reference."""
     shown = log.item_id[log.item_id >= 0]
     return PopularRecommender(torch.from_numpy(np.bincount(shown, minlength=catalog.num_items)), LENGTH)
+
+
+def item_knn(catalog: Catalog, log: EventLog) -> Recommender:
+    """Neighbours of what the user took."""
+    return ItemKNNRecommender.fit(log, catalog.num_items, LENGTH, neighbours=20)
 
 
 def onerec(catalog: Catalog, log: EventLog) -> Recommender:

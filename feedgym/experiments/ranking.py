@@ -1,0 +1,404 @@
+"""Retrieval judged offline: who ranks the item that a user took next near the top of the whole catalogue.
+
+Every target stands against ALL items (never against sampled ones: Krichene & Rendle, KDD 2020), and hits are counted on
+items, never on codes. Users are judged in chunks, so that scores of all users never lie in memory together.
+
+Ties. Where items have the same score, their order is luck, and a metric is its expected value over that luck, as in
+scikit-learn's ``ndcg_score``: a target tied with m - 1 others behind b better items stands on ranks b+1..b+m, each with
+probability 1/m. A model that scores all items alike thus gets what random ranking would, and not a perfect figure.
+Lists of recommendations (for coverage, concentration, popularity) must choose: there, ties go to the lower item id.
+
+Seen items (those the user examined before) are left out of the ranking or not, which is a choice every table names. A
+target that was itself seen before can then not be found and counts as missed; their share is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from feedgym.data.batches import EventBatch
+from feedgym.data.events import Catalog, Event, EventLog
+from feedgym.data.sessions import histories
+from feedgym.data.splits import ItemSplit, NextItems
+from feedgym.experiments.evaluate import top_items
+from feedgym.experiments.progress import Step
+from feedgym.experiments.statistics import Ratio, interval, resampling_counts
+from feedgym.protocols import Recommender
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Scorer(Protocol):
+    """An agent that gives every item a score."""
+
+    def scores(self, histories: EventBatch) -> Tensor:
+        """Scores [U, I], higher is likelier to come next; of seen items too."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingConfig:
+    """How retrieval is judged."""
+
+    at: tuple[int, ...] = (5, 10, 50)
+    """Cut-offs k of HR@k and NDCG@k; MRR is cut at the largest."""
+    list_at: int = 10
+    """Length of the lists whose coverage, concentration and popularity are told."""
+    leave_out_seen: bool = True
+    """Rank only items that the user has not examined before."""
+    history_length: int = 200
+    """Events of a history that an agent is shown; what was seen is known from all of them."""
+    chunk: int = 256
+    """Targets ranked at a time."""
+
+    def __post_init__(self) -> None:
+        for name, values in {"at": self.at, "list_at": (self.list_at,), "chunk": (self.chunk,)}.items():
+            if not values or min(values) < 1:
+                raise ValueError(f"ranking.{name} is {getattr(self, name)} and must be 1 or more; raise it.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ranking:
+    """How an agent ranked N targets of U users.
+
+    Attributes:
+        protocol: what was done, for the table's title.
+        ranked_by: "scores" of all items, ties averaged, or "lists".
+        values_N: HR@k, NDCG@k and MRR of every target, float64 [N].
+        ratios: the same as sums a user over counts a user; of targets unseen in training alone, "cold ..."; and the
+            popularity lift (GAP_r - GAP_h) / GAP_h of the lists over the histories, with GAP the mean training
+            popularity of their items (Abdollahpouri et al., RecSys 2020).
+        totals: figures of all lists together: coverage, Gini; and shares of the targets: cold, seen before, tied.
+        user_idx_U: int64 rows of the log's users, in the order of the ratios.
+        lists_NK: int64 the recommended items, best first, -1 where an agent gave fewer.
+    """
+
+    protocol: str
+    ranked_by: str
+    values_N: dict[str, NDArray[np.float64]]
+    ratios: dict[str, Ratio]
+    totals: dict[str, float]
+    user_idx_U: NDArray[np.int64]
+    lists_NK: NDArray[np.int64] = field(repr=False)
+
+    def mean(self, metric: str) -> float:
+        """A metric over all users, or a total."""
+        return self.totals[metric] if metric in self.totals else self.ratios[metric].mean()
+
+    def intervals(self, seed: int = 0) -> dict[str, dict[str, float]]:
+        """Means with the ends of their 95% intervals over users, resampled under ``seed``."""
+        counts_RU = resampling_counts(len(self.user_idx_U), seed)
+        return {name: interval(ratio, counts_RU) for name, ratio in self.ratios.items()}
+
+    def summary(self, seed: int = 0) -> dict[str, Any]:
+        """Everything but the lists, for a JSON file."""
+        return {
+            "protocol": self.protocol,
+            "ranked_by": self.ranked_by,
+            "metrics": self.intervals(seed),
+            "totals": self.totals,
+        }
+
+
+def evaluate_ranking(
+    agent: Scorer | Recommender,
+    log: EventLog,
+    catalog: Catalog,
+    split: ItemSplit,
+    config: RankingConfig | None = None,
+    *,
+    targets: NextItems | None = None,
+    step: Step | None = None,
+) -> Ranking:
+    """Rank the next items of a split.
+
+    Args:
+        agent: gives scores (``scores``), or lists: a generative agent by beam search, another by the session it would
+            serve. Lists have as many items as the largest cut-off; what a user has seen is taken out of them.
+        log: the whole log, for the histories.
+        catalog: its items.
+        split: the targets, and the training log that says what is popular and what is cold.
+        config: cut-offs, lengths, seen items.
+        targets: other targets than ``split.test``, e.g. ``split.validation``.
+        step: progress callback: targets done, targets in all.
+
+    Returns:
+        The metrics.
+
+    Raises:
+        ValueError: scores are NaN or of another shape, a list names an item twice or one that does not exist.
+    """
+    config, targets = config or RankingConfig(), split.test if targets is None else targets
+    seen_rows = np.flatnonzero((log.event == Event.IMPRESSION) & log.examined)
+    popularity_I = _popularity(split.train, catalog.num_items)
+    values, lists, before = [], [], []
+    by_scores = callable(getattr(agent, "scores", None))
+    for low in range(0, len(targets), config.chunk):
+        part = targets.rows(np.arange(low, min(low + config.chunk, len(targets))))
+        known = histories(log, catalog, part.user_idx_N, part.row_N, part.time_s_N, config.history_length)
+        seen = _seen_pairs(log, seen_rows, part)
+        rank = _rank_by_scores if by_scores else _rank_in_lists
+        found, list_NK = rank(agent, known, torch.from_numpy(part.item_id_N), seen, catalog.num_items, config)
+        values.append(found)
+        lists.append(list_NK[:, : config.list_at])
+        before.append(_before(seen, part.item_id_N, popularity_I))
+        if step is not None:
+            step(low + len(part), len(targets))
+    values_N = {name: np.concatenate([part[name] for part in values]) for name in values[0]}
+    seen_too = "seen items left out" if config.leave_out_seen else "seen items ranked too"
+    protocol = f"{split.name}; {catalog.num_items:,} items, {seen_too}; {len(targets):,} targets"
+    return Ranking(
+        protocol=protocol,
+        ranked_by="scores" if by_scores else "lists",
+        **_gathered(
+            values_N,
+            np.concatenate(lists),
+            targets,
+            popularity_I,
+            {name: np.concatenate([part[name] for part in before]) for name in before[0]},
+        ),
+    )
+
+
+Ranked = tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]
+"""Metrics of a chunk's targets, and its lists."""
+
+
+def _rank_by_scores(
+    agent: Any, known: EventBatch, target_N: Tensor, seen: Pairs, num_items: int, config: RankingConfig
+) -> Ranked:
+    with torch.inference_mode():
+        score_NI = agent.scores(known).detach().cpu()
+    _check_scores(agent, score_NI, (len(target_N), num_items))
+    if config.leave_out_seen:
+        score_NI = score_NI.clone()
+        score_NI[torch.from_numpy(seen[0]), torch.from_numpy(seen[1])] = -torch.inf
+    better_N, tied_N = rank_of(score_NI, target_N)
+    list_NK = top_of(score_NI, min(config.list_at, num_items))
+    return rank_metrics(better_N.numpy(), tied_N.numpy(), config.at), list_NK.numpy()
+
+
+def _rank_in_lists(
+    agent: Any, known: EventBatch, target_N: Tensor, seen: Pairs, num_items: int, config: RankingConfig
+) -> Ranked:
+    with torch.inference_mode():
+        list_NL = top_items(agent, known, min(max(*config.at, config.list_at), num_items)).cpu()
+    _check_lists(agent, list_NL, num_items)
+    if config.leave_out_seen:
+        list_NL = _taken_out(list_NL, seen, num_items)
+    hit_NL = list_NL == target_N[:, None]
+    better_N = torch.where(hit_NL.any(1), hit_NL.int().argmax(1), MISSED)
+    return rank_metrics(better_N.numpy(), np.ones(len(target_N), np.int64), config.at), list_NL.numpy()
+
+
+MISSED = 2**40
+"""So many items are better than a target that is not ranked at all."""
+
+
+def rank_of(score_NI: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+    """How many items have a higher score than the target, and how many have its score, itself included.
+
+    Args:
+        score_NI: -inf for items that are not ranked; such a target is missed.
+        target_N: int64.
+    """
+    own_N1 = score_NI.gather(1, target_N[:, None])
+    better_N, tied_N = (score_NI > own_N1).sum(1), (score_NI == own_N1).sum(1)
+    missed_N = own_N1[:, 0] == -torch.inf
+    return better_N.masked_fill(missed_N, MISSED), tied_N.masked_fill(missed_N, 1)
+
+
+def top_of(score_NI: Tensor, k: int) -> Tensor:
+    """The k best items [N, k], best first; ties go to the lower id, and -1 stands where fewer are ranked."""
+    last_N1 = score_NI.topk(k, dim=1).values[:, -1:]
+    above_NI, equal_NI = score_NI > last_N1, score_NI == last_N1
+    room_N1 = k - above_NI.sum(1, keepdim=True)
+    item_NK = (above_NI | (equal_NI & (equal_NI.cumsum(1) <= room_N1))).nonzero()[:, 1].view(-1, k)  # by id
+    chosen_NK = score_NI.gather(1, item_NK)
+    order_NK = chosen_NK.argsort(dim=1, descending=True, stable=True)
+    return item_NK.masked_fill(chosen_NK == -torch.inf, -1).gather(1, order_NK)
+
+
+def rank_metrics(better_N: NDArray, tied_N: NDArray, at: Sequence[int]) -> dict[str, NDArray[np.float64]]:
+    """HR@k, NDCG@k and MRR, expected over the order of ties.
+
+    With one target the ideal DCG is 1, so NDCG@k is 1 / log2(1 + rank) within the first k, and HR@k equals recall@k.
+
+    Args:
+        better_N: items with a higher score than the target.
+        tied_N: items with its score, itself included, >= 1.
+        at: cut-offs.
+
+    Returns:
+        float64 [N] each; MRR is cut at the largest k.
+    """
+    rank = np.arange(1, max(at) + 1)
+
+    def expected(gain: NDArray, k: int) -> NDArray[np.float64]:
+        total = np.concatenate([[0.0], np.cumsum(gain[:k])])
+        return (total[np.minimum(better_N + tied_N, k)] - total[np.minimum(better_N, k)]) / tied_N
+
+    metrics = {f"HR@{k}": expected(np.ones(len(rank)), k) for k in at}
+    metrics |= {f"NDCG@{k}": expected(1 / np.log2(rank + 1), k) for k in at}
+    return metrics | {f"MRR@{max(at)}": expected(1 / rank, max(at))}
+
+
+def gini(count_I: NDArray) -> float:
+    """Gini coefficient of counts: 0 where all are equal, near 1 where one item has everything; NaN if all are 0."""
+    ordered = np.sort(np.asarray(count_I, dtype=np.float64))
+    if not ordered.sum():
+        return float("nan")
+    rank = np.arange(1, len(ordered) + 1)
+    return float(((2 * rank - len(ordered) - 1) * ordered).sum() / (len(ordered) * ordered.sum()))
+
+
+def over_seeds(rankings: Sequence[Ranking], metric: str) -> dict[str, float]:
+    """Mean of a metric over runs with different seeds, with its 95% interval by Student's t; NaN ends for one run."""
+    values = np.array([ranking.mean(metric) for ranking in rankings])
+    if len(values) < 2:
+        return {"mean": float(values.mean()), "low": float("nan"), "high": float("nan")}
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return {"mean": float(values.mean()), "low": float(values.mean() - half), "high": float(values.mean() + half)}
+
+
+def ranking_table(rankings: Mapping[str, Sequence[Ranking]], metrics: Sequence[str] | None = None) -> Table:
+    """A table to read, with a row an agent and the protocol above it.
+
+    Args:
+        rankings: an agent's name to its runs; intervals are over users for one run, over seeds for several.
+        metrics: columns; all but the shares of targets if None.
+
+    Raises:
+        ValueError: the agents were not judged in the same way.
+    """
+    from rich.table import Table
+
+    runs = [ranking for several in rankings.values() for ranking in several]
+    if len(protocols := sorted({ranking.protocol for ranking in runs})) > 1:
+        raise ValueError(f"The agents were judged differently ({' / '.join(protocols)}); judge them alike.")
+    names = metrics or [n for n in (*runs[0].ratios, *runs[0].totals) if not n.startswith(("cold", "targets"))]
+    table = Table(title=protocols[0])
+    table.add_column("agent")
+    table.add_column("ranked by")
+    for name in names:
+        table.add_column(name, justify="right")
+    for agent, several in rankings.items():
+        users = several[0].intervals() if len(several) == 1 else {}
+        cells = [users.get(name) or over_seeds(several, name) for name in names]
+        table.add_row(agent, several[0].ranked_by, *(_cell(cell) for cell in cells))
+    over = "users" if all(len(several) == 1 for several in rankings.values()) else "seeds (users for one run)"
+    shares = runs[0].totals
+    table.caption = (
+        f"mean [95% interval over {over}]; ties in scores averaged; {shares['cold targets']:.1%} of the targets unseen "
+        f"in training, {shares['targets seen before']:.1%} seen by their user before"
+    )
+    return table
+
+
+def _cell(cell: Mapping[str, float]) -> str:
+    mean = f"{cell['mean']:.4f}"
+    return mean if np.isnan(cell["low"]) else f"{mean}\n[{cell['low']:.4f}, {cell['high']:.4f}]"
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _popularity(train: EventLog, num_items: int) -> NDArray[np.float64]:
+    """Examined exposures an item in the training log."""
+    shown = (train.event == Event.IMPRESSION) & train.examined
+    return np.bincount(train.item_id[shown], minlength=num_items).astype(np.float64)
+
+
+Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""A target's place in its chunk, and an item that its user had seen."""
+
+
+def _seen_pairs(log: EventLog, seen_rows: NDArray, targets: NextItems) -> Pairs:
+    """Target's place in the chunk and item of all that the targets' users examined before, an event a pair."""
+    begin = np.searchsorted(seen_rows, log.offsets_U1[targets.user_idx_N])
+    size = np.searchsorted(seen_rows, targets.row_N) - begin
+    place = np.repeat(np.arange(len(targets)), size)
+    within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
+    return place, log.item_id[seen_rows[np.repeat(begin, size) + within]].astype(np.int64)
+
+
+def _before(seen: Pairs, target_N: NDArray, popularity_I: NDArray) -> dict[str, NDArray]:
+    """Mean training popularity of what each target's user examined before, how much that was, and if the target was."""
+    place, item = seen
+    size = np.bincount(place, minlength=len(target_N))
+    total = np.bincount(place, weights=popularity_I[item], minlength=len(target_N))
+    repeats = np.bincount(place, weights=item == target_N[place], minlength=len(target_N)) > 0
+    return {"mean": total / np.maximum(size, 1), "size": size, "target": repeats}
+
+
+def _taken_out(list_NL: Tensor, seen: Pairs, num_items: int) -> Tensor:
+    """Lists without the seen items, moved up; -1 fills the end."""
+    seen_NI = torch.zeros(len(list_NL), num_items + 1, dtype=torch.bool)
+    seen_NI[torch.from_numpy(seen[0]), torch.from_numpy(seen[1])] = True
+    seen_NI[:, num_items] = True  # where a list has no more
+    dropped_NL = seen_NI.gather(1, torch.where(list_NL < 0, num_items, list_NL))
+    order_NL = dropped_NL.int().argsort(dim=1, stable=True)
+    return list_NL.masked_fill(dropped_NL, -1).gather(1, order_NL)
+
+
+def _check_scores(agent: Any, score_NI: Tensor, shape: tuple[int, int]) -> None:
+    name = type(agent).__name__
+    if tuple(score_NI.shape) != shape:
+        raise ValueError(
+            f"{name}.scores() gave shape {tuple(score_NI.shape)}; give one score an item, [U, I] = {shape}."
+        )
+    if score_NI.isnan().any():
+        raise ValueError(f"{name}.scores() gave NaN for {int(score_NI.isnan().any(1).sum())} users; mask or mend them.")
+
+
+def _check_lists(agent: Any, list_NL: Tensor, num_items: int) -> None:
+    name = type(agent).__name__
+    if bool(((list_NL < -1) | (list_NL >= num_items)).any()):
+        raise ValueError(f"{name} listed an item outside 0..{num_items - 1}; list items of the catalogue, or -1.")
+    ordered = list_NL.sort(dim=1).values
+    if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
+        raise ValueError(f"{name} listed an item twice; hits would count double, so list every item once.")
+
+
+def _gathered(
+    values_N: dict[str, NDArray[np.float64]],
+    list_NK: NDArray[np.int64],
+    targets: NextItems,
+    popularity_I: NDArray[np.float64],
+    before: dict[str, NDArray],
+) -> dict[str, Any]:
+    """Metrics a user, and figures of all lists: the fields of :class:`Ranking`."""
+    users, user_N = np.unique(targets.user_idx_N, return_inverse=True)
+
+    def ratio(numerator_N: NDArray, denominator_N: NDArray) -> Ratio:
+        return Ratio(
+            *(np.bincount(user_N, weights=part, minlength=len(users)) for part in (numerator_N, denominator_N))
+        )
+
+    ones_N = np.ones(len(targets))
+    cold_N = popularity_I[targets.item_id_N] == 0
+    ratios = {name: ratio(value_N, ones_N) for name, value_N in values_N.items()}
+    if cold_N.any():
+        ratios |= {f"cold {name}": ratio(v * cold_N, cold_N.astype(float)) for name, v in values_N.items()}
+    listed_NK, k = list_NK >= 0, list_NK.shape[1]
+    size_N = listed_NK.sum(axis=1)
+    mean_N = (popularity_I[list_NK] * listed_NK).sum(axis=1) / np.maximum(size_N, 1)
+    known_N = (before["size"] > 0) & (size_N > 0)
+    ratios[f"popularity lift@{k}"] = ratio((mean_N - before["mean"]) * known_N, before["mean"] * known_N)
+    count_I = np.bincount(list_NK[listed_NK], minlength=len(popularity_I))
+    totals = {
+        f"coverage@{k}": float((count_I > 0).mean()),
+        f"Gini@{k}": gini(count_I),
+        "cold targets": float(cold_N.mean()),
+        "targets seen before": float(before["target"].mean()),
+    }
+    return {"values_N": values_N, "ratios": ratios, "totals": totals, "user_idx_U": users, "lists_NK": list_NK}
