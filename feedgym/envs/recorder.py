@@ -8,7 +8,6 @@ from it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from feedgym.data.sessions import histories, logged_sessions
 from feedgym.envs.feed import MAX_GAP_S, FeedEnv, FeedVectorEnv, Observation
 from feedgym.envs.logging import Visits, event_log, replayed, served_visits
 from feedgym.envs.truth import RewardWeights, session_reward
+from feedgym.envs.wrappers import of_feeds
 from feedgym.protocols import Response, UserSimulator
 
 CHURNED, RETURN_GAP_S = "churned", "return_gap_s"
@@ -57,8 +57,8 @@ class _Recording:
                 f"The actions {space} are no sessions of item ids; put RecordLog around the feed itself, below the "
                 "wrappers that change its actions."
             )
-        self.base, self.folder = base, Path(folder)
-        self.simulator: UserSimulator = _of_feeds(base, "simulator")[0]
+        self.env, self.folder = env, Path(folder)
+        self.simulator: UserSimulator = of_feeds(env, "simulator")[0]
         self._user_U = np.full(num_slots, -1)
         self._seeds: list[NDArray[np.uint64]] = []
         self._profiles: list[NDArray[np.int64]] = []
@@ -66,7 +66,7 @@ class _Recording:
 
     def login(self) -> dict[str, NDArray]:
         """Who is about to be served in the slots, and when."""
-        states = _of_feeds(self.base, "state")
+        states = of_feeds(self.env, "state")
         names = ("seed_U", "visit_U", "time_s_U", "profile_UF")
         return {name: np.concatenate([getattr(state, name) for state in states]) for name in names}
 
@@ -234,7 +234,7 @@ def replay(env: Any, log: EventLog, seeds_U: NDArray[np.uint64]) -> Response:
     """
     if len(seeds_U) != log.num_users:
         raise ValueError(f"{len(seeds_U)} seeds do not fit the log's {log.num_users} users; give one a user.")
-    simulator = _of_feeds(env.unwrapped, "simulator")[0] if hasattr(env, "unwrapped") else env
+    simulator = of_feeds(env, "simulator")[0] if hasattr(env, "unwrapped") else env
     served, first_U1 = served_visits(log)
     visits = replayed(simulator, served, first_U1, seeds_U, np.arange(len(served)))
     rows, responses = zip(*((row_V, response) for row_V, _, response in visits), strict=True)
@@ -351,11 +351,6 @@ def _observation(batch: EventBatch) -> Observation:
         "history_mask": batch.mask_UT.numpy().astype(np.int8),
         "time_of_day": batch.time_of_day_U.numpy(),
     }
-
-
-def _of_feeds(base: Any, name: str) -> Sequence[Any]:
-    """An attribute of a feed, or of every feed that one of Gymnasium's own vector environments holds."""
-    return base.get_attr(name) if isinstance(base, (SyncVectorEnv, AsyncVectorEnv)) else [getattr(base, name)]
 
 
 def _checked(propensity: Any, shape: tuple[int, ...]) -> FloatArray:

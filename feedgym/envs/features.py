@@ -1,0 +1,164 @@
+"""What the wrappers compute, as functions of batches: a feed's observations as vectors, points as the items near them.
+
+They read observations and the catalogue, which recommenders may know, and nothing of the users' state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from feedgym.data.events import BEHAVIOUR_IDX, Catalog, FloatArray, IntArray
+from feedgym.data.sessions import POSITIVE
+from feedgym.envs.feed import Observation
+
+BLOCK_CELLS = 2**22
+"""Distances between points and items held at a time; keeps memory low. Answers do not depend on it."""
+
+DAY_HOURS = 24.0
+
+
+def compact_state(
+    observation: Observation,
+    points_IE: FloatArray,
+    topic_I: IntArray,
+    profile_sizes: Sequence[int],
+    *,
+    half_life: float,
+    satiation_hours: float,
+) -> FloatArray:
+    """What is known of users as one vector each.
+
+    In this order: the profile, one-hot · content of what was watched, and of what was liked, followed, commented,
+    forwarded or viewed long, each a mean weighted by recency (and by the share watched) · rates of the B behaviours and
+    the share watched, weighted by recency · how often each topic came up lately, x / (1 + x) of a count that decays
+    with time · sine and cosine of the time of day, how recent the last item is, how full the history window is. Of a
+    session under construction also: its mean content, the shares of its topics, and how much of it there is.
+
+    Args:
+        observation: of U users, with :class:`ItemByItem`'s keys or without.
+        points_IE: contents of the items within [-1, 1]; see :func:`item_points`.
+        topic_I: topics of the items, -1 where unknown.
+        profile_sizes: cardinalities of the profile fields.
+        half_life: number of events after which one counts half.
+        satiation_hours: hours after which the count of a topic decays to 1/e.
+
+    Returns:
+        float32 [U, D] within [-1, 1].
+    """
+    items_UT, mask_UT = observation["history_items"], observation["history_mask"].astype(np.float32)
+    behaviours_UTB = observation["history_behaviours"].astype(np.float32)
+    length_U = mask_UT.sum(axis=1)
+    newer_UT = length_U[:, None] - 1 - np.arange(items_UT.shape[1])
+    recent_UT = mask_UT * np.exp2(-newer_UT.clip(0) / np.float32(half_life)).astype(np.float32)
+    watched_UT = recent_UT * observation["history_watch_fraction"].clip(0, 1)
+    pleased_UT = recent_UT * behaviours_UTB[:, :, [BEHAVIOUR_IDX[name] for name in POSITIVE]].max(axis=2)
+    age_hours_UT = np.cumsum(observation["history_gap_s"][:, ::-1], axis=1, dtype=np.float64)[:, ::-1] / 3600
+    lately_UT = mask_UT * np.exp(-age_hours_UT / satiation_hours)
+    count_UM = _topic_counts(topic_I, items_UT, lately_UT)
+    last_hours_U = age_hours_UT[np.arange(len(items_UT)), np.maximum(length_U.astype(int) - 1, 0)]
+    angle_U = observation["time_of_day"] * (2 * np.pi / DAY_HOURS)
+    columns: list[NDArray] = [
+        *(np.eye(size)[observation["profile"][:, f]] for f, size in enumerate(profile_sizes)),
+        _mean_point(points_IE, items_UT, watched_UT),
+        _mean_point(points_IE, items_UT, pleased_UT),
+        (recent_UT[:, :, None] * behaviours_UTB).sum(axis=1) / _positive(recent_UT.sum(axis=1))[:, None],
+        watched_UT.sum(axis=1) / _positive(recent_UT.sum(axis=1)),
+        count_UM / (1 + count_UM),
+        np.sin(angle_U),
+        np.cos(angle_U),
+        np.exp(-last_hours_U / DAY_HOURS) * (length_U > 0),
+        length_U / items_UT.shape[1],
+    ]
+    if "slate" in observation:
+        columns += _slate_columns(observation["slate"], points_IE, topic_I)
+    state_UD = np.concatenate([column.reshape(len(items_UT), -1) for column in columns], axis=1)
+    return state_UD.astype(np.float32).clip(-1, 1)  # means may leave the bounds by a rounding error
+
+
+def _slate_columns(slate_UK: IntArray, points_IE: FloatArray, topic_I: IntArray) -> list[NDArray]:
+    placed_UK = (slate_UK >= 0).astype(np.float32)
+    items_UK, length = slate_UK.clip(0), slate_UK.shape[1]
+    count_UM = _topic_counts(topic_I, items_UK, placed_UK)
+    return [_mean_point(points_IE, items_UK, placed_UK), count_UM / length, placed_UK.sum(axis=1) / length]
+
+
+def _mean_point(points_IE: FloatArray, items_UT: IntArray, weight_UT: FloatArray) -> FloatArray:
+    """Weighted means of the points of items, 0 without weight; a sparse product needs no [U, T, E] array."""
+    num_users, length = items_UT.shape
+    rows_U1 = np.arange(num_users + 1) * length
+    weights = sparse.csr_array((weight_UT.ravel(), items_UT.ravel(), rows_U1), shape=(num_users, len(points_IE)))
+    return (weights @ points_IE) / _positive(weight_UT.sum(axis=1))[:, None]
+
+
+def _topic_counts(topic_I: IntArray, items_UT: IntArray, weight_UT: NDArray) -> NDArray[np.float64]:
+    """Sums of weights by topic [U, M]; unknown topics count nowhere."""
+    num_users, num_topics = len(items_UT), int(topic_I.max(initial=-1)) + 1
+    cell_UT = (topic_I[items_UT] + 1) + (num_topics + 1) * np.arange(num_users)[:, None]
+    count = np.bincount(cell_UT.ravel(), weight_UT.ravel().astype(np.float64), num_users * (num_topics + 1))
+    return count.astype(np.float64).reshape(num_users, num_topics + 1)[:, 1:]
+
+
+def _positive(total_U: FloatArray) -> FloatArray:
+    """Divisors: sums of no weight at all become 1."""
+    return np.where(total_U > 0, total_U, 1).astype(total_U.dtype)
+
+
+def item_points(catalog: Catalog, width: int | None = None) -> NDArray[np.float64]:
+    """Where the items lie in the box [-1, 1]: their contents, centred and scaled by the largest entry of each axis.
+
+    Args:
+        catalog: the items.
+        width: principal components of the content to keep, whose axes are then rotated; all axes as they are if None.
+
+    Returns:
+        float64 [I, width or E].
+
+    Raises:
+        ValueError: ``width`` is not in 1..E.
+    """
+    points_IE = catalog.content_IE - catalog.content_IE.mean(axis=0, dtype=np.float64)
+    if width is not None:
+        if not 1 <= width <= points_IE.shape[1]:
+            raise ValueError(f"width={width} is outside 1..{points_IE.shape[1]}, the width of the items' content.")
+        _, axes_EE = np.linalg.eigh(points_IE.T @ points_IE)
+        axes_EE = axes_EE[:, ::-1][:, :width]
+        points_IE = points_IE @ (axes_EE * np.sign(axes_EE[np.abs(axes_EE).argmax(axis=0), np.arange(width)]))
+    largest_E = np.abs(points_IE).max(axis=0)
+    return points_IE / np.where(largest_E > 0, largest_E, 1)
+
+
+def nearest_items(
+    points_IE: NDArray[np.floating], proto_UKE: NDArray[np.floating], taken_UX: IntArray | None = None
+) -> NDArray[np.int64]:
+    """For each place of a session the item nearest to a point, of those that neither stand before it nor are taken.
+
+    Wolpertinger's step from a continuous proto-action to a discrete one (Dulac-Arnold et al., arXiv:1512.07679, eq. 4,
+    k = 1), place by place. Choosing by a critic among k > 1 candidates is a matter of the agent.
+
+    Args:
+        points_IE: where the items lie.
+        proto_UKE: U sessions of K points.
+        taken_UX: items that must not be chosen.
+
+    Returns:
+        int64 item ids [U, K].
+    """
+    # -|a - z|^2 without |a|^2, which all items share, as one product.
+    target_FI = np.vstack([2 * points_IE.T, -(points_IE**2).sum(axis=1)])
+    num_users, length, _ = proto_UKE.shape
+    proto_UKF = np.concatenate([proto_UKE, np.ones((num_users, length, 1))], axis=2)
+    slates_UK = np.empty((num_users, length), np.int64)
+    block = max(1, BLOCK_CELLS // len(points_IE))
+    for start in range(0, num_users, block):
+        users = slice(start, start + block)
+        for k in range(length):
+            score_UI = proto_UKF[users, k] @ target_FI
+            np.put_along_axis(score_UI, slates_UK[users, :k], -np.inf, axis=1)
+            if taken_UX is not None:
+                np.put_along_axis(score_UI, taken_UX[users], -np.inf, axis=1)
+            slates_UK[users, k] = score_UI.argmax(axis=1)
+    return slates_UK
