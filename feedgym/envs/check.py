@@ -7,7 +7,9 @@ import warnings
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
@@ -59,6 +61,8 @@ def check_simulator(simulator: UserSimulator, *, session_length: int = 5, seed: 
         _check_alone(simulator, name, state, slates_UK, response, next_state)
         state = next_state
     _check_slates(simulator, name, state)
+    if hasattr(simulator, "interests"):
+        _check_interests(simulator, name, state)
     _check_environment(simulator, name, session_length, seed)
 
 
@@ -279,16 +283,34 @@ def _outcome(simulator: UserSimulator, state: Any, slates_UK: NDArray) -> Any:
         return error
 
 
+def _check_interests(simulator: Any, name: str, state: Any) -> None:
+    """The truth that renderings show, which a simulator may tell."""
+    kept = copy.deepcopy(state)
+    told = simulator.interests(state)
+    _require(not _different(kept, state), f"{name}.interests() changed the state it was given; copy before writing.")
+    shapes = [np.shape(part) for part in told] if isinstance(told, tuple) else []
+    fits = len(shapes) == 2 and shapes[0] == shapes[1] and len(shapes[0]) == 2 and shapes[0][0] == NUM_USERS
+    _require(
+        fits and shapes[0][1] >= simulator.catalog.num_topics,
+        f"{name}.interests() gives shapes {shapes}; give affinities and satiation, two arrays [{NUM_USERS}, M] with "
+        f"one column for each of the catalogue's {simulator.catalog.num_topics} topics.",
+    )
+    _require(
+        all(bool(np.isfinite(part).all()) for part in told),
+        f"{name}.interests() gives values that are not finite; give 0 where there is no interest or no satiation.",
+    )
+
+
 def _check_environment(simulator: UserSimulator, name: str, session_length: int, seed: int) -> None:
     """Gymnasium's own checks, and many environments at once against one by one."""
 
-    def single() -> FeedEnv:
-        return FeedEnv(simulator, session_length=session_length, history_length=7, horizon=3)
+    def single(**rendering: Any) -> FeedEnv:
+        return FeedEnv(simulator, session_length=session_length, history_length=7, horizon=3, **rendering)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         try:
-            check_env(single(), skip_render_check=True)
+            check_env(gym.make(EnvSpec("feedgym/Checked-v0", entry_point=single)).unwrapped)
         except Exception as error:
             raise ValueError(f"gymnasium's check_env fails on FeedEnv({name}): {error}") from error
     many = FeedVectorEnv(

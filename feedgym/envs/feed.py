@@ -20,7 +20,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
+from gymnasium import logger, spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -30,6 +30,7 @@ from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, BoolArray, FloatArray, IntArray
 from feedgym.data.sessions import MAX_WATCH_FRACTION, time_of_day
 from feedgym.envs import luck
+from feedgym.envs.render import RENDER_FPS, RENDER_MODES, Screen
 from feedgym.envs.truth import RewardWeights, reward_components, session_reward
 from feedgym.protocols import Response, UserSimulator, load, put_users, take_users
 
@@ -203,6 +204,10 @@ def observation_space(simulator: UserSimulator, history_length: int) -> spaces.D
     )
 
 
+def _rendering() -> dict[str, Any]:
+    return {"render_modes": list(RENDER_MODES), "render_fps": RENDER_FPS}
+
+
 class FeedVectorEnv(VectorEnv):
     """Many users at once, natively vectorised.
 
@@ -222,10 +227,11 @@ class FeedVectorEnv(VectorEnv):
         reward: weights of the reward's components; the default weights if None.
         autoreset_mode: Gymnasium's; how slots whose episode is over get their next user.
         max_episode_steps: what ``gymnasium.make_vec`` passes on; the smaller of it and the horizon counts.
+        render_mode: "ansi" for text, "rgb_array" for pictures; see :mod:`feedgym.envs.render`.
         **simulator_kwargs: given to the simulator, e.g. ``num_items=500``.
 
     Raises:
-        ValueError: a length is below 1, or the simulator cannot be made.
+        ValueError: a length is below 1, the simulator cannot be made, or the render mode is unknown.
     """
 
     def __init__(
@@ -239,6 +245,7 @@ class FeedVectorEnv(VectorEnv):
         reward: RewardWeights | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
+        render_mode: str | None = None,
         **simulator_kwargs: Any,
     ) -> None:
         self.horizon = horizon if max_episode_steps is None else min(horizon, max_episode_steps)
@@ -251,7 +258,9 @@ class FeedVectorEnv(VectorEnv):
         self.history_length = history_length
         self.reward = reward or RewardWeights()
         self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self.metadata = {"render_modes": [], "autoreset_mode": self.autoreset_mode}
+        self.metadata = _rendering() | {"autoreset_mode": self.autoreset_mode}
+        self.render_mode = render_mode
+        self._screen = None if render_mode is None else Screen(render_mode, self.simulator, session_length, self.reward)
 
         num_items = self.simulator.catalog.num_items
         self.single_action_space = spaces.MultiDiscrete(np.full(session_length, num_items))
@@ -310,8 +319,11 @@ class FeedVectorEnv(VectorEnv):
         measured: dict[str, Any] = {}
         acting_U = ~over_U
         if acting_U.any():
+            before = self._state
             response = self._answer(slates_UK, acting_U)
             reward_U[acting_U] = session_reward(response, self.reward)
+            if self._screen is not None:
+                self._screen.record(acting_U, before, slates_UK, response, reward_U)
             churned_U[acting_U] = response.churned_U
             late_U = acting_U & (self._state.visit_U >= self.horizon)
             measured = _measured(response)
@@ -323,6 +335,17 @@ class FeedVectorEnv(VectorEnv):
         else:
             info = _masked(measured, acting_U)
         return self._observation(), reward_U, churned_U, late_U, info
+
+    def render(self) -> tuple[Any, ...] | None:
+        """The visits just paid, one a slot: strings, or pictures uint8 [H, W, 3] of one size; None without a mode.
+
+        Raises:
+            ResetNeeded: before the first reset.
+        """
+        if self._screen is None:
+            logger.warn("render() was called without a render mode; give render_mode= to gymnasium.make_vec.")
+            return None
+        return self._screen.frames(self._state)
 
     def _check_ready(self) -> None:
         if self._state is None:
@@ -402,6 +425,8 @@ class FeedVectorEnv(VectorEnv):
         self._history = empty if mask_U.all() else put_users(self._history, mask_U, empty)
         self._num_users_U = self._num_users_U + mask_U
         self._over_U = self._over_U & ~mask_U
+        if self._screen is not None:
+            self._screen.greet(mask_U)
 
     def _reset_mask(self, options: dict[str, Any] | None) -> BoolArray:
         mask = (options or {}).get("reset_mask")
@@ -424,11 +449,14 @@ class FeedVectorEnv(VectorEnv):
 class FeedEnv(gym.Env):
     """One user at a time: a :class:`FeedVectorEnv` of one slot without its leading axis; the same keywords."""
 
+    metadata = _rendering()
+
     def __init__(self, simulator: UserSimulator | str = SHORT_VIDEO, **kwargs: Any) -> None:
-        self.metadata = {"render_modes": []}
+        self.metadata = _rendering()  # wrappers add modes of their own to it
         self._feed = FeedVectorEnv(1, simulator, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
         self.observation_space = self._feed.single_observation_space
         self.action_space = self._feed.single_action_space
+        self.render_mode = self._feed.render_mode
 
     @property
     def simulator(self) -> UserSimulator:
@@ -454,6 +482,11 @@ class FeedEnv(gym.Env):
         observation, reward_U, terminated_U, truncated_U, info = self._feed.step(np.asarray(action)[None])
         observed = _first(observation)
         return observed, float(reward_U[0]), bool(terminated_U[0]), bool(truncated_U[0]), _first_info(info)
+
+    def render(self) -> Any:
+        """The visit just paid; see :meth:`FeedVectorEnv.render`."""
+        frames = self._feed.render()
+        return None if frames is None else frames[0]
 
 
 def _measured(response: Response) -> dict[str, Any]:

@@ -121,6 +121,14 @@ class ShortVideo:
         """Sessions [U, K] chosen with the truth in hand; see :func:`feedgym.envs.oracle.greedy_sessions`."""
         return greedy_sessions(self, state, session_length)
 
+    def interests(self, state: ShortVideoState) -> tuple[FloatArray, FloatArray]:
+        """What renderings show of the truth: affinity to the topics and satiation with them, [U, M] each.
+
+        The affinity is that of long-term interests and mood together, weighed as in a choice.
+        """
+        felt_UD = state.interest_UD + self.config.mood_weight / self.config.interest_weight * state.mood_UD
+        return np.einsum("ud,md->um", felt_UD, self.latents.topic_MD), state.satiation_UM
+
     def _checked(self, slates_UK: IntArray, num_users: int) -> IntArray:
         slates_UK = np.asarray(slates_UK)
         if slates_UK.ndim != 2 or len(slates_UK) != num_users or slates_UK.shape[1] == 0:
