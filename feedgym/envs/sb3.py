@@ -1,0 +1,104 @@
+"""A natively vectorised feed for Stable-Baselines3, which is installed apart: ``pip install stable-baselines3``.
+
+Single environments need nothing of this. Thousands of users in one process do: Stable-Baselines3's own DummyVecEnv
+steps its environments one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from stable_baselines3.common.vec_env import VecEnv
+
+Indices = None | int | Iterable[int]
+
+
+class SB3VecEnv(VecEnv):
+    """A vector environment as Stable-Baselines3 wants it.
+
+    Infos hold what its learners ask for, ``terminal_observation`` and ``TimeLimit.truncated`` at an episode's end; what
+    a platform would measure, batched as Gymnasium has it, is in ``last_info``.
+
+    Args:
+        env: a feed, in this package's vector wrappers or not, whose autoreset mode is ``SAME_STEP``.
+
+    Raises:
+        ValueError: the autoreset mode is another one.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        if env.metadata["autoreset_mode"] is not AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"autoreset_mode {env.metadata['autoreset_mode'].value} is not Stable-Baselines3's; make the "
+                "environment with autoreset_mode='SameStep'."
+            )
+        self.env = env
+        self.last_info: dict[str, Any] = {}
+        self._actions: Any = None
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    def reset(self) -> Any:
+        """New users in all slots: those of the seeds given by ``seed()``, if any."""
+        observation, _ = self.env.reset(seed=self._seeds)  # type: ignore[arg-type]
+        self._reset_seeds()
+        self._reset_options()
+        return observation
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keeps the actions for :meth:`step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """One step of all slots."""
+        observation, reward_U, terminated_U, truncated_U, self.last_info = self.env.step(self._actions)
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        over_U = terminated_U | truncated_U
+        for slot in np.flatnonzero(over_U):
+            infos[slot]["terminal_observation"] = self.last_info["final_obs"][slot]
+            infos[slot]["TimeLimit.truncated"] = bool(truncated_U[slot] and not terminated_U[slot])
+        return observation, reward_U.astype(np.float32), over_U, infos
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self.env.close()
+
+    def get_images(self) -> list[Any]:
+        """The slots' pictures, where the environment was made with ``render_mode="rgb_array"``."""
+        return list(self.env.render() or ())
+
+    def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
+        """An attribute of the environment or of the next one below that has it, the same for all slots."""
+        return [getattr(self._owner(attr_name), attr_name)] * len(list(self._get_indices(indices)))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
+        """Sets an attribute where it is found; it counts for all slots, whatever the indices."""
+        setattr(self._owner(attr_name), attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """A method that answers for all slots at once, such as ``action_masks``; its answer slot by slot."""
+        answer = getattr(self._owner(method_name), method_name)(*method_args, **method_kwargs)
+        return [answer[slot] for slot in self._get_indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Indices = None) -> list[bool]:
+        """Whether a wrapper of the class is there."""
+        found = any(isinstance(env, wrapper_class) for env in self._chain())
+        return [found] * len(list(self._get_indices(indices)))
+
+    def _chain(self) -> Iterable[Any]:
+        """The environment and those it wraps, outermost first."""
+        env: Any = self.env
+        while env is not None:
+            yield env
+            env = getattr(env, "env", None)
+
+    def _owner(self, name: str) -> Any:
+        for env in self._chain():
+            if hasattr(env, name):
+                return env
+        raise AttributeError(f"{self.env} has no attribute {name!r}.")
