@@ -249,6 +249,79 @@ def _experiment(title: str, config: Any, folder: Path | None, resume: Path | Non
     print(f"\nReport: {folder / 'report.html'}\nFigures: {folder / 'summary.json'}")
 
 
+# ---------------------------------------------------------------- data
+
+
+def data(arguments: Sequence[str]) -> None:
+    """Look at a data set before anything is trained on it: feedgym data inspect PATH."""
+    usage = (
+        "usage: feedgym data inspect PATH [OPTIONS]\n\n"
+        "inspect  Counts, density, lengths, behaviours, times, ties, repeats, popularity and texts of a data set;\n"
+        "         --out writes its log as events.parquet and catalog.parquet. More by `feedgym data inspect --help`."
+    )
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage)
+        return
+    if arguments[0] != "inspect":
+        raise ValueError(f"feedgym data knows no {arguments[0]!r}; write feedgym data inspect PATH.")
+    from feedgym.data.readers import ReadOptions
+
+    @dataclass(frozen=True, kw_only=True)
+    class InspectArguments(ReadOptions):
+        """Read a data set as an experiment would, say how, and tell what is in it.
+
+        PATH is a folder or a zip with the files of KuaiRand, MovieLens, Amazon's reviews, RecBole or lists of items; a
+        folder with feedgym's events.parquet and catalog.parquet; or a CSV or parquet table, one row an event.
+
+        Look for: too few events a user (targets have no history), ties at users' ends (luck decides a leave-one-out
+        target), repeats (leaving out seen items hides them), popularity (does a popular list win?), behaviours that
+        never happen, items without text.
+        """
+
+        path: Positional[Path]
+        """The data."""
+        columns: tuple[str, ...] = ()
+        """For a table: NAME=COLUMN pairs, e.g. user_id=uid item_id=vid timestamp=ts watch_s=seconds."""
+        items: Path | None = None
+        """For a table or lists of items: a parquet/CSV file of item features, keyed by the same item id."""
+        out: Path | None = None
+        """Folder to write events.parquet and catalog.parquet to, for --data."""
+        json: bool = False
+        """Print the figures as JSON instead of a table."""
+
+    options = _parse(InspectArguments, "data inspect", arguments[1:])
+    _inspect(options, ReadOptions(**{field.name: getattr(options, field.name) for field in fields(ReadOptions)}))
+
+
+def _inspect(options: Any, how: Any) -> None:
+    import json
+
+    from feedgym.data.inspect import inspect_log, inspection_table
+    from feedgym.data.parquet import write_catalog, write_log
+    from feedgym.data.readers import column_pair, find_data
+
+    source = find_data(options.path, dict(column_pair(text) for text in options.columns), options.items)
+    log, catalog = source.read(how)
+    report = inspect_log(log, catalog)
+    if options.out is not None:
+        write_catalog(catalog, options.out / "catalog.parquet")
+        write_log(log, options.out / "events.parquet")
+    if options.json:
+        found = {"source": source.name, "files": [str(file) for file in source.files], "rules": source.says}
+        print(json.dumps(found | report, indent=1))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(inspection_table(report, f"{options.path}: {source.name}"))
+    for line in (f"Read from: {', '.join(file.name for file in source.files)}", *source.says):
+        console.print(line, markup=False)
+    if options.out is not None:
+        console.print(
+            f"Written to {options.out / 'events.parquet'} and {options.out / 'catalog.parquet'}", markup=False
+        )
+
+
 # ---------------------------------------------------------------- simulate, check
 
 
@@ -326,7 +399,7 @@ def check(arguments: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (demo, run, stage, evaluate, simulate, check)
+    command.__name__: command for command in (demo, run, stage, evaluate, data, simulate, check)
 }
 
 

@@ -96,15 +96,21 @@ class ItemKNNRecommender:
         similarity_II: sparse; row i holds the neighbours of item i.
         count_I: how many users took each item.
         session_length: K, at most I.
+        recent: how many of a history's last events count; all if None. To be chosen on validation targets: where tastes
+            drift, a few are far better than all.
 
     Raises:
-        ValueError: the sessions are longer than the catalogue.
+        ValueError: the sessions are longer than the catalogue, or ``recent`` is below 1.
     """
 
-    def __init__(self, similarity_II: sparse.csr_matrix, count_I: Tensor, session_length: int) -> None:
+    def __init__(
+        self, similarity_II: sparse.csr_matrix, count_I: Tensor, session_length: int, *, recent: int | None = None
+    ) -> None:
         _check_length(session_length, len(count_I))
+        if recent is not None and recent < 1:
+            raise ValueError(f"recent={recent} must be 1 or more events of a history, or None for all; raise it.")
         self.similarity_II, self.session_length = similarity_II.tocsr().astype(np.float64), session_length
-        self.count_I = count_I.double()
+        self.count_I, self.recent = count_I.double(), recent
 
     @classmethod
     def fit(
@@ -115,6 +121,7 @@ class ItemKNNRecommender:
         *,
         neighbours: int = 100,
         shrink: float = 0.0,
+        recent: int | None = None,
         behaviours: tuple[str, ...] = BEHAVIOURS[:-1],
     ) -> Self:
         """Neighbours from a log of training events.
@@ -125,6 +132,7 @@ class ItemKNNRecommender:
             session_length: K.
             neighbours: kept of an item.
             shrink: lowers similarities that few users vouch for.
+            recent: how many of a history's last events count; all if None.
             behaviours: an examined exposure with any of these is an item taken.
 
         Raises:
@@ -141,7 +149,8 @@ class ItemKNNRecommender:
         taken_UI = sparse.csr_matrix((ones, (user, log.item_id[row])), shape=(log.num_users, num_items))
         taken_UI.data[:] = 1  # an item taken twice counts once
         count_I = np.asarray(taken_UI.sum(axis=0), dtype=np.float64).ravel()
-        return cls(_nearest(taken_UI, count_I, neighbours, shrink), torch.from_numpy(count_I), session_length)
+        similarity_II = _nearest(taken_UI, count_I, neighbours, shrink)
+        return cls(similarity_II, torch.from_numpy(count_I), session_length, recent=recent)
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
         """``n`` sessions a user, drawn by score without replacement (Plackett-Luce); items near to none are rare."""
@@ -158,7 +167,11 @@ class ItemKNNRecommender:
 
     def scores(self, histories: EventBatch) -> Tensor:
         """Sum of similarities [U, I], float64, of seen items too; from -1 to 0 for items near to none."""
-        user, place = np.nonzero(histories.mask_UT.cpu().numpy())
+        mask_UT = histories.mask_UT
+        if self.recent is not None:
+            from_end_UT = mask_UT.sum(1, keepdim=True) - mask_UT.cumsum(1)
+            mask_UT = mask_UT & (from_end_UT < self.recent)
+        user, place = np.nonzero(mask_UT.cpu().numpy())
         items = histories.item_ids_UT.cpu().numpy()[user, place]
         ones = np.ones(len(items))
         history_UI = sparse.csr_matrix((ones, (user, items)), shape=(len(histories), len(self.count_I)))

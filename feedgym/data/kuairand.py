@@ -49,6 +49,14 @@ LONG_VIEW_S = 18.0
 """A long view is a video watched to its end, or for this long (the data set's definition)."""
 
 
+EARLIER_RULE = f"{EARLIER}: earlier exposures come first, with times made up evenly and without watch times"
+
+
+def kuairand_files(folder: str | Path) -> list[Path]:
+    """The files of KuaiRand in a folder."""
+    return sorted(path for pattern in (LOG_PATTERN, VIDEOS, USERS, EARLIER) for path in Path(folder).glob(pattern))
+
+
 def is_kuairand(folder: str | Path) -> bool:
     """Whether a folder holds KuaiRand's files."""
     return Path(folder).is_dir() and any(Path(folder).glob(LOG_PATTERN)) and any(Path(folder).glob(VIDEOS))

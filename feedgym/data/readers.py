@@ -32,12 +32,12 @@ from feedgym.data.interactions import (
     texts_of,
     time_order,
 )
-from feedgym.data.kuairand import is_kuairand, read_kuairand
+from feedgym.data.kuairand import EARLIER, EARLIER_RULE, is_kuairand, kuairand_files, read_kuairand
 from feedgym.data.movielens import find_movielens
 from feedgym.data.parquet import PROFILE_PREFIX, read_catalog, read_log
 from feedgym.data.sequences import find_recbole, find_sequences
 
-__all__ = ["ReadOptions", "find_data", "load_data", "read_kuairand", "read_table"]
+__all__ = ["ReadOptions", "column_pair", "find_data", "load_data", "read_kuairand", "read_table"]
 
 REQUIRED = ("user_id", "item_id")
 EVENT_COLUMNS = (*REQUIRED, "timestamp", "session_id", "watch_s", "duration_s", "examined", "propensity", *BEHAVIOURS)
@@ -71,6 +71,18 @@ def load_data(
     said = (source.name, *source.says, f"content: {catalog.content_from or 'of unknown origin'}")
     logging.getLogger("feedgym.data").info("%s: %s", path, "; ".join(said))
     return log, catalog
+
+
+def column_pair(text: str) -> tuple[str, str]:
+    """``NAME=COLUMN``, as the command line takes a column map, as a pair.
+
+    Raises:
+        ValueError: there is no "=".
+    """
+    name, found, column = text.partition("=")
+    if not found or not name or not column:
+        raise ValueError(f"--columns got {text!r}; write NAME=COLUMN, e.g. user_id=uid.")
+    return name, column
 
 
 def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, items: str | Path | None = None) -> Source:
@@ -109,8 +121,9 @@ def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, ite
 def _public(path: Path, items: Path | None) -> Source | None:
     """A data set that is known by its files, or None."""
     if items is None and is_kuairand(path):
-        parts = tuple(RawFile(p) for p in sorted(path.iterdir()) if p.is_file())
-        return Source(name="KuaiRand", files=parts, says=(), read=lambda options: read_kuairand(path, options=options))
+        says = ("every exposure was examined", *((EARLIER_RULE,) if (path / EARLIER).exists() else ()))
+        parts = tuple(RawFile(p) for p in kuairand_files(path))
+        return Source(name="KuaiRand", files=parts, says=says, read=lambda options: read_kuairand(path, options=options))
     if items is None and path.is_dir() and (path / "events.parquet").exists():
         return _own(path)
     files = raw_files(path)

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import Catalog, Event, EventLog
+from feedgym.data.inspect import gini
 from feedgym.data.sessions import histories
 from feedgym.data.splits import ItemSplit, NextItems
 from feedgym.experiments.evaluate import top_items
@@ -250,15 +251,6 @@ def rank_metrics(better_N: NDArray, tied_N: NDArray, at: Sequence[int]) -> dict[
     metrics = {f"HR@{k}": expected(np.ones(len(rank)), k) for k in at}
     metrics |= {f"NDCG@{k}": expected(1 / np.log2(rank + 1), k) for k in at}
     return metrics | {f"MRR@{max(at)}": expected(1 / rank, max(at))}
-
-
-def gini(count_I: NDArray) -> float:
-    """Gini coefficient of counts: 0 where all are equal, near 1 where one item has everything; NaN if all are 0."""
-    ordered = np.sort(np.asarray(count_I, dtype=np.float64))
-    if not ordered.sum():
-        return float("nan")
-    rank = np.arange(1, len(ordered) + 1)
-    return float(((2 * rank - len(ordered) - 1) * ordered).sum() / (len(ordered) * ordered.sum()))
 
 
 def over_seeds(rankings: Sequence[Ranking], metric: str) -> dict[str, float]:

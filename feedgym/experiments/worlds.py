@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from feedgym.data import parquet
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, EventLog, LoggedSessions
-from feedgym.data.readers import load_data
+from feedgym.data.readers import column_pair, load_data
 from feedgym.data.sessions import POSITIVE, histories, logged_sessions, positive_sessions, quality_filter
 from feedgym.data.splits import split_users
 from feedgym.envs.feed import make_simulator
@@ -300,15 +300,3 @@ def last_requests(requests: Requests) -> Requests:
     """Each user's last session (requests are sorted by user and time)."""
     user = requests.sessions.user_idx_N
     return requests.rows(np.append(user[1:] != user[:-1], True))
-
-
-def column_pair(text: str) -> tuple[str, str]:
-    """``NAME=COLUMN`` as a pair.
-
-    Raises:
-        ValueError: there is no "=".
-    """
-    name, found, column = text.partition("=")
-    if not found or not name or not column:
-        raise ValueError(f"--columns got {text!r}; write NAME=COLUMN, e.g. user_id=uid.")
-    return name, column
