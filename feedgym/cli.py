@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.conf import Positional
@@ -322,6 +322,62 @@ def _inspect(options: Any, how: Any) -> None:
         )
 
 
+# ---------------------------------------------------------------- watch
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchArguments:
+    """Watch an agent serve one user, visit by visit, with what the user did and truly wanted.
+
+    AGENT is who chooses the sessions: random, popular, oracle (which sees the users' true state), the folder of a
+    finished run, or the import path of your own Recommender, a class or a function that may ask for catalog, num_items,
+    session_length or log.
+
+    The same seed is the same user with the same luck, so two agents can be compared by eye:
+
+        feedgym watch runs/one --seed 3
+        feedgym watch runs/one --seed 3 --agent base
+        feedgym watch my_lab.agents:Mine --simulator my_lab.users:Teen --frames pictures
+    """
+
+    who: Annotated[Positional[str], tyro.conf.arg(metavar="AGENT")]
+    """Who chooses the sessions."""
+    agent: str | None = None
+    """Of a run: aligned (the default), base, random, popular or oracle, among the run's own users."""
+    env: str | None = None
+    """Gymnasium id of the feed, for agents that belong to no run; feedgym/ShortVideo-v0 if left out."""
+    simulator: str | None = None
+    """Import path of a user simulator instead."""
+    session_length: int | None = None
+    """K, items in a session; the agent's or the feed's own if left out."""
+    seed: int = 0
+    """The user."""
+    visits: int = 8
+    """Visits at most; the user may leave for good earlier."""
+    delay: float | None = None
+    """Seconds between two visits; 1.5 in a terminal and 0 elsewhere if left out."""
+    png: Path | None = None
+    """PNG file for a picture of the last visit."""
+    frames: Path | None = None
+    """New folder for a picture of every visit."""
+
+
+def watch(arguments: Sequence[str]) -> None:
+    """Watch an agent serve a user, visit by visit, in the terminal and as pictures."""
+    options = _parse(WatchArguments, "watch", arguments)
+    from feedgym.experiments.watch import show_of, watch
+
+    show = show_of(
+        options.who,
+        which=options.agent,
+        env=options.env,
+        simulator=options.simulator,
+        session_length=options.session_length,
+        visits=options.visits,
+    )
+    watch(show, seed=options.seed, delay_s=options.delay, png=options.png, frames=options.frames)
+
+
 # ---------------------------------------------------------------- simulate, check
 
 
@@ -399,7 +455,7 @@ def check(arguments: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (demo, run, stage, evaluate, data, simulate, check)
+    command.__name__: command for command in (demo, run, stage, evaluate, watch, data, simulate, check)
 }
 
 

@@ -273,17 +273,20 @@ def as_text(view: View) -> str:
         lines.append("  no session served yet")
     else:
         width = max(len(item_name(view.catalog, item)) for item in session.items_K)
-        lines += [_item_line(view.catalog, session, k, width) for k in range(len(session.items_K))]
+        lines += [_item_line(view, session, k, width) for k in range(len(session.items_K))]
         lines += [f"  {ending(view)}", f"  {reward_sum(session)}"]
     if line := _interest_line(view):
         lines.append(f"  {line}")
     return "\n".join(lines) + "\n"
 
 
-def _item_line(catalog: Catalog, session: Session, k: int, width: int) -> str:
-    item = int(session.items_K[k])
+def _item_line(view: View, session: Session, k: int, width: int) -> str:
+    catalog, item = view.catalog, int(session.items_K[k])
+    topic = int(catalog.topic_I[item])
     title = "" if catalog.text_I is None else str(catalog.text_I[item])[:40]
-    about = f"{k + 1:>3}  {item_name(catalog, item):<{width}}  {topic_name(catalog.topic_I[item]):<9}"
+    about = f"{k + 1:>3}  {item_name(catalog, item):<{width}}  {topic_name(topic):<9}"
+    if view.is_truth:
+        about += f" ({view.taste_M[topic]:.2f})".ljust(8) if topic >= 0 else " " * 8
     about += f" {catalog.duration_s_I[item]:>5.0f} s  "
     if not session.examined_K[k]:
         return f"{about}{'·' * BAR}   not reached  {title}".rstrip()

@@ -1,0 +1,295 @@
+"""``feedgym watch``: one user's visits under an agent, as text in the terminal and as pictures in files."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.text import Text
+
+from feedgym.agents.baselines import PopularRecommender, RandomRecommender
+from feedgym.data.batches import EventBatch
+from feedgym.data.events import Event, EventLog
+from feedgym.envs.feed import FeedVectorEnv, event_batch
+from feedgym.envs.logging import collect_log
+from feedgym.envs.oracle import oracle_sessions
+from feedgym.protocols import Recommender, UserSimulator, load, make
+
+REFERENCES = ("random", "popular", "oracle")
+SHORT_VIDEO = "feedgym/ShortVideo-v0"
+TERMINAL_DELAY_S = 1.5
+"""Seconds between two visits in a terminal, unless told otherwise."""
+LOG_USERS, LOG_VISITS = 200, 5
+"""Size of the log that popularity, or an agent that asks for a log, is taken from where there is no run."""
+
+STYLES = {
+    r"^user \S+.*$": "bold",
+    r"█[^ ░]*|[▏▎▍▌▋▊▉](?=░)": "blue",
+    r"░+|^ .*not reached.*$|skipped": "dim",
+    r"\b(like|follow|comment|forward)\b": "bold green",
+    r"\bhate\b|<< left here|never comes back": "bold red",
+    r"^  (left|saw) .*$": "bold",
+    r"^  true interests.*$": "italic cyan",
+}
+"""How a visit's text looks in a terminal; later patterns win."""
+
+Make = Callable[[str], FeedVectorEnv]
+"""Makes the environment in a render mode."""
+Choose = Callable[[EventBatch, Any], NDArray[np.int64]]
+"""Sessions [U, K] given histories and, for the oracle alone, the users' true state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Show:
+    """What is watched: an agent in an environment of one slot."""
+
+    title: str
+    make: Make
+    choose: Choose
+
+
+def show_of(
+    agent: str,
+    *,
+    which: str | None = None,
+    env: str | None = None,
+    simulator: str | None = None,
+    session_length: int | None = None,
+    visits: int = 8,
+) -> Show:
+    """Find the agent and its environment.
+
+    Args:
+        agent: "random", "popular", "oracle", a run's folder, or the import path of a Recommender.
+        which: of a run: "aligned" (if None), "base" or a reference.
+        env: Gymnasium id of a feed; ShortVideo if neither this nor ``simulator`` is given.
+        simulator: import path of a user simulator.
+        session_length: K; the agent's or the environment's own if None.
+        visits: after which the user is not served any more.
+
+    Raises:
+        ValueError: there is no such agent or environment, or the arguments contradict each other.
+    """
+    if agent not in REFERENCES and ":" not in agent and not Path(agent).is_dir():
+        raise ValueError(
+            f"There is no agent {agent!r}; give {', '.join(REFERENCES)}, the folder of a finished run, or the import "
+            "path of a Recommender (package.module:Name)."
+        )
+    if env is not None and simulator is not None:
+        raise ValueError("Give either --env or --simulator, not both.")
+    if visits < 1:
+        raise ValueError(f"--visits {visits} is below 1; give 1 or more.")
+    if agent not in REFERENCES and ":" not in agent:
+        if env is not None or simulator is not None or session_length is not None:
+            raise ValueError("A run's agents are watched in the run's own world; leave --env, --simulator and -K out.")
+        return _run_show(Path(agent), which or "aligned", visits)
+    if which is not None:
+        raise ValueError(f"--agent {which} names an agent of a run, but {agent!r} is no run's folder; leave it out.")
+    return _show(agent, env, simulator, session_length, visits)
+
+
+def _run_show(folder: Path, which: str, visits: int) -> Show:
+    """An agent of a finished run among the run's own users."""
+    from feedgym.experiments.agents_of import agents_of  # these two bring in all models, which take seconds to import
+    from feedgym.experiments.evaluate import references
+
+    finished = agents_of(folder)
+    config, users = finished.config, getattr(finished.world, "simulator", None)
+    if users is None:
+        raise ValueError(f"{folder} learned from a recorded log, whose users answer nobody; watch a simulated run.")
+    agents = references(finished.log, finished.catalog, config) | finished.agents
+    if which not in (names := [*agents, "oracle"]):
+        raise ValueError(f"The run has no agent {which!r}; its agents are {', '.join(names)}.")
+
+    def make_env(mode: str) -> FeedVectorEnv:
+        return FeedVectorEnv(
+            1,
+            users,
+            session_length=config.session_length,
+            history_length=config.history_length,
+            horizon=visits,
+            reward=config.weights,
+            render_mode=mode,
+        )
+
+    choose = _oracle(users, config.session_length) if which == "oracle" else _serving(agents[which])
+    return Show(title=f"{which} of {folder}", make=make_env, choose=choose)
+
+
+def _show(agent: str, env: str | None, simulator: str | None, session_length: int | None, visits: int) -> Show:
+    """A reference or an agent of the user's own, in any environment."""
+    wished = {} if session_length is None else {"session_length": session_length}
+    plain = _environment(env, simulator, wished | {"horizon": visits})
+    shape = plain.action_space.shape
+    assert shape is not None
+    users, length = plain.simulator, shape[1]
+    if agent == "oracle":
+        choose = _oracle(users, length)
+    else:
+        recommender = _reference(agent, users, length) if agent in REFERENCES else _own(agent, users, length)
+        if session_length not in (None, recommender.session_length):
+            raise ValueError(
+                f"{agent} serves sessions of {recommender.session_length} items; leave --session-length "
+                f"{session_length} out."
+            )
+        length, choose = recommender.session_length, _serving(recommender)
+
+    def make_env(mode: str) -> FeedVectorEnv:
+        return _environment(env, simulator, {"session_length": length, "horizon": visits, "render_mode": mode})
+
+    return Show(title=f"{agent} in {env or simulator or SHORT_VIDEO}", make=make_env, choose=choose)
+
+
+def _environment(env: str | None, simulator: str | None, options: dict[str, Any]) -> FeedVectorEnv:
+    if simulator is not None:
+        return FeedVectorEnv(1, simulator, **options)
+    try:
+        made = gym.make_vec(env or SHORT_VIDEO, 1, vectorization_mode="vector_entry_point", **options)
+    except gym.error.Error as error:
+        known = sorted(name for name in gym.registry if name.startswith("feedgym/"))
+        raise ValueError(f"There is no feed {env!r} ({error}); the feeds are {', '.join(known)}.") from error
+    if not isinstance(made.unwrapped, FeedVectorEnv):
+        raise ValueError(f"{env} is no feed of feedgym; give the id of one, or --simulator.")
+    return made.unwrapped
+
+
+def _reference(name: str, users: UserSimulator, length: int) -> Recommender:
+    num_items = users.catalog.num_items
+    if name == "random":
+        return RandomRecommender(num_items, length)
+    if hasattr(users, "popularity_I"):
+        return PopularRecommender(torch.as_tensor(users.popularity_I), length)
+    log = _small_log(users, length)
+    seen = (log.event == Event.IMPRESSION) & log.examined
+    return PopularRecommender(torch.from_numpy(np.bincount(log.item_id[seen], minlength=num_items)), length)
+
+
+def _own(path: str, users: UserSimulator, length: int) -> Recommender:
+    """The Recommender of an import path, which may ask for the catalogue, K or a log of the users."""
+    target = load(path)
+    asks = inspect.signature(target).parameters if callable(target) else {}
+    given: dict[str, Any] = {"catalog": users.catalog, "num_items": users.catalog.num_items, "session_length": length}
+    if "log" in asks:
+        given["log"] = _small_log(users, length)
+    agent = make(path, **given)
+    if not hasattr(agent, "recommend") or not hasattr(agent, "session_length"):
+        raise ValueError(
+            f"{path} is a {type(agent).__name__} and no Recommender; it needs recommend() and session_length "
+            f"(feedgym check {path} tells more)."
+        )
+    return agent
+
+
+def _small_log(users: UserSimulator, length: int) -> EventLog:
+    return collect_log(users, num_users=LOG_USERS, num_visits=LOG_VISITS, session_length=length, seed=0)
+
+
+def _serving(agent: Recommender) -> Choose:
+    def choose(histories: EventBatch, _: Any) -> NDArray[np.int64]:
+        with torch.inference_mode():
+            return agent.recommend(histories).item_ids_USK[:, 0].cpu().numpy()
+
+    return choose
+
+
+def _oracle(users: UserSimulator, length: int) -> Choose:
+    return lambda _, state: oracle_sessions(users, state, length)
+
+
+def watch(
+    show: Show, *, seed: int = 0, delay_s: float | None = None, png: Path | None = None, frames: Path | None = None
+) -> None:
+    """Serve one user until they leave for good or have visited often enough, and show every visit.
+
+    Args:
+        show: the agent and its environment.
+        seed: the user.
+        delay_s: seconds between two visits; 1.5 in a terminal and 0 elsewhere if None.
+        png: file for a picture of the last visit, written anew at each one.
+        frames: new or empty folder for a picture of every visit.
+
+    Raises:
+        ValueError: a negative seed or delay, or a place that pictures cannot be written to.
+    """
+    _check_places(seed, delay_s, png, frames)
+    console = Console(highlight=False)
+    delay_s = delay_s if delay_s is not None else TERMINAL_DELAY_S if console.is_terminal else 0.0
+    console.print(f"[bold]{show.title}[/]: user of seed {seed}\n", soft_wrap=True)
+    total, visit, ended = 0.0, 0, ""
+    for visit, (seen, reward, churned) in enumerate(visits_of(show, seed, "rgb_array" if png or frames else None), 1):
+        if visit > 1:
+            time.sleep(delay_s)
+        console.print(styled(seen["ansi"]), soft_wrap=True)
+        total += reward
+        ended = "never comes back" if churned else "would come again"
+        if frames is not None:
+            save_picture(seen["rgb_array"], frames / f"visit-{visit:04}.png")
+        if png is not None:
+            save_picture(seen["rgb_array"], png)
+    console.print(f"visits {visit}, reward {total:.2f} in all and {total / visit:.2f} a visit; the user {ended}.")
+
+
+def visits_of(show: Show, seed: int, picture_mode: str | None = None) -> Iterator[tuple[dict[str, Any], float, bool]]:
+    """One user's visits as they come.
+
+    Args:
+        show: the agent and its environment.
+        seed: the user.
+        picture_mode: a render mode besides "ansi".
+
+    Yields:
+        What is seen of a visit by render mode, its reward, and whether the user has left for good.
+    """
+    # The same user with the same sessions answers alike, so each render mode has an environment of its own.
+    envs = {mode: show.make(mode) for mode in ("ansi", picture_mode) if mode is not None}
+    for env in envs.values():
+        observation, _ = env.reset(seed=seed)
+    over = churned = False
+    while not over:
+        slates_UK = show.choose(event_batch(observation), env.state)
+        seen = {}
+        for mode, env in envs.items():
+            observation, reward_U, churned_U, late_U, _ = env.step(slates_UK)
+            frames = env.render()
+            assert frames is not None
+            seen[mode] = frames[0]
+        churned = bool(churned_U[0])
+        over = churned or bool(late_U[0])
+        yield seen, float(reward_U[0]), churned
+
+
+def styled(frame: str) -> Text:
+    """A visit's text with colours, which rich leaves out where there is no terminal."""
+    text = Text(frame)
+    for pattern, style in STYLES.items():
+        text.highlight_regex(f"(?m){pattern}", style)
+    return text
+
+
+def save_picture(picture: NDArray[np.uint8], path: Path) -> None:
+    """Write a PNG whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    Image.fromarray(picture).save(temporary, format="PNG")
+    os.replace(temporary, path)
+
+
+def _check_places(seed: int, delay_s: float | None, png: Path | None, frames: Path | None) -> None:
+    for name, value in {"--seed": seed, "--delay": delay_s or 0}.items():
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name} {value} cannot be; give 0 or more.")
+    if png is not None and (png.suffix.lower() != ".png" or png.is_dir()):
+        raise ValueError(f"--png {png} is no name of a PNG file; let it end in .png.")
+    if frames is not None and frames.exists() and (not frames.is_dir() or any(frames.iterdir())):
+        raise ValueError(f"--frames {frames} is there already and not an empty folder; give a new one.")
