@@ -31,7 +31,8 @@ JSON = re.compile(r".*\.(json|jsonl)")
 META = re.compile(r"meta_.*\.(json|jsonl)")
 DESCRIPTION = 300
 """Characters of a description that are kept: the sentence model reads 256 tokens."""
-PEEK = 65_536
+PEEK = 4_194_304
+"""Bytes of a first line that are looked at; reviews are long, and so are the addresses of their pictures."""
 
 
 def find_amazon(files: dict[str, RawFile]) -> Source | None:
@@ -87,7 +88,7 @@ def _fields(file: RawFile) -> dict[str, str] | None:
         if {*NEW} <= {*cells}:
             return NEW
         return OLD if len(cells) == 4 and sum(_is_product(cell) for cell in cells[:2]) == 1 else None
-    # By its keys alone: a long review's line is cut off above.
+    # By its keys alone, for a line may be cut off above.
     return next((fields for fields in (OLD, NEW) if all(f'"{key}"' in line for key in fields)), None)
 
 

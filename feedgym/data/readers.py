@@ -123,7 +123,9 @@ def _public(path: Path, items: Path | None) -> Source | None:
     if items is None and is_kuairand(path):
         says = ("every exposure was examined", *((EARLIER_RULE,) if (path / EARLIER).exists() else ()))
         parts = tuple(RawFile(p) for p in kuairand_files(path))
-        return Source(name="KuaiRand", files=parts, says=says, read=lambda options: read_kuairand(path, options=options))
+        return Source(
+            name="KuaiRand", files=parts, says=says, read=lambda options: read_kuairand(path, options=options)
+        )
     if items is None and path.is_dir() and (path / "events.parquet").exists():
         return _own(path)
     files = raw_files(path)

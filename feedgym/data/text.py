@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -127,7 +128,10 @@ def _encode(texts: list[str], folder: Path, step: Callable[[int, int], Any] | No
     """The sentence model's answer; texts of like length go together, for padding costs as much as words."""
     import torch
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging as hf_logging
 
+    logging.getLogger("feedgym.data").info("Embedding %d texts by %s", len(texts), MODEL_NAME)
+    hf_logging.disable_progress_bar()  # loading takes a blink, and feedgym has one style of progress
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32).eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
