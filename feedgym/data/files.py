@@ -113,7 +113,9 @@ def decoded(data: bytes) -> str:
         return data.decode("latin-1")
 
 
-def delimited(file: RawFile, separator: str, names: tuple[str, ...] | None, *, quoted: bool = False) -> pd.DataFrame:
+def delimited(
+    file: RawFile, separator: str, names: tuple[str, ...] | None, *, quoted: bool = False, words: bool = False
+) -> pd.DataFrame:
     """A table of separated values.
 
     Args:
@@ -121,6 +123,7 @@ def delimited(file: RawFile, separator: str, names: tuple[str, ...] | None, *, q
         separator: may have several characters.
         names: the columns, of a file without a header; None reads the header.
         quoted: values may stand in quotation marks.
+        words: values are text, also where they look like numbers.
 
     Raises:
         ValueError: it is broken, empty, or has rows of another length; one line.
@@ -142,6 +145,7 @@ def delimited(file: RawFile, separator: str, names: tuple[str, ...] | None, *, q
                 quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
                 index_col=False,
                 low_memory=False,
+                dtype=str if words else None,
             )
     except (ValueError, pd.errors.ParserWarning, pd.errors.ParserError) as error:
         columns = f"the columns {', '.join(names)}" if names else "its header's columns"

@@ -41,25 +41,27 @@ def find_recbole(files: dict[str, RawFile]) -> Source | None:
             values = numbers(inter, events, name)
             refuse(inter, events, name, np.isnan(values), "is empty", "drop those rows, or leave the column out")
             events[name] = values
-        tables = {f"{kind}s": _described(file, kind) for kind, file in beside.items()}
+        tables = {f"{kind}s": _described(file, kind, events[f"{kind}_id"]) for kind, file in beside.items()}
         return ratings_log(inter, Ratings(events=events, **tables), options)
 
     return Source(name=f"RecBole's files of {stem}", files=(inter, *beside.values()), says=(RULE,), read=read)
 
 
-def _atomic(file: RawFile) -> tuple[pd.DataFrame, dict[str, str]]:
+def _atomic(file: RawFile, words: bool = False) -> tuple[pd.DataFrame, dict[str, str]]:
     """A file's table under the columns' plain names, and their types."""
-    table = delimited(file, "\t", None)
+    table = delimited(file, "\t", None, words=words)
     pairs = [str(column).partition(":")[::2] for column in table]
     return table.set_axis([name for name, _ in pairs], axis=1), dict(pairs)
 
 
-def _described(file: RawFile, kind: str) -> pd.DataFrame:
-    """Items with their words, or users with their profile."""
-    table, kinds = _atomic(file)
+def _described(file: RawFile, kind: str, ids: pd.Series) -> pd.DataFrame:
+    """Items with their words, or users with their profile; their keys become of one type with the events' ``ids``."""
+    table, kinds = _atomic(file, words=True)
     key = f"{kind}_id"
     if key not in table:
         raise ValueError(f"{file}: column {key!r} is missing; the file has {list(table)}: rename one.")
+    if pd.api.types.is_numeric_dtype(ids):
+        table[key] = pd.to_numeric(table[key], errors="coerce")  # a key that is no number is nobody's
     tokens = [name for name, type_ in kinds.items() if type_.startswith("token") and name != key]
     if kind == "user":
         return table[[key, *(name for name in tokens if table[name].nunique() <= FEW)]]
