@@ -1,7 +1,7 @@
 """feedgym: a simulated feed, and the workbench that aligns generative recommenders to what its users really want.
 
-Importing the package registers its Gymnasium environments by import path and loads nothing heavy: the public names are
-imported when they are first used.
+Importing the package registers its Gymnasium environments, and those of installed packages, by import path and loads
+nothing heavy: the public names are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-import gymnasium as gym
-
-SIMULATORS = {"feedgym/ShortVideo-v0": "feedgym.envs.short_video:ShortVideo"}
-"""Gymnasium ids and the simulators behind them."""
+from feedgym.envs.registration import register, register_built_in, register_installed
 
 _MODULE_OF = {
     "Catalog": "feedgym.data.events",
@@ -26,23 +23,17 @@ _MODULE_OF = {
     "ItemTokenizer": "feedgym.protocols",
     "FeedEnv": "feedgym.envs.feed",
     "FeedVectorEnv": "feedgym.envs.feed",
-    "event_batch": "feedgym.envs.feed",
+    "event_batch": "feedgym.envs.history",
     "ShortVideo": "feedgym.envs.short_video",
     "ShortVideoConfig": "feedgym.envs.short_video",
     "RewardWeights": "feedgym.envs.truth",
     "collect_log": "feedgym.envs.logging",
     "check_simulator": "feedgym.envs.check",
 }
-__all__ = ["SIMULATORS", *_MODULE_OF]
+__all__ = ["register", *_MODULE_OF]
 
-for _id, _path in SIMULATORS.items():
-    if _id not in gym.registry:  # workers may import the package again
-        gym.register(
-            id=_id,
-            entry_point="feedgym.envs.feed:FeedEnv",
-            vector_entry_point="feedgym.envs.feed:FeedVectorEnv",
-            kwargs={"simulator": _path},
-        )
+register_built_in()
+register_installed()
 
 
 def __getattr__(name: str) -> Any:

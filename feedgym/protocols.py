@@ -148,6 +148,15 @@ def put_users(state: StateT, idx: NDArray, rows: StateT) -> StateT:
     return replace(state, **columns)  # type: ignore[return-value]
 
 
+def cat_users(states: list[StateT]) -> StateT:
+    """States of several groups of users as one."""
+    if len(states) == 1:
+        return states[0]
+    assert is_dataclass(states[0]) and not isinstance(states[0], type)
+    columns = {f.name: np.concatenate([getattr(state, f.name) for state in states]) for f in fields(states[0])}
+    return replace(states[0], **columns)  # type: ignore[return-value]
+
+
 def make(path: str, **given: Any) -> Any:
     """The object an import path names, or what the class or function there makes.
 

@@ -1,8 +1,7 @@
 """The Gymnasium shells over any user simulator: one user (:class:`FeedEnv`) or many at once (:class:`FeedVectorEnv`).
 
-A step is a visit: the action is an ordered session of item ids, the reward what the visit was worth to the user, the
-observation what a recommender may know at the next request. An episode is a user: churn terminates it, the horizon
-truncates it. Nothing of the simulator's hidden state reaches observations or infos.
+A step is a visit here; :mod:`feedgym.envs.levels` has the shells in which it is a request, a page or a return. Nothing
+of the simulator's hidden state reaches observations or infos.
 
 Slots and users: a slot's first user has the slot's seed, and the users after it have seeds derived from that one by
 their number (:func:`feedgym.envs.luck.derive`). So the vector environment equals single environments user by user,
@@ -14,70 +13,32 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
-import torch
 from gymnasium import logger, spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from feedgym.data.batches import EventBatch
-from feedgym.data.events import BEHAVIOURS, BoolArray, FloatArray, IntArray
-from feedgym.data.sessions import MAX_WATCH_FRACTION, time_of_day
+from feedgym.data.events import BoolArray, FloatArray, IntArray
 from feedgym.envs import luck
+from feedgym.envs.history import MAX_GAP_S as MAX_GAP_S  # these three are found here as well
+from feedgym.envs.history import History, Observation, observation_space
+from feedgym.envs.history import event_batch as event_batch
+from feedgym.envs.history import event_times_s as event_times_s
+from feedgym.envs.logging import LoggingPolicy
 from feedgym.envs.render import RENDER_FPS, RENDER_MODES, Screen
-from feedgym.envs.truth import RewardWeights, reward_components, session_reward
+from feedgym.envs.truth import RewardWeights, reward_components, weighted_sum
+from feedgym.envs.warmup import warm_up
 from feedgym.protocols import Response, UserSimulator, load, put_users, take_users
-
-MAX_GAP_S = 1e9
-"""Bound of the observed gaps; a space with infinite bounds cannot be normalised."""
 
 SHORT_VIDEO = "feedgym.envs.short_video:ShortVideo"
 NEXT_USER = 0x6E657874
 """Salt of the seeds of a slot's later users."""
-
-Observation = dict[str, NDArray]
-
-
-def event_times_s(login_s_U: NDArray[np.float64], watch_s_UK: FloatArray) -> NDArray[np.float64]:
-    """When each item of a visit came on the screen: the login plus the seconds watched before it.
-
-    Environments and logs both use this clock. Items the user never reached get the time at which the user left.
-
-    Args:
-        login_s_U: when the visit began.
-        watch_s_UK: seconds watched.
-
-    Returns:
-        float64 seconds [U, K].
-    """
-    spent_s_UK = np.cumsum(watch_s_UK, axis=1, dtype=np.float64)
-    return login_s_U[:, None] + spent_s_UK - watch_s_UK
-
-
-def event_batch(observation: Observation) -> EventBatch:
-    """An observation, of one user or batched, as the histories that recommenders take."""
-    columns = {name: np.asarray(column) for name, column in observation.items()}
-    if columns["history_items"].ndim == 1:
-        columns = {name: column[None] for name, column in columns.items()}
-
-    def tensor(name: str, dtype: torch.dtype) -> torch.Tensor:
-        return torch.from_numpy(columns[name]).to(dtype)
-
-    return EventBatch(
-        item_ids_UT=tensor("history_items", torch.int64),
-        behaviours_UTB=tensor("history_behaviours", torch.float32),
-        watch_fraction_UT=tensor("history_watch_fraction", torch.float32),
-        gap_s_UT=tensor("history_gap_s", torch.float32),
-        mask_UT=tensor("history_mask", torch.bool),
-        profile_UF=tensor("profile", torch.int64),
-        time_of_day_U=tensor("time_of_day", torch.float32),
-    )
 
 
 def make_simulator(simulator: UserSimulator | str = SHORT_VIDEO, **kwargs: Any) -> UserSimulator:
@@ -112,111 +73,14 @@ def _config_type(target: Any) -> type | None:
     return next((option for option in options if isinstance(option, type) and is_dataclass(option)), None)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class History:
-    """The last T examined events of U users, oldest first, right-padded with zeros.
-
-    Attributes:
-        items_UT: int64 item ids.
-        behaviours_UTB: int8, 0 or 1.
-        watch_fraction_UT: float32 seconds watched over the duration, clipped.
-        time_s_UT: float64 when the item came on the screen.
-        length_U: int64 number of real events.
-    """
-
-    items_UT: NDArray[np.int64]
-    behaviours_UTB: NDArray[np.int8]
-    watch_fraction_UT: FloatArray
-    time_s_UT: NDArray[np.float64]
-    length_U: NDArray[np.int64]
-
-    @classmethod
-    def empty(cls, num_users: int, length: int) -> History:
-        """Users of whom nothing is known."""
-        return cls(
-            items_UT=np.zeros((num_users, length), np.int64),
-            behaviours_UTB=np.zeros((num_users, length, len(BEHAVIOURS)), np.int8),
-            watch_fraction_UT=np.zeros((num_users, length), np.float32),
-            time_s_UT=np.zeros((num_users, length)),
-            length_U=np.zeros(num_users, np.int64),
-        )
-
-    def after(self, login_s_U: NDArray, slates_UK: IntArray, response: Response, duration_s_I: FloatArray) -> History:
-        """The history with the examined items of one more visit; the input is not changed."""
-        num_users, length = self.items_UT.shape
-        session_length = slates_UK.shape[1]
-        total_U = self.length_U + response.examined_UK.sum(axis=1)
-        length_U = np.minimum(total_U, length)
-        # Place j of the new history is event j + (total - length) of old history and visit laid end to end.
-        event_UT = np.arange(length) + (total_U - length_U)[:, None]
-        visit_UT = np.minimum(length + event_UT - self.length_U[:, None], length + session_length - 1)
-        source_UT = np.where(event_UT < self.length_U[:, None], event_UT, visit_UT)
-        source_UT += np.arange(num_users)[:, None] * (length + session_length)
-        padded_UT = np.arange(length) >= length_U[:, None]
-
-        def column(old_UT: NDArray, new_UK: NDArray) -> NDArray:
-            joined = np.concatenate([old_UT, new_UK.astype(old_UT.dtype, copy=False)], axis=1)
-            picked_UT = joined.reshape(-1, *joined.shape[2:]).take(source_UT, axis=0)
-            picked_UT[padded_UT] = 0
-            return picked_UT
-
-        fraction_UK = np.clip(response.watch_s_UK / duration_s_I[slates_UK], 0, MAX_WATCH_FRACTION)
-        return History(
-            items_UT=column(self.items_UT, slates_UK),
-            behaviours_UTB=column(self.behaviours_UTB, response.behaviours_UKB),
-            watch_fraction_UT=column(self.watch_fraction_UT, fraction_UK),
-            time_s_UT=column(self.time_s_UT, event_times_s(login_s_U, response.watch_s_UK)),
-            length_U=length_U,
-        )
-
-    def observation(self, profile_UF: NDArray[np.int64], now_s_U: NDArray[np.float64]) -> Observation:
-        """What is known of the users at a request at ``now_s_U``; fresh arrays."""
-        place_T = np.arange(self.items_UT.shape[1])
-        next_s_UT = np.empty_like(self.time_s_UT)
-        next_s_UT[:, :-1] = self.time_s_UT[:, 1:]
-        next_s_UT = np.where(place_T == self.length_U[:, None] - 1, now_s_U[:, None], next_s_UT)
-        mask_UT = place_T < self.length_U[:, None]
-        gap_s_UT = np.where(mask_UT, np.clip(next_s_UT - self.time_s_UT, 0, MAX_GAP_S), 0)
-        return {
-            "profile": profile_UF.astype(np.int64),
-            "history_items": self.items_UT.copy(),
-            "history_behaviours": self.behaviours_UTB.copy(),
-            "history_watch_fraction": self.watch_fraction_UT.copy(),
-            "history_gap_s": gap_s_UT.astype(np.float32),
-            "history_mask": mask_UT.astype(np.int8),
-            "time_of_day": time_of_day(now_s_U),
-        }
-
-
-def observation_space(simulator: UserSimulator, history_length: int) -> spaces.Dict:
-    """The space of one user's observation; names and meanings are those of :class:`EventBatch`."""
-    shape = (history_length,)
-    return spaces.Dict(
-        {
-            "profile": spaces.MultiDiscrete(np.array(simulator.profile_sizes, np.int64)),
-            "history_items": spaces.Box(0, simulator.catalog.num_items - 1, shape, np.int64),
-            "history_behaviours": spaces.MultiBinary((*shape, len(BEHAVIOURS))),
-            "history_watch_fraction": spaces.Box(0, MAX_WATCH_FRACTION, shape, np.float32),
-            "history_gap_s": spaces.Box(0, MAX_GAP_S, shape, np.float32),
-            "history_mask": spaces.MultiBinary(history_length),
-            "time_of_day": spaces.Box(0, 24, (), np.float32),
-        }
-    )
-
-
 def _rendering() -> dict[str, Any]:
     return {"render_modes": list(RENDER_MODES), "render_fps": RENDER_FPS}
 
 
 class FeedVectorEnv(VectorEnv):
-    """Many users at once, natively vectorised.
+    """Many users at once, natively vectorised: :class:`FeedEnv` with a leading axis of slots.
 
-    An action is one ordered session of K item ids a slot. An item may stand in a session twice: the user answers its
-    second copy like any item already seen.
-
-    ``info`` holds what a platform would measure, each key with its ``_key`` mask: ``reward_components`` (unweighted,
-    named as in :class:`RewardWeights`), ``examined``, ``watch_s``, ``behaviours``, ``elapsed_s``, ``left``,
-    ``return_gap_s``, ``churned``.
+    ``info`` holds what a platform would measure, each key with its ``_key`` mask, as Gymnasium has it.
 
     Args:
         num_envs: number of slots, one user each at any time.
@@ -224,7 +88,8 @@ class FeedVectorEnv(VectorEnv):
         session_length: K.
         history_length: T, examined events that are observed.
         horizon: visits after which an episode is truncated.
-        reward: weights of the reward's components; the default weights if None.
+        warmup_visits: visits under the logging policy that users have behind them when their episode begins.
+        reward: weights of the reward's components, or the import path of such; ``default_reward`` if None.
         autoreset_mode: Gymnasium's; how slots whose episode is over get their next user.
         max_episode_steps: what ``gymnasium.make_vec`` passes on; the smaller of it and the horizon counts.
         render_mode: "ansi" for text, "rgb_array" for pictures; see :mod:`feedgym.envs.render`.
@@ -234,6 +99,8 @@ class FeedVectorEnv(VectorEnv):
         ValueError: a length is below 1, the simulator cannot be made, or the render mode is unknown.
     """
 
+    default_reward: ClassVar[RewardWeights] = RewardWeights()
+
     def __init__(
         self,
         num_envs: int = 1,
@@ -242,7 +109,8 @@ class FeedVectorEnv(VectorEnv):
         session_length: int = 10,
         history_length: int = 50,
         horizon: int = 30,
-        reward: RewardWeights | None = None,
+        warmup_visits: int = 0,
+        reward: RewardWeights | str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
@@ -253,10 +121,15 @@ class FeedVectorEnv(VectorEnv):
         for name, value in {**lengths, "horizon": self.horizon}.items():
             if value < 1:
                 raise ValueError(f"{name}={value} is below 1; give 1 or more.")
+        if warmup_visits < 0:
+            raise ValueError(f"warmup_visits={warmup_visits} is below 0; give 0 for users without a past.")
         self.num_envs = num_envs
         self.simulator = make_simulator(simulator, **simulator_kwargs)
         self.history_length = history_length
-        self.reward = reward or RewardWeights()
+        self.session_length, self.warmup_visits = session_length, warmup_visits
+        self.reward = (load(reward) if isinstance(reward, str) else reward) or self.default_reward
+        if not isinstance(self.reward, RewardWeights):
+            raise ValueError(f"reward={reward!r} is no RewardWeights; give one, or the import path of one.")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = _rendering() | {"autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
@@ -268,6 +141,7 @@ class FeedVectorEnv(VectorEnv):
         self.single_observation_space = observation_space(self.simulator, history_length)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
+        self._policy: LoggingPolicy | None = None
         self._state: Any = None
         self._history = History.empty(num_envs, history_length)
         self._over_U = np.zeros(num_envs, bool)
@@ -299,7 +173,7 @@ class FeedVectorEnv(VectorEnv):
         return self._observation(), {}
 
     def step(self, actions: IntArray) -> tuple[Observation, NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:
-        """One visit of every user whose episode goes on.
+        """One step of every user whose episode goes on.
 
         In ``NEXT_STEP`` mode, slots whose episode ended at the last step get their next user; their actions are unread.
 
@@ -314,27 +188,26 @@ class FeedVectorEnv(VectorEnv):
         self._check_ready()
         slates_UK = self._checked(actions, ~over_U)
         reward_U = np.zeros(self.num_envs)
-        churned_U = np.zeros(self.num_envs, bool)
-        late_U = np.zeros(self.num_envs, bool)
+        terminated_U = np.zeros(self.num_envs, bool)
+        truncated_U = np.zeros(self.num_envs, bool)
         measured: dict[str, Any] = {}
         acting_U = ~over_U
         if acting_U.any():
             before = self._state
             response = self._answer(slates_UK, acting_U)
-            reward_U[acting_U] = session_reward(response, self.reward)
+            measured = self._measured(response)
+            reward_U[acting_U] = self._reward(measured["reward_components"])
+            terminated_U[acting_U], truncated_U[acting_U] = self._ends(response, acting_U)
             if self._screen is not None:
                 self._screen.record(acting_U, before, slates_UK, response, reward_U)
-            churned_U[acting_U] = response.churned_U
-            late_U = acting_U & (self._state.visit_U >= self.horizon)
-            measured = _measured(response)
         if over_U.any():
             self._next_users(over_U)
-        self._over_U = churned_U | late_U
+        self._over_U = terminated_U | truncated_U
         if self.autoreset_mode is AutoresetMode.SAME_STEP and self._over_U.any():
             info = self._replace_finished(measured)
         else:
             info = _masked(measured, acting_U)
-        return self._observation(), reward_U, churned_U, late_U, info
+        return self._observation(), reward_U, terminated_U, truncated_U, info
 
     def render(self) -> tuple[Any, ...] | None:
         """The visits just paid, one a slot: strings, or pictures uint8 [H, W, 3] of one size; None without a mode.
@@ -383,6 +256,20 @@ class FeedVectorEnv(VectorEnv):
         self._history = history if everyone else put_users(self._history, acting_U, history)
         return response
 
+    def _ends(self, response: Response, acting_U: BoolArray) -> tuple[BoolArray, BoolArray]:
+        """Whether the acting users' episodes are terminated, and whether they are truncated."""
+        visits_U = self._state.visit_U[acting_U] - self.warmup_visits
+        return response.churned_U, visits_U >= self.horizon
+
+    def _measured(self, response: Response) -> dict[str, Any]:
+        """What a platform would measure: the whole of a response and nothing of the state."""
+        measured: dict[str, Any] = {"reward_components": reward_components(response)}
+        return measured | {f.name.rsplit("_", 1)[0]: getattr(response, f.name) for f in fields(response)}
+
+    def _reward(self, parts: dict[str, FloatArray]) -> FloatArray:
+        """The acting users' rewards from their components."""
+        return weighted_sum(parts, self.reward)
+
     def _replace_finished(self, measured: dict[str, Any]) -> dict[str, Any]:
         """SAME_STEP: the last observation and info of finished users go into the info, new users into their slots."""
         over_U = self._over_U
@@ -420,9 +307,12 @@ class FeedVectorEnv(VectorEnv):
         slot_seed_U, number_U = self._slot_seed_U[mask_U], self._num_users_U[mask_U]
         later_U = luck.derive(luck.derive(slot_seed_U, NEXT_USER), number_U)
         fresh = self.simulator.reset(np.where(number_U == 0, slot_seed_U, later_U))
+        history = History.empty(len(number_U), self.history_length)
+        if self.warmup_visits:
+            self._policy = self._policy or LoggingPolicy(self.simulator, self.session_length)
+            fresh, history = warm_up(self._policy, fresh, history, self.warmup_visits)
         self._state = fresh if mask_U.all() else put_users(self._state, mask_U, fresh)
-        empty = History.empty(len(number_U), self.history_length)
-        self._history = empty if mask_U.all() else put_users(self._history, mask_U, empty)
+        self._history = history if mask_U.all() else put_users(self._history, mask_U, history)
         self._num_users_U = self._num_users_U + mask_U
         self._over_U = self._over_U & ~mask_U
         if self._screen is not None:
@@ -450,10 +340,11 @@ class FeedEnv(gym.Env):
     """One user at a time: a :class:`FeedVectorEnv` of one slot without its leading axis; the same keywords."""
 
     metadata = _rendering()
+    vector_env: ClassVar[type[FeedVectorEnv]] = FeedVectorEnv
 
     def __init__(self, simulator: UserSimulator | str = SHORT_VIDEO, **kwargs: Any) -> None:
         self.metadata = _rendering()  # wrappers add modes of their own to it
-        self._feed = FeedVectorEnv(1, simulator, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
+        self._feed = self.vector_env(1, simulator, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
         self.observation_space = self._feed.single_observation_space
         self.action_space = self._feed.single_action_space
         self.render_mode = self._feed.render_mode
@@ -478,7 +369,7 @@ class FeedEnv(gym.Env):
         return _first(observation), {}
 
     def step(self, action: IntArray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """One visit; see :meth:`FeedVectorEnv.step`."""
+        """One step; see :meth:`FeedVectorEnv.step`."""
         observation, reward_U, terminated_U, truncated_U, info = self._feed.step(np.asarray(action)[None])
         observed = _first(observation)
         return observed, float(reward_U[0]), bool(terminated_U[0]), bool(truncated_U[0]), _first_info(info)
@@ -487,12 +378,6 @@ class FeedEnv(gym.Env):
         """The visit just paid; see :meth:`FeedVectorEnv.render`."""
         frames = self._feed.render()
         return None if frames is None else frames[0]
-
-
-def _measured(response: Response) -> dict[str, Any]:
-    """What a platform would measure of a visit: the whole of a response and nothing of the state."""
-    measured: dict[str, Any] = {"reward_components": reward_components(response)}
-    return measured | {f.name.rsplit("_", 1)[0]: getattr(response, f.name) for f in fields(response)}
 
 
 def _rows(measured: dict[str, Any], rows_U: BoolArray) -> dict[str, Any]:

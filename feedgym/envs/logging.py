@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,8 @@ from numpy.typing import ArrayLike, NDArray
 from feedgym.data.events import BEHAVIOUR_IDX, Event, EventLog, FloatArray, IntArray, LoggedSessions
 from feedgym.data.sessions import POSITIVE, logged_sessions
 from feedgym.envs import luck
-from feedgym.envs.feed import event_times_s
-from feedgym.protocols import Response, UserSimulator, take_users
+from feedgym.envs.history import event_times_s
+from feedgym.protocols import Response, UserSimulator, cat_users, take_users
 
 BLOCK_USERS = 512
 """Users served at a time; keeps arrays of users by candidates small. Logs do not depend on it."""
@@ -437,7 +437,7 @@ def states_at(simulator: UserSimulator, log: EventLog, sessions: LoggedSessions,
         place = np.repeat(np.arange(len(row_V)), count_V)
         pieces.append(take_users(state, place))
         source.append(order[first_V[place] + np.arange(len(place)) - (np.cumsum(count_V) - count_V)[place]])
-    return take_users(_cat_users(pieces), np.argsort(np.concatenate(source)))
+    return take_users(cat_users(pieces), np.argsort(np.concatenate(source)))
 
 
 def served_visits(log: EventLog) -> tuple[LoggedSessions, NDArray[np.int64]]:
@@ -495,13 +495,6 @@ def _must_be_same(response: Response, logged: LoggedSessions) -> None:
             "Replaying the log does not give what was logged; pass the simulator and the seed that the log was "
             "collected with."
         )
-
-
-def _cat_users(states: list[Any]) -> Any:
-    """States of several groups of users as one."""
-    assert is_dataclass(states[0]) and not isinstance(states[0], type)
-    columns = {f.name: np.concatenate([getattr(state, f.name) for state in states]) for f in fields(states[0])}
-    return replace(states[0], **columns)
 
 
 def _candidate_luck(key_U: NDArray[np.uint64], salt: int, count: int) -> FloatArray:

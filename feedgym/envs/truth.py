@@ -60,8 +60,12 @@ def reward_components(response: Response) -> dict[str, FloatArray]:
 
 def session_reward(response: Response, weights: RewardWeights) -> FloatArray:
     """The true reward of each user's session as it happened, float32 [U]."""
-    parts = reward_components(response)
-    reward_U = np.zeros(len(response.churned_U), np.float32)
+    return weighted_sum(reward_components(response), weights)
+
+
+def weighted_sum(parts: dict[str, FloatArray], weights: RewardWeights) -> FloatArray:
+    """The components of :func:`reward_components` added up, float32 [U]; weights of 0 add nothing."""
+    reward_U = np.zeros(len(parts["return_24h"]), np.float32)
     for field in fields(weights):
         weight = getattr(weights, field.name)
         if weight:

@@ -1,0 +1,148 @@
+"""What a platform knows of its users at a request: their last examined events and their profile, as observations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from feedgym.data.batches import EventBatch
+from feedgym.data.events import BEHAVIOURS, FloatArray, IntArray
+from feedgym.data.sessions import MAX_WATCH_FRACTION, time_of_day
+from feedgym.protocols import Response, UserSimulator
+
+MAX_GAP_S = 1e9
+"""Bound of the observed gaps; a space with infinite bounds cannot be normalised."""
+
+Observation = dict[str, NDArray]
+
+
+def event_times_s(login_s_U: NDArray[np.float64], watch_s_UK: FloatArray) -> NDArray[np.float64]:
+    """When each item of a visit came on the screen: the login plus the seconds watched before it.
+
+    Environments and logs both use this clock. Items the user never reached get the time at which the user left.
+
+    Args:
+        login_s_U: when the visit began.
+        watch_s_UK: seconds watched.
+
+    Returns:
+        float64 seconds [U, K].
+    """
+    spent_s_UK = np.cumsum(watch_s_UK, axis=1, dtype=np.float64)
+    return login_s_U[:, None] + spent_s_UK - watch_s_UK
+
+
+def event_batch(observation: Observation) -> EventBatch:
+    """An observation, of one user or batched, as the histories that recommenders take."""
+    columns = {name: np.asarray(column) for name, column in observation.items()}
+    if columns["history_items"].ndim == 1:
+        columns = {name: column[None] for name, column in columns.items()}
+
+    def tensor(name: str, dtype: torch.dtype) -> torch.Tensor:
+        return torch.from_numpy(columns[name]).to(dtype)
+
+    return EventBatch(
+        item_ids_UT=tensor("history_items", torch.int64),
+        behaviours_UTB=tensor("history_behaviours", torch.float32),
+        watch_fraction_UT=tensor("history_watch_fraction", torch.float32),
+        gap_s_UT=tensor("history_gap_s", torch.float32),
+        mask_UT=tensor("history_mask", torch.bool),
+        profile_UF=tensor("profile", torch.int64),
+        time_of_day_U=tensor("time_of_day", torch.float32),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class History:
+    """The last T examined events of U users, oldest first, right-padded with zeros.
+
+    Attributes:
+        items_UT: int64 item ids.
+        behaviours_UTB: int8, 0 or 1.
+        watch_fraction_UT: float32 seconds watched over the duration, clipped.
+        time_s_UT: float64 when the item came on the screen.
+        length_U: int64 number of real events.
+    """
+
+    items_UT: NDArray[np.int64]
+    behaviours_UTB: NDArray[np.int8]
+    watch_fraction_UT: FloatArray
+    time_s_UT: NDArray[np.float64]
+    length_U: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, num_users: int, length: int) -> History:
+        """Users of whom nothing is known."""
+        return cls(
+            items_UT=np.zeros((num_users, length), np.int64),
+            behaviours_UTB=np.zeros((num_users, length, len(BEHAVIOURS)), np.int8),
+            watch_fraction_UT=np.zeros((num_users, length), np.float32),
+            time_s_UT=np.zeros((num_users, length)),
+            length_U=np.zeros(num_users, np.int64),
+        )
+
+    def after(self, login_s_U: NDArray, slates_UK: IntArray, response: Response, duration_s_I: FloatArray) -> History:
+        """The history with the examined items of one more visit; the input is not changed."""
+        num_users, length = self.items_UT.shape
+        session_length = slates_UK.shape[1]
+        total_U = self.length_U + response.examined_UK.sum(axis=1)
+        length_U = np.minimum(total_U, length)
+        # Place j of the new history is event j + (total - length) of old history and visit laid end to end.
+        event_UT = np.arange(length) + (total_U - length_U)[:, None]
+        visit_UT = np.minimum(length + event_UT - self.length_U[:, None], length + session_length - 1)
+        source_UT = np.where(event_UT < self.length_U[:, None], event_UT, visit_UT)
+        source_UT += np.arange(num_users)[:, None] * (length + session_length)
+        padded_UT = np.arange(length) >= length_U[:, None]
+
+        def column(old_UT: NDArray, new_UK: NDArray) -> NDArray:
+            joined = np.concatenate([old_UT, new_UK.astype(old_UT.dtype, copy=False)], axis=1)
+            picked_UT = joined.reshape(-1, *joined.shape[2:]).take(source_UT, axis=0)
+            picked_UT[padded_UT] = 0
+            return picked_UT
+
+        fraction_UK = np.clip(response.watch_s_UK / duration_s_I[slates_UK], 0, MAX_WATCH_FRACTION)
+        return History(
+            items_UT=column(self.items_UT, slates_UK),
+            behaviours_UTB=column(self.behaviours_UTB, response.behaviours_UKB),
+            watch_fraction_UT=column(self.watch_fraction_UT, fraction_UK),
+            time_s_UT=column(self.time_s_UT, event_times_s(login_s_U, response.watch_s_UK)),
+            length_U=length_U,
+        )
+
+    def observation(self, profile_UF: NDArray[np.int64], now_s_U: NDArray[np.float64]) -> Observation:
+        """What is known of the users at a request at ``now_s_U``; fresh arrays."""
+        place_T = np.arange(self.items_UT.shape[1])
+        next_s_UT = np.empty_like(self.time_s_UT)
+        next_s_UT[:, :-1] = self.time_s_UT[:, 1:]
+        next_s_UT = np.where(place_T == self.length_U[:, None] - 1, now_s_U[:, None], next_s_UT)
+        mask_UT = place_T < self.length_U[:, None]
+        gap_s_UT = np.where(mask_UT, np.clip(next_s_UT - self.time_s_UT, 0, MAX_GAP_S), 0)
+        return {
+            "profile": profile_UF.astype(np.int64),
+            "history_items": self.items_UT.copy(),
+            "history_behaviours": self.behaviours_UTB.copy(),
+            "history_watch_fraction": self.watch_fraction_UT.copy(),
+            "history_gap_s": gap_s_UT.astype(np.float32),
+            "history_mask": mask_UT.astype(np.int8),
+            "time_of_day": time_of_day(now_s_U),
+        }
+
+
+def observation_space(simulator: UserSimulator, history_length: int) -> spaces.Dict:
+    """The space of one user's observation; names and meanings are those of :class:`EventBatch`."""
+    shape = (history_length,)
+    return spaces.Dict(
+        {
+            "profile": spaces.MultiDiscrete(np.array(simulator.profile_sizes, np.int64)),
+            "history_items": spaces.Box(0, simulator.catalog.num_items - 1, shape, np.int64),
+            "history_behaviours": spaces.MultiBinary((*shape, len(BEHAVIOURS))),
+            "history_watch_fraction": spaces.Box(0, MAX_WATCH_FRACTION, shape, np.float32),
+            "history_gap_s": spaces.Box(0, MAX_GAP_S, shape, np.float32),
+            "history_mask": spaces.MultiBinary(history_length),
+            "time_of_day": spaces.Box(0, 24, (), np.float32),
+        }
+    )

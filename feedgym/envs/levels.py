@@ -1,0 +1,247 @@
+"""The task levels of KuaiSim over any user simulator: what a step is, what it is worth and when an episode ends.
+
+=========  ==============  ============================  =====================================
+level      a step          terminated                    truncated
+=========  ==============  ============================  =====================================
+request    the only slate  at once                       never
+session    a page          the user leaves the feed      after ``horizon`` pages
+visit      a whole visit   the user never comes back     after ``horizon`` visits
+retention  a whole visit   the user never comes back     after ``horizon_days`` of their clock
+=========  ==============  ============================  =====================================
+
+The visit level is :mod:`feedgym.envs.feed`. All levels have the same observations and actions, so an agent of one level
+can be served at any other.
+
+Deviations from KuaiSim (Zhao et al., arXiv:2309.12645): responses come from any simulator instead of one model trained
+on KuaiRand; whether users leave and when they return is the simulator's, not a temper budget's or a return-day model's;
+returning is rewarded within a window of hours, and gaps are in fractions of days.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feedgym.data.events import BoolArray, FloatArray, IntArray
+from feedgym.envs.catalog import DAY_S
+from feedgym.envs.feed import SHORT_VIDEO, FeedEnv, FeedVectorEnv
+from feedgym.envs.history import Observation
+from feedgym.envs.logging import user_seeds
+from feedgym.envs.truth import RewardWeights
+from feedgym.protocols import Response, UserSimulator, cat_users, put_users, take_users
+
+FEEDBACK_ONLY = RewardWeights(return_24h=0.0)
+"""What happens on the screen counts, and the return does not."""
+
+NOTHING = RewardWeights(**{name: 0.0 for name in vars(RewardWeights())})
+"""Nothing of the visit itself counts."""
+
+CAUSALITY_USERS = 64
+"""Users asked whether their answers depend on what comes later."""
+
+
+# ---------------------------------------------------------------- request
+
+
+class RequestVectorEnv(FeedVectorEnv):
+    """Many users at once, one request each; see :class:`RequestEnv`."""
+
+    default_reward = FEEDBACK_ONLY
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        simulator: UserSimulator | str = SHORT_VIDEO,
+        *,
+        warmup_visits: int = 5,
+        **kwargs: Any,
+    ) -> None:
+        if "horizon" in kwargs:
+            raise ValueError(f"horizon={kwargs['horizon']} has no meaning for one request; leave it out.")
+        super().__init__(num_envs, simulator, horizon=1, warmup_visits=warmup_visits, **kwargs)
+
+    def _ends(self, response: Response, acting_U: BoolArray) -> tuple[BoolArray, BoolArray]:
+        return np.ones_like(response.churned_U), np.zeros_like(response.churned_U)
+
+
+class RequestEnv(FeedEnv):
+    """One slate to one user with a past."""
+
+    vector_env = RequestVectorEnv
+
+
+# ---------------------------------------------------------------- whole session
+
+
+class SessionVectorEnv(FeedVectorEnv):
+    """Many users at once, each in the middle of a visit; see :class:`SessionEnv`.
+
+    A page is answered by asking the simulator, from the state at the login, for all pages so far laid end to end. The
+    user's luck is a function of visit and position, so the earlier answers come out as they were, and the last page's
+    part is the news. Slots on the same page are asked together.
+    """
+
+    default_reward = FEEDBACK_ONLY
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        simulator: UserSimulator | str = SHORT_VIDEO,
+        *,
+        session_length: int = 5,
+        horizon: int = 10,
+        warmup_visits: int = 5,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            num_envs, simulator, session_length=session_length, horizon=horizon, warmup_visits=warmup_visits, **kwargs
+        )
+        require_causal(self.simulator, session_length)
+        self._pages_UX = np.zeros((num_envs, self.horizon * session_length), np.int64)
+        self._num_pages_U = np.zeros(num_envs, np.int64)
+        self._elapsed_s_U = np.zeros(num_envs)
+        self._login_history = self._history
+        self._is_over_A = np.zeros(0, bool)  # of the acting users
+
+    def _answer(self, slates_UK: IntArray, acting_U: BoolArray) -> Response:
+        """The answers to the new page alone; the state stays that of the login until the visit is over."""
+        length = self.session_length
+        place_UK = self._num_pages_U[:, None] * length + np.arange(length)
+        acting = np.flatnonzero(acting_U)
+        self._pages_UX[acting[:, None], place_UK[acting]] = slates_UK[acting]
+        self._num_pages_U = self._num_pages_U + acting_U
+        groups, answers, histories = [], [], []
+        for num_pages in np.unique(self._num_pages_U[acting]):
+            rows = acting[self._num_pages_U[acting] == num_pages]
+            answer, history = self._visit_so_far(rows, int(num_pages) * length)
+            groups.append(rows)
+            answers.append(answer)
+            histories.append(history)
+        rows = np.concatenate(groups)
+        self._history = put_users(self._history, rows, cat_users(histories))
+        answer = take_users(cat_users(answers), np.argsort(rows))
+        elapsed_s_U = answer.elapsed_s_U.astype(np.float64)
+        on_page_s_U = np.maximum(elapsed_s_U - self._elapsed_s_U[acting], 0).astype(np.float32)
+        self._elapsed_s_U[acting] = elapsed_s_U
+        self._is_over_A = answer.left_U | (self._num_pages_U[acting] >= self.horizon)
+        return replace(
+            answer,
+            elapsed_s_U=on_page_s_U,
+            return_gap_s_U=np.where(self._is_over_A, answer.return_gap_s_U, 0).astype(np.float32),
+            churned_U=answer.churned_U & self._is_over_A,
+        )
+
+    def _visit_so_far(self, rows: NDArray[np.int64], num_items: int) -> tuple[Response, Any]:
+        """The last page's answers of users who have seen as many items, and their histories."""
+        state, pages_UX = take_users(self._state, rows), self._pages_UX[rows, :num_items]
+        whole, _ = self.simulator.respond(state, pages_UX)
+        history = take_users(self._login_history, rows).after(
+            state.time_s_U, pages_UX, whole, self.simulator.catalog.duration_s_I
+        )
+        page = slice(num_items - self.session_length, num_items)
+        answer = replace(
+            whole,
+            behaviours_UKB=whole.behaviours_UKB[:, page],
+            watch_s_UK=whole.watch_s_UK[:, page],
+            examined_UK=whole.examined_UK[:, page],
+        )
+        return answer, history
+
+    def _ends(self, response: Response, acting_U: BoolArray) -> tuple[BoolArray, BoolArray]:
+        return response.left_U, self._num_pages_U[acting_U] >= self.horizon
+
+    def _measured(self, response: Response) -> dict[str, Any]:
+        measured = super()._measured(response)
+        measured["reward_components"]["return_24h"] *= self._is_over_A  # who is still here has not returned
+        return measured
+
+    def _next_users(self, mask_U: BoolArray) -> None:
+        super()._next_users(mask_U)
+        self._login_history = put_users(self._login_history, mask_U, take_users(self._history, mask_U))
+        self._num_pages_U = np.where(mask_U, 0, self._num_pages_U)
+        self._elapsed_s_U = np.where(mask_U, 0, self._elapsed_s_U)
+
+    def _observation(self) -> Observation:
+        return self._history.observation(self._state.profile_UF, self._state.time_s_U + self._elapsed_s_U)
+
+
+class SessionEnv(FeedEnv):
+    """One visit of one user, page by page."""
+
+    vector_env = SessionVectorEnv
+
+
+def require_causal(simulator: UserSimulator, page_length: int) -> None:
+    """Make sure that users answer a page before they have seen the next one.
+
+    Raises:
+        ValueError: the answers to a page depend on what stands behind it.
+    """
+    num_items = simulator.catalog.num_items
+    state = simulator.reset(user_seeds(CAUSALITY_USERS, 0, "causality"))
+    rng = np.random.default_rng(0)
+    page_UK, *next_UK = (rng.integers(num_items, size=(CAUSALITY_USERS, page_length)) for _ in range(3))
+    alone, _ = simulator.respond(state, page_UK)
+    for later_UK in next_UK:
+        both, _ = simulator.respond(state, np.concatenate([page_UK, later_UK], axis=1))
+        for name in ("examined_UK", "watch_s_UK", "behaviours_UKB"):
+            if not np.array_equal(getattr(alone, name), getattr(both, name)[:, :page_length]):
+                raise ValueError(
+                    f"{type(simulator).__name__} answers a page otherwise when another follows ({name} differs); its "
+                    "visits cannot be served page by page, so serve whole visits (level 'visit')."
+                )
+
+
+# ---------------------------------------------------------------- cross session
+
+
+class RetentionVectorEnv(FeedVectorEnv):
+    """Many users at once over days; see :class:`RetentionEnv`."""
+
+    default_reward = NOTHING
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        simulator: UserSimulator | str = SHORT_VIDEO,
+        *,
+        horizon_days: float = 14.0,
+        horizon: int = 1000,
+        return_hours: float = 24.0,
+        **kwargs: Any,
+    ) -> None:
+        for name, value in (("horizon_days", horizon_days), ("return_hours", return_hours)):
+            if not value > 0:
+                raise ValueError(f"{name}={value} is not above 0; give days or hours above 0.")
+        super().__init__(num_envs, simulator, horizon=horizon, **kwargs)
+        self.horizon_days, self.return_hours = horizon_days, return_hours
+        self._first_login_s_U = np.zeros(num_envs)
+
+    def _measured(self, response: Response) -> dict[str, Any]:
+        measured = super()._measured(response)
+        gap_days_U = (response.return_gap_s_U / np.float32(DAY_S)).astype(np.float32)
+        gap_days_U[response.churned_U] = np.inf
+        returned_U = (gap_days_U <= np.float32(self.return_hours / 24)).astype(np.float32)
+        measured["reward_components"]["returned"] = returned_U
+        return measured | {"return_gap_days": gap_days_U}
+
+    def _reward(self, parts: dict[str, FloatArray]) -> FloatArray:
+        return super()._reward(parts) + parts["returned"]
+
+    def _ends(self, response: Response, acting_U: BoolArray) -> tuple[BoolArray, BoolArray]:
+        churned_U, late_U = super()._ends(response, acting_U)
+        passed_s_U = self._state.time_s_U[acting_U] - self._first_login_s_U[acting_U]
+        return churned_U, late_U | (passed_s_U >= self.horizon_days * DAY_S)
+
+    def _next_users(self, mask_U: BoolArray) -> None:
+        super()._next_users(mask_U)
+        self._first_login_s_U = np.where(mask_U, self._state.time_s_U, self._first_login_s_U)
+
+
+class RetentionEnv(FeedEnv):
+    """One user over days, served so that they come back."""
+
+    vector_env = RetentionVectorEnv

@@ -1,0 +1,98 @@
+"""The Gymnasium ids of feedgym and of other packages' simulators: registered by import path, so nothing is imported.
+
+A package that is installed makes its simulators known by entry points of the group ``feedgym.simulators``, name = id,
+value = import path::
+
+    [project.entry-points."feedgym.simulators"]
+    "my_lab/Teen-v0" = "my_lab.users:Teen"
+
+Any other code calls :func:`register`. Workers that know neither take the id with the module that registers it:
+``gym.make("my_lab:my_lab/Teen-v0")``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import warnings
+from typing import Any
+
+import gymnasium as gym
+
+GROUP = "feedgym.simulators"
+"""Entry points of this group are registered when feedgym is imported."""
+
+LEVELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "request": ("feedgym.envs.levels:Request", {"session_length": 10, "history_length": 50, "warmup_visits": 5}),
+    "session": (
+        "feedgym.envs.levels:Session",
+        {"session_length": 5, "history_length": 50, "horizon": 10, "warmup_visits": 5},
+    ),
+    "visit": ("feedgym.envs.feed:Feed", {"session_length": 10, "history_length": 50, "horizon": 30}),
+    "retention": (
+        "feedgym.envs.levels:Retention",
+        {"session_length": 10, "history_length": 50, "horizon_days": 14.0, "return_hours": 24.0},
+    ),
+}
+"""Task levels: the beginning of the import paths of ``...Env`` and ``...VectorEnv``, and the level's defaults."""
+
+SHORT_VIDEO = "feedgym.envs.short_video:ShortVideo"
+
+# A version's defaults never change: a change of numbers is a new version beside the old one.
+ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "feedgym/ShortVideo-v0": ("visit", SHORT_VIDEO, {}),
+    "feedgym/ShortVideoRequest-v0": ("request", SHORT_VIDEO, {}),
+    "feedgym/ShortVideoSession-v0": ("session", SHORT_VIDEO, {}),
+    "feedgym/ShortVideoRetention-v0": ("retention", SHORT_VIDEO, {}),
+}
+"""The built-in ids: task level, simulator, and what differs from the level's defaults."""
+
+
+def register(env_id: str, simulator: Any, *, level: str = "visit", **defaults: Any) -> None:
+    """Make a simulator known to ``gymnasium.make`` and ``gymnasium.make_vec`` under an id.
+
+    Registering the same again does nothing, so that modules may do it when they are imported, in workers too.
+
+    Args:
+        env_id: ``"my_lab/Teen-v0"``: a name space of your own, a name and a version.
+        simulator: import path of a class, a function or an object, such as ``"my_lab.users:Teen"``. Classes and objects
+            themselves are taken too, but then other processes cannot make the environment.
+        level: what a step is: request, session, visit or retention; see :mod:`feedgym.envs.levels`.
+        **defaults: keywords of the environment (``session_length``, ``reward``, ...) and of the simulator.
+
+    Raises:
+        ValueError: an unknown level, a malformed id, or an id that stands for something else already.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"There is no task level {level!r}; the levels are {', '.join(LEVELS)}.")
+    if isinstance(simulator, str) and ":" not in simulator:
+        raise ValueError(f"{simulator!r} is no import path; write it as 'package.module:Name'.")
+    path, level_defaults = LEVELS[level]
+    kwargs = {"simulator": simulator, **level_defaults, **defaults}
+    known = gym.registry.get(env_id)
+    if known is not None:
+        if (known.entry_point, known.kwargs) == (f"{path}Env", kwargs):
+            return
+        raise ValueError(
+            f"{env_id} is registered already, for {known.entry_point} with {known.kwargs}; give the new one another "
+            "name or version."
+        )
+    try:
+        gym.register(env_id, f"{path}Env", vector_entry_point=f"{path}VectorEnv", kwargs=kwargs)
+    except gym.error.Error as error:
+        raise ValueError(f"{env_id!r} is no id: {error}; write it as 'my_lab/Teen-v0'.") from error
+
+
+def register_built_in() -> None:
+    """Feedgym's own ids."""
+    for env_id, (level, simulator, defaults) in ENVIRONMENTS.items():
+        register(env_id, simulator, level=level, **defaults)
+
+
+def register_installed() -> None:
+    """The simulators of installed packages; one that cannot be registered is warned about and left out."""
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        try:
+            register(entry.name, entry.value)
+        except ValueError as error:
+            where = entry.dist.name if entry.dist else "an installed package"
+            warnings.warn(f"feedgym leaves out the simulator of {where}: {error}", stacklevel=2)
