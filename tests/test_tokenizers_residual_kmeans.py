@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from scipy.optimize import linear_sum_assignment
 
 from feedgym.tokenizers import ResidualKMeans, ResidualKMeansConfig
-from feedgym.tokenizers.residual_kmeans import _fit_centroids, assign_apart, assign_balanced, auction
+from feedgym.tokenizers.assignment import assign, assign_apart, auction
+from feedgym.tokenizers.residual_kmeans import fit_centroids
 
 
 def content(num_items, width=6, seed=0):
@@ -40,7 +41,7 @@ def test_assignment_equals_the_plain_loop_of_algorithm_1(num_points, num_codes):
     rng = np.random.default_rng(num_points)
     points, centroids = rng.normal(size=(num_points, 3)), rng.normal(size=(num_codes, 3))
     sizes = num_points // num_codes + (np.arange(num_codes) < num_points % num_codes)
-    code = assign_balanced(points, centroids, sizes, "greedy")
+    code = assign(points, centroids, sizes, "greedy")
     assert [sorted(c) for c in plain_assign(points, centroids, sizes)] == [
         np.flatnonzero(code == k).tolist() for k in range(num_codes)
     ]
@@ -55,8 +56,7 @@ def test_centroids_equal_the_plain_loop_of_algorithm_1():
         if clusters == before:
             break
         centroids = np.stack([points[c].mean(axis=0) for c in clusters])
-    config = ResidualKMeansConfig(assignment="greedy", max_iterations=50)
-    np.testing.assert_allclose(_fit_centroids(points, 4, config, np.random.default_rng(5)), centroids)
+    np.testing.assert_allclose(fit_centroids(points, 4, "greedy", 50, np.random.default_rng(5)), centroids)
 
 
 @settings(max_examples=60, deadline=None)

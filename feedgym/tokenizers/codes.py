@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -34,13 +37,22 @@ class CodeTokenizer:
         self.config = config
         self.learned: dict[str, Tensor] = {}
         self._tries: dict[torch.device, Trie] = {}
+        self._num_content_levels: int | None = None
 
-    def freeze(self, codes_IL: Tensor, num_codes: tuple[int, ...], **learned: Tensor) -> Self:
+    def freeze(
+        self,
+        codes_IL: Tensor,
+        num_codes: tuple[int, ...],
+        *,
+        num_content_levels: int | None = None,
+        **learned: Tensor,
+    ) -> Self:
         """Fix the codes, and whatever else was learned, for good.
 
         Args:
             codes_IL: integer [I, L] codes, every item's tuple different.
             num_codes: codes of each level.
+            num_content_levels: levels before the one of :func:`append_counter`; all of them if left out.
             learned: tensors (codebooks, weights) to keep in the file beside the codes; they appear in ``learned``.
 
         Raises:
@@ -50,6 +62,7 @@ class CodeTokenizer:
         self._tries = {torch.device("cpu"): trie}
         self.learned = {name: tensor.detach().cpu().contiguous() for name, tensor in learned.items()}
         self.hash = codes_hash(trie.codes_IL[:-1], trie.num_codes)
+        self._num_content_levels = num_content_levels
         return self
 
     @property
@@ -61,6 +74,11 @@ class CodeTokenizer:
     def num_levels(self) -> int:
         """L, the number of codes of an item."""
         return len(self.num_codes)
+
+    @property
+    def num_content_levels(self) -> int:
+        """Levels whose codes come from what an item is; a level after them only counts items that share these."""
+        return self._num_content_levels or self.num_levels
 
     @property
     def num_items(self) -> int:
@@ -123,6 +141,7 @@ class CodeTokenizer:
             "class": type(self).__name__,
             "config": json.dumps(asdict(self.config)),
             "num_codes": json.dumps(self.num_codes),
+            "num_content_levels": json.dumps(self.num_content_levels),
             "hash": self.hash,
         }
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
@@ -150,12 +169,78 @@ class CodeTokenizer:
                     f"{cls.__name__!r} in format {_FORMAT!r}; load it with the class that saved it."
                 )
             codes_IL, num_codes = tensors.pop("codes_IL"), tuple(json.loads(metadata["num_codes"]))
+            num_content_levels = json.loads(metadata.get("num_content_levels", "null"))
             tokenizer = cls(cls.config_type(**_tuples(json.loads(metadata["config"]))))
             if codes_hash(codes_IL, num_codes) != metadata["hash"]:
                 raise ValueError(f"The codes in {file} do not match their hash; fit the tokenizer again and save() it.")
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} is damaged ({error}); fit the tokenizer again and save() it.") from error
-        return tokenizer.freeze(codes_IL, num_codes, **tensors)
+        return tokenizer.freeze(codes_IL, num_codes, num_content_levels=num_content_levels, **tensors)
+
+
+def append_counter(
+    codes_IL: Tensor, num_codes: tuple[int, ...], *, only_if_needed: bool = False
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Codes with one more level, which counts inside each group of items whose codes are the same.
+
+    An item alone gets 0, and of a group the item with the lowest id (TIGER, arXiv:2305.05065, §3.1).
+
+    Args:
+        codes_IL: integer [I, L] codes.
+        num_codes: codes of each level.
+        only_if_needed: add no level where all tuples differ.
+
+    Returns:
+        int64 [I, L+1] codes and the codes of each level; the new one has as many as the largest group has items.
+    """
+    group_I = codes_IL.unique(dim=0, return_inverse=True)[1]
+    size = group_I.bincount()
+    if only_if_needed and len(size) == len(codes_IL):
+        return codes_IL.long(), num_codes
+    order_I = group_I.argsort(stable=True)
+    nth_I = torch.empty_like(group_I)
+    nth_I[order_I] = torch.arange(len(group_I)) - (size.cumsum(0) - size)[group_I[order_I]]
+    return torch.cat([codes_IL.long(), nth_I[:, None]], dim=1), (*num_codes, int(size.max()))
+
+
+def checked_content(content_IE: Tensor | ArrayLike, num_codes: tuple[int, ...]) -> NDArray[np.float64]:
+    """The content as float64 [I, E], after checking that it can be fitted.
+
+    Raises:
+        ValueError: it is no finite matrix, or a level has more codes than there are items.
+    """
+    if isinstance(content_IE, Tensor):
+        content_IE = content_IE.detach().cpu().numpy()
+    content = np.asarray(content_IE, dtype=np.float64)
+    if content.ndim != 2 or 0 in content.shape:
+        raise ValueError(f"content_IE has shape {content.shape}; give one row of embeddings an item.")
+    bad_I = ~np.isfinite(content).all(axis=1)
+    if bad_I.any():
+        raise ValueError(
+            f"content_IE has NaN or infinite values in {int(bad_I.sum())} item(s), the first of them item "
+            f"{int(np.argmax(bad_I))}; drop or impute them before fitting."
+        )
+    if max(num_codes) > len(content):
+        raise ValueError(
+            f"num_codes={num_codes} asks for a level of {max(num_codes)} codes, but there are only {len(content)} "
+            "items and no code may be empty; lower it."
+        )
+    return content
+
+
+def check_num_codes(num_codes: tuple[int, ...]) -> None:
+    """Raise ValueError unless there is at least one level, each with at least one code."""
+    if not num_codes or min(num_codes) < 1:
+        raise ValueError(f"num_codes={num_codes}; give at least one level, each with at least one code.")
+
+
+def check_enough_tuples(num_codes: tuple[int, ...], num_items: int) -> None:
+    """Raise ValueError unless every item can have a tuple of its own."""
+    if prod(num_codes) < num_items:
+        raise ValueError(
+            f"num_codes={num_codes} makes {prod(num_codes)} tuples, too few for {num_items} items; "
+            "raise it or add a level."
+        )
 
 
 def codes_hash(codes_IL: Tensor, num_codes: tuple[int, ...]) -> str:

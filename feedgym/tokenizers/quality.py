@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
@@ -18,26 +20,32 @@ def quality_report(
     """Describe a fitted tokenizer's codes over its catalogue.
 
     A prefix is the first l codes of an item; lists over prefixes have one entry for each l, and the last one is the
-    whole tuple. For a tokenizer whose last level only counts inside a collision group (TIGER), the entry before the
-    last therefore tells how many items collided.
+    whole tuple. Collisions are counted before the level that only tells colliding items apart (TIGER), if there is one.
 
     Args:
-        tokenizer: fitted on the catalogue. ``num_codes`` and ``reconstruct(codes)`` are used where it has them.
+        tokenizer: fitted on the catalogue. ``num_codes``, ``num_content_levels`` and ``reconstruct(codes)`` are used
+            where it has them.
         content_IE: [I, E] the content it was fitted on.
         topic_I: [I] topic tags, -1 where unknown.
 
     Returns:
         A dict that json can write:
 
-        * ``num_items``, ``num_codes`` (a list, one number a level), ``items_per_tuple``: items over possible tuples;
-          near 1 the last levels have no freedom left to mean anything.
-        * ``utilisation``: share of a level's codes in use; ``entropy_bits``: of a level's codes over items.
+        * ``num_items``, ``num_codes`` (a list, one number a level), ``num_content_levels`` (the one that counts left
+          out), ``items_per_tuple``: items over possible tuples; near 1 the last levels have no freedom left to mean
+          anything.
+        * ``utilisation``: share of a level's codes in use; ``entropy_bits``: of a level's codes over items;
+          ``perplexity``: 2 to that power, the number of equally used codes that would have it.
         * ``cluster_size_min``, ``cluster_size_max``: items of a level's rarest (unused codes count as 0) and most
           frequent code.
         * ``unique_prefix_ratio``: different prefixes over items, for l = 1..L; ``unique_tuple_ratio``: its last entry.
-        * ``max_prefix_group``: most items sharing a prefix, for l = 1..L; ``max_collision_group``: its last entry.
+        * ``max_prefix_group``: most items sharing a prefix, for l = 1..L.
+        * ``collision_rate``: share of items whose content codes another item has too; ``unique_ratio``: different
+          content tuples over items; ``max_collision_group``: most items sharing one.
         * ``reconstruction_error``: mean squared error of the content over its variance, 0 is perfect and 1 is what
           the mean alone achieves; None if the tokenizer cannot reconstruct.
+        * ``topic_purity``: share of tagged items whose topic is the most frequent one of their prefix, for l = 0..L; it
+          rises with the number of prefixes, so compare it at equal numbers. None where no topics are given.
         * ``same_topic_rate``: chance that two items which share a prefix have the same topic, for l = 0..L, l = 0
           being any two items; None where no two items share one, or no topics are given.
     """
@@ -50,21 +58,61 @@ def quality_report(
     unique = [(int(p.max()) + 1) / len(p) for p in prefixes]
     largest = [int(np.bincount(p).max()) for p in prefixes]
     topics = np.full(len(content), -1) if topic_I is None else np.asarray(topic_I)
+    num_content_levels = int(getattr(tokenizer, "num_content_levels", len(num_codes)))
+    collided = np.bincount(prefixes[num_content_levels - 1])
+    entropies = [_entropy_bits(count) for count in counts]
+    prefixes_from_0 = [np.zeros_like(prefixes[0]), *prefixes]
     return {
         "num_items": len(content),
         "num_codes": num_codes,
+        "num_content_levels": num_content_levels,
         "items_per_tuple": len(content) / float(np.prod(np.array(num_codes, dtype=np.float64))),
         "utilisation": [float((count > 0).mean()) for count in counts],
-        "entropy_bits": [_entropy_bits(count) for count in counts],
+        "entropy_bits": entropies,
+        "perplexity": [2.0**bits for bits in entropies],
         "cluster_size_min": [int(count.min()) for count in counts],
         "cluster_size_max": [int(count.max()) for count in counts],
         "unique_prefix_ratio": unique,
         "unique_tuple_ratio": unique[-1],
         "max_prefix_group": largest,
-        "max_collision_group": largest[-1],
+        "collision_rate": float(collided[collided > 1].sum() / len(content)),
+        "unique_ratio": len(collided) / len(content),
+        "max_collision_group": int(collided.max()),
         "reconstruction_error": _reconstruction_error(tokenizer, codes, content),
-        "same_topic_rate": [_same_topic_rate(p, topics) for p in [np.zeros_like(prefixes[0]), *prefixes]],
+        "same_topic_rate": [_same_topic_rate(p, topics) for p in prefixes_from_0],
+        "topic_purity": [_topic_purity(p, topics) for p in prefixes_from_0],
     }
+
+
+def compare_tokenizers(
+    tokenizers: Mapping[str, ItemTokenizer], content_IE: Tensor | ArrayLike, topic_I: ArrayLike | None = None
+) -> pd.DataFrame:
+    """The figures of several fitted tokenizers side by side, one row each.
+
+    Args:
+        tokenizers: by the name of their row, all fitted on the same catalogue.
+        content_IE: [I, E] its content.
+        topic_I: [I] topic tags, -1 where unknown.
+
+    Returns:
+        Columns of :func:`quality_report`, lists over levels joined by "/". Utilisation and perplexity are those of the
+        content levels, perplexity as a share of the level's codes; topics those of the first code.
+    """
+    rows = {}
+    for name, tokenizer in tokenizers.items():
+        report = quality_report(tokenizer, content_IE, topic_I)
+        levels = slice(report["num_content_levels"])
+        evenness = [p / n for p, n in zip(report["perplexity"], report["num_codes"], strict=True)]
+        rows[name] = {
+            "num_codes": "/".join(map(str, report["num_codes"])),
+            "utilisation": "/".join(f"{share:.3f}" for share in report["utilisation"][levels]),
+            "perplexity_share": "/".join(f"{share:.3f}" for share in evenness[levels]),
+            **{key: report[key] for key in ("collision_rate", "unique_ratio", "max_collision_group")},
+            "reconstruction_error": report["reconstruction_error"],
+            "same_topic_rate": report["same_topic_rate"][1],
+            "topic_purity": report["topic_purity"][1],
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _group(codes_IL: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -93,6 +141,17 @@ def _same_topic_rate(prefix_I: NDArray[np.int64], topic_I: NDArray[np.integer]) 
     if pairs == 0:
         return None
     return _num_pairs(_group(np.stack([prefix_I, topic_I], axis=1)[tagged])) / pairs
+
+
+def _topic_purity(prefix_I: NDArray[np.int64], topic_I: NDArray[np.integer]) -> float | None:
+    """Items of each prefix's most frequent topic, over all tagged items."""
+    tagged = topic_I >= 0
+    if not tagged.any():
+        return None
+    both, count = np.unique(np.stack([prefix_I, topic_I], axis=1)[tagged], axis=0, return_counts=True)
+    most = np.zeros(int(prefix_I.max()) + 1, dtype=np.int64)
+    np.maximum.at(most, both[:, 0], count)
+    return float(most.sum() / tagged.sum())
 
 
 def _num_pairs(group_I: NDArray[np.int64]) -> int:

@@ -1,0 +1,77 @@
+"""Tokenizers which know nothing of an item's content: one token an item, and random tuples (TIGER's "random ID").
+
+They tell how much of a model's accuracy comes from what codes mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from feedgym.tokenizers.codes import CodeTokenizer, check_enough_tuples, check_num_codes, checked_content
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemIdConfig:
+    """Nothing to choose: item i has code i."""
+
+
+class ItemId(CodeTokenizer):
+    """One level with a code for each item: the item's id."""
+
+    config_type = ItemIdConfig
+
+    def __init__(self, config: ItemIdConfig | None = None) -> None:
+        super().__init__(config or ItemIdConfig())
+
+    def fit(self, content_IE: Tensor | ArrayLike) -> Self:
+        """Number I items; only the number of rows counts.
+
+        Raises:
+            ValueError: the content is no finite matrix.
+        """
+        num_items = len(checked_content(content_IE, (1,)))
+        return self.freeze(torch.arange(num_items)[:, None], (num_items,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomCodesConfig:
+    """How many tuples there are to draw from."""
+
+    num_codes: tuple[int, ...] = (256, 256, 256)
+    """Codes of each level, one number a level. Their product must be at least the number of items."""
+    seed: int = 0
+    """Seed of the draw."""
+
+    def __post_init__(self) -> None:
+        check_num_codes(self.num_codes)
+        if prod(self.num_codes) >= 2**63:
+            raise ValueError(f"num_codes={self.num_codes} makes 2^63 tuples or more; lower it or leave out a level.")
+
+
+class RandomCodes(CodeTokenizer):
+    """A tuple for each item, drawn at random without putting back (TIGER, arXiv:2305.05065, §4.3: "random ID")."""
+
+    config_type = RandomCodesConfig
+
+    def __init__(self, config: RandomCodesConfig | None = None) -> None:
+        super().__init__(config or RandomCodesConfig())
+
+    def fit(self, content_IE: Tensor | ArrayLike) -> Self:
+        """Draw the tuples of I items; only the number of rows counts.
+
+        Raises:
+            ValueError: the content is no finite matrix, or there are fewer tuples than items.
+        """
+        num_codes = self.config.num_codes
+        num_items = len(checked_content(content_IE, (1,)))
+        check_enough_tuples(num_codes, num_items)
+        number_I = np.random.default_rng(self.config.seed).choice(prod(num_codes), size=num_items, replace=False)
+        codes_IL = np.stack(np.unravel_index(number_I, num_codes), axis=1)
+        return self.freeze(torch.from_numpy(codes_IL), num_codes)

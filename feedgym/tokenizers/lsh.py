@@ -1,0 +1,68 @@
+"""Locality-sensitive hashing: the codes TIGER compares its RQ-VAE with (arXiv:2305.05065, §4.3).
+
+A level of C = 2^b codes has b random hyperplanes, and an item's code is the b bits that tell on which side of each it
+lies. Levels have hyperplanes of their own, so none refines another: all L levels together are one hash of L x b bits.
+
+Deviations from the paper:
+    * Hyperplanes go through the mean of the content, not through the origin: embeddings of text often lie all on one
+      side of the origin, and most hyperplanes would then tell nothing.
+    * The paper says nothing of items with the same codes; one more level counts them, as with its RQ-VAE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from feedgym.tokenizers.codes import CodeTokenizer, append_counter, check_num_codes, checked_content
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSHConfig:
+    """How many hyperplanes there are."""
+
+    num_codes: tuple[int, ...] = (256, 256, 256)
+    """Codes of each level, powers of two; a level that counts colliding items comes after them."""
+    seed: int = 0
+    """Seed of the hyperplanes."""
+
+    def __post_init__(self) -> None:
+        check_num_codes(self.num_codes)
+        if any(size & (size - 1) for size in self.num_codes):
+            raise ValueError(f"num_codes={self.num_codes}; hyperplanes halve space, so give powers of two.")
+
+    @property
+    def num_bits(self) -> tuple[int, ...]:
+        """Hyperplanes of each level."""
+        return tuple(size.bit_length() - 1 for size in self.num_codes)
+
+
+class LSH(CodeTokenizer):
+    """Tokenizer by random hyperplanes; ``learned`` holds them as ``hyperplanes_BE``, with the content's ``mean_E``."""
+
+    config_type = LSHConfig
+
+    def __init__(self, config: LSHConfig | None = None) -> None:
+        super().__init__(config or LSHConfig())
+
+    def fit(self, content_IE: Tensor | ArrayLike) -> Self:
+        """Draw the hyperplanes and hash a catalogue.
+
+        Raises:
+            ValueError: the content is no finite matrix.
+        """
+        config = self.config
+        content = checked_content(content_IE, (1,))
+        mean_E = content.mean(axis=0)
+        hyperplanes_BE = np.random.default_rng(config.seed).normal(size=(sum(config.num_bits), content.shape[1]))
+        bit_IB = (content - mean_E) @ hyperplanes_BE.T > 0
+        of_level = np.split(bit_IB, np.cumsum(config.num_bits)[:-1], axis=1)
+        codes_IL = np.stack([bits @ (1 << np.arange(bits.shape[1])) for bits in of_level], axis=1)
+        codes, num_codes = append_counter(torch.from_numpy(codes_IL), config.num_codes)
+        learned = {"hyperplanes_BE": torch.from_numpy(hyperplanes_BE), "mean_E": torch.from_numpy(mean_E)}
+        return self.freeze(codes, num_codes, num_content_levels=len(config.num_codes), **learned)
