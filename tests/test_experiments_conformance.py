@@ -11,9 +11,18 @@ from feedgym.experiments.conformance import BUILT_IN, check_path
 
 PROTOCOLS = {
     "ShortVideo": "UserSimulator",
+    "InterestEvolution": "UserSimulator",
+    "InterestExploration": "UserSimulator",
+    "LongTermSatisfaction": "UserSimulator",
     "ResidualKMeans": "ItemTokenizer",
+    "plain_kmeans": "ItemTokenizer",
+    "rqvae": "ItemTokenizer",
+    "LSH": "ItemTokenizer",
+    "RandomCodes": "ItemTokenizer",
+    "ItemId": "ItemTokenizer",
     "random_agent": "Recommender",
     "popular_agent": "Recommender",
+    "item_knn": "Recommender",
     "onerec": "Recommender",
     "Diversity": "SessionReward",
     "item_average": "SessionReward",

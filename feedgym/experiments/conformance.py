@@ -20,7 +20,7 @@ from feedgym.envs.check import check_simulator
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
-from feedgym.protocols import Recommender, SessionReward, load, make
+from feedgym.protocols import ItemTokenizer, Recommender, SessionReward, load, make
 from feedgym.rewards.answers import Answers
 from feedgym.rewards.check import check_reward
 from feedgym.rewards.engagement import ItemAverage
@@ -28,12 +28,21 @@ from feedgym.rewards.model import RewardModel, RewardModelConfig
 from feedgym.rewards.network import Sizes
 from feedgym.tokenizers.check import check_tokenizer
 from feedgym.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
+from feedgym.tokenizers.rqvae import RQVAE, RQVAEConfig
 
 NUM_ITEMS, LENGTH, HISTORY = 300, 4, 9
 
 BUILT_IN = (
     "feedgym.envs.short_video:ShortVideo",
+    "feedgym.envs.recsim:InterestEvolution",
+    "feedgym.envs.recsim:InterestExploration",
+    "feedgym.envs.recsim:LongTermSatisfaction",
     "feedgym.tokenizers:ResidualKMeans",
+    "feedgym.experiments.conformance:plain_kmeans",
+    "feedgym.experiments.conformance:rqvae",
+    "feedgym.tokenizers:LSH",
+    "feedgym.tokenizers:RandomCodes",
+    "feedgym.tokenizers:ItemId",
     "feedgym.experiments.conformance:random_agent",
     "feedgym.experiments.conformance:popular_agent",
     "feedgym.experiments.conformance:item_knn",
@@ -132,6 +141,16 @@ def onerec(catalog: Catalog, log: EventLog) -> Recommender:
         torch.manual_seed(0)
         model = OneRec.from_tokenizer(tokenizer, config)
     return OneRecRecommender(model, tokenizer, sampling=SamplingConfig(temperature=1.1, top_k=20, top_p=0.95))
+
+
+def plain_kmeans() -> ItemTokenizer:
+    """Residual k-means with clusters of any size."""
+    return ResidualKMeans(ResidualKMeansConfig(num_codes=(16, 32), assignment="nearest", collisions="counter"))
+
+
+def rqvae() -> ItemTokenizer:
+    """A small RQ-VAE."""
+    return RQVAE(RQVAEConfig(num_codes=(16, 16), latent_width=8, steps=20, batch_size=64, revive_steps=5))
 
 
 def item_average(catalog: Catalog, log: EventLog) -> SessionReward:
