@@ -16,6 +16,7 @@ ONLY_IN = {
     "trl": {"agents/dpo.py"},
     "ray": {"experiments/rollouts.py", "agents/rllib.py"},
     "wandb": {"experiments/run.py"},
+    "stable_baselines3": {"envs/sb3.py"},
 }
 
 
