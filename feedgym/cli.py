@@ -327,13 +327,13 @@ def _inspect(options: Any, how: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchArguments:
-    """Watch an agent serve one user, visit by visit, with what the user did and truly wanted.
+    """Watch an agent serve users, visit by visit, with what they did and truly wanted.
 
     AGENT is who chooses the sessions: random, popular, oracle (which sees the users' true state), the folder of a
     finished run, or the import path of your own Recommender, a class or a function that may ask for catalog, num_items,
     session_length or log.
 
-    The same seed is the same user with the same luck, so two agents can be compared by eye:
+    The same seed is the same user with the same luck, so that agents can be compared by eye:
 
         feedgym watch runs/one --seed 3
         feedgym watch runs/one --seed 3 --agent base
@@ -351,9 +351,9 @@ class WatchArguments:
     session_length: int | None = None
     """K, items in a session; the agent's or the feed's own if left out."""
     seed: int = 0
-    """The user."""
+    """The first user; when they leave for good or their episode is over, the next one comes."""
     visits: int = 8
-    """Visits at most; the user may leave for good earlier."""
+    """Visits to watch; pages or requests where these are the environment's steps."""
     delay: float | None = None
     """Seconds between two visits; 1.5 in a terminal and 0 elsewhere if left out."""
     png: Path | None = None
@@ -363,7 +363,7 @@ class WatchArguments:
 
 
 def watch(arguments: Sequence[str]) -> None:
-    """Watch an agent serve a user, visit by visit, in the terminal and as pictures."""
+    """Watch an agent serve users, visit by visit, in the terminal and as pictures."""
     options = _parse(WatchArguments, "watch", arguments)
     from feedgym.experiments.watch import show_of, watch
 
@@ -375,7 +375,7 @@ def watch(arguments: Sequence[str]) -> None:
         session_length=options.session_length,
         visits=options.visits,
     )
-    watch(show, seed=options.seed, delay_s=options.delay, png=options.png, frames=options.frames)
+    watch(show, seed=options.seed, visits=options.visits, delay_s=options.delay, png=options.png, frames=options.frames)
 
 
 # ---------------------------------------------------------------- simulate, check
@@ -432,26 +432,31 @@ def simulate(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckArguments:
-    """Prove that a plug-in keeps the promises of its protocol.
+    """Prove that a plug-in keeps the promises of its protocol, or that a registered environment keeps Gymnasium's.
 
-    A user simulator, a recommender, a session reward or an item tokenizer; they are told apart by their methods.
+    A plug-in is a user simulator, a recommender, a session reward or an item tokenizer; they are told apart by their
+    methods.
     """
 
     path: Positional[str | None] = None
-    """Import path of a class, a function that makes one, or an object: my_lab.users:Teen."""
+    """Import path of a class, a function that makes one, or an object (my_lab.users:Teen), or an environment's id
+    (feedgym/ShortVideo-v0, or my_lab:my_lab/Teen-v0 where a module registers it)."""
     all: bool = False
-    """Check everything that feedgym brings."""
+    """Check everything that feedgym brings, plug-ins and ids."""
 
 
 def check(arguments: Sequence[str]) -> None:
     """Prove that a plug-in of yours keeps the promises of its protocol."""
     options = _parse(CheckArguments, "check", arguments)
     if (options.path is None) != options.all:
-        raise ValueError("Give the import path of what to check, e.g. my_lab.users:Teen, or --all.")
-    from feedgym.experiments.conformance import BUILT_IN, check_path
+        raise ValueError("Give the import path or the id of what to check, e.g. my_lab.users:Teen, or --all.")
+    from feedgym.experiments.conformance import check_path, everything
 
-    for path in BUILT_IN if options.path is None else [options.path]:
-        print(f"{path}: {check_path(path)}")
+    paths = everything() if options.path is None else [options.path]
+    for number, path in enumerate(paths, start=1):
+        print(f"[{number}/{len(paths)}] {path}: ", end="", flush=True)
+        begin = time.perf_counter()
+        print(f"{check_path(path)}, all promises kept ({time.perf_counter() - begin:.1f} s)", flush=True)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

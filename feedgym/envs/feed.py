@@ -199,7 +199,7 @@ class FeedVectorEnv(VectorEnv):
             reward_U[acting_U] = self._reward(measured["reward_components"])
             terminated_U[acting_U], truncated_U[acting_U] = self._ends(response, acting_U)
             if self._screen is not None:
-                self._screen.record(acting_U, before, slates_UK, response, reward_U)
+                self._screen.record(acting_U, before, slates_UK, response, measured["reward_components"], reward_U)
         if over_U.any():
             self._next_users(over_U)
         self._over_U = terminated_U | truncated_U

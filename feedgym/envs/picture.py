@@ -20,7 +20,6 @@ from feedgym.envs.render import (
     Session,
     View,
     behaviours_of,
-    clock,
     ending,
     left_at,
     reward_sum,
@@ -56,7 +55,7 @@ def as_picture(view: View, session_length: int) -> NDArray[np.uint8]:
     draw = ImageDraw.Draw(image)
     draw.text((MARGIN, 12), view.who, INK, _font(19, bold=True))
     after = MARGIN + draw.textlength(view.who, _font(19, bold=True))
-    draw.text((after, 15), f"   visit {view.visit}  ·  {clock(view.login_s)}", INK, _font(16))
+    draw.text((after, 15), f"   {view.when}", INK, _font(16))
     draw.text((MARGIN, 40), _fit(draw, view.traits, _font(13), WIDTH - 2 * MARGIN), DIM, _font(13))
     _draw_feed(draw, view, session_length)
     _draw_footer(draw, view, image.height)

@@ -8,6 +8,7 @@ truth. For other simulators it is the share of the time watched that each topic 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from feedgym.data.events import BEHAVIOURS, BoolArray, Catalog, FloatArray, IntArray
 from feedgym.envs.catalog import DAY_S
-from feedgym.envs.truth import RewardWeights, reward_components
+from feedgym.envs.truth import RewardWeights
 from feedgym.protocols import Response, UserSimulator
 
 RENDER_MODES = ["ansi", "rgb_array"]
@@ -65,7 +66,8 @@ class View:
         user: the user's seed.
         profile: the fields' names and values.
         visit: number of the visit shown, from 1.
-        login_s: when it began, or will begin.
+        page: number of the session within the visit, from 1; higher only where visits are served page by page.
+        start_s: when the session began, or will begin.
         session: what happened; None before the first visit.
         is_truth: what is called taste is the simulator's truth.
         taste_M: affinity to all topics at the login, or the share of the seconds watched so far.
@@ -79,7 +81,8 @@ class View:
     user: int
     profile: dict[str, int]
     visit: int
-    login_s: float
+    page: int
+    start_s: float
     session: Session | None
     is_truth: bool
     taste_M: FloatArray
@@ -92,6 +95,12 @@ class View:
     def who(self) -> str:
         """The user, as people read it; seeds of later users have 64 bits."""
         return f"user {self.user}" if self.user < 10**6 else f"user {self.user % 2**32:08x}"
+
+    @property
+    def when(self) -> str:
+        """Visit, page and time."""
+        page = f", page {self.page}" if self.page > 1 else ""
+        return f"visit {self.visit}{page} · {clock(self.start_s)}"
 
     @property
     def traits(self) -> str:
@@ -108,7 +117,7 @@ class _Visits:
     slates_UK: IntArray
     response: Response
     reward_U: NDArray[np.floating]
-    parts: dict[str, FloatArray]
+    parts: dict[str, NDArray[np.floating]]
     taste_UM: FloatArray
     tired_UM: FloatArray
 
@@ -148,6 +157,7 @@ class Screen:
         state: Any,
         slates_UK: IntArray,
         response: Response,
+        parts: Mapping[str, FloatArray],
         reward_U: NDArray[np.floating],
     ) -> None:
         """A visit of the users of the mask.
@@ -157,6 +167,7 @@ class Screen:
             state: all users, at the login.
             slates_UK: sessions of all slots.
             response: answers of those of the mask.
+            parts: their unweighted reward components.
             reward_U: rewards of all slots.
         """
 
@@ -166,7 +177,8 @@ class Screen:
             return whole
 
         self._visits_U[mask_U] += 1
-        parts = {name: spread(part) * getattr(self.weights, name) for name, part in reward_components(response).items()}
+        # What a task level adds to the components of RewardWeights counts as it is.
+        worth = {name: spread(part) * getattr(self.weights, name, 1.0) for name, part in parts.items()}
         response = Response(**{f.name: spread(getattr(response, f.name)) for f in fields(response)})
         self._watch(slates_UK, response.watch_s_UK)
         taste_UM, tired_UM = self._interests(state)
@@ -177,7 +189,7 @@ class Screen:
                 slates_UK=slates_UK.copy(),
                 response=response,
                 reward_U=reward_U.copy(),
-                parts=parts,
+                parts=worth,
                 taste_UM=taste_UM,
                 tired_UM=tired_UM,
             )
@@ -214,13 +226,15 @@ class Screen:
                 np.stack([getattr(v, name)[slot] for v in visits]) for name in ("taste_UM", "tired_UM")
             )
         at = state if last is None else last.state
+        pages = [v for v in visits if v.state.visit_U[slot] == at.visit_U[slot]]
         topic_T = np.argsort(-taste_VM.max(axis=0), kind="stable")[:TOPICS]
         return View(
             catalog=self.simulator.catalog,
             user=int(at.seed_U[slot]),
             profile=dict(zip(self.simulator.profile_names, at.profile_UF[slot].tolist(), strict=True)),
             visit=int(at.visit_U[slot]) + 1,
-            login_s=float(at.time_s_U[slot]),
+            page=max(1, len(pages)),
+            start_s=float(at.time_s_U[slot]) + sum(float(v.response.elapsed_s_U[slot]) for v in pages[:-1]),
             session=None if last is None else _session(last, slot),
             is_truth=hasattr(self.simulator, "interests"),
             taste_M=taste_VM[-1],
@@ -267,7 +281,7 @@ def _session(visits: _Visits, slot: int) -> Session:
 
 def as_text(view: View) -> str:
     """A visit, an item a line, between a header and a footer."""
-    lines = [f"{view.who} · visit {view.visit} · {clock(view.login_s)} · {view.traits}"]
+    lines = [f"{view.who} · {view.when} · {view.traits}"]
     session = view.session
     if session is None:
         lines.append("  no session served yet")
@@ -352,7 +366,9 @@ def ending(view: View) -> str:
     stayed = f"left after {seen} of {length} items" if session.left else f"saw all {length} items"
     if session.churned:
         return f"{stayed}, {span(session.elapsed_s)}; never comes back"
-    back_s = view.login_s + session.elapsed_s + session.return_gap_s
+    if session.return_gap_s == 0:  # page by page: the visit is not over
+        return f"{stayed}, {span(session.elapsed_s)}; still here"
+    back_s = view.start_s + session.elapsed_s + session.return_gap_s
     return f"{stayed}, {span(session.elapsed_s)}; back in {span(session.return_gap_s)} ({clock(back_s)})"
 
 

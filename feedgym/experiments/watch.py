@@ -1,4 +1,4 @@
-"""``feedgym watch``: one user's visits under an agent, as text in the terminal and as pictures in files."""
+"""``feedgym watch``: users' visits under an agent, as text in the terminal and as pictures in files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from feedgym.agents.baselines import PopularRecommender, RandomRecommender
@@ -76,7 +79,7 @@ def show_of(
         env: Gymnasium id of a feed; ShortVideo if neither this nor ``simulator`` is given.
         simulator: import path of a user simulator.
         session_length: K; the agent's or the environment's own if None.
-        visits: after which the user is not served any more.
+        visits: horizon of episodes that have none of their own.
 
     Raises:
         ValueError: there is no such agent or environment, or the arguments contradict each other.
@@ -120,6 +123,7 @@ def _run_show(folder: Path, which: str, visits: int) -> Show:
             history_length=config.history_length,
             horizon=visits,
             reward=config.weights,
+            autoreset_mode=AutoresetMode.DISABLED,
             render_mode=mode,
         )
 
@@ -129,11 +133,17 @@ def _run_show(folder: Path, which: str, visits: int) -> Show:
 
 def _show(agent: str, env: str | None, simulator: str | None, session_length: int | None, visits: int) -> Show:
     """A reference or an agent of the user's own, in any environment."""
-    wished = {} if session_length is None else {"session_length": session_length}
-    plain = _environment(env, simulator, wished | {"horizon": visits})
-    shape = plain.action_space.shape
-    assert shape is not None
-    users, length = plain.simulator, shape[1]
+
+    def make_env(mode: str | None, length: int | None) -> FeedVectorEnv:
+        options: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED, "render_mode": mode}
+        if length is not None:
+            options["session_length"] = length
+        if simulator is not None:
+            return FeedVectorEnv(1, simulator, horizon=visits, **options)
+        return _registered(env or SHORT_VIDEO, options)
+
+    plain = make_env(None, session_length)
+    users, length = plain.simulator, plain.session_length
     if agent == "oracle":
         choose = _oracle(users, length)
     else:
@@ -144,24 +154,23 @@ def _show(agent: str, env: str | None, simulator: str | None, session_length: in
                 f"{session_length} out."
             )
         length, choose = recommender.session_length, _serving(recommender)
-
-    def make_env(mode: str) -> FeedVectorEnv:
-        return _environment(env, simulator, {"session_length": length, "horizon": visits, "render_mode": mode})
-
-    return Show(title=f"{agent} in {env or simulator or SHORT_VIDEO}", make=make_env, choose=choose)
+    where = env or simulator or SHORT_VIDEO
+    return Show(title=f"{agent} in {where}", make=lambda mode: make_env(mode, length), choose=choose)
 
 
-def _environment(env: str | None, simulator: str | None, options: dict[str, Any]) -> FeedVectorEnv:
-    if simulator is not None:
-        return FeedVectorEnv(1, simulator, **options)
+def _registered(env: str, options: dict[str, Any]) -> FeedVectorEnv:
+    """The feed of a Gymnasium id, of any task level."""
+    known = sorted(name for name in gym.registry if name.startswith("feedgym/"))
     try:
-        made = gym.make_vec(env or SHORT_VIDEO, 1, vectorization_mode="vector_entry_point", **options)
+        entry = gym.spec(env).vector_entry_point
     except gym.error.Error as error:
-        known = sorted(name for name in gym.registry if name.startswith("feedgym/"))
-        raise ValueError(f"There is no feed {env!r} ({error}); the feeds are {', '.join(known)}.") from error
-    if not isinstance(made.unwrapped, FeedVectorEnv):
-        raise ValueError(f"{env} is no feed of feedgym; give the id of one, or --simulator.")
-    return made.unwrapped
+        raise ValueError(f"There is no environment {env!r}; the feeds are {', '.join(known)}.") from error
+    made = load_env_creator(entry) if isinstance(entry, str) else entry
+    if not (inspect.isclass(made) and issubclass(made, FeedVectorEnv)):
+        raise ValueError(f"{env} is no feed; the feeds are {', '.join(known)}.")
+    feed = gym.make_vec(env, 1, vectorization_mode="vector_entry_point", **options).unwrapped
+    assert isinstance(feed, FeedVectorEnv)
+    return feed
 
 
 def _reference(name: str, users: UserSimulator, length: int) -> Recommender:
@@ -208,16 +217,23 @@ def _oracle(users: UserSimulator, length: int) -> Choose:
 
 
 def watch(
-    show: Show, *, seed: int = 0, delay_s: float | None = None, png: Path | None = None, frames: Path | None = None
+    show: Show,
+    *,
+    seed: int = 0,
+    visits: int = 8,
+    delay_s: float | None = None,
+    png: Path | None = None,
+    frames: Path | None = None,
 ) -> None:
-    """Serve one user until they leave for good or have visited often enough, and show every visit.
+    """Serve users one after another, and show every step.
 
     Args:
         show: the agent and its environment.
-        seed: the user.
-        delay_s: seconds between two visits; 1.5 in a terminal and 0 elsewhere if None.
-        png: file for a picture of the last visit, written anew at each one.
-        frames: new or empty folder for a picture of every visit.
+        seed: the first user; the users after them are derived from it.
+        visits: steps: visits, or pages or requests where the environment's level says so.
+        delay_s: seconds between two of them; 1.5 in a terminal and 0 elsewhere if None.
+        png: file for a picture of the last one, written anew at each.
+        frames: new or empty folder for a picture of each.
 
     Raises:
         ValueError: a negative seed or delay, or a place that pictures cannot be written to.
@@ -225,48 +241,50 @@ def watch(
     _check_places(seed, delay_s, png, frames)
     console = Console(highlight=False)
     delay_s = delay_s if delay_s is not None else TERMINAL_DELAY_S if console.is_terminal else 0.0
-    console.print(f"[bold]{show.title}[/]: user of seed {seed}\n", soft_wrap=True)
-    total, visit, ended = 0.0, 0, ""
-    for visit, (seen, reward, churned) in enumerate(visits_of(show, seed, "rgb_array" if png or frames else None), 1):
+    console.print(f"[bold]{escape(show.title)}[/]: users from seed {seed}\n", soft_wrap=True)
+    total = 0.0
+    for visit, (seen, reward) in enumerate(visits_of(show, seed, visits, "rgb_array" if png or frames else None), 1):
         if visit > 1:
             time.sleep(delay_s)
         console.print(styled(seen["ansi"]), soft_wrap=True)
         total += reward
-        ended = "never comes back" if churned else "would come again"
         if frames is not None:
             save_picture(seen["rgb_array"], frames / f"visit-{visit:04}.png")
         if png is not None:
             save_picture(seen["rgb_array"], png)
-    console.print(f"visits {visit}, reward {total:.2f} in all and {total / visit:.2f} a visit; the user {ended}.")
+    console.print(f"reward {total:.2f} in all, {total / visits:.2f} a step")
 
 
-def visits_of(show: Show, seed: int, picture_mode: str | None = None) -> Iterator[tuple[dict[str, Any], float, bool]]:
-    """One user's visits as they come.
+def visits_of(
+    show: Show, seed: int, visits: int, picture_mode: str | None = None
+) -> Iterator[tuple[dict[str, Any], float]]:
+    """Steps as they come; when an episode is over, the next user's begins.
 
     Args:
         show: the agent and its environment.
-        seed: the user.
+        seed: the first user.
+        visits: steps.
         picture_mode: a render mode besides "ansi".
 
     Yields:
-        What is seen of a visit by render mode, its reward, and whether the user has left for good.
+        What is seen of a step by render mode, and its reward.
     """
     # The same user with the same sessions answers alike, so each render mode has an environment of its own.
     envs = {mode: show.make(mode) for mode in ("ansi", picture_mode) if mode is not None}
-    for env in envs.values():
-        observation, _ = env.reset(seed=seed)
-    over = churned = False
-    while not over:
-        slates_UK = show.choose(event_batch(observation), env.state)
+    over = True
+    for visit in range(visits):
         seen = {}
+        if over:
+            for env in envs.values():
+                observation, _ = env.reset(seed=None if visit else seed)
+        slates_UK = show.choose(event_batch(observation), env.state)
         for mode, env in envs.items():
-            observation, reward_U, churned_U, late_U, _ = env.step(slates_UK)
+            observation, reward_U, terminated_U, truncated_U, _ = env.step(slates_UK)
             frames = env.render()
             assert frames is not None
             seen[mode] = frames[0]
-        churned = bool(churned_U[0])
-        over = churned or bool(late_U[0])
-        yield seen, float(reward_U[0]), churned
+        over = bool(terminated_U[0] or truncated_U[0])
+        yield seen, float(reward_U[0])
 
 
 def styled(frame: str) -> Text:
