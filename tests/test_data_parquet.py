@@ -210,3 +210,44 @@ def test_preferences_that_share_memory_are_written(tmp_path):
     assert torch.equal(back.rejected_PK, pool[:, 2:4])
     with pytest.raises(ValueError, match=r"SessionBatch needs .'item_ids_USK', 'logp_US'."):
         read_batch(SessionBatch, tmp_path / "pairs.safetensors")
+
+
+def test_what_is_optional_round_trips_and_old_files_are_read_without_it(tmp_path):
+    plain = random_log(1, 5)
+    log = replace(plain, has_time=False, extra={"tab": np.arange(plain.num_events, dtype=np.float32)})
+    log.extra["tab"][3] = np.nan
+    texts = np.empty(NUM_ITEMS, dtype=object)
+    texts[:] = ["ü " * n for n in range(NUM_ITEMS)]
+    catalog = replace(random_catalog(), text_I=texts, content_from="words")
+    write_log(log, tmp_path / "events.parquet")
+    write_catalog(catalog, tmp_path / "catalog.parquet")
+    read = read_log(tmp_path / "events.parquet")
+    assert not read.has_time and read.extra["tab"].tobytes() == log.extra["tab"].tobytes()
+    found = read_catalog(tmp_path / "catalog.parquet")
+    assert found.text_I.tolist() == texts.tolist() and found.content_from == "words"
+    # What older versions wrote has neither the columns nor the metadata.
+    old = pq.read_table(tmp_path / "events.parquet").drop(["extra_tab"])
+    sizes = {b"feedgym_profile_sizes": old.schema.metadata[b"feedgym_profile_sizes"]}
+    pq.write_table(old.replace_schema_metadata(sizes), tmp_path / "events.parquet")
+    pq.write_table(pq.read_table(tmp_path / "catalog.parquet").drop(["text"]).replace_schema_metadata(None),
+                   tmp_path / "catalog.parquet")  # fmt: skip
+    assert_same(read_log(tmp_path / "events.parquet"), plain)
+    assert_same(read_catalog(tmp_path / "catalog.parquet"), random_catalog())
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "message"),
+    [
+        ("events", "extra_tab", "'extra_tab' is string and must be number"),
+        ("catalog", "text", "'text' is .* be string"),
+    ],
+)
+def test_optional_columns_of_the_wrong_kind_are_refused(tmp_path, name, column, message):
+    write_log(random_log(1, 3), tmp_path / "events.parquet")
+    write_catalog(random_catalog(), tmp_path / "catalog.parquet")
+    path = tmp_path / f"{name}.parquet"
+    table = pq.read_table(path)
+    values = ["x"] * table.num_rows if name == "events" else [1] * table.num_rows
+    pq.write_table(table.append_column(column, pa.array(values)), path)
+    with pytest.raises(ValueError, match=message):
+        (read_log if name == "events" else read_catalog)(path)
