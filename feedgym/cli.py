@@ -456,7 +456,12 @@ def check(arguments: Sequence[str]) -> None:
     for number, path in enumerate(paths, start=1):
         print(f"[{number}/{len(paths)}] {path}: ", end="", flush=True)
         begin = time.perf_counter()
-        print(f"{check_path(path)}, all promises kept ({time.perf_counter() - begin:.1f} s)", flush=True)
+        try:
+            protocol = check_path(path)
+        except ValueError:
+            print()
+            raise
+        print(f"{protocol}, all promises kept ({time.perf_counter() - begin:.1f} s)")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -224,6 +224,8 @@ class LoggingPolicy:
     def _lottery(self, key_U: NDArray[np.uint64], urn: _Urn) -> NDArray[np.int64]:
         """Items drawn from an urn one after another."""
         slates_UK = np.empty((len(key_U), self.session_length), np.int64)
+        if not len(key_U):
+            return slates_UK
         for k in range(self.session_length):
             coarse_U, fine_U = luck.draw(key_U, k, np.array([[DRAW], [DRAW_FINE]])).astype(np.float64)
             uniform_U = coarse_U + (fine_U - 0.5) * 2.0**-23  # 46 bits: a rare item's weight needs more than 23

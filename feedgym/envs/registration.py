@@ -36,6 +36,13 @@ LEVELS: dict[str, tuple[str, dict[str, Any]]] = {
 """Task levels: the beginning of the import paths of ``...Env`` and ``...VectorEnv``, and the level's defaults."""
 
 SHORT_VIDEO = "feedgym.envs.short_video:ShortVideo"
+RECSIM = "feedgym.envs.recsim"
+
+
+def _recsim(reward: str) -> dict[str, Any]:
+    """RecSim's slates of 2, as in its main program and tests. Where users have a budget it ends before the horizon."""
+    return {"session_length": 2, "horizon": 200, "reward": f"{RECSIM}:{reward}"}
+
 
 # A version's defaults never change: a change of numbers is a new version beside the old one.
 ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -43,6 +50,17 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "feedgym/ShortVideoRequest-v0": ("request", SHORT_VIDEO, {}),
     "feedgym/ShortVideoSession-v0": ("session", SHORT_VIDEO, {}),
     "feedgym/ShortVideoRetention-v0": ("retention", SHORT_VIDEO, {}),
+    "feedgym/InterestEvolution-v0": ("visit", f"{RECSIM}:InterestEvolution", _recsim("INTEREST_EVOLUTION_REWARD")),
+    "feedgym/InterestExploration-v0": (
+        "visit",
+        f"{RECSIM}:InterestExploration",
+        _recsim("INTEREST_EXPLORATION_REWARD"),
+    ),
+    "feedgym/LongTermSatisfaction-v0": (
+        "visit",
+        f"{RECSIM}:LongTermSatisfaction",
+        _recsim("LONG_TERM_SATISFACTION_REWARD"),
+    ),
 }
 """The built-in ids: task level, simulator, and what differs from the level's defaults."""
 

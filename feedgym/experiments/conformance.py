@@ -1,10 +1,14 @@
-"""``feedgym check``: finds out which protocol a plug-in follows and runs that protocol's conformance checks."""
+"""``feedgym check``: finds out which protocol a plug-in follows and runs that protocol's conformance checks.
+
+Registered environments have checks of their own (:mod:`feedgym.envs.check_environment`).
+"""
 
 from __future__ import annotations
 
 import inspect
 from functools import cache
 
+import gymnasium as gym
 import numpy as np
 import torch
 
@@ -17,8 +21,10 @@ from feedgym.data.events import Catalog, EventLog
 from feedgym.data.sessions import histories as logged_histories
 from feedgym.data.sessions import logged_sessions
 from feedgym.envs.check import check_simulator
+from feedgym.envs.check_environment import check_environment
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log
+from feedgym.envs.registration import ENVIRONMENTS
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.protocols import ItemTokenizer, Recommender, SessionReward, load, make
 from feedgym.rewards.answers import Answers
@@ -51,22 +57,31 @@ BUILT_IN = (
     "feedgym.experiments.conformance:item_average",
     "feedgym.experiments.conformance:reward_model",
 )
-"""What ``feedgym check --all`` looks at. Models are small and untrained: the promises do not depend on training."""
+"""The plug-ins of ``feedgym check --all``. Models are small and untrained: the promises do not depend on training."""
+
+
+def everything() -> list[str]:
+    """What ``feedgym check --all`` looks at: the built-in plug-ins, and the built-in ids."""
+    return [*BUILT_IN, *ENVIRONMENTS]
 
 
 def check_path(path: str) -> str:
-    """Check the plug-in that an import path names.
+    """Check the plug-in that an import path names, or the environment of an id.
 
     Args:
         path: of an object, or of a class or function that makes one. Parameters named ``catalog`` and ``log`` are given
-            those of a small simulated feed; a function of ``histories`` and ``sessions`` is a reward itself.
+            those of a small simulated feed; a function of ``histories`` and ``sessions`` is a reward itself. What has a
+            slash in it, or no colon and is registered, is an environment's id.
 
     Returns:
-        The protocol that it follows.
+        The protocol that it follows, or "environment".
 
     Raises:
         ValueError: it cannot be made, follows no protocol, or breaks a promise of the one it follows.
     """
+    if "/" in path or path in gym.registry:
+        check_environment(path)
+        return "environment"
     target = load(path)
     if callable(getattr(target, "respond", None)):  # simulators are made as the environments make them
         check_simulator(make_simulator(path))
