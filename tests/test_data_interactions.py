@@ -87,10 +87,22 @@ def test_items_nobody_took_are_not_in_the_catalogue_and_profiles_fit_their_users
 
 
 def test_a_core_that_leaves_nothing_and_one_below_1_are_refused():
-    with pytest.raises(ValueError, match="x: no event is left of 4; give a fuller file or lower core"):
+    with pytest.raises(ValueError, match="x: no event is left of 4; give a fuller file, lower core, or raise users"):
         ratings_log("x", Ratings(events=table()), ReadOptions(core=3, text="off"))
     with pytest.raises(ValueError, match="core is 0 and must be 1"):
         ReadOptions(core=0)
+    for users in (0, 1.5):
+        with pytest.raises(ValueError, match=r"must be in \(0, 1\]; 1 reads all"):
+            ReadOptions(users=users)
+
+
+def test_a_share_of_the_users_is_the_same_whatever_else_is_there():
+    ids = pd.Series(np.repeat(np.arange(400), 2))
+    chosen = ReadOptions(users=0.3).chosen(ids)
+    assert 0.2 < chosen.mean() < 0.4 and (chosen[::2] == chosen[1::2]).all()
+    assert (ReadOptions(users=0.3).chosen(ids[::-1]) == chosen[::-1]).all()
+    assert (ReadOptions(users=0.3).chosen(ids.astype(str)) == chosen).all()
+    assert (ReadOptions(users=0.5).chosen(ids) >= chosen).all()
 
 
 def test_content_without_texts_knows_nothing_of_the_last_two_events_of_anybody():

@@ -462,3 +462,27 @@ def test_a_repeated_user_or_video_is_refused(tmp_path):
     refused(videos, r"video_.*: column 'video_id' repeats a value in 1 row\(s\), first row 4")
     users = folder_of(tmp_path / "users", users=users_of([1, 2, 1, 2]))
     refused(users, r"user_features_.*: column 'user_id' repeats a value in 2 row\(s\), first row 2")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_share_of_the_users_is_read_chunk_by_chunk_with_the_videos_they_saw(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("feedgym.data.kuairand.CHUNK", 3)
+    log = pd.DataFrame([exposure(u, (70, 5, 31, 8)[u % 3], s) for u in range(1, 25) for s in (0, 1)])
+    folder = folder_of(tmp_path, log, suffix=suffix, earlier=None)
+    whole, catalog = read_kuairand(folder)
+    part, seen = read_kuairand(folder, options=ReadOptions(users=0.4))
+    kept = set(part.user_ids_U.tolist())
+    assert 3 < len(kept) < 20 and seen.num_items < catalog.num_items == 4
+    named = lambda log, cat: [(u, int(cat.raw_ids_I[i]), t) for u, i, t in exposures(log)]  # noqa: E731
+    assert named(part, seen) == [row for row in named(whole, catalog) if row[0] in kept]
+    assert set(seen.raw_ids_I.tolist()) == {item for _, item, _ in named(part, seen)}
+    other = read_kuairand(folder, options=ReadOptions(users=0.4, seed=1))[0]
+    assert set(other.user_ids_U.tolist()) != kept
+
+
+def test_a_core_leaves_out_users_and_videos_with_few_exposures(tmp_path):
+    log = pd.DataFrame(
+        [exposure(1, 5, 0), exposure(1, 31, 1), exposure(2, 5, 0), exposure(2, 31, 1), exposure(3, 5, 0)]
+    )
+    read, _ = read_kuairand(folder_of(tmp_path, log, earlier=None), options=ReadOptions(core=2))
+    assert read.user_ids_U.tolist() == [1, 2] and len(exposures(read)) == 4

@@ -500,6 +500,14 @@ def test_load_data_reads_feedgyms_own_folder(tmp_path):
         load_data(tmp_path)
     write_catalog(catalog, tmp_path / "catalog.parquet")
     assert_same(load_data(tmp_path), (log, catalog))
+    hashed = {s: ReadOptions(users=0.5, seed=s).chosen(pd.Series([9, 4])).tolist() for s in range(20)}
+    one, none = (next(s for s, chosen in hashed.items() if chosen == c) for c in ([False, True], [False, False]))
+    some, _ = load_data(tmp_path, options=ReadOptions(users=0.5, seed=one))
+    assert some.user_ids_U.tolist() == [4]
+    with pytest.raises(ValueError, match=r"none of 2 users is among a share of 0.5; raise it"):
+        load_data(tmp_path, options=ReadOptions(users=0.5, seed=none))
+    with pytest.raises(ValueError, match="feedgym's own logs are read as they are, and core is 2; leave it 1"):
+        load_data(tmp_path, options=ReadOptions(core=2))
     for given_ in ({"column_map": {"user_id": "who"}}, {"items": tmp_path / "items.csv"}):
         with pytest.raises(ValueError, match="is a folder, but column_map and items describe a single table"):
             load_data(tmp_path, **given_)

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from feedgym.data.build import assemble_log, cut_visits, encode_profile
 from feedgym.data.content import collaborative_embeddings, default_cutoff_s
-from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog, FloatArray
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, BoolArray, Catalog, EventLog, FloatArray
 from feedgym.data.files import RawFile
-from feedgym.data.splits import without_last
+from feedgym.data.splits import user_luck, without_last
 from feedgym.data.text import text_embeddings
 
 LIKED, DISLIKED = 4.0, 2.0
@@ -39,7 +39,9 @@ class ReadOptions:
     ties: Literal["shuffle", "file"] = "shuffle"
     """Events of a user at the same time: shuffled, or in the file's order (which may tell what comes last)."""
     seed: int = 0
-    """Decides the order of shuffled ties."""
+    """Decides the order of shuffled ties, and which users are read where not all are."""
+    users: float = 1.0
+    """Share of the users to read, chosen by a hash of their id under the seed: KuaiRand-27K has 322 million rows."""
     core: int = 1
     """Keep users and items with at least this many events, again and again until all have them; 1 keeps all."""
     text: Literal["auto", "minilm", "tfidf", "off"] = "auto"
@@ -51,6 +53,15 @@ class ReadOptions:
     def __post_init__(self) -> None:
         if self.core < 1:
             raise ValueError(f"core is {self.core} and must be 1 (keep all) or more; raise it.")
+        if not 0 < self.users <= 1:
+            raise ValueError(f"users is {self.users} and must be in (0, 1]; 1 reads all of them.")
+
+    def chosen(self, user_ids: pd.Series) -> BoolArray:
+        """Whether each row's user is among those to read."""
+        if self.users == 1:
+            return np.ones(len(user_ids), dtype=bool)
+        code, ids = pd.factorize(user_ids)  # few users, many rows
+        return (user_luck(np.asarray(ids), self.seed) < self.users)[code]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +113,11 @@ def ratings_log(where: object, ratings: Ratings, options: ReadOptions) -> tuple[
     events, has_time = ratings.events, "timestamp" in ratings.events
     if has_time:
         events = events.drop_duplicates(["user_id", "item_id", "timestamp"], keep="last")
-    events = k_core(events, options.core)
+    events = k_core(events[options.chosen(events["user_id"])], options.core)
     if events.empty:
-        raise ValueError(f"{where}: no event is left of {len(ratings.events)}; give a fuller file or lower core.")
+        raise ValueError(
+            f"{where}: no event is left of {len(ratings.events)}; give a fuller file, lower core, or raise users."
+        )
     user_idx, user_ids = pd.factorize(events["user_id"])
     item_id, raw_ids_I = pd.factorize(events["item_id"], sort=True)
     if has_time:

@@ -7,6 +7,7 @@ statistics of a video are aggregates over the whole month and would leak what is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from feedgym.data.build import assemble_log, cut_visits, encode_profile
 from feedgym.data.content import attribute_embeddings, collaborative_embeddings, default_cutoff_s
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
 from feedgym.data.files import BROKEN
-from feedgym.data.interactions import ReadOptions, time_order
+from feedgym.data.interactions import ReadOptions, k_core, time_order
 
 BEIJING_S = 8 * 3600
 FIRST_DAY_S = pd.Timestamp("2022-04-08").timestamp()
@@ -90,29 +91,35 @@ def read_kuairand(
         collaborative_before_s: only events before this moment on the log's clock teach them; default: the moment before
             which four fifths of the exposures lie.
         earlier: read ``user_sequences.parquet`` where it exists.
-        options: the order of ties, the only one of them that concerns KuaiRand.
+        options: the order of ties, the share of users and the k-core; there are no texts. A part of the users is read
+            chunk by chunk, so that 27K's need not fit in memory at once.
 
     Returns:
-        The log and the catalogue of all videos in the video file.
+        The log and the catalogue of all videos in the video file; of those that occur, if not all users are read.
 
     Raises:
         ValueError: a file or a column is missing, or a log names a video which the video file does not hold.
     """
-    folder = Path(folder)
-    videos = _read_keyed(_one(folder, VIDEOS), VIDEO_COLUMNS)
+    folder, options = Path(folder), options or ReadOptions()
+    has_earlier = earlier and (folder / EARLIER).exists()
     log_paths = sorted(folder.glob(LOG_PATTERN))
     if not log_paths:
         raise ValueError(f"{folder}: no file {LOG_PATTERN}; unpack KuaiRand's data folder there.")
-    parts = [_exposures(path, videos) for path in log_paths]
+    raw = {path: _read_numbers(path, LOG_COLUMNS, MORE_COLUMNS, _of_users(options)) for path in log_paths}
+    some = options.users < 1 and not has_earlier
+    seen = pd.Index(pd.concat([table["video_id"] for table in raw.values()]).unique()) if some else None
+    videos = _read_keyed(_one(folder, VIDEOS), VIDEO_COLUMNS, _of_videos(seen))
+    parts = [_exposures(path, raw.pop(path), videos) for path in log_paths]
     videos = videos.assign(video_duration=_known_durations(videos, parts))
-    if earlier and (folder / EARLIER).exists():
-        parts.append(_earlier_exposures(folder / EARLIER, videos))
+    if has_earlier:
+        part = _earlier_exposures(folder / EARLIER, videos)
+        parts.append(part[options.chosen(part["user_id"])])
     rows = pd.concat(parts, ignore_index=True)  # the log comes first: of an exposure in both, its row is kept
-    rows = rows.drop_duplicates(["user_id", "item_id", "timestamp_s"])
-    order = time_order(rows["user_id"].to_numpy(), rows["timestamp_s"].to_numpy(), options or ReadOptions())
-    rows = rows.iloc[order].reset_index(drop=True)
+    rows = k_core(rows.drop_duplicates(["user_id", "item_id", "timestamp_s"]), options.core)
     if rows.empty:
-        raise ValueError(f"{folder}: the logs have no rows; check the download.")
+        raise ValueError(f"{folder}: the logs have no rows; check the download, lower core, or raise users.")
+    order = time_order(rows["user_id"].to_numpy(), rows["timestamp_s"].to_numpy(), options)
+    rows = rows.iloc[order].reset_index(drop=True)
     log = _log(rows, _read_keyed(_one(folder, USERS), ("user_id", *PROFILE_FIELDS)))
     content_IE = _content(videos, content_width)
     if collaborative:
@@ -129,14 +136,34 @@ def _one(folder: Path, pattern: str) -> Path:
     return paths[0]
 
 
-def _read(path: Path, columns: tuple[str, ...], more: tuple[str, ...] = ()) -> pd.DataFrame:
+Keep = Callable[[pd.DataFrame], NDArray[np.bool_]] | None
+"""Which rows of a table are wanted; None wants all."""
+
+CHUNK = 2_000_000
+"""Rows read at a time where not all are wanted."""
+
+
+def _of_users(options: ReadOptions) -> Keep:
+    return None if options.users == 1 else lambda table: options.chosen(table["user_id"])
+
+
+def _of_videos(seen: pd.Index | None) -> Keep:
+    return None if seen is None else lambda table: table["video_id"].isin(seen).to_numpy()
+
+
+def _read(path: Path, columns: tuple[str, ...], more: tuple[str, ...] = (), keep: Keep = None) -> pd.DataFrame:
     """The named columns of a CSV or parquet file, and those of ``more`` that it has."""
     try:
         if path.suffix == ".parquet":
             there = set(parquet_schema(path).names)
-            return pd.read_parquet(path, columns=[*columns, *(name for name in more if name in there)])
+            table = pd.read_parquet(path, columns=[*columns, *(name for name in more if name in there)])
+            return table if keep is None else table[keep(table)]
         header = pd.read_csv(path, nrows=0)
-        return pd.read_csv(path, usecols=[*columns, *(n for n in more if n in header)], low_memory=False)
+        wanted = [*columns, *(name for name in more if name in header)]
+        if keep is None:
+            return pd.read_csv(path, usecols=wanted, low_memory=False)
+        with pd.read_csv(path, usecols=wanted, low_memory=False, chunksize=CHUNK) as chunks:
+            return pd.concat([chunk[keep(chunk)] for chunk in chunks])
     except BROKEN as error:
         detail = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path}: cannot be read to its end ({detail}); fetch the file again.") from error
@@ -147,26 +174,26 @@ def _read(path: Path, columns: tuple[str, ...], more: tuple[str, ...] = ()) -> p
 
 def _refuse(path: Path, column: str, bad: pd.Series, what: str) -> None:
     if bad.any():
-        first = int(np.argmax(bad))
+        first = bad.index[int(np.argmax(bad))]
         raise ValueError(
             f"{path}: column {column!r} {what} in {int(bad.sum())} row(s), first row {first}; drop those rows, or take "
             f"KuaiRand's own file."
         )
 
 
-def _read_numbers(path: Path, columns: tuple[str, ...], more: tuple[str, ...] = ()) -> pd.DataFrame:
+def _read_numbers(path: Path, columns: tuple[str, ...], more: tuple[str, ...], keep: Keep) -> pd.DataFrame:
     """A file whose named columns must all hold numbers."""
-    table = _read(path, columns, more).apply(pd.to_numeric, errors="coerce")
+    table = _read(path, columns, more, keep).apply(pd.to_numeric, errors="coerce")
     for name in table:
         _refuse(path, name, table[name].isna() | (table[name] < 0), "is empty, negative or no number")
     return table
 
 
-def _read_keyed(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
+def _read_keyed(path: Path, columns: tuple[str, ...], keep: Keep = None) -> pd.DataFrame:
     """A file with one row for each value of its first named column."""
-    table = _read(path, columns)
+    table = _read(path, columns, keep=keep)
     _refuse(path, columns[0], table[columns[0]].duplicated(), "repeats a value")
-    return table
+    return table.reset_index(drop=True)
 
 
 def _item_ids(path: Path, video_id: pd.Series, videos: pd.DataFrame) -> NDArray[np.int64]:
@@ -181,8 +208,7 @@ def _item_ids(path: Path, video_id: pd.Series, videos: pd.DataFrame) -> NDArray[
     return item_id.astype(np.int64)
 
 
-def _exposures(path: Path, videos: pd.DataFrame) -> pd.DataFrame:
-    raw = _read_numbers(path, LOG_COLUMNS, MORE_COLUMNS)
+def _exposures(path: Path, raw: pd.DataFrame, videos: pd.DataFrame) -> pd.DataFrame:
     flags = {name: (raw[COLUMN_OF[name]] > 0).astype(np.uint8) for name in BEHAVIOURS}
     return pd.DataFrame(
         {

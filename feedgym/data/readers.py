@@ -36,6 +36,7 @@ from feedgym.data.kuairand import EARLIER, EARLIER_RULE, is_kuairand, kuairand_f
 from feedgym.data.movielens import find_movielens
 from feedgym.data.parquet import PROFILE_PREFIX, read_catalog, read_log
 from feedgym.data.sequences import find_recbole, find_sequences
+from feedgym.data.splits import take_users
 
 __all__ = ["ReadOptions", "column_pair", "find_data", "load_data", "read_kuairand", "read_table"]
 
@@ -137,9 +138,19 @@ def _public(path: Path, items: Path | None) -> Source | None:
 
 
 def _own(folder: Path) -> Source:
-    def read(_: ReadOptions) -> tuple[EventLog, Catalog]:
+    def read(options: ReadOptions) -> tuple[EventLog, Catalog]:
+        if options.core > 1:
+            raise ValueError(
+                f"{folder}: feedgym's own logs are read as they are, and core is {options.core}; leave it 1."
+            )
         catalog = read_catalog(folder / "catalog.parquet")
-        return read_log(folder / "events.parquet", catalog), catalog
+        log = read_log(folder / "events.parquet", catalog)
+        chosen_U = options.chosen(pd.Series(log.user_ids_U))
+        if not chosen_U.any():
+            raise ValueError(
+                f"{folder}: none of {log.num_users} users is among a share of {options.users:g}; raise it."
+            )
+        return take_users(log, chosen_U), catalog
 
     files = tuple(RawFile(folder / name) for name in ("events.parquet", "catalog.parquet"))
     return Source(name="feedgym's own log", files=files, says=(), read=read)
@@ -198,9 +209,9 @@ def read_table(
         of_item = {n: c for n, c in column_map.items() if _is_of_item(n)}
         item_table = _checked_items(items, _renamed(items, item_table, of_item, ("item_id",)))
     options = options or ReadOptions()
-    table = k_core(table, options.core)  # the index keeps the rows' numbers, for messages
+    table = k_core(table[options.chosen(table["user_id"])], options.core)  # the index keeps the rows' numbers
     if table.empty:
-        raise ValueError(f"{path}: no row is left with core {options.core}; lower it.")
+        raise ValueError(f"{path}: no row is left with core {options.core} and {options.users:g} of the users.")
     raw_ids_I, item_id = _item_ids(path, table, item_table)
     user_idx, user_ids = pd.factorize(table["user_id"])
     timestamp_s = _timestamps(path, table)

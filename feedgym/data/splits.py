@@ -61,15 +61,19 @@ def split_users(user_ids_U: NDArray, *, validation: float = 0.1, held_out: float
     """
     if min(validation, held_out) < 0 or validation + held_out >= 1:
         raise ValueError(f"Shares {validation} and {held_out} must be >= 0 and sum to less than 1; lower them.")
-    # Hashed as text, for the seed keys the hash of strings alone, and so that 7 and "7" are one user.
-    text = np.asarray(user_ids_U).astype(str).astype(object)
-    hash_U = pd.util.hash_array(text, hash_key=f"{seed % 10**16:016d}", categorize=False)
-    luck_U = hash_U / 2.0**64
+    luck_U = user_luck(user_ids_U, seed)
     return UserSplit(
         train_idx=np.flatnonzero(luck_U >= validation + held_out),
         validation_idx=np.flatnonzero((luck_U >= held_out) & (luck_U < validation + held_out)),
         held_out_idx=np.flatnonzero(luck_U < held_out),
     )
+
+
+def user_luck(user_ids_U: NDArray, seed: int) -> NDArray[np.float64]:
+    """A number in [0, 1] a user, which depends on their id and the seed alone."""
+    # Hashed as text, for the seed keys the hash of strings alone, and so that 7 and "7" are one user.
+    text = np.asarray(user_ids_U).astype(str).astype(object)
+    return pd.util.hash_array(text, hash_key=f"{seed % 10**16:016d}", categorize=False) / 2.0**64
 
 
 def split_time(sessions: LoggedSessions, *, validation: float = 0.1, held_out: float = 0.1) -> SessionSplit:
