@@ -1,6 +1,34 @@
-"""Lets test files import the helpers that lie beside them (the import mode is importlib)."""
+"""Lets test files import the helpers that lie beside them (the import mode is importlib), and trains what many need."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def aligned_run(tmp_path_factory):
+    """The folder of a tiny run brought up to the snapshot of its only round, which is all that its agents need."""
+    from feedgym.experiments.align import align
+    from feedgym.experiments.presets import smoke
+    from feedgym.experiments.run import Run, StageReached
+
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    tiny = smoke()
+    config = replace(
+        tiny,
+        ray="off",
+        session_length=4,
+        log=replace(tiny.log, users=60, visits=3),
+        pretrain=replace(tiny.pretrain, steps=3, checkpoint_steps=3),
+        ipa=replace(tiny.ipa, rounds=1, num_samples=6, truth_replicas=1),
+        score="feedgym.rewards.compose:diverse",
+    )
+    run = Run(folder, config, tracker=False, stop_after="aligned-1")
+    with pytest.raises(StageReached):
+        align(config, run)
+    run.close()
+    return folder

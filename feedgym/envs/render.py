@@ -7,6 +7,7 @@ truth. For other simulators it is the share of the time watched that each topic 
 
 from __future__ import annotations
 
+import textwrap
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -281,7 +282,7 @@ def _session(visits: _Visits, slot: int) -> Session:
 
 def as_text(view: View) -> str:
     """A visit, an item a line, between a header and a footer."""
-    lines = [f"{view.who} · {view.when} · {view.traits}"]
+    lines = [f"{view.who} · {view.when} · {textwrap.shorten(view.traits, 80, placeholder=' …')}"]
     session = view.session
     if session is None:
         lines.append("  no session served yet")
