@@ -25,7 +25,7 @@ CHOICE, FLIP = range(2)
 """Channels of a step's luck."""
 
 ORACLE_STEPS = 8
-"""Dinkelbach's method converges faster than linearly; 3 to 5 steps do."""
+"""At most; Dinkelbach's method converges faster than linearly, and stops when no slate changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +223,9 @@ class InterestEvolution:
         score_UI = state.interest_UM[:, self._topic_I]
         appeal_UI = self._appeal(score_UI)
         ratio_U1 = np.zeros((len(score_UI), 1))
+        slates_UK = np.full((len(score_UI), session_length), -1)
         for _ in range(ORACLE_STEPS):
+            last_UK = slates_UK
             gain_UI = c.video_minutes * (1 - ratio_U1 * cost_I)
             if self._cascades:  # a click takes the place of the penalty of no click
                 gain_UI += ratio_U1 * c.step_penalty_minutes
@@ -231,6 +233,8 @@ class InterestEvolution:
             if self._cascades:
                 order_UK = best(np.take_along_axis(gain_UI, slates_UK, axis=1), session_length)
                 slates_UK = np.take_along_axis(slates_UK, order_UK, axis=1)
+            if (slates_UK == last_UK).all():
+                break
             prob_UK = self.choice_prob(np.take_along_axis(score_UI, slates_UK, axis=1))
             idle_U = c.step_penalty_minutes * (1 - prob_UK.sum(axis=1))
             spent_U = c.video_minutes * (prob_UK * cost_I[slates_UK]).sum(axis=1) + idle_U

@@ -115,4 +115,8 @@ def by_blocks(
 
 def best(value_UI: NDArray, session_length: int) -> NDArray[np.int64]:
     """The items of greatest value, best first, [U, K]."""
-    return np.argsort(-value_UI, axis=1, kind="stable")[:, :session_length]
+    if session_length == value_UI.shape[1]:
+        return np.argsort(-value_UI, axis=1, kind="stable")
+    top_UK = np.argpartition(-value_UI, session_length, axis=1)[:, :session_length]
+    order_UK = np.argsort(-np.take_along_axis(value_UI, top_UK, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(top_UK, order_UK, axis=1)
