@@ -18,6 +18,8 @@ def test_the_seed_is_all_that_counts(made):
     again, other = make_catalog(CONFIG, 5), make_catalog(CONFIG, 6)
     for ours, same, different in zip(made, again, other, strict=True):
         for f in fields(ours):
+            if not isinstance(getattr(ours, f.name), np.ndarray):  # no texts, no withdrawals
+                continue
             assert getattr(ours, f.name).tobytes() == getattr(same, f.name).tobytes(), f.name
             constant = f.name == "raw_ids_I"
             assert (getattr(ours, f.name).tobytes() == getattr(different, f.name).tobytes()) == constant, f.name

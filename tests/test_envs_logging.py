@@ -190,7 +190,9 @@ def test_propensities_are_those_of_the_definition_and_sum_to_one():
     sessions = np.array(list(itertools.permutations(range(5), 2)))
     state = replace(state, **{f.name: getattr(state, f.name)[[0] * 20] for f in fields(state)})
     key_U = np.zeros(20, np.uint64)
-    propensity = policy._propensity(sessions, *policy._candidates(state, policy.no_taste(20), key_U))
+    supply = policy._supply(state)
+    candidates = policy._candidates(state, policy.no_taste(20), key_U, supply)
+    propensity = policy._propensity(sessions, *candidates, supply)
     np.testing.assert_allclose(propensity, [plain_chance(simulator, s.tolist()) for s in sessions], rtol=1e-5)
     assert propensity.prod(axis=1).sum() == pytest.approx(1, abs=1e-5)
 
@@ -259,7 +261,7 @@ def test_without_help_from_the_simulator_popularity_is_learned_and_taste_is_foll
     """Later items are better for toy users, so the pilot must rank them first, though nobody says so."""
     simulator = PlainUsers(num_items=20, churn=0.0)
     policy = LoggingPolicy(simulator, 4, LoggingConfig(pilot_users=2000))
-    rank = np.argsort(np.argsort(-policy._popular.weight_I))
+    rank = np.argsort(np.argsort(-policy._whole.popular.weight_GI[0]))
     assert np.corrcoef(rank, np.arange(20))[0, 1] < -0.9
     greedy = LoggingConfig(popularity_share=0.0, random_share=0.0, temperature=0.01)
     policy = LoggingPolicy(simulator, 4, greedy)

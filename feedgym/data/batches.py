@@ -68,6 +68,17 @@ class EventBatch(TensorRows):
         return self.events(slice(max(1, int(self.mask_UT.sum(1).max()))))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DatedEventBatch(EventBatch):
+    """Histories whose requests have a date, which says what of a catalogue exists then. Models need not look at it.
+
+    Attributes:
+        time_s_U: float64 seconds on the log's clock, when the request happens.
+    """
+
+    time_s_U: Tensor
+
+
 PER_EVENT = tuple(f.name for f in fields(EventBatch) if "T" in f.name.rsplit("_", 1)[-1])
 """The columns with a T axis."""
 

@@ -54,6 +54,7 @@ class Catalog:
         creator_I: int64 creator id.
         upload_s_I: float64 upload time on the log's clock, seconds; may be negative (before the log began).
         text_I: str words about the item, "" where there are none; None for items that never have any.
+        withdraw_s_I: float64 time from which the item is gone again, infinite where it stays; None if all stay.
         content_from: what ``content_IE`` was made of, for people to read; "" where nobody said.
     """
 
@@ -65,6 +66,7 @@ class Catalog:
     upload_s_I: NDArray[np.float64]
     text_I: NDArray | None = None
     content_from: str = ""
+    withdraw_s_I: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "content_from"}
@@ -87,6 +89,22 @@ class Catalog:
     def num_topics(self) -> int:
         """One more than the largest topic tag."""
         return int(self.topic_I.max(initial=-1)) + 1
+
+    def exists(self, time_s: NDArray[np.float64], item_ids: IntArray | None = None) -> BoolArray:
+        """Which items can be served at a time: uploaded by then, and not yet withdrawn.
+
+        Args:
+            time_s: seconds on the log's clock; any shape.
+            item_ids: items whose shape goes with that of the times, as ``exists(time_s_U[:, None], slates_UK)``.
+
+        Returns:
+            bool of the common shape; without ``item_ids`` all items in a last axis of their own, [..., I].
+        """
+        time_s = np.asarray(time_s)
+        if item_ids is None:
+            time_s, item_ids = time_s[..., None], np.arange(self.num_items)
+        found = self.upload_s_I[item_ids] <= time_s
+        return found if self.withdraw_s_I is None else found & (time_s < self.withdraw_s_I[item_ids])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

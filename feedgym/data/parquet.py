@@ -174,6 +174,8 @@ def write_catalog(catalog: Catalog, path: str | Path) -> None:
     }
     if catalog.text_I is not None:
         columns["text"] = pa.array(catalog.text_I.tolist(), pa.string())
+    if catalog.withdraw_s_I is not None:
+        columns["withdraw_s"] = catalog.withdraw_s_I
     table = pa.table(columns).replace_schema_metadata({"feedgym_content_from": catalog.content_from})
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
@@ -202,7 +204,14 @@ def read_catalog(path: str | Path) -> Catalog:
         upload_s_I=columns["upload_s"].astype(np.float64),
         text_I=_texts(path, table) if "text" in table.column_names else None,
         content_from=(table.schema.metadata or {}).get(b"feedgym_content_from", b"").decode(),
+        withdraw_s_I=_withdrawals(path, table) if "withdraw_s" in table.column_names else None,
     )
+
+
+def _withdrawals(path: str | Path, table: pa.Table) -> NDArray[np.float64]:
+    if not _is_number(table["withdraw_s"].type):
+        raise ValueError(f"{path}: column 'withdraw_s' is {table['withdraw_s'].type} and must be number; convert it.")
+    return _column(path, table, "withdraw_s").astype(np.float64)
 
 
 def _texts(path: str | Path, table: pa.Table) -> NDArray:

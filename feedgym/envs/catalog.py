@@ -3,6 +3,10 @@
 An item is a unit vector near a mixture of two topics, with a quality, a clickbait strength, a duration, a creator, an
 upload time and a popularity. Recommenders see a noisy linear view of it (:class:`feedgym.data.events.Catalog`); the
 :class:`Latents` are for simulators, logging policies and judges only.
+
+Off by default, the catalogue lives: the last items arrive after the clock's zero at a steady rate, in the order of
+their ids, and items are withdrawn after a lifetime without memory, so that those of the clock's zero are no special
+case. Either leaves every other item as it is without.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from feedgym.data.events import Catalog, FloatArray, IntArray
 
@@ -62,6 +67,13 @@ class CatalogConfig:
     """Time constant of freshness, days."""
     upload_days: float = 90.0
     """Items were uploaded uniformly over this many days before the clock's zero."""
+    arrivals_a_day: float = 0.0
+    """Items uploaded a day after the clock's zero; they are the last ones of num_items. 0: none."""
+    arrival_days: float = 60.0
+    """Arrivals go on for this many days."""
+    lifetime_days: float = 0.0
+    """Mean time until an item is withdrawn, exponential, days: from its upload, or from the clock's zero if it was
+    there by then. 0: items stay."""
     items_per_creator: float = 5.0
     """Mean number of items a creator."""
     creator_exponent: float = 0.8
@@ -89,6 +101,7 @@ class Latents:
         quality_I: float32, standard normal.
         clickbait_I: float32, >= 0, mostly 0.
         popularity_I: float32 probabilities, summing to 1.
+        fame_I: float32 what decides the popularity beside freshness.
     """
 
     topic_MD: FloatArray
@@ -99,6 +112,7 @@ class Latents:
     quality_I: FloatArray
     clickbait_I: FloatArray
     popularity_I: FloatArray
+    fame_I: FloatArray
 
     @property
     def mixture_IM(self) -> FloatArray:
@@ -132,7 +146,13 @@ def make_catalog(config: CatalogConfig, seed: int) -> tuple[Catalog, Latents]:
     duration_M = config.duration_log_mean + config.duration_topic_sd * rng.normal(size=config.num_topics)
     duration_I = np.exp(duration_M[topic_I2[:, 0]] + config.duration_item_sd * rng.normal(size=num_items))
     upload_s_I = -rng.uniform(0, config.upload_days * DAY_S, size=num_items)
-    popularity_I = _popularity(rng, config, quality_I, clickbait_I, upload_s_I)
+    upload_s_I, withdraw_s_I = _lives(config, seed, upload_s_I)
+    fame_I = (
+        config.popularity_quality * quality_I
+        + config.popularity_clickbait * clickbait_I
+        + config.popularity_noise * rng.gumbel(size=num_items)
+    )
+    popularity_I = popularity(config, fame_I, -upload_s_I)
 
     latents = Latents(
         topic_MD=topic_MD.astype(np.float32),
@@ -143,6 +163,7 @@ def make_catalog(config: CatalogConfig, seed: int) -> tuple[Catalog, Latents]:
         quality_I=quality_I.astype(np.float32),
         clickbait_I=clickbait_I.astype(np.float32),
         popularity_I=popularity_I.astype(np.float32),
+        fame_I=fame_I.astype(np.float32),
     )
     catalog = Catalog(
         raw_ids_I=np.arange(num_items),
@@ -151,8 +172,30 @@ def make_catalog(config: CatalogConfig, seed: int) -> tuple[Catalog, Latents]:
         duration_s_I=np.clip(duration_I, *config.duration_range_s).astype(np.float32),
         creator_I=_creators(rng, config),
         upload_s_I=upload_s_I,
+        withdraw_s_I=withdraw_s_I,
     )
     return catalog, latents
+
+
+def freshness(config: CatalogConfig, age_s: NDArray[np.floating]) -> NDArray[np.floating]:
+    """How fresh items of an age are: 1 at the upload and before, falling by 1/e every ``fresh_days``."""
+    return np.exp(-np.maximum(age_s, 0) / (config.fresh_days * DAY_S))
+
+
+def popularity(config: CatalogConfig, fame_I: NDArray, age_s_I: NDArray) -> NDArray[np.float64]:
+    """The items' shares of the exposures in a feed by popularity, [I]: by their rank in fame and freshness."""
+    score_I = fame_I + config.popularity_fresh * freshness(config, age_s_I)
+    rank_I = np.argsort(np.argsort(-score_I))
+    weight_I = (rank_I + config.popularity_offset) ** -config.popularity_exponent
+    return weight_I / weight_I.sum()
+
+
+def too_few(session_length: int, existing: int) -> ValueError:
+    """The error of a moment at which there are not enough items for a session."""
+    return ValueError(
+        f"A session of {session_length} different items is asked for when only {existing} exist; give more items, or "
+        "a longer lifetime_days."
+    )
 
 
 def unit(x):
@@ -166,6 +209,14 @@ def _check(config: CatalogConfig) -> None:
             f"A catalogue of num_items={config.num_items} and num_topics={config.num_topics} is too small; "
             "give at least 1 item and 2 topics."
         )
+    times = {name: getattr(config, name) for name in ("arrivals_a_day", "arrival_days", "lifetime_days")}
+    if min(times.values()) < 0:
+        raise ValueError(f"{times} must be 0 or more; 0 arrivals or a lifetime of 0 leave the catalogue as it is.")
+    if num_arrivals(config) >= config.num_items:
+        raise ValueError(
+            f"{num_arrivals(config)} items would arrive over arrival_days={config.arrival_days:g}, and num_items="
+            f"{config.num_items} must hold those and the ones that are there before; raise num_items or lower either."
+        )
     if config.content_dim < config.latent_dim + 2:
         raise ValueError(
             f"content_dim={config.content_dim} is below latent_dim + 2 = {config.latent_dim + 2}; raise content_dim."
@@ -178,17 +229,21 @@ def _two_topics(rng: np.random.Generator, share_M, num_items: int):
     return np.argsort(race_IM, axis=1)[:, :2]
 
 
-def _popularity(rng: np.random.Generator, config: CatalogConfig, quality_I, clickbait_I, upload_s_I):
-    fresh_I = np.exp(upload_s_I / (config.fresh_days * DAY_S))
-    score_I = (
-        config.popularity_quality * quality_I
-        + config.popularity_clickbait * clickbait_I
-        + config.popularity_fresh * fresh_I
-        + config.popularity_noise * rng.gumbel(size=len(quality_I))
-    )
-    rank_I = np.argsort(np.argsort(-score_I))
-    weight_I = (rank_I + config.popularity_offset) ** -config.popularity_exponent
-    return weight_I / weight_I.sum()
+def num_arrivals(config: CatalogConfig) -> int:
+    """Items that are uploaded after the clock's zero: the last ones of the catalogue."""
+    return round(config.arrivals_a_day * config.arrival_days)
+
+
+def _lives(config: CatalogConfig, seed: int, upload_s_I: NDArray) -> tuple[NDArray, NDArray | None]:
+    """When items come and go, by random numbers of their own: the rest of the catalogue is the same without."""
+    rng = np.random.default_rng([seed, 2])
+    late = num_arrivals(config)
+    upload_s_I = upload_s_I.copy()
+    upload_s_I[len(upload_s_I) - late :] = np.sort(rng.uniform(0, config.arrival_days * DAY_S, size=late))
+    if not config.lifetime_days:
+        return upload_s_I, None
+    lifetime_s_I = rng.exponential(config.lifetime_days * DAY_S, size=len(upload_s_I))
+    return upload_s_I, np.maximum(upload_s_I, 0) + lifetime_s_I
 
 
 def _content(rng: np.random.Generator, config: CatalogConfig, latents: Latents) -> FloatArray:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from feedgym.data.batches import EventBatch
+from feedgym.data.batches import DatedEventBatch, EventBatch
 from feedgym.data.events import BEHAVIOURS, FloatArray, IntArray
 from feedgym.data.sessions import MAX_WATCH_FRACTION, time_of_day
 from feedgym.protocols import Response, UserSimulator
+
+MAX_TIME_S = 1e10
+"""Bound of the observed times, three centuries."""
 
 MAX_GAP_S = 1e9
 """Bound of the observed gaps; a space with infinite bounds cannot be normalised."""
@@ -36,8 +40,13 @@ def event_times_s(login_s_U: NDArray[np.float64], watch_s_UK: FloatArray) -> NDA
     return login_s_U[:, None] + spent_s_UK - watch_s_UK
 
 
+def has_arrivals(simulator: Any) -> bool:
+    """Whether a simulator's items come and go, so that observations tell the time (its attribute ``has_arrivals``)."""
+    return bool(getattr(simulator, "has_arrivals", False))
+
+
 def event_batch(observation: Observation) -> EventBatch:
-    """An observation, of one user or batched, as the histories that recommenders take."""
+    """An observation, of one user or batched, as the histories that recommenders take; dated if it tells the time."""
     columns = {name: np.asarray(column) for name, column in observation.items()}
     if columns["history_items"].ndim == 1:
         columns = {name: column[None] for name, column in columns.items()}
@@ -45,7 +54,7 @@ def event_batch(observation: Observation) -> EventBatch:
     def tensor(name: str, dtype: torch.dtype) -> torch.Tensor:
         return torch.from_numpy(columns[name]).to(dtype)
 
-    return EventBatch(
+    histories = EventBatch(
         item_ids_UT=tensor("history_items", torch.int64),
         behaviours_UTB=tensor("history_behaviours", torch.float32),
         watch_fraction_UT=tensor("history_watch_fraction", torch.float32),
@@ -54,6 +63,9 @@ def event_batch(observation: Observation) -> EventBatch:
         profile_UF=tensor("profile", torch.int64),
         time_of_day_U=tensor("time_of_day", torch.float32),
     )
+    if "time_s" not in columns:
+        return histories
+    return DatedEventBatch(**vars(histories), time_s_U=tensor("time_s", torch.float64).reshape(-1))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,15 +125,17 @@ class History:
             length_U=length_U,
         )
 
-    def observation(self, profile_UF: NDArray[np.int64], now_s_U: NDArray[np.float64]) -> Observation:
-        """What is known of the users at a request at ``now_s_U``; fresh arrays."""
+    def observation(
+        self, profile_UF: NDArray[np.int64], now_s_U: NDArray[np.float64], *, dated: bool = False
+    ) -> Observation:
+        """What is known of the users at a request at ``now_s_U``; fresh arrays. Dated ones tell the time as well."""
         place_T = np.arange(self.items_UT.shape[1])
         next_s_UT = np.empty_like(self.time_s_UT)
         next_s_UT[:, :-1] = self.time_s_UT[:, 1:]
         next_s_UT = np.where(place_T == self.length_U[:, None] - 1, now_s_U[:, None], next_s_UT)
         mask_UT = place_T < self.length_U[:, None]
         gap_s_UT = np.where(mask_UT, np.clip(next_s_UT - self.time_s_UT, 0, MAX_GAP_S), 0)
-        return {
+        observation = {
             "profile": profile_UF.astype(np.int64),
             "history_items": self.items_UT.copy(),
             "history_behaviours": self.behaviours_UTB.copy(),
@@ -130,11 +144,17 @@ class History:
             "history_mask": mask_UT.astype(np.int8),
             "time_of_day": time_of_day(now_s_U),
         }
+        return observation | {"time_s": now_s_U.astype(np.float64)} if dated else observation
 
 
 def observation_space(simulator: UserSimulator, history_length: int) -> spaces.Dict:
-    """The space of one user's observation; names and meanings are those of :class:`EventBatch`."""
+    """The space of one user's observation; names and meanings are those of :class:`EventBatch`.
+
+    Where items come and go it has the second of the request on the simulator's clock too, ``time_s``, for
+    :meth:`feedgym.data.events.Catalog.exists`.
+    """
     shape = (history_length,)
+    dated = {"time_s": spaces.Box(0, MAX_TIME_S, (), np.float64)} if has_arrivals(simulator) else {}
     return spaces.Dict(
         {
             "profile": spaces.MultiDiscrete(np.array(simulator.profile_sizes, np.int64)),
@@ -144,5 +164,6 @@ def observation_space(simulator: UserSimulator, history_length: int) -> spaces.D
             "history_gap_s": spaces.Box(0, MAX_GAP_S, shape, np.float32),
             "history_mask": spaces.MultiBinary(history_length),
             "time_of_day": spaces.Box(0, 24, (), np.float32),
+            **dated,
         }
     )

@@ -11,6 +11,9 @@ The propensity is that of the whole mixture: the probability of the shown item g
 candidates, which are retrieved whatever the rule. The items above tell which rule is at work, so the shares are those
 of Bayes' rule. As every item can be shown at every position, weighting by the inverse propensity is unbiased.
 
+Where items come and go (the simulator's ``has_arrivals``), all of this is about the items that exist when the visit
+begins: only those can be retrieved, lie in the urns and share the propensities.
+
 The policy's randomness is counter-based like the users' own (:mod:`feedgym.envs.luck`), so a log depends neither on
 the block size nor on the other users, and a user's state at any logged visit can be had again by replaying the log.
 """
@@ -28,7 +31,8 @@ from numpy.typing import ArrayLike, NDArray
 from feedgym.data.events import BEHAVIOUR_IDX, Event, EventLog, FloatArray, IntArray, LoggedSessions
 from feedgym.data.sessions import POSITIVE, logged_sessions
 from feedgym.envs import luck
-from feedgym.envs.history import event_times_s
+from feedgym.envs.catalog import DAY_S, too_few
+from feedgym.envs.history import event_times_s, has_arrivals
 from feedgym.protocols import Response, UserSimulator, cat_users, take_users
 
 BLOCK_USERS = 512
@@ -107,27 +111,75 @@ def _seeds(ids_U: ArrayLike, seed: int, group: str) -> NDArray[np.uint64]:
     return luck.derive(population, ids_U)
 
 
-class _Urn:
-    """Draws items by weight without replacement, by inversion of the cumulative weights."""
+class _Urns:
+    """Draw items by weight without replacement, by inversion of the cumulative weights.
 
-    def __init__(self, weight_I: NDArray) -> None:
-        weight_I = np.asarray(weight_I, np.float64)
-        self.weight_I = np.maximum(np.rint(weight_I / weight_I.sum() * WEIGHT_UNIT), 1).astype(np.int64)
-        self.end_I = np.cumsum(self.weight_I)
-        self.total = int(self.end_I[-1])
+    G urns stand one behind the other on one axis of cumulative weights: one for all users, or one a user.
 
-    def pick(self, uniform: NDArray[np.floating]) -> NDArray[np.int64]:
-        """Items by weight from uniform numbers."""
-        return np.searchsorted(self.end_I, (uniform * self.total).astype(np.int64), side="right")
+    Args:
+        weight_GI: whole weights; items of weight 0 are not in the urn.
+    """
 
-    def pick_others(self, uniform_U: NDArray[np.float64], taken_UK: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Items by weight from uniform numbers, none of those already taken."""
-        left_U = self.total - self.weight_I[taken_UK].sum(axis=1)
-        mark_U = (uniform_U * left_U).astype(np.int64)
+    def __init__(self, weight_GI: NDArray[np.int64]) -> None:
+        self.weight_GI, self.num_items = weight_GI, weight_GI.shape[1]
+        self._end_X = np.cumsum(weight_GI)
+        end_G = self._end_X[self.num_items - 1 :: self.num_items]
+        self.total_G = np.diff(end_G, prepend=0)
+        self._begin_G = end_G - self.total_G
+
+    def urn_of(self, users: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The users' urns [U], given their rows."""
+        return np.asarray(users) if len(self.total_G) > 1 else np.zeros(len(users), np.int64)
+
+    def weight(self, urn_U: NDArray[np.int64], item_U: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Weights of items in urns."""
+        return self.weight_GI[urn_U, item_U]
+
+    def pick(self, urn_U: NDArray[np.int64], uniform_UC: NDArray[np.floating]) -> NDArray[np.int64]:
+        """Items [U, C] by weight from uniform numbers."""
+        mark_UC = (uniform_UC * self.total_G[urn_U, None]).astype(np.int64)
+        return self._at(urn_U[:, None], mark_UC + self._begin_G[urn_U, None])
+
+    def pick_others(
+        self, urn_U: NDArray[np.int64], uniform_U: NDArray[np.float64], taken_UK: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Items [U] by weight from uniform numbers, none of those already taken."""
+        left_U = self.total_G[urn_U] - self.weight(urn_U[:, None], taken_UK).sum(axis=1)
+        mark_U = (uniform_U * left_U).astype(np.int64) + self._begin_G[urn_U]
         for item_U in np.sort(taken_UK, axis=1).T:  # step over the taken ones, in the order of the cumulative weights
-            begin_U = self.end_I[item_U] - self.weight_I[item_U]
-            mark_U += np.where(mark_U >= begin_U, self.weight_I[item_U], 0)
-        return np.searchsorted(self.end_I, mark_U, side="right")
+            weight_U = self.weight(urn_U, item_U)
+            begin_U = self._end_X[urn_U * self.num_items + item_U] - weight_U
+            mark_U += np.where(mark_U >= begin_U, weight_U, 0)
+        return self._at(urn_U, mark_U)
+
+    def _at(self, urn: NDArray[np.int64], mark: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self._end_X, mark, side="right") - urn * self.num_items
+
+
+@dataclass(frozen=True, eq=False)
+class _Supply:
+    """What can be served to U users.
+
+    Attributes:
+        popular: one urn by popularity, or one a user.
+        top_GK: the K items of most weight in each of them, so that there are K candidates at least.
+        exists_UI: the items that exist at the users' requests; None if all do.
+    """
+
+    popular: _Urns
+    top_GK: NDArray[np.int64]
+    exists_UI: NDArray[np.bool_] | None = None
+
+    def uniform(self, users: NDArray[np.int64]) -> _Urns:
+        """One urn, or one for each of some users, in which all items weigh the same."""
+        if self.exists_UI is None:
+            return _Urns(_whole_weights(np.ones(self.popular.num_items))[None])
+        return _Urns(self.exists_UI[users].astype(np.int64))
+
+
+def _whole_weights(weight_I: NDArray) -> NDArray[np.int64]:
+    weight_I = np.asarray(weight_I, np.float64)
+    return np.maximum(np.rint(weight_I / weight_I.sum() * WEIGHT_UNIT), 1).astype(np.int64)
 
 
 class LoggingPolicy:
@@ -135,7 +187,8 @@ class LoggingPolicy:
 
     A simulator may offer ``popularity_I`` (weights of the items) and ``ranker_score(state, items_UC)`` (what a trained
     ranker would say). Without them, popularity is learned from a pilot of random exposures, and the score is the cosine
-    between an item's content and the user's taste.
+    between an item's content and the user's taste. One with ``has_arrivals`` may offer ``popularity_on(day)``, the
+    items' weights on a day of the clock.
 
     Args:
         simulator: the users.
@@ -153,12 +206,13 @@ class LoggingPolicy:
         num_items = simulator.catalog.num_items
         _check_config(config, session_length, num_items)
         self.simulator, self.session_length, self.config = simulator, session_length, config
-        self._uniform = _Urn(np.ones(num_items))
-        self._popular = self._uniform
+        weight_I = np.ones(num_items)
         if config.random_share < 1:
-            self._popular = _Urn(_popularity(simulator, session_length, config, seed))
-        # Always retrieved, so that there are K candidates at least.
-        self._top_K = np.argsort(-self._popular.weight_I, kind="stable")[:session_length]
+            weight_I = _popularity(simulator, session_length, config, seed)
+        weight_1I = _whole_weights(weight_I)[None]
+        top_1K = np.argsort(-weight_1I, axis=1, kind="stable")[:, :session_length]
+        self._whole = _Supply(_Urns(weight_1I), top_1K)
+        self._weight_of_day: dict[int, NDArray[np.int64]] = {}
         self._content_IE = simulator.catalog.content_IE / np.maximum(
             np.linalg.norm(simulator.catalog.content_IE, axis=1, keepdims=True), np.float32(1e-12)
         )
@@ -177,32 +231,63 @@ class LoggingPolicy:
         """The sessions of U users' next visits, int64 [U, K], and the propensities of their items, float32 [U, K]."""
         key_U = luck.stream(luck.derive(state.seed_U, POLICY), state.visit_U)
         rule_U = np.searchsorted(np.cumsum(self.config.shares_R)[:-1], luck.draw(key_U, luck.VISIT, RULE), side="right")
-        items_UC, logit_UC = self._candidates(state, taste_UE, key_U)
+        supply = self._supply(state)
+        items_UC, logit_UC = self._candidates(state, taste_UE, key_U, supply)
         slates_UK = np.empty((len(key_U), self.session_length), np.int64)
         ranked_U = rule_U == PRODUCTION
         slates_UK[ranked_U] = self._rank(key_U[ranked_U], items_UC[ranked_U], logit_UC[ranked_U])
-        for rule, urn in ((POPULARITY, self._popular), (RANDOM, self._uniform)):
-            slates_UK[rule_U == rule] = self._lottery(key_U[rule_U == rule], urn)
-        return slates_UK, self._propensity(slates_UK, items_UC, logit_UC)
+        popular, random = np.flatnonzero(rule_U == POPULARITY), np.flatnonzero(rule_U == RANDOM)
+        slates_UK[popular] = self._lottery(key_U[popular], supply.popular, supply.popular.urn_of(popular))
+        uniform = supply.uniform(random)
+        slates_UK[random] = self._lottery(key_U[random], uniform, uniform.urn_of(np.arange(len(random))))
+        return slates_UK, self._propensity(slates_UK, items_UC, logit_UC, supply)
+
+    def _supply(self, state: Any) -> _Supply:
+        """What exists at the users' requests.
+
+        Raises:
+            ValueError: fewer items exist than a session has.
+        """
+        if not has_arrivals(self.simulator):
+            return self._whole
+        exists_UI = self.simulator.catalog.exists(state.time_s_U)
+        existing_U = exists_UI.sum(axis=1)
+        if (existing_U < self.session_length).any():
+            raise too_few(self.session_length, int(existing_U.min()))
+        weight_UI = self._daily_weights(state.time_s_U) * exists_UI
+        last = weight_UI.shape[1] - self.session_length
+        top_UK = np.argpartition(weight_UI, last, axis=1)[:, last:]
+        return _Supply(_Urns(weight_UI), top_UK, exists_UI)
+
+    def _daily_weights(self, time_s_U: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Weights of the items by popularity on the users' day, [U, I], or [1, I] where they never change."""
+        if self.config.random_share == 1 or not hasattr(self.simulator, "popularity_on"):
+            return self._whole.popular.weight_GI
+        day_D, row_U = np.unique(np.floor(time_s_U / DAY_S).astype(np.int64), return_inverse=True)
+        for day in day_D.tolist():
+            if day not in self._weight_of_day:
+                self._weight_of_day[day] = _whole_weights(self.simulator.popularity_on(day))
+        return np.stack([self._weight_of_day[day] for day in day_D.tolist()])[row_U]
 
     def _candidates(
-        self, state: Any, taste_UE: FloatArray, key_U: NDArray[np.uint64]
+        self, state: Any, taste_UE: FloatArray, key_U: NDArray[np.uint64], supply: _Supply
     ) -> tuple[NDArray[np.int64], FloatArray]:
-        """Retrieved items [U, C] and their logits, -inf for second copies."""
+        """Retrieved items [U, C] and their logits, -inf for second copies and for what does not exist."""
         if self.config.shares_R[PRODUCTION] <= 0:
             return np.zeros((len(key_U), 0), np.int64), np.zeros((len(key_U), 0), np.float32)
         num_items = self.simulator.catalog.num_items
         if self.config.num_candidates >= num_items:
             items_UC = np.tile(np.arange(num_items), (len(key_U), 1))
-            copy_UC = np.zeros(items_UC.shape, bool)
+            out_UC = np.zeros(items_UC.shape, bool) if supply.exists_UI is None else ~supply.exists_UI
         else:
-            drawn_UC = self._popular.pick(_candidate_luck(key_U, RETRIEVE, self.config.num_candidates).astype(float))
-            items_UC = np.concatenate([drawn_UC, np.tile(self._top_K, (len(key_U), 1))], axis=1)
+            urn_U = supply.popular.urn_of(np.arange(len(key_U)))
+            luck_UC = _candidate_luck(key_U, RETRIEVE, self.config.num_candidates).astype(float)
+            items_UC = np.concatenate([supply.popular.pick(urn_U, luck_UC), supply.top_GK[urn_U]], axis=1)
             items_UC.sort(axis=1)
-            copy_UC = np.zeros(items_UC.shape, dtype=bool)
-            copy_UC[:, 1:] = items_UC[:, 1:] == items_UC[:, :-1]
+            out_UC = np.zeros(items_UC.shape, dtype=bool)
+            out_UC[:, 1:] = items_UC[:, 1:] == items_UC[:, :-1]
         logit_UC = self._score(state, taste_UE, items_UC) / np.float32(self.config.temperature)
-        logit_UC[copy_UC] = -np.inf
+        logit_UC[out_UC] = -np.inf
         return items_UC, logit_UC
 
     def _score(self, state: Any, taste_UE: FloatArray, items_UC: IntArray) -> FloatArray:
@@ -221,23 +306,27 @@ class LoggingPolicy:
         place_UK = np.argsort(-(logit_UC + noise_UC), axis=1, kind="stable")[:, : self.session_length]
         return np.take_along_axis(items_UC, place_UK, axis=1)
 
-    def _lottery(self, key_U: NDArray[np.uint64], urn: _Urn) -> NDArray[np.int64]:
-        """Items drawn from an urn one after another."""
+    def _lottery(self, key_U: NDArray[np.uint64], urns: _Urns, urn_U: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Items drawn from the users' urns one after another."""
         slates_UK = np.empty((len(key_U), self.session_length), np.int64)
         if not len(key_U):
             return slates_UK
         for k in range(self.session_length):
             coarse_U, fine_U = luck.draw(key_U, k, np.array([[DRAW], [DRAW_FINE]])).astype(np.float64)
             uniform_U = coarse_U + (fine_U - 0.5) * 2.0**-23  # 46 bits: a rare item's weight needs more than 23
-            slates_UK[:, k] = urn.pick_others(uniform_U, slates_UK[:, :k])
+            slates_UK[:, k] = urns.pick_others(urn_U, uniform_U, slates_UK[:, :k])
         return slates_UK
 
-    def _propensity(self, slates_UK: NDArray[np.int64], items_UC: IntArray, logit_UC: FloatArray) -> FloatArray:
+    def _propensity(
+        self, slates_UK: NDArray[np.int64], items_UC: IntArray, logit_UC: FloatArray, supply: _Supply
+    ) -> FloatArray:
         """Chance of each shown item given those above it and the candidates, under the mixture, float32 [U, K]."""
         belief_UR = np.tile(self.config.shares_R, (len(slates_UK), 1))
         chance_UR = np.zeros_like(belief_UR)
         left_UC = logit_UC.copy()
-        popular_left_U = np.full(len(slates_UK), self._popular.total)
+        urn_U = supply.popular.urn_of(np.arange(len(slates_UK)))
+        popular_left_U = supply.popular.total_G[urn_U]
+        existing = self.simulator.catalog.num_items if supply.exists_UI is None else supply.exists_UI.sum(axis=1)
         propensity_UK = np.empty(slates_UK.shape, np.float32)
         for k, item_U in enumerate(slates_UK.T):
             if left_UC.shape[1]:
@@ -245,9 +334,10 @@ class LoggingPolicy:
                 here_UC = items_UC == item_U[:, None]
                 chance_UR[:, PRODUCTION] = (weight_UC * here_UC).sum(axis=1) / weight_UC.sum(axis=1)
                 left_UC[here_UC] = -np.inf
-            chance_UR[:, POPULARITY] = self._popular.weight_I[item_U] / popular_left_U
-            chance_UR[:, RANDOM] = 1 / (self.simulator.catalog.num_items - k)
-            popular_left_U = popular_left_U - self._popular.weight_I[item_U]
+            weight_U = supply.popular.weight(urn_U, item_U)
+            chance_UR[:, POPULARITY] = weight_U / popular_left_U
+            chance_UR[:, RANDOM] = 1 / (existing - k)
+            popular_left_U = popular_left_U - weight_U
             joint_UR = belief_UR * chance_UR
             chance_U = joint_UR.sum(axis=1)
             propensity_UK[:, k] = chance_U

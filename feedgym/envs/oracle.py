@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from feedgym.data.events import BEHAVIOURS, FloatArray, IntArray
+from feedgym.envs.catalog import too_few
 from feedgym.envs.truth import RewardWeights
 from feedgym.protocols import take_users
 
@@ -55,7 +56,7 @@ def greedy_sessions(
         int64 item ids [U, K], all different in a session.
 
     Raises:
-        ValueError: there are fewer items than the session is long.
+        ValueError: there are fewer items than the session is long, for some user at the time of the request.
     """
     num_items = simulator.config.num_items
     if not 1 <= session_length <= num_items:
@@ -81,8 +82,11 @@ def _greedy_block(simulator: ShortVideo, state: ShortVideoState, session_length:
         now_UC -= c.satiation_weight * (satiation_UC2 * shares_UC2).sum(axis=2)
         now_UC += c.novelty_weight * state.novelty_U[:, None] * (satiation_UC2[..., 0] < c.novelty_satiation)
         click_UC, enjoyment_UC, reward_UC = expected_reward(simulator, state, items_UC, now_UC, weights)
+        reward_UC = np.where(np.isneginf(now_UC), -np.inf, reward_UC)
         best_U = reward_UC.argmax(axis=1)
         sessions_UK[:, k] = items_UC[rows_U, best_U]
+        if np.isneginf(reward_UC[rows_U, best_U]).any():
+            raise too_few(session_length, k)
         pull_UC[rows_U, best_U] = -np.inf  # no item twice
 
         # The expected step of the simulator's own rules for mood and satiation.
@@ -101,6 +105,10 @@ def _shortlist(simulator: ShortVideo, state: ShortVideoState, size: int) -> tupl
     row, slot = np.nonzero(state.seen_UR >= 0)
     remembered = np.unique(np.stack([row, state.seen_UR[row, slot]]), axis=1)
     pull_UI[remembered[0], remembered[1]] -= c.seen_penalty
+    if c.fresh_weight:
+        pull_UI += simulator.fresh_pull(state.time_s_U[:, None], np.arange(c.num_items))
+    if simulator.has_arrivals:
+        pull_UI[~simulator.catalog.exists(state.time_s_U)] = -np.inf
     if size >= c.num_items:
         return np.tile(np.arange(c.num_items), (len(pull_UI), 1)), pull_UI
     bait_I = c.enjoyment_clickbait * latents.clickbait_I

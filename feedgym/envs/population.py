@@ -39,6 +39,8 @@ class ShortVideoConfig(CatalogConfig):
 
     catalog_seed: int = 0
     """Seed of the catalogue; users have seeds of their own."""
+    first_day: float = 0.0
+    """Day of the clock on which users pay their first visit: those who come after a log has ended begin later."""
 
     interest_topics: tuple[int, int] = (2, 8)
     """Fewest and most topics a user loves."""
@@ -67,6 +69,8 @@ class ShortVideoConfig(CatalogConfig):
     """Pull of the short-term interests, <s, z>."""
     quality_weight: float = 0.7
     """Pull of quality."""
+    fresh_weight: float = 0.0
+    """Pull of an item just uploaded; it falls by 1/e every fresh_days. 0: age does not count."""
     satiation_weight: float = 2.6
     """Push of satiation with the item's topics, <f, m>."""
     seen_penalty: float = 2.5
@@ -227,10 +231,11 @@ class Population:
         normal_CU = luck.normal(luck.draw(traits_U, NORMAL, np.arange(FIRST_FEEDBACK + len(FEEDBACK))[:, None]))
         start_U, bar_U, minute_U = luck.draw(traits_U, UNIFORM, np.arange(3)[:, None])
         shift_U = np.rint(c.hour_shift_sd * normal_CU[HOUR_SHIFT]).astype(np.int64)
+        start_s_U = (start_U.astype(np.float64) + c.first_day) * DAY_S
         return ShortVideoState(
             seed_U=seeds_U,
             visit_U=np.zeros(num_users, np.int64),
-            time_s_U=self.next_active(start_U.astype(np.float64) * DAY_S, shift_U, bar_U, minute_U),
+            time_s_U=self.next_active(start_s_U, shift_U, bar_U, minute_U),
             profile_UF=self._profiles(interest_UD, normal_CU[FIRST_PROFILE:FIRST_FEEDBACK]),
             interest_UD=interest_UD,
             mood_UD=np.zeros((num_users, c.latent_dim), np.float32),

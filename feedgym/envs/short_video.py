@@ -5,6 +5,12 @@ interests, the mood of the day, satiation with its topics and the memory of item
 click and lowers the enjoyment; enjoyment, never observed, drives completion, feedback, going on, satisfaction, the
 return and churn. So order and diversity matter, and engagement is not satisfaction.
 
+With arrivals or lifetimes (:class:`feedgym.envs.catalog.CatalogConfig`; off by default) items come and go on the clock
+that all users live by. A session may name any item of the catalogue. Where an item is not there yet, or was withdrawn
+before the visit began, its place is empty: the user has nothing to watch, is as displeased as by a click on the worst
+item, and leaves. So every action has an answer and an empty place pays nothing; and neither it nor what stands behind
+it is examined, so that no log or history can take it for an item which users dislike.
+
 All randomness is the user's own luck (:mod:`feedgym.envs.luck`). Only the positions are looped over; a step makes no
 array of users by items. Arrays which the loop reads put the position first ([K, U]), so that each step is contiguous.
 """
@@ -18,7 +24,7 @@ from numpy.typing import NDArray
 
 from feedgym.data.events import BEHAVIOURS, BoolArray, FloatArray, IntArray
 from feedgym.envs import luck
-from feedgym.envs.catalog import make_catalog, unit
+from feedgym.envs.catalog import DAY_S, freshness, make_catalog, num_arrivals, popularity, unit
 from feedgym.envs.oracle import greedy_sessions
 from feedgym.envs.population import (
     FEEDBACK,
@@ -50,6 +56,7 @@ class _Visit:
     duration_s_KU: FloatArray
     topic_weight_2KU: FloatArray
     topic_cell_2KU: IntArray
+    wait_s_KU: NDArray[np.float64] | None
     feedback_XU: FloatArray
     novelty_U: FloatArray
     patience_U: FloatArray
@@ -75,6 +82,7 @@ class ShortVideo:
         latents: the truth of the items, for judges and logging policies.
         popularity_I: float32 share of the exposures that each item has in a feed by popularity.
         population: who the users are and when they are active.
+        has_arrivals: items come or go, so that what can be served depends on the clock.
     """
 
     profile_names: tuple[str, ...] = PROFILE_NAMES
@@ -84,6 +92,7 @@ class ShortVideo:
         self.config = config
         self.catalog, self.latents = make_catalog(config, config.catalog_seed)
         self.popularity_I = self.latents.popularity_I
+        self.has_arrivals = bool(num_arrivals(config) or config.lifetime_days)
         self.population = Population(config, self.latents)
         self._topic_2I = np.ascontiguousarray(self.latents.topic_I2.T)
         self._topic_weight_2I = np.ascontiguousarray(self.latents.weight_I2.T)
@@ -115,7 +124,18 @@ class ShortVideo:
         c, latents = self.config, self.latents
         affinity_UC = np.vecdot(latents.z_ID.take(items_UC, axis=0), state.interest_UD[:, None])
         quality_UC, bait_UC = latents.quality_I.take(items_UC), latents.clickbait_I.take(items_UC)
-        return c.interest_weight * affinity_UC + c.quality_weight * quality_UC + c.ranker_clickbait * bait_UC
+        score_UC = c.interest_weight * affinity_UC + c.quality_weight * quality_UC + c.ranker_clickbait * bait_UC
+        return score_UC + self.fresh_pull(state.time_s_U[:, None], items_UC) if c.fresh_weight else score_UC
+
+    def popularity_on(self, day: int) -> FloatArray:
+        """Weights [I] of the items in a feed by popularity on a day of the clock, by their age when it begins."""
+        age_s_I = day * DAY_S - self.catalog.upload_s_I
+        return popularity(self.config, self.latents.fame_I, age_s_I).astype(np.float32)
+
+    def fresh_pull(self, time_s: NDArray[np.float64], items: IntArray) -> FloatArray:
+        """What freshness adds to the pull of items at a time, float32 of their common shape."""
+        age_s = time_s - self.catalog.upload_s_I.take(items)
+        return (self.config.fresh_weight * freshness(self.config, age_s)).astype(np.float32)
 
     def oracle(self, state: ShortVideoState, session_length: int) -> NDArray[np.int64]:
         """Sessions [U, K] chosen with the truth in hand; see :func:`feedgym.envs.oracle.greedy_sessions`."""
@@ -153,13 +173,18 @@ class ShortVideo:
         budget_U = luck.normal(luck.draw(stream_U, luck.VISIT, BUDGET))
         bait_KU = latents.clickbait_I.take(slates_KU)
         z_KUD = latents.z_ID.take(slates_KU, axis=0)
+        pull_KU = (
+            c.interest_weight * np.einsum("kud,ud->ku", z_KUD, state.interest_UD)
+            + c.quality_weight * latents.quality_I.take(slates_KU)
+            - np.float32(c.seen_penalty) * _seen(state.seen_UR, slates_KU)
+        )
+        if c.fresh_weight:
+            pull_KU += self.fresh_pull(state.time_s_U, slates_KU)
         return _Visit(
             stream_U=stream_U,
             budget_s_U=c.budget_s * np.exp(c.budget_sd * budget_U + c.budget_active * (2 * active_U - 1)),
             z_KUD=z_KUD,
-            pull_KU=c.interest_weight * np.einsum("kud,ud->ku", z_KUD, state.interest_UD)
-            + c.quality_weight * latents.quality_I.take(slates_KU)
-            - np.float32(c.seen_penalty) * _seen(state.seen_UR, slates_KU),
+            pull_KU=pull_KU,
             bait_KU=bait_KU,
             click_KU=c.click_logit
             + c.click_clickbait * state.susceptibility_U * bait_KU
@@ -167,6 +192,7 @@ class ShortVideo:
             duration_s_KU=self.catalog.duration_s_I.take(slates_KU),
             topic_weight_2KU=self._topic_weight_2I.take(slates_KU, axis=1),
             topic_cell_2KU=self._topic_2I.take(slates_KU, axis=1) + c.num_topics * np.arange(num_users),
+            wait_s_KU=self._waits(state.time_s_U, slates_KU) if self.has_arrivals else None,
             feedback_XU=self._feedback_logit_X1 + state.feedback_UX.T,
             novelty_U=c.novelty_weight * state.novelty_U,
             patience_U=c.next_logit + state.patience_U,
@@ -181,9 +207,20 @@ class ShortVideo:
             examined_KU=np.zeros((num_items, num_users), bool),
         )
 
+    def _waits(self, login_s_U: NDArray[np.float64], slates_KU: IntArray) -> NDArray[np.float64]:
+        """Seconds into the visit from which the items are there, infinite if they were withdrawn before it."""
+        wait_s_KU = self.catalog.upload_s_I.take(slates_KU) - login_s_U
+        if self.catalog.withdraw_s_I is not None:
+            wait_s_KU[self.catalog.withdraw_s_I.take(slates_KU) <= login_s_U] = np.inf
+        return wait_s_KU
+
     def _examine(self, visit: _Visit, k: int) -> None:
         """Position k: what those still here feel and do, and who goes on to the next one."""
         c = self.config
+        if visit.wait_s_KU is not None:
+            empty_U = visit.here_U & (visit.spent_s_U < visit.wait_s_KU[k])
+            visit.satisfaction_U += c.satisfaction_rate * empty_U * (-1 - visit.satisfaction_U)
+            visit.here_U = visit.here_U & ~empty_U
         uniform_CU = luck.draw(visit.stream_U, k, CHANNELS_C1)
         here_U, cell_2U, weight_2U = visit.here_U, visit.topic_cell_2KU[:, k], visit.topic_weight_2KU[:, k]
         # All topics recover alike within a visit, so one factor a user keeps a step from touching all M of them.
