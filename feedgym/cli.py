@@ -8,6 +8,7 @@ Ctrl-C leaves a run that ``--resume`` continues.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 import sys
@@ -22,6 +23,9 @@ from tyro.conf import Positional
 
 MISTAKE, INTERRUPTED = 2, 130
 RUNS = Path("runs")
+EXPERIMENTS = {"AlignConfig": "feedgym.experiments.align", "RLConfig": "feedgym.experiments.rl"}
+"""The module of each kind of configuration; it has ``experiment(config, run)`` and ``stage_names(config)``."""
+
 ArgumentsT = TypeVar("ArgumentsT")
 
 
@@ -119,17 +123,7 @@ def demo(arguments: Sequence[str]) -> None:
 
 def run(arguments: Sequence[str]) -> None:
     """The same from a preset with any option changed; --data takes a real log."""
-    from feedgym.experiments.presets import PRESETS, AlignConfig
-
-    @dataclass(frozen=True, kw_only=True)
-    class RunArguments(AlignConfig):
-        """Run an alignment experiment: log, tokenizer, pretraining, reward model, rounds of DPO, judgement, report."""
-
-        run: Path | None = None
-        """Folder to write everything to; a new one under runs/ if left out."""
-        resume: Path | None = None
-        """Continue the run in this folder where it stopped. Options change its configuration, and what depends on them
-        is done again: --ipa.rounds 8 adds rounds to a finished run."""
+    from feedgym.experiments.presets import PRESETS
 
     if not arguments or arguments[0].startswith("-"):
         print("usage: feedgym run PRESET [OPTIONS]\n\nPresets (`feedgym run PRESET --help` lists every option):\n")
@@ -137,10 +131,24 @@ def run(arguments: Sequence[str]) -> None:
             print(f"  {name:<20}{(preset.__doc__ or '').splitlines()[0]}")
         return
     name, *rest = arguments
-    options = _parse(RunArguments, f"run {name}", rest, RunArguments(**vars(_preset(name))))
+    config, kind = _preset(name), type(_preset(name))
+
+    @dataclass(frozen=True, kw_only=True)
+    class RunArguments(kind):  # type: ignore[misc, valid-type]
+        run: Path | None = None
+        """Folder to write everything to; a new one under runs/ if left out."""
+        resume: Path | None = None
+        """Continue the run in this folder where it stopped. Options change its configuration, and what depends on them
+        is done again: --ipa.rounds 8 adds rounds to a finished run."""
+
+    RunArguments.__doc__ = kind.__doc__
+    options = _parse(RunArguments, f"run {name}", rest, RunArguments(**vars(config)))
     if options.resume is not None:
-        options = _parse(RunArguments, f"run {name}", rest, RunArguments(**vars(read_config(options.resume))))
-    config = AlignConfig(**{field.name: getattr(options, field.name) for field in fields(AlignConfig)})
+        begun = read_config(options.resume)
+        if type(begun) is not kind:
+            raise ValueError(f"{options.resume} is a run of another kind than {name}; resume it with its own preset.")
+        options = _parse(RunArguments, f"run {name}", rest, RunArguments(**vars(begun)))
+    config = kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
     _experiment(name, config, options.run, options.resume)
 
 
@@ -170,9 +178,7 @@ def stage(arguments: Sequence[str]) -> None:
 
     known = (options.run / "config.json").exists()
     config = read_config(options.run) if known else replace(_preset(options.preset), seed=options.seed)
-    from feedgym.experiments.align import stage_names
-
-    if options.name not in (names := stage_names(config)):
+    if options.name not in (names := _kind_of(config).stage_names(config)):
         raise ValueError(f"The run has no stage {options.name!r}; its stages are {', '.join(names)}.")
     folders = (None, options.run) if known else (options.run, None)
     with contextlib.suppress(StageReached):
@@ -220,21 +226,27 @@ def read_config(folder: Path) -> Any:
     return read_config(folder)
 
 
+def _kind_of(config: Any) -> Any:
+    """The module of a configuration's kind of experiment."""
+    return importlib.import_module(EXPERIMENTS[type(config).__name__])
+
+
 def _experiment(title: str, config: Any, folder: Path | None, resume: Path | None, **run_options: Any) -> None:
     """Run an experiment in a new folder, or go on in an old one."""
     if resume is not None and folder not in (None, resume):
         raise ValueError("Give either --run for a new run or --resume for an old one, not both.")
     folder = resume or folder or RUNS / f"{title}-{time.strftime('%Y%m%d-%H%M%S')}"
-    from feedgym.experiments.align import align
+    from feedgym.experiments.presets import PRESETS
     from feedgym.experiments.report import agents_table
     from feedgym.experiments.run import Run
 
     is_new = not folder.exists() or not any(folder.iterdir())
     record = Run(folder, config, resume=resume is not None, **run_options)
     try:
-        summary = align(config, record)
+        summary = _kind_of(config).experiment(config, record)
     except KeyboardInterrupt:
-        print(f"Stopped. To go on: feedgym demo --resume {folder}", file=sys.stderr)
+        command = f"run {title}" if title in PRESETS else "demo"
+        print(f"Stopped. To go on: feedgym {command} --resume {folder}", file=sys.stderr)
         raise
     except ValueError:
         if is_new and set(record.seconds) <= {"log"}:  # refused before any training: leave nothing behind

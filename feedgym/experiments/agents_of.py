@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from feedgym.agents.onerec import OneRec, OneRecRecommender
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import Catalog, EventLog
-from feedgym.experiments.presets import AlignConfig
+from feedgym.experiments.presets import CONFIGS, AlignConfig
 from feedgym.experiments.worlds import LOG, World, world_of
 from feedgym.protocols import Recommender, SessionReward, make
 from feedgym.rewards.model import RewardModel
@@ -51,6 +51,8 @@ def agents_of(folder: Path | str) -> Finished:
     """
     folder = Path(folder)
     config = read_config(folder)
+    if not isinstance(config, AlignConfig):
+        raise ValueError(f"{folder} is a run of RLlib and has no base and aligned agents; give one of onerec-ipa.")
     last = f"aligned-{config.ipa.rounds}" if config.ipa.rounds else "base"
     for name in ("log", "tokenizer", "base", "reward", last):
         _check_complete(folder, name)
@@ -72,8 +74,8 @@ def agents_of(folder: Path | str) -> Finished:
     )
 
 
-def read_config(folder: Path) -> AlignConfig:
-    """The configuration a run folder was begun with.
+def read_config(folder: Path) -> Any:
+    """The configuration a run folder was begun with, of whatever kind of experiment.
 
     Raises:
         ValueError: the folder holds no run, or one of another version.
@@ -82,7 +84,9 @@ def read_config(folder: Path) -> AlignConfig:
     if not path.exists():
         raise ValueError(f"{folder} holds no run (no config.json in it); give the folder of one.")
     try:
-        return TypeAdapter(AlignConfig).validate_python(json.loads(path.read_text())["config"])
+        kept = json.loads(path.read_text())
+        kind = CONFIGS[kept.get("kind", AlignConfig.__name__)]
+        return TypeAdapter(kind).validate_python(kept["config"])
     except (json.JSONDecodeError, KeyError, ValidationError) as error:
         detail = str(error).splitlines()[0]
         raise ValueError(f"{path} cannot be read ({detail}); start a new run with --run.") from error

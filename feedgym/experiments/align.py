@@ -197,3 +197,7 @@ def with_metrics(agents: Codec[OneRec]) -> Codec[tuple[OneRec, dict[str, float]]
         JSON.save(product[1], folder)
 
     return Codec(save, lambda folder: (agents.load(folder), JSON.load(folder)))
+
+
+experiment = align
+"""The name by which the command line finds the experiment of a kind of configuration."""

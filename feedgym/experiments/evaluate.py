@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from feedgym.experiments.statistics import Ratio, interval, lift, resampling_cou
 from feedgym.protocols import Recommender, SessionReward, UserSimulator, take_users
 
 if TYPE_CHECKING:
-    from feedgym.experiments.presets import AlignConfig
+    from feedgym.experiments.presets import AlignConfig, JudgeConfig
     from feedgym.experiments.worlds import Requests
 
 Choose = Callable[[EventBatch, Any], SessionBatch]
@@ -39,6 +39,21 @@ NEXT_ITEMS = 10
 
 OFFLINE_BLOCK = 256
 """Held-out users answered at a time."""
+
+
+class JudgedConfig(Protocol):
+    """What the judge asks of an experiment's configuration."""
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def session_length(self) -> int: ...  # noqa: D102
+    @property
+    def history_length(self) -> int: ...  # noqa: D102
+    @property
+    def weights(self) -> RewardWeights: ...  # noqa: D102
+    @property
+    def judge(self) -> JudgeConfig: ...  # noqa: D102
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +74,10 @@ class Served:
         numerator = self.sums[metric]
         return Ratio(numerator, np.ones_like(numerator) if metric == "churn_rate" else self.sums[over])
 
+    def ratios(self) -> dict[str, Ratio]:
+        """All metrics that were measured."""
+        return {metric: self.ratio(metric) for metric in METRICS if metric in self.sums}
+
 
 METRICS = (
     *("true_reward", "model_reward", "watch_s", "session_items", "return_24h", "churn_rate", "diversity"),
@@ -73,7 +92,7 @@ READ_USERS = 3
 def serve(
     simulator: UserSimulator,
     choose: Choose,
-    reward: SessionReward,
+    reward: SessionReward | None,
     seeds_U: NDArray[np.uint64],
     *,
     visits: int,
@@ -87,7 +106,7 @@ def serve(
     Args:
         simulator: the users.
         choose: the agent.
-        reward: the reward model, asked for its opinion of what is served.
+        reward: the reward model, asked for its opinion of what is served; None where there is none.
         seeds_U: the users.
         visits: visits a user, at most.
         session_length: K.
@@ -112,7 +131,7 @@ def serve(
         histories = event_batch(observation).rows(torch.from_numpy(alive_U))
         with torch.inference_mode():
             sessions = choose(histories, take_users(env.state, alive_U))
-            opinion_U = reward(histories, sessions)[:, 0].numpy()
+            opinion_U = None if reward is None else reward(histories, sessions)[:, 0].numpy()
         slates_UK = np.zeros((len(alive_U), session_length), np.int64)
         slates_UK[alive_U] = sessions.item_ids_USK[:, 0].numpy()
         observation, reward_U, churned_U, late_U, info = env.step(slates_UK)
@@ -131,19 +150,16 @@ def _add(
     alive_U: NDArray,
     slates_UK: NDArray,
     reward_U: NDArray,
-    opinion_U: NDArray,
+    opinion_U: NDArray | None,
     info: dict[str, Any],
     catalog: Catalog,
 ) -> None:
     """Count one visit of the users who are still there; later users of a slot do not count."""
     parts = info["reward_components"]
-    opinions = np.zeros(len(alive_U))
-    opinions[alive_U] = opinion_U
     counts = {
         "visits": np.ones(len(alive_U)),
         "seen": info["examined"].sum(axis=1),
         "true_reward": reward_U,
-        "model_reward": opinions,
         "watch_s": info["watch_s"].sum(axis=1),
         "session_items": info["examined"].sum(axis=1),
         "return_24h": parts["return_24h"],
@@ -153,6 +169,8 @@ def _add(
     }
     for name, count_U in counts.items():
         sums[name] += count_U * alive_U
+    if opinion_U is not None:
+        sums["model_reward"][alive_U] += opinion_U
 
 
 def _first_users(info: dict[str, Any]) -> dict[str, NDArray]:
@@ -193,7 +211,24 @@ def judge_online(
     Returns:
         ``agents``, ``lift``, ``lift_searched``, ``samples`` and ``judged_by`` of the summary.
     """
-    choices = {name: _serving(agent) for name, agent in (references(log, simulator.catalog, config) | agents).items()}
+    served = serve_all(simulator, references(log, simulator.catalog, config) | agents, reward, seeds_U, config)
+    ratios = {name: result.ratios() for name, result in served.items()}
+    return {
+        **compared(ratios, config.seed),
+        "samples": samples({name: served[name] for name in agents}, simulator.catalog),
+        "judged_by": judged_by(len(seeds_U), config),
+    }
+
+
+def serve_all(
+    simulator: UserSimulator,
+    agents: Mapping[str, Recommender],
+    reward: SessionReward | None,
+    seeds_U: NDArray[np.uint64],
+    config: JudgedConfig,
+) -> dict[str, Served]:
+    """Serve every agent, and the oracle where the simulator has one, to the same users with the same luck."""
+    choices = {name: _serving(agent) for name, agent in agents.items()}
     if hasattr(simulator, "oracle"):
         choices["oracle"] = _oracle(simulator, config.session_length)
     served = {}
@@ -210,12 +245,19 @@ def judge_online(
                 weights=config.weights,
                 step=step,
             )
-    ratios = {name: {metric: result.ratio(metric) for metric in METRICS} for name, result in served.items()}
+    return served
+
+
+def samples(served: Mapping[str, Served], catalog: Catalog) -> dict[str, Any]:
+    """A few users' last visits under each agent, side by side, for people to read."""
     columns = ["user", "agent", "visit", "place", "item", "topic", "duration s", "watched s", "behaviours"]
-    rows = [row for name in agents for row in readable(served[name], name, simulator.catalog)]
-    samples = {"columns": columns, "rows": sorted(rows, key=lambda row: (row[0], row[2]))}
-    judged_by = f"{len(seeds_U):,} fresh users, served {config.judge.visits} visits each unless they left for good"
-    return {**compared(ratios, config.seed), "samples": samples, "judged_by": judged_by}
+    rows = [row for name, result in served.items() for row in readable(result, name, catalog)]
+    return {"columns": columns, "rows": sorted(rows, key=lambda row: (row[0], row[2]))}
+
+
+def judged_by(users: int, config: JudgedConfig) -> str:
+    """Who judged, in words."""
+    return f"{users:,} fresh users, served {config.judge.visits} visits each unless they left for good"
 
 
 def compared(ratios: dict[str, dict[str, Ratio]], seed: int) -> dict[str, Any]:
@@ -235,7 +277,7 @@ def compared(ratios: dict[str, dict[str, Ratio]], seed: int) -> dict[str, Any]:
     return {"agents": agents, **lifts}
 
 
-def references(log: EventLog, catalog: Catalog, config: AlignConfig) -> dict[str, Recommender]:
+def references(log: EventLog, catalog: Catalog, config: JudgedConfig) -> dict[str, Recommender]:
     """The agents that know nothing: random, and the most popular of what a user has not seen."""
     seen = (log.event == Event.IMPRESSION) & log.examined
     count_I = np.bincount(log.item_id[seen], minlength=catalog.num_items)

@@ -7,6 +7,7 @@ wants a GPU and has the sizes of the publications.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,8 @@ from feedgym.agents.pretrain import PretrainConfig
 from feedgym.data.sessions import SessionFilter
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
+from feedgym.experiments.configs import JudgeConfig, LogConfig
+from feedgym.experiments.rl_presets import RL_PRESETS, RLConfig
 from feedgym.experiments.rollouts import RolloutConfig
 from feedgym.protocols import load
 from feedgym.rewards.model import RewardModelConfig
@@ -26,16 +29,6 @@ if TYPE_CHECKING:
     from feedgym.experiments.worlds import Pool
 
 ConfigT = TypeVar("ConfigT")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogConfig:
-    """The log that the simulated users leave behind under the production system."""
-
-    users: int = 4000
-    """Users in the log."""
-    visits: int = 14
-    """Visits a user, unless they churn earlier."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,28 +69,6 @@ class IPAConfig:
     """Sessions a user on which the divergence from the base agent is measured."""
     truth_replicas: int = 8
     """Answers a session from which its true value is averaged; only watched, never learned from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgeConfig:
-    """The users who judge the agents in the end. They are fresh: no stage before has seen them."""
-
-    users: int = 1000
-    """Fresh users served by every agent, with the same luck."""
-    visits: int = 8
-    """Visits a user, unless they churn earlier."""
-    seed: int = 0
-    """Another seed is another population of users."""
-    beams: int = 8
-    """Agents serve sessions drawn as in a round. With beams they are judged a second time, serving the likeliest
-    session that a search of this width finds: what alignment is worth to agents that choose sharply anyway. 0: no."""
-
-    def __post_init__(self) -> None:
-        for name in ("users", "visits"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"judge.{name}={getattr(self, name)} must be 1 or more.")
-        if self.beams < 0:
-            raise ValueError(f"judge.beams={self.beams} must be 0 (no second judgement), 1 (greedy) or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,5 +193,13 @@ def paper() -> AlignConfig:
     )
 
 
-PRESETS = {"onerec-ipa": small, "onerec-ipa-smoke": smoke, "onerec-ipa-paper": paper}
+PRESETS: dict[str, Callable[[], Any]] = {
+    "onerec-ipa": small,
+    "onerec-ipa-smoke": smoke,
+    "onerec-ipa-paper": paper,
+    **RL_PRESETS,
+}
 """What `feedgym run` offers."""
+
+CONFIGS: dict[str, Any] = {kind.__name__: kind for kind in (AlignConfig, RLConfig)}
+"""The kinds of experiments, by the name that a run folder keeps."""

@@ -24,6 +24,7 @@ AGENT_ORDER = ("random", "popular", "base", "aligned", "base_searched", "aligned
 LABELS = {
     "true_reward": "true reward a visit",
     "model_reward": "reward model's opinion",
+    "reward_a_user": "true reward a user",
     "watch_s": "watch time a visit (s)",
     "session_items": "items seen a visit",
     "like_rate": "likes an item seen",
@@ -72,14 +73,21 @@ def write_report(summary: Summary, folder: Path) -> Path:
     """
     agents = summary["agents"]
     rates = [f"{name}_rate" for name in BEHAVIOURS if _has(agents, f"{name}_rate")]
+    rounds, aucs = summary.get("rounds"), summary.get("reward_model")
     sections = [
         _headline(summary),
         _section(f"Judged by {summary['judged_by']}", _bars(agents, _first_metrics(agents)), _agents_table(summary)),
-        _section("Alignment, round by round", _rounds_plot(summary["rounds"]), _rounds_table(summary["rounds"])),
+        _section("Over the trainings", _seeds_table(summary.get("over_seeds"))),
+        _section("Learning", _learning_plot(summary.get("learning"))),
+        _section(
+            "Alignment, round by round", _rounds_plot(summary.get("rounds")), _rounds_table(summary.get("rounds"))
+        ),
         _section("What the reward model believes, and what is true", _scatter_plot(summary.get("scatter"))),
         _section("Behaviours an item seen", _bars(agents, rates, width=2.2)),
-        _section("The reward model on users it never saw: area under the ROC curve", _aucs(summary["reward_model"])),
-        _section("The items' codes", _facts_table(summary["tokenizer"])),
+        _section(
+            "The reward model on users it never saw: area under the ROC curve", _aucs(summary.get("reward_model"))
+        ),
+        _section("The items' codes", _facts_table(summary.get("tokenizer"))),
         _section("Sessions to read", _samples_table(summary.get("samples"))),
         _section("Where the time went", _stages_table(summary["stages"])),
     ]
@@ -100,7 +108,7 @@ def agents_table(summary: Summary) -> Table:
     table.add_column("", style="bold")
     for name in _ordered(agents):
         table.add_column(name, justify="right")
-    table.add_column("aligned over base", justify="right")
+    table.add_column(_lift_name(summary), justify="right")
     for metric in _metrics(agents):
         if metric in LABELS or not metric.endswith("_rate"):  # the rarer behaviours are in the report
             found = [agents[name].get(metric) for name in _ordered(agents)]
@@ -114,7 +122,8 @@ def agents_table(summary: Summary) -> Table:
 
 def _ordered(agents: Mapping[str, Any]) -> list[str]:
     known = [name for name in AGENT_ORDER if name in agents]
-    return known + [name for name in agents if name not in known]
+    others = [name for name in agents if name not in known]
+    return [*known[:-1], *others, *known[-1:]] if "oracle" in known else known + others
 
 
 def _has(agents: Mapping[str, Any], metric: str) -> bool:
@@ -162,10 +171,17 @@ def _change(summary: Summary, metric: str, lift: str = "lift") -> str:
     return f"{found['mean']:+.1%} [{found['low']:+.1%}, {found['high']:+.1%}]"
 
 
+def _lift_name(summary: Summary) -> str:
+    """Who is compared with whom."""
+    return " over ".join(summary.get("lift_names", ("aligned", "base")))
+
+
 def _lift_sentence(summary: Summary) -> str:
     if "true_reward" not in summary["lift"]:
         return summary["note"]
-    sentence = f"True reward, aligned over base: {_change(summary, 'true_reward')} (95% interval, paired over users)"
+    sentence = (
+        f"True reward, {_lift_name(summary)}: {_change(summary, 'true_reward')} (95% interval, paired over users)"
+    )
     if "lift_searched" in summary:
         sentence += f"; when both serve by beam search: {_change(summary, 'true_reward', 'lift_searched')}"
     return sentence
@@ -224,7 +240,23 @@ def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2)
     return _image(figure)
 
 
-def _rounds_plot(rounds: Sequence[Mapping[str, float]]) -> str:
+def _learning_plot(curves: Sequence[Sequence[Mapping[str, float]]] | None) -> str:
+    """What the trainings themselves tell, iteration by iteration: a panel a metric, a line a training."""
+    names = [name for name in (curves[0][0] if curves and curves[0] else {}) if name != "iteration"]
+    if not names or not curves:
+        return ""
+    figure, axes = _axes(len(names), width=3.0)
+    for axis, name in zip(axes, names, strict=True):
+        for curve in curves:
+            axis.plot([row["iteration"] for row in curve], [row.get(name, np.nan) for row in curve], linewidth=1.2)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("iterations")
+    return _image(figure)
+
+
+def _rounds_plot(rounds: Sequence[Mapping[str, float]] | None) -> str:
+    if not rounds:
+        return ""
     panels = [
         (title, [line for line in lines if any(line[0] in row for row in rounds)]) for title, lines in ROUND_PANELS
     ]
@@ -267,7 +299,9 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return float(low - margin), float(high + margin)
 
 
-def _aucs(found: Mapping[str, float]) -> str:
+def _aucs(found: Mapping[str, float] | None) -> str:
+    if found is None:
+        return ""
     if not found:
         return "<p>No held-out label took two values.</p>"
     figure, (axis,) = _axes(1, width=1.5 + 0.7 * len(found), height=2.4)
@@ -294,16 +328,29 @@ def _agents_table(summary: Summary) -> str:
         [_label(metric), *(_cell(agents[name].get(metric)) for name in _ordered(agents)), _change(summary, metric)]
         for metric in _metrics(agents)
     ]
-    return _table(["", *(name.replace("_", " ") for name in _ordered(agents)), "aligned over base"], rows)
+    return _table(["", *(name.replace("_", " ") for name in _ordered(agents)), _lift_name(summary)], rows)
 
 
-def _rounds_table(rounds: Sequence[Mapping[str, float]]) -> str:
+def _seeds_table(found: Mapping[str, Mapping[str, Any]] | None) -> str:
+    """Means over trainings with their intervals, and each training."""
+    if not found or len(next(iter(found.values()))["runs"]) < 2:
+        return ""
+    rows = [[_label(name), _cell(value), *map(_number, value["runs"])] for name, value in found.items()]
+    runs = [f"training {n + 1}" for n in range(len(next(iter(found.values()))["runs"]))]
+    return _table(["", "mean, 95% interval over trainings", *runs], rows)
+
+
+def _rounds_table(rounds: Sequence[Mapping[str, float]] | None) -> str:
+    if not rounds:
+        return ""
     keys = list(dict.fromkeys(key for row in rounds for key in row))
     rows = [[key.replace("_", " "), *(_number(row.get(key)) for row in rounds)] for key in keys]
     return _folded("Every figure of every round", _table(["rounds done", *map(str, range(len(rounds)))], rows))
 
 
-def _facts_table(facts: Mapping[str, Any]) -> str:
+def _facts_table(facts: Mapping[str, Any] | None) -> str:
+    if facts is None:
+        return ""
     rows = [
         [name.replace("_", " "), ", ".join(map(_number, value)) if isinstance(value, list) else _number(value)]
         for name, value in facts.items()

@@ -117,7 +117,8 @@ class Run:
         self.stop_after, self.redo = stop_after, redo
         self.seconds: dict[str, float] = {}
         self.memory = PeakMemory()
-        write_json(self.folder / "config.json", {"config": config, "git_revision": git_revision()})
+        about = {"kind": type(config).__name__, "config": config, "git_revision": git_revision()}
+        write_json(self.folder / "config.json", about)
         self._wandb = self._start_wandb(config) if tracker else None
 
     def stage(

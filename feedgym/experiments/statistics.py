@@ -8,6 +8,7 @@ depend on each other. Lifts resample both agents' users together, because both s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,15 @@ def lift(treated: Ratio, control: Ratio, counts_RU: np.ndarray) -> dict[str, flo
     if control.mean() <= 0 or (control_R <= 0).any():
         return None
     return {"mean": treated.mean() / control.mean() - 1, **_ends(treated.resampled(counts_RU) / control_R - 1)}
+
+
+def over_runs(value_N: np.ndarray) -> dict[str, Any]:
+    """Mean of N independent runs with its 95% interval by Student's t, infinite for a single run, and the runs."""
+    from scipy.stats import t
+
+    mean, runs = float(value_N.mean()), len(value_N)
+    half = float(t.ppf((1 + LEVEL) / 2, runs - 1) * value_N.std(ddof=1) / runs**0.5) if runs > 1 else float("inf")
+    return {"mean": mean, "low": mean - half, "high": mean + half, "runs": value_N.tolist()}
 
 
 def _ends(values_R: np.ndarray) -> dict[str, float]:

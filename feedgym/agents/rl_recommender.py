@@ -1,0 +1,94 @@
+"""An agent trained with RLlib as a recommender: its network alone, without Ray, RLlib or the critics.
+
+A folder holds ``network.safetensors``, the weights with what is known of the items, and ``network.json``, the sizes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from feedgym.agents.slates import NETWORKS, SlateNetConfig, SlateNetwork, SlateWorld
+from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.parquet import replacing
+
+WEIGHTS, SIZES = "network.safetensors", "network.json"
+ITEMS = ("features_IF", "points_IE")
+BLOCK_CELLS = 2**24
+"""Scores of users, samples and items held at a time; keeps memory low."""
+
+
+class RLlibRecommender:
+    """Serves what a trained network chooses.
+
+    Args:
+        network: one of :mod:`feedgym.agents.slates`.
+    """
+
+    def __init__(self, network: SlateNetwork) -> None:
+        self.network = network.eval()
+        self.session_length = network.length
+
+    def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
+        """``n`` sessions a user: Plackett-Luce of the policy's logits or of SlateQ's scores, by the softmax of DQN's
+        values place by place, or by proto-items, which have no log-probability."""  # noqa: D205, D209
+        return self._chosen(histories, n, generator)
+
+    def recommend(self, histories: EventBatch) -> SessionBatch:
+        """The session that the network holds for the best."""
+        return self._chosen(histories, 1, None)
+
+    def _chosen(self, histories: EventBatch, n: int, generator: torch.Generator | None) -> SessionBatch:
+        size = max(1, BLOCK_CELLS // (n * self.network.num_items))
+        blocks = [histories.rows(slice(low, low + size)) for low in range(0, len(histories), size)]
+        with torch.inference_mode():
+            chosen = [self.network.choose(block, self.session_length, n, generator) for block in blocks]
+        items_USK, logp_US = (torch.cat(part) for part in zip(*chosen, strict=True))
+        return SessionBatch(item_ids_USK=items_USK, logp_US=logp_US)
+
+    def save(self, folder: Path) -> None:
+        """Write the network to a folder; each file takes its place whole."""
+        network = self.network
+        tensors = {f"world.{name}": torch.from_numpy(getattr(network.world, name)) for name in ITEMS}
+        tensors |= {name: value.contiguous() for name, value in network.state_dict().items()}
+        sizes = {
+            "kind": type(network).__name__,
+            "sizes": asdict(network.sizes),
+            "more": network.more,
+            "profile_sizes": network.world.profile_sizes,
+            "session_length": network.world.session_length,
+            "history_length": network.world.history_length,
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(folder / WEIGHTS) as temporary:
+            save_file(tensors, temporary)
+        with replacing(folder / SIZES) as temporary:
+            Path(temporary).write_text(json.dumps(sizes, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a network from a folder.
+
+        Raises:
+            ValueError: the folder holds none, or a damaged one.
+        """
+        try:
+            known: dict[str, Any] = json.loads((folder / SIZES).read_text())
+            tensors = load_file(folder / WEIGHTS)
+            world = SlateWorld(
+                **{name: tensors.pop(f"world.{name}").numpy() for name in ITEMS},
+                profile_sizes=tuple(known["profile_sizes"]),
+                session_length=known["session_length"],
+                history_length=known["history_length"],
+            )
+            network = NETWORKS[known["kind"]](world, SlateNetConfig(**known["sizes"]), **known["more"])
+            network.load_state_dict(tensors)
+        except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
+            raise ValueError(f"{folder} holds no whole agent ({error}); train it again.") from error
+        return cls(network)

@@ -1,0 +1,132 @@
+"""Experiments with RLlib as functions: each returns the whole configuration of a run, to be changed field by field."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from feedgym.agents.rl_settings import TrainConfig
+from feedgym.agents.slates import SlateNetConfig
+from feedgym.envs.truth import RewardWeights
+from feedgym.experiments.configs import JudgeConfig, LogConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLConfig:
+    """An agent trained with RLlib on a registered environment, or from its log, and judged beside all others."""
+
+    seed: int = 0
+    """Decides the log, the judging users and, with the number of the training, weights and samples."""
+    num_seeds: int = 1
+    """Trainings, each of another seed; with 2 or more, intervals over trainings are given too."""
+    env: str = "feedgym/ShortVideo-v0"
+    """Id of the environment."""
+    env_options: tuple[str, ...] = ()
+    """NAME=VALUE pairs for the environment or its simulator, e.g. num_items=2000 warmup_visits=2."""
+    against: str | None = None
+    """Folder of a finished onerec-ipa run: train and judge in its world, beside its agents. Its simulator, lengths,
+    reward and log take the place of those here."""
+    session_length: int | None = None
+    """K, items a session; the environment's own if left out."""
+    history_length: int | None = None
+    """T, events of the history that the agent sees; the environment's own if left out."""
+    weights: RewardWeights | None = None
+    """What a visit is worth; the environment's own if left out."""
+    sizes: SlateNetConfig = field(default_factory=SlateNetConfig)
+    """The networks."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The algorithm."""
+    log: LogConfig = field(default_factory=lambda: LogConfig(users=2000, visits=10))
+    """The production system's log: what popularity counts, and all that bc, marwil and cql learn from."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """Who judges."""
+
+    def __post_init__(self) -> None:
+        if self.num_seeds < 1:
+            raise ValueError(f"num_seeds={self.num_seeds} must be 1 or more.")
+        self.options()
+
+    def options(self) -> dict[str, Any]:
+        """Keywords of the environment, where they differ from those it is registered with."""
+        named = {"session_length": self.session_length, "history_length": self.history_length, "reward": self.weights}
+        return {name: value for name, value in named.items() if value is not None} | dict(map(_pair, self.env_options))
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    if not name or not value:
+        raise ValueError(f"env_options={text!r} is no NAME=VALUE pair; write it as num_items=2000.")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def ppo() -> RLConfig:
+    """PPO over whole slates, Plackett-Luce; minutes on 2 cores."""
+    return RLConfig(train=TrainConfig(algorithm="ppo", iterations=40))
+
+
+def slateq() -> RLConfig:
+    """SlateQ: the value of a slate from its items' values and a choice model."""
+    return RLConfig(
+        train=TrainConfig(algorithm="slateq", iterations=12, steps=2560, batch_size=256, updates=0.04, lr=2e-3)
+    )
+
+
+def dqn() -> RLConfig:
+    """DQN on sessions that grow item by item."""
+    return RLConfig(
+        train=TrainConfig(
+            algorithm="dqn", iterations=12, steps=2560, num_envs=16, batch_size=256, updates=0.05, lr=1e-3, gamma=1.0
+        )
+    )
+
+
+def sac() -> RLConfig:
+    """SAC on proto-items: a point of content space, whose nearest items are served."""
+    return RLConfig(
+        train=TrainConfig(algorithm="sac", iterations=12, steps=2560, batch_size=256, updates=0.05, lr=1e-3)
+    )
+
+
+def bc() -> RLConfig:
+    """Behaviour cloning from the log."""
+    return RLConfig(train=TrainConfig(algorithm="bc", iterations=10, steps=40, batch_size=512, lr=2e-3))
+
+
+def marwil() -> RLConfig:
+    """MARWIL from the log: cloning that weighs good visits more."""
+    return RLConfig(train=TrainConfig(algorithm="marwil", iterations=10, steps=40, batch_size=512, lr=2e-3))
+
+
+def cql() -> RLConfig:
+    """CQL from the log, on proto-items."""
+    return RLConfig(
+        train=TrainConfig(algorithm="cql", iterations=8, steps=30, batch_size=256, lr=1e-3, proto_each=True)
+    )
+
+
+def smoke() -> RLConfig:
+    """PPO in seconds: for tests and continuous integration; its figures mean nothing."""
+    small = TrainConfig(iterations=2, num_envs=8, steps=64, batch_size=32, epochs=1, checkpoints=2)
+    return replace(
+        ppo(),
+        num_seeds=2,
+        env_options=("num_items=60", "horizon=4"),
+        session_length=3,
+        history_length=8,
+        sizes=SlateNetConfig(width=8, heads=2, hidden=16),
+        train=small,
+        log=LogConfig(users=40, visits=3),
+        judge=JudgeConfig(users=20, visits=2, beams=0),
+    )
+
+
+RL_PRESETS: dict[str, Callable[[], RLConfig]] = {
+    **{f"rllib-{make.__name__}": make for make in (ppo, slateq, dqn, sac, bc, marwil, cql)},
+    "rllib-smoke": smoke,
+}
+"""What `feedgym run` offers of reinforcement learning."""
