@@ -13,6 +13,7 @@ from feedgym.data.sessions import logged_sessions
 from feedgym.envs.feed import FeedEnv, FeedVectorEnv, observation_space
 from feedgym.envs.logging import LoggingPolicy, collect_log, user_seeds
 from feedgym.envs.recorder import RecordLog, VectorRecordLog, read_seeds, replay, transitions
+from feedgym.envs.registration import ENVIRONMENTS
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
 
@@ -194,6 +195,52 @@ def test_every_kind_of_vector_and_autoreset_is_recorded_alike(mode, kind, tmp_pa
     assert np.array_equal(log.extra["return_gap_s"][shown].reshape(-1, 3)[:, 0], response.return_gap_s_U)
     total = sum(float(r[1].sum()) for r in answers)
     assert got["rewards"].sum() == pytest.approx(total, rel=1e-4)  # the last visits' returns are told too
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", "Disabled"])
+@pytest.mark.parametrize("name", [*ENVIRONMENTS])
+def test_recordings_of_every_registered_environment_are_what_it_showed(name, mode, tmp_path):
+    """Observations, actions, rewards and endings of all steps, users with a past and visits of several pages too."""
+    few = {} if ENVIRONMENTS[name][2] else {"num_items": 80}
+    env = gym.make_vec(name, 3, vectorization_mode="vector_entry_point", autoreset_mode=mode, history_length=T, **few)
+    recorder = RecordLog(env, tmp_path)
+    observation, _ = recorder.reset(seed=5)
+    env.action_space.seed(1)
+    fresh_U, user_U, num_users, shown, over_U = np.ones(3, bool), np.zeros(3, int), 0, [], np.zeros(3, bool)
+    for _ in range(14):
+        if mode == "Disabled" and over_U.any():
+            observation, _ = recorder.reset(options={"reset_mask": over_U})
+        before, actions = observation, env.action_space.sample()
+        observation, _, terminated_U, truncated_U, info = recorder.step(actions)
+        served_U = info.get("_watch_s", np.zeros(3, bool)) | info.get("final_info", {}).get("_watch_s", False)
+        for u in np.flatnonzero(served_U):
+            if fresh_U[u]:
+                user_U[u], num_users = num_users, num_users + 1
+            part = info["final_info"] if "_final_info" in info and info["_final_info"][u] else info
+            parts = {n: c[u] for n, c in part["reward_components"].items() if not n.startswith("_")}
+            worth = sum(getattr(RewardWeights(), f.name) * parts[f.name] for f in fields(RewardWeights))
+            known = {n: c[u] for n, c in before.items()}
+            after = info["final_obs"][u] if "_final_info" in info and info["_final_info"][u] else observation
+            after = after if after is not observation else {n: c[u] for n, c in observation.items()}
+            shown.append((user_U[u], known, actions[u], worth, after, terminated_U[u], truncated_U[u]))
+        over_U = terminated_U | truncated_U
+        fresh_U = (fresh_U & ~served_U) | over_U
+    log = recorder.log()
+    got = transitions(log, env.simulator.catalog, T, env.single_action_space.shape[0])
+    shown.sort(key=lambda step: step[0])
+    assert got["users"].tolist() == [step[0] for step in shown]
+    assert np.array_equal(got["actions"], [step[2] for step in shown])
+    np.testing.assert_allclose(got["rewards"], [step[3] for step in shown], rtol=1e-5, atol=1e-5)
+    last = np.append(np.diff(got["users"]) != 0, True)
+    assert np.array_equal(got["terminateds"], [step[5] for step in shown])
+    assert np.array_equal(got["truncateds"], last & ~got["terminateds"])  # in the middle of an episode, too
+    for n in got["observations"]:
+        mine, theirs = got["observations"][n], np.array([step[1][n] for step in shown])
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=2e-2 if n == "history_gap_s" else 1e-5, err_msg=n)
+        mine, theirs = got["next_observations"][n], np.array([step[4][n] for step in shown])
+        rows = ~last if n in ("time_of_day", "history_gap_s") else slice(None)
+        np.testing.assert_allclose(mine[rows], theirs[rows], rtol=1e-5, atol=2e-2 if n == "history_gap_s" else 1e-5)
+    assert len(replay(env, log, recorder.seeds_U).churned_U) == (log.event == Event.LOGIN).sum()
 
 
 def test_one_user_at_a_time_is_recorded_like_many(tmp_path):
