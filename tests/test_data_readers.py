@@ -120,8 +120,8 @@ def test_simultaneous_rows_are_shuffled_unless_they_share_a_session_or_are_told_
     in_order = [(9, 2, 0), (9, 1, 0), (9, 0, 0), (4, 0, 0), (4, 0, 0)]
     assert exposures(read(tmp_path, table, options=ReadOptions(ties="file"))[0]) == in_order
     assert exposures(read(tmp_path, table.assign(session_id=1))[0]) == in_order
-    orders = {tuple(exposures(read(tmp_path, table, options=ReadOptions(seed=s))[0])) for s in range(60)}
-    assert len(orders) == 6 and all(sorted(order) == sorted(in_order) for order in orders)
+    orders = {tuple(exposures(read(tmp_path, table, options=ReadOptions(seed=s))[0])) for s in range(15)}
+    assert len(orders) > 3 and all(sorted(order) == sorted(in_order) for order in orders)
 
 
 def test_columns_are_renamed_by_the_map(tmp_path):

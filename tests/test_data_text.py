@@ -79,6 +79,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
     assert text_embeddings(["a"], cache=tmp_path / "cache")[0].shape == (1, 3)
 
 
+@pytest.mark.slow
 @installed
 def test_the_sentence_model_knows_meanings_and_no_batch(tmp_path):
     sentences = ["a film about toys", "an animated movie with dolls", "hiking boots", "", "toys " * 400]
