@@ -157,6 +157,25 @@ def cat_users(states: list[StateT]) -> StateT:
     return replace(states[0], **columns)  # type: ignore[return-value]
 
 
+def checked_slates(slates_UK: IntArray, num_users: int, num_items: int) -> IntArray:
+    """The slates, if ``num_users`` users of a catalogue of ``num_items`` can be served them: for ``respond`` methods.
+
+    Raises:
+        ValueError: they have another shape, are no integers, or hold an unknown item.
+    """
+    slates_UK = np.asarray(slates_UK)
+    if slates_UK.ndim != 2 or len(slates_UK) != num_users or slates_UK.shape[1] == 0:
+        raise ValueError(f"Slates of shape {slates_UK.shape} do not fit {num_users} users; give [{num_users}, K >= 1].")
+    if not np.issubdtype(slates_UK.dtype, np.integer):
+        raise ValueError(f"Slates of dtype {slates_UK.dtype} are no item ids; give integers.")
+    wrong_UK = (slates_UK < 0) | (slates_UK >= num_items)
+    if wrong_UK.any():
+        raise ValueError(
+            f"Item id {slates_UK[wrong_UK][0]} is outside 0..{num_items - 1}; serve ids of the catalogue only."
+        )
+    return slates_UK
+
+
 def make(path: str, **given: Any) -> Any:
     """The object an import path names, or what the class or function there makes.
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from feedgym.data.events import BoolArray, FloatArray, IntArray
 from feedgym.envs import luck
 from feedgym.envs.history import MAX_GAP_S as MAX_GAP_S  # these three are found here as well
-from feedgym.envs.history import History, Observation, observation_space
+from feedgym.envs.history import History, Observation, has_arrivals, observation_space
 from feedgym.envs.history import event_batch as event_batch
 from feedgym.envs.history import event_times_s as event_times_s
 from feedgym.envs.logging import LoggingPolicy
@@ -333,11 +333,66 @@ class FeedVectorEnv(VectorEnv):
         return mask_U
 
     def _observation(self) -> Observation:
-        return self._history.observation(self._state.profile_UF, self._state.time_s_U)
+        dated = has_arrivals(self.simulator)
+        return self._history.observation(self._state.profile_UF, self._now_s_U(), dated=dated)
+
+    def _now_s_U(self) -> NDArray[np.float64]:
+        """When the next request comes."""
+        return self._state.time_s_U
 
 
 class FeedEnv(gym.Env):
-    """One user at a time: a :class:`FeedVectorEnv` of one slot without its leading axis; the same keywords."""
+    """One user who visits again and again; a step is a visit, and an episode is the user's time with the feed.
+
+    A :class:`FeedVectorEnv` of one slot without its leading axis, which takes the same keywords.
+
+    ### Action space
+    ``MultiDiscrete([I] * K)``: an ordered session of K item ids. An item may stand in a session twice; the user answers
+    its second copy like any item already seen. Whether order matters is the simulator's matter: the short-video feed's
+    users go from the first item to the last until they have had enough.
+
+    ### Observation space
+    A ``Dict``; what a platform knows at a request, and nothing of the user's state of mind. The T last items that the
+    user reached come oldest first, with zeros behind them while there are fewer.
+
+    | key | space | meaning |
+    |---|---|---|
+    | ``profile`` | MultiDiscrete [F] | the simulator's profile fields |
+    | ``history_items`` | Box int64 [T] | item ids |
+    | ``history_behaviours`` | MultiBinary [T, 7] | click, long view, like, follow, comment, forward, hate |
+    | ``history_watch_fraction`` | Box float32 [T] | seconds watched over the item's duration, at most 5 |
+    | ``history_gap_s`` | Box float32 [T] | seconds to the next item, or to the request after the last one |
+    | ``history_mask`` | MultiBinary [T] | 1 where there is an item |
+    | ``time_of_day`` | Box float32 [] | hours, 0 to 24 |
+
+    ### Reward
+    What the visit was worth to the user: the weighted sum of the minutes watched, of the counts of the behaviours and
+    of 1 for a return within 24 hours, with the weights of :class:`feedgym.RewardWeights`.
+
+    ### Starting state
+    A fresh user, drawn from the seed, before their first visit; after ``warmup_visits`` visits under the logging policy
+    if that is above 0. Without a seed a reset gives the next user.
+
+    ### Episode end
+    Terminated when the user will never come back; truncated after ``horizon`` visits.
+
+    ### Info
+    After a step what the platform measured: ``examined`` (bool [K], which items the user reached), ``watch_s`` (float32
+    [K]), ``behaviours`` (uint8 [K, 7]), ``elapsed_s``, ``left`` (before the end of the session), ``return_gap_s``
+    (seconds to the next visit), ``churned``, and ``reward_components``, the parts of the reward before weighting.
+
+    ### Arguments
+    ``simulator`` (an import path or an object), ``session_length`` K, ``history_length`` T, ``horizon``,
+    ``warmup_visits``, ``reward`` (weights, or their import path), ``render_mode``, and whatever the simulator takes,
+    such as ``num_items``; see :class:`FeedVectorEnv`. Vector environments take ``autoreset_mode`` too.
+
+    ### References
+    The interface to slates is that of RecSim (Ie et al., arXiv:1909.04847), the feedback that of KuaiRand (Gao et al.,
+    arXiv:2208.08696).
+
+    ### Version history
+    - v0: first version.
+    """
 
     metadata = _rendering()
     vector_env: ClassVar[type[FeedVectorEnv]] = FeedVectorEnv

@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from feedgym.data.events import BoolArray, FloatArray, IntArray
 from feedgym.envs.catalog import DAY_S
 from feedgym.envs.feed import SHORT_VIDEO, FeedEnv, FeedVectorEnv
-from feedgym.envs.history import Observation
 from feedgym.envs.logging import user_seeds
 from feedgym.envs.truth import RewardWeights
 from feedgym.protocols import Response, UserSimulator, cat_users, put_users, take_users
@@ -68,7 +67,37 @@ class RequestVectorEnv(FeedVectorEnv):
 
 
 class RequestEnv(FeedEnv):
-    """One slate to one user with a past."""
+    """One slate to one user with a past: a contextual bandit.
+
+    ### Action space
+    As :class:`feedgym.envs.feed.FeedEnv`'s: one session of K item ids, the slate.
+
+    ### Observation space
+    As :class:`feedgym.envs.feed.FeedEnv`'s. The history is what the user did in the warm-up visits.
+
+    ### Reward
+    What the slate was worth: minutes watched and behaviours by their weights. The return does not count; ``reward``
+    changes that.
+
+    ### Starting state
+    A fresh user, drawn from the seed, after ``warmup_visits`` visits under the logging policy of
+    :mod:`feedgym.envs.logging`. Nobody leaves for good in the warm-up.
+
+    ### Episode end
+    Terminated by the answer.
+
+    ### Info
+    As :class:`feedgym.envs.feed.FeedEnv`'s.
+
+    ### Arguments
+    Those of :class:`feedgym.envs.feed.FeedEnv` without ``horizon``.
+
+    ### References
+    The request level of KuaiSim (Zhao et al., arXiv:2309.12645).
+
+    ### Version history
+    - v0: first version.
+    """
 
     vector_env = RequestVectorEnv
 
@@ -164,12 +193,46 @@ class SessionVectorEnv(FeedVectorEnv):
         self._num_pages_U = np.where(mask_U, 0, self._num_pages_U)
         self._elapsed_s_U = np.where(mask_U, 0, self._elapsed_s_U)
 
-    def _observation(self) -> Observation:
-        return self._history.observation(self._state.profile_UF, self._state.time_s_U + self._elapsed_s_U)
+    def _now_s_U(self) -> NDArray[np.float64]:
+        return self._state.time_s_U + self._elapsed_s_U
 
 
 class SessionEnv(FeedEnv):
-    """One visit of one user, page by page."""
+    """One visit of one user with a past, page by page, until they leave.
+
+    ### Action space
+    As :class:`feedgym.envs.feed.FeedEnv`'s: K item ids, the next page.
+
+    ### Observation space
+    As :class:`feedgym.envs.feed.FeedEnv`'s. The history ends with the pages of the visit so far, and ``time_of_day`` is
+    that of the request for the next page.
+
+    ### Reward
+    What the page was worth: minutes watched and behaviours by their weights. Where ``reward`` gives the return a
+    weight, it counts in the step that ends the visit, so that an episode's rewards add up to what the whole visit would
+    be worth as one session of all its pages.
+
+    ### Starting state
+    The login of a fresh user, drawn from the seed, who made ``warmup_visits`` visits under the logging policy before.
+
+    ### Episode end
+    Terminated when the user leaves, so that an item of the page was not reached; truncated after ``horizon`` pages.
+
+    ### Info
+    As :class:`feedgym.envs.feed.FeedEnv`'s, for the page: ``elapsed_s`` is the time spent on it. ``return_gap_s`` is 0
+    and ``churned`` false while the visit goes on.
+
+    ### Arguments
+    Those of :class:`feedgym.envs.feed.FeedEnv`; ``session_length`` is the length of a page and ``horizon`` the number
+    of pages. The simulator's users must answer an item before they see the next: a simulator whose users choose among
+    the items of a slate is refused.
+
+    ### References
+    The whole-session level of KuaiSim (Zhao et al., arXiv:2309.12645).
+
+    ### Version history
+    - v0: first version.
+    """
 
     vector_env = SessionVectorEnv
 
@@ -242,6 +305,37 @@ class RetentionVectorEnv(FeedVectorEnv):
 
 
 class RetentionEnv(FeedEnv):
-    """One user over days, served so that they come back."""
+    """One user over days, served so that they come back soon and stay.
+
+    ### Action space
+    As :class:`feedgym.envs.feed.FeedEnv`'s: the session of a visit.
+
+    ### Observation space
+    As :class:`feedgym.envs.feed.FeedEnv`'s.
+
+    ### Reward
+    1 where the user came back within ``return_hours``, else 0. What happens in the visit itself counts only where
+    ``reward`` gives it a weight.
+
+    ### Starting state
+    As :class:`feedgym.envs.feed.FeedEnv`'s: a fresh user before their first visit.
+
+    ### Episode end
+    Terminated when the user will never come back; truncated when they would come back ``horizon_days`` or more after
+    the episode's first login, or after ``horizon`` visits.
+
+    ### Info
+    As :class:`feedgym.envs.feed.FeedEnv`'s, with ``return_gap_days`` (infinite where the user never comes back) and
+    ``returned`` among the ``reward_components``. :mod:`feedgym.envs.retention` turns recorded gaps into return curves.
+
+    ### Arguments
+    Those of :class:`feedgym.envs.feed.FeedEnv`, ``horizon_days`` and ``return_hours``; ``horizon`` is 1,000 visits.
+
+    ### References
+    The cross-session level of KuaiSim (Zhao et al., arXiv:2309.12645).
+
+    ### Version history
+    - v0: first version.
+    """
 
     vector_env = RetentionVectorEnv

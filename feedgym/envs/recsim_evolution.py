@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from feedgym.data.events import FloatArray, IntArray
 from feedgym.envs import choice, luck
-from feedgym.envs.recsim_steps import TRAITS, best, by_blocks, checked_slates, documents, next_time_s, one_click
-from feedgym.protocols import Response
+from feedgym.envs.recsim_steps import TRAITS, best, by_blocks, documents, next_time_s, one_click
+from feedgym.protocols import Response, checked_slates
 
 CHOICE, FLIP = range(2)
 """Channels of a step's luck."""

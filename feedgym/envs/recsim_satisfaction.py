@@ -19,8 +19,8 @@ from scipy.special import expit
 
 from feedgym.data.events import IntArray
 from feedgym.envs import luck
-from feedgym.envs.recsim_steps import TRAITS, best, by_blocks, checked_slates, documents, next_time_s, one_click
-from feedgym.protocols import Response
+from feedgym.envs.recsim_steps import TRAITS, best, by_blocks, documents, next_time_s, one_click
+from feedgym.protocols import Response, checked_slates
 
 ENGAGEMENT, INNOVATION = range(2)
 """Channels of a step's luck."""

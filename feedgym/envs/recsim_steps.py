@@ -35,23 +35,6 @@ def documents(content_IE: NDArray, topic_I: IntArray, duration_s_I: NDArray) -> 
     )
 
 
-def checked_slates(slates_UK: IntArray, num_users: int, num_items: int) -> IntArray:
-    """The slates, if users can be served them.
-
-    Raises:
-        ValueError: they have another shape, are no integers, or hold an unknown item.
-    """
-    slates_UK = np.asarray(slates_UK)
-    if slates_UK.ndim != 2 or len(slates_UK) != num_users or slates_UK.shape[1] == 0:
-        raise ValueError(f"Slates of shape {slates_UK.shape} do not fit {num_users} users; give [{num_users}, K >= 1].")
-    if not np.issubdtype(slates_UK.dtype, np.integer):
-        raise ValueError(f"Slates of dtype {slates_UK.dtype} are no item ids; give integers.")
-    wrong_UK = (slates_UK < 0) | (slates_UK >= num_items)
-    if wrong_UK.any():
-        raise ValueError(f"Item id {slates_UK[wrong_UK][0]} is outside 0..{num_items - 1}; serve ids of the catalogue.")
-    return slates_UK
-
-
 def one_click(
     position_U: NDArray[np.int64],
     examined_UK: BoolArray,
