@@ -1,0 +1,98 @@
+"""The users of a log once more: the same seeds and the same sessions give the same answers."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feedgym.data.events import BoolArray, Event, EventLog, IntArray, LoggedSessions
+from feedgym.data.sessions import user_of_rows
+from feedgym.envs.logging import replayed
+from feedgym.envs.wrappers import of_feeds
+from feedgym.protocols import Response, UserSimulator, cat_users, take_users
+
+
+def replay(env: Any, log: EventLog, seeds_U: NDArray[np.uint64]) -> Response:
+    """Serves the users of a log the same sessions again.
+
+    Args:
+        env: the simulator that answered when the log was written, or an environment around it.
+        log: what :class:`RecordLog` recorded, or :func:`feedgym.envs.logging.collect_log` collected.
+        seeds_U: seeds of the log's users (``RecordLog.seeds_U``, :func:`read_seeds`,
+            :func:`feedgym.envs.logging.user_seeds` of the group "log").
+
+    Returns:
+        The answers to the log's N visits, in its order, with what the log does not tell. Visits of fewer items than the
+        longest one have zeros behind them.
+
+    Raises:
+        ValueError: an answer is not to the bit what was logged, or there is not one seed a user.
+    """
+    if len(seeds_U) != log.num_users:
+        raise ValueError(f"{len(seeds_U)} seeds do not fit the log's {log.num_users} users; give one a user.")
+    simulator = of_feeds(env, "simulator")[0] if hasattr(env, "unwrapped") else env
+    served, is_visit_N = _served(log)
+    first_U1 = np.searchsorted(served.user_idx_N, np.arange(log.num_users + 1))
+    visits = replayed(_AnyLength(simulator), served, first_U1, seeds_U, np.arange(len(served)))
+    rows, responses = zip(*((row_V, response) for row_V, _, response in visits), strict=True)
+    order = np.argsort(np.concatenate(rows))
+    columns = {f.name: np.concatenate([getattr(r, f.name) for r in responses])[order] for f in fields(Response)}
+    return Response(**{name: column[is_visit_N] for name, column in columns.items()})
+
+
+def _served(log: EventLog) -> tuple[LoggedSessions, BoolArray]:
+    """All that users were served, a row a visit, visits that are history only included, and which are none of those."""
+    row = np.flatnonzero(log.event == Event.IMPRESSION)
+    user = user_of_rows(log)[row]
+    begins = (np.diff(user, prepend=-1) != 0) | (np.diff(log.session_id[row], prepend=-1) != 0)
+    first_N, visit = row[begins], np.cumsum(begins) - 1
+
+    def scatter(values: NDArray, fill: float) -> NDArray:
+        out = np.full((len(first_N), int(log.position.max()) + 1, *values.shape[1:]), fill, values.dtype)
+        out[visit, log.position[row]] = values[row]
+        return out
+
+    served = LoggedSessions(
+        user_idx_N=user[begins],
+        row_N=first_N,
+        start_s_N=log.timestamp_s[first_N],
+        item_ids_NK=scatter(log.item_id, -1),
+        examined_NK=scatter(log.examined, False),
+        watch_s_NK=scatter(log.watch_s, 0),
+        behaviours_NKB=scatter(log.behaviours, 0),
+        propensity_NK=scatter(log.propensity, np.nan),
+        return_gap_s_N=np.full(len(first_N), np.nan),
+    )
+    return served, log.event[first_N - 1] == Event.LOGIN
+
+
+class _AnyLength:
+    """A simulator that takes sessions of different lengths, padded with -1; answers are padded with zeros."""
+
+    def __init__(self, simulator: UserSimulator) -> None:
+        self.simulator, self.reset, self.catalog = simulator, simulator.reset, simulator.catalog
+        self.profile_names, self.profile_sizes = simulator.profile_names, simulator.profile_sizes
+
+    def respond(self, state: Any, slates_UK: IntArray) -> tuple[Response, Any]:
+        """The answers of U users, and their next states."""
+        length_U = (slates_UK >= 0).sum(axis=1)
+        groups = [np.flatnonzero(length_U == length) for length in np.unique(length_U)]
+        answers, states = [], []
+        for users in groups:
+            length = length_U[users[0]]
+            response, after = self.simulator.respond(take_users(state, users), slates_UK[users, :length])
+            answers.append(_padded(response, slates_UK.shape[1] - length))
+            states.append(after)
+        back = np.argsort(np.concatenate(groups))
+        return take_users(cat_users(answers), back), take_users(cat_users(states), back)
+
+
+def _padded(response: Response, places: int) -> Response:
+    """Answers with some places more, which the users did not reach."""
+    names = ("behaviours_UKB", "watch_s_UK", "examined_UK")
+    columns = {name: getattr(response, name) for name in names}
+    more = {n: np.zeros((len(c), places, *c.shape[2:]), c.dtype) for n, c in columns.items()}
+    return replace(response, **{n: np.concatenate([c, more[n]], axis=1) for n, c in columns.items()})
