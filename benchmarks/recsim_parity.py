@@ -178,10 +178,11 @@ def play_ours(job: Job) -> Played:
             played["reward"][c, :, t] = alive_U * session_reward(response, REWARDS[job.family])
             played["click"][c, :, t] = click_UK.any(axis=1)
             played["topic"][c, :, t] = np.where(click_UK, topic_UK, -1).max(axis=1)
-            now_UX = state_of(job, simulator, after)
-            before_UX = played["state"][c, :, max(t - 1, 0)]
-            played["state"][c, :, t] = np.where(alive_U[:, None], now_UX, before_UX)
+            # Written to the end: a user who leaves keeps their last state.
+            played["state"][c, alive_U, t:] = state_of(job, simulator, after)[alive_U, None]
             alive_U &= ~response.churned_U
+            if not alive_U.any():
+                break
             state = after
     return played
 
