@@ -143,9 +143,11 @@ def _draw_interests(draw: ImageDraw.ImageDraw, view: View) -> None:
         draw.text((x, y + 21), "no item has a topic", DIM, _font(12))
         return
     bar_x, strip_x = x + 62, right - 3 * TRAIL
-    draw.text((bar_x, y + 21), "at login" if view.is_truth else "so far", BLUE, _font(11))
+    draw.rectangle((bar_x, y + 25, bar_x + 6, y + 31), BLUE)
+    draw.text((bar_x + 10, y + 21), "at login" if view.is_truth else "so far", DIM, _font(11))
     if (view.tired_VT >= 0.005).any():
-        draw.text((bar_x + 50, y + 21), "satiation", VERMILION, _font(11))
+        draw.rectangle((bar_x + 66, y + 25, bar_x + 72, y + 31), ORANGE)
+        draw.text((bar_x + 76, y + 21), "satiation", DIM, _font(11))
     draw.text((strip_x, y + 21), "visit by visit", DIM, _font(11))
     top = max(1.0, float(view.taste_VT.max(initial=0)))
     for t, topic in enumerate(view.topic_T):
