@@ -243,6 +243,20 @@ def test_recordings_of_every_registered_environment_are_what_it_showed(name, mod
     assert len(replay(env, log, recorder.seeds_U).churned_U) == (log.event == Event.LOGIN).sum()
 
 
+def test_transitions_tell_the_time_where_items_come_and_go(tmp_path):
+    simulator = ShortVideo(ShortVideoConfig(num_items=60, arrivals_a_day=4, arrival_days=10, lifetime_days=20))
+    recorder = RecordLog(FeedVectorEnv(5, simulator, session_length=3, horizon=9, history_length=T), tmp_path)
+    shown = [recorder.reset(seed=0)[0]]
+    for _ in range(3):
+        shown.append(recorder.step(recorder.action_space.sample())[0])
+    log = recorder.log()
+    got = transitions(log, simulator.catalog, T, 3, dated=True)
+    assert set(got["observations"]) == set(recorder.observation_space.spaces)
+    assert (got["observations"]["time_s"][got["users"] == 0] == [s["time_s"][0] for s in shown[:3]]).all()
+    assert got["next_observations"]["time_s"][2] == pytest.approx(shown[3]["time_s"][0], abs=0.1)
+    replay(simulator, log, recorder.seeds_U)
+
+
 def test_one_user_at_a_time_is_recorded_like_many(tmp_path):
     simulator = ToyUsers(churn=0.3)
     single = RecordLog(gym.wrappers.Autoreset(FeedEnv(simulator, session_length=3, horizon=4)), tmp_path / "one")

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_users import ToyUsers, toy_catalog
 
-from feedgym.data.events import BEHAVIOURS
+from feedgym.data.events import BEHAVIOURS, Event
 from feedgym.envs import features
 from feedgym.envs.features import compact_state, item_points, nearest_items
 from feedgym.envs.feed import FeedEnv, FeedVectorEnv
 from feedgym.envs.recorder import RecordLog
+from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.envs.wrappers import (
     CompactObservation,
     ItemByItem,
@@ -212,8 +213,9 @@ def test_nearest_items_are_those_of_brute_force(seed, length, num_items, width, 
     protos[0] = protos[0, :1]  # the same point at all places: the nearest, the second nearest ...
     assert nearest_items(points, protos).tolist() == brute_force(points, protos)
     taken = rng.permutation(num_items)[: num_items - length]
-    every = np.tile(taken, (num_users, 1))
-    assert nearest_items(points, protos, every).tolist() == brute_force(points, protos, taken.tolist())
+    allowed = np.ones((num_users, num_items), bool)
+    allowed[:, taken] = False
+    assert nearest_items(points, protos, allowed.__getitem__).tolist() == brute_force(points, protos, taken.tolist())
 
 
 def test_nearest_items_do_not_depend_on_the_block_size(monkeypatch):
@@ -253,6 +255,39 @@ def test_a_proto_item_that_is_an_item_serves_it(tmp_path):
     shown = log.item_id[log.item_id >= 0]
     assert shown[[0, 1, 3]].tolist() == [3, 1, 9] and len(set(shown.tolist())) == 4
     assert log.propensity[2:6] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+
+
+# ---------------------------------------------------------------- items that come and go
+
+
+LIVELY = {"num_items": 60, "arrivals_a_day": 4, "arrival_days": 10, "lifetime_days": 20, "fresh_weight": 1.0}
+
+
+@pytest.mark.parametrize("name", ["proto", "item"])
+def test_only_items_that_exist_are_served(name, tmp_path):
+    kwargs = small(simulator=ShortVideo(ShortVideoConfig(**LIVELY)), horizon=4)
+    recorder = RecordLog(FeedVectorEnv(8, autoreset_mode="SameStep", **kwargs), tmp_path)
+    native = TWINS[name][1](recorder)
+    single = SyncVectorEnv([lambda: TWINS[name][0](FeedEnv(**kwargs))] * 8, autoreset_mode="SameStep")
+    catalog = recorder.unwrapped.simulator.catalog
+    native.action_space.seed(0)
+    assert data_equivalence(native.reset(seed=3), single.reset(seed=3), exact=True)
+    for _ in range(6 * (K if name == "item" else 1)):
+        if name == "item":
+            exists_UI = catalog.exists(recorder.unwrapped.state.time_s_U)
+            assert (exists_UI >= native.action_masks()).all() and (~exists_UI).any()
+        action = native.action_space.sample()
+        ours, theirs = native.step(action), single.step(action)
+        assert data_equivalence(ours[:4], theirs[:4], exact=True)
+    log = recorder.log()
+    shown = log.item_id >= 0
+    login_s = log.timestamp_s[np.maximum.accumulate(np.where(log.event == Event.LOGIN, np.arange(log.num_events), 0))]
+    assert catalog.exists(login_s[shown], log.item_id[shown]).all() and shown.sum() == 8 * 6 * K
+
+
+def test_too_few_items_are_refused():
+    with pytest.raises(ValueError, match="3 different items is asked for when only 2 exist"):
+        nearest_items(np.eye(5), np.zeros((1, 3, 5)), lambda _: np.array([[True, True, False, False, False]]))
 
 
 # ---------------------------------------------------------------- item by item

@@ -5,15 +5,16 @@ They read observations and the catalogue, which recommenders may know, and nothi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from feedgym.data.events import BEHAVIOUR_IDX, Catalog, FloatArray, IntArray
+from feedgym.data.events import BEHAVIOUR_IDX, BoolArray, Catalog, FloatArray, IntArray
 from feedgym.data.sessions import POSITIVE
-from feedgym.envs.feed import Observation
+from feedgym.envs.catalog import too_few
+from feedgym.envs.history import Observation
 
 BLOCK_CELLS = 2**22
 """Distances between points and items held at a time; keeps memory low. Answers do not depend on it."""
@@ -132,9 +133,11 @@ def item_points(catalog: Catalog, width: int | None = None) -> NDArray[np.float6
 
 
 def nearest_items(
-    points_IE: NDArray[np.floating], proto_UKE: NDArray[np.floating], taken_UX: IntArray | None = None
+    points_IE: NDArray[np.floating],
+    proto_UKE: NDArray[np.floating],
+    allowed: Callable[[slice], BoolArray] | None = None,
 ) -> NDArray[np.int64]:
-    """For each place of a session the item nearest to a point, of those that neither stand before it nor are taken.
+    """For each place of a session the item nearest to a point, of those that may be served and stand not before it.
 
     Wolpertinger's step from a continuous proto-action to a discrete one (Dulac-Arnold et al., arXiv:1512.07679, eq. 4,
     k = 1), place by place. Choosing by a critic among k > 1 candidates is a matter of the agent.
@@ -142,10 +145,13 @@ def nearest_items(
     Args:
         points_IE: where the items lie.
         proto_UKE: U sessions of K points.
-        taken_UX: items that must not be chosen.
+        allowed: what may be served to some of the users, bool [their number, I]; all items if None.
 
     Returns:
         int64 item ids [U, K].
+
+    Raises:
+        ValueError: fewer than K items are allowed.
     """
     # -|a - z|^2 without |a|^2, which all items share, as one product.
     target_FI = np.vstack([2 * points_IE.T, -(points_IE**2).sum(axis=1)])
@@ -154,11 +160,14 @@ def nearest_items(
     slates_UK = np.empty((num_users, length), np.int64)
     block = max(1, BLOCK_CELLS // len(points_IE))
     for start in range(0, num_users, block):
-        users = slice(start, start + block)
+        users = slice(start, min(start + block, num_users))
+        allowed_UI = None if allowed is None else allowed(users)
+        if allowed_UI is not None and allowed_UI.sum(axis=1).min() < length:
+            raise too_few(length, int(allowed_UI.sum(axis=1).min()))
         for k in range(length):
             score_UI = proto_UKF[users, k] @ target_FI
             np.put_along_axis(score_UI, slates_UK[users, :k], -np.inf, axis=1)
-            if taken_UX is not None:
-                np.put_along_axis(score_UI, taken_UX[users], -np.inf, axis=1)
+            if allowed_UI is not None:
+                score_UI[~allowed_UI] = -np.inf
             slates_UK[users, k] = score_UI.argmax(axis=1)
     return slates_UK

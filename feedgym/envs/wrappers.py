@@ -33,15 +33,24 @@ from gymnasium.vector import (
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from feedgym.data.events import Catalog
+from feedgym.data.events import BoolArray, Catalog
 from feedgym.envs.features import compact_state, item_points, nearest_items
-from feedgym.envs.feed import Observation
+from feedgym.envs.history import Observation, has_arrivals
+from feedgym.protocols import UserSimulator
 
 
 def of_feeds(env: gym.Env | VectorEnv, name: str) -> Sequence[Any]:
     """An attribute of the feed under wrappers, or of every feed that Gymnasium's own vector environments hold."""
     base = env.unwrapped
     return base.get_attr(name) if isinstance(base, (SyncVectorEnv, AsyncVectorEnv)) else [getattr(base, name)]
+
+
+def _existing(env: Any, simulator: UserSimulator) -> Callable[[slice], BoolArray] | None:
+    """Which items exist when the users of some slots log in, [slots, I]; None where items neither come nor go."""
+    if not has_arrivals(simulator):
+        return None
+    time_s_U = np.concatenate([state.time_s_U for state in of_feeds(env, "state")])
+    return lambda users: simulator.catalog.exists(time_s_U[users])
 
 
 # ---------------------------------------------------------------- observations
@@ -159,9 +168,9 @@ class _ProtoSpace:
     """Points for K places of a session, and the items they stand for."""
 
     def __init__(self, env: Any, space: gym.Space, width: int | None) -> None:
-        catalog = of_feeds(env, "simulator")[0].catalog
-        length = _session_length(space, catalog)
-        self._points_IE = item_points(catalog, width)
+        self._env, self._simulator = env, of_feeds(env, "simulator")[0]
+        length = _session_length(space, self._simulator.catalog)
+        self._points_IE = item_points(self._simulator.catalog, width)
         self.space = spaces.Box(-1, 1, (length, self._points_IE.shape[1]), np.float32)
 
     def slates(self, proto: Any, shape: tuple[int, ...]) -> NDArray[np.int64]:
@@ -170,13 +179,14 @@ class _ProtoSpace:
             raise ValueError(f"Proto-items of shape {proto_UKE.shape} do not fit; give points {shape}.")
         if not np.isfinite(proto_UKE).all():
             raise ValueError("Proto-items hold NaN or infinite values; look for a diverged policy.")
-        return nearest_items(self._points_IE, proto_UKE.reshape(-1, *self.space.shape))
+        allowed = _existing(self._env, self._simulator)
+        return nearest_items(self._points_IE, proto_UKE.reshape(-1, *self.space.shape), allowed)
 
 
 class ProtoItems(gym.ActionWrapper, RecordConstructorArgs):
     """An action is a point of content space for each place: a box [K, E'] within [-1, 1].
 
-    The nearest items are served, no item twice in a session; see :func:`nearest_items` and :func:`item_points`.
+    The nearest items that exist are served, no item twice in a session; see :func:`nearest_items` and :func:`item_points`.
 
     Args:
         env: a feed whose actions are sessions of item ids.
@@ -215,7 +225,8 @@ class _Slates:
     """U sessions that grow by one item a step, all at the same place."""
 
     def __init__(self, env: Any, num_slots: int, observation_space: gym.Space, action_space: gym.Space) -> None:
-        catalog = of_feeds(env, "simulator")[0].catalog
+        self._env, self._simulator = env, of_feeds(env, "simulator")[0]
+        catalog = self._simulator.catalog
         self.num_items, self.length = catalog.num_items, _session_length(action_space, catalog)
         self._points_IE = item_points(catalog)
         self.slate_UK = np.full((num_slots, self.length), -1, np.int64)
@@ -244,16 +255,22 @@ class _Slates:
             wrong = item_U[(item_U < 0) | (item_U >= self.num_items)][0]
             raise ValueError(f"Item id {wrong} is outside 0..{self.num_items - 1}; choose where action_mask is 1.")
         item_U = item_U.astype(np.int64)
-        placed_UX = self.slate_UK[:, : self.position]
-        again = np.flatnonzero((placed_UX == item_U[:, None]).any(axis=1))
-        if len(again):
-            item_U[again] = nearest_items(self._points_IE, self._points_IE[item_U[again], None], placed_UX[again])[:, 0]
+        mask_UI = self.masks_UI().astype(bool)
+        barred = np.flatnonzero(~mask_UI[np.arange(len(item_U)), item_U])
+        if len(barred):
+            points_UE = self._points_IE[item_U[barred]]
+            item_U[barred] = nearest_items(self._points_IE, points_UE[:, None], lambda rows: mask_UI[barred][rows])[
+                :, 0
+            ]
         self.slate_UK[:, self.position] = item_U
         self.position += 1
         return self.position == self.length
 
     def masks_UI(self) -> NDArray[np.int8]:
+        allowed = _existing(self._env, self._simulator)
         mask_UI = np.ones((len(self.slate_UK), self.num_items), np.int8)
+        if allowed is not None:
+            mask_UI[:] = allowed(slice(None))
         np.put_along_axis(mask_UI, self.slate_UK[:, : self.position], 0, axis=1)
         return mask_UI
 
@@ -269,10 +286,13 @@ class _Slates:
         """The last observations of some users, whose next sessions would be empty."""
         known = _named(observation)
         num_users = len(next(iter(known.values())))
+        mask_UI = np.ones((num_users, self.num_items), np.int8)
+        if "time_s" in known:
+            mask_UI[:] = self._simulator.catalog.exists(known["time_s"])
         return known | {
             "slate": np.full((num_users, self.length), -1),
             "position": np.zeros(num_users, np.int64),
-            "action_mask": np.ones((num_users, self.num_items), np.int8),
+            "action_mask": mask_UI,
         }
 
 
@@ -284,9 +304,9 @@ class ItemByItem(gym.Wrapper, RecordConstructorArgs):
     """An action is one item id; the user is served when the session has its K items.
 
     Observations have three keys more: ``slate`` (item ids so far, -1 for places still empty), ``position`` and
-    ``action_mask`` (1 for items that are not in the slate). Until the last place rewards are 0 and infos empty. An item
-    chosen against the mask is replaced by the one nearest to it in content that is not in the slate, for learners which
-    know no masks; so no item stands in a session twice.
+    ``action_mask`` (1 for items that exist and are not in the slate). Until the last place rewards are 0 and infos empty. An item
+    chosen against the mask is replaced by the allowed one that is nearest to it in content, for learners which know no
+    masks; so no item stands in a session twice.
 
     Args:
         env: a feed whose actions are sessions of item ids.
