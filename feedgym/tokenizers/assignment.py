@@ -229,25 +229,34 @@ def sinkhorn_apart(points_ND: Matrix, centroids_CD: Matrix, code_N: Ints, prefix
 
     Each group of colliding points shares all codes out by :func:`sinkhorn`: a code goes to the point which holds most
     of it, and a point takes the nearest of its codes. What collides with other points then goes through it again, up
-    to ``SINKHORN_ROUNDS`` times; points of the same content cannot be told apart and still collide.
+    to ``SINKHORN_ROUNDS`` times and as long as fewer collide; points of the same content cannot be told apart.
 
     Deviation from LC-Rec: it takes the largest entry of a point's row. With fewer points than codes, all codes that a
     point holds weigh nearly the same, and the largest is an arbitrary one of them rather than the nearest.
     """
-    code_N, num_codes = code_N.copy(), len(centroids_CD)
-    for _ in range(SINKHORN_ROUNDS):
+    num_codes, best_N, fewest = len(centroids_CD), code_N, len(code_N) + 1
+    for _ in range(SINKHORN_ROUNDS + 1):
         tuple_N = np.unique(prefix_N * num_codes + code_N, return_inverse=True)[1].reshape(-1)
-        size, order_N, before_N = np.bincount(tuple_N), np.argsort(tuple_N, kind="stable"), code_N.copy()
-        first = np.cumsum(size) - size
-        for num_members in np.unique(size[size > 1]):  # groups of one size at a time, which makes arrays of them
-            groups = np.flatnonzero(size == num_members)
-            at_once = max(1, _BLOCK * 256 // (int(num_members) * num_codes))
-            for start in range(0, len(groups), at_once):
-                member_XG = order_N[first[groups[start : start + at_once], None] + np.arange(num_members)]
-                distance_NC = squared_distance(points_ND[member_XG.reshape(-1)], centroids_CD)
-                code_N[member_XG] = _share_out(distance_NC.reshape(*member_XG.shape, num_codes))
-        if (code_N == before_N).all():
+        size = np.bincount(tuple_N)
+        num_colliding = int(size[size > 1].sum())
+        if num_colliding >= fewest:
             break
+        best_N, fewest = code_N, num_colliding
+        code_N = _spread_groups(points_ND, centroids_CD, code_N, tuple_N, size)
+    return best_N
+
+
+def _spread_groups(points_ND: Matrix, centroids_CD: Matrix, code_N: Ints, tuple_N: Ints, size: Ints) -> Ints:
+    """Codes after every group of points with the same tuple shared all codes out."""
+    code_N, num_codes = code_N.copy(), len(centroids_CD)
+    order_N, first = np.argsort(tuple_N, kind="stable"), np.cumsum(size) - size
+    for num_members in np.unique(size[size > 1]):  # groups of one size at a time, which makes arrays of them
+        groups = np.flatnonzero(size == num_members)
+        at_once = max(1, _BLOCK * 256 // (int(num_members) * num_codes))
+        for start in range(0, len(groups), at_once):
+            member_XG = order_N[first[groups[start : start + at_once], None] + np.arange(num_members)]
+            distance_NC = squared_distance(points_ND[member_XG.reshape(-1)], centroids_CD)
+            code_N[member_XG] = _share_out(distance_NC.reshape(*member_XG.shape, num_codes))
     return code_N
 
 
