@@ -186,7 +186,8 @@ class _ProtoSpace:
 class ProtoItems(gym.ActionWrapper, RecordConstructorArgs):
     """An action is a point of content space for each place: a box [K, E'] within [-1, 1].
 
-    The nearest items that exist are served, no item twice in a session; see :func:`nearest_items` and :func:`item_points`.
+    The nearest items that exist are served, no item twice in a session; see
+    :func:`feedgym.envs.features.nearest_items` and :func:`feedgym.envs.features.item_points`.
 
     Args:
         env: a feed whose actions are sessions of item ids.
@@ -258,10 +259,8 @@ class _Slates:
         mask_UI = self.masks_UI().astype(bool)
         barred = np.flatnonzero(~mask_UI[np.arange(len(item_U)), item_U])
         if len(barred):
-            points_UE = self._points_IE[item_U[barred]]
-            item_U[barred] = nearest_items(self._points_IE, points_UE[:, None], lambda rows: mask_UI[barred][rows])[
-                :, 0
-            ]
+            wanted_U1E, mask_UI = self._points_IE[item_U[barred], None], mask_UI[barred]
+            item_U[barred] = nearest_items(self._points_IE, wanted_U1E, lambda users: mask_UI[users])[:, 0]
         self.slate_UK[:, self.position] = item_U
         self.position += 1
         return self.position == self.length
@@ -304,9 +303,9 @@ class ItemByItem(gym.Wrapper, RecordConstructorArgs):
     """An action is one item id; the user is served when the session has its K items.
 
     Observations have three keys more: ``slate`` (item ids so far, -1 for places still empty), ``position`` and
-    ``action_mask`` (1 for items that exist and are not in the slate). Until the last place rewards are 0 and infos empty. An item
-    chosen against the mask is replaced by the allowed one that is nearest to it in content, for learners which know no
-    masks; so no item stands in a session twice.
+    ``action_mask`` (1 for items that exist and are not in the slate). Until the last place rewards are 0 and infos
+    empty. An item chosen against the mask is replaced by the allowed one that is nearest to it in content, for learners
+    which know no masks; so no item stands in a session twice.
 
     Args:
         env: a feed whose actions are sessions of item ids.
