@@ -11,6 +11,7 @@ insists on; the modules of PPO and Q-learning read the environment's own diction
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
+from ray.data import ActorPoolStrategy, DataContext
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.algorithms.bc import BCConfig
@@ -241,7 +243,7 @@ class SlatePolicyModule(TorchRLModule, ValueFunctionAPI):
         """Values [U] of the states."""
         if embeddings is None:
             embeddings = self.net.encoder(self.net.read(batch[Columns.OBS]))
-        return self.net.value(embeddings)[:, 0]
+        return self.net.value(embeddings)[:, 0] * self.model_config["steps_ahead"]
 
 
 class _NoCatalog:
@@ -536,28 +538,36 @@ def algorithm_config(
         rows: the log, for offline algorithms (:func:`write_rows`).
         done: iterations done before, after which exploration goes on.
     """
+    for chatty in ("ray.rllib", "ray.data"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     made = _CONFIG_OF[config.algorithm](config)
     made.framework("torch").debugging(seed=seed, log_level="ERROR").learners(num_learners=0)
-    made.env_runners(num_env_runners=0, num_envs_per_env_runner=config.num_envs)
+    register_env(ENV, partial(make_env, task, config))
+    made.environment(ENV).env_runners(
+        num_env_runners=0,
+        num_envs_per_env_runner=1 if config.algorithm in OFFLINE else config.num_envs,
+        gym_env_vectorize_mode="sync" if config.algorithm == "dqn" else "vector_entry_point",
+    )
     if config.algorithm in OFFLINE:
-        _read_log(made, task, config, rows)
-    else:
-        register_env(ENV, partial(make_env, task, config))
-        made.environment(ENV).env_runners(
-            gym_env_vectorize_mode="sync" if config.algorithm == "dqn" else "vector_entry_point"
-        )
+        _read_log(made, config, rows)
     kind, module = NETWORK_OF[config.algorithm], _MODULE_OF[config.algorithm]
     model_config = {
         "kind": kind,
         "world": task.world,
         "sizes": task.sizes,
         "more": task.more(config),
+        "steps_ahead": horizon_of(config.gamma),
         "exploration": _exploration(config, done),
     }
     made.rl_module(
         rl_module_spec=RLModuleSpec(module_class=module, model_config=model_config, catalog_class=_NoCatalog)
     )
     return made
+
+
+def horizon_of(gamma: float) -> float:
+    """1 / (1 - gamma): by it values exceed rewards. Networks learn values divided by it."""
+    return 1 / max(1 - gamma, 1e-2)
 
 
 def _exploration(config: TrainConfig, done: int) -> list[list[float]]:
@@ -567,15 +577,14 @@ def _exploration(config: TrainConfig, done: int) -> list[list[float]]:
     return [[0, config.epsilon + (1 - config.epsilon) * left], [max(1, int(fading * left)), config.epsilon]]
 
 
-def _read_log(made: AlgorithmConfig, task: Task, config: TrainConfig, rows: Path | None) -> None:
-    """Offline: spaces instead of an environment, and small batches of work, for machines of few cores."""
+def _read_log(made: AlgorithmConfig, config: TrainConfig, rows: Path | None) -> None:
+    """Small batches of work, for machines of few cores; the environment tells the spaces and is never stepped."""
     assert rows is not None
-    env = make_env(task, config, {"num_envs": 1})
-    made.environment(observation_space=env.single_observation_space, action_space=env.single_action_space)  # type: ignore[union-attr]
+    DataContext.get_current().enable_progress_bars = False
     made.offline_data(
         input_=[str(rows)],
         input_read_method="read_parquet",
-        map_batches_kwargs={"concurrency": 1, "num_cpus": 1},
+        map_batches_kwargs={"compute": ActorPoolStrategy(size=1), "num_cpus": 1},
         iter_batches_kwargs={"prefetch_batches": 1},
         dataset_num_iters_per_learner=config.steps,
     )
@@ -592,6 +601,7 @@ def _ppo(config: TrainConfig) -> AlgorithmConfig:
         entropy_coeff=config.entropy,
         clip_param=config.clip,
         vf_clip_param=float("inf"),
+        vf_loss_coeff=0.5 / horizon_of(config.gamma) ** 2,
         use_kl_loss=False,
         grad_clip=1.0,
     )
@@ -625,7 +635,7 @@ def _marwil(config: TrainConfig) -> AlgorithmConfig:
     shared: dict[str, Any] = {"lr": config.lr, "gamma": config.gamma, "train_batch_size_per_learner": config.batch_size}
     if config.algorithm == "bc":
         return BCConfig().training(**shared)
-    return MARWILConfig().training(beta=config.beta, **shared)
+    return MARWILConfig().training(beta=config.beta, vf_coeff=1 / horizon_of(config.gamma) ** 2, **shared)
 
 
 def _cql(config: TrainConfig) -> AlgorithmConfig:

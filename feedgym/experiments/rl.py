@@ -32,7 +32,7 @@ from feedgym.experiments.evaluate import Served, judged_by, references, samples,
 from feedgym.experiments.progress import progress
 from feedgym.experiments.report import write_report
 from feedgym.experiments.rl_presets import RLConfig
-from feedgym.experiments.rollouts import start_ray
+from feedgym.experiments.rollouts import one_thread, start_ray
 from feedgym.experiments.run import JSON, Codec, Run, Stage
 from feedgym.experiments.statistics import Ratio, interval, lift, over_runs, resampling_counts
 from feedgym.experiments.worlds import LOG
@@ -175,6 +175,7 @@ def production_log(config: RLConfig, task: Task, finished: Finished | None, work
             num_visits=config.log.visits,
             session_length=task.world.session_length,
             seed=config.seed,
+            until_s=config.log.until_s,
             progress=step,
         )
     return log, task.simulator.catalog
@@ -224,7 +225,8 @@ def train_one(config: RLConfig, task: Task, data: tuple[EventLog, Catalog], n: i
         run.log({f"train-{n}/{name.replace(' ', '_')}": value for name, value in metrics.items()})
 
     torch.manual_seed(training_seed(config, n))
-    with progress(f"Training {config.train.algorithm}, {n + 1} of {config.num_seeds}") as step:
+    title = f"Training {config.train.algorithm}, {n + 1} of {config.num_seeds}"
+    with one_thread(), progress(title) as step:  # the batches are small: two threads wait for each other
         network = train(task, config.train, training_seed(config, n), work, rows, step, record)
     metrics = {row["iteration"]: row for row in map(json.loads, curve.read_text().splitlines())}
     return RLlibRecommender(network), list(metrics.values())

@@ -1,0 +1,212 @@
+import json
+
+import gymnasium as gym
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from toy_agents import toy_histories
+from toy_users import ToyUsers
+
+import feedgym
+from feedgym.agents.check import check_recommender
+from feedgym.agents.plackett_luce import PlackettLuce
+from feedgym.agents.rl_recommender import RLlibRecommender
+from feedgym.agents.rl_settings import TrainConfig
+from feedgym.agents.rllib import (
+    SlateDistribution,
+    SlatePolicyModule,
+    Task,
+    TrainingFeed,
+    TrainingItems,
+    _joined,
+    _split,
+    explored,
+    make_env,
+    train,
+    write_rows,
+)
+from feedgym.agents.slates import SlateNetConfig, flat_observation
+from feedgym.envs.feed import FeedVectorEnv
+from feedgym.envs.logging import collect_log
+from feedgym.envs.recorder import transitions
+from feedgym.envs.registration import ENVIRONMENTS
+from feedgym.experiments.rollouts import start_ray
+
+ITEMS, K, T = 15, 3, 6
+SIZES = SlateNetConfig(width=8, heads=2, hidden=16)
+FEW = {"iterations": 1, "num_envs": 4, "steps": 32, "batch_size": 16, "epochs": 1, "checkpoints": 1}
+feedgym.register("toys/Users-v0", "toy_users:ToyUsers", session_length=K, history_length=T, horizon=5)
+
+
+def task(env_id="toys/Users-v0", **options):
+    return Task.of(env_id, {"num_items": ITEMS, **options} if env_id == "toys/Users-v0" else options, SIZES, axes=2)
+
+
+@pytest.fixture(scope="module")
+def ray():
+    running = start_ray("local")
+    yield running
+    running.shutdown()
+
+
+# ---------------------------------------------------------------- without Ray
+
+
+def test_the_distribution_is_plackett_luce_for_rllib():
+    kind = SlateDistribution.of(lambda inputs: 2 * inputs, K)
+    inputs_UI = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    slates = PlackettLuce(2 * inputs_UI, K)
+    found = kind.from_logits(inputs_UI)
+    slates_UK = found.sample()
+    torch.testing.assert_close(found.logp(slates_UK.float()), slates.log_prob(slates_UK))
+    assert torch.equal(found.to_deterministic().sample(), slates.mode())
+    drawn_SUK, logp_SU = found.sample(sample_shape=(4,), return_logp=True)
+    assert drawn_SUK.shape == (4, 5, K) and logp_SU.shape == (4, 5)
+    torch.testing.assert_close(logp_SU[2], slates.log_prob(drawn_SUK[2]))
+    assert float(found.kl(kind.from_logits(inputs_UI)).abs().max()) < 1e-5
+    assert ((found.entropy() >= 0) & (found.entropy() <= np.log(8 * 7 * 6) + 1e-5)).all()
+
+
+def test_explored_slates_hold_no_item_twice_and_keep_what_is_not_explored():
+    torch.manual_seed(0)
+    best_UK = torch.stack([torch.randperm(9)[:4] for _ in range(2000)])
+    assert torch.equal(explored(best_UK, 9, 0.0), best_UK)
+    for chance in (0.3, 1.0):
+        slates_UK = explored(best_UK, 9, chance)
+        assert all(len(set(slate)) == 4 for slate in slates_UK.tolist())
+    item_I = torch.bincount(explored(torch.zeros_like(best_UK) + torch.arange(4), 9, 1.0).flatten(), minlength=9)
+    assert (item_I.float() / item_I.sum() - 1 / 9).abs().max() < 0.02
+    kept = (explored(best_UK, 9, 0.3)[:, :, None] == best_UK[:, None]).any(2).float().mean()
+    assert 0.7 < float(kept) < 0.9  # replaced ones come back by chance
+
+
+def test_training_feeds_show_the_feed_flat_without_infos():
+    feed = FeedVectorEnv(3, ToyUsers(ITEMS), session_length=K, history_length=T, horizon=5)
+    env = TrainingFeed(FeedVectorEnv(3, ToyUsers(ITEMS), session_length=K, history_length=T, horizon=5))
+    plain, _ = feed.reset(seed=1)
+    flat, info = env.reset(seed=1)
+    for _ in range(12):
+        assert np.array_equal(flat, flat_observation(plain)) and info == {} and flat in env.observation_space
+        slates_UK = np.tile(np.arange(K), (3, 1))
+        plain, *expected, _ = feed.step(slates_UK)
+        flat, *found, info = env.step(slates_UK)
+        for one, two in zip(expected, found, strict=True):
+            assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize(("algorithm", "each"), [("sac", False), ("cql", True)])
+def test_proto_items_are_actions(algorithm, each):
+    config = TrainConfig(algorithm=algorithm, proto_each=each)
+    env = make_env(task(), config, {"num_envs": 2})
+    env.reset(seed=0)
+    observation, reward_U, *_ = env.step(env.action_space.sample())
+    assert observation.shape == (2, 11 * T + 3) and np.isfinite(reward_U).all()
+    assert env.single_action_space.shape == ((K if each else 1) * 2,)
+
+
+def test_items_are_placed_one_by_one_with_the_session_so_far_in_sight():
+    env = make_env(task(), TrainConfig(algorithm="dqn"), {})
+    assert isinstance(env, TrainingItems)
+    observation, _ = env.reset(seed=0)
+    assert observation[-K:].tolist() == [-1] * K
+    observation, reward, *_, info = env.step(4)
+    assert observation[-K:].tolist() == [4, -1, -1] and reward == 0 and info == {}
+
+
+def test_rows_hold_the_logs_transitions(tmp_path):
+    here = task()
+    log = collect_log(here.simulator, num_users=12, num_visits=4, session_length=K, seed=0)
+    found = transitions(log, here.simulator.catalog, T, K, here.reward)
+    table = pq.read_table(write_rows(found, here, TrainConfig(algorithm="bc"), tmp_path / "rows.parquet")).to_pydict()
+    assert np.array_equal(table["actions"], found["actions"]) and np.allclose(table["rewards"], found["rewards"])
+    assert np.array_equal(np.array(table["obs"], np.float32), flat_observation(found["observations"]))
+    assert np.array_equal(np.array(table["new_obs"], np.float32), flat_observation(found["next_observations"]))
+    assert table["terminateds"] == found["terminateds"].tolist() and set(table["module_id"]) == {"default_policy"}
+    config = TrainConfig(algorithm="cql", proto_each=True)
+    points = pq.read_table(write_rows(found, here, config, tmp_path / "cql.parquet")).to_pydict()["actions"]
+    network = here.network(config)
+    served_NK = network.items(torch.tensor(points, dtype=torch.float32), K).numpy()
+    assert np.array_equal(served_NK, found["actions"])
+
+
+def test_states_of_learners_survive_files_without_pickles():
+    state = {"module": {"w": np.arange(3.0)}, "optimiser": {0: {"step": torch.tensor(2), "on": True}}, "list": [1, "x"]}
+    tensors = {}
+    rest = json.loads(json.dumps(_split(state, "", tensors)))
+    again = _joined(rest, tensors)
+    assert np.array_equal(again["module"]["w"], state["module"]["w"]) and again["list"] == [1, "x"]
+    assert again["optimiser"][0]["step"] == 2 and again["optimiser"][0]["on"] is True
+
+
+@pytest.mark.parametrize("env_id", ["feedgym/Nothing-v0", "CartPole-v1"])
+def test_ids_that_are_no_feeds_are_refused(env_id):
+    with pytest.raises(ValueError, match="feed"):
+        Task.of(env_id, {}, SIZES)
+
+
+def test_the_module_reads_the_environments_own_dictionaries():
+    here, config = task(), TrainConfig()
+    env = gym.make_vec("toys/Users-v0", num_envs=3, vectorization_mode="vector_entry_point", num_items=ITEMS)
+    observation, _ = env.reset(seed=0)
+    model_config = {"kind": type(here.network(config)), "world": here.world, "sizes": SIZES, "more": {}}
+    module = SlatePolicyModule(
+        observation_space=env.single_observation_space,
+        action_space=env.single_action_space,
+        model_config=model_config | {"steps_ahead": 10.0},
+    )
+    batch = {"obs": {name: torch.from_numpy(column) for name, column in observation.items()}}
+    whole = module.forward_inference(batch)["action_dist_inputs"]
+    flat = module.forward_inference({"obs": torch.from_numpy(flat_observation(observation))})["action_dist_inputs"]
+    torch.testing.assert_close(whole, flat)
+    assert module.compute_values(batch).shape == (3,)
+
+
+# ---------------------------------------------------------------- with Ray
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["ppo", "slateq", "dqn", "sac", "bc", "marwil", "cql"])
+def test_every_algorithm_trains_and_leaves_a_recommender(algorithm, ray, tmp_path):
+    here, config = task(), TrainConfig(algorithm=algorithm, proto_each=algorithm == "cql", **FEW)
+    log = collect_log(here.simulator, num_users=30, num_visits=4, session_length=K, seed=0)
+    found = transitions(log, here.simulator.catalog, T, K, here.reward)
+    rows = write_rows(found, here, config, tmp_path / "rows.parquet") if algorithm in ("bc", "marwil", "cql") else None
+    untrained = here.network(config)
+    metrics = []
+    network = train(here, config, 0, tmp_path, rows, log=lambda found, iteration: metrics.append(found))
+    assert metrics and all(np.isfinite(value) for value in metrics[0].values())
+    assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), untrained.parameters(), strict=True))
+    agent = RLlibRecommender(network)
+    agent.save(tmp_path / "agent")
+    histories = toy_histories(6, num_items=ITEMS, length=T)
+    check_recommender(RLlibRecommender.load(tmp_path / "agent"), histories, ITEMS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", [*ENVIRONMENTS, "toys/Users-v0"])
+def test_ppo_trains_on_every_registered_feed(env_id, ray, tmp_path):
+    options = {"session_length": 2, "history_length": 4}
+    if env_id.startswith("feedgym/ShortVideo"):
+        options["num_items"] = 40
+    network = train(task(env_id, **options), TrainConfig(**FEW), 0, tmp_path)
+    assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_from_its_last_checkpoint(ray, tmp_path):
+    here, config = task(), TrainConfig(**FEW | {"iterations": 4, "checkpoints": 4})
+
+    class Killed(Exception):
+        pass
+
+    def kill(metrics, iteration):
+        seen.append(iteration)
+        if iteration == 3 and len(seen) == 3:
+            raise Killed
+
+    seen = []
+    with pytest.raises(Killed):
+        train(here, config, 0, tmp_path, log=kill)
+    train(here, config, 0, tmp_path, log=kill)
+    assert seen == [1, 2, 3, 3, 4]

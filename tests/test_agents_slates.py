@@ -1,0 +1,157 @@
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from toy_agents import toy_histories
+from toy_users import ToyUsers, toy_catalog
+
+from feedgym.agents.check import check_recommender, scribbled
+from feedgym.agents.rl_recommender import RLlibRecommender
+from feedgym.agents.slates import (
+    ItemQ,
+    ProtoPolicy,
+    SlateNetConfig,
+    SlatePolicy,
+    SlateQ,
+    SlateWorld,
+    choice_loss,
+    flat_observation,
+    outcomes,
+    read_histories,
+    slate_value,
+)
+from feedgym.data.events import BEHAVIOUR_IDX
+from feedgym.envs.feed import FeedVectorEnv, event_batch
+
+ITEMS, K, T = 12, 3, 6
+SIZES = SlateNetConfig(width=8, heads=2, hidden=16)
+NETWORKS = [(SlatePolicy, {}), (SlateQ, {}), (ItemQ, {}), (ProtoPolicy, {"points": 1}), (ProtoPolicy, {"points": K})]
+
+
+def world(items=ITEMS, length=K, profile=(3, 2)):
+    return SlateWorld.of(toy_catalog(items), profile, length, T, axes=3)
+
+
+def network(kind, more=None, seed=0, **kwargs):
+    """Untrained, but with every weight in play."""
+    torch.manual_seed(seed)
+    net = kind(world(**kwargs), SIZES, **(more or {}))
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return net.eval()
+
+
+@pytest.mark.parametrize(("kind", "more"), NETWORKS)
+def test_agents_keep_the_promises_of_recommenders_and_come_back_from_disk_as_they_were(kind, more, tmp_path):
+    histories = toy_histories(7, num_items=ITEMS, length=T)
+    agent = RLlibRecommender(network(kind, more))
+    check_recommender(agent, histories, ITEMS)
+    agent.save(tmp_path)
+    again = RLlibRecommender.load(tmp_path)
+    check_recommender(again, histories, ITEMS)
+    for one, two in ((agent.recommend(histories), again.recommend(histories)), (sampled(agent), sampled(again))):
+        assert torch.equal(one.item_ids_USK, two.item_ids_USK)
+        torch.testing.assert_close(one.logp_US, two.logp_US, equal_nan=True)
+
+
+def sampled(agent):
+    return agent.sample(toy_histories(7, num_items=ITEMS, length=T), 5, torch.Generator().manual_seed(3))
+
+
+def test_a_folder_without_a_whole_agent_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no whole agent"):
+        RLlibRecommender.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [SlatePolicy, SlateQ])
+def test_scores_depend_on_each_users_events_and_on_nothing_else(kind):
+    net, histories = network(kind), toy_histories(9, num_items=ITEMS, length=T)
+    with torch.no_grad():
+        score_UI = net.logits(histories)
+        torch.testing.assert_close(net.logits(scribbled(histories)), score_UI)
+        torch.testing.assert_close(net.logits(histories.rows([4, 0])), score_UI[[4, 0]])
+        short = histories.rows(histories.mask_UT.sum(1) < T)
+        torch.testing.assert_close(net.logits(short.events(slice(T - 1))), net.logits(short))
+        liked = replace(histories, behaviours_UTB=1 - histories.behaviours_UTB)
+        knows_U = histories.mask_UT.any(1)
+        assert ((net.logits(liked) - score_UI).abs().amax(1) > 1e-4).equal(knows_U)
+
+
+def test_flat_observations_read_as_the_dictionaries_do():
+    env = FeedVectorEnv(5, ToyUsers(ITEMS), session_length=K, history_length=T, horizon=9)
+    observation, _ = env.reset(seed=0)
+    for _ in range(3):
+        observation, *_ = env.step(np.tile(np.arange(K), (5, 1)))
+    flat = read_histories(torch.from_numpy(flat_observation(observation)), T)
+    whole = read_histories({name: torch.from_numpy(column) for name, column in observation.items()}, T)
+    for name, column in vars(event_batch(observation)).items():
+        assert torch.equal(getattr(flat, name), column) and torch.equal(getattr(whole, name), column), name
+
+
+def test_item_by_item_log_probabilities_are_those_of_every_ordered_session():
+    net, histories = network(ItemQ, items=4, length=2), toy_histories(2, num_items=4, length=T)
+    slates_XK = torch.tensor(list(permutations(range(4), 2)))
+    drawn_USK, logp_US = net.choose(histories, 2, 400, torch.Generator().manual_seed(0))
+    for user in range(2):
+        found = {tuple(s): float(p) for s, p in zip(drawn_USK[user].tolist(), logp_US[user].tolist(), strict=True)}
+        total = 0.0
+        for slate in slates_XK.tolist():
+            empty = torch.full((1, 2), -1)
+            row = histories.rows([user])
+            state = net.encoder(row)
+            first = net.values(net(state, row, empty)).log_softmax(1)[0, slate[0]]
+            one = torch.tensor([[slate[0], -1]])
+            second = net.values(net(state, row, one)).log_softmax(1)[0, slate[1]]
+            total += float((first + second).exp())
+            if tuple(slate) in found:
+                assert found[tuple(slate)] == pytest.approx(float(first + second), abs=1e-4)
+        assert total == pytest.approx(1, abs=1e-4)
+
+
+def test_outcomes_are_read_off_the_next_history():
+    env = FeedVectorEnv(6, ToyUsers(ITEMS, churn=0.0), session_length=K, history_length=T, horizon=9)
+    observation, _ = env.reset(seed=1)
+    rng = np.random.default_rng(0)
+    for _ in range(6):
+        slates_UK = np.stack([rng.permutation(ITEMS)[:K] for _ in range(6)])
+        observation, _, _, _, info = env.step(slates_UK)
+        examined_UK, clicked_UK = outcomes(torch.from_numpy(slates_UK), event_batch(observation))
+        assert np.array_equal(examined_UK.numpy(), info["examined"])
+        clicks_UK = info["behaviours"][:, :, BEHAVIOUR_IDX["click"]] * info["examined"]
+        assert np.array_equal(clicked_UK.numpy(), clicks_UK)
+
+
+def test_the_value_of_a_slate_is_the_mean_over_the_choices():
+    advantage_UK, choice_UK = torch.tensor([[2.0, -1.0]]), torch.tensor([[0.3, 1.1]])
+    weight = np.exp([0.3, 1.1, 0.0])
+    by_hand = 0.5 + (weight[0] * 2.0 - weight[1]) / weight.sum()
+    assert float(slate_value(advantage_UK, choice_UK, torch.tensor([0.5]))) == pytest.approx(by_hand)
+
+
+def test_the_choice_model_learns_the_shares_of_clicks_among_what_was_seen():
+    choice_UK = torch.zeros(1, 3, requires_grad=True)
+    seen_UK = torch.tensor([[True, True, False]])
+    optimiser = torch.optim.Adam([choice_UK], lr=0.05)
+    for _ in range(400):  # half the visits click the first item, a quarter the second, a quarter nothing
+        clicks = torch.tensor([[1.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]])
+        loss = choice_loss(choice_UK.expand(4, 3), clicks, seen_UK.expand(4, 3)).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    torch.testing.assert_close(choice_UK[0, :2].exp(), torch.tensor([2.0, 1.0]), atol=0.02, rtol=0)
+    assert float(choice_UK[0, 2]) == 0  # never seen, nothing learned
+
+
+def test_proto_items_of_served_items_are_served_as_them():
+    net = network(ProtoPolicy, {"points": K})
+    slates_NK = np.array([[3, 1, 7], [0, 11, 5]])
+    assert np.array_equal(net.items(torch.from_numpy(net.proto(slates_NK)), K).numpy(), slates_NK)
+    middle = network(ProtoPolicy, {"points": 1}).proto(slates_NK)
+    np.testing.assert_allclose(middle, world().points_IE[slates_NK].mean(1), rtol=1e-6)
+
+
+def test_sessions_longer_than_the_catalogue_are_refused():
+    with pytest.raises(ValueError, match="lower session_length"):
+        world(items=2)
