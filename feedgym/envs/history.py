@@ -135,7 +135,7 @@ class History:
         next_s_UT = np.where(place_T == self.length_U[:, None] - 1, now_s_U[:, None], next_s_UT)
         mask_UT = place_T < self.length_U[:, None]
         gap_s_UT = np.where(mask_UT, np.clip(next_s_UT - self.time_s_UT, 0, MAX_GAP_S), 0)
-        observation = {
+        observation: Observation = {
             "profile": profile_UF.astype(np.int64),
             "history_items": self.items_UT.copy(),
             "history_behaviours": self.behaviours_UTB.copy(),

@@ -353,6 +353,7 @@ def collect_log(
     session_length: int,
     seed: int,
     config: LoggingConfig = LoggingConfig(),
+    until_s: float = np.inf,
     progress: Callable[[int, int], object] | None = None,
 ) -> EventLog:
     """The event log of fresh users, each served until they churn or have made all their visits.
@@ -364,6 +365,7 @@ def collect_log(
         session_length: K different items a visit.
         seed: same seed, same log.
         config: the logging policy.
+        until_s: the log ends at this time of the simulator's clock: later visits are left out, but for first ones.
         progress: called with the users done and U.
 
     Returns:
@@ -379,7 +381,7 @@ def collect_log(
     blocks = []
     for start in range(0, num_users, BLOCK_USERS):
         rows = np.arange(start, min(start + BLOCK_USERS, num_users))
-        blocks.append(_visits(policy, simulator.reset(seeds_U[rows]), rows, num_visits))
+        blocks.append(_visits(policy, simulator.reset(seeds_U[rows]), rows, num_visits, until_s))
         if progress is not None:
             progress(start + len(rows), num_users)
     visits = Visits.cat(blocks)
@@ -420,7 +422,9 @@ class Visits:
         return cls(**{f.name: np.concatenate([getattr(block, f.name) for block in blocks]) for f in fields(cls)})
 
 
-def _visits(policy: LoggingPolicy, state: Any, user_U: NDArray[np.int64], num_visits: int) -> Visits:
+def _visits(
+    policy: LoggingPolicy, state: Any, user_U: NDArray[np.int64], num_visits: int, until_s: float = np.inf
+) -> Visits:
     """All visits of a block of users, sorted by user and visit."""
     profile_UF = np.array(state.profile_UF, np.int64)
     taste_UE = policy.no_taste(len(user_U))
@@ -443,7 +447,7 @@ def _visits(policy: LoggingPolicy, state: Any, user_U: NDArray[np.int64], num_vi
                 "behaviours_NKB": response.behaviours_UKB,
             }
         )
-        stays = np.flatnonzero(~response.churned_U)
+        stays = np.flatnonzero(~response.churned_U & (next_state.time_s_U < until_s))
         if not len(stays):
             break
         taste_UE = policy.learn(taste_UE, slates_UK, response.behaviours_UKB)[stays]

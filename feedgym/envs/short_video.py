@@ -103,6 +103,10 @@ class ShortVideo:
         """Fresh users, before their first visit, which falls in an active hour of the clock's first day or so."""
         return self.population.draw(seeds_U)
 
+    def starting(self, first_day: float) -> ShortVideo:
+        """The same catalogue and users, who pay their first visits on another day of the clock."""
+        return ShortVideo(replace(self.config, first_day=first_day))
+
     def respond(self, state: ShortVideoState, slates_UK: IntArray) -> tuple[Response, ShortVideoState]:
         """The users' answers to one session each, and the users at their next visit.
 

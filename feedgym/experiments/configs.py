@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -13,6 +14,17 @@ class LogConfig:
     """Users in the log."""
     visits: int = 14
     """Visits a user, unless they churn earlier."""
+    days: float = 0.0
+    """The log ends on this day of the simulator's clock, whatever visits are left. 0: no end."""
+
+    @property
+    def until_s(self) -> float:
+        """When the log ends on the simulator's clock."""
+        return 86_400 * self.days if self.days else math.inf
+
+    def __post_init__(self) -> None:
+        if self.days < 0:
+            raise ValueError(f"log.days={self.days:g} is below 0; give the day on which the log ends, or 0 for no end.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +37,9 @@ class JudgeConfig:
     """Visits a user, unless they churn earlier."""
     seed: int = 0
     """Another seed is another population of users."""
+    first_day: float = 0.0
+    """Day of the simulator's clock on which they pay their first visits. Where items come and go, the day on which the
+    log ends or later: they meet what no log has seen."""
     beams: int = 8
     """Agents serve sessions drawn as in a round. With beams they are judged a second time, serving the likeliest
     session that a search of this width finds: what alignment is worth to agents that choose sharply anyway. 0: no."""

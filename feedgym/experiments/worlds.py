@@ -206,6 +206,7 @@ class Simulated:
                 num_visits=config.log.visits,
                 session_length=config.session_length,
                 seed=config.seed,
+                until_s=config.log.until_s,
                 progress=step,
             )
         return log, self.simulator.catalog
