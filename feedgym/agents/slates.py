@@ -164,6 +164,8 @@ class HistoryEncoder(nn.Module):
         width: S, of the state.
     """
 
+    features_IF: Tensor
+
     def __init__(self, world: SlateWorld, config: SlateNetConfig) -> None:
         super().__init__()
         self.register_buffer("features_IF", torch.from_numpy(world.features_IF), persistent=False)
@@ -208,6 +210,8 @@ class ItemScores(nn.Module):
         config: sizes.
         state_width: S.
     """
+
+    features_IF: Tensor
 
     def __init__(self, world: SlateWorld, config: SlateNetConfig, state_width: int) -> None:
         super().__init__()
@@ -426,6 +430,8 @@ class ProtoPolicy(SlateNetwork):
         points: 1, where the K items nearest to one point are served, or K, the nearest of each.
     """
 
+    points_IE: Tensor
+
     def __init__(
         self,
         world: SlateWorld,
@@ -443,7 +449,7 @@ class ProtoPolicy(SlateNetwork):
     @property
     def action_width(self) -> int:
         """Numbers in an action."""
-        return self.points * self.points_IE.shape[1]
+        return self.points * int(self.points_IE.shape[1])
 
     def proto(self, slates_NK: NDArray[np.integer]) -> FloatArray:
         """Actions [N, A] which stand for given sessions: their items' points, or the one in the middle of them."""
