@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -82,7 +83,7 @@ def check_shells(name: str, single: Callable[[], gym.Env], vector: Vector, *, se
 
 def _check_against_singles(name: str, singles: list[gym.Env], many: VectorEnv, mode: AutoresetMode, seed: int) -> None:
     """The native vector environment and Gymnasium's vector of single ones say the same all the time."""
-    apart = SyncVectorEnv([lambda env=env: env for env in singles], autoreset_mode=mode)
+    apart = SyncVectorEnv([partial(_itself, env) for env in singles], autoreset_mode=mode)
     many.action_space.seed(seed)
 
     def compare(ours: Any, theirs: Any) -> None:
@@ -102,6 +103,10 @@ def _check_against_singles(name: str, singles: list[gym.Env], many: VectorEnv, m
         over_U = ours[2] | ours[3]
         if mode is AutoresetMode.DISABLED and over_U.any():
             compare(*(env.reset(options={"reset_mask": over_U.copy()}) for env in (many, apart)))
+
+
+def _itself(env: gym.Env) -> gym.Env:
+    return env
 
 
 def _check_batches(name: str, vector: Vector, seed: int) -> None:
