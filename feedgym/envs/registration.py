@@ -30,12 +30,14 @@ LEVELS: dict[str, tuple[str, dict[str, Any]]] = {
     "visit": ("feedgym.envs.feed:Feed", {"session_length": 10, "history_length": 50, "horizon": 30}),
     "retention": (
         "feedgym.envs.levels:Retention",
-        {"session_length": 10, "history_length": 50, "horizon_days": 14.0, "return_hours": 24.0},
+        {"session_length": 10, "history_length": 50, "horizon": 1000, "horizon_days": 14.0, "return_hours": 24.0},
     ),
 }
 """Task levels: the beginning of the import paths of ``...Env`` and ``...VectorEnv``, and the level's defaults."""
 
 SHORT_VIDEO = "feedgym.envs.short_video:ShortVideo"
+FRESH = {"arrivals_a_day": 75.0, "arrival_days": 60.0, "lifetime_days": 60.0, "fresh_weight": 1.0}
+"""A feed in which items arrive at about the pace of the past, are withdrawn after two months and lose their appeal."""
 RECSIM = "feedgym.envs.recsim"
 
 
@@ -50,6 +52,7 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "feedgym/ShortVideoRequest-v0": ("request", SHORT_VIDEO, {}),
     "feedgym/ShortVideoSession-v0": ("session", SHORT_VIDEO, {}),
     "feedgym/ShortVideoRetention-v0": ("retention", SHORT_VIDEO, {}),
+    "feedgym/ShortVideoFresh-v0": ("visit", SHORT_VIDEO, FRESH),
     "feedgym/InterestEvolution-v0": ("visit", f"{RECSIM}:InterestEvolution", _recsim("INTEREST_EVOLUTION_REWARD")),
     "feedgym/InterestExploration-v0": (
         "visit",
