@@ -364,6 +364,7 @@ class FeedEnv(gym.Env):
     | ``history_gap_s`` | Box float32 [T] | seconds to the next item, or to the request after the last one |
     | ``history_mask`` | MultiBinary [T] | 1 where there is an item |
     | ``time_of_day`` | Box float32 [] | hours, 0 to 24 |
+    | ``time_s`` | Box float64 [] | the simulator's clock, seconds; only where items come and go |
 
     ### Reward
     What the visit was worth to the user: the weighted sum of the minutes watched, of the counts of the behaviours and
