@@ -549,7 +549,7 @@ def algorithm_config(
         gym_env_vectorize_mode="sync" if config.algorithm == "dqn" else "vector_entry_point",
     )
     if config.algorithm in OFFLINE:
-        _read_log(made, config, rows)
+        _read_log(made, task, config, rows)
     kind, module = NETWORK_OF[config.algorithm], _MODULE_OF[config.algorithm]
     model_config = {
         "kind": kind,
@@ -577,9 +577,11 @@ def _exploration(config: TrainConfig, done: int) -> list[list[float]]:
     return [[0, config.epsilon + (1 - config.epsilon) * left], [max(1, int(fading * left)), config.epsilon]]
 
 
-def _read_log(made: AlgorithmConfig, config: TrainConfig, rows: Path | None) -> None:
-    """Small batches of work, for machines of few cores; the environment tells the spaces and is never stepped."""
+def _read_log(made: AlgorithmConfig, task: Task, config: TrainConfig, rows: Path | None) -> None:
+    """Small batches of work, for machines of few cores; CQL asks for an environment, which is never stepped."""
     assert rows is not None
+    env: Any = make_env(task, config, {"num_envs": 1})
+    made.environment(observation_space=env.single_observation_space, action_space=env.single_action_space)
     DataContext.get_current().enable_progress_bars = False
     made.offline_data(
         input_=[str(rows)],

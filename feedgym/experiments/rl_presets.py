@@ -80,7 +80,7 @@ def dqn() -> RLConfig:
     """DQN on sessions that grow item by item."""
     return RLConfig(
         train=TrainConfig(
-            algorithm="dqn", iterations=12, steps=2560, num_envs=16, batch_size=256, updates=0.05, lr=1e-3, gamma=1.0
+            algorithm="dqn", iterations=12, steps=2560, num_envs=16, batch_size=256, updates=0.05, lr=1e-3, gamma=0.8
         )
     )
 
