@@ -23,7 +23,12 @@ from tyro.conf import Positional
 
 MISTAKE, INTERRUPTED = 2, 130
 RUNS = Path("runs")
-EXPERIMENTS = {"AlignConfig": "feedgym.experiments.align", "RLConfig": "feedgym.experiments.rl"}
+EXPERIMENTS = {
+    "AlignConfig": "feedgym.experiments.align",
+    "RLConfig": "feedgym.experiments.rl",
+    "SASRecRun": "feedgym.experiments.retrieval",
+    "HSTURun": "feedgym.experiments.retrieval",
+}
 """The module of each kind of configuration; it has ``experiment(config, run)`` and ``stage_names(config)``."""
 
 ArgumentsT = TypeVar("ArgumentsT")

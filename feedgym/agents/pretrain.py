@@ -38,7 +38,23 @@ class Trainable(Protocol):
         ...
 
 
-ModelT = TypeVar("ModelT", bound=Trainable)
+class Examples(Protocol):
+    """What a model learns from: its elements are row numbers, and it makes batches of them itself."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        ...
+
+    def __getitem__(self, idx: int) -> int:
+        """The row number itself."""
+        ...
+
+    def collate(self, model: Any, idx: Sequence[int]) -> dict[str, Tensor]:
+        """The model's training batch of some rows."""
+        ...
+
+
+ModelT = TypeVar("ModelT")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +75,8 @@ class PretrainConfig:
     """What the learning rate does afterwards; cosine and linear fall to 0."""
     weight_decay: float = 0.01
     """AdamW's decay of matrices; norms have none."""
+    adam_beta2: float = 0.999
+    """AdamW's memory of squared gradients."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm; 0 leaves them as they are."""
     bf16: bool = False
@@ -118,7 +136,7 @@ class SessionDataset(Dataset):
 
 def pretrain(
     model: ModelT,
-    dataset: SessionDataset,
+    dataset: Examples,
     config: PretrainConfig,
     output_dir: Path | str,
     progress: Progress | None = None,
@@ -128,7 +146,7 @@ def pretrain(
 
     Args:
         model: the agent.
-        dataset: sessions to learn from.
+        dataset: what to learn from, e.g. a :class:`SessionDataset`.
         config: steps, learning rate and so on.
         output_dir: gets ``checkpoint-*`` folders and, at the end, the model; where it already has a checkpoint the
             training goes on there, with the same config and dataset.
@@ -151,7 +169,7 @@ def pretrain(
         trainer.save_model(str(output_dir))
     finally:  # mixed precision leaves a forward on the instance that would go on computing in bfloat16
         for name in ("forward", "_original_forward"):
-            model.__dict__.pop(name, None)
+            vars(model).pop(name, None)
     return model
 
 
@@ -176,6 +194,7 @@ def _arguments(config: PretrainConfig, output_dir: Path) -> TrainingArguments:
         warmup_steps=config.warmup_steps,
         lr_scheduler_type=config.schedule,
         weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
         bf16=config.bf16,
         seed=config.seed,

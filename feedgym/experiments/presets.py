@@ -18,6 +18,7 @@ from feedgym.data.sessions import SessionFilter
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.configs import JudgeConfig, LogConfig
+from feedgym.experiments.retrieval_presets import RETRIEVAL_CONFIGS, RETRIEVAL_PRESETS
 from feedgym.experiments.rl_presets import RL_PRESETS, RLConfig
 from feedgym.experiments.rollouts import RolloutConfig
 from feedgym.protocols import load
@@ -198,8 +199,9 @@ PRESETS: dict[str, Callable[[], Any]] = {
     "onerec-ipa-smoke": smoke,
     "onerec-ipa-paper": paper,
     **RL_PRESETS,
+    **RETRIEVAL_PRESETS,
 }
 """What `feedgym run` offers."""
 
-CONFIGS: dict[str, Any] = {kind.__name__: kind for kind in (AlignConfig, RLConfig)}
+CONFIGS: dict[str, Any] = {kind.__name__: kind for kind in (AlignConfig, RLConfig, *RETRIEVAL_CONFIGS)}
 """The kinds of experiments, by the name that a run folder keeps."""

@@ -1,0 +1,400 @@
+"""What SASRec and HSTU share: sequences with times, next-item losses, scores of all items, and a recommender.
+
+A sequence is a start token and the user's events, right-padded, so one causal mask serves. All its positions learn in
+one pass: the position after event i foretells event i + 1. An event's own time and the time of the request that follows
+it are both known (``begin_s``, ``request_s``): whoever answers a request knows when it happens.
+
+Deviations from the papers:
+    - A learned start token comes first, so that users without a history are answered; it foretells the first item.
+    - Sequences are T + K events long in training, so that the positions of generated items are trained too.
+    - BCE ignores drawn negatives that the user's sequence holds; the original of SASRec draws again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutput
+from transformers.utils import CONFIG_NAME
+
+from feedgym.agents.plackett_luce import PlackettLuce
+from feedgym.data.batches import EventBatch, SessionBatch, TensorRows
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS
+
+Loss = Literal["bce", "ce", "sampled_softmax"]
+Similarity = Literal["cosine", "dot"]
+
+IGNORED = -100
+"""Next item of a position that learns nothing."""
+ACCIDENTAL_HIT = -5e4
+"""Score of a drawn negative that is the positive itself."""
+SEEN_PENALTY = 1e4
+"""Seen items score lower by so much: they come last, and only where nothing else is left."""
+USERS_PER_BLOCK = 256
+BLOCK_CELLS = 2**24
+"""Scores of users, samples and items held at a time."""
+
+
+class SequenceConfig(PreTrainedConfig):
+    """Sizes and loss of a next-item model. ``num_items`` comes from the catalogue."""
+
+    d_model: int = 50
+    """D, width of the model."""
+    num_layers: int = 2
+    """Blocks."""
+    num_heads: int = 1
+    """H, attention heads."""
+    dropout: float = 0.2
+    """Dropout."""
+    history_length: int = 200
+    """T, the newest events of a history that are read."""
+    session_length: int = 10
+    """K, the most items of a session."""
+    num_items: int = 0
+    """I, items of the catalogue."""
+    loss: str = "sampled_softmax"
+    """bce, ce (over all items) or sampled_softmax."""
+    num_negatives: int = 128
+    """Items drawn a position, uniformly over all, for bce and sampled_softmax; the original of SASRec draws 1."""
+    similarity: str = "cosine"
+    """How user and item vectors make a score: cosine (both of length 1) or dot."""
+    temperature: float = 0.05
+    """Divides the similarity."""
+    positives: tuple[str, ...] | list[str] = BEHAVIOURS[:-1]
+    """An event with any of these behaviours is an item taken: only such are foretold."""
+    only_positives: bool = True
+    """Read only the events that are items taken; otherwise all that were examined."""
+    initializer_range: float = 0.02
+    """Standard deviation of item embeddings."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.positives = tuple(self.positives)  # JSON brings them back as lists
+        super().__post_init__(**kwargs)
+        for name, kinds in {"loss": Loss, "similarity": Similarity}.items():
+            if getattr(self, name) not in get_args(kinds):
+                given = getattr(self, name)
+                raise ValueError(f"{name}={given!r} is unknown; choose one of {', '.join(get_args(kinds))}.")
+        if self.temperature <= 0 or self.num_negatives < 1:
+            raise ValueError(
+                f"temperature={self.temperature} and num_negatives={self.num_negatives} must be above 0; raise them."
+            )
+
+    @property
+    def num_positions(self) -> int:
+        """Positions of the longest sequence: the start, T events and K generated ones."""
+        return 1 + self.history_length + self.session_length
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sequences(TensorRows):
+    """U sequences of P = 1 + T positions: the start, then events, oldest first; right-padded.
+
+    Attributes:
+        item_ids_UP: int64; I at the start, 0 where padded.
+        behaviours_UPB: float32.
+        watch_fraction_UP: float32.
+        begin_s_UP: float64 seconds, when the event happened; the zero is any moment of the user's.
+        request_s_UP: float64 seconds, when the next event happens, or the request.
+        mask_UP: bool.
+        next_UP: int64 the next item, ``IGNORED`` where it is not to be foretold.
+        profile_UF: int64.
+    """
+
+    item_ids_UP: Tensor
+    behaviours_UPB: Tensor
+    watch_fraction_UP: Tensor
+    begin_s_UP: Tensor
+    request_s_UP: Tensor
+    mask_UP: Tensor
+    next_UP: Tensor
+    profile_UF: Tensor
+
+    def __len__(self) -> int:
+        return len(self.item_ids_UP)
+
+    @property
+    def length_U(self) -> Tensor:
+        """Real positions."""
+        return self.mask_UP.sum(1)
+
+    @classmethod
+    def of(cls, histories: EventBatch, config: SequenceConfig, limit: int) -> Self:
+        """The sequences of histories, each with its ``limit`` newest events."""
+        positive_UT = histories.behaviours_UTB[..., [BEHAVIOUR_IDX[name] for name in config.positives]].bool().any(-1)
+        kept_UT = histories.mask_UT & (positive_UT | (not config.only_positives))
+        kept_UT &= kept_UT.sum(1, keepdim=True) - kept_UT.cumsum(1) < limit
+        order_UT = (~kept_UT).int().argsort(dim=1, stable=True)[:, :limit]
+        mask_UT = kept_UT.gather(1, order_UT)
+        gap_s_UT = histories.gap_s_UT.masked_fill(~histories.mask_UT, 0).double()
+        now_s_U1 = gap_s_UT.sum(1, keepdim=True)
+        begin_s_UT = torch.where(mask_UT, (gap_s_UT.cumsum(1) - gap_s_UT).gather(1, order_UT), now_s_U1)
+        begin_s_UP = torch.cat([begin_s_UT[:, :1], begin_s_UT], dim=1)
+
+        def sorted_(column: Tensor) -> Tensor:
+            moved = column.gather(1, order_UT).masked_fill(~mask_UT, 0)
+            return F.pad(moved, (1, 0))
+
+        items_UP = sorted_(histories.item_ids_UT)
+        target_UT = items_UP[:, 1:].masked_fill(~(mask_UT & positive_UT.gather(1, order_UT)), IGNORED)
+        items_UP[:, 0] = config.num_items
+        behaviours = [sorted_(column) for column in histories.behaviours_UTB.unbind(2)]
+        return cls(
+            item_ids_UP=items_UP,
+            behaviours_UPB=torch.stack(behaviours, dim=2),
+            watch_fraction_UP=sorted_(histories.watch_fraction_UT),
+            begin_s_UP=begin_s_UP,
+            request_s_UP=torch.cat([begin_s_UP[:, 1:], now_s_U1], dim=1),
+            mask_UP=F.pad(mask_UT, (1, 0), value=True),
+            next_UP=F.pad(target_UT, (0, 1), value=IGNORED),
+            profile_UF=histories.profile_UF,
+        )
+
+    def positions(self, idx_UQ: Tensor) -> Sequences:
+        """The same users with the positions at ``idx_UQ``."""
+        idx_UQB = idx_UQ[..., None].expand(-1, -1, self.behaviours_UPB.shape[2])
+        columns = {
+            f.name: getattr(self, f.name).gather(1, idx_UQ)
+            for f in fields(self)
+            if f.name not in ("behaviours_UPB", "profile_UF")
+        }
+        return replace(self, behaviours_UPB=self.behaviours_UPB.gather(1, idx_UQB), **columns)
+
+
+class SequenceModel(PreTrainedModel):
+    """Base of next-item models: a subclass turns sequences into vectors (:meth:`encode`)."""
+
+    config: SequenceConfig
+    config_class = SequenceConfig
+    main_input_name = "item_ids_UP"
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: SequenceConfig) -> None:
+        super().__init__(config)
+        if config.num_items < 1:
+            raise ValueError(f"num_items={config.num_items} must be 1 or more; give the size of the catalogue.")
+        self.items = nn.Embedding(config.num_items + 1, config.d_model)
+        """Of the items, and of the start as the last row."""
+
+    def encode(self, sequences: Sequences) -> Tensor:
+        """Vectors [U, P, D]: what each position holds likely to come next."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """The model saved in ``folder``.
+
+        Raises:
+            ValueError: a file is missing or damaged.
+        """
+        try:
+            if not (Path(folder) / CONFIG_NAME).is_file():  # transformers would make one up or ask the internet
+                raise FileNotFoundError(f"it has no {CONFIG_NAME}")
+            loaded: Any = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+            model, found = loaded
+            sizes = (name for name, *_ in found["mismatched_keys"])
+            if astray := sorted({*found["missing_keys"], *found["unexpected_keys"], *sizes}):
+                raise ValueError(f"weights and {CONFIG_NAME} disagree on {astray[0]}")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"Cannot read the model in {folder} ({reason}); restore it or train again.") from error
+        return model
+
+    # ------------------------------------------------------------ scores
+
+    def vectors(self, x: Tensor) -> Tensor:
+        """What the dot product is taken of: unit vectors for cosine (eps 1e-6), else the vectors themselves."""
+        return F.normalize(x, dim=-1, eps=1e-6) if self.config.similarity == "cosine" else x
+
+    def item_logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits [..., I] of all items after positions with vectors [..., D]."""
+        weight_ID = self.items.weight[: self.config.num_items]
+        return (self.vectors(hidden) @ self.vectors(weight_ID).T).float() / self.config.temperature
+
+    @torch.no_grad()
+    def scores(self, histories: EventBatch) -> Tensor:
+        """Logits [U, I] of the item that comes next, seen items too; float32 on the histories' device.
+
+        Args:
+            histories: U users; of each the newest T events are read.
+        """
+        was_training = self.training
+        self.train(False)
+        try:
+            blocks = range(0, len(histories), USERS_PER_BLOCK)
+            found = [self._scores(histories.rows(slice(u, u + USERS_PER_BLOCK)).trimmed()) for u in blocks]
+            return torch.cat(found).to(histories.item_ids_UT.device)
+        finally:
+            self.train(was_training)
+
+    def _scores(self, histories: EventBatch) -> Tensor:
+        sequences = Sequences.of(histories.to(self.device), self.config, self.config.history_length)
+        hidden_UPD = self.encode(sequences)
+        return self.item_logits(hidden_UPD[torch.arange(len(sequences)), sequences.length_U - 1])
+
+    # ------------------------------------------------------------ learning
+
+    def sequence_batch(self, histories: EventBatch) -> dict[str, Tensor]:
+        """What :meth:`forward` needs to learn whole sequences; the longest have T + K events."""
+        limit = self.config.history_length + self.config.session_length
+        return vars(Sequences.of(histories.trimmed(), self.config, limit)).copy()
+
+    def forward(self, **sequences: Tensor) -> CausalLMOutput:
+        """The mean loss of all positions with a next item.
+
+        Args:
+            **sequences: the columns of :class:`Sequences`.
+        """
+        batch = Sequences(**sequences)
+        return CausalLMOutput(loss=self.next_item_loss(self.encode(batch), batch))
+
+    def next_item_loss(self, hidden_UPD: Tensor, sequences: Sequences) -> Tensor:
+        """The configured loss, meaned over positions; negatives come from torch's own generator."""
+        at_UP = sequences.next_UP >= 0
+        hidden_ND, target_N = hidden_UPD[at_UP], sequences.next_UP[at_UP]
+        if self.config.loss == "ce":
+            return F.cross_entropy(self.item_logits(hidden_ND), target_N)
+        shape = (len(target_N), self.config.num_negatives)
+        negative_NS = torch.randint(self.config.num_items, shape, device=target_N.device)
+        logits_NS = self._some_logits(hidden_ND, torch.cat([target_N[:, None], negative_NS], dim=1))
+        if self.config.loss == "bce":
+            return bce(logits_NS, self._taken(sequences, at_UP, negative_NS))
+        return sampled_softmax(logits_NS, negative_NS == target_N[:, None])
+
+    def _some_logits(self, hidden_ND: Tensor, item_ids_NS: Tensor) -> Tensor:
+        """Float32 logits [N, S] of S items a position."""
+        # Gathering S vectors a position costs more memory than all products with a catalogue that is not large.
+        if self.config.num_items <= 64 * item_ids_NS.shape[1]:
+            return self.item_logits(hidden_ND).gather(1, item_ids_NS)
+        items_NSD = self.vectors(self.items(item_ids_NS))
+        logits_NS = (items_NSD @ self.vectors(hidden_ND)[..., None]).squeeze(-1)
+        return logits_NS.float() / self.config.temperature
+
+    def _taken(self, sequences: Sequences, at_UP: Tensor, negative_NS: Tensor) -> Tensor:
+        """Whether the user's sequence holds the negative, bool [N, S]."""
+        size = self.config.num_items + 1
+        held_UI = torch.zeros(len(sequences), size, dtype=torch.bool, device=negative_NS.device)
+        held_UI.scatter_(1, sequences.item_ids_UP.masked_fill(~sequences.mask_UP, size - 1), True)
+        user_N = at_UP.nonzero()[:, 0]
+        return held_UI[user_N[:, None], negative_NS]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Truncated normal embeddings; Xavier's uniform matrices without bias (Meta's code of SASRec and HSTU)."""
+        if isinstance(module, nn.Embedding):
+            init.trunc_normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+
+def bce(logits_NS: Tensor, ignored_NS: Tensor) -> Tensor:
+    """-log σ(positive) - mean over negatives of log(1 - σ(negative)), meaned over positions (SASRec, eq. 7).
+
+    Args:
+        logits_NS: [N, 1 + S], the positive first.
+        ignored_NS: bool [N, S], negatives that do not count.
+    """
+    counts_NS = (~ignored_NS).float()
+    negative_N = (F.softplus(logits_NS[:, 1:]) * counts_NS).sum(1) / counts_NS.sum(1).clamp_min(1)
+    return (F.softplus(-logits_NS[:, 0]) + negative_N).mean()
+
+
+def sampled_softmax(logits_NS: Tensor, hit_NS: Tensor) -> Tensor:
+    """Cross-entropy of the positive among itself and its negatives, meaned over positions.
+
+    Args:
+        logits_NS: [N, 1 + S], the positive first.
+        hit_NS: bool [N, S], negatives that are the positive.
+    """
+    logits_NS = torch.cat([logits_NS[:, :1], logits_NS[:, 1:].masked_fill(hit_NS, ACCIDENTAL_HIT)], dim=1)
+    return -logits_NS.log_softmax(1)[:, 0].mean()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SequenceDataset(Dataset):
+    """Whole histories to learn from, a user a row; elements are row numbers.
+
+    Attributes:
+        histories: N users.
+    """
+
+    histories: EventBatch
+
+    def __post_init__(self) -> None:
+        if len(self.histories) == 0:
+            raise ValueError("There is no history to learn from; give at least one.")
+
+    def __len__(self) -> int:
+        return len(self.histories)
+
+    def __getitem__(self, idx: int) -> int:
+        return idx
+
+    def collate(self, model: Any, idx: Sequence[int]) -> dict[str, Tensor]:
+        """The model's training batch of the users ``idx``."""
+        return model.sequence_batch(self.histories.rows(torch.as_tensor(idx)))
+
+
+class ScoreRecommender:
+    """A next-item model as a recommender: a session is drawn from its logits item by item without replacement.
+
+    The model is asked once a session (Plackett-Luce), so items do not depend on those served before them.
+
+    Args:
+        model: gives ``scores``.
+        session_length: K; the model's own if left out.
+    """
+
+    def __init__(self, model: SequenceModel, session_length: int | None = None) -> None:
+        self.model, self.session_length = model, session_length or model.config.session_length
+        if self.session_length > model.config.num_items:
+            raise ValueError(
+                f"session_length={self.session_length} exceeds the {model.config.num_items} items and a session holds "
+                "no item twice; ask for shorter sessions."
+            )
+
+    def scores(self, histories: EventBatch) -> Tensor:
+        """Logits [U, I], of seen items too."""
+        return self.model.scores(histories)
+
+    def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
+        """``n`` sessions a user with their log-probabilities; seen items come last."""
+        return self._sessions(histories, n, lambda choice: choice.sample(n, generator))
+
+    def recommend(self, histories: EventBatch) -> SessionBatch:
+        """The K best unseen items, which is the likeliest session, with its log-probability."""
+        return self._sessions(histories, 1, lambda choice: choice.mode()[:, None])
+
+    def _sessions(self, histories: EventBatch, n: int, choose: Any) -> SessionBatch:
+        size = max(1, BLOCK_CELLS // (n * self.model.config.num_items))
+        parts = []
+        for low in range(0, len(histories), size):
+            block = histories.rows(slice(low, low + size))
+            choice = PlackettLuce(without_seen(self.scores(block), block), self.session_length)
+            items_USK = choose(choice)
+            many = PlackettLuce(choice.logits_UI.repeat_interleave(n, dim=0), self.session_length)
+            logp_US = many.log_prob(items_USK.flatten(0, 1)).view(-1, n).clamp_max(0)
+            parts.append(SessionBatch(item_ids_USK=items_USK, logp_US=logp_US))
+        return SessionBatch.cat(parts)
+
+
+def without_seen(score_UI: Tensor, histories: EventBatch) -> Tensor:
+    """Scores that are far below all others where the history shows the item."""
+    num_items = score_UI.shape[1]
+    seen_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, num_items)
+    penalty_UI = score_UI.new_zeros(len(score_UI), num_items + 1).scatter_(1, seen_UT, SEEN_PENALTY)
+    return score_UI - penalty_UI[:, :-1]

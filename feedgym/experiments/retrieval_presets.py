@@ -1,0 +1,178 @@
+"""Experiments with next-item models as functions: each returns the whole configuration of a run.
+
+``sasrec`` and ``hstu`` have the sizes of the publications for MovieLens-1M, which a laptop trains in hours; ``-small``
+is for minutes, ``-large`` wants a GPU, and ``-smoke`` proves in seconds that everything works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
+
+from feedgym.agents.next_item import FitConfig
+from feedgym.data.interactions import ReadOptions
+from feedgym.envs.short_video import ShortVideoConfig
+from feedgym.experiments.configs import LogConfig
+from feedgym.experiments.ranking import RankingConfig
+
+RunT = TypeVar("RunT", bound="RetrievalConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig:
+    """A model that foretells the next item, trained on a log and ranked offline beside simple baselines.
+
+    A subclass names its kind of model (``model``) and says in ``agent`` of :mod:`feedgym.experiments.retrieval` how it
+    is made and trained.
+    """
+
+    name: ClassVar[str]
+    """Of the agent, in tables."""
+
+    seed: int = 0
+    """Decides weights, the order of users, dropout and negatives, and the simulated log."""
+    data: str | None = None
+    """A real log: a folder or zip of a data set that `feedgym data inspect` reads, or a parquet/CSV file read with
+    --columns. Without it simulated users leave one."""
+    columns: tuple[str, ...] = ()
+    """For a file of your own: NAME=COLUMN pairs, e.g. user_id=uid item_id=vid timestamp=ts watch_s=seconds."""
+    items: str | None = None
+    """For a file of your own: a parquet/CSV file of item features, keyed by the same item id."""
+    read: ReadOptions = field(default_factory=lambda: ReadOptions(text="off"))
+    """How the data are read."""
+    short_video: ShortVideoConfig = field(default_factory=lambda: ShortVideoConfig(num_items=2000))
+    """The simulator, where no data are given."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """How much it logs."""
+    behaviours: tuple[str, ...] = ("click",)
+    """An examined exposure with any of these is an item taken: such are foretold."""
+    min_items: int = 3
+    """Users with fewer items taken are trained on but not judged."""
+    epochs: int = 100
+    """Passes over the users, at most; the best epoch by validation is kept."""
+    fit: FitConfig = field(default_factory=FitConfig)
+    """Optimiser, validation and patience."""
+    validation_targets: int = 0
+    """Validation targets looked at after an epoch, drawn once; 0 looks at all."""
+    ranking: RankingConfig = field(default_factory=lambda: RankingConfig(at=(5, 10, 50, 200)))
+    """How the final figures are taken."""
+    knn_recent: tuple[int, ...] = (0, 1, 3, 10, 30)
+    """How many of the last events ItemKNN may look at, 0 being all; validation chooses."""
+    sasrec_ce: bool = True
+    """Train SASRec with cross-entropy over all items as a baseline too, unless it is the model itself."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.validation_targets < 0:
+            raise ValueError(
+                f"epochs={self.epochs} must be 1 or more and validation_targets={self.validation_targets} 0 (all) or "
+                "more."
+            )
+        if not self.knn_recent or min(self.knn_recent) < 0:
+            raise ValueError(f"knn_recent={self.knn_recent} must name at least one number, 0 (all) or more.")
+
+    @property
+    def label(self) -> str:
+        """The model with what decides its figures most, for titles."""
+        return self.name
+
+    def is_sasrec_ce(self) -> bool:
+        """Whether the model is the baseline SASRec-CE itself."""
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SASRecSizes:
+    """Sizes and loss of SASRec."""
+
+    d_model: int = 50
+    """D, width."""
+    num_layers: int = 2
+    """Blocks."""
+    num_heads: int = 1
+    """Attention heads."""
+    d_ff: int = 50
+    """Width inside a feed-forward layer."""
+    dropout: float = 0.2
+    """Dropout."""
+    history_length: int = 200
+    """T, the newest events of a history that are read."""
+    session_length: int = 10
+    """K, the most items of a session."""
+    block: str = "meta"
+    """meta (of generative-recommenders) or original (the authors')."""
+    loss: str = "sampled_softmax"
+    """bce, ce (over all items) or sampled_softmax."""
+    num_negatives: int = 128
+    """Items drawn a position for bce and sampled_softmax; the original draws 1."""
+    similarity: str = "cosine"
+    """cosine, over the temperature, or dot."""
+    temperature: float = 0.05
+    """Divides the similarity; 1 with dot is the original's."""
+    only_positives: bool = True
+    """Read only events that are items taken; otherwise all that were examined."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SASRecRun(RetrievalConfig):
+    """SASRec, trained on a log and ranked offline beside popularity, ItemKNN and SASRec with cross-entropy."""
+
+    name: ClassVar[str] = "sasrec"
+    model: SASRecSizes = field(default_factory=SASRecSizes)
+    """The model."""
+
+    @property
+    def label(self) -> str:
+        """Block and loss, which decide its figures most."""
+        return f"SASRec ({self.model.block} block, loss {self.model.loss}, {self.model.similarity})"
+
+    def is_sasrec_ce(self) -> bool:
+        """Its loss decides."""
+        return self.model.loss == "ce"
+
+
+def sasrec() -> SASRecRun:
+    """SASRec as in Meta's generative-recommenders for MovieLens-1M: 2 blocks of width 50, sampled softmax."""
+    return SASRecRun()
+
+
+def sasrec_original() -> SASRecRun:
+    """SASRec as its authors published it: their block, dot product, BCE with one negative."""
+    sizes = SASRecSizes(block="original", loss="bce", num_negatives=1, similarity="dot", temperature=1.0)
+    return SASRecRun(model=sizes)
+
+
+def small(run: RunT) -> RunT:
+    """The same for minutes on 2 cores: 50 items of history, fewer epochs."""
+    return replace(
+        run,
+        model=replace(run.model, history_length=50),  # type: ignore[attr-defined]
+        epochs=20,
+        fit=replace(run.fit, patience=3),
+        validation_targets=1000,
+    )
+
+
+def smoke(run: RunT, **sizes: Any) -> RunT:
+    """The same in seconds, on a small simulated log; its figures mean nothing."""
+    return replace(
+        run,
+        short_video=ShortVideoConfig(num_items=80),
+        log=LogConfig(users=60, visits=3),
+        model=replace(run.model, d_model=8, history_length=8, session_length=3, **sizes),  # type: ignore[attr-defined]
+        epochs=2,
+        fit=replace(run.fit, batch_size=16),
+        ranking=RankingConfig(at=(5, 10)),
+    )
+
+
+RETRIEVAL_PRESETS: dict[str, Callable[[], RetrievalConfig]] = {
+    "sasrec": sasrec,
+    "sasrec-original": sasrec_original,
+    "sasrec-small": lambda: small(sasrec()),
+    "sasrec-smoke": lambda: smoke(sasrec(), d_ff=8),
+}
+"""What `feedgym run` offers of retrieval."""
+
+RETRIEVAL_CONFIGS: tuple[type[RetrievalConfig], ...] = (SASRecRun,)
+"""Their kinds."""
