@@ -12,7 +12,7 @@ from toy_users import ToyUsers, toy_catalog
 
 from feedgym.agents.baselines import PopularRecommender, RandomRecommender
 from feedgym.agents.generation import SamplingConfig, score_sessions
-from feedgym.agents.onerec import OneRecRecommender
+from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.batches import SessionBatch
 from feedgym.data.events import BEHAVIOURS
 from feedgym.envs.logging import collect_log, user_seeds
@@ -37,6 +37,8 @@ from feedgym.experiments.statistics import Ratio
 from feedgym.experiments.worlds import Requests
 
 ITEMS, LENGTH, HISTORY, VISITS = 40, 4, 5, 6
+EXPOSURE_METRICS = {"creator_gini", "creators_unseen", "catalog_coverage", "top_1pct_share", "cold_share",
+                    "exploration_share", "item_reward"}  # fmt: skip
 WEIGHTS = RewardWeights(click=0.3, hate=-2.0)
 SEEDS = user_seeds(17, 0, "judge")
 
@@ -294,7 +296,8 @@ def test_a_judgement_holds_all_agents_all_metrics_and_visits_to_read():
     assert found.keys() == {"agents", "lift", "samples", "judged_by"}
     assert list(found["agents"]) == ["random", "popular", "base", "aligned"]
     for metrics in found["agents"].values():
-        assert list(metrics) == list(METRICS)
+        assert list(metrics)[: len(METRICS)] == list(METRICS)
+        assert set(metrics) - set(METRICS) >= EXPOSURE_METRICS
         assert all(value["low"] <= value["mean"] <= value["high"] for value in metrics.values())
     assert found["judged_by"].startswith("20 fresh users, served 2 visits")
     columns, rows = found["samples"]["columns"], found["samples"]["rows"]
@@ -359,7 +362,7 @@ def test_people_read_the_last_visit_that_each_user_paid_before_leaving():
 
 def test_the_likeliest_next_items_of_a_generative_agent_are_those_of_highest_probability():
     model, histories = toy_model(), toy_histories(5)
-    agent = OneRecRecommender(model, toy_tokenizer(), K, SamplingConfig(block_seen=False), num_beams=1)
+    agent = SessionRecommender(model, toy_tokenizer(), K, SamplingConfig(block_seen=False), num_beams=1)
     every = torch.arange(NUM_ITEMS)[None, :, None].expand(5, -1, -1)
     logp_UI = score_sessions(model, agent.trie, histories, every).logp_US
     assert top_items(agent, histories, NUM_ITEMS).tolist() == logp_UI.argsort(dim=1, descending=True).tolist()
@@ -377,7 +380,7 @@ def test_other_agents_name_the_items_they_would_serve():
 def test_a_catalogue_of_which_users_have_seen_nearly_all_can_be_judged_offline(monkeypatch):
     monkeypatch.setattr(evaluate, "OFFLINE_BLOCK", 1)
     histories = toy_histories(6)
-    agent = OneRecRecommender(toy_model(), toy_tokenizer(), K)
+    agent = SessionRecommender(toy_model(), toy_tokenizer(), K)
     assert (top_items(agent, histories, NUM_ITEMS) == -1).any(), "some user must have too few items left"
     log = collect_log(ToyUsers(NUM_ITEMS), num_users=5, num_visits=2, session_length=K, seed=0)
     requests = Requests(sessions=None, histories=histories, targets_NK=torch.tensor([[4, 2, -1]] * 6))

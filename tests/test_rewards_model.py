@@ -284,6 +284,21 @@ def test_auc_is_the_chance_that_a_positive_outranks_a_negative():
     assert got["return_24h"] == pytest.approx(roc_auc_score(back, logits.logit_return_US[known, 0].detach()))
 
 
+def test_auc_over_some_items_counts_their_answers_alone():
+    model, h, s = lively_model(), histories(60), logged(60)
+    only_I = np.arange(NUM_ITEMS) % 2 == 0
+    got = auc_per_tower(model, h, s, only_I=only_I)
+    counted_NK = s.examined_NK & only_I[s.item_ids_NK]
+    logits = model.predict(h, torch.from_numpy(s.item_ids_NK)[:, None].long()).logit_USKO[:, 0].detach().numpy()
+    like = TOWERS.index("like")
+    expected = roc_auc_score(s.behaviours_NKB[..., 2][counted_NK], logits[..., like][counted_NK])
+    assert got["like"] == pytest.approx(expected) and "return_24h" not in got
+    assert auc_per_tower(model, h, s, only_I=np.zeros(NUM_ITEMS, bool)) == {}
+    everything = auc_per_tower(model, h, s)
+    everything.pop("return_24h")
+    assert auc_per_tower(model, h, s, only_I=np.ones(NUM_ITEMS, bool)) == everything
+
+
 def test_saving_and_loading_keeps_every_bit(tmp_path):
     model = lively_model(RewardModelConfig(width=16, heads=2)).with_weights(RewardWeights(like=7.0))
     model.save_pretrained(tmp_path)

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
 
-from feedgym.agents.requests import request_noise
+from feedgym.agents.requests import existing_items, request_noise
 from feedgym.data.batches import EventBatch, SessionBatch
-from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Event, EventLog
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, Event, EventLog
 
 LOW_SCORE, LOW_LOGIT = -1e30, -100.0
 """What a seen item scores: below all others, yet it can still be served where nothing else is left."""
@@ -28,25 +28,31 @@ class RandomRecommender:
         num_items: I.
         session_length: K, at most I.
         seed: decides what :meth:`recommend` serves; a request is told apart from others by its history.
+        catalog: serve only what exists by its times, where histories are dated.
 
     Raises:
         ValueError: the sessions are longer than the catalogue.
     """
 
-    def __init__(self, num_items: int, session_length: int, seed: int = 0) -> None:
+    def __init__(self, num_items: int, session_length: int, seed: int = 0, *, catalog: Catalog | None = None) -> None:
         _check_length(session_length, num_items)
         self.num_items, self.session_length, self.seed = num_items, session_length, seed
+        self.catalog = catalog
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
         """``n`` sessions a user, uniform over ordered sessions, with their log-probability."""
         luck_USI = torch.rand(len(histories), n, self.num_items, generator=generator)
-        items_USK = luck_USI.topk(self.session_length, dim=-1).indices
-        logp = -torch.arange(self.num_items, self.num_items - self.session_length, -1).double().log().sum()
-        return SessionBatch(item_ids_USK=items_USK, logp_US=torch.full(items_USK.shape[:2], float(logp)))
+        exists_UI = existing_items(histories, self.catalog)
+        items_USK = _ruled_out(luck_USI, exists_UI).topk(self.session_length, dim=-1).indices
+        num_items_U = torch.full((len(histories),), self.num_items) if exists_UI is None else exists_UI.sum(1)
+        left_UK = num_items_U[:, None] - torch.arange(self.session_length)
+        logp_U1 = -left_UK.double().log().sum(1, keepdim=True)
+        return SessionBatch(item_ids_USK=items_USK, logp_US=logp_U1.float().repeat(1, n))
 
     def recommend(self, histories: EventBatch) -> SessionBatch:
         """One session a user, the same for the same request."""
         luck_UI = request_noise(histories, self.num_items, self.seed)
+        luck_UI = _ruled_out(luck_UI, existing_items(histories, self.catalog))
         return _served(luck_UI.topk(self.session_length, dim=1).indices)
 
 
@@ -56,19 +62,22 @@ class PopularRecommender:
     Args:
         count_I: how often each item was seen, or any other popularity.
         session_length: K, at most I.
+        catalog: serve only what exists by its times, where histories are dated.
 
     Raises:
         ValueError: the sessions are longer than the catalogue.
     """
 
-    def __init__(self, count_I: Tensor, session_length: int) -> None:
+    def __init__(self, count_I: Tensor, session_length: int, *, catalog: Catalog | None = None) -> None:
         _check_length(session_length, len(count_I))
         self.count_I, self.session_length = count_I.double(), session_length
+        self.catalog = catalog
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
         """``n`` sessions a user, drawn by popularity without replacement (Plackett-Luce)."""
         score_UI = self._scores(histories)
         logit_UI = torch.where(score_UI == LOW_SCORE, LOW_LOGIT, score_UI.clamp_min(1e-9).log())
+        logit_UI = _ruled_out(logit_UI, existing_items(histories, self.catalog))
         return _drawn(logit_UI, n, self.session_length, generator)
 
     def recommend(self, histories: EventBatch) -> SessionBatch:
@@ -81,8 +90,9 @@ class PopularRecommender:
         return self.count_I.repeat(len(histories), 1)
 
     def _scores(self, histories: EventBatch) -> Tensor:
-        """Popularity [U, I], far below zero where the history shows the item."""
-        return _without_seen(self.scores(histories), histories)
+        """Popularity [U, I], far below zero where the history shows the item, and -inf where it does not exist."""
+        scores_UI = _without_seen(self.scores(histories), histories)
+        return _ruled_out(scores_UI, existing_items(histories, self.catalog))
 
 
 class ItemKNNRecommender:
@@ -210,6 +220,13 @@ def _nearest(taken_UI: sparse.csr_matrix, count_I: np.ndarray, neighbours: int, 
         kept = np.arange(len(row)) - np.searchsorted(row, row) < neighbours
         blocks.append(sparse.csr_matrix((similarity[kept], (row[kept], column[kept])), shape=shape))
     return sparse.vstack(blocks).tocsr()
+
+
+def _ruled_out(score: Tensor, exists_UI: Tensor | None) -> Tensor:
+    """Scores [U, I] or [U, S, I], -inf where an item does not exist."""
+    if exists_UI is None:
+        return score
+    return score.masked_fill(~exists_UI if score.ndim == 2 else ~exists_UI[:, None], -torch.inf)
 
 
 def _without_seen(score_UI: Tensor, histories: EventBatch) -> Tensor:

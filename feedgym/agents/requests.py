@@ -1,4 +1,4 @@
-"""Luck that belongs to a request, for agents that must serve the same session whenever they are asked the same."""
+"""What belongs to a request: luck, so that the same request gets the same session, and the items that exist then."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from feedgym.data.batches import EventBatch
+from feedgym.data.batches import DatedEventBatch, EventBatch
+from feedgym.data.events import Catalog
 from feedgym.envs import luck
 
 
@@ -16,6 +17,18 @@ def request_noise(histories: EventBatch, count: int, seed: int = 0) -> Tensor:
     key_U = luck.derive(_request_keys(histories), seed)
     position, channel = np.divmod(np.arange(count), luck.CHANNELS)
     return torch.from_numpy(luck.draw(key_U[:, None], position, channel))
+
+
+def existing_items(histories: EventBatch, catalog: Catalog | None) -> Tensor | None:
+    """The items that can be served at each request, bool [U, I]; None where all can, or nobody knows.
+
+    Args:
+        histories: dated ones where items come and go (:class:`feedgym.data.batches.DatedEventBatch`).
+        catalog: the items' times; None for agents that do not ask.
+    """
+    if catalog is None or not isinstance(histories, DatedEventBatch):
+        return None
+    return torch.from_numpy(catalog.exists(histories.time_s_U.cpu().numpy()))
 
 
 def _request_keys(histories: EventBatch) -> NDArray[np.uint64]:

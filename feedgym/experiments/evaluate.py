@@ -22,9 +22,12 @@ from feedgym.agents.baselines import PopularRecommender, RandomRecommender
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, Event, EventLog
 from feedgym.envs.feed import FeedVectorEnv, event_batch
+from feedgym.envs.history import has_arrivals
+from feedgym.envs.logging import Visits, event_log
 from feedgym.envs.truth import RewardWeights
+from feedgym.experiments.exposure import exposure_figures, shown_items, spread_figures
 from feedgym.experiments.progress import Step, progress
-from feedgym.experiments.statistics import Ratio, interval, lift, resampling_counts
+from feedgym.experiments.statistics import Figure, Ratio, interval, lift, resampling_counts
 from feedgym.protocols import Recommender, SessionReward, UserSimulator, take_users
 
 if TYPE_CHECKING:
@@ -63,10 +66,12 @@ class Served:
     Attributes:
         sums: per-user sums over visits, float64 [U] each.
         visits: the first users' visits as they happened, for people to read.
+        log: everything that was served, as an event log; None where several agents' users are taken together.
     """
 
     sums: dict[str, NDArray[np.float64]]
     visits: list[dict[str, Any]]
+    log: EventLog | None = None
 
     def ratio(self, metric: str) -> Ratio:
         """A metric as numerator over denominator."""
@@ -126,6 +131,8 @@ def serve(
     observation, _ = env.reset(seed=[int(seed) for seed in seeds_U])
     sums: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros(len(seeds_U)))
     read: list[dict[str, Any]] = []
+    paid: list[dict[str, NDArray]] = []
+    profile_UF = env.state.profile_UF
     alive_U = np.ones(len(seeds_U), bool)
     for visit in range(visits):
         histories = event_batch(observation).rows(torch.from_numpy(alive_U))
@@ -134,7 +141,9 @@ def serve(
             opinion_U = None if reward is None else reward(histories, sessions)[:, 0].numpy()
         slates_UK = np.zeros((len(alive_U), session_length), np.int64)
         slates_UK[alive_U] = sessions.item_ids_USK[:, 0].numpy()
+        login_s_U = env.state.time_s_U
         observation, reward_U, churned_U, late_U, info = env.step(slates_UK)
+        paid.append(_paid(visit, login_s_U, slates_UK, info, alive_U))
         _add(sums, alive_U, slates_UK, reward_U, opinion_U, info, simulator.catalog)
         read.append({"slates_UK": slates_UK[:READ_USERS], "alive_U": alive_U[:READ_USERS].copy(), **_first_users(info)})
         alive_U &= ~(churned_U | late_U)
@@ -142,7 +151,32 @@ def serve(
             step(visit + 1, visits)
         if not alive_U.any():
             break
-    return Served(dict(sums), read)
+    return Served(dict(sums), read, _log(simulator, profile_UF, paid))
+
+
+def _paid(
+    visit: int, login_s_U: NDArray, slates_UK: NDArray, info: dict[str, Any], alive_U: NDArray
+) -> dict[str, NDArray]:
+    """One visit of the users who are still there, with the names of :class:`feedgym.envs.logging.Visits`."""
+    columns = {
+        "user_N": np.arange(len(alive_U)),
+        "visit_N": np.full(len(alive_U), visit),
+        "login_s_N": login_s_U,
+        "logout_s_N": login_s_U + info["elapsed_s"],
+        "slates_NK": slates_UK,
+        "propensity_NK": np.full(slates_UK.shape, np.nan, np.float32),
+        "watch_s_NK": info["watch_s"],
+        "examined_NK": info["examined"],
+        "behaviours_NKB": info["behaviours"],
+    }
+    return {name: column[alive_U] for name, column in columns.items()}
+
+
+def _log(simulator: UserSimulator, profile_UF: NDArray, paid: list[dict[str, NDArray]]) -> EventLog:
+    columns = {name: np.concatenate([visit[name] for visit in paid]) for name in paid[0]}
+    order = np.lexsort((columns["visit_N"], columns["user_N"]))
+    visits = Visits(profile_UF=profile_UF, **{name: column[order] for name, column in columns.items()})
+    return event_log(simulator, profile_UF, visits)
 
 
 def _add(
@@ -212,12 +246,22 @@ def judge_online(
         ``agents``, ``lift``, ``lift_searched``, ``samples`` and ``judged_by`` of the summary.
     """
     served = serve_all(simulator, references(log, simulator.catalog, config) | agents, reward, seeds_U, config)
-    ratios = {name: result.ratios() for name, result in served.items()}
+    figures = {
+        name: {**result.ratios(), **exposure_of(result, simulator, log, config)} for name, result in served.items()
+    }
     return {
-        **compared(ratios, config.seed),
+        **compared(figures, config.seed),
         "samples": samples({name: served[name] for name in agents}, simulator.catalog),
         "judged_by": judged_by(len(seeds_U), config),
     }
+
+
+def exposure_of(served: Served, simulator: UserSimulator, log: EventLog, config: JudgedConfig) -> dict[str, Figure]:
+    """Who got seen under an agent, what new items got and what exploring cost; the log is what was known before."""
+    assert served.log is not None
+    return exposure_figures(
+        served.log, simulator.catalog, earlier=log, weights=config.weights, arrivals=has_arrivals(simulator)
+    )
 
 
 def serve_all(
@@ -229,6 +273,8 @@ def serve_all(
 ) -> dict[str, Served]:
     """Serve every agent, and the oracle where the simulator has one, to the same users with the same luck."""
     choices = {name: _serving(agent) for name, agent in agents.items()}
+    if config.judge.first_day:
+        simulator = starting(simulator, config.judge.first_day)
     if hasattr(simulator, "oracle"):
         choices["oracle"] = _oracle(simulator, config.session_length)
     served = {}
@@ -248,6 +294,20 @@ def serve_all(
     return served
 
 
+def starting(simulator: Any, first_day: float) -> UserSimulator:
+    """The simulator, its fresh users paying their first visits on another day of its clock.
+
+    Raises:
+        ValueError: it cannot: it has no method ``starting``.
+    """
+    if not hasattr(simulator, "starting"):
+        raise ValueError(
+            f"judge.first_day={first_day:g} asks {type(simulator).__name__} for users who begin later; give it a "
+            "method starting(first_day) -> simulator, or leave the day at 0."
+        )
+    return simulator.starting(first_day)
+
+
 def samples(served: Mapping[str, Served], catalog: Catalog) -> dict[str, Any]:
     """A few users' last visits under each agent, side by side, for people to read."""
     columns = ["user", "agent", "visit", "place", "item", "topic", "duration s", "watched s", "behaviours"]
@@ -260,10 +320,10 @@ def judged_by(users: int, config: JudgedConfig) -> str:
     return f"{users:,} fresh users, served {config.judge.visits} visits each unless they left for good"
 
 
-def compared(ratios: dict[str, dict[str, Ratio]], seed: int) -> dict[str, Any]:
+def compared(ratios: Mapping[str, Mapping[str, Figure]], seed: int) -> dict[str, Any]:
     """Every agent's metrics with intervals, and the lifts of the aligned agents over their bases with paired ones."""
     first = next(iter(next(iter(ratios.values())).values()))
-    counts_RU = resampling_counts(len(first.numerator_U), seed)
+    counts_RU = resampling_counts(first.num_users, seed)
     agents = {
         name: {metric: interval(ratio, counts_RU) for metric, ratio in metrics.items()}
         for name, metrics in ratios.items()
@@ -272,18 +332,19 @@ def compared(ratios: dict[str, dict[str, Ratio]], seed: int) -> dict[str, Any]:
     for suffix in ("", "_searched"):
         if f"base{suffix}" in ratios:
             aligned, base = ratios[f"aligned{suffix}"], ratios[f"base{suffix}"]
-            found = {metric: lift(aligned[metric], base[metric], counts_RU) for metric in base}
+            shared = [metric for metric in base if metric in aligned]
+            found = {metric: lift(aligned[metric], base[metric], counts_RU) for metric in shared}
             lifts[f"lift{suffix}"] = {metric: value for metric, value in found.items() if value is not None}
     return {"agents": agents, **lifts}
 
 
 def references(log: EventLog, catalog: Catalog, config: JudgedConfig) -> dict[str, Recommender]:
-    """The agents that know nothing: random, and the most popular of what a user has not seen."""
+    """The agents that know nothing: random, and the most popular of what a user has not seen; both of what exists."""
     seen = (log.event == Event.IMPRESSION) & log.examined
     count_I = np.bincount(log.item_id[seen], minlength=catalog.num_items)
     return {
-        "random": RandomRecommender(catalog.num_items, config.session_length, seed=config.seed),
-        "popular": PopularRecommender(torch.from_numpy(count_I), config.session_length),
+        "random": RandomRecommender(catalog.num_items, config.session_length, seed=config.seed, catalog=catalog),
+        "popular": PopularRecommender(torch.from_numpy(count_I), config.session_length, catalog=catalog),
     }
 
 
@@ -335,7 +396,8 @@ def judge_offline(
     """Who foretells what held-out users watched next, and what the reward model thinks of what each would serve.
 
     Recall and NDCG of the served session's K items against the items of the held-out session, all of them relevant, and
-    of the ten likeliest next items against the first item of that session.
+    of the ten likeliest next items against the first item of that session; how the served items are spread over the
+    catalogue and its creators.
 
     Args:
         agents: the agents to compare, "base" and "aligned" among them.
@@ -354,7 +416,7 @@ def judge_offline(
 
 def _offline_ratios(
     agent: Recommender, reward: SessionReward, catalog: Catalog, requests: Requests, step: Step
-) -> dict[str, Ratio]:
+) -> dict[str, Figure]:
     """The offline metrics of one agent, one row a held-out user."""
     served, opinions, next_items = [], [], []
     for low in range(0, len(requests), OFFLINE_BLOCK):
@@ -373,7 +435,10 @@ def _offline_ratios(
         **recall_ndcg(items_UK, targets_UK, "session"),
         **recall_ndcg(torch.cat(next_items).numpy(), targets_UK[:, :1], "next item"),
     }
-    return {name: Ratio(value_U, np.ones(len(value_U))) for name, value_U in metrics.items()}
+    user_UK = np.broadcast_to(np.arange(len(items_UK))[:, None], items_UK.shape)
+    items_UI = shown_items(user_UK.ravel(), items_UK.ravel(), (len(items_UK), catalog.num_items))
+    ratios = {name: Ratio(value_U, np.ones(len(value_U))) for name, value_U in metrics.items()}
+    return {**ratios, **spread_figures(items_UI, catalog)}
 
 
 def top_items(agent: Any, histories: EventBatch, n: int) -> torch.Tensor:

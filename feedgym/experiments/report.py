@@ -31,6 +31,13 @@ LABELS = {
     "return_24h": "back within 24 h",
     "churn_rate": "users lost",
     "diversity": "diversity",
+    "creator_gini": "inequality of creators (Gini)",
+    "creators_unseen": "creators nobody sees",
+    "catalog_coverage": "items seen by anybody",
+    "top_1pct_share": "held by the top 1% of items",
+    "cold_share": "exposures of cold items",
+    "exploration_share": "exposures that explore",
+    "exploration_cost": "reward forgone to explore",
 }
 """The metrics people look at first, and what they are called."""
 

@@ -8,7 +8,7 @@ depend on each other. Lifts resample both agents' users together, because both s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,12 +18,34 @@ NUM_RESAMPLES = 2000
 LEVEL = 0.95
 
 
+class Figure(Protocol):
+    """A figure of U users that can be had again for resampled ones."""
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        ...
+
+    def mean(self) -> float:
+        """The figure of all users."""
+        ...
+
+    def resampled(self, counts_RU: FloatArray) -> np.ndarray:
+        """The figure under resamplings of the users."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Ratio:
     """A metric of U users as numerator and denominator, each float64 [U]."""
 
     numerator_U: np.ndarray
     denominator_U: np.ndarray
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return len(self.numerator_U)
 
     def mean(self) -> float:
         """Sum of the numerators over the sum of the denominators."""
@@ -40,12 +62,12 @@ def resampling_counts(num_users: int, seed: int, num_resamples: int = NUM_RESAMP
     return rng.multinomial(num_users, np.full(num_users, 1 / num_users), size=num_resamples).astype(np.float64)
 
 
-def interval(metric: Ratio, counts_RU: np.ndarray) -> dict[str, float]:
+def interval(metric: Figure, counts_RU: np.ndarray) -> dict[str, float]:
     """Mean with the ends of its 95% percentile interval."""
     return {"mean": metric.mean(), **_ends(metric.resampled(counts_RU))}
 
 
-def lift(treated: Ratio, control: Ratio, counts_RU: np.ndarray) -> dict[str, float] | None:
+def lift(treated: Figure, control: Figure, counts_RU: np.ndarray) -> dict[str, float] | None:
     """Relative change of ``treated`` over ``control``, paired over users, with its 95% interval.
 
     None where a resampling has a control of 0 or less: a rate too rare, or a loss, to speak of its relative change.

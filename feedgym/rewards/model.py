@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
@@ -356,7 +357,11 @@ def fit_reward_model(
 
 
 def auc_per_tower(
-    model: RewardModel, histories: EventBatch, sessions: LoggedSessions, batch_size: int = 1024
+    model: RewardModel,
+    histories: EventBatch,
+    sessions: LoggedSessions,
+    batch_size: int = 1024,
+    only_I: NDArray[np.bool_] | None = None,
 ) -> dict[str, float]:
     """How well each tower tells logged answers apart: the area under the ROC curve over positions, or sessions.
 
@@ -367,7 +372,11 @@ def auc_per_tower(
         histories: N rows, what was known before each session; of users the model was not trained on.
         sessions: N sessions with the users' answers.
         batch_size: sessions scored at a time.
+        only_I: the items whose answers count, such as those that the model hardly knows; sessions' returns, which are
+            no item's, are then left out. All count if None.
     """
+    if only_I is not None and not only_I.any():
+        return {}
     answers = Answers.of(sessions, model.config.watch_cap_s)
     item_ids_NSK = torch.from_numpy(sessions.item_ids_NK.astype(np.int64))[:, None]
     logits, returns = [], []
@@ -378,9 +387,13 @@ def auc_per_tower(
             logits.append(predictions.logit_USKO.flatten(0, 2).cpu())
             returns.append(predictions.logit_return_US.flatten().cpu())
     labels_MO, logits_MO = answers.labels_NKO.flatten(0, 1), torch.cat(logits)
+    if only_I is not None:
+        others_M = torch.from_numpy(~only_I[sessions.item_ids_NK]).flatten()
+        labels_MO = labels_MO.masked_fill(others_M[:, None], torch.nan)
     columns = {name: (labels_MO[:, o], logits_MO[:, o]) for o, name in enumerate(TOWERS)}
     columns[WATCH] = (_above_mean(columns[WATCH][0]), columns[WATCH][1])
-    columns[RETURN] = (answers.return_N, torch.cat(returns))
+    if only_I is None:
+        columns[RETURN] = (answers.return_N, torch.cat(returns))
     seen = {name: (label[~label.isnan()], logit[~label.isnan()]) for name, (label, logit) in columns.items()}
     return {n: float(roc_auc_score(y, logit)) for n, (y, logit) in seen.items() if len(y.unique()) == 2}
 

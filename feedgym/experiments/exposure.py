@@ -1,0 +1,214 @@
+"""Who gets seen: how exposure is spread over creators and items, what new items get, and what exploring them costs.
+
+All of it is read off an event log and its catalogue, so it can be said of a recorded log as of served agents. An
+*exposure* is an impression that the user reached. An item is
+
+* *cold* if an earlier log, the one that agents learn from, has fewer than ``few`` exposures of it;
+* *explored* by an exposure before which it had fewer than ``few`` of them, in the earlier log and in this one, whoever
+  the user was: a cold item stops being explored once it has been shown often enough;
+* *new* if it was uploaded after the earlier log ended.
+
+The share of exposures that explore is the budget of exploration. Its price is told by what users did, which for
+simulated users is the truth: what as many exposures of well-known items bring, less what the explored ones brought.
+
+Shares and rates are ratios of sums over users. Inequality and coverage are not: a resample holds fewer different users,
+so it is less covered and more unequal than the users themselves. Their intervals have the spread of the resamples,
+about the users' own figure (:class:`Spread`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from feedgym.data.events import BEHAVIOUR_IDX, Catalog, Event, EventLog, FloatArray, IntArray
+from feedgym.data.sessions import user_of_rows
+from feedgym.envs.truth import RewardWeights
+from feedgym.experiments.statistics import Figure, Ratio
+
+FEW = 10
+"""Exposures below which an item counts as hardly known."""
+
+TOP_SHARE = 0.01
+"""Share of the items which are the most exposed ones."""
+
+SPREAD_RESAMPLES = 400
+"""Resamples that give a spread; quantiles about a known centre need fewer than an interval from scratch."""
+
+NO_CREATOR = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """A figure that is a function of sums over U users but no ratio of two, such as inequality.
+
+    Attributes:
+        sums_UX: float64 [U, X], an array or a sparse one.
+        of_sums: the figure [R] of summed rows [R, X].
+    """
+
+    sums_UX: Any
+    of_sums: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return self.sums_UX.shape[0]
+
+    def mean(self) -> float:
+        """The figure of all users."""
+        return float(self.of_sums(np.asarray(self.sums_UX.sum(axis=0), np.float64).reshape(1, -1))[0])
+
+    def resampled(self, counts_RU: FloatArray) -> NDArray[np.float64]:
+        """The figure under the first of R resamplings of the users, moved so that their median is :meth:`mean`."""
+        values_R = self.of_sums(np.asarray(counts_RU[:SPREAD_RESAMPLES] @ self.sums_UX))
+        return (values_R - np.median(values_R)) + self.mean()
+
+
+def exposure_counts(log: EventLog, num_items: int) -> NDArray[np.int64]:
+    """Exposures of each item, int64 [I]."""
+    return np.bincount(log.item_id[(log.event == Event.IMPRESSION) & log.examined], minlength=num_items)
+
+
+def gini(count_RX: NDArray) -> NDArray[np.float64]:
+    """Gini's coefficient of each row [R]: 0 where all X have the same, 1 - 1/X where one has all; 0 for nothing at all.
+
+    G = sum_i (2i - X - 1) c_i / (X sum_i c_i) over the counts in ascending order, i = 1..X.
+    """
+    size = count_RX.shape[1]
+    ranked_RX = np.sort(count_RX.astype(np.float64), axis=1)
+    return ranked_RX @ (2 * np.arange(1, size + 1) - size - 1) / np.maximum(size * ranked_RX.sum(axis=1), 1e-12)
+
+
+def creators_of(catalog: Catalog) -> sparse.csr_matrix:
+    """Which creator made an item: [I, creators], 1 or 0; items of unknown creators (-1) have no entry."""
+    known = np.flatnonzero(catalog.creator_I != NO_CREATOR)
+    creators, column = np.unique(catalog.creator_I[known], return_inverse=True)
+    return sparse.csr_matrix((np.ones(len(known)), (known, column)), shape=(catalog.num_items, len(creators)))
+
+
+def top_share(count_RI: NDArray, share: float = TOP_SHARE) -> NDArray[np.float64]:
+    """Share of the exposures which the most exposed items hold [R]: the top ``share`` of the items, at least one."""
+    top = max(1, round(share * count_RI.shape[1]))
+    held_R = np.partition(count_RI, -top, axis=1)[:, -top:].sum(axis=1)
+    return held_R / np.maximum(count_RI.sum(axis=1), 1e-12)
+
+
+def exposed_so_far(item_N: IntArray, examined_N: NDArray[np.bool_], before_I: IntArray) -> NDArray[np.int64]:
+    """Exposures that each impression's item had just before it.
+
+    Args:
+        item_N: items of the impressions in the order of time.
+        examined_N: which of them are exposures.
+        before_I: exposures the items had before the first impression.
+    """
+    order = np.argsort(item_N, kind="stable")
+    item, one = item_N[order], examined_N[order].astype(np.int64)
+    past = np.cumsum(one) - one
+    first = np.searchsorted(item, item)
+    so_far_N = np.empty(len(item_N), np.int64)
+    so_far_N[order] = past - past[first] + before_I[item]
+    return so_far_N
+
+
+def worth(log: EventLog, rows: NDArray[np.int64], weights: RewardWeights) -> NDArray[np.float64]:
+    """What impressions brought at once: the weighted sum of minutes and behaviours, without the return, float64."""
+    worth_N = weights.watch_minutes / 60 * log.watch_s[rows].astype(np.float64)
+    for name, b in BEHAVIOUR_IDX.items():
+        worth_N += getattr(weights, name) * log.behaviours[rows, b]
+    return worth_N
+
+
+def exposure_figures(
+    log: EventLog,
+    catalog: Catalog,
+    *,
+    earlier: EventLog | None = None,
+    weights: RewardWeights = RewardWeights(),  # noqa: B008 (frozen)
+    few: int = FEW,
+    arrivals: bool = False,
+) -> dict[str, Figure]:
+    """The figures of a log, each with a ``mean()`` and resamplings over its users.
+
+    Args:
+        log: what was served.
+        catalog: its items.
+        earlier: the log that was known before, of these items; nothing was known if None.
+        weights: what an exposure brings at once.
+        few: exposures below which an item is cold, or explored.
+        arrivals: the catalogue's times are to be believed, so that a served item may have been absent.
+
+    Returns:
+        ``creator_gini``, inequality of exposure over all creators; ``creators_unseen``, share of the creators without
+        an exposure; ``catalog_coverage``, share of the items with one; ``top_1pct_share``, share of the exposures held
+        by the most exposed hundredth of the items; ``cold_share`` and ``exploration_share`` of the exposures;
+        ``item_reward``, what an exposure brings at once; ``cold_reward`` and ``cold_click_rate`` of cold ones;
+        ``exploration_cost``, reward forgone a visit for exploring. With an earlier log which some items are newer than:
+        ``new_item_share`` and ``new_click_rate``. With ``arrivals``: ``absent_share``, of the served items those that
+        did not exist when they should have come on the screen. A figure of which there is no case is left out.
+    """
+    rows = np.flatnonzero(log.event == Event.IMPRESSION)
+    rows = rows[np.argsort(log.timestamp_s[rows], kind="stable")]
+    user_N, item_N, examined_N = user_of_rows(log)[rows], log.item_id[rows].astype(np.int64), log.examined[rows]
+    known_I = np.zeros(catalog.num_items, np.int64) if earlier is None else exposure_counts(earlier, catalog.num_items)
+    explores_N = exposed_so_far(item_N, examined_N, known_I) < few
+    worth_N, click_N = worth(log, rows, weights), log.behaviours[rows, BEHAVIOUR_IDX["click"]].astype(np.float64)
+    visits_U = np.bincount(user_of_rows(log)[log.event == Event.LOGIN], minlength=log.num_users).astype(np.float64)
+
+    def a_user(mask_N: NDArray[np.bool_], values_N: NDArray | float = 1.0) -> NDArray[np.float64]:
+        values_N = np.where(mask_N, values_N, 0.0)
+        return np.bincount(user_N, values_N, minlength=log.num_users).astype(np.float64)
+
+    cold_N = examined_N & (known_I[item_N] < few)
+    seen_U, cold_U, explored_U = a_user(examined_N), a_user(cold_N), a_user(examined_N & explores_N)
+    items_UI = shown_items(user_N[examined_N], item_N[examined_N], (log.num_users, catalog.num_items))
+    figures = spread_figures(items_UI, catalog)
+    figures["cold_share"] = Ratio(cold_U, seen_U)
+    figures["exploration_share"] = Ratio(explored_U, seen_U)
+    figures["item_reward"] = Ratio(a_user(examined_N, worth_N), seen_U)
+    if cold_U.any():
+        figures["cold_reward"] = Ratio(a_user(cold_N, worth_N), cold_U)
+        figures["cold_click_rate"] = Ratio(a_user(cold_N, click_N), cold_U)
+    if (seen_U > explored_U).any():
+        exploring_N, routine_N = examined_N & explores_N, examined_N & ~explores_N
+        sums = a_user(exploring_N), a_user(exploring_N, worth_N), a_user(routine_N), a_user(routine_N, worth_N)
+        figures["exploration_cost"] = Spread(np.stack([*sums, visits_U], axis=1), _forgone)
+    if earlier is not None and (new_I := catalog.upload_s_I > earlier.timestamp_s.max()).any():
+        new_N = examined_N & new_I[item_N]
+        figures["new_item_share"] = Ratio(a_user(new_N), seen_U)
+        if new_N.any():
+            figures["new_click_rate"] = Ratio(a_user(new_N, click_N), a_user(new_N))
+    if arrivals:
+        absent_N = ~examined_N & ~catalog.exists(log.timestamp_s[rows], item_N)
+        figures["absent_share"] = Ratio(a_user(absent_N), a_user(np.ones(len(rows), bool)))
+    return figures
+
+
+def shown_items(user_N: IntArray, item_N: IntArray, shape: tuple[int, int]) -> sparse.csr_matrix:
+    """How often each user was shown each item, [U, I]."""
+    return sparse.csr_matrix((np.ones(len(user_N)), (user_N, item_N)), shape=shape)
+
+
+def spread_figures(items_UI: sparse.csr_matrix, catalog: Catalog) -> dict[str, Figure]:
+    """How users' exposures [U, I] are spread over creators and items; see :func:`exposure_figures`."""
+    maker_IX = creators_of(catalog)
+    figures: dict[str, Figure] = {}
+    if maker_IX.shape[1]:
+        sums_UX = items_UI @ maker_IX
+        figures["creator_gini"] = Spread(sums_UX, gini)
+        figures["creators_unseen"] = Spread(sums_UX, lambda count_RX: (count_RX == 0).mean(axis=1))
+    figures["catalog_coverage"] = Spread(items_UI, lambda count_RI: (count_RI > 0).mean(axis=1))
+    figures["top_1pct_share"] = Spread(items_UI, top_share)
+    return figures
+
+
+def _forgone(sums_R5: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Reward a visit that as many routine exposures would have brought more than the exploring ones did."""
+    exploring_R, explored_R, routine_R, routine_worth_R, visits_R = sums_R5.T
+    routine_mean_R = routine_worth_R / np.maximum(routine_R, 1e-12)
+    return (exploring_R * routine_mean_R - explored_R) / np.maximum(visits_R, 1e-12)
