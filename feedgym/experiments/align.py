@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from feedgym.agents.dpo import dpo_round
@@ -25,6 +26,7 @@ from feedgym.agents.onerec import OneRec, OneRecConfig, OneRecRecommender
 from feedgym.agents.pretrain import SessionDataset, pretrain
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.experiments.agents_of import recommender_of, score_of
+from feedgym.experiments.exposure import FEW
 from feedgym.experiments.presets import AlignConfig
 from feedgym.experiments.progress import progress, say
 from feedgym.experiments.report import write_report
@@ -81,7 +83,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     )
     reward_figures = run.stage(
         "reward-check",
-        lambda _: auc_per_tower(reward.value, pool.unseen.histories, pool.unseen.sessions),
+        lambda _: reward_check(reward.value, pool),
         JSON,
         parents=[reward],
     )
@@ -166,6 +168,15 @@ def fitted_reward(config: AlignConfig, pool: Pool, work: Path) -> RewardModel:
         return fit_reward_model(
             pool.catalog, pool.rate.histories, pool.rate.sessions, config.seeded(config.reward), work, progress=step
         )
+
+
+def reward_check(reward: RewardModel, pool: Pool) -> dict[str, float]:
+    """The towers' AUC on users the model never saw: over all items, and over those it hardly saw ("click, cold")."""
+    seen, unseen = pool.rate.sessions, pool.unseen
+    known_I = np.bincount(seen.item_ids_NK[seen.examined_NK], minlength=pool.catalog.num_items)
+    cold = auc_per_tower(reward, unseen.histories, unseen.sessions, only_I=known_I < FEW)
+    everything = auc_per_tower(reward, unseen.histories, unseen.sessions)
+    return everything | {f"{name}, cold": value for name, value in cold.items()}
 
 
 def dpo_snapshot(
