@@ -8,7 +8,7 @@ from toy_agents import NUM_ITEMS, K, toy_histories, toy_model, toy_tokenizer
 from feedgym.agents.baselines import PopularRecommender, RandomRecommender
 from feedgym.agents.check import check_recommender
 from feedgym.agents.generation import SamplingConfig
-from feedgym.agents.onerec import OneRecRecommender
+from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.batches import SessionBatch
 from feedgym.protocols import Recommender
 
@@ -27,7 +27,7 @@ class Fine(PopularRecommender):
 
 
 def onerec(num_beams, **sampling):
-    return OneRecRecommender(toy_model(dropout=0.3), toy_tokenizer(), K, SamplingConfig(**sampling), num_beams)
+    return SessionRecommender(toy_model(dropout=0.3), toy_tokenizer(), K, SamplingConfig(**sampling), num_beams)
 
 
 @pytest.mark.parametrize(

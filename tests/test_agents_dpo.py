@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from feedgym.agents.dpo import DPORoundConfig, PairLogps, Pairs, dpo_round, lent_to_trl, round_trainer
-from feedgym.agents.onerec import OneRec, OneRecConfig, history_columns, next_token_loss, session_logp
+from feedgym.agents.onerec import OneRec, OneRecConfig
+from feedgym.agents.session_model import history_columns, next_token_loss, session_logp
 from feedgym.data.batches import EventBatch, Preferences
 from feedgym.data.parquet import read_batch
 

@@ -17,7 +17,7 @@ from feedgym.agents.generation import (
     score_sessions,
     seen_items,
 )
-from feedgym.agents.onerec import OneRecRecommender, history_columns, session_logp
+from feedgym.agents.session_model import SessionRecommender, history_columns, session_logp
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.tokenizers.vocabulary import Vocabulary
 
@@ -559,4 +559,4 @@ def test_a_negative_number_of_beams_is_refused():
 def test_an_agent_of_another_tokenizer_is_refused():
     other = toy_tokenizer(CODES.flip(0))
     with pytest.raises(ValueError, match="The model was trained with tokenizer"):
-        OneRecRecommender(toy_model(), other)
+        SessionRecommender(toy_model(), other)

@@ -9,11 +9,10 @@ from torch.nn.functional import rms_norm
 from toy_agents import CODES, NUM_CODES, NUM_ITEMS, K, T, toy_histories, toy_model, toy_tokenizer
 
 from feedgym.agents.layers.moe import expert_load
-from feedgym.agents.onerec import (
+from feedgym.agents.onerec import OneRec, OneRecConfig
+from feedgym.agents.session_model import (
     OUTPUT_STD,
     SEMANTIC_STD,
-    OneRec,
-    OneRecConfig,
     history_columns,
     next_token_loss,
     session_logp,

@@ -11,8 +11,9 @@ from toy_agents import CODES, NUM_ITEMS, K, toy_histories, toy_model, toy_tokeni
 from feedgym.agents import pretrain as pretrain_module
 from feedgym.agents.generation import beam_sessions
 from feedgym.agents.layers.moe import expert_load
-from feedgym.agents.onerec import OneRec, next_token_loss, session_logp
+from feedgym.agents.onerec import OneRec
 from feedgym.agents.pretrain import PretrainConfig, SessionDataset, last_whole_checkpoint, pretrain
+from feedgym.agents.session_model import next_token_loss, session_logp
 
 CONFIG = PretrainConfig(steps=12, batch_size=8, lr=1e-2, warmup_steps=2, checkpoint_steps=4, log_steps=1)
 

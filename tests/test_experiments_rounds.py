@@ -8,7 +8,7 @@ from toy_agents import NUM_ITEMS, K, T, toy_histories, toy_model, toy_tokenizer
 from toy_users import toy_catalog
 
 from feedgym.agents.generation import SamplingConfig, score_sessions
-from feedgym.agents.onerec import OneRecRecommender
+from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.events import BEHAVIOURS, LoggedSessions
 from feedgym.experiments.presets import AlignConfig, IPAConfig
 from feedgym.experiments.rollouts import RolloutConfig, Rollouts
@@ -186,7 +186,7 @@ def sample(t=0, world=None, base_seed=0, block_seen=False):
     pool = pool_of(toy_catalog(NUM_ITEMS), requests)
     config = AlignConfig(ipa=IPAConfig(user_share=0.5, num_samples=6, kl_samples=4),
                          sampling=SamplingConfig(block_seen=block_seen))  # fmt: skip
-    agent, base = (OneRecRecommender(toy_model(seed), toy_tokenizer(), K, config.sampling) for seed in (0, base_seed))
+    agent, base = (SessionRecommender(toy_model(seed), toy_tokenizer(), K, config.sampling) for seed in (0, base_seed))
     with Rollouts(RolloutConfig(users_per_task=2), "off") as rollouts:
         return sample_round(config, pool, world or Knowing(), rollouts, agent, base, Taste(), t), pool, base
 

@@ -33,8 +33,8 @@ from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, PrinterCallback
 
-from feedgym.agents.onerec import OneRec, history_columns
 from feedgym.agents.pretrain import Progress, _ProgressCallback, last_whole_checkpoint
+from feedgym.agents.session_model import SessionModel, history_columns
 from feedgym.data.batches import EventBatch, Preferences, TensorRows
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.tokenizers.vocabulary import Vocabulary
@@ -126,7 +126,7 @@ class PairLogps(TensorRows):
 
 
 def dpo_round(
-    model: OneRec,
+    model: SessionModel,
     histories: EventBatch,
     preferences: Preferences,
     config: DPORoundConfig,
@@ -175,7 +175,7 @@ class Pairs:
 
     reference: PairLogps
 
-    def __init__(self, model: OneRec, histories: EventBatch, preferences: Preferences) -> None:
+    def __init__(self, model: SessionModel, histories: EventBatch, preferences: Preferences) -> None:
         if not len(preferences) or len(histories) != len(preferences):
             raise ValueError(
                 f"{len(histories)} histories and {len(preferences)} preference pairs; give one history a pair and at "
@@ -248,7 +248,7 @@ class _WithLogged:
 
 
 def round_trainer(
-    model: OneRec, pairs: Pairs, config: DPORoundConfig, output_dir: Path, progress: Progress | None = None
+    model: SessionModel, pairs: Pairs, config: DPORoundConfig, output_dir: Path, progress: Progress | None = None
 ) -> Any:
     """TRL's trainer for a round on a model that is :func:`lent_to_trl`; it needs ``pairs.reference`` to train."""
     from datasets import Dataset
@@ -367,7 +367,7 @@ def _trainer_class() -> type:
 
 
 @contextmanager
-def lent_to_trl(model: OneRec) -> Iterator[None]:
+def lent_to_trl(model: SessionModel) -> Iterator[None]:
     """Make a model fit for TRL, and undo in the end what trainers do to it besides training.
 
     TRL sets the dropout rates to 0 and puts its own ``forward`` on the instance, and mixed precision another one; a

@@ -10,7 +10,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from feedgym.agents.onerec import OneRec, OneRecRecommender
+from feedgym.agents.onerec import OneRec
+from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import Catalog, EventLog
 from feedgym.experiments.presets import CONFIGS, AlignConfig
@@ -92,7 +93,7 @@ def read_config(folder: Path) -> Any:
         raise ValueError(f"{path} cannot be read ({detail}); start a new run with --run.") from error
 
 
-def recommender_of(config: AlignConfig, model: OneRec, tokenizer: ResidualKMeans, beams: int = 0) -> OneRecRecommender:
+def recommender_of(config: AlignConfig, model: OneRec, tokenizer: ResidualKMeans, beams: int = 0) -> SessionRecommender:
     """A run's model as the agent that its rounds sample from and its judge serves.
 
     Args:
@@ -101,7 +102,7 @@ def recommender_of(config: AlignConfig, model: OneRec, tokenizer: ResidualKMeans
         tokenizer: the run's.
         beams: width of the search by which it serves; 0 serves sessions drawn as in a round.
     """
-    kind = Searching if config.ipa.beams else OneRecRecommender
+    kind = Searching if config.ipa.beams else SessionRecommender
     return kind(model, tokenizer, config.session_length, config.sampling, num_beams=beams)
 
 
@@ -113,7 +114,7 @@ def score_of(config: AlignConfig, log: EventLog, catalog: Catalog, model: Reward
     return make(config.score, catalog=catalog, log=log, reward_model=model)
 
 
-class Searching(OneRecRecommender):
+class Searching(SessionRecommender):
     """A OneRec whose "samples" are the sessions of a beam search, as in the paper."""
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 from feedgym.agents.dpo import dpo_round
-from feedgym.agents.onerec import OneRec, OneRecConfig, OneRecRecommender
+from feedgym.agents.onerec import OneRec, OneRecConfig
 from feedgym.agents.pretrain import SessionDataset, pretrain
+from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.experiments.agents_of import recommender_of, score_of
 from feedgym.experiments.exposure import FEW
@@ -89,7 +90,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     )
     score = score_of(config, pool.log, pool.catalog, reward.value)
 
-    def agent(model: OneRec, beams: int = 0) -> OneRecRecommender:
+    def agent(model: OneRec, beams: int = 0) -> SessionRecommender:
         return recommender_of(config, model, tokenizer.value, beams)
 
     rounds: list[dict[str, float]] = []

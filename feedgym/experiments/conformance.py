@@ -15,7 +15,8 @@ import torch
 from feedgym.agents.baselines import ItemKNNRecommender, PopularRecommender, RandomRecommender
 from feedgym.agents.check import check_recommender
 from feedgym.agents.generation import SamplingConfig
-from feedgym.agents.onerec import OneRec, OneRecConfig, OneRecRecommender
+from feedgym.agents.onerec import OneRec, OneRecConfig
+from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import Catalog, EventLog
 from feedgym.data.sessions import histories as logged_histories
@@ -155,7 +156,7 @@ def onerec(catalog: Catalog, log: EventLog) -> Recommender:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = OneRec.from_tokenizer(tokenizer, config)
-    return OneRecRecommender(model, tokenizer, sampling=SamplingConfig(temperature=1.1, top_k=20, top_p=0.95))
+    return SessionRecommender(model, tokenizer, sampling=SamplingConfig(temperature=1.1, top_k=20, top_p=0.95))
 
 
 def plain_kmeans() -> ItemTokenizer:

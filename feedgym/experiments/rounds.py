@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from feedgym.agents.generation import score_sessions
-from feedgym.agents.onerec import OneRecRecommender
+from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.batches import Preferences, TensorRows
 from feedgym.experiments.presets import AlignConfig
 from feedgym.experiments.progress import progress
@@ -46,8 +46,8 @@ class Sampled(TensorRows):
 
 
 def sample_round(
-    config: AlignConfig, pool: Pool, world: World, rollouts: Rollouts, agent: OneRecRecommender,
-    base: OneRecRecommender, reward: SessionReward, t: int, work: Path | None = None,
+    config: AlignConfig, pool: Pool, world: World, rollouts: Rollouts, agent: SessionRecommender,
+    base: SessionRecommender, reward: SessionReward, t: int, work: Path | None = None,
 ) -> Sampled:  # fmt: skip
     """Round t's users (Algorithm 2, line 4), 128 sessions for each from the snapshot, scored, and their true values.
 
