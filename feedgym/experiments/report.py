@@ -31,13 +31,13 @@ LABELS = {
     "return_24h": "back within 24 h",
     "churn_rate": "users lost",
     "diversity": "diversity",
-    "creator_gini": "inequality of creators (Gini)",
-    "creators_unseen": "creators nobody sees",
-    "catalog_coverage": "items seen by anybody",
-    "top_1pct_share": "held by the top 1% of items",
-    "cold_share": "exposures of cold items",
-    "exploration_share": "exposures that explore",
-    "exploration_cost": "reward forgone to explore",
+    "creator_gini": "creator Gini",
+    "creators_unseen": "creators unseen",
+    "catalog_coverage": "items covered",
+    "top_1pct_share": "top 1% share",
+    "cold_share": "cold share",
+    "exploration_share": "explore share",
+    "exploration_cost": "explore cost",
 }
 """The metrics people look at first, and what they are called."""
 
@@ -129,8 +129,7 @@ def agents_table(summary: Summary) -> Table:
 
 def _ordered(agents: Mapping[str, Any]) -> list[str]:
     known = [name for name in AGENT_ORDER if name in agents]
-    others = [name for name in agents if name not in known]
-    return [*known[:-1], *others, *known[-1:]] if "oracle" in known else known + others
+    return known + [name for name in agents if name not in known]
 
 
 def _has(agents: Mapping[str, Any], metric: str) -> bool:

@@ -9,6 +9,7 @@ by Student's t over their means.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from feedgym.data.events import Catalog, EventLog
 from feedgym.envs.logging import collect_log, user_seeds
 from feedgym.envs.recorder import transitions
 from feedgym.envs.truth import RewardWeights
-from feedgym.experiments.agents_of import Finished, agents_of, recommender_of
+from feedgym.experiments.agents_of import Finished, agents_of
 from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.evaluate import Served, judged_by, references, samples, serve_all
 from feedgym.experiments.progress import progress
@@ -186,10 +187,11 @@ def arena_of(config: RLConfig, task: Task, log: Stage, finished: Finished | None
     others: dict[str, Recommender] = {}
     if finished is not None:
         others |= finished.agents
-        for name in tuple(finished.agents) if config.judge.beams else ():
-            agent: Any = finished.agents[name]
-            found = recommender_of(finished.config, agent.model, agent.tokenizer, config.judge.beams)
-            others[f"{name}_searched"] = found
+        for name, agent in finished.agents.items() if config.judge.beams else ():
+            if hasattr(agent, "num_beams"):
+                searched: Any = copy.copy(agent)
+                searched.num_beams = config.judge.beams
+                others[f"{name}_searched"] = searched
     worthless = not any(vars(task.reward).values())  # the return alone is rewarded, and not through the weights
     return Arena(
         task=task,
