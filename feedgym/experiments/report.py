@@ -80,7 +80,6 @@ def write_report(summary: Summary, folder: Path) -> Path:
     """
     agents = summary["agents"]
     rates = [f"{name}_rate" for name in BEHAVIOURS if _has(agents, f"{name}_rate")]
-    rounds, aucs = summary.get("rounds"), summary.get("reward_model")
     sections = [
         _headline(summary),
         _section(f"Judged by {summary['judged_by']}", _bars(agents, _first_metrics(agents)), _agents_table(summary)),
