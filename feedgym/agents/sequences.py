@@ -248,7 +248,7 @@ class SequenceModel(PreTrainedModel):
         limit = self.config.history_length + self.config.session_length
         return vars(Sequences.of(histories.trimmed(), self.config, limit)).copy()
 
-    def forward(self, **sequences: Tensor) -> CausalLMOutput:
+    def forward(self, **sequences: Any) -> CausalLMOutput:
         """The mean loss of all positions with a next item.
 
         Args:

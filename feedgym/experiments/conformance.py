@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from functools import cache
+from typing import Any
 
 import gymnasium as gym
 import numpy as np

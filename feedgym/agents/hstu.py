@@ -1,0 +1,424 @@
+"""HSTU: a sequential transducer for retrieval, and a generative agent that writes sessions (arXiv:2402.17152).
+
+Two streams of tokens, both after a start token:
+    - "items", as in Meta's code of retrieval: one token an event, its item;
+    - "events", the paper's timeline (§2.2): profile fields, then an item and what the user did with it, one after the
+      other; the next item is foretold after the action. Skipped items can then be read as such.
+
+The relative time bias of row i looks from the request that follows event i, so it needs the time of the next request,
+which is known when a request is answered. Data without times switch it off (``use_time``).
+
+A session is written item by item: keys and values of the history are computed once a user and shared by all of the
+user's samples, and those of the session's own items are cached. All items of a session have the request's time. In the
+events stream their actions are still to come: a learned token "unknown" stands for them, which training puts in the
+place of a share of the actions (``hide_actions``).
+
+Stochastic length (§3.2): sequences of more than N^(alpha/2) events are cut to so many, except with probability
+N^alpha / n^2. Which events stay is drawn, the recent ones likelier (weights 1 - age / sum of ages); what comes next and
+when is told as it truly was.
+
+Deviations: see :mod:`feedgym.agents.sequences`; N is 1 + T + K (Meta's 211 for T = 200 and K = 10 alike).
+Contextual features besides the profile, and the sampling of users by 1/n, are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutput
+
+from feedgym.agents.generation import GenerativeRecommender, SamplingConfig
+from feedgym.agents.layers.hstu import HSTULayer, RelativeBias, time_buckets
+from feedgym.agents.sequences import IGNORED, SequenceConfig, SequenceModel, Sequences
+from feedgym.data.batches import EventBatch
+from feedgym.data.events import BEHAVIOURS
+from feedgym.tokenizers.item_id import ItemId
+from feedgym.tokenizers.vocabulary import Vocabulary
+
+Stream = Literal["items", "events"]
+
+NEVER = -1e4
+"""Logit of the tokens that are no items."""
+
+
+class HSTUConfig(SequenceConfig):
+    """Sizes of an HSTU."""
+
+    model_type = "hstu"
+
+    d_qk: int = 50
+    """Width of a head's queries and keys."""
+    d_v: int = 50
+    """Width of a head's values and gate."""
+    concat_ua: bool = False
+    """Give the output matrix [u, a, u * a] instead of u * a."""
+    use_time: bool = True
+    """Bias attention by the time between an event and the request; off where the data have no times."""
+    stream: str = "items"
+    """items or events."""
+    profile_sizes: tuple[int, ...] | list[int] = ()
+    """Cardinalities of the F profile fields; read in the events stream."""
+    num_behaviours: int = len(BEHAVIOURS)
+    """B."""
+    hide_actions: float = 0.1
+    """Events stream: share of actions that training replaces by "unknown"."""
+    stochastic_alpha: float = 0.0
+    """alpha of the stochastic length, in (1, 2]; 0 trains on whole sequences."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.profile_sizes = tuple(self.profile_sizes)
+        super().__post_init__(**kwargs)
+        if self.stream not in get_args(Stream):
+            raise ValueError(f"stream={self.stream!r} is unknown; choose one of {', '.join(get_args(Stream))}.")
+        if self.stochastic_alpha and not 1 < self.stochastic_alpha <= 2:
+            raise ValueError(
+                f"stochastic_alpha={self.stochastic_alpha} must lie in (1, 2], or be 0 for whole sequences."
+            )
+        if not 0 <= self.hide_actions <= 1:
+            raise ValueError(f"hide_actions={self.hide_actions} is a share and must lie in [0, 1].")
+
+    @property
+    def tokens_per_event(self) -> int:
+        """1, or 2 where actions are tokens."""
+        return 1 if self.stream == "items" else 2
+
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before the first event: the start and, among events, the profile."""
+        return 1 if self.stream == "items" else 1 + len(self.profile_sizes)
+
+    @property
+    def num_positions(self) -> int:
+        """N, tokens of the longest sequence, generated ones included."""
+        return self.num_prefix + self.tokens_per_event * (self.history_length + self.session_length)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tokens:
+    """Embedded tokens of U sequences with their times.
+
+    Attributes:
+        x_UMD: embeddings, without positions.
+        begin_s_UM: float64 seconds of the token's event.
+        request_s_UM: float64 seconds of the next token's event, or of the request.
+        mask_UM: bool.
+    """
+
+    x_UMD: Tensor
+    begin_s_UM: Tensor
+    request_s_UM: Tensor
+    mask_UM: Tensor
+
+
+class HSTUState:
+    """What decoding remembers: users' keys and values, and those of the items that each row has written.
+
+    Attributes:
+        memory: keys and values [U, M, H, d] a layer, of the history's tokens.
+        tokens: the history's tokens, for their mask and times.
+        length_U: real tokens of each history.
+        now_s_U: when the request happens.
+        own: keys and values [U, S, C, H, d] a layer, of the C tokens written so far.
+        hidden_USD: the vector after each row's last token.
+    """
+
+    def __init__(
+        self, memory: list[tuple[Tensor, Tensor]], tokens: Tokens, now_s_U: Tensor, hidden_USD: Tensor
+    ) -> None:
+        self.memory, self.tokens, self.now_s_U, self.hidden_USD = memory, tokens, now_s_U, hidden_USD
+        self.length_U = tokens.mask_UM.sum(1)
+        self.own = [(keys[:, None, :0], values[:, None, :0]) for keys, values in memory]
+
+    def select(self, parent_US: Tensor) -> None:
+        """Let row (u, s) become a copy of row (u, parent_US[u, s]); the number of samples may change."""
+        user_U1 = torch.arange(len(parent_US), device=parent_US.device)[:, None]
+        self.own = [(keys[user_U1, parent_US], values[user_U1, parent_US]) for keys, values in self.own]
+        self.hidden_USD = self.hidden_USD[user_U1, parent_US]
+
+
+class HSTU(SequenceModel):
+    """The model. Its tokens are those of :class:`feedgym.tokenizers.vocabulary.Vocabulary` over item ids."""
+
+    config: HSTUConfig
+    layers: Any
+    config_class = HSTUConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config: HSTUConfig) -> None:
+        super().__init__(config)
+        self.positions = nn.Embedding(config.num_positions, config.d_model)
+        if config.stream == "events":
+            self.profile = nn.ModuleList(nn.Embedding(size, config.d_model) for size in config.profile_sizes)
+            self.action = nn.Linear(config.num_behaviours + 1, config.d_model)
+            self.unknown_action = nn.Embedding(1, config.d_model)
+        shape = (config.d_model, config.num_heads, config.d_qk, config.d_v, config.num_positions)
+        extras = (config.use_time, config.concat_ua, config.dropout)
+        self.layers = nn.ModuleList(HSTULayer(*shape, *extras) for _ in range(config.num_layers))
+        self.dropout = nn.Dropout(config.dropout)
+        self.post_init()
+
+    # ------------------------------------------------------------ whole sequences
+
+    def encode(self, sequences: Sequences) -> Tensor:
+        """Vectors [U, P, D]: of the events stream, those after the actions (and after the profile)."""
+        hidden_UMD, _ = self._run(self.embed(sequences))
+        return hidden_UMD[:, self.config.num_prefix - 1 :: self.config.tokens_per_event]
+
+    def embed(self, sequences: Sequences) -> Tokens:
+        """The stream's tokens."""
+        x_UPD = self.items(sequences.item_ids_UP) * self.config.d_model**0.5
+        begin_s_UP, request_s_UP, mask_UP = sequences.begin_s_UP, sequences.request_s_UP, sequences.mask_UP
+        if self.config.stream == "items":
+            return Tokens(x_UMD=x_UPD, begin_s_UM=begin_s_UP, request_s_UM=request_s_UP, mask_UM=mask_UP)
+        num_fields = len(self.config.profile_sizes)
+        profile = [field(sequences.profile_UF[:, f])[:, None] for f, field in enumerate(self.profile)]
+        pairs_UTD = torch.stack([x_UPD[:, 1:], self._actions(sequences)[:, 1:]], dim=2).flatten(1, 2)
+
+        def spread(first_UP: Tensor, second_UP: Tensor) -> Tensor:
+            """The start's value for the prefix, then two values an event."""
+            pairs = torch.stack([first_UP[:, 1:], second_UP[:, 1:]], dim=2).flatten(1)
+            return torch.cat([first_UP[:, :1].expand(-1, 1 + num_fields), pairs], dim=1)
+
+        request_s_UM = spread(begin_s_UP, request_s_UP)  # after an item comes its action, at the same time
+        request_s_UM[:, num_fields] = request_s_UP[:, 0]
+        return Tokens(
+            x_UMD=torch.cat([x_UPD[:, :1], *profile, pairs_UTD], dim=1),
+            begin_s_UM=spread(begin_s_UP, begin_s_UP),
+            request_s_UM=request_s_UM,
+            mask_UM=spread(mask_UP, mask_UP),
+        )
+
+    def _actions(self, sequences: Sequences) -> Tensor:
+        """Vectors [U, P, D] of what users did; in training some are unknown."""
+        features = torch.cat([sequences.behaviours_UPB, sequences.watch_fraction_UP[..., None]], dim=2)
+        known_UPD = self.action(features.to(self.action.weight.dtype))
+        if not self.training or not self.config.hide_actions:
+            return known_UPD
+        hidden_UP1 = torch.rand(known_UPD.shape[:2], device=known_UPD.device)[..., None] < self.config.hide_actions
+        return torch.where(hidden_UP1, self.unknown_action.weight[0], known_UPD)
+
+    def _run(self, tokens: Tokens) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Vectors [U, M, D] after each token, and each layer's keys and values."""
+        num_tokens = tokens.x_UMD.shape[1]
+        x_UMD = self.dropout(tokens.x_UMD + self.positions.weight[:num_tokens]) * tokens.mask_UM[..., None]
+        buckets_UMM = self._buckets(tokens.request_s_UM, tokens.begin_s_UM)
+        causal_MM = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=x_UMD.device).tril()
+        mask_UMM = causal_MM & tokens.mask_UM[:, None]
+        memory = []
+        for layer in self.layers:
+            x_UMD, k, v = layer(x_UMD, buckets_UMM, mask_UMM)
+            x_UMD = x_UMD * tokens.mask_UM[..., None]
+            memory.append((k, v))
+        return x_UMD, memory
+
+    def _buckets(self, request_s: Tensor, begin_s: Tensor) -> Tensor | None:
+        if not self.config.use_time:
+            return None
+        return time_buckets(request_s[..., :, None] - begin_s[..., None, :])
+
+    def sequence_batch(self, histories: EventBatch) -> dict[str, Tensor]:
+        """What :meth:`forward` needs to learn whole sequences, of stochastic length where that is asked for."""
+        batch = super().sequence_batch(histories)
+        if not self.config.stochastic_alpha:
+            return batch
+        limit = self.config.history_length + self.config.session_length
+        return vars(stochastic_length(Sequences(**batch), self.config.stochastic_alpha, limit)).copy()
+
+    # ------------------------------------------------------------ sessions
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Padding, BOS, and a token an item."""
+        return Vocabulary((self.config.num_items,))
+
+    def session_tokens(self, item_ids_NK: Tensor) -> Tensor:
+        """Tokens [N, 2K] of sessions of item ids, BOS before every item; PAD where an item is -1."""
+        return self.vocabulary.session_tokens(item_ids_NK.to(self.device)[..., None])
+
+    def training_batch(self, histories: EventBatch, item_ids_NK: Tensor) -> dict[str, Tensor]:
+        """What :meth:`forward` needs to learn sessions: BOS and padding are read but not learned."""
+        tokens_NM = self.session_tokens(item_ids_NK)
+        return {
+            "input_ids": tokens_NM,
+            "attention_mask": (tokens_NM != Vocabulary.pad_id).long(),
+            "labels": tokens_NM.masked_fill(~self.vocabulary.completion_mask(tokens_NM), IGNORED),
+            **{name: getattr(histories, name) for name in EventBatch.__dataclass_fields__},
+        }
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        **columns: Tensor,
+    ) -> CausalLMOutput:
+        """Whole sequences, or sessions after histories, teacher-forced.
+
+        Args:
+            input_ids: [R, M] tokens of sessions, BOS before every item; whole sequences are learned if left out.
+            attention_mask: not needed: right padding lies in the future of every real token.
+            labels: [R, M], ``input_ids`` with -100 where nothing is learned; shifted here.
+            use_cache: ignored; :meth:`step` is the cached path.
+            **columns: those of :class:`Sequences`; or with ``input_ids`` those of an EventBatch of U histories, where
+                row r continues history r mod U.
+
+        Returns:
+            The loss of whole sequences; or the logits [R, M, V] of the tokens after each, and the loss of the labels.
+        """
+        if input_ids is None:
+            return super().forward(**columns)
+        state = self._begin(EventBatch(**columns))
+        tokens_USM = input_ids.unflatten(0, (-1, len(state.length_U))).transpose(0, 1)
+        state.hidden_USD = state.hidden_USD.expand(-1, tokens_USM.shape[1], -1)
+        items_USK = (tokens_USM[..., 1::2] - self.vocabulary.level_offset(0)).clamp_min(0)
+        hidden_USKD = torch.cat([state.hidden_USD[:, :, None], self._extend(items_USK, state)], dim=2)
+        after_M = (torch.arange(input_ids.shape[1], device=input_ids.device) + 1) // 2  # items read so far
+        logits = self._token_logits(hidden_USKD[:, :, after_M]).transpose(0, 1).flatten(0, 1)
+        loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    def start(self, histories: EventBatch, max_tokens: int) -> HSTUState:
+        """Read the histories; one row a user.
+
+        Raises:
+            ValueError: the sessions are longer than the model's.
+        """
+        if max_tokens > 2 * self.config.session_length:
+            raise ValueError(
+                f"Sessions of {max_tokens // 2} items exceed the model's session_length={self.config.session_length}; "
+                "ask for fewer or build a longer model."
+            )
+        return self._begin(histories)
+
+    def step(self, tokens_USM: Tensor, state: HSTUState) -> Tensor:
+        """Float32 logits [U, S, V] after BOS alone, which adds nothing, or after an item and BOS."""
+        if tokens_USM.shape[2] > 1:
+            self._extend(tokens_USM[..., :1] - self.vocabulary.level_offset(0), state)
+        return self._token_logits(state.hidden_USD)
+
+    def _begin(self, histories: EventBatch) -> HSTUState:
+        sequences = Sequences.of(histories.trimmed(), self.config, self.config.history_length)
+        tokens = self.embed(sequences)
+        hidden_UMD, memory = self._run(tokens)
+        user_U = torch.arange(len(hidden_UMD), device=hidden_UMD.device)
+        now_s_U = sequences.request_s_UP[user_U, sequences.length_U - 1]
+        last_UD = hidden_UMD[user_U, tokens.mask_UM.sum(1) - 1]
+        return HSTUState(memory, tokens, now_s_U, last_UD[:, None])
+
+    def _extend(self, item_ids_USK: Tensor, state: HSTUState) -> Tensor:
+        """Vectors [U, S, K, D] after K more items of each row; the state grows by them."""
+        per_event, (num_users, num_rows, num_items) = self.config.tokens_per_event, item_ids_USK.shape
+        x = self.items(item_ids_USK) * self.config.d_model**0.5
+        if per_event == 2:
+            x = torch.stack([x, self.unknown_action.weight[0].expand_as(x)], dim=3).flatten(2, 3)
+        num_cached, num_new = state.own[0][0].shape[2], num_items * per_event
+        place_C = torch.arange(num_cached + num_new, device=x.device)
+        place_UM = state.length_U[:, None] + place_C[num_cached:]
+        x = self.dropout(x + self.positions(place_UM)[:, None])
+        tokens, now_s_UM = state.tokens, state.now_s_U[:, None].expand(-1, num_new)
+        key_1M = torch.arange(tokens.mask_UM.shape[1], device=x.device)[None]
+        to_history = self._buckets(now_s_UM, tokens.begin_s_UM)
+        to_own = torch.zeros(num_new, len(place_C), dtype=torch.long, device=x.device)  # all at the request's time
+        causal_MC = place_C[num_cached:, None] >= place_C
+        own = []
+        for layer, (keys, values), cached in zip(self.layers, state.memory, state.own, strict=True):
+            u, v, q, k = layer.project(x)
+            k, v = (_appended(old, new) for old, new in zip(cached, (k, v), strict=True))
+            own.append((k, v))
+            # Every row of a user asks the user's one memory: rows and tokens are queries alike.
+            bias_UMP = layer.bias(place_UM, key_1M, to_history)
+            every = [part.repeat(1, num_rows, 1) for part in (bias_UMP, tokens.mask_UM[:, None].expand_as(bias_UMP))]
+            memory = layer.attend(q.flatten(1, 2), keys, values, *every).unflatten(1, (num_rows, num_new))
+            bias_MC = layer.bias(place_C[num_cached:], place_C, to_own if self.config.use_time else None)
+            itself = layer.attend(*(part.flatten(0, 1) for part in (q, k, v)), bias_MC[None], causal_MC[None])
+            x = layer.finish(x, u, memory + itself.unflatten(0, (num_users, num_rows)))
+        state.own = own
+        state.hidden_USD = x[:, :, -1]
+        return x[:, :, per_event - 1 :: per_event]
+
+    def _token_logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] over the vocabulary; what is no item has next to no probability."""
+        return F.pad(self.item_logits(hidden), (self.vocabulary.level_offset(0), 0), value=NEVER)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, RelativeBias):
+            for table in (module.position, module.time):
+                if table is not None:
+                    init.normal_(table, std=std)
+        if isinstance(module, HSTULayer):
+            init.normal_(module.uvqk, std=std)
+        if module is self.positions:
+            init.trunc_normal_(module.weight, std=self.config.d_model**-0.5)
+
+
+def _appended(cached: Tensor, new: Tensor) -> Tensor:
+    """Cached keys or values [U, S, C, H, d] with new ones; what nobody has written yet is shared by all rows."""
+    return torch.cat([cached.expand(-1, new.shape[1], -1, -1, -1), new], dim=2)
+
+
+def stochastic_length(
+    sequences: Sequences, alpha: float, longest: int, generator: torch.Generator | None = None
+) -> Sequences:
+    """Sequences cut to at most N^(alpha/2) events, except with probability N^alpha / n^2 (§3.2, eq. 4).
+
+    Args:
+        sequences: U sequences; the start always stays.
+        alpha: in (1, 2]; 2 cuts nothing.
+        longest: N, events of the longest sequence.
+        generator: of the draws; torch's own if left out.
+    """
+    kept = max(1, round(longest ** (alpha / 2)))
+    num_U = sequences.length_U - 1
+    device = num_U.device
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=device)
+
+    cut_U = (num_U > kept) & (uniform(len(num_U)) >= longest**alpha / num_U.clamp_min(1) ** 2)
+    begin_s_UT, mask_UT = sequences.begin_s_UP[:, 1:], sequences.mask_UP[:, 1:]
+    age_s_UT = (begin_s_UT.masked_fill(~mask_UT, -torch.inf).amax(1, keepdim=True) - begin_s_UT).masked_fill(
+        ~mask_UT, 0
+    )
+    weight_UT = 1 - age_s_UT / age_s_UT.sum(1, keepdim=True).clamp_min(1e-9)
+    # Weighted draws without replacement are the largest of log weight + Gumbel noise.
+    noise_UT = weight_UT.clamp_min(1e-9).log().float() - (-uniform(*mask_UT.shape).clamp_min(1e-20).log()).log()
+    rank_UT = noise_UT.masked_fill(~mask_UT, -torch.inf).argsort(1, descending=True).argsort(1)
+    stays_UT = mask_UT & (~cut_U[:, None] | (rank_UT < kept))
+    stays_UP = F.pad(stays_UT, (1, 0), value=True)
+    order_UP = (~stays_UP).int().argsort(dim=1, stable=True)[:, : int(stays_UP.sum(1).max())]
+    chosen = sequences.positions(order_UP)
+    real_UP = stays_UP.gather(1, order_UP)
+    return Sequences(**vars(chosen) | {"mask_UP": real_UP, "next_UP": chosen.next_UP.masked_fill(~real_UP, IGNORED)})
+
+
+class HSTURecommender(GenerativeRecommender):
+    """An HSTU behind the Recommender protocol; see :class:`GenerativeRecommender` for the other arguments.
+
+    It also scores all items, which is what full ranking asks for.
+    """
+
+    def __init__(
+        self,
+        model: HSTU,
+        session_length: int | None = None,
+        sampling: SamplingConfig | None = None,
+        num_beams: int = 8,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        trie = ItemId().fit(torch.zeros(model.config.num_items, 1)).trie()
+        super().__init__(model, trie, session_length or model.config.session_length, sampling, num_beams, device)
+
+    def scores(self, histories: EventBatch) -> Tensor:
+        """Logits [U, I], of seen items too."""
+        return self.model.scores(histories)

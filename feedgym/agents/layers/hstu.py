@@ -1,0 +1,123 @@
+"""The HSTU layer: pointwise gated attention with relative position and time bias (arXiv:2402.17152, §3, eq. 1-3).
+
+    U, V, Q, K = split(SiLU(LN(X) W));   A = SiLU(Q K^T + rab) / N * mask;   Y = X + f(LN(A V) * U)
+
+There is no softmax, no 1/sqrt(d) and no feed-forward layer. N is constant (the longest sequence), so attention weighs
+how much of something a user did, not its share. The mask multiplies AFTER the SiLU: before it, -inf would make NaN.
+Norms have no weights. As in Meta's code of retrieval; the ranking code differs (affine norms, a bias, 1/sqrt(d)).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EPS = 1e-6
+NUM_TIME_BUCKETS = 129
+BUCKET_WIDTH = 0.301
+"""Buckets are this wide in ln(seconds): log10(2), so about 2.3 buckets double the time."""
+
+
+def time_buckets(delta_s: Tensor) -> Tensor:
+    """Bucket floor(ln(max(|Δt|, 1)) / 0.301), at most 128, of differences in seconds; int64."""
+    bucket = (delta_s.abs().clamp_min(1).float().log() / BUCKET_WIDTH).floor()
+    return bucket.clamp_max(NUM_TIME_BUCKETS - 1).long()
+
+
+class RelativeBias(nn.Module):
+    """rab^{p,t}: a learned number for each distance of positions, and one for each bucket of time; shared by heads.
+
+    Args:
+        num_positions: N.
+        use_time: whether there is a bias of time.
+    """
+
+    def __init__(self, num_positions: int, use_time: bool) -> None:
+        super().__init__()
+        self.num_positions = num_positions
+        self.position = nn.Parameter(torch.empty(2 * num_positions - 1))
+        self.time = nn.Parameter(torch.empty(NUM_TIME_BUCKETS)) if use_time else None
+
+    def forward(self, query_pos: Tensor, key_pos: Tensor, buckets: Tensor | None) -> Tensor:
+        """Bias [..., Q, P].
+
+        Args:
+            query_pos: int64 positions [..., Q] of the queries.
+            key_pos: int64 positions [..., P] of the keys.
+            buckets: time buckets [..., Q, P] from each key's event to the query's request.
+        """
+        distance = query_pos[..., :, None] - key_pos[..., None, :] + self.num_positions - 1
+        bias = _looked_up(self.position, distance)
+        if self.time is not None and buckets is not None:
+            bias = bias + _looked_up(self.time, buckets)
+        return bias
+
+
+def _looked_up(table: Tensor, idx: Tensor) -> Tensor:
+    # index_select: on a CPU the gradients of table[idx] and of F.embedding take several times longer.
+    return table.index_select(0, idx.flatten()).view(idx.shape)
+
+
+class HSTULayer(nn.Module):
+    """One layer.
+
+    Args:
+        d_model: D.
+        num_heads: H.
+        d_qk: width of a head's queries and keys.
+        d_v: width of a head's values and of its gate.
+        num_positions: N, by which attention is divided.
+        use_time: whether the bias knows of time.
+        concat_ua: give the output matrix [u, a, u * a] instead of u * a.
+        dropout: before the output matrix.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        d_qk: int,
+        d_v: int,
+        num_positions: int,
+        use_time: bool,
+        concat_ua: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.num_positions, self.concat_ua = num_heads, num_positions, concat_ua
+        self.sizes = [num_heads * d_v, num_heads * d_v, num_heads * d_qk, num_heads * d_qk]
+        self.uvqk = nn.Parameter(torch.empty(d_model, sum(self.sizes)))
+        self.bias = RelativeBias(num_positions, use_time)
+        self.out = nn.Linear(num_heads * d_v * (3 if concat_ua else 1), d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gate [..., H·d_v], values [..., H, d_v], queries and keys [..., H, d_qk] of inputs [..., D]."""
+        mixed = F.silu(F.layer_norm(x, x.shape[-1:], eps=EPS) @ self.uvqk)
+        u, *vqk = mixed.split(self.sizes, dim=-1)
+        v, q, k = (part.unflatten(-1, (self.num_heads, -1)) for part in vqk)
+        return u, v, q, k
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias_RQP: Tensor, mask_RQP: Tensor) -> Tensor:
+        """SiLU(q k + bias) / N * mask · v, [R, Q, H, d_v], of R rows with Q queries and P keys each.
+
+        A sum over keys without normalisation, so that parts of the keys can be attended to apart and added up.
+        """
+        score_RHQP = torch.einsum("rqhd,rphd->rhqp", q, k) + bias_RQP[:, None]
+        weight_RHQP = F.silu(score_RHQP) / self.num_positions * mask_RQP[:, None]
+        return torch.einsum("rhqp,rphd->rqhd", weight_RHQP, v)
+
+    def finish(self, x: Tensor, u: Tensor, attended: Tensor) -> Tensor:
+        """Output [..., D] of raw inputs, gates and attended values [..., H, d_v]."""
+        a = attended.flatten(-2)
+        a = F.layer_norm(a, a.shape[-1:], eps=EPS)
+        gated = torch.cat([u, a, u * a], dim=-1) if self.concat_ua else u * a
+        return x + self.out(self.dropout(gated))
+
+    def forward(self, x_UPD: Tensor, buckets_UPP: Tensor | None, mask_UPP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output [U, P, D] of whole sequences, with their keys and values [U, P, H, d]."""
+        u, v, q, k = self.project(x_UPD)
+        place_1P = torch.arange(x_UPD.shape[1], device=x_UPD.device)[None]
+        attended = self.attend(q, k, v, self.bias(place_1P, place_1P, buckets_UPP), mask_UPP)
+        return self.finish(x_UPD, u, attended), k, v
