@@ -239,9 +239,9 @@ def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2)
         mean, low, high = (np.array([value[end] for value in found], float) for end in ("mean", "low", "high"))
         colours = [COLOURS.get(name, COLOURS["other"]) for name in names]
         spread = np.maximum([mean - low, high - mean], 0)
-        axis.bar([name.replace("_", "\n") for name in names], mean, yerr=spread, color=colours, capsize=3, width=0.65)
+        axis.bar([name.replace("_", " ") for name in names], mean, yerr=spread, color=colours, capsize=3, width=0.65)
         axis.set_title(_label(metric), fontsize=10)
-        axis.tick_params(axis="x", rotation=35, labelsize=8)
+        axis.tick_params(axis="x", rotation=90, labelsize=8)
     return _image(figure)
 
 
