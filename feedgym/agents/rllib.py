@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -703,7 +704,9 @@ def train(
         The network, for :class:`feedgym.agents.rl_recommender.RLlibRecommender`.
     """
     done, state = read_checkpoint(work)
-    algorithm = algorithm_config(task, config, seed + done, rows, done).build_algo()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Overriding environment")  # one id of RLlib's for all trainings
+        algorithm = algorithm_config(task, config, seed + done, rows, done).build_algo()
     try:
         if state is not None:
             algorithm.learner_group.set_state(state)
