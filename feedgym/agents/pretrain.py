@@ -24,7 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from feedgym.agents.layers.moe import expert_load
 from feedgym.data.batches import EventBatch
 
-Schedule = Literal["cosine", "linear", "constant_with_warmup"]
+Schedule = Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"]
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after each step with the steps done, the steps in all and the latest metrics."""
@@ -72,7 +72,7 @@ class PretrainConfig:
     warmup_steps: int = 50
     """Steps in which the learning rate rises from 0."""
     schedule: Schedule = "cosine"
-    """What the learning rate does afterwards; cosine and linear fall to 0."""
+    """What the learning rate does afterwards; cosine and linear fall to 0, inverse_sqrt stays high for long."""
     weight_decay: float = 0.01
     """AdamW's decay of matrices; norms have none."""
     adam_beta2: float = 0.999

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feedgym.data.batches import EventBatch
+from feedgym.data.batches import PER_EVENT, EventBatch
 
 LOG_SECONDS_SCALE = 0.1
 """log1p(seconds) is about 18 for two years; scaled so, the time features stay within a few units."""
@@ -17,6 +19,32 @@ def ages_s(histories: EventBatch) -> Tensor:
     """Seconds from each event to the request, [U, T]: the gaps summed from the end; 0 where padded."""
     gaps_UT = histories.gap_s_UT.masked_fill(~histories.mask_UT, 0.0)
     return gaps_UT.flip(1).cumsum(1).flip(1).masked_fill(~histories.mask_UT, 0.0)
+
+
+def newest_events(histories: EventBatch, keep_UT: Tensor, limit: int) -> EventBatch:
+    """The newest ``limit`` events of those to keep, as histories; gaps run from one kept event to the next.
+
+    Args:
+        histories: U users.
+        keep_UT: bool, false where padded.
+        limit: most events of a user.
+    """
+    keep_UT = keep_UT & (keep_UT.flip(1).cumsum(1).flip(1) <= limit)
+    num = max(1, int(keep_UT.sum(1).max()))
+    order_UT = (~keep_UT).int().argsort(dim=1, stable=True)[:, :num]
+    mask_UT = keep_UT.gather(1, order_UT)
+
+    def moved(column: Tensor) -> Tensor:
+        index = order_UT.view(*order_UT.shape, *[1] * (column.ndim - 2)).expand(-1, -1, *column.shape[2:])
+        return column.gather(1, index).masked_fill(~mask_UT.view(*index.shape[:2], *[1] * (column.ndim - 2)), 0)
+
+    age_s_UT = moved(ages_s(histories))
+    return replace(
+        histories,
+        **{name: moved(getattr(histories, name)) for name in PER_EVENT if name not in ("mask_UT", "gap_s_UT")},
+        gap_s_UT=age_s_UT - F.pad(age_s_UT[:, 1:], (0, 1)),
+        mask_UT=mask_UT,
+    )
 
 
 class EventFeatures(nn.Module):

@@ -1,0 +1,264 @@
+"""TIGER: an encoder-decoder over semantic ids that generates the codes of the next item (arXiv:2305.05065).
+
+The encoder reads [user token, codes of item 1, codes of item 2, ...], L codes an item; the decoder starts at BOS and
+writes the L codes of the next item. Both are T5's: relative position bias, RMS norms before every part, ReLU.
+:class:`~feedgym.tokenizers.rqvae.RQVAE` gives the paper's codes; any CodeTokenizer will do.
+
+Where the codes of the content are shared by several items, the tokenizer's last level counts them (TIGER §3.1): a
+decoded tuple is one item, and a beam search ranks the items of such a group by the probability of their counters.
+
+Deviations from the paper:
+    - A session of K items is written by decoding on: BOS before every item, [BOS, s1^1..s1^L, BOS, s2^1, ...], items
+      being separated as in OneRec. ``session_length=1`` is the paper's model.
+    - The user token is a hash of the profile fields, for histories carry no user's name, and fresh users have none that
+      was trained on. By default all users have the same one, which GRID found best.
+    - ``event_features`` adds what OneRec reads of an event (behaviours, watched fraction, times) to its codes, and the
+      profile and time of day as tokens; with ``only_positives=False`` it tells the liked from the disliked. By default
+      the model reads the newest positive items and nothing else of them, as in the paper.
+    - Searches and samples are held to codes that exist; the paper decodes freely and drops invalid ids.
+    - Input and output embeddings are two matrices, as in T5 1.1, unless ``tie_word_embeddings``; the output matrix
+      starts so small that logits have size 1.
+    - No dropout on attention weights or inside feed-forward layers: with the former no fused kernel runs on a CPU.
+    - AdamW in place of the paper's optimizer, which it does not name; its schedule is ``inverse_sqrt``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from feedgym.agents.layers.attention import CrossAttention, SelfAttention
+from feedgym.agents.layers.history import EventFeatures, RequestTokens, newest_events
+from feedgym.agents.layers.relative_bias import RelativeBias
+from feedgym.agents.layers.transformer import DecoderLayer as CrossDecoderLayer
+from feedgym.agents.layers.transformer import DecodingState, EncoderLayer
+from feedgym.agents.session_model import EncoderDecoder, SessionConfig, SessionModel
+from feedgym.data.batches import EventBatch
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS
+
+
+class TigerConfig(SessionConfig):
+    """Sizes of a TIGER; the defaults are the paper's."""
+
+    model_type = "tiger"
+    attribute_map = {  # noqa: RUF012 - the name and type that transformers prescribes
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "decoder_layers",
+    }
+
+    d_model: int = 128
+    """D, width of the model."""
+    num_heads: int = 6
+    """H, attention heads."""
+    head_width: int = 64
+    """Width of a head; H times it need not be D."""
+    encoder_layers: int = 4
+    """Layers that read the history."""
+    decoder_layers: int = 4
+    """Layers that write the codes."""
+    d_ff: int = 1024
+    """Width inside a feed-forward layer."""
+    dropout: float = 0.1
+    """Dropout on the embeddings, on every layer's parts and on both stacks' outputs."""
+    num_buckets: int = 32
+    """Buckets of the relative positions."""
+    max_distance: int = 128
+    """Tokens; larger distances are alike."""
+    num_user_tokens: int = 1
+    """Tokens to which users are hashed by their profile; the paper has 2,000, for user ids. 1: the same for all."""
+    only_positives: bool = True
+    """Read the events with a behaviour of ``positives`` alone; otherwise all that were examined."""
+    positives: tuple[str, ...] | list[str] = BEHAVIOURS[:-1]
+    """The behaviours that make an event positive."""
+    event_features: bool = False
+    """Read behaviours, watched fraction and times of the events, the profile and the time of day, too."""
+    semantic_init: bool = False
+    """Let code embeddings start at the tokenizer's centroids, where it has some."""
+    session_length: int = 1
+    """K, the most items a session can have; 1 in the paper."""
+    history_length: int = 20
+    """T, the newest events of a history that are read."""
+    initializer_factor: float = 1.0
+    """Multiplies T5's standard deviations of the initial weights."""
+    initializer_range: float = 0.06
+    """Standard deviation of the initial weights that T5 does not have: those of the features."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.positives = tuple(self.positives)
+        super().__post_init__(**kwargs)
+        if self.num_user_tokens < 1 or (self.num_user_tokens > 1 and not self.profile_sizes):
+            raise ValueError(
+                f"num_user_tokens={self.num_user_tokens} must be 1 (the same token for all) or, where users have "
+                f"profile fields to hash, more; these have {len(self.profile_sizes)} fields."
+            )
+
+
+def user_token(profile_UF: Tensor, num_tokens: int) -> Tensor:
+    """int64 [U] token 0..num_tokens-1 of the users' profile fields; the same fields always have the same token."""
+    hashed_U = profile_UF.new_zeros(len(profile_UF))
+    for field_U in profile_UF.T:
+        hashed_U = (hashed_U + field_U + 1) * 0x5851F42D4C957F2D  # Knuth's multiplier; wraps around
+        hashed_U = hashed_U ^ (hashed_U >> 29)
+    return hashed_U % num_tokens
+
+
+class Encoder(nn.Module):
+    """Histories to memory; the token embedding is shared with the decoder."""
+
+    def __init__(self, config: TigerConfig) -> None:
+        super().__init__()
+        self.users = nn.Embedding(config.num_user_tokens, config.d_model)
+        self.events: nn.Module | None = None
+        self.request: nn.Module | None = None
+        if config.event_features:
+            self.events = EventFeatures(config.d_model, config.num_behaviours, config.history_length)
+            self.request = RequestTokens(config.d_model, tuple(config.profile_sizes))
+        self.bias = RelativeBias(config.num_heads, config.num_buckets, config.max_distance, bidirectional=True)
+        self.layers = nn.ModuleList(
+            EncoderLayer(config.d_model, config.num_heads, config.d_ff, config.dropout, config.head_width, 1.0)
+            for _ in range(config.encoder_layers)
+        )
+        self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, histories: EventBatch, tokens_UTLD: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory [U, T', D] and its mask [U, 1, 1, T'], T' being T·L and the tokens in front."""
+        front = [self.users(user_token(histories.profile_UF, self.users.num_embeddings))[:, None]]
+        if self.events is not None and self.request is not None:
+            tokens_UTLD = tokens_UTLD + self.events(histories).unsqueeze(2)
+            front.append(self.request(histories))
+        x = torch.cat([*front, tokens_UTLD.flatten(1, 2)], dim=1)
+        real = histories.mask_UT.repeat_interleave(tokens_UTLD.shape[2], dim=1)
+        mask = F.pad(real, (x.shape[1] - real.shape[1], 0), value=True)[:, None, None]
+        scores = torch.where(mask, self.bias(x.shape[1]), -torch.inf)
+        x = self.dropout(x)
+        for layer in self.layers:
+            x = layer(x, scores)
+        return self.dropout(self.norm(x)), mask
+
+
+class DecoderLayer(CrossDecoderLayer):
+    """Causal self-attention, cross-attention and feed-forward."""
+
+    def __init__(self, config: TigerConfig) -> None:
+        super().__init__(config.d_model, config.num_heads, config.dropout, config.head_width, 1.0)
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x_RMD: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor, bias: Tensor) -> Tensor:
+        """Output [R, M, D] of whole sequences."""
+        return self._feed_forward(self.attend(x_RMD, memory, mask, bias))
+
+    def step(self, x_MRD: Tensor, layer_idx: int, state: DecodingState, bias_HQM: Tensor) -> Tensor:
+        """Output [Q, R, D] of the newest Q positions; the state's rows lie user by user."""
+        return self._feed_forward(self.attend_step(x_MRD, layer_idx, state, bias_HQM.shape[1], bias_HQM))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.down(self.up(self.norm_ff(x)).relu()))
+
+
+class TigerBackbone(EncoderDecoder):
+    """Everything below the output matrix."""
+
+    layers: Sequence[DecoderLayer]
+    encoder: Encoder
+
+    def __init__(self, config: TigerConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config)
+        self.bias = RelativeBias(config.num_heads, config.num_buckets, config.max_distance, bidirectional=False)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.decoder_layers))  # type: ignore[assignment]
+        self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def encode(self, histories: EventBatch) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """As of :class:`EncoderDecoder`, of the events that the model reads."""
+        keep_UT = histories.mask_UT
+        if self.config.only_positives:
+            positive = [BEHAVIOUR_IDX[name] for name in self.config.positives]
+            keep_UT = keep_UT & (histories.behaviours_UTB[..., positive] > 0).any(-1)
+        return super().encode(newest_events(histories, keep_UT, self.config.history_length))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        **history: Tensor,
+    ) -> BaseModelOutput:
+        """Hidden states of decoder sequences, right-padded.
+
+        Args:
+            input_ids: [R, M] decoder tokens.
+            attention_mask: not needed: right padding lies in the future of every real token.
+            use_cache: ignored; :meth:`Tiger.step` is the cached path.
+            **history: the columns of an EventBatch of U histories; row r decodes history r mod U.
+        """
+        memory, mask = self.encode(EventBatch(**history))
+        num_rows, num_positions = input_ids.shape
+        assert num_rows % len(mask) == 0, f"{num_rows} decoder rows do not fit {len(mask)} histories"
+        future_MM = torch.ones(num_positions, num_positions, dtype=torch.bool, device=input_ids.device).triu(1)
+        scores = self.bias(num_positions)[None].masked_fill(future_MM, -torch.inf)
+        x_RMD = self.dropout(self.tokens(input_ids))
+        for layer, keys_values in zip(self.layers, memory, strict=True):
+            x_RMD = layer(x_RMD, keys_values, mask, scores)
+        return BaseModelOutput(last_hidden_state=self._hidden(x_RMD))
+
+    def step(self, tokens_USM: Tensor, state: DecodingState) -> Tensor:
+        """Hidden state [U, S, D] after the last of M new tokens a row; the state grows by M positions."""
+        num_new = tokens_USM.shape[2]
+        bias_HQM = self.bias(state.length + num_new, num_new)
+        x_MRD = self.tokens(tokens_USM.flatten(0, 1).T)
+        for i, layer in enumerate(self.layers):
+            # Only the newest position is read at the end, so the last layer answers no other.
+            x_MRD = layer.step(x_MRD, i, state, bias_HQM[:, -1:] if i == len(self.layers) - 1 else bias_HQM)
+        state.length += num_new
+        return self._hidden(x_MRD[-1]).view(*tokens_USM.shape[:2], -1)
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(self.norm(x))
+        # Embeddings of size 1 would make logits of size sqrt(D): T5 scales where they are the output matrix too.
+        return hidden * self.config.d_model**-0.5 if self.config.tie_word_embeddings else hidden
+
+
+class Tiger(SessionModel):
+    """The model: backbone and one output matrix over the joint vocabulary."""
+
+    config_class = TigerConfig
+    model: TigerBackbone
+    _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012 - the name and type transformers prescribes
+
+    def __init__(self, config: TigerConfig) -> None:
+        super().__init__(config)
+        self.model = TigerBackbone(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+        self._start_as_t5()
+
+    @torch.no_grad()
+    def _start_as_t5(self) -> None:
+        """T5's initial weights: what is multiplied out of activations of size 1 has size 1; heads do not scale."""
+        width, inner, ff = self.config.d_model, self.config.num_heads * self.config.head_width, self.config.d_ff
+        query_std = (width * self.config.head_width) ** -0.5
+        starts = [(self.model.tokens.weight, 1.0), (self.model.encoder.users.weight, 1.0)]
+        if not self.config.tie_word_embeddings:
+            starts.append((self.lm_head.weight, width**-0.5))
+        for module in self.modules():
+            if isinstance(module, SelfAttention):
+                starts += [(module.qkv.weight[:inner], query_std), (module.qkv.weight[inner:], width**-0.5)]
+            if isinstance(module, CrossAttention):
+                starts += [(module.q.weight, query_std), (module.kv.weight, width**-0.5)]
+            if isinstance(module, (SelfAttention, CrossAttention)):
+                starts.append((module.out.weight, inner**-0.5))
+            if isinstance(module, (EncoderLayer, DecoderLayer)):
+                starts += [(module.up.weight, width**-0.5), (module.down.weight, ff**-0.5)]
+            if isinstance(module, RelativeBias):
+                starts.append((module.bias.weight, width**-0.5))
+        for weight, std in starts:
+            weight.normal_(0.0, self.config.initializer_factor * std)
