@@ -11,7 +11,7 @@ from feedgym.agents.generation import SamplingConfig
 from feedgym.agents.hstu import HSTU, HSTUConfig, HSTURecommender, stochastic_length
 from feedgym.agents.layers.hstu import HSTULayer, time_buckets
 from feedgym.agents.sequences import IGNORED, Sequences
-from feedgym.data.batches import EventBatch
+from feedgym.agents.session_model import session_logp
 
 NUM_ITEMS, T, K = 12, 6, 3
 KINDS = {
@@ -38,15 +38,6 @@ def toy_sessions(model, histories, n=5):
     return HSTURecommender(model, sampling=SamplingConfig(block_seen=False)).sample(
         histories, n, torch.Generator().manual_seed(3)
     )
-
-
-def session_logp(model, histories, item_ids_USK):
-    """Teacher-forced log-probabilities, by the forward that training uses."""
-    tokens_RM = model.session_tokens(item_ids_USK.transpose(0, 1).flatten(0, 1))
-    columns = {name: getattr(histories, name) for name in EventBatch.__dataclass_fields__}
-    logp = model(input_ids=tokens_RM, **columns).logits.log_softmax(-1)
-    logp_RM = logp[:, :-1].gather(2, tokens_RM[:, 1:, None]).squeeze(2)[:, ::2]
-    return logp_RM.sum(1).view(item_ids_USK.shape[1], -1).T
 
 
 def as_one_sequence(model, histories, item_ids_K, user):

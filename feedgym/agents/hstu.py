@@ -35,6 +35,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig
 from feedgym.agents.layers.hstu import HSTULayer, RelativeBias, time_buckets
 from feedgym.agents.sequences import IGNORED, SequenceConfig, SequenceModel, Sequences
+from feedgym.agents.session_model import history_columns, next_token_loss
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS
 from feedgym.tokenizers.item_id import ItemId
@@ -247,7 +248,7 @@ class HSTU(SequenceModel):
             "input_ids": tokens_NM,
             "attention_mask": (tokens_NM != Vocabulary.pad_id).long(),
             "labels": tokens_NM.masked_fill(~self.vocabulary.completion_mask(tokens_NM), IGNORED),
-            **{name: getattr(histories, name) for name in EventBatch.__dataclass_fields__},
+            **history_columns(histories),
         }
 
     def forward(
@@ -282,7 +283,7 @@ class HSTU(SequenceModel):
         logits = self._token_logits(hidden_USKD[:, :, after_M]).transpose(0, 1).flatten(0, 1)
         loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+            loss = next_token_loss(logits, labels)
         return CausalLMOutput(loss=loss, logits=logits)
 
     def start(self, histories: EventBatch, max_tokens: int) -> HSTUState:

@@ -16,7 +16,10 @@ import torch
 from feedgym.agents.baselines import ItemKNNRecommender, PopularRecommender, RandomRecommender
 from feedgym.agents.check import check_recommender
 from feedgym.agents.generation import SamplingConfig
+from feedgym.agents.hstu import HSTU, HSTUConfig, HSTURecommender
 from feedgym.agents.onerec import OneRec, OneRecConfig
+from feedgym.agents.sasrec import SASRec, SASRecConfig
+from feedgym.agents.sequences import ScoreRecommender
 from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import Catalog, EventLog
@@ -55,6 +58,9 @@ BUILT_IN = (
     "feedgym.experiments.conformance:popular_agent",
     "feedgym.experiments.conformance:item_knn",
     "feedgym.experiments.conformance:onerec",
+    "feedgym.experiments.conformance:sasrec",
+    "feedgym.experiments.conformance:hstu",
+    "feedgym.experiments.conformance:hstu_events",
     "feedgym.rewards.compose:Diversity",
     "feedgym.experiments.conformance:item_average",
     "feedgym.experiments.conformance:reward_model",
@@ -158,6 +164,38 @@ def onerec(catalog: Catalog, log: EventLog) -> Recommender:
         torch.manual_seed(0)
         model = OneRec.from_tokenizer(tokenizer, config)
     return SessionRecommender(model, tokenizer, sampling=SamplingConfig(temperature=1.1, top_k=20, top_p=0.95))
+
+
+NEXT_ITEM: dict[str, Any] = {
+    "num_items": NUM_ITEMS,
+    "d_model": 16,
+    "history_length": HISTORY,
+    "session_length": LENGTH,
+}
+"""Sizes of the small next-item models."""
+
+
+def sasrec() -> Recommender:
+    """A small SASRec."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return ScoreRecommender(SASRec(SASRecConfig(**NEXT_ITEM, d_ff=16)))
+
+
+def hstu() -> Recommender:
+    """A small HSTU that reads items."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return HSTURecommender(HSTU(HSTUConfig(**NEXT_ITEM, num_heads=2, d_qk=8, d_v=8)))
+
+
+def hstu_events(log: EventLog) -> Recommender:
+    """A small HSTU that reads profiles, items and actions."""
+    events: dict[str, Any] = {"stream": "events", "only_positives": False, "profile_sizes": log.profile_sizes}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = HSTU(HSTUConfig(**NEXT_ITEM, **events))
+    return HSTURecommender(model, sampling=SamplingConfig(temperature=1.2, top_k=50, top_p=0.95))
 
 
 def plain_kmeans() -> ItemTokenizer:

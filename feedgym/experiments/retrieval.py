@@ -336,8 +336,8 @@ def summarised(config: RetrievalConfig, ranked: Mapping[str, Any], curves: Mappi
     recent = ranked["item_knn_recent"] or "all"
     note = (
         f"{config.label}; {ranked['protocol']}; mrr is cut at {max(config.ranking.at)}. Epochs and baselines are "
-        f"chosen on validation targets by {CHOSEN_BY}: ItemKNN looks at the last {recent} events. {cold:.1%} of the test "
-        f"targets were never seen in training, {seen:.1%} by their user before."
+        f"chosen on validation targets by {CHOSEN_BY}: ItemKNN looks at the last {recent} events. {cold:.1%} of the "
+        f"test targets were never seen in training, {seen:.1%} by their user before."
     )
     if not ranked["has_time"]:
         note += " The data know the order of events only, so nothing learns from times."
