@@ -8,6 +8,7 @@ from toy_agents import toy_histories
 from toy_users import ToyUsers, toy_catalog
 
 from feedgym.agents.check import check_recommender, scribbled
+from feedgym.agents.plackett_luce import PlackettLuce
 from feedgym.agents.rl_recommender import RLlibRecommender
 from feedgym.agents.slates import (
     ItemQ,
@@ -43,10 +44,10 @@ def network(kind, more=None, seed=0, **kwargs):
     return net.eval()
 
 
-@pytest.mark.parametrize(("kind", "more"), NETWORKS)
-def test_agents_keep_the_promises_of_recommenders_and_come_back_from_disk_as_they_were(kind, more, tmp_path):
+@pytest.mark.parametrize(("kind", "more", "draws"), [(*known, False) for known in NETWORKS] + [(SlatePolicy, {}, True)])
+def test_agents_keep_the_promises_of_recommenders_and_come_back_from_disk_as_they_were(kind, more, draws, tmp_path):
     histories = toy_histories(7, num_items=ITEMS, length=T)
-    agent = RLlibRecommender(network(kind, more))
+    agent = RLlibRecommender(network(kind, more), draws)
     check_recommender(agent, histories, ITEMS)
     agent.save(tmp_path)
     again = RLlibRecommender.load(tmp_path)
@@ -58,6 +59,19 @@ def test_agents_keep_the_promises_of_recommenders_and_come_back_from_disk_as_the
 
 def sampled(agent):
     return agent.sample(toy_histories(7, num_items=ITEMS, length=T), 5, torch.Generator().manual_seed(3))
+
+
+def test_a_clone_serves_sessions_as_often_as_it_holds_them_likely():
+    net, many = network(SlatePolicy, items=4, length=2), 3000
+    one = toy_histories(3, num_items=4, length=T).rows([0] * many)
+    requests = replace(one, time_of_day_U=torch.arange(many) * 1e-3)  # all but the same, each with luck of its own
+    served_UK = RLlibRecommender(net, draws=True).recommend(requests).item_ids_USK[:, 0]
+    slates_XK = torch.tensor(list(permutations(range(4), 2)))
+    share_X = (served_UK[:, None] == slates_XK).all(2).float().mean(0)
+    with torch.no_grad():
+        logits_UI = net.logits(requests)
+        prob_X = torch.stack([PlackettLuce(logits_UI, 2).log_prob(s.expand(many, -1)).exp().mean() for s in slates_XK])
+    assert ((share_X - prob_X).abs() < 4.5 * (prob_X * (1 - prob_X) / many).sqrt()).all()
 
 
 def test_a_folder_without_a_whole_agent_is_refused(tmp_path):

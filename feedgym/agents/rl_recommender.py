@@ -14,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from feedgym.agents.plackett_luce import PlackettLuce
+from feedgym.agents.requests import request_noise
 from feedgym.agents.slates import NETWORKS, SlateNetConfig, SlateNetwork, SlateWorld
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.parquet import replacing
@@ -29,10 +31,12 @@ class RLlibRecommender:
 
     Args:
         network: one of :mod:`feedgym.agents.slates`.
+        draws: serve a session drawn by the request's own luck, and not the best one. For clones of a policy that
+            draws: the likeliest session of such a clone is no session of the policy's, and never changes.
     """
 
-    def __init__(self, network: SlateNetwork) -> None:
-        self.network = network.eval()
+    def __init__(self, network: SlateNetwork, draws: bool = False) -> None:
+        self.network, self.draws = network.eval(), draws
         self.session_length = network.length
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
@@ -41,8 +45,22 @@ class RLlibRecommender:
         return self._chosen(histories, n, generator)
 
     def recommend(self, histories: EventBatch) -> SessionBatch:
-        """The session that the network holds for the best."""
-        return self._chosen(histories, 1, None)
+        """The session that the network holds for the best, or a draw; the same for the same request."""
+        return self._drawn(histories) if self.draws else self._chosen(histories, 1, None)
+
+    def _drawn(self, histories: EventBatch) -> SessionBatch:
+        size = max(1, BLOCK_CELLS // self.network.num_items)
+        sessions = []
+        for low in range(0, len(histories), size):
+            block = histories.rows(slice(low, low + size))
+            with torch.inference_mode():
+                slates = PlackettLuce(self.network.logits(block), self.session_length)
+                gumbel_UI = -(-request_noise(block, self.network.num_items).clamp(1e-20, 1 - 1e-7).log()).log()
+                items_UK = (slates.logits_UI + gumbel_UI).topk(self.session_length, dim=1).indices
+                sessions.append(
+                    SessionBatch(item_ids_USK=items_UK[:, None], logp_US=slates.log_prob(items_UK)[:, None])
+                )
+        return SessionBatch.cat(sessions)
 
     def _chosen(self, histories: EventBatch, n: int, generator: torch.Generator | None) -> SessionBatch:
         size = max(1, BLOCK_CELLS // (n * self.network.num_items))
@@ -61,6 +79,7 @@ class RLlibRecommender:
             "kind": type(network).__name__,
             "sizes": asdict(network.sizes),
             "more": network.more,
+            "draws": self.draws,
             "profile_sizes": network.world.profile_sizes,
             "session_length": network.world.session_length,
             "history_length": network.world.history_length,
@@ -91,4 +110,4 @@ class RLlibRecommender:
             network.load_state_dict(tensors)
         except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
             raise ValueError(f"{folder} holds no whole agent ({error}); train it again.") from error
-        return cls(network)
+        return cls(network, known["draws"])

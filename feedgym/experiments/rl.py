@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from feedgym.agents.rl_recommender import RLlibRecommender
-from feedgym.agents.rl_settings import OFFLINE
+from feedgym.agents.rl_settings import CLONES, OFFLINE
 from feedgym.data.events import Catalog, EventLog
 from feedgym.envs.logging import collect_log, user_seeds
 from feedgym.envs.recorder import transitions
@@ -231,7 +231,7 @@ def train_one(config: RLConfig, task: Task, data: tuple[EventLog, Catalog], n: i
     with one_thread(), progress(title) as step:  # the batches are small: two threads wait for each other
         network = train(task, config.train, training_seed(config, n), work, rows, step, record)
     metrics = {row["iteration"]: row for row in map(json.loads, curve.read_text().splitlines())}
-    return RLlibRecommender(network), list(metrics.values())
+    return RLlibRecommender(network, draws=config.train.algorithm in CLONES), list(metrics.values())
 
 
 def training_seed(config: RLConfig, n: int) -> int:
