@@ -195,7 +195,7 @@ def test_help_teaches_every_command(capsys):
     assert all(f"  {name}" in overview for name in COMMANDS)
     for name in COMMANDS:
         with pytest.raises(SystemExit) as stop:
-            main([name, *(["onerec-ipa"] if name == "run" else []), "--help"])
+            main([name, *{"run": ["onerec-ipa"], "data": ["inspect"]}.get(name, []), "--help"])
         assert stop.value.code == 0 and f"usage: feedgym {name}" in capsys.readouterr().out
     main(["run"])
     presets = capsys.readouterr().out
