@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from feedgym.agents.baselines import ItemKNNRecommender, PopularRecommender
+from feedgym.agents.hstu import HSTU, HSTUConfig
 from feedgym.agents.next_item import fit
 from feedgym.agents.sasrec import SASRec, SASRecConfig
 from feedgym.agents.sequences import SequenceDataset, SequenceModel
@@ -32,7 +33,7 @@ from feedgym.envs.short_video import ShortVideo
 from feedgym.experiments.progress import progress
 from feedgym.experiments.ranking import Ranking, RankingConfig, evaluate_ranking
 from feedgym.experiments.report import write_report
-from feedgym.experiments.retrieval_presets import RetrievalConfig, SASRecRun, SASRecSizes
+from feedgym.experiments.retrieval_presets import HSTURun, RetrievalConfig, SASRecRun, SASRecSizes
 from feedgym.experiments.run import JSON, Codec, Run, Stage
 from feedgym.experiments.statistics import interval, lift, resampling_counts
 from feedgym.experiments.worlds import LOG
@@ -190,6 +191,21 @@ def sasrec_of(sizes: SASRecSizes, config: RetrievalConfig) -> Trained:
         return fit_sequences(SASRec(SASRecConfig(**vars(sizes), **known)), world, work, name)
 
     return sequence_model(make, SASRec, sizes)
+
+
+@agent_of.register
+def _(config: HSTURun) -> Trained:
+    def make(world: Retrieval, work: Path, name: str) -> tuple[Any, list[dict[str, float]]]:
+        torch.manual_seed(config.seed)
+        known: dict[str, Any] = {
+            "num_items": world.catalog.num_items,
+            "positives": config.behaviours,
+            "profile_sizes": world.log.profile_sizes,
+            "use_time": config.model.use_time and world.log.has_time,
+        }
+        return fit_sequences(HSTU(HSTUConfig(**vars(config.model) | known)), world, work, name)
+
+    return sequence_model(make, HSTU, config.model)
 
 
 def sequence_model(make: Any, kind: type[SequenceModel], key: Any) -> Trained:

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal
 
 from feedgym.agents.next_item import FitConfig
+from feedgym.agents.sequences import Loss, Similarity
 from feedgym.data.interactions import ReadOptions
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.experiments.configs import LogConfig
 from feedgym.experiments.ranking import RankingConfig
-
-RunT = TypeVar("RunT", bound="RetrievalConfig")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +98,13 @@ class SASRecSizes:
     """T, the newest events of a history that are read."""
     session_length: int = 10
     """K, the most items of a session."""
-    block: str = "meta"
+    block: Literal["meta", "original"] = "meta"
     """meta (of generative-recommenders) or original (the authors')."""
-    loss: str = "sampled_softmax"
+    loss: Loss = "sampled_softmax"
     """bce, ce (over all items) or sampled_softmax."""
     num_negatives: int = 128
     """Items drawn a position for bce and sampled_softmax; the original draws 1."""
-    similarity: str = "cosine"
+    similarity: Similarity = "cosine"
     """cosine, over the temperature, or dot."""
     temperature: float = 0.05
     """Divides the similarity; 1 with dot is the original's."""
@@ -131,6 +130,62 @@ class SASRecRun(RetrievalConfig):
         return self.model.loss == "ce"
 
 
+@dataclass(frozen=True, kw_only=True)
+class HSTUSizes:
+    """Sizes, stream and loss of HSTU."""
+
+    d_model: int = 50
+    """D, width."""
+    num_layers: int = 2
+    """Layers."""
+    num_heads: int = 1
+    """Attention heads."""
+    d_qk: int = 50
+    """Width of a head's queries and keys."""
+    d_v: int = 50
+    """Width of a head's values and gate."""
+    concat_ua: bool = False
+    """Give the output matrix [u, a, u * a] instead of u * a."""
+    dropout: float = 0.2
+    """Dropout."""
+    history_length: int = 200
+    """T, the newest events of a history that are read."""
+    session_length: int = 10
+    """K, the most items of a session."""
+    stream: Literal["items", "events"] = "items"
+    """items, or events: profile, items and actions on one timeline."""
+    use_time: bool = True
+    """Bias attention by the time between an event and the request; off by itself where the data have no times."""
+    hide_actions: float = 0.1
+    """Events stream: share of actions that training replaces by "unknown", so that sessions can be written."""
+    stochastic_alpha: float = 0.0
+    """alpha of the stochastic length, in (1, 2]; 0 trains on whole sequences."""
+    loss: Loss = "sampled_softmax"
+    """bce, ce (over all items) or sampled_softmax."""
+    num_negatives: int = 128
+    """Items drawn a position for bce and sampled_softmax."""
+    similarity: Similarity = "cosine"
+    """cosine, over the temperature, or dot."""
+    temperature: float = 0.05
+    """Divides the similarity."""
+    only_positives: bool = True
+    """Read only events that are items taken; otherwise all that were examined."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HSTURun(RetrievalConfig):
+    """HSTU, trained on a log and ranked offline beside popularity, ItemKNN and SASRec with cross-entropy."""
+
+    name: ClassVar[str] = "hstu"
+    model: HSTUSizes = field(default_factory=HSTUSizes)
+    """The model."""
+
+    @property
+    def label(self) -> str:
+        """Stream and loss, which decide its figures most."""
+        return f"HSTU ({self.model.stream} stream, loss {self.model.loss}, {self.model.similarity})"
+
+
 def sasrec() -> SASRecRun:
     """SASRec as in Meta's generative-recommenders for MovieLens-1M: 2 blocks of width 50, sampled softmax."""
     return SASRecRun()
@@ -142,24 +197,57 @@ def sasrec_original() -> SASRecRun:
     return SASRecRun(model=sizes)
 
 
-def small(run: RunT) -> RunT:
-    """The same for minutes on 2 cores: 50 items of history, fewer epochs."""
+def sasrec_small() -> SASRecRun:
+    """SASRec for minutes on 2 cores: 50 items of history, fewer epochs."""
+    return _small(sasrec())
+
+
+def sasrec_smoke() -> SASRecRun:
+    """SASRec in seconds, on a small simulated log; its figures mean nothing."""
+    return _smoke(sasrec(), d_ff=8)
+
+
+def hstu() -> HSTURun:
+    """HSTU as in Meta's generative-recommenders for MovieLens-1M: 2 layers of width 50, sampled softmax."""
+    return HSTURun()
+
+
+def hstu_large() -> HSTURun:
+    """HSTU-large for MovieLens-1M: 8 layers, 2 heads of 25; wants a GPU."""
+    return HSTURun(model=HSTUSizes(num_layers=8, num_heads=2, d_qk=25, d_v=25))
+
+
+def hstu_events() -> HSTURun:
+    """HSTU on the paper's timeline: profile, items and what the user did with them, skipped items too."""
+    return HSTURun(model=HSTUSizes(stream="events", only_positives=False))
+
+
+def hstu_small() -> HSTURun:
+    """HSTU for minutes on 2 cores: 50 items of history, fewer epochs."""
+    return _small(hstu())
+
+
+def hstu_smoke() -> HSTURun:
+    """HSTU on the timeline of events, of stochastic length, in seconds; its figures mean nothing."""
+    return _smoke(hstu_events(), d_qk=8, d_v=8, stochastic_alpha=1.7)
+
+
+def _small(run: Any) -> Any:
     return replace(
         run,
-        model=replace(run.model, history_length=50),  # type: ignore[attr-defined]
+        model=replace(run.model, history_length=50),
         epochs=20,
         fit=replace(run.fit, patience=3),
         validation_targets=1000,
     )
 
 
-def smoke(run: RunT, **sizes: Any) -> RunT:
-    """The same in seconds, on a small simulated log; its figures mean nothing."""
+def _smoke(run: Any, **sizes: Any) -> Any:
     return replace(
         run,
         short_video=ShortVideoConfig(num_items=80),
         log=LogConfig(users=60, visits=3),
-        model=replace(run.model, d_model=8, history_length=8, session_length=3, **sizes),  # type: ignore[attr-defined]
+        model=replace(run.model, d_model=8, history_length=8, session_length=3, **sizes),
         epochs=2,
         fit=replace(run.fit, batch_size=16),
         ranking=RankingConfig(at=(5, 10)),
@@ -169,10 +257,15 @@ def smoke(run: RunT, **sizes: Any) -> RunT:
 RETRIEVAL_PRESETS: dict[str, Callable[[], RetrievalConfig]] = {
     "sasrec": sasrec,
     "sasrec-original": sasrec_original,
-    "sasrec-small": lambda: small(sasrec()),
-    "sasrec-smoke": lambda: smoke(sasrec(), d_ff=8),
+    "sasrec-small": sasrec_small,
+    "sasrec-smoke": sasrec_smoke,
+    "hstu": hstu,
+    "hstu-large": hstu_large,
+    "hstu-events": hstu_events,
+    "hstu-small": hstu_small,
+    "hstu-smoke": hstu_smoke,
 }
 """What `feedgym run` offers of retrieval."""
 
-RETRIEVAL_CONFIGS: tuple[type[RetrievalConfig], ...] = (SASRecRun,)
+RETRIEVAL_CONFIGS: tuple[type[RetrievalConfig], ...] = (SASRecRun, HSTURun)
 """Their kinds."""

@@ -1,0 +1,109 @@
+"""Training of next-item models: what is learned, which epoch is kept, when it stops, and how it goes on."""
+
+import json
+
+import pytest
+import torch
+from toy_agents import toy_histories
+
+from feedgym.agents.next_item import RECORD, FitConfig, fit
+from feedgym.agents.sasrec import SASRec, SASRecConfig
+from feedgym.agents.sequences import SequenceDataset
+
+NUM_ITEMS = 10
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def model_of(seed=0, **sizes):
+    torch.manual_seed(seed)
+    given = dict(d_model=16, d_ff=16, num_items=NUM_ITEMS, history_length=6, session_length=2, only_positives=False)
+    return SASRec(SASRecConfig(**given | sizes))
+
+
+def cycles(num, seed=0):
+    """Users who take item after item in order, from anywhere."""
+    histories = toy_histories(num, seed, NUM_ITEMS)
+    first_U1 = torch.randint(NUM_ITEMS, (num, 1), generator=torch.Generator().manual_seed(seed))
+    items_UT = (first_U1 + torch.arange(6)) % NUM_ITEMS
+    return type(histories)(
+        **vars(histories)
+        | {"item_ids_UT": items_UT * histories.mask_UT, "behaviours_UTB": torch.ones_like(histories.behaviours_UTB)}
+    )
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(value, right[name]) for name, value in left.items())
+
+
+# BCE never draws what the user took later as a negative, so it can hardly tell the next item from those that follow.
+@pytest.mark.parametrize(("loss", "first"), [("bce", 4), ("ce", 1), ("sampled_softmax", 1)])
+def test_every_loss_learns_what_comes_next(loss, first, tmp_path):
+    model, seen = model_of(loss=loss, num_negatives=8, dropout=0.0), cycles(64, seed=1)
+    last_U = (seen.mask_UT.sum(1) - 1).clamp_min(0)
+    next_U = (seen.item_ids_UT[torch.arange(64), last_U] + 1) % NUM_ITEMS
+    known_U = seen.mask_UT.any(1)
+
+    def accuracy(model):
+        hit_U = (model.scores(seen).topk(first, dim=1).indices == next_U[:, None]).any(1)
+        return float(hit_U[known_U].float().mean())
+
+    examples = SequenceDataset(histories=cycles(400))
+    fit(model, examples, FitConfig(batch_size=40, lr=2e-2), 10, 0, accuracy, tmp_path)
+    assert accuracy(model) > 0.9
+
+
+@pytest.mark.parametrize(("patience", "epochs_run"), [(2, 4), (0, 6)])
+def test_the_best_epoch_is_kept_and_patience_ends_the_training(patience, epochs_run, tmp_path):
+    figures, known = iter([0.1, 0.5, 0.5, 0.2, 0.3, 0.4]), []
+
+    def validate(model):
+        known.append(weights(model))
+        return next(figures)
+
+    examples, config = SequenceDataset(histories=cycles(20)), FitConfig(batch_size=8, patience=patience)
+    model, curve = fit(model_of(), examples, config, 6, 0, validate, tmp_path)
+    assert len(known) == len(curve) == epochs_run and [row["epoch"] for row in curve] == list(range(1, epochs_run + 1))
+    assert same(weights(model), known[1]) and not same(known[1], known[2])
+    # Asked again, it is only read.
+    again, curve_again = fit(model_of(1), examples, config, 6, 0, lambda model: pytest.fail("validated"), tmp_path)
+    assert same(weights(again), known[1]) and curve_again == curve
+
+
+@pytest.mark.parametrize("dies_at", [7, 9])  # an epoch has 3 steps: amid the third, and right after it
+def test_a_killed_run_ends_in_the_same_weights(dies_at, tmp_path):
+    examples, config = SequenceDataset(histories=cycles(20)), FitConfig(batch_size=8, lr=1e-2, patience=3)
+
+    def validate(model):
+        return float(model.scores(cycles(9, 3)).std())
+
+    def dies(step, steps, metrics):
+        if step == dies_at:
+            raise KeyboardInterrupt
+
+    calm, curve = fit(model_of(), examples, config, 5, 0, validate, tmp_path / "calm")
+    with pytest.raises(KeyboardInterrupt):
+        fit(model_of(), examples, config, 5, 0, validate, tmp_path / "killed", dies)
+    assert len(json.loads((tmp_path / "killed" / RECORD).read_text())["curve"]) == 2
+    torch.rand(5)
+    resumed, curve_resumed = fit(model_of(4), examples, config, 5, 0, validate, tmp_path / "killed")
+    assert same(weights(resumed), weights(calm))
+    assert [row["validation"] for row in curve_resumed] == [row["validation"] for row in curve]
+
+
+def test_validation_can_be_rarer_but_the_last_epoch_always_has_one(tmp_path):
+    examples, config = SequenceDataset(histories=cycles(20)), FitConfig(batch_size=8, validate_every=3)
+    _, curve = fit(model_of(), examples, config, 5, 0, lambda model: 1.0, tmp_path)
+    assert [row["epoch"] for row in curve] == [3, 5]
+    with pytest.raises(ValueError, match="validate_every=0"):
+        FitConfig(validate_every=0)
