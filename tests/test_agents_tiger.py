@@ -291,7 +291,7 @@ def test_users_are_hashed_by_their_whole_profile():
     assert torch.equal(tokens, user_token(profiles, 2000)) and tokens.min() >= 0 and tokens.max() < 2000
     assert len(tokens.unique()) > 400  # 512 balls in 2,000 bins: 452 bins expected
     assert user_token(torch.zeros(3, 0, dtype=torch.long), 1).tolist() == [0, 0, 0]
-    with pytest.raises(ValueError, match="num_user_tokens=9 must be 1 .* these have 0 fields"):
+    with pytest.raises(ValueError, match="num_user_tokens=9 must be 1"):
         TigerConfig(num_user_tokens=9)
 
 

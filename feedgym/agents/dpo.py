@@ -24,17 +24,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import MethodType
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, PrinterCallback
+from transformers import GenerationConfig, PreTrainedTokenizerFast, PrinterCallback
+from transformers.modeling_outputs import ModelOutput
 
 from feedgym.agents.pretrain import Progress, _ProgressCallback, last_whole_checkpoint
-from feedgym.agents.session_model import SessionModel, history_columns
+from feedgym.agents.session_model import history_columns
 from feedgym.data.batches import EventBatch, Preferences, TensorRows
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.tokenizers.vocabulary import Vocabulary
@@ -49,6 +51,30 @@ STEP_METRICS = {
     "rewards/margins": "margin",
 }
 """What is logged of a step: TRL's names and ours."""
+
+
+class Alignable(Protocol):
+    """What an agent offers to be aligned; it is a ``transformers.PreTrainedModel`` besides.
+
+    Its ``forward(input_ids, attention_mask, labels, use_cache, **history)`` gives the ``logits`` of teacher-forced
+    sessions, where row r continues history r mod U, for the columns of an EventBatch of U histories. Where those come
+    from an output matrix it is called ``lm_head``, above a backbone ``model`` that gives the ``last_hidden_state``.
+    """
+
+    config: Any
+    training: bool
+
+    def session_tokens(self, item_ids_NK: Tensor) -> Tensor:
+        """Tokens [N, M] of sessions of item ids, BOS before every item; PAD where an item is -1."""
+        ...
+
+    def modules(self) -> Iterator[nn.Module]:
+        """As in ``nn.Module``."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """As in ``nn.Module``."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +152,7 @@ class PairLogps(TensorRows):
 
 
 def dpo_round(
-    model: SessionModel,
+    model: Alignable,
     histories: EventBatch,
     preferences: Preferences,
     config: DPORoundConfig,
@@ -175,7 +201,7 @@ class Pairs:
 
     reference: PairLogps
 
-    def __init__(self, model: SessionModel, histories: EventBatch, preferences: Preferences) -> None:
+    def __init__(self, model: Alignable, histories: EventBatch, preferences: Preferences) -> None:
         if not len(preferences) or len(histories) != len(preferences):
             raise ValueError(
                 f"{len(histories)} histories and {len(preferences)} preference pairs; give one history a pair and at "
@@ -248,7 +274,7 @@ class _WithLogged:
 
 
 def round_trainer(
-    model: SessionModel, pairs: Pairs, config: DPORoundConfig, output_dir: Path, progress: Progress | None = None
+    model: Any, pairs: Pairs, config: DPORoundConfig, output_dir: Path, progress: Progress | None = None
 ) -> Any:
     """TRL's trainer for a round on a model that is :func:`lent_to_trl`; it needs ``pairs.reference`` to train."""
     from datasets import Dataset
@@ -262,9 +288,31 @@ def round_trainer(
         callbacks=[_ProgressCallback(progress)] if progress else [],
     )
     trainer.remove_callback(PrinterCallback)
+    if not hasattr(model, "lm_head"):
+        model.forward = MethodType(_scored_forward, model)
     trainer.processing_class = None  # it spoke for the padding; a checkpoint has no use for it
     trainer.pairs, trainer.config = pairs, config
     return trainer
+
+
+def _scored_forward(
+    self: Any, *, labels: Tensor | None = None, fused_lm_head: bool = False, **inputs: Any
+) -> ModelOutput:
+    """What TRL's fused head answers, of a model whose logits are no product with an output matrix (HSTU's cosines)."""
+    forward = type(self).forward
+    if not fused_lm_head or labels is None:
+        return forward(self, labels=labels, **inputs)
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    logits, targets = forward(self, **inputs).logits[:, :-1].float(), labels[:, 1:]
+    logp, mask = logits.log_softmax(-1), targets != -100
+    per_token = {
+        "log_probs": logp.gather(2, targets.clamp_min(0)[..., None]).squeeze(2),
+        "entropy": -(logp.exp() * logp).sum(-1),
+        "mean_logits": logits.detach().mean(-1),
+        "is_top1": logp.argmax(-1) == targets,
+    }
+    return FusedCausalLMOutput(**{name: value.masked_fill(~mask, 0) for name, value in per_token.items()})
 
 
 def _arguments(config: DPORoundConfig, output_dir: Path) -> Any:
@@ -367,7 +415,7 @@ def _trainer_class() -> type:
 
 
 @contextmanager
-def lent_to_trl(model: SessionModel) -> Iterator[None]:
+def lent_to_trl(model: Any) -> Iterator[None]:
     """Make a model fit for TRL, and undo in the end what trainers do to it besides training.
 
     TRL sets the dropout rates to 0 and puts its own ``forward`` on the instance, and mixed precision another one; a
@@ -376,7 +424,10 @@ def lent_to_trl(model: SessionModel) -> Iterator[None]:
     rates = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
     training = model.training
     try:
-        model._input_embed_layer = "tokens"  # transformers finds no output matrix where it finds no input embeddings
+        if hasattr(model, "lm_head"):  # transformers finds no output matrix where it finds no input embeddings
+            model._input_embed_layer = "tokens"
+        if not hasattr(model, "generation_config"):
+            model.generation_config = GenerationConfig()  # TRL writes its padding there
         yield
     finally:
         for module, rate in rates:

@@ -10,15 +10,24 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
-from feedgym.agents.onerec import OneRec
-from feedgym.agents.session_model import SessionRecommender
+from feedgym.agents.generation import GenerativeRecommender
+from feedgym.agents.hstu import HSTU, HSTUConfig
+from feedgym.agents.onerec import OneRec, OneRecConfig
+from feedgym.agents.session_model import SessionModel
+from feedgym.agents.tiger import Tiger, TigerConfig
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import Catalog, EventLog
-from feedgym.experiments.presets import CONFIGS, AlignConfig
-from feedgym.experiments.worlds import LOG, World, world_of
+from feedgym.experiments.presets import CONFIGS, AlignConfig, HSTUSize, TigerSize
+from feedgym.experiments.worlds import LOG, Pool, World, world_of
 from feedgym.protocols import Recommender, SessionReward, make
 from feedgym.rewards.model import RewardModel
+from feedgym.tokenizers.codes import CodeTokenizer
+from feedgym.tokenizers.item_id import ItemId
 from feedgym.tokenizers.residual_kmeans import ResidualKMeans
+from feedgym.tokenizers.rqvae import RQVAE
+
+TOKENIZERS: dict[str, Any] = {"residual_kmeans": ResidualKMeans, "rqvae": RQVAE, "item_id": ItemId}
+"""What gives items their codes, by the name in the configuration."""
 
 
 class Finished(NamedTuple):
@@ -53,15 +62,17 @@ def agents_of(folder: Path | str) -> Finished:
     folder = Path(folder)
     config = read_config(folder)
     if not isinstance(config, AlignConfig):
-        raise ValueError(f"{folder} is a run of RLlib and has no base and aligned agents; give one of onerec-ipa.")
+        raise ValueError(f"{folder} has no base and aligned agents; give a run of a preset that ends in -ipa.")
     last = f"aligned-{config.ipa.rounds}" if config.ipa.rounds else "base"
     for name in ("log", "tokenizer", "base", "reward", last):
         _check_complete(folder, name)
     stages = folder / "stages"
     try:
         log, catalog = LOG.load(stages / "log")
-        tokenizer = ResidualKMeans.load(stages / "tokenizer")
-        models = {"base": OneRec.load(stages / "base", tokenizer), "aligned": OneRec.load(stages / last, tokenizer)}
+        tokenizer = TOKENIZERS[config.tokenizer].load(stages / "tokenizer")
+        models = {
+            name: load_model(config, stages / stage, tokenizer) for name, stage in (("base", "base"), ("aligned", last))
+        }
         reward_model = RewardModel.load(stages / "reward")
     except (KeyError, OSError, SafetensorError) as error:
         raise ValueError(f"A stage of {folder} cannot be read: {error}; {_remedy(folder)}.") from error
@@ -93,7 +104,29 @@ def read_config(folder: Path) -> Any:
         raise ValueError(f"{path} cannot be read ({detail}); start a new run with --run.") from error
 
 
-def recommender_of(config: AlignConfig, model: OneRec, tokenizer: ResidualKMeans, beams: int = 0) -> SessionRecommender:
+def build_model(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer) -> Any:
+    """An untrained model of the experiment's kind; any model of :class:`feedgym.agents.dpo.Alignable`'s will do."""
+    sizes = config.model_arguments(pool)
+    if isinstance(config.model, HSTUSize):
+        return HSTU(HSTUConfig(**sizes, num_items=pool.catalog.num_items))
+    if isinstance(config.model, TigerSize):
+        return Tiger.from_tokenizer(tokenizer, TigerConfig(**sizes))
+    return OneRec.from_tokenizer(tokenizer, OneRecConfig(**sizes))
+
+
+def load_model(config: AlignConfig, folder: Path, tokenizer: CodeTokenizer) -> Any:
+    """A model of the experiment's kind from a folder.
+
+    Raises:
+        ValueError: it is missing or damaged, or was trained with another tokenizer.
+    """
+    if isinstance(config.model, HSTUSize):
+        return HSTU.load(folder)
+    kind: type[SessionModel] = Tiger if isinstance(config.model, TigerSize) else OneRec
+    return kind.load(folder, tokenizer)
+
+
+def recommender_of(config: AlignConfig, model: Any, tokenizer: CodeTokenizer, beams: int = 0) -> GenerativeRecommender:
     """A run's model as the agent that its rounds sample from and its judge serves.
 
     Args:
@@ -102,8 +135,8 @@ def recommender_of(config: AlignConfig, model: OneRec, tokenizer: ResidualKMeans
         tokenizer: the run's.
         beams: width of the search by which it serves; 0 serves sessions drawn as in a round.
     """
-    kind = Searching if config.ipa.beams else SessionRecommender
-    return kind(model, tokenizer, config.session_length, config.sampling, num_beams=beams)
+    kind = Searching if config.ipa.beams else GenerativeRecommender
+    return kind(model, tokenizer.trie(), config.session_length, config.sampling, num_beams=beams)
 
 
 def score_of(config: AlignConfig, log: EventLog, catalog: Catalog, model: RewardModel) -> SessionReward:
@@ -114,8 +147,8 @@ def score_of(config: AlignConfig, log: EventLog, catalog: Catalog, model: Reward
     return make(config.score, catalog=catalog, log=log, reward_model=model)
 
 
-class Searching(SessionRecommender):
-    """A OneRec whose "samples" are the sessions of a beam search, as in the paper."""
+class Searching(GenerativeRecommender):
+    """An agent whose "samples" are the sessions of a beam search, as in the paper."""
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
         """The ``n`` best sessions a user; the generator is not needed."""

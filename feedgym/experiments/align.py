@@ -1,9 +1,10 @@
-"""Iterative preference alignment of OneRec, in reading order (OneRec, arXiv:2502.18965, §3 and Algorithm 2).
+"""Iterative preference alignment, in reading order (OneRec, arXiv:2502.18965, §3 and Algorithm 2).
 
     log -> tokenizer -> base (next-token prediction) -> reward model -> rounds of {sample, score, choose, DPO} -> judge
 
 The world (:mod:`feedgym.experiments.worlds`) is where the log comes from and who judges the agents in the end:
-simulated users, who know the truth, or a recorded log, which does not. Everything between is the same code for both.
+simulated users, who know the truth, or a recorded log, which does not. Everything between is the same code for both,
+and the same for every agent that writes sessions: OneRec, TIGER and HSTU (:mod:`feedgym.experiments.agents_of`).
 
 Deviations from the paper: the 128 sessions of a pair come from sampling by default (the paper searches with beams;
 ``IPAConfig.beams`` does too); NTP during alignment is on the logged sessions of the sampled users, in the same batches
@@ -22,11 +23,10 @@ import numpy as np
 import torch
 
 from feedgym.agents.dpo import dpo_round
-from feedgym.agents.onerec import OneRec, OneRecConfig
+from feedgym.agents.generation import GenerativeRecommender
 from feedgym.agents.pretrain import SessionDataset, pretrain
-from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.parquet import read_batch, write_batch
-from feedgym.experiments.agents_of import recommender_of, score_of
+from feedgym.experiments.agents_of import TOKENIZERS, build_model, load_model, recommender_of, score_of
 from feedgym.experiments.exposure import FEW
 from feedgym.experiments.presets import AlignConfig
 from feedgym.experiments.progress import progress, say
@@ -37,12 +37,12 @@ from feedgym.experiments.run import JSON, Codec, Run, Stage
 from feedgym.experiments.worlds import LOG, Pool, world_of
 from feedgym.protocols import Recommender
 from feedgym.rewards.model import RewardModel, auc_per_tower, fit_reward_model
+from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.quality import quality_report
-from feedgym.tokenizers.residual_kmeans import ResidualKMeans
 
 
 def align(config: AlignConfig, run: Run) -> dict[str, Any]:
-    """Pretrain, align and judge OneRec.
+    """Pretrain, align and judge an agent.
 
     Args:
         config: the whole experiment.
@@ -57,15 +57,17 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     log = run.stage("log", world.collect, LOG, config=world.key)
     pool = Pool.of(log.value, world, config)
 
-    codes = config.tokenizer_for(pool.catalog)
+    codes, kind = config.tokenizer_for(pool.catalog), TOKENIZERS[config.tokenizer]
     tokenizer = run.stage(
         "tokenizer",
-        lambda _: ResidualKMeans(codes).fit(pool.catalog.content_IE),
-        Codec(lambda value, folder: value.save(folder), ResidualKMeans.load),
+        lambda _: kind(codes).fit(pool.catalog.content_IE),
+        Codec(lambda value, folder: value.save(folder), kind.load),
         config=codes,
         parents=[log],
     )
-    agents = Codec(lambda model, folder: model.save_pretrained(folder), lambda f: OneRec.load(f, tokenizer.value))
+    agents: Codec[Any] = Codec(
+        lambda model, folder: model.save_pretrained(folder), lambda f: load_model(config, f, tokenizer.value)
+    )
 
     data_choices = [config.history_length, config.split_seed, config.seed]
     base = run.stage(
@@ -90,7 +92,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     )
     score = score_of(config, pool.log, pool.catalog, reward.value)
 
-    def agent(model: OneRec, beams: int = 0) -> SessionRecommender:
+    def agent(model: Any, beams: int = 0) -> GenerativeRecommender:
         return recommender_of(config, model, tokenizer.value, beams)
 
     rounds: list[dict[str, float]] = []
@@ -154,12 +156,12 @@ def stage_names(config: AlignConfig) -> list[str]:
     return ["log", "tokenizer", "base", "reward", "reward-check", *rounds, f"sampled-{config.ipa.rounds}", "judged"]
 
 
-def pretrained(config: AlignConfig, pool: Pool, tokenizer: ResidualKMeans, work: Path) -> OneRec:
-    """OneRec after next-token prediction on the training users' good sessions."""
+def pretrained(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer, work: Path) -> Any:
+    """The agent after next-token prediction on the training users' good sessions."""
     torch.manual_seed(config.seed)
-    model = OneRec.from_tokenizer(tokenizer, OneRecConfig(**config.model_arguments(pool)))
+    model = build_model(config, pool, tokenizer)
     dataset = SessionDataset(histories=pool.imitate.histories, item_ids_NK=pool.imitate.targets_NK)
-    with progress("Pretraining OneRec") as step:
+    with progress(f"Pretraining {config.model.name}") as step:
         return pretrain(model, dataset, config.seeded(config.pretrain), work, step)
 
 
@@ -181,8 +183,8 @@ def reward_check(reward: RewardModel, pool: Pool) -> dict[str, float]:
 
 
 def dpo_snapshot(
-    config: AlignConfig, pool: Pool, snapshot: OneRec, sampled: Sampled, t: int, work: Path
-) -> tuple[OneRec, dict[str, float]]:
+    config: AlignConfig, pool: Pool, snapshot: Any, sampled: Sampled, t: int, work: Path
+) -> tuple[Any, dict[str, float]]:
     """The next snapshot: DPO against the last one on the round's pairs, plus NTP on the logged sessions."""
     pairs = choose_pairs(sampled, pool.imitate.targets_NK[sampled.row_U], config.ipa.margin)
     model = copy.deepcopy(snapshot)
@@ -201,10 +203,10 @@ def read_sampled(folder: Path) -> Sampled:
     return read_batch(Sampled, folder / "sampled.safetensors")
 
 
-def with_metrics(agents: Codec[OneRec]) -> Codec[tuple[OneRec, dict[str, float]]]:
+def with_metrics(agents: Codec[Any]) -> Codec[tuple[Any, dict[str, float]]]:
     """An agent and the metrics of the round that made it."""
 
-    def save(product: tuple[OneRec, dict[str, float]], folder: Path) -> None:
+    def save(product: tuple[Any, dict[str, float]], folder: Path) -> None:
         agents.save(product[0], folder)
         JSON.save(product[1], folder)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from feedgym.agents.dpo import DPORoundConfig
 from feedgym.agents.generation import SamplingConfig
@@ -23,7 +23,9 @@ from feedgym.experiments.rl_presets import RL_PRESETS, RLConfig
 from feedgym.experiments.rollouts import RolloutConfig
 from feedgym.protocols import load
 from feedgym.rewards.model import RewardModelConfig
+from feedgym.tokenizers.item_id import ItemIdConfig
 from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
+from feedgym.tokenizers.rqvae import RQVAEConfig
 
 if TYPE_CHECKING:
     from feedgym.data.events import Catalog
@@ -32,9 +34,16 @@ if TYPE_CHECKING:
 ConfigT = TypeVar("ConfigT")
 
 
+STRICT: Any = {"extra": "forbid"}
+"""A run's config.json says by the names of the sizes which model it is of."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Size of OneRec."""
+
+    name: ClassVar[str] = "OneRec"
+    __pydantic_config__: ClassVar[Any] = STRICT
 
     d_model: int = 64
     """Width."""
@@ -50,6 +59,67 @@ class ModelConfig:
     """Experts a decoder layer; two are active."""
     dropout: float = 0.0
     """Dropout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TigerSize:
+    """Size of TIGER, and what it reads; see :class:`feedgym.agents.tiger.TigerConfig`."""
+
+    name: ClassVar[str] = "TIGER"
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    d_model: int = 64
+    """Width."""
+    num_heads: int = 4
+    """Attention heads."""
+    head_width: int = 16
+    """Width of a head."""
+    encoder_layers: int = 1
+    """Layers reading the history."""
+    decoder_layers: int = 2
+    """Layers writing the session."""
+    d_ff: int = 128
+    """Width inside a feed-forward layer."""
+    dropout: float = 0.0
+    """Dropout."""
+    num_user_tokens: int = 1
+    """Tokens to which users are hashed by their profile; 1 is the same for all."""
+    only_positives: bool = False
+    """Read positive events alone, as the paper does; otherwise all that were examined."""
+    event_features: bool = True
+    """Read behaviours and times of events, profile and time of day, too; the paper reads items alone."""
+    semantic_init: bool = True
+    """Let code embeddings start at the tokenizer's codewords."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HSTUSize:
+    """Size of HSTU, and what it reads; see :class:`feedgym.agents.hstu.HSTUConfig`."""
+
+    name: ClassVar[str] = "HSTU"
+    __pydantic_config__: ClassVar[Any] = STRICT
+
+    d_model: int = 64
+    """Width."""
+    num_layers: int = 2
+    """Blocks."""
+    num_heads: int = 2
+    """Attention heads."""
+    d_qk: int = 32
+    """Width of a head's queries and keys."""
+    d_v: int = 32
+    """Width of a head's values and gate."""
+    dropout: float = 0.0
+    """Dropout."""
+    only_positives: bool = True
+    """Read positive events alone; otherwise all that were examined."""
+    use_time: bool = True
+    """Bias attention by time."""
+    temperature: float = 0.05
+    """Divides the cosine of user and item; the lower, the sharper the choice."""
+
+
+Tokenizing = Literal["residual_kmeans", "rqvae", "item_id"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,14 +167,19 @@ class AlignConfig:
     """T, events of the history that agents and reward model see."""
     split_seed: int = 0
     """Which users are held out from training to check the reward model."""
+    tokenizer: Tokenizing = "residual_kmeans"
+    """What gives items their codes: residual_kmeans (OneRec's), rqvae (TIGER's) or item_id (HSTU's: one an item)."""
     num_codes: tuple[int, ...] | None = None
-    """Codes of each level of the tokenizer; chosen by the size of the catalogue if left out."""
+    """Codes of each level of the tokenizer; chosen by the size of the catalogue if left out. item_id has no use for
+    it."""
+    rqvae_steps: int = 2000
+    """Training steps of an RQ-VAE."""
     sessions: SessionFilter = field(
         default_factory=lambda: SessionFilter(min_watched=1, min_watch_s=0.0, min_interactions=0, top_share=0.6)
     )
-    """Which logged sessions OneRec learns to imitate."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """Size of OneRec."""
+    """Which logged sessions the agent learns to imitate."""
+    model: ModelConfig | TigerSize | HSTUSize = field(default_factory=ModelConfig)
+    """The agent's kind and size; a preset chooses the kind."""
     pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(epochs=2.5))
     """Next-token prediction."""
     reward: RewardModelConfig = field(default_factory=RewardModelConfig)
@@ -131,17 +206,28 @@ class AlignConfig:
     def __post_init__(self) -> None:
         if self.score is not None:
             load(self.score)  # a mistake in it is told now, and not after the pretraining
+        if self.tokenizer not in get_args(Tokenizing):
+            raise ValueError(
+                f"tokenizer={self.tokenizer!r} is unknown; choose one of {', '.join(get_args(Tokenizing))}."
+            )
+        if isinstance(self.model, HSTUSize) and self.tokenizer != "item_id":
+            raise ValueError(f"HSTU writes item ids and not the codes of tokenizer={self.tokenizer!r}; choose item_id.")
 
     def seeded(self, part: ConfigT) -> ConfigT:
         """A part of the configuration with this experiment's seed added to its own."""
         return replace(part, seed=part.seed + self.seed)  # type: ignore[type-var, attr-defined]
 
-    def tokenizer_for(self, catalog: Catalog) -> ResidualKMeansConfig:
+    def tokenizer_for(self, catalog: Catalog) -> ResidualKMeansConfig | RQVAEConfig | ItemIdConfig:
         """The tokenizer's configuration for a catalogue."""
-        return ResidualKMeansConfig(num_codes=self.num_codes or codes_for(catalog.num_items), seed=self.seed)
+        if self.tokenizer == "item_id":
+            return ItemIdConfig()
+        num_codes = self.num_codes or codes_for(catalog.num_items)
+        if self.tokenizer == "rqvae":
+            return RQVAEConfig(num_codes=num_codes, steps=self.rqvae_steps, seed=self.seed)
+        return ResidualKMeansConfig(num_codes=num_codes, seed=self.seed)
 
     def model_arguments(self, pool: Pool) -> dict[str, Any]:
-        """Arguments of OneRecConfig: the sizes chosen here and those that the data decide."""
+        """Arguments of the model's own config: the sizes chosen here and those that the data decide."""
         return {
             **{f.name: getattr(self.model, f.name) for f in fields(self.model)},
             "session_length": self.session_length,
@@ -177,6 +263,44 @@ def smoke() -> AlignConfig:
     )
 
 
+def tiger(config: AlignConfig, **sizes: Any) -> AlignConfig:
+    """An experiment with TIGER over the codes of an RQ-VAE in place of OneRec."""
+    return replace(config, model=TigerSize(**sizes), tokenizer="rqvae")
+
+
+def hstu(config: AlignConfig, **sizes: Any) -> AlignConfig:
+    """An experiment with HSTU over item ids in place of OneRec."""
+    return replace(config, model=HSTUSize(**sizes), tokenizer="item_id")
+
+
+def tiger_small() -> AlignConfig:
+    """The demo with TIGER: RQ-VAE codes with a counter of collisions, an encoder-decoder as wide as the demo's."""
+    return tiger(small())
+
+
+def tiger_smoke() -> AlignConfig:
+    """Everything once with TIGER, in seconds; its figures mean nothing."""
+    sizes: dict[str, Any] = {"d_model": 16, "num_heads": 2, "head_width": 8, "decoder_layers": 1, "d_ff": 32}
+    return replace(tiger(smoke(), **sizes), rqvae_steps=30)
+
+
+def tiger_paper() -> AlignConfig:
+    """TIGER's published sizes on the larger experiment; for one GPU or more."""
+    sizes: dict[str, Any] = {"d_model": 128, "num_heads": 6, "head_width": 64, "encoder_layers": 4}
+    sizes |= {"decoder_layers": 4, "d_ff": 1024, "dropout": 0.1, "semantic_init": False}
+    return replace(tiger(paper(), **sizes), num_codes=(256, 256, 256), rqvae_steps=20_000)
+
+
+def hstu_small() -> AlignConfig:
+    """The demo with HSTU, which writes item ids."""
+    return hstu(small())
+
+
+def hstu_smoke() -> AlignConfig:
+    """Everything once with HSTU, in seconds; its figures mean nothing."""
+    return hstu(smoke(), d_model=16, num_layers=1, d_qk=8, d_v=8)
+
+
 def paper() -> AlignConfig:
     """Sizes nearer the paper's: sessions of 10, 24 experts, beams; for one GPU or more."""
     return AlignConfig(
@@ -198,6 +322,11 @@ PRESETS: dict[str, Callable[[], Any]] = {
     "onerec-ipa": small,
     "onerec-ipa-smoke": smoke,
     "onerec-ipa-paper": paper,
+    "tiger-ipa": tiger_small,
+    "tiger-ipa-smoke": tiger_smoke,
+    "tiger-ipa-paper": tiger_paper,
+    "hstu-ipa": hstu_small,
+    "hstu-ipa-smoke": hstu_smoke,
     **RL_PRESETS,
     **RETRIEVAL_PRESETS,
 }

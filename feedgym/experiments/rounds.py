@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from feedgym.agents.generation import score_sessions
-from feedgym.agents.session_model import SessionRecommender
+from feedgym.agents.generation import GenerativeRecommender, score_sessions
 from feedgym.data.batches import Preferences, TensorRows
 from feedgym.experiments.presets import AlignConfig
 from feedgym.experiments.progress import progress
@@ -46,8 +45,8 @@ class Sampled(TensorRows):
 
 
 def sample_round(
-    config: AlignConfig, pool: Pool, world: World, rollouts: Rollouts, agent: SessionRecommender,
-    base: SessionRecommender, reward: SessionReward, t: int, work: Path | None = None,
+    config: AlignConfig, pool: Pool, world: World, rollouts: Rollouts, agent: GenerativeRecommender,
+    base: GenerativeRecommender, reward: SessionReward, t: int, work: Path | None = None,
 ) -> Sampled:  # fmt: skip
     """Round t's users (Algorithm 2, line 4), 128 sessions for each from the snapshot, scored, and their true values.
 

@@ -194,7 +194,7 @@ class Simulated:
         else:
             self.simulator = make_simulator(config.simulator)
             self.key = [config.simulator, config.log, config.session_length, config.seed]
-        self.title = f"OneRec + IPA on {type(self.simulator).__name__}, simulated users"
+        self.title = f"{config.model.name} + IPA on {type(self.simulator).__name__}, simulated users"
 
     def collect(self, work: Path) -> Data:
         """The users' visits under the production system."""
@@ -254,7 +254,7 @@ class Recorded:
         assert config.data is not None
         self.config = config
         self.path = Path(config.data)
-        self.title = f"OneRec + IPA on the log {self.path.name}"
+        self.title = f"{config.model.name} + IPA on the log {self.path.name}"
         self.columns = dict(column_pair(text) for text in config.columns)
 
     @property
