@@ -126,7 +126,8 @@ def test_rows_hold_the_logs_transitions(tmp_path):
     config = TrainConfig(algorithm="cql", proto_each=True)
     points = pq.read_table(write_rows(found, here, config, tmp_path / "cql.parquet")).to_pydict()["actions"]
     network = here.network(config)
-    served_NK = network.items(torch.tensor(points, dtype=torch.float32), K).numpy()
+    new = toy_histories(2, num_items=ITEMS, length=T).rows([0] * len(points))
+    served_NK = network.items(torch.tensor(points, dtype=torch.float32), K, new).numpy()
     assert np.array_equal(served_NK, found["actions"])
 
 

@@ -158,12 +158,18 @@ def test_the_choice_model_learns_the_shares_of_clicks_among_what_was_seen():
     assert float(choice_UK[0, 2]) == 0  # never seen, nothing learned
 
 
-def test_proto_items_of_served_items_are_served_as_them():
-    net = network(ProtoPolicy, {"points": K})
-    slates_NK = np.array([[3, 1, 7], [0, 11, 5]])
-    assert np.array_equal(net.items(torch.from_numpy(net.proto(slates_NK)), K).numpy(), slates_NK)
+def test_proto_items_of_served_items_are_served_as_them_unless_just_seen():
+    net, slates_NK = network(ProtoPolicy, {"points": K}), np.array([[3, 1, 7], [0, 11, 5]])
+    new = toy_histories(2, num_items=ITEMS, length=T)
+    new = replace(new, mask_UT=torch.zeros_like(new.mask_UT))
+    action_NA = torch.from_numpy(net.proto(slates_NK))
+    assert np.array_equal(net.items(action_NA, K, new).numpy(), slates_NK)
     middle = network(ProtoPolicy, {"points": 1}).proto(slates_NK)
     np.testing.assert_allclose(middle, world().points_IE[slates_NK].mean(1), rtol=1e-6)
+    ids_UT, mask_UT = torch.zeros(2, T, dtype=torch.int64), torch.zeros(2, T, dtype=torch.bool)
+    ids_UT[:, 0], mask_UT[:, 0] = torch.tensor([1, 5]), True
+    seen_NK = net.items(action_NA, K, replace(new, item_ids_UT=ids_UT, mask_UT=mask_UT)).numpy()
+    assert not (seen_NK == np.array([[1], [5]])).any() and (seen_NK[:, 0] == slates_NK[:, 0]).all()
 
 
 def test_sessions_longer_than_the_catalogue_are_refused():

@@ -47,6 +47,8 @@ class TrainConfig:
     """Transitions kept for replay (slateq, dqn, sac)."""
     beta: float = 1.0
     """How much more weight good visits get (marwil); 0 would be bc."""
+    alpha: float = 0.03
+    """Weight of the entropy in the beginning (sac); it is learned."""
     proto_axes: int = 8
     """Principal components of the content that a proto-item has (sac, cql)."""
     proto_each: bool = False

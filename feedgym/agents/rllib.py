@@ -76,7 +76,7 @@ from feedgym.agents.slates import (
 )
 from feedgym.data.events import FloatArray
 from feedgym.data.parquet import replacing
-from feedgym.envs.feed import FeedEnv, FeedVectorEnv
+from feedgym.envs.feed import FeedEnv, FeedVectorEnv, event_batch
 from feedgym.envs.truth import RewardWeights
 from feedgym.envs.wrappers import ItemByItem
 from feedgym.protocols import UserSimulator, load
@@ -431,7 +431,7 @@ class TrainingFeed(VectorWrapper):
     def __init__(self, env: VectorEnv, proto: ProtoPolicy | None = None) -> None:
         super().__init__(env)
         assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
-        self.proto = proto
+        self.proto, self._known = proto, {}
         self.single_observation_space = flat_space(env.single_observation_space)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         if proto is not None:
@@ -440,15 +440,16 @@ class TrainingFeed(VectorWrapper):
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """New users."""
-        observation, _ = self.env.reset(**kwargs)
-        return flat_observation(observation), {}
+        self._known, _ = self.env.reset(**kwargs)
+        return flat_observation(self._known), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """One visit a user."""
         if self.proto is not None:
-            actions = self.proto.items(torch.as_tensor(np.asarray(actions)), self.proto.length).numpy()
-        observation, reward_U, terminated_U, truncated_U, _ = self.env.step(actions)
-        return flat_observation(observation), reward_U, terminated_U, truncated_U, {}
+            proto_UA = torch.as_tensor(np.asarray(actions))
+            actions = self.proto.items(proto_UA, self.proto.length, event_batch(self._known)).numpy()
+        self._known, reward_U, terminated_U, truncated_U, _ = self.env.step(actions)
+        return flat_observation(self._known), reward_U, terminated_U, truncated_U, {}
 
 
 class TrainingItems(ItemByItem):
@@ -619,7 +620,7 @@ def _q_learning(config: TrainConfig) -> AlgorithmConfig:
 
 def _sac(config: TrainConfig) -> AlgorithmConfig:
     rates: dict[str, Any] = dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr"), config.lr)
-    return SACConfig().training(lr=None, twin_q=True, n_step=1, **rates, **_replay(config))
+    return SACConfig().training(lr=None, twin_q=True, n_step=1, initial_alpha=config.alpha, **rates, **_replay(config))
 
 
 def _replay(config: TrainConfig) -> dict[str, Any]:

@@ -456,11 +456,24 @@ class ProtoPolicy(SlateNetwork):
         points_NKE = self.points_IE.numpy()[slates_NK]
         return points_NKE.reshape(len(slates_NK), -1) if self.points > 1 else points_NKE.mean(axis=1)
 
-    def items(self, action_UA: Tensor, length: int) -> Tensor:
-        """Sessions [U, length] of actions within [-1, 1]."""
-        proto_UPE = action_UA.reshape(len(action_UA), self.points, -1)
-        place = torch.arange(length).clamp_max(self.points - 1)
-        return torch.from_numpy(nearest_items(self.points_IE.numpy(), proto_UPE[:, place].detach().numpy()))
+    def items(self, action_UA: Tensor, length: int, histories: EventBatch) -> Tensor:
+        """Sessions [U, length] of actions within [-1, 1], of items that the history does not show.
+
+        Only the newest events count where the catalogue is small: half of what a session leaves of it.
+        """
+        proto_UPE = action_UA.reshape(len(action_UA), self.points, -1).detach().numpy()
+        proto_UKE = proto_UPE[:, np.minimum(np.arange(length), self.points - 1)]
+        rank_UT = histories.mask_UT.long().flip(1).cumsum(1).flip(1) - 1
+        taken_UT = (histories.mask_UT & (rank_UT < (self.num_items - length) // 2)).numpy()
+        ids_UT = histories.item_ids_UT.numpy()
+
+        def allowed(users: slice) -> NDArray[np.bool_]:
+            allowed_UI = np.ones((len(ids_UT[users]), self.num_items), bool)
+            row, place = np.nonzero(taken_UT[users])
+            allowed_UI[row, ids_UT[users][row, place]] = False
+            return allowed_UI
+
+        return torch.from_numpy(nearest_items(self.points_IE.numpy(), proto_UKE, allowed))
 
     def choose(self, histories: EventBatch, length: int, n: int, generator: torch.Generator | None):
         """See :meth:`SlateNetwork.choose`; sessions of points have no log-probability, NaN."""
@@ -469,7 +482,8 @@ class ProtoPolicy(SlateNetwork):
         if generator is not None:
             noise = torch.randn(mean_USA.shape, generator=generator)
             mean_USA = mean_USA + noise * log_std_UA[:, None].clamp(-20, 2).exp()
-        items_USK = self.items(mean_USA.flatten(0, 1).tanh(), length).reshape(*mean_USA.shape[:2], length)
+        rows = histories.rows(torch.arange(len(histories)).repeat_interleave(n))
+        items_USK = self.items(mean_USA.flatten(0, 1).tanh(), length, rows).reshape(*mean_USA.shape[:2], length)
         return items_USK, torch.full(items_USK.shape[:2], torch.nan)
 
 
