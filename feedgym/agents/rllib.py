@@ -431,7 +431,8 @@ class TrainingFeed(VectorWrapper):
     def __init__(self, env: VectorEnv, proto: ProtoPolicy | None = None) -> None:
         super().__init__(env)
         assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
-        self.proto, self._known = proto, {}
+        self.proto = proto
+        self._known: dict[str, Any] = {}
         self.single_observation_space = flat_space(env.single_observation_space)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         if proto is not None:
