@@ -66,13 +66,13 @@ def _pair(text: str) -> tuple[str, Any]:
 
 def ppo() -> RLConfig:
     """PPO over whole slates, Plackett-Luce; minutes on 2 cores."""
-    return RLConfig(train=TrainConfig(algorithm="ppo", iterations=40))
+    return RLConfig(train=TrainConfig(algorithm="ppo", iterations=24, epochs=3, lr=3e-3))
 
 
 def slateq() -> RLConfig:
     """SlateQ: the value of a slate from its items' values and a choice model."""
     return RLConfig(
-        train=TrainConfig(algorithm="slateq", iterations=12, steps=2560, batch_size=256, updates=0.04, lr=2e-3)
+        train=TrainConfig(algorithm="slateq", iterations=8, steps=1280, batch_size=256, updates=0.04, lr=2e-3)
     )
 
 
@@ -88,18 +88,18 @@ def dqn() -> RLConfig:
 def sac() -> RLConfig:
     """SAC on proto-items: a point of content space, whose nearest items are served."""
     return RLConfig(
-        train=TrainConfig(algorithm="sac", iterations=12, steps=2560, batch_size=256, updates=0.05, lr=1e-3)
+        train=TrainConfig(algorithm="sac", iterations=16, steps=2560, batch_size=256, updates=0.05, lr=1e-3)
     )
 
 
 def bc() -> RLConfig:
     """Behaviour cloning from the log."""
-    return RLConfig(train=TrainConfig(algorithm="bc", iterations=10, steps=40, batch_size=512, lr=2e-3))
+    return RLConfig(train=TrainConfig(algorithm="bc", iterations=6, steps=40, batch_size=256, lr=2e-3))
 
 
 def marwil() -> RLConfig:
     """MARWIL from the log: cloning that weighs good visits more."""
-    return RLConfig(train=TrainConfig(algorithm="marwil", iterations=10, steps=40, batch_size=512, lr=2e-3))
+    return RLConfig(train=TrainConfig(algorithm="marwil", iterations=6, steps=40, batch_size=256, lr=2e-3))
 
 
 def cql() -> RLConfig:
