@@ -53,6 +53,8 @@ class TrainConfig:
     """Principal components of the content that a proto-item has (sac, cql)."""
     proto_each: bool = False
     """A proto-item for each place, instead of one whose K nearest items are served (sac, cql)."""
+    proto_fresh: bool = True
+    """Pass over items that the history shows (sac, cql): right where users tire of them, wrong where they do not."""
     checkpoints: int = 4
     """Times in a training at which it is kept, so that a killed run goes on from there."""
 

@@ -145,7 +145,7 @@ class Task:
         """What the network is told besides items and sizes."""
         if NETWORK_OF[config.algorithm] is not ProtoPolicy:
             return {}
-        return {"points": self.world.session_length if config.proto_each else 1}
+        return {"points": self.world.session_length if config.proto_each else 1, "fresh": config.proto_fresh}
 
 
 def _spec(env_id: str) -> EnvSpec:

@@ -428,6 +428,7 @@ class ProtoPolicy(SlateNetwork):
         world: items and lengths.
         config: sizes.
         points: 1, where the K items nearest to one point are served, or K, the nearest of each.
+        fresh: pass over items that the history shows.
     """
 
     points_IE: Tensor
@@ -437,11 +438,12 @@ class ProtoPolicy(SlateNetwork):
         world: SlateWorld,
         config: SlateNetConfig = SlateNetConfig(),
         points: int = 1,
+        fresh: bool = True,
     ) -> None:
-        super().__init__(world, config, points=points)
+        super().__init__(world, config, points=points, fresh=fresh)
         assert points in (1, world.session_length)
         self.register_buffer("points_IE", torch.from_numpy(world.points_IE), persistent=False)
-        self.points = points
+        self.points, self.fresh = points, fresh
         self.head = nn.Linear(self.encoder.width, 2 * self.action_width)
         nn.init.normal_(self.head.weight, std=0.1 * self.encoder.width**-0.5)
         nn.init.zeros_(self.head.bias)
@@ -457,9 +459,9 @@ class ProtoPolicy(SlateNetwork):
         return points_NKE.reshape(len(slates_NK), -1) if self.points > 1 else points_NKE.mean(axis=1)
 
     def items(self, action_UA: Tensor, length: int, histories: EventBatch) -> Tensor:
-        """Sessions [U, length] of actions within [-1, 1], of items that the history does not show.
+        """Sessions [U, length] of actions within [-1, 1].
 
-        Only the newest events count where the catalogue is small: half of what a session leaves of it.
+        Of the history only the newest events count where the catalogue is small: half of what a session leaves of it.
         """
         proto_UPE = action_UA.reshape(len(action_UA), self.points, -1).detach().numpy()
         proto_UKE = proto_UPE[:, np.minimum(np.arange(length), self.points - 1)]
@@ -473,7 +475,7 @@ class ProtoPolicy(SlateNetwork):
             allowed_UI[row, ids_UT[users][row, place]] = False
             return allowed_UI
 
-        return torch.from_numpy(nearest_items(self.points_IE.numpy(), proto_UKE, allowed))
+        return torch.from_numpy(nearest_items(self.points_IE.numpy(), proto_UKE, allowed if self.fresh else None))
 
     def choose(self, histories: EventBatch, length: int, n: int, generator: torch.Generator | None):
         """See :meth:`SlateNetwork.choose`; sessions of points have no log-probability, NaN."""
