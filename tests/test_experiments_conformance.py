@@ -24,6 +24,7 @@ PROTOCOLS = {
     "popular_agent": "Recommender",
     "item_knn": "Recommender",
     "onerec": "Recommender",
+    "tiger": "Recommender",
     "sasrec": "Recommender",
     "hstu": "Recommender",
     "hstu_events": "Recommender",

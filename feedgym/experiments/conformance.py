@@ -21,6 +21,7 @@ from feedgym.agents.onerec import OneRec, OneRecConfig
 from feedgym.agents.sasrec import SASRec, SASRecConfig
 from feedgym.agents.sequences import ScoreRecommender
 from feedgym.agents.session_model import SessionRecommender
+from feedgym.agents.tiger import Tiger, TigerConfig
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import Catalog, EventLog
 from feedgym.data.sessions import histories as logged_histories
@@ -58,6 +59,7 @@ BUILT_IN = (
     "feedgym.experiments.conformance:popular_agent",
     "feedgym.experiments.conformance:item_knn",
     "feedgym.experiments.conformance:onerec",
+    "feedgym.experiments.conformance:tiger",
     "feedgym.experiments.conformance:sasrec",
     "feedgym.experiments.conformance:hstu",
     "feedgym.experiments.conformance:hstu_events",
@@ -166,6 +168,17 @@ def onerec(catalog: Catalog, log: EventLog) -> Recommender:
     return SessionRecommender(model, tokenizer, sampling=SamplingConfig(temperature=1.1, top_k=20, top_p=0.95))
 
 
+def tiger(catalog: Catalog, log: EventLog) -> Recommender:
+    """A small TIGER, whose tokenizer counts colliding items."""
+    tokenizer = rqvae().fit(catalog.content_IE)
+    config = TigerConfig(d_model=16, num_heads=2, head_width=12, encoder_layers=1, decoder_layers=2, d_ff=32,
+                         num_user_tokens=50, session_length=LENGTH, profile_sizes=log.profile_sizes)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Tiger.from_tokenizer(tokenizer, config)
+    return SessionRecommender(model, tokenizer, sampling=SamplingConfig(temperature=1.1, top_k=20, top_p=0.95))
+
+
 NEXT_ITEM: dict[str, Any] = {
     "num_items": NUM_ITEMS,
     "d_model": 16,
@@ -203,7 +216,7 @@ def plain_kmeans() -> ItemTokenizer:
     return ResidualKMeans(ResidualKMeansConfig(num_codes=(16, 32), assignment="nearest", collisions="counter"))
 
 
-def rqvae() -> ItemTokenizer:
+def rqvae() -> RQVAE:
     """A small RQ-VAE."""
     return RQVAE(RQVAEConfig(num_codes=(16, 16), latent_width=8, steps=20, batch_size=64, revive_steps=5))
 

@@ -1,0 +1,83 @@
+"""The method with agents other than OneRec: through the command line, and each agent's first step of alignment."""
+
+import json
+import math
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from toy_agents import NUM_ITEMS, K, T, toy_histories
+
+from feedgym.agents.dpo import DPORoundConfig, dpo_round
+from feedgym.agents.hstu import HSTU, HSTUConfig
+from feedgym.agents.session_model import session_logp
+from feedgym.cli import main
+from feedgym.data.batches import Preferences
+from feedgym.experiments.agents_of import agents_of
+from feedgym.experiments.presets import PRESETS, AlignConfig, HSTUSize, ModelConfig, TigerSize, smoke
+from feedgym.tokenizers.rqvae import RQVAE
+
+SIZES = {"onerec-ipa": ModelConfig, "tiger-ipa": TigerSize, "hstu-ipa": HSTUSize}
+
+
+@pytest.mark.parametrize("name", [f"{name}{size}" for name in SIZES for size in ("", "-smoke")] + ["tiger-ipa-paper"])
+def test_a_configuration_comes_back_from_a_runs_file_with_its_kind_of_agent(name):
+    config = PRESETS[name]()
+    assert type(config.model) is SIZES[name.removesuffix("-smoke").removesuffix("-paper")]
+    kept = json.loads(json.dumps(asdict(config)))
+    assert TypeAdapter(AlignConfig).validate_python(kept) == config
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"tokenizer": "sentencepiece"}, "'sentencepiece' is unknown; choose one of residual_kmeans, rqvae, item_id"),
+        ({"model": HSTUSize()}, "HSTU writes item ids and not the codes of tokenizer='residual_kmeans'"),
+    ],
+)
+def test_tokenizers_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(smoke(), **changes)
+
+
+def test_tiger_is_aligned_and_judged_through_the_command_line(tmp_path, capsys):
+    run = tmp_path / "run"
+    main(["run", "tiger-ipa-smoke", "--ray", "off", "--run", str(run), "--ipa.rounds", "1", "--judge.users", "8"])
+    assert "True reward, aligned over base" in capsys.readouterr().out.replace("\n", " ")
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["title"] == "TIGER + IPA on ShortVideo, simulated users"
+    assert summary["rounds"][0]["first_loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert {"base", "aligned"} <= set(summary["agents"]) and summary["lift"]
+    finished = agents_of(run)
+    base, aligned = (finished.agents[name].model for name in ("base", "aligned"))
+    assert type(base).__name__ == "Tiger" and base.config.tokenizer_hash == aligned.config.tokenizer_hash
+    assert RQVAE.load(run / "stages" / "tokenizer").hash == base.config.tokenizer_hash
+    assert any(not torch.equal(a, b) for a, b in zip(base.parameters(), aligned.parameters(), strict=True))
+
+
+def test_hstu_starts_a_round_at_ln_2_and_learns_to_prefer_the_chosen(tmp_path):
+    """Its logits are cosines and come from no output matrix: TRL's head is answered by the model's own forward."""
+    torch.manual_seed(0)
+    config = HSTUConfig(num_items=NUM_ITEMS, d_model=16, d_qk=8, d_v=8, num_heads=2, num_layers=1, dropout=0.2,
+                        history_length=T, session_length=K, temperature=0.5, only_positives=False)  # fmt: skip
+    model, histories = HSTU(config).eval(), toy_histories(24, seed=3)
+    sessions = [torch.stack([torch.randperm(NUM_ITEMS)[:K] for _ in range(24)]) for _ in range(3)]
+    chosen, rejected, logged = sessions
+    pairs = Preferences(
+        user_idx_P=torch.arange(24),
+        chosen_PK=chosen,
+        rejected_PK=rejected,
+        logged_PK=logged,
+        score_chosen_P=torch.ones(24),
+        score_rejected_P=torch.zeros(24),
+    )
+    with torch.no_grad():
+        before = session_logp(model, histories, torch.stack([chosen, rejected], dim=1))
+    metrics = dpo_round(model, histories, pairs, DPORoundConfig(epochs=8, batch_size=12, learning_rate=1e-2), tmp_path)
+    with torch.no_grad():
+        gain = session_logp(model, histories, torch.stack([chosen, rejected], dim=1)) - before
+    assert metrics["first_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert metrics["margin"] == pytest.approx(0.1 * (gain[:, 0] - gain[:, 1]).mean().item(), abs=1e-4)
+    assert metrics["margin"] > 0.05 and metrics["accuracy"] > 0.5
+    assert "forward" not in model.__dict__ and not model.training
