@@ -28,6 +28,7 @@ EXPERIMENTS = {
     "RLConfig": "feedgym.experiments.rl",
     "SASRecRun": "feedgym.experiments.retrieval",
     "HSTURun": "feedgym.experiments.retrieval",
+    "TigerRun": "feedgym.experiments.retrieval",
 }
 """The module of each kind of configuration; it has ``experiment(config, run)`` and ``stage_names(config)``."""
 

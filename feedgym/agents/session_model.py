@@ -312,6 +312,7 @@ class SessionRecommender(GenerativeRecommender):
         device: torch.device | str = "cpu",
     ) -> None:
         model.check_tokenizer(tokenizer)
+        self.tokenizer = tokenizer
         super().__init__(
             model, tokenizer.trie(), session_length or model.config.session_length, sampling, num_beams, device
         )

@@ -20,12 +20,15 @@ import torch
 from feedgym.agents.baselines import ItemKNNRecommender, PopularRecommender
 from feedgym.agents.hstu import HSTU, HSTUConfig
 from feedgym.agents.next_item import fit
+from feedgym.agents.pretrain import SessionDataset
 from feedgym.agents.sasrec import SASRec, SASRecConfig
 from feedgym.agents.sequences import SequenceDataset, SequenceModel
+from feedgym.agents.session_model import SessionRecommender
+from feedgym.agents.tiger import Tiger, TigerConfig
 from feedgym.data.batches import EventBatch
-from feedgym.data.events import Catalog, Event, EventLog
+from feedgym.data.events import BEHAVIOUR_IDX, Catalog, Event, EventLog
 from feedgym.data.readers import column_pair, load_data
-from feedgym.data.sessions import histories
+from feedgym.data.sessions import histories, user_of_rows
 from feedgym.data.splits import ItemSplit, NextItems, leave_one_out
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log
@@ -33,10 +36,11 @@ from feedgym.envs.short_video import ShortVideo
 from feedgym.experiments.progress import progress
 from feedgym.experiments.ranking import Ranking, RankingConfig, evaluate_ranking
 from feedgym.experiments.report import write_report
-from feedgym.experiments.retrieval_presets import HSTURun, RetrievalConfig, SASRecRun, SASRecSizes
+from feedgym.experiments.retrieval_presets import HSTURun, RetrievalConfig, SASRecRun, SASRecSizes, TigerRun
 from feedgym.experiments.run import JSON, Codec, Run, Stage
 from feedgym.experiments.statistics import interval, lift, resampling_counts
 from feedgym.experiments.worlds import LOG
+from feedgym.tokenizers.rqvae import RQVAE, RQVAEConfig
 
 CHOSEN_BY = "NDCG@10"
 """The validation figure by which epochs and baselines are chosen."""
@@ -74,6 +78,21 @@ class Retrieval:
         now_s_U = train.timestamp_s[last_U] if train.num_events else np.zeros(len(end_U))
         every = histories(train, self.catalog, np.arange(train.num_users), end_U, now_s_U, length)
         return every.rows(every.mask_UT.any(1))
+
+    def windows(self, length: int, every: bool) -> SessionDataset:
+        """Items taken in training with what came before them: every one, or each user's last one alone."""
+        train = self.split.train
+        chosen = [BEHAVIOUR_IDX[name] for name in self.config.behaviours]
+        taken = (train.event == Event.IMPRESSION) & train.examined & train.behaviours[:, chosen].any(axis=1)
+        row_N = np.flatnonzero(taken)
+        user_N = user_of_rows(train)[row_N]
+        if not every:
+            last_N = np.append(user_N[1:] != user_N[:-1], True)
+            row_N, user_N = row_N[last_N], user_N[last_N]
+        before = histories(train, self.catalog, user_N, row_N, train.timestamp_s[row_N], length)
+        return SessionDataset(
+            histories=before, item_ids_NK=torch.from_numpy(train.item_id[row_N].astype(np.int64))[:, None]
+        )
 
     def validation(self, agent: Any) -> float:
         """The figure by which an agent, or an epoch of it, is chosen."""
@@ -206,6 +225,39 @@ def _(config: HSTURun) -> Trained:
         return fit_sequences(HSTU(HSTUConfig(**vars(config.model) | known)), world, work, name)
 
     return sequence_model(make, HSTU, config.model)
+
+
+@agent_of.register
+def _(config: TigerRun) -> Trained:
+    sizes = config.model
+
+    def make(world: Retrieval, work: Path, name: str) -> tuple[Any, list[dict[str, float]]]:
+        codes = RQVAEConfig(num_codes=sizes.num_codes, steps=sizes.rqvae_steps, seed=config.seed)
+        tokenizer = RQVAE(codes).fit(world.catalog.content_IE, work=work / "tokenizer")
+        torch.manual_seed(config.seed)
+        shared = {key: value for key, value in vars(sizes).items() if key in TigerConfig.__dataclass_fields__}
+        shared |= {"profile_sizes": world.log.profile_sizes, "positives": config.behaviours}
+        model = Tiger.from_tokenizer(tokenizer, TigerConfig(**shared | {"num_codes": tokenizer.num_codes}))
+        examples = world.windows(sizes.history_length, sizes.sliding_window)
+
+        def validate(model: Tiger) -> float:
+            return world.validation(SessionRecommender(model, tokenizer))
+
+        with progress(f"Training {name}") as step:
+            model, curve = fit(model, examples, config.fit, config.epochs, config.seed, validate, work, step)
+        return SessionRecommender(model, tokenizer), curve
+
+    return Trained(make=make, save=_save_tiger, load=_load_tiger, key=sizes)
+
+
+def _save_tiger(agent: SessionRecommender, folder: Path) -> None:
+    agent.model.save_pretrained(folder)
+    agent.tokenizer.save(folder / "tokenizer")
+
+
+def _load_tiger(folder: Path) -> SessionRecommender:
+    tokenizer = RQVAE.load(folder / "tokenizer")
+    return SessionRecommender(Tiger.load(folder, tokenizer), tokenizer)
 
 
 def sequence_model(make: Any, kind: type[SequenceModel], key: Any) -> Trained:

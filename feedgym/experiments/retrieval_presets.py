@@ -186,6 +186,68 @@ class HSTURun(RetrievalConfig):
         return f"HSTU ({self.model.stream} stream, loss {self.model.loss}, {self.model.similarity})"
 
 
+@dataclass(frozen=True, kw_only=True)
+class TigerSizes:
+    """Sizes of TIGER and of the RQ-VAE before it; the defaults are the paper's."""
+
+    d_model: int = 128
+    """D, width."""
+    num_heads: int = 6
+    """Attention heads."""
+    head_width: int = 64
+    """Width of a head."""
+    encoder_layers: int = 4
+    """Layers reading the history."""
+    decoder_layers: int = 4
+    """Layers writing the codes."""
+    d_ff: int = 1024
+    """Width inside a feed-forward layer."""
+    dropout: float = 0.1
+    """Dropout."""
+    history_length: int = 20
+    """T, the newest items of a history that are read."""
+    num_user_tokens: int = 1
+    """Tokens to which users are hashed by their profile; 1 is the same for all."""
+    num_codes: tuple[int, ...] = (256, 256, 256)
+    """Codes of each level of the RQ-VAE; a level that counts colliding items comes after them."""
+    rqvae_steps: int = 20_000
+    """Training steps of the RQ-VAE."""
+    sliding_window: bool = True
+    """Learn every item taken from the items before it; otherwise each user's last one alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TigerRun(RetrievalConfig):
+    """TIGER over semantic ids, trained on a log and ranked offline by beam search; data need texts (--read.text)."""
+
+    name: ClassVar[str] = "tiger"
+    read: ReadOptions = field(default_factory=ReadOptions)
+    """How the data are read; semantic ids are made from the items' texts."""
+    model: TigerSizes = field(default_factory=TigerSizes)
+    """The model."""
+
+    @property
+    def label(self) -> str:
+        """The codes and the augmentation."""
+        windows = "all windows" if self.model.sliding_window else "last items"
+        return f"TIGER (RQ-VAE {'x'.join(map(str, self.model.num_codes))}, {windows})"
+
+
+def tiger() -> TigerRun:
+    """TIGER with its published sizes: T5 of 4 + 4 layers over 3 x 256 codes; wants a GPU."""
+    return TigerRun(fit=FitConfig(batch_size=256, schedule="inverse_sqrt", adam_beta2=0.999, max_grad_norm=1.0))
+
+
+def tiger_smoke() -> TigerRun:
+    """TIGER in seconds, on a small simulated log; its figures mean nothing."""
+    sizes = TigerSizes(d_model=16, num_heads=2, head_width=8, encoder_layers=1, decoder_layers=1, d_ff=32,
+                       num_codes=(8, 8), rqvae_steps=20)  # fmt: skip
+    return replace(
+        tiger(), model=sizes, short_video=ShortVideoConfig(num_items=80), log=LogConfig(users=60, visits=3), epochs=1,
+        fit=FitConfig(batch_size=64), ranking=RankingConfig(at=(5, 10)), sasrec_ce=False,
+    )  # fmt: skip
+
+
 def sasrec() -> SASRecRun:
     """SASRec as in Meta's generative-recommenders for MovieLens-1M: 2 blocks of width 50, sampled softmax."""
     return SASRecRun()
@@ -264,8 +326,10 @@ RETRIEVAL_PRESETS: dict[str, Callable[[], RetrievalConfig]] = {
     "hstu-events": hstu_events,
     "hstu-small": hstu_small,
     "hstu-smoke": hstu_smoke,
+    "tiger": tiger,
+    "tiger-smoke": tiger_smoke,
 }
 """What `feedgym run` offers of retrieval."""
 
-RETRIEVAL_CONFIGS: tuple[type[RetrievalConfig], ...] = (SASRecRun, HSTURun)
+RETRIEVAL_CONFIGS: tuple[type[RetrievalConfig], ...] = (SASRecRun, HSTURun, TigerRun)
 """Their kinds."""
