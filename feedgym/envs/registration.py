@@ -42,7 +42,7 @@ RECSIM = "feedgym.envs.recsim"
 
 
 def _recsim(reward: str) -> dict[str, Any]:
-    """RecSim's slates of 2, as in its main program and tests. Where users have a budget it ends before the horizon."""
+    """RecSim's slates of 2, as in its main program and tests; most users with a budget end before the horizon."""
     return {"session_length": 2, "horizon": 200, "reward": f"{RECSIM}:{reward}"}
 
 
