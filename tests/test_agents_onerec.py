@@ -401,7 +401,7 @@ def test_a_damaged_checkpoint_is_named_in_one_line(damage, tmp_path):
     folder = tmp_path / "agent"
     toy_model().save_pretrained(folder)
     DAMAGE[damage](folder)
-    with pytest.raises(ValueError, match=r"Cannot read the model in .*/agent \(.*\); restore it or pretrain") as found:
+    with pytest.raises(ValueError, match=r"Cannot read the model in .*/agent \(.*\); restore it or train") as found:
         OneRec.load(folder, toy_tokenizer())
     assert "\n" not in str(found.value)
 

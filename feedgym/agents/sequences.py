@@ -19,15 +19,14 @@ from typing import Any, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
-from transformers.utils import CONFIG_NAME
 
 from feedgym.agents.plackett_luce import PlackettLuce
+from feedgym.agents.saved import load_saved
 from feedgym.data.batches import EventBatch, SessionBatch, TensorRows
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS
 
@@ -196,18 +195,7 @@ class SequenceModel(PreTrainedModel):
         Raises:
             ValueError: a file is missing or damaged.
         """
-        try:
-            if not (Path(folder) / CONFIG_NAME).is_file():  # transformers would make one up or ask the internet
-                raise FileNotFoundError(f"it has no {CONFIG_NAME}")
-            loaded: Any = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
-            model, found = loaded
-            sizes = (name for name, *_ in found["mismatched_keys"])
-            if astray := sorted({*found["missing_keys"], *found["unexpected_keys"], *sizes}):
-                raise ValueError(f"weights and {CONFIG_NAME} disagree on {astray[0]}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"Cannot read the model in {folder} ({reason}); restore it or train again.") from error
-        return model
+        return load_saved(cls, folder)
 
     # ------------------------------------------------------------ scores
 

@@ -17,22 +17,18 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput, ModelOutput
-from transformers.utils import CONFIG_NAME
-from transformers.utils import logging as hf_logging
 
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig
 from feedgym.agents.layers.transformer import DecodingState
+from feedgym.agents.saved import load_saved
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS
 from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.vocabulary import Vocabulary
-
-hf_logging.disable_progress_bar()  # loading and saving take milliseconds; the project draws its own bars
 
 SEMANTIC_STD, OUTPUT_STD = 0.4, 0.04
 """Standard deviations of code embeddings at their start; outputs are small, for they meet activations of size 1."""
@@ -171,18 +167,7 @@ class SessionModel(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: a file is missing or damaged, or the model was trained with another tokenizer.
         """
-        try:
-            if not (Path(folder) / CONFIG_NAME).is_file():  # transformers would make one up or ask the internet
-                raise FileNotFoundError(f"it has no {CONFIG_NAME}")
-            # Left alone, transformers puts random weights where it finds none, and a table where an error should be.
-            loaded: Any = cls.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
-            model, found = loaded
-            sizes = (name for name, *_ in found["mismatched_keys"])
-            if astray := sorted({*found["missing_keys"], *found["unexpected_keys"], *sizes}):
-                raise ValueError(f"weights and {CONFIG_NAME} disagree on {astray[0]}")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"Cannot read the model in {folder} ({reason}); restore it or pretrain again.") from error
+        model = load_saved(cls, folder)
         model.check_tokenizer(tokenizer)
         return model
 
