@@ -1,12 +1,19 @@
 """Lets test files import the helpers that lie beside them (the import mode is importlib), and trains what many need."""
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# The same examples in every run, so that a change is what breaks a test; HYPOTHESIS_PROFILE=explore looks for new ones.
+hypothesis.settings.register_profile("repeat", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
 @pytest.fixture(scope="session")
