@@ -190,6 +190,8 @@ def test_ppo_trains_on_every_registered_feed(env_id, ray, tmp_path):
     options = {"session_length": 2, "history_length": 4}
     if env_id.startswith("feedgym/ShortVideo"):
         options["num_items"] = 40
+    if env_id == "feedgym/ShortVideoFresh-v0":
+        options["arrivals_a_day"] = 0.2
     network = train(task(env_id, **options), TrainConfig(**FEW), 0, tmp_path)
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
