@@ -8,7 +8,6 @@ last checkpoint, which is written whenever validation has spoken, and ends in th
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from feedgym.agents.pretrain import Examples, PretrainConfig, Progress, Schedule, pretrain
+from feedgym.data.parquet import replacing
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -140,13 +140,9 @@ class BestEpoch(TrainerCallback):
         control.should_training_stop |= self.stopped
 
     def _keep_weights(self, step: int) -> None:
-        path = self.weights(step)
-        temporary = path.with_name(f".{path.name}.tmp")
-        save_file({name: value.contiguous() for name, value in self.model.state_dict().items()}, temporary)
-        os.replace(temporary, path)
+        with replacing(self.weights(step)) as temporary:
+            save_file({name: value.contiguous() for name, value in self.model.state_dict().items()}, temporary)
 
     def _write(self) -> None:
-        path = self.folder / RECORD
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps({"curve": self.curve, "stopped": self.stopped}))
-        os.replace(temporary, path)
+        with replacing(self.folder / RECORD) as temporary:
+            temporary.write_text(json.dumps({"curve": self.curve, "stopped": self.stopped}))

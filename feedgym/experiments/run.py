@@ -30,6 +30,7 @@ from typing import Any, Generic, TypeVar
 import psutil
 from safetensors import SafetensorError
 
+from feedgym.data.parquet import replacing
 from feedgym.experiments.progress import say
 
 T = TypeVar("T")
@@ -59,9 +60,8 @@ class Stage(Generic[T]):
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from rich.text import Text
 from feedgym.agents.baselines import PopularRecommender, RandomRecommender
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import Event, EventLog
+from feedgym.data.parquet import replacing
 from feedgym.envs.feed import FeedVectorEnv, event_batch
 from feedgym.envs.logging import collect_log
 from feedgym.envs.oracle import oracle_sessions
@@ -297,10 +297,8 @@ def styled(frame: str) -> Text:
 
 def save_picture(picture: NDArray[np.uint8], path: Path) -> None:
     """Write a PNG whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(picture).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")
 
 
 def _check_places(seed: int, delay_s: float | None, png: Path | None, frames: Path | None) -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -39,6 +38,7 @@ from feedgym.agents.layers.history import EventFeatures, RequestTokens
 from feedgym.agents.pretrain import PretrainConfig, Progress, SessionDataset, pretrain
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, LoggedSessions
+from feedgym.data.parquet import replacing
 from feedgym.envs.truth import RewardWeights
 from feedgym.rewards.answers import NEXT, RETURN, TOWERS, WATCH, Answers, observed_bce
 from feedgym.rewards.network import ItemVectors, RelationAttention, SessionLayer, Sizes, Tower
@@ -242,15 +242,11 @@ class RewardModel(nn.Module):
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write weights, catalogue and configuration into a folder."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{WEIGHTS_FILE}.part"
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, part)
-        os.replace(part, folder / WEIGHTS_FILE)
-        part = folder / f"{CONFIG_FILE}.part"
+        with replacing(Path(folder) / WEIGHTS_FILE) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, temporary)
         parts: dict[str, Any] = {"config": self.config, "sizes": self.sizes, "weights": self.weights}
-        part.write_text(json.dumps({name: asdict(value) for name, value in parts.items()}, indent=2) + "\n")
-        os.replace(part, folder / CONFIG_FILE)
+        with replacing(Path(folder) / CONFIG_FILE) as temporary:
+            temporary.write_text(json.dumps({name: asdict(value) for name, value in parts.items()}, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:

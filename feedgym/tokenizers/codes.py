@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from feedgym.data.parquet import replacing
 from feedgym.tokenizers.trie import Trie
 from feedgym.tokenizers.vocabulary import Vocabulary
 
@@ -135,7 +135,6 @@ class CodeTokenizer:
             path: the file, or a folder, made if need be, for a file ``tokenizer.safetensors``.
         """
         file = _file(path)
-        file.parent.mkdir(parents=True, exist_ok=True)
         metadata = {
             "format": _FORMAT,
             "class": type(self).__name__,
@@ -144,9 +143,8 @@ class CodeTokenizer:
             "num_content_levels": json.dumps(self.num_content_levels),
             "hash": self.hash,
         }
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        save_file({"codes_IL": self.codes_IL.contiguous(), **self.learned}, temporary, metadata=metadata)
-        os.replace(temporary, file)
+        with replacing(file) as temporary:
+            save_file({"codes_IL": self.codes_IL.contiguous(), **self.learned}, temporary, metadata=metadata)
         return file
 
     @classmethod

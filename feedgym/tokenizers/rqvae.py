@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from feedgym.data.parquet import replacing
 from feedgym.tokenizers.assignment import sinkhorn_apart
 from feedgym.tokenizers.codes import CodeTokenizer, append_counter, check_num_codes, checked_content
 from feedgym.tokenizers.rqvae_network import RQVAENetwork
@@ -244,13 +244,11 @@ class _Checkpoint:
         self.belongs_to = digest.hexdigest()
 
     def write(self, network: RQVAENetwork, optimizer: torch.optim.Optimizer, step: int) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}")
-        save_file(tensors, temporary, metadata={"step": str(step), "belongs_to": self.belongs_to})
-        os.replace(temporary, self.file)
+        with replacing(self.file) as temporary:
+            save_file(tensors, temporary, metadata={"step": str(step), "belongs_to": self.belongs_to})
 
     def read(self, network: RQVAENetwork, optimizer: torch.optim.Optimizer) -> int:
         """The steps done, 0 where there is no checkpoint."""
