@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from feedgym.data.events import FloatArray, IntArray
 from feedgym.envs import choice, luck
-from feedgym.envs.recsim_steps import TRAITS, best, by_blocks, documents, next_time_s, one_click
+from feedgym.envs.recsim_steps import TRAITS, RecSimState, best, by_blocks, documents, fresh, next_time_s, one_click
 from feedgym.protocols import Response, checked_slates
 
 CHOICE, FLIP = range(2)
@@ -73,22 +73,15 @@ class InterestEvolutionConfig:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class InterestEvolutionState:
+class InterestEvolutionState(RecSimState):
     """U users between two steps.
 
     Attributes:
-        seed_U: uint64 the user's luck.
-        visit_U: int64 steps answered.
-        time_s_U: float64 when the next step begins.
         profile_UF: int64 interests at the beginning, in levels.
         interest_UM: float64 in [-1, 1], -1 is disgust.
         budget_minutes_U: float64 time left; the episode is over at 0 or below.
     """
 
-    seed_U: NDArray[np.uint64]
-    visit_U: NDArray[np.int64]
-    time_s_U: NDArray[np.float64]
-    profile_UF: NDArray[np.int64]
     interest_UM: NDArray[np.float64]
     budget_minutes_U: NDArray[np.float64]
 
@@ -130,9 +123,7 @@ class InterestEvolution:
         traits_U = luck.stream(luck.derive(seeds_U, TRAITS), 0)
         uniform_UM = luck.draw(traits_U[:, None], np.arange(c.num_topics), 0).astype(np.float64)
         return InterestEvolutionState(
-            seed_U=np.array(seeds_U, np.uint64),
-            visit_U=np.zeros(num_users, np.int64),
-            time_s_U=np.zeros(num_users),
+            **fresh(seeds_U),
             profile_UF=(uniform_UM * c.profile_levels).astype(np.int64),
             interest_UM=2 * uniform_UM - 1,
             budget_minutes_U=np.full(num_users, c.budget_minutes),

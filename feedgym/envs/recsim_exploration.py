@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from feedgym.data.events import FloatArray, IntArray
 from feedgym.envs import choice, luck
-from feedgym.envs.recsim_steps import TRAITS, best, by_blocks, documents, next_time_s, one_click
+from feedgym.envs.recsim_steps import TRAITS, RecSimState, best, by_blocks, documents, fresh, next_time_s, one_click
 from feedgym.protocols import Response, checked_slates
 
 TYPE, AFFINITY = range(2)
@@ -51,22 +51,15 @@ class InterestExplorationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class InterestExplorationState:
+class InterestExplorationState(RecSimState):
     """U users between two steps; only the clock ever changes.
 
     Attributes:
-        seed_U: uint64 the user's luck.
-        visit_U: int64 steps answered.
-        time_s_U: float64 when the next step begins.
         profile_UF: int64 zeros: RecSim shows nothing of its users.
         type_U: int64 the user's hidden type.
         affinity_UM: float64 > 0, to the topics.
     """
 
-    seed_U: NDArray[np.uint64]
-    visit_U: NDArray[np.int64]
-    time_s_U: NDArray[np.float64]
-    profile_UF: NDArray[np.int64]
     type_U: NDArray[np.int64]
     affinity_UM: NDArray[np.float64]
 
@@ -110,9 +103,7 @@ class InterestExploration:
         place_M = np.arange(len(c.topic_distribution))
         normal_UM = luck.normal(luck.draw(traits_U[:, None], place_M, AFFINITY).astype(np.float64))
         return InterestExplorationState(
-            seed_U=np.array(seeds_U, np.uint64),
-            visit_U=np.zeros(num_users, np.int64),
-            time_s_U=np.zeros(num_users),
+            **fresh(seeds_U),
             profile_UF=np.zeros((num_users, 1), np.int64),
             type_U=type_U,
             affinity_UM=np.exp(np.array(c.affinity_mean)[type_U] + np.array(c.affinity_sd)[type_U] * normal_UM),

@@ -19,7 +19,7 @@ from scipy.special import expit
 
 from feedgym.data.events import IntArray
 from feedgym.envs import luck
-from feedgym.envs.recsim_steps import TRAITS, best, by_blocks, documents, next_time_s, one_click
+from feedgym.envs.recsim_steps import TRAITS, RecSimState, best, by_blocks, documents, fresh, next_time_s, one_click
 from feedgym.protocols import Response, checked_slates
 
 ENGAGEMENT, INNOVATION = range(2)
@@ -63,22 +63,15 @@ class LongTermSatisfactionConfig:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class LongTermSatisfactionState:
+class LongTermSatisfactionState(RecSimState):
     """U users between two steps.
 
     Attributes:
-        seed_U: uint64 the user's luck.
-        visit_U: int64 steps answered.
-        time_s_U: float64 when the next step begins.
         profile_UF: int64 zeros: RecSim shows nothing of its users.
         exposure_U: float64 net positive exposure.
         budget_U: int64 steps left.
     """
 
-    seed_U: NDArray[np.uint64]
-    visit_U: NDArray[np.int64]
-    time_s_U: NDArray[np.float64]
-    profile_UF: NDArray[np.int64]
     exposure_U: NDArray[np.float64]
     budget_U: NDArray[np.int64]
 
@@ -119,9 +112,7 @@ class LongTermSatisfaction:
         traits_U = luck.stream(luck.derive(seeds_U, TRAITS), 0)
         uniform_U = luck.draw(traits_U, luck.VISIT, 0).astype(np.float64)
         return LongTermSatisfactionState(
-            seed_U=np.array(seeds_U, np.uint64),
-            visit_U=np.zeros(num_users, np.int64),
-            time_s_U=np.zeros(num_users),
+            **fresh(seeds_U),
             profile_UF=np.zeros((num_users, 1), np.int64),
             exposure_U=(uniform_U - 0.5) / (1 - c.memory_discount),
             budget_U=np.full(num_users, c.time_budget),

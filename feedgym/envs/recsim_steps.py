@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,33 @@ TRAITS = 0
 
 BLOCK_CELLS = 2**21
 """Users by items that an oracle looks at in one go; its choices do not depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RecSimState:
+    """U users between two steps; each family adds who they are.
+
+    Attributes:
+        seed_U: uint64 the user's luck.
+        visit_U: int64 steps answered.
+        time_s_U: float64 when the next step begins.
+        profile_UF: int64 what a recommender may know of the user.
+    """
+
+    seed_U: NDArray[np.uint64]
+    visit_U: NDArray[np.int64]
+    time_s_U: NDArray[np.float64]
+    profile_UF: NDArray[np.int64]
+
+
+def fresh(seeds_U: NDArray[np.uint64]) -> dict[str, NDArray]:
+    """The columns in which users before their first step are alike."""
+    num_users = len(seeds_U)
+    return {
+        "seed_U": np.array(seeds_U, np.uint64),
+        "visit_U": np.zeros(num_users, np.int64),
+        "time_s_U": np.zeros(num_users),
+    }
 
 
 def documents(content_IE: NDArray, topic_I: IntArray, duration_s_I: NDArray) -> Catalog:

@@ -81,8 +81,8 @@ class RetrievalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SASRecSizes:
-    """Sizes and loss of SASRec."""
+class SequenceSizes:
+    """Sizes and loss that SASRec and HSTU share."""
 
     d_model: int = 50
     """D, width."""
@@ -90,26 +90,32 @@ class SASRecSizes:
     """Blocks."""
     num_heads: int = 1
     """Attention heads."""
-    d_ff: int = 50
-    """Width inside a feed-forward layer."""
     dropout: float = 0.2
     """Dropout."""
     history_length: int = 200
     """T, the newest events of a history that are read."""
     session_length: int = 10
     """K, the most items of a session."""
-    block: Literal["meta", "original"] = "meta"
-    """meta (of generative-recommenders) or original (the authors')."""
     loss: Loss = "sampled_softmax"
     """bce, ce (over all items) or sampled_softmax."""
     num_negatives: int = 128
-    """Items drawn a position for bce and sampled_softmax; the original draws 1."""
+    """Items drawn a position for bce and sampled_softmax; SASRec's original draws 1."""
     similarity: Similarity = "cosine"
     """cosine, over the temperature, or dot."""
     temperature: float = 0.05
-    """Divides the similarity; 1 with dot is the original's."""
+    """Divides the similarity; 1 with dot is SASRec's original."""
     only_positives: bool = True
     """Read only events that are items taken; otherwise all that were examined."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SASRecSizes(SequenceSizes):
+    """Sizes and loss of SASRec."""
+
+    d_ff: int = 50
+    """Width inside a feed-forward layer."""
+    block: Literal["meta", "original"] = "meta"
+    """meta (of generative-recommenders) or original (the authors')."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,27 +137,15 @@ class SASRecRun(RetrievalConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HSTUSizes:
+class HSTUSizes(SequenceSizes):
     """Sizes, stream and loss of HSTU."""
 
-    d_model: int = 50
-    """D, width."""
-    num_layers: int = 2
-    """Layers."""
-    num_heads: int = 1
-    """Attention heads."""
     d_qk: int = 50
     """Width of a head's queries and keys."""
     d_v: int = 50
     """Width of a head's values and gate."""
     concat_ua: bool = False
     """Give the output matrix [u, a, u * a] instead of u * a."""
-    dropout: float = 0.2
-    """Dropout."""
-    history_length: int = 200
-    """T, the newest events of a history that are read."""
-    session_length: int = 10
-    """K, the most items of a session."""
     stream: Literal["items", "events"] = "items"
     """items, or events: profile, items and actions on one timeline."""
     use_time: bool = True
@@ -160,16 +154,6 @@ class HSTUSizes:
     """Events stream: share of actions that training replaces by "unknown", so that sessions can be written."""
     stochastic_alpha: float = 0.0
     """alpha of the stochastic length, in (1, 2]; 0 trains on whole sequences."""
-    loss: Loss = "sampled_softmax"
-    """bce, ce (over all items) or sampled_softmax."""
-    num_negatives: int = 128
-    """Items drawn a position for bce and sampled_softmax."""
-    similarity: Similarity = "cosine"
-    """cosine, over the temperature, or dot."""
-    temperature: float = 0.05
-    """Divides the similarity."""
-    only_positives: bool = True
-    """Read only events that are items taken; otherwise all that were examined."""
 
 
 @dataclass(frozen=True, kw_only=True)
