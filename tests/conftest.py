@@ -16,6 +16,17 @@ hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Networks as small as the tests' only lose by threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def aligned_run(tmp_path_factory):
     """The folder of a tiny run brought up to the snapshot of its only round, which is all that its agents need."""

@@ -20,12 +20,7 @@ NUM_ITEMS, K, T, P = 30, 3, 6, 24
 CONFIG = DPORoundConfig(epochs=2, batch_size=8, learning_rate=3e-3)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_model(seed=0, std=0.2):

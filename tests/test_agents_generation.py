@@ -27,12 +27,7 @@ EVERY = [list(session) for session in permutations(range(NUM_ITEMS), K)]
 PLAIN = SamplingConfig()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def seeded(seed=0):

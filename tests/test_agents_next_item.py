@@ -13,12 +13,7 @@ from feedgym.agents.sequences import SequenceDataset
 NUM_ITEMS = 10
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def model_of(seed=0, **sizes):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import rms_norm
-from toy_agents import CODES, NUM_CODES, NUM_ITEMS, K, T, toy_histories, toy_model, toy_tokenizer
+from toy_agents import CODES, NUM_CODES, NUM_ITEMS, K, T, scribbled, toy_histories, toy_model, toy_tokenizer
 
 from feedgym.agents.layers.moe import expert_load
 from feedgym.agents.onerec import OneRec, OneRecConfig
@@ -120,17 +120,10 @@ def test_tokens_change_what_comes_after_them_and_nothing_before():
 def test_the_content_and_the_amount_of_padding_change_nothing():
     model, histories = toy_model(), toy_histories(8)
     histories = replace(histories, mask_UT=histories.mask_UT & (torch.arange(T) < T - 2))
-    tokens, pad_UT = model.session_tokens(some_sessions(8)), ~histories.mask_UT
+    tokens = model.session_tokens(some_sessions(8))
     want = logits_of(model, histories, tokens)
-    scribbled = replace(
-        histories,
-        item_ids_UT=histories.item_ids_UT.masked_fill(pad_UT, 10**6),
-        behaviours_UTB=histories.behaviours_UTB.masked_fill(pad_UT[..., None], torch.nan),
-        watch_fraction_UT=histories.watch_fraction_UT.masked_fill(pad_UT, torch.nan),
-        gap_s_UT=histories.gap_s_UT.masked_fill(pad_UT, torch.inf),
-    )
     for less in range(3):
-        torch.testing.assert_close(logits_of(model, scribbled.events(slice(T - less)), tokens), want)
+        torch.testing.assert_close(logits_of(model, scribbled(histories).events(slice(T - less)), tokens), want)
 
 
 def test_what_a_real_event_says_matters():

@@ -18,12 +18,7 @@ from feedgym.agents.session_model import next_token_loss, session_logp
 CONFIG = PretrainConfig(steps=12, batch_size=8, lr=1e-2, warmup_steps=2, checkpoint_steps=4, log_steps=1)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def planted(num, seed=0):

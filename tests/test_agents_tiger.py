@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy_agents import CODES, NUM_CODES, NUM_ITEMS, K, T, toy_histories, toy_tokenizer
+from toy_agents import CODES, NUM_CODES, NUM_ITEMS, K, T, scribbled, toy_histories, toy_tokenizer
 from transformers import T5Config, T5ForConditionalGeneration
 
 from feedgym.agents.dpo import DPORoundConfig, dpo_round
@@ -213,17 +213,10 @@ def test_tokens_change_what_comes_after_them_and_nothing_before():
 def test_the_content_and_the_amount_of_padding_change_nothing(features):
     model, histories = tiger(event_features=features), toy_histories(8)
     histories = replace(histories, mask_UT=histories.mask_UT & (torch.arange(T) < T - 2))
-    tokens, pad_UT = model.session_tokens(some_sessions(8)), ~histories.mask_UT
+    tokens = model.session_tokens(some_sessions(8))
     want = logits_of(model, histories, tokens)
-    scribbled = replace(
-        histories,
-        item_ids_UT=histories.item_ids_UT.masked_fill(pad_UT, 10**6),
-        behaviours_UTB=histories.behaviours_UTB.masked_fill(pad_UT[..., None], torch.nan),
-        watch_fraction_UT=histories.watch_fraction_UT.masked_fill(pad_UT, torch.nan),
-        gap_s_UT=histories.gap_s_UT.masked_fill(pad_UT, torch.inf),
-    )
     for less in range(3):
-        torch.testing.assert_close(logits_of(model, scribbled.events(slice(T - less)), tokens), want)
+        torch.testing.assert_close(logits_of(model, scribbled(histories).events(slice(T - less)), tokens), want)
 
 
 def test_row_r_reads_history_r_mod_u_and_rows_do_not_touch_each_other():

@@ -49,13 +49,7 @@ LEARNERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks this small only lose by threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", SINGLE)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from feedgym.cli import MISTAKE, main
 from feedgym.experiments.presets import PRESETS
@@ -32,13 +31,7 @@ def run(name, folder, *options):
     return summary_of(folder)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The models are small: two threads would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from feedgym.agents.onerec import OneRec, OneRecConfig
@@ -54,4 +56,16 @@ def toy_histories(num, seed=0, num_items=NUM_ITEMS, length=T):
         mask_UT=mask_UT,
         profile_UF=torch.stack([torch.randint(n, (num,), generator=rng) for n in (3, 2)], dim=1),
         time_of_day_U=torch.rand(num, generator=rng) * 24,
+    )
+
+
+def scribbled(histories):
+    """The same histories with nonsense where they are padded."""
+    pad_UT = ~histories.mask_UT
+    return replace(
+        histories,
+        item_ids_UT=histories.item_ids_UT.masked_fill(pad_UT, 10**6),
+        behaviours_UTB=histories.behaviours_UTB.masked_fill(pad_UT[..., None], torch.nan),
+        watch_fraction_UT=histories.watch_fraction_UT.masked_fill(pad_UT, torch.nan),
+        gap_s_UT=histories.gap_s_UT.masked_fill(pad_UT, torch.inf),
     )
