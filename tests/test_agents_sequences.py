@@ -7,8 +7,16 @@ import pytest
 import torch
 from toy_agents import toy_histories
 
+from feedgym.agents import sequences
 from feedgym.agents.sasrec import SASRec, SASRecConfig
-from feedgym.agents.sequences import IGNORED, ScoreRecommender, SequenceConfig, SequenceDataset, Sequences
+from feedgym.agents.sequences import (
+    IGNORED,
+    ChosenProducts,
+    ScoreRecommender,
+    SequenceConfig,
+    SequenceDataset,
+    Sequences,
+)
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX
 
@@ -104,6 +112,20 @@ def test_losses_by_brute_force(loss, num_items, similarity):
         others = range(num_items) if loss == "ce" else [target, *(i for i in negatives[n] if i != target)]
         total += math.log(sum(math.exp(score(user, place, item)) for item in others)) - score(user, place, target)
     assert len(places) > 5 and got.item() == pytest.approx(total / len(places), rel=1e-4)
+
+
+def test_products_by_blocks_have_the_gradients_of_gathered_ones(monkeypatch):
+    monkeypatch.setattr(sequences, "PRODUCTS", 14)  # two rows a block, and an odd row left over
+    torch.manual_seed(0)
+    vectors = [torch.randn(rows, 3, dtype=torch.float64, requires_grad=True) for rows in (5, 7)]
+    idx_NS = torch.randint(7, (5, 4))
+    idx_NS[0] = 2  # drawn more than once
+    plain_NS = (vectors[0] @ vectors[1].T).gather(1, idx_NS)
+    found_NS = ChosenProducts.apply(*vectors, idx_NS)
+    weight_NS = torch.randn(5, 4, dtype=torch.float64)
+    torch.testing.assert_close(found_NS, plain_NS)
+    expected = torch.autograd.grad((plain_NS * weight_NS).sum(), vectors)
+    torch.testing.assert_close(torch.autograd.grad((found_NS * weight_NS).sum(), vectors), expected)
 
 
 def test_scores_belong_to_the_newest_events_whatever_surrounds_them():

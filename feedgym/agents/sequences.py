@@ -40,6 +40,8 @@ ACCIDENTAL_HIT = -5e4
 SEEN_PENALTY = 1e4
 """Seen items score lower by so much: they come last, and only where nothing else is left."""
 USERS_PER_BLOCK = 256
+PRODUCTS = 2**21
+"""Products of vectors held at a time in training: 8 MB."""
 BLOCK_CELLS = 2**24
 """Scores of users, samples and items held at a time."""
 
@@ -205,8 +207,11 @@ class SequenceModel(PreTrainedModel):
 
     def item_logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [..., I] of all items after positions with vectors [..., D]."""
-        weight_ID = self.items.weight[: self.config.num_items]
-        return (self.vectors(hidden) @ self.vectors(weight_ID).T).float() / self.config.temperature
+        return (self._queries(hidden) @ self.vectors(self.items.weight[: self.config.num_items]).T).float()
+
+    def _queries(self, hidden: Tensor) -> Tensor:
+        """Vectors [..., D] whose products with those of items are logits: dividing them is cheaper than dividing these."""
+        return self.vectors(hidden) / self.config.temperature
 
     @torch.no_grad()
     def scores(self, histories: EventBatch) -> Tensor:
@@ -262,10 +267,10 @@ class SequenceModel(PreTrainedModel):
         """Float32 logits [N, S] of S items a position."""
         # Gathering S vectors a position costs more memory than all products with a catalogue that is not large.
         if self.config.num_items <= 64 * item_ids_NS.shape[1]:
-            return self.item_logits(hidden_ND).gather(1, item_ids_NS)
+            items_ID = self.vectors(self.items.weight[: self.config.num_items])
+            return ChosenProducts.apply(self._queries(hidden_ND), items_ID, item_ids_NS).float()
         items_NSD = self.vectors(self.items(item_ids_NS))
-        logits_NS = (items_NSD @ self.vectors(hidden_ND)[..., None]).squeeze(-1)
-        return logits_NS.float() / self.config.temperature
+        return (items_NSD @ self._queries(hidden_ND)[..., None]).squeeze(-1).float()
 
     def _taken(self, sequences: Sequences, at_UP: Tensor, negative_NS: Tensor) -> Tensor:
         """Whether the user's sequence holds the negative, bool [N, S]."""
@@ -287,6 +292,38 @@ class SequenceModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
             init.ones_(module.weight)
             init.zeros_(module.bias)
+
+
+class ChosenProducts(torch.autograd.Function):
+    """Products [N, S] of N vectors with S of I item vectors each.
+
+    All products are taken, for a block of rows at a time, in a buffer that stays in the processor's cache: gathering
+    from, and scattering into, one matrix [N, I] spends most of its time on memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query_ND: Tensor, items_ID: Tensor, item_ids_NS: Tensor) -> Tensor:
+        """The products."""
+        ctx.save_for_backward(query_ND, items_ID, item_ids_NS)
+        rows = zip(_row_blocks(query_ND, items_ID), _row_blocks(item_ids_NS, items_ID), strict=True)
+        return torch.cat([(query_ND @ items_ID.T).gather(1, idx_NS) for query_ND, idx_NS in rows])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
+        """Gradients of both kinds of vectors."""
+        query_ND, items_ID, item_ids_NS = ctx.saved_tensors
+        items_grad_ID, query_grads = torch.zeros_like(items_ID), []
+        blocks = (_row_blocks(x, items_ID) for x in (query_ND, item_ids_NS, grads[0]))
+        for query, idx_NS, grad_NS in zip(*blocks, strict=True):
+            grad_NI = query.new_zeros(len(query), len(items_ID)).scatter_add_(1, idx_NS, grad_NS)
+            query_grads.append(grad_NI @ items_ID)
+            items_grad_ID.addmm_(grad_NI.T, query)
+        return torch.cat(query_grads), items_grad_ID, None
+
+
+def _row_blocks(x: Tensor, items_ID: Tensor) -> tuple[Tensor, ...]:
+    """Rows of ``x`` in blocks whose products with all items fill ``PRODUCTS`` cells."""
+    return x.split(max(1, PRODUCTS // len(items_ID)))
 
 
 def bce(logits_NS: Tensor, ignored_NS: Tensor) -> Tensor:
