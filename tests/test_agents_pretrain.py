@@ -58,17 +58,18 @@ def test_it_learns_a_planted_pattern(tmp_path):
     assert same(weights(OneRec.load(tmp_path, toy_tokenizer())), weights(model))
 
 
-@pytest.mark.parametrize("half_written", [None, '{"epoch": 0.4'])
-def test_a_killed_run_goes_on_and_ends_in_the_same_weights(half_written, tmp_path):
+@pytest.mark.parametrize(("half_written", "group"), [(None, False), ('{"epoch": 0.4', False), (None, True)])
+def test_a_killed_run_goes_on_and_ends_in_the_same_weights(half_written, group, tmp_path):
     calm, killed = toy_model(dropout=0.2), toy_model(dropout=0.2)
-    pretrain(calm, dataset(), CONFIG, tmp_path / "calm")
+    config = replace(CONFIG, group_by_length=group)
+    pretrain(calm, dataset(), config, tmp_path / "calm")
 
     def dies(step, steps, metrics):
         if step == 10:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pretrain(killed, dataset(), CONFIG, tmp_path / "killed", dies)
+        pretrain(killed, dataset(), config, tmp_path / "killed", dies)
     assert not (tmp_path / "killed" / "model.safetensors").exists()
     if half_written is not None:  # killed while it wrote the next checkpoint
         newest = tmp_path / "killed" / "checkpoint-10"
@@ -81,11 +82,29 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_weights(half_written, tmp_pat
             shutil.copytree(tmp_path / "killed", tmp_path / folder)
         torch.rand(7)
         steps = []
-        pretrain(model, dataset(), CONFIG, tmp_path / folder, lambda *step, steps=steps: steps.append(step[:2]))
+        pretrain(model, dataset(), config, tmp_path / folder, lambda *step, steps=steps: steps.append(step[:2]))
         assert steps == [(9, 12), (10, 12), (11, 12), (12, 12)]
         assert same(weights(model), weights(calm))
         files = (load_file(tmp_path / name / "model.safetensors") for name in (folder, "calm"))
         assert same(*files)
+
+
+def test_rows_of_like_length_share_a_batch_every_epoch_in_another_order(tmp_path):
+    examples, batches = dataset(), []
+
+    class Recorded(SessionDataset):
+        def collate(self, model, idx):
+            batches.append(list(idx))
+            return super().collate(model, idx)
+
+    config = replace(CONFIG, steps=40, batch_size=2, group_by_length=True)  # an epoch draws pools of 5 batches
+    pretrain(toy_model(), Recorded(**vars(examples)), config, tmp_path)
+    length_N = examples.lengths_N
+    for epoch in (batches[:20], batches[20:]):
+        assert sorted(idx for batch in epoch for idx in batch) == list(range(40))
+        spread = sum(int((length_N[left] - length_N[right]).abs()) for left, right in epoch)
+        assert spread <= 4 * int(length_N.max())  # two neighbours of each of 4 sorted pools; at random it is near 40
+    assert batches[:20] != batches[20:]
 
 
 @pytest.mark.parametrize("steps", [10, 12])  # an epoch has 5

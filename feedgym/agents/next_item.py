@@ -46,6 +46,8 @@ class FitConfig:
     """AdamW's memory of squared gradients."""
     max_grad_norm: float = 0.0
     """Gradients are clipped to this norm; 0 leaves them as they are."""
+    group_by_length: bool = False
+    """Put histories of like length into a batch, among 50 batches drawn at random: less padding to compute."""
     bf16: bool = False
     """Compute in bfloat16; on GPUs that have it."""
     validate_every: int = 1

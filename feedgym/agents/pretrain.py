@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
 from feedgym.agents.layers.moe import expert_load
@@ -47,6 +48,11 @@ class Examples(Protocol):
 
     def __getitem__(self, idx: int) -> int:
         """The row number itself."""
+        ...
+
+    @property
+    def lengths_N(self) -> Tensor:
+        """Events of each row, by which rows of a batch can be chosen alike."""
         ...
 
     def collate(self, model: Any, idx: Sequence[int]) -> dict[str, Tensor]:
@@ -79,6 +85,8 @@ class PretrainConfig:
     """AdamW's memory of squared gradients."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm; 0 leaves them as they are."""
+    group_by_length: bool = False
+    """Put histories of like length into a batch, among 50 batches drawn at random: less padding to compute."""
     bf16: bool = False
     """Compute in bfloat16; on GPUs that have it."""
     checkpoint_steps: int = 500
@@ -127,6 +135,11 @@ class SessionDataset(Dataset):
 
     def __getitem__(self, idx: int) -> int:
         return idx
+
+    @property
+    def lengths_N(self) -> Tensor:
+        """Events of each history."""
+        return self.histories.mask_UT.sum(1)
 
     def collate(self, model: Trainable, idx: Sequence[int]) -> dict[str, Tensor]:
         """The model's training batch of the rows ``idx``, histories cut to the longest of them."""
@@ -199,6 +212,7 @@ def _arguments(config: PretrainConfig, output_dir: Path) -> TrainingArguments:
         bf16=config.bf16,
         seed=config.seed,
         data_seed=config.seed,
+        train_sampling_strategy="group_by_length" if config.group_by_length else "random",
         save_strategy="steps",
         save_steps=config.checkpoint_steps,
         save_total_limit=2,
@@ -220,6 +234,11 @@ class _Trainer(Trainer):
         self._num_batches = 0
         self._experts_per_token = getattr(kwargs["model"].config, "num_experts_per_tok", 1)
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        return _LikeLengths(self.args.train_batch_size, self.train_dataset.lengths_N.tolist(), self.args.data_seed)
+
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
@@ -237,6 +256,22 @@ class _Trainer(Trainer):
         self._sums.clear()
         self._num_batches = 0
         super().log(logs, start_time)
+
+
+class _LikeLengths(LengthGroupedSampler):
+    """The Trainer's sampler of rows of like length, with an order that the seed and the epoch decide.
+
+    Its own order comes from torch's global generator, whose state a training that goes on within an epoch has not.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths)
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The Trainer calls it before each epoch."""
+        self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
 
 class _Finished(Exception):

@@ -369,6 +369,11 @@ class SequenceDataset(Dataset):
     def __getitem__(self, idx: int) -> int:
         return idx
 
+    @property
+    def lengths_N(self) -> Tensor:
+        """Events of each history."""
+        return self.histories.mask_UT.sum(1)
+
     def collate(self, model: Any, idx: Sequence[int]) -> dict[str, Tensor]:
         """The model's training batch of the users ``idx``."""
         return model.sequence_batch(self.histories.rows(torch.as_tensor(idx)))

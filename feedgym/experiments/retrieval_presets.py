@@ -22,7 +22,8 @@ from feedgym.experiments.ranking import RankingConfig
 class RetrievalConfig:
     """A model that foretells the next item, trained on a log and ranked offline beside simple baselines.
 
-    A subclass names its kind of model (``model``) and says in ``agent`` of :mod:`feedgym.experiments.retrieval` how it
+    A subclass names its kind of model (``model``) and says in ``agent_of`` of
+    :mod:`feedgym.experiments.retrieval_agents` how it
     is made and trained.
     """
 
@@ -222,6 +223,15 @@ def tiger() -> TigerRun:
     return TigerRun(fit=FitConfig(batch_size=256, schedule="inverse_sqrt", adam_beta2=0.999, max_grad_norm=1.0))
 
 
+def tiger_small() -> TigerRun:
+    """TIGER for hours on 2 cores: 2 + 2 layers of width 64, histories of like length together."""
+    sizes = TigerSizes(d_model=64, num_heads=4, head_width=16, encoder_layers=2, decoder_layers=2, d_ff=256,
+                       rqvae_steps=3000)  # fmt: skip
+    fit = FitConfig(batch_size=256, lr=3e-3, warmup_steps=500, schedule="inverse_sqrt", weight_decay=0.01,
+                    adam_beta2=0.999, max_grad_norm=1.0, group_by_length=True, patience=3)  # fmt: skip
+    return replace(tiger(), model=sizes, fit=fit, epochs=40, validation_targets=2000)
+
+
 def tiger_smoke() -> TigerRun:
     """TIGER in seconds, on a small simulated log; its figures mean nothing."""
     sizes = TigerSizes(d_model=16, num_heads=2, head_width=8, encoder_layers=1, decoder_layers=1, d_ff=32,
@@ -311,6 +321,7 @@ RETRIEVAL_PRESETS: dict[str, Callable[[], RetrievalConfig]] = {
     "hstu-small": hstu_small,
     "hstu-smoke": hstu_smoke,
     "tiger": tiger,
+    "tiger-small": tiger_small,
     "tiger-smoke": tiger_smoke,
 }
 """What `feedgym run` offers of retrieval."""
