@@ -210,7 +210,7 @@ class SequenceModel(PreTrainedModel):
         return (self._queries(hidden) @ self.vectors(self.items.weight[: self.config.num_items]).T).float()
 
     def _queries(self, hidden: Tensor) -> Tensor:
-        """Vectors [..., D] whose products with those of items are logits; it is cheaper to divide them than the logits."""
+        """Vectors [..., D] whose products with those of items are logits: dividing these would cost far more."""
         return self.vectors(hidden) / self.config.temperature
 
     @torch.no_grad()
