@@ -329,6 +329,14 @@ def test_the_terminals_table_of_a_recorded_log_holds_its_offline_metrics():
     }
 
 
+def test_what_agents_foretell_comes_first_by_rising_cut_off():
+    names = ["coverage", "diversity", "mrr", "ndcg@10", "ndcg@50", "ndcg@5", "recall@10", "recall@50", "recall@5"]
+    summary = recorded() | {"agents": {"hstu": {name: value(1.0) for name in names}}}
+    rows = list(agents_table(summary).columns[0].cells)
+    assert rows[:4] == ["recall@5", "ndcg@5", "recall@10", "ndcg@10"]
+    assert rows[6:] == ["diversity", "coverage", "mrr"]
+
+
 def test_the_terminal_shows_title_and_lead_as_they_were_written():
     text = printed(simulated())
     assert "OneRec + IPA on Toy" in text and "aligned over base: +50.0% [+40.1%, +60.2%]" in text

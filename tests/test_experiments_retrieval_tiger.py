@@ -7,7 +7,8 @@ import numpy as np
 from feedgym.cli import main
 from feedgym.data.events import Event
 from feedgym.experiments.presets import PRESETS
-from feedgym.experiments.retrieval import Retrieval, _load_tiger, read_log
+from feedgym.experiments.retrieval_agents import _load_tiger
+from feedgym.experiments.retrieval_data import Retrieval, read_log
 
 
 def test_windows_are_every_item_taken_with_what_came_before_it():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ LABELS = {
     "exploration_cost": "explore cost",
 }
 """The metrics people look at first, and what they are called."""
+
+FORETOLD = re.compile(r"(recall|ndcg)@(\d+)")
+"""Metrics of what an agent foretells, with their cut-off; where there are some, they come before all others."""
 
 ROUND_PANELS = (
     (
@@ -136,9 +140,12 @@ def _has(agents: Mapping[str, Any], metric: str) -> bool:
 
 
 def _metrics(agents: Mapping[str, Any]) -> list[str]:
-    """All metrics of the agents, those of LABELS first."""
+    """All metrics of the agents: what they foretell, by rising cut-off, then those of LABELS, then the others."""
     found = sorted({metric for agent in agents.values() for metric in agent})
-    return [metric for metric in LABELS if metric in found] + [metric for metric in found if metric not in LABELS]
+    parts = {metric: FORETOLD.match(metric) for metric in found}
+    foretold = {metric: (int(part[2]), part[1] != "recall", metric) for metric, part in parts.items() if part}
+    first = sorted(foretold, key=lambda metric: foretold[metric]) + [metric for metric in LABELS if metric in found]
+    return first + [metric for metric in found if metric not in first]
 
 
 def _first_metrics(agents: Mapping[str, Any], most: int = 4) -> list[str]:
