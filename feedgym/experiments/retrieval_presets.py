@@ -23,8 +23,7 @@ class RetrievalConfig:
     """A model that foretells the next item, trained on a log and ranked offline beside simple baselines.
 
     A subclass names its kind of model (``model``) and says in ``agent_of`` of
-    :mod:`feedgym.experiments.retrieval_agents` how it
-    is made and trained.
+    :mod:`feedgym.experiments.retrieval_agents` how it is made and trained.
     """
 
     name: ClassVar[str]
