@@ -395,13 +395,14 @@ class GenerativeRecommender:
         )
         return sessions.to(histories.item_ids_UT.device)
 
+    def drawn(self, histories: EventBatch, n: int) -> SessionBatch:
+        """``n`` sampled sessions a user, by luck that belongs to the request: the same for the same request."""
+        steps = self.session_length * self.trie.num_levels
+        noise_USN = request_noise(histories, n * steps).view(-1, n, steps)
+        sessions = draw_sessions(self.model, self.trie, histories.to(self.device), noise_USN, self.sampling)
+        return sessions.to(histories.item_ids_UT.device)
+
     def recommend(self, histories: EventBatch) -> SessionBatch:
         """One session a user (S = 1): the best of the beam search, or a drawn one if ``num_beams`` is 0."""
-        if self.num_beams:
-            sessions = self.beams(histories, self.num_beams)
-        else:
-            noise_US = request_noise(histories, self.session_length * self.trie.num_levels)
-            on_device = histories.to(self.device)
-            sessions = draw_sessions(self.model, self.trie, on_device, noise_US[:, None], self.sampling)
-            sessions = sessions.to(histories.item_ids_UT.device)
+        sessions = self.beams(histories, self.num_beams) if self.num_beams else self.drawn(histories, 1)
         return _first(sessions, 1)

@@ -1,0 +1,406 @@
+"""The cascade that end-to-end agents stand against: retrieve some items, rank them, put a diverse few in order.
+
+    retriever: scores of all I items -> the C best unseen ones       ranker: what the user would do with each of them
+    value = sum over behaviours of weight * P(behaviour) + weight * minutes watched, the weights of the true reward
+    re-rank, place by place: the item of greatest  value + diversity * bonus(item given those placed before)
+
+The bonus is one of two rules over the cosines of the items' contents:
+    - "mmr": minus the greatest cosine with an item placed before (Carbonell & Goldstein, SIGIR 1998);
+    - "dpp": the log of what of the item's content is new, log(d^2): greedy MAP of a determinantal point process, in the
+      incremental form of Chen, Zhang & Zhou (arXiv:1709.05135, Algorithm 1).
+
+Sessions are sampled by the same gains over a temperature. Without diversity that is Plackett-Luce over the values; with
+it each place has its own logits, and the log-probability is still the sum over the places of the log of the choice.
+
+Deviations: both rules add the bonus to the value, where MMR's paper weighs the two by lambda and 1 - lambda and the DPP
+multiplies qualities: so ``diversity`` is in units of reward, and 0 is the ranker's order in both. The return to the
+feed has no part in an item's value, because it answers a whole session.
+
+Axis letters: C candidates a user, E content width; the others stand in :mod:`feedgym.data.events`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from feedgym.agents.requests import existing_items
+from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.events import BEHAVIOURS, Catalog
+from feedgym.data.parquet import read_catalog, replacing, write_catalog
+from feedgym.envs.truth import RewardWeights
+from feedgym.protocols import Recommender, load
+
+Rule = Literal["mmr", "dpp"]
+
+BLOCK_CELLS = 2**24
+"""Cells of scores, cosines and gains held at a time."""
+SEEN_SCORE = -1e30
+"""Score of a seen item in retrieval: it comes last, and only where nothing else is left."""
+SEEN_PENALTY = 1e4
+"""By how much a seen candidate's value is lowered."""
+SMALLEST = 1e-10
+"""Least share of an item's content that counts as new."""
+
+CASCADE, CATALOG, RETRIEVER, RANKER = "cascade.json", "catalog.parquet", "retriever", "ranker"
+
+PARTS = {
+    "SASRec": "feedgym.agents.sasrec:SASRec",
+    "HSTU": "feedgym.agents.hstu:HSTU",
+}
+"""What :meth:`Cascade.load` can read back by itself."""
+
+
+class Retriever(Protocol):
+    """Says of all items how well they would do; :class:`Voted` makes one of an agent that only draws sessions."""
+
+    def scores(self, histories: EventBatch) -> Tensor:
+        """Scores [U, I] of any scale, seen items too; -inf where an item is no candidate."""
+        ...
+
+
+class Scorer(Protocol):
+    """A ranker (:class:`feedgym.agents.ranker.Ranker`): what a user would do with each of some items.
+
+    ``config.tasks`` names the behaviours it predicts, ``config.watch`` tells whether it predicts the watched fraction.
+    """
+
+    config: Any
+
+    def predict(self, histories: EventBatch, item_ids_UK: Tensor, mask_UK: Tensor | None = None) -> Any:
+        """Something with ``prob_UKM``, in the order of the tasks, and ``watch_fraction_UK``."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeConfig:
+    """How a cascade chooses."""
+
+    candidates: int = 100
+    """C, items that the retriever hands to the ranker; all where the catalogue has fewer."""
+    rule: Rule = "mmr"
+    """What diversity is: mmr (unlike the nearest item placed before) or dpp (unlike all of them together)."""
+    diversity: float = 0.0
+    """Reward that a place is worth which is wholly unlike those before; 0 serves in the ranker's order."""
+    temperature: float = 0.1
+    """Reward by which a place's items must differ to be e times as likely, when sessions are sampled."""
+    weights: RewardWeights = field(default_factory=RewardWeights)
+    """What a candidate's value is made of; the return's weight plays no part."""
+
+    def __post_init__(self) -> None:
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"rule={self.rule!r} is unknown; choose one of {', '.join(get_args(Rule))}.")
+        if self.candidates < 1 or self.diversity < 0 or self.temperature <= 0:
+            raise ValueError(
+                f"candidates={self.candidates}, diversity={self.diversity} and temperature={self.temperature} must be "
+                "at least 1, at least 0 and above 0; raise them."
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidates:
+    """C ranked candidates for each of U users, in the retriever's order.
+
+    Attributes:
+        item_ids_UC: int64, all different.
+        mask_UC: bool, whether the retriever named the item.
+        seen_UC: bool, whether the history shows it.
+        value_UC: float32, what the ranker expects of it.
+    """
+
+    item_ids_UC: Tensor
+    mask_UC: Tensor
+    seen_UC: Tensor
+    value_UC: Tensor
+
+
+class Cascade:
+    """Retriever, ranker and re-rank rule as one recommender.
+
+    Args:
+        retriever: chooses the candidates.
+        ranker: values them.
+        catalog: contents for diversity, durations for minutes; where histories are dated, only what exists is served.
+        session_length: K.
+        config: candidates, rule and weights.
+
+    Raises:
+        ValueError: sessions are longer than the candidates or the catalogue, or a weight needs an answer that the
+            ranker does not predict.
+    """
+
+    def __init__(
+        self,
+        retriever: Retriever,
+        ranker: Scorer,
+        catalog: Catalog,
+        session_length: int,
+        config: CascadeConfig | None = None,
+    ) -> None:
+        self.retriever, self.ranker, self.catalog = retriever, ranker, catalog
+        self.session_length, self.config = session_length, config or CascadeConfig()
+        if not 1 <= session_length <= min(self.config.candidates, catalog.num_items):
+            raise ValueError(
+                f"session_length={session_length} must be in 1..{min(self.config.candidates, catalog.num_items)}, the "
+                "candidates a user; ask for shorter sessions or raise candidates."
+            )
+        self.unit_IE = F.normalize(torch.from_numpy(catalog.content_IE).float(), dim=1)
+        self.minutes_I = torch.from_numpy(catalog.duration_s_I).float() / 60
+        self.weight_M = _task_weights(ranker, self.config.weights)
+
+    def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
+        """``n`` sessions a user with their log-probabilities; seen items come last."""
+        return self._sessions(histories, n, generator)
+
+    def recommend(self, histories: EventBatch) -> SessionBatch:
+        """The session of greatest gain, place by place, with its log-probability under :meth:`sample`."""
+        return self._sessions(histories, 1, None)
+
+    @torch.no_grad()
+    def candidates(self, histories: EventBatch) -> Candidates:
+        """The retriever's C best items for each user, unseen ones first, with the ranker's values.
+
+        Raises:
+            ValueError: for some user the retriever names too few items for a session.
+        """
+        score_UI = self.retriever.scores(histories).clone()
+        seen_UI = _seen(histories, score_UI.shape[1])
+        score_UI = torch.where(seen_UI & (score_UI > -torch.inf), SEEN_SCORE, score_UI)
+        exists_UI = existing_items(histories, self.catalog)
+        if exists_UI is not None:
+            score_UI = score_UI.masked_fill(~exists_UI.to(score_UI.device), -torch.inf)
+        top = score_UI.topk(min(self.config.candidates, score_UI.shape[1]), dim=1)
+        mask_UC = top.values > -torch.inf
+        if len(histories) and (fewest := int(mask_UC.sum(1).min())) < self.session_length:
+            raise ValueError(
+                f"The retriever has {fewest} items for a user and a session {self.session_length}; let it name more, "
+                "or ask for shorter sessions."
+            )
+        seen_UC = seen_UI.gather(1, top.indices)
+        value_UC = self.values(histories, top.indices, mask_UC)
+        return Candidates(item_ids_UC=top.indices, mask_UC=mask_UC, seen_UC=seen_UC, value_UC=value_UC)
+
+    @torch.no_grad()
+    def values(self, histories: EventBatch, item_ids_UC: Tensor, mask_UC: Tensor | None = None) -> Tensor:
+        """Reward that the ranker expects of items, float32 [U, C]: weighted behaviours and minutes watched."""
+        found = self.ranker.predict(histories, item_ids_UC, mask_UC)
+        num_tasks = len(self.weight_M)
+        value_UC = found.prob_UKM[..., :num_tasks].float() @ self.weight_M.to(item_ids_UC.device)
+        if self.config.weights.watch_minutes:
+            minutes_UC = found.watch_fraction_UK * self.minutes_I.to(item_ids_UC.device)[item_ids_UC]
+            value_UC = value_UC + self.config.weights.watch_minutes * minutes_UC.float()
+        return value_UC
+
+    @torch.no_grad()
+    def _sessions(self, histories: EventBatch, n: int, generator: torch.Generator | None) -> SessionBatch:
+        width = min(self.config.candidates, self.catalog.num_items)
+        cells = max(self.catalog.num_items, width * (width + n * (self.session_length + 2)))
+        size = max(1, BLOCK_CELLS // cells)
+        parts = []
+        for low in range(0, len(histories), size):
+            block = histories.rows(slice(low, low + size))
+            found = self.candidates(block)
+            value_UC = found.value_UC - SEEN_PENALTY * found.seen_UC
+            value_UC = value_UC.masked_fill(~found.mask_UC, -torch.inf)
+            unit_UCE = self.unit_IE.to(value_UC.device)[found.item_ids_UC]
+            place_USK, logp_US = rerank(value_UC, unit_UCE, self.session_length, self.config, n, generator)
+            item_ids_USK = found.item_ids_UC[:, None].expand(-1, n, -1).gather(2, place_USK)
+            parts.append(SessionBatch(item_ids_USK=item_ids_USK, logp_US=logp_US))
+        return SessionBatch.cat(parts)
+
+    def save(self, folder: Path | str) -> None:
+        """Write the cascade and both models into a folder; each file takes its place whole."""
+        folder = Path(folder)
+        for part, model in ((RETRIEVER, self.retriever), (RANKER, self.ranker)):
+            if hasattr(model, "save_pretrained"):
+                model.save_pretrained(folder / part)
+        write_catalog(self.catalog, folder / CATALOG)
+        known = {
+            RETRIEVER: type(self.retriever).__name__,
+            RANKER: type(self.ranker).__name__,
+            "session_length": self.session_length,
+            "config": asdict(self.config),
+        }
+        with replacing(folder / CASCADE) as temporary:
+            Path(temporary).write_text(json.dumps(known, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path | str, *, retriever: Retriever | None = None, ranker: Scorer | None = None) -> Self:
+        """The cascade saved in a folder.
+
+        Args:
+            folder: what :meth:`save` wrote.
+            retriever: in place of the saved one; needed where that is none of ``PARTS``.
+            ranker: likewise.
+
+        Raises:
+            ValueError: a file is missing or damaged, or a part cannot be read by its kind.
+        """
+        folder = Path(folder)
+        try:
+            known = json.loads((folder / CASCADE).read_text())
+            config = CascadeConfig(**known["config"] | {"weights": RewardWeights(**known["config"]["weights"])})
+            kinds, length = {part: known[part] for part in (RETRIEVER, RANKER)}, int(known["session_length"])
+        except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder} holds no whole cascade ({error}); save it again.") from error
+        retriever = retriever or _load_part(folder / RETRIEVER, kinds[RETRIEVER])
+        ranker = ranker or _load_part(folder / RANKER, kinds[RANKER])
+        return cls(retriever, ranker, read_catalog(folder / CATALOG), length, config)
+
+
+class Voted:
+    """A recommender's sampled sessions as a retriever: an item's score is the log of the number of sessions with it.
+
+    Agents with a method ``drawn`` (:class:`feedgym.agents.generation.GenerativeRecommender`) draw by the request's own
+    luck. Of others the protocol's ``sample`` is asked under a fixed seed: then the candidates of a user depend on the
+    user's row in the batch, as the agent's samples do.
+
+    Args:
+        agent: the recommender; its sessions must be as long as those of the cascade, or longer.
+        num_items: I.
+        num_samples: sessions a user.
+        seed: of agents without ``drawn``.
+    """
+
+    def __init__(self, agent: Recommender, num_items: int, num_samples: int = 32, seed: int = 0) -> None:
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples} must be 1 or more; raise it.")
+        self.agent, self.num_items, self.num_samples, self.seed = agent, num_items, num_samples, seed
+
+    def scores(self, histories: EventBatch) -> Tensor:
+        """Logs of the votes [U, I]; -inf where no session has the item."""
+        items_UN = self._drawn(histories).item_ids_USK.flatten(1)
+        votes_UI = torch.zeros(len(items_UN), self.num_items, device=items_UN.device)
+        return votes_UI.scatter_add_(1, items_UN, torch.ones_like(items_UN, dtype=votes_UI.dtype)).log()
+
+    def _drawn(self, histories: EventBatch) -> SessionBatch:
+        if hasattr(self.agent, "drawn"):
+            return self.agent.drawn(histories, self.num_samples)
+        generator = torch.Generator(histories.item_ids_UT.device).manual_seed(self.seed)
+        return self.agent.sample(histories, self.num_samples, generator)
+
+
+# ---------------------------------------------------------------- the re-rank rule
+
+
+def rerank(
+    value_UC: Tensor,
+    unit_UCE: Tensor,
+    length: int,
+    config: CascadeConfig,
+    n: int = 1,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Order a few of the candidates, place by place.
+
+    Args:
+        value_UC: float32, -inf for what must not be served; at least ``length`` others a user.
+        unit_UCE: contents, of length 1.
+        length: K.
+        config: rule, its weight and the temperature.
+        n: S, sessions a user.
+        generator: draws the sessions; the greatest gain is taken at each place if None.
+
+    Returns:
+        The places' candidates, int64 [U, S, K] in 0..C-1, and the log-probabilities, float32 [U, S].
+    """
+    gain_USC = value_UC[:, None].repeat(1, n, 1)
+    bonus = (_Unlike(unit_UCE) if config.rule == "mmr" else _New(unit_UCE, n)) if config.diversity else None
+    logp_US = gain_USC.new_zeros(gain_USC.shape[:2])
+    places: list[Tensor] = []
+    taken_USC = torch.zeros_like(gain_USC, dtype=torch.bool)
+    for place in range(length):
+        if bonus is not None and place:
+            gain_USC = value_UC[:, None] + config.diversity * bonus.after(places[-1])
+        logit_USC = (gain_USC / config.temperature).masked_fill(taken_USC, -torch.inf)
+        noisy_USC = logit_USC if generator is None else logit_USC + _gumbel_like(logit_USC, generator)
+        chosen_US1 = noisy_USC.argmax(2, keepdim=True)
+        logp_US = logp_US + logit_USC.log_softmax(2).gather(2, chosen_US1).squeeze(2)
+        taken_USC = taken_USC.scatter(2, chosen_US1, True)
+        places.append(chosen_US1)
+    return torch.cat(places, dim=2), logp_US
+
+
+class _Unlike:
+    """MMR's bonus: minus the greatest cosine with what was placed before."""
+
+    def __init__(self, unit_UCE: Tensor) -> None:
+        self.unit_UCE = unit_UCE
+        self.nearest_USC: Tensor | None = None
+
+    def after(self, chosen_US1: Tensor) -> Tensor:
+        """The bonus [U, S, C] once another candidate is placed."""
+        cosine_USC = _cosines(self.unit_UCE, chosen_US1)
+        self.nearest_USC = cosine_USC if self.nearest_USC is None else torch.maximum(self.nearest_USC, cosine_USC)
+        return -self.nearest_USC
+
+
+class _New:
+    """The DPP's bonus: log of the squared distance d^2 of a candidate's content from the span of those placed before.
+
+    ``basis_USCK`` are the rows of the Cholesky factor that grow place by place (arXiv:1709.05135, eq. 8 to 10).
+    """
+
+    def __init__(self, unit_UCE: Tensor, n: int) -> None:
+        self.unit_UCE = unit_UCE
+        num_users, num_candidates, _ = unit_UCE.shape
+        self.new_USC = unit_UCE.new_ones(num_users, n, num_candidates)
+        self.basis_USCK = unit_UCE.new_zeros(num_users, n, num_candidates, 0)
+
+    def after(self, chosen_US1: Tensor) -> Tensor:
+        """The bonus [U, S, C] once another candidate is placed."""
+        width = self.basis_USCK.shape[3]
+        own_US1K = self.basis_USCK.gather(2, chosen_US1[..., None].expand(-1, -1, -1, width))
+        known_USC = (self.basis_USCK * own_US1K).sum(3)
+        scale_US1 = self.new_USC.gather(2, chosen_US1).clamp_min(SMALLEST).sqrt()
+        step_USC = (_cosines(self.unit_UCE, chosen_US1) - known_USC) / scale_US1
+        self.basis_USCK = torch.cat([self.basis_USCK, step_USC[..., None]], dim=3)
+        self.new_USC = self.new_USC - step_USC.square()
+        return self.new_USC.clamp_min(SMALLEST).log()
+
+
+def _cosines(unit_UCE: Tensor, chosen_US1: Tensor) -> Tensor:
+    """Cosines [U, S, C] of all candidates with a chosen one."""
+    chosen_USE = unit_UCE.gather(1, chosen_US1.expand(-1, -1, unit_UCE.shape[2]))
+    return chosen_USE @ unit_UCE.transpose(1, 2)
+
+
+def _gumbel_like(logit_USC: Tensor, generator: torch.Generator) -> Tensor:
+    """Gumbel noise of the shape: the greatest sum is a draw by softmax."""
+    return -torch.empty_like(logit_USC).exponential_(generator=generator).clamp_min(1e-20).log()
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _seen(histories: EventBatch, num_items: int) -> Tensor:
+    """Whether the history shows an item, bool [U, I]."""
+    seen_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, num_items)
+    found_UI = torch.zeros(len(histories), num_items + 1, dtype=torch.bool, device=seen_UT.device)
+    return found_UI.scatter_(1, seen_UT, True)[:, :-1]
+
+
+def _task_weights(ranker: Scorer, weights: RewardWeights) -> Tensor:
+    """The weight of each of the ranker's tasks, float32 [M]."""
+    tasks = tuple(ranker.config.tasks)
+    missing = [name for name in BEHAVIOURS if getattr(weights, name) and name not in tasks]
+    if weights.watch_minutes and not ranker.config.watch:
+        missing.append("watch_minutes")
+    if missing:
+        raise ValueError(
+            f"The ranker predicts {', '.join(tasks)} and not {missing[0]}, whose weight is "
+            f"{getattr(weights, missing[0]):g}; train it on that too, or set the weight to 0."
+        )
+    return torch.tensor([getattr(weights, name) for name in tasks], dtype=torch.float32)
+
+
+def _load_part(folder: Path, kind: str) -> Any:
+    if kind not in PARTS:
+        raise ValueError(f"{folder} was a {kind}, which cannot be read back by name; give it as {folder.name}=.")
+    return load(PARTS[kind]).load(folder)
