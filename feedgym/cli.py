@@ -449,6 +449,47 @@ def simulate(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RealismArguments:
+    """Put two logs side by side: popularity, sessions, watching, behaviours, returns, topics, positions, users.
+
+    A and B are each a log (what `feedgym data inspect` reads, or events.parquet beside its catalog.parquet), a run's
+    folder, whose log it is, or a user simulator, by import path or a learned one's folder, which then leaves a log.
+
+        feedgym realism feedgym.envs.short_video:ShortVideo kuairand-pure --out realism
+    """
+
+    a: Positional[str]
+    """The first log; the noise beside the distances is that of its halves."""
+    b: Positional[str]
+    """The second log."""
+    out: Path | None = None
+    """Folder for realism.html, realism.json and a picture a plot."""
+    users: int = 2000
+    """Users of a simulator."""
+    visits: int = 14
+    """Visits of each of them."""
+    session_length: int = 10
+    """K, items in a session of a simulator."""
+    seed: int = 0
+    """Decides a simulator's log and the halves."""
+
+
+def realism(arguments: Sequence[str]) -> None:
+    """Put two logs side by side: how far is a simulator's from a real one?"""
+    options = _parse(RealismArguments, "realism", arguments)
+    from rich.console import Console
+
+    from feedgym.experiments.realism import read_side, realism, table_of, write_realism
+
+    sizes = {name: getattr(options, name) for name in ("users", "visits", "session_length", "seed")}
+    a, b = read_side(options.a, **sizes), read_side(options.b, **sizes)
+    found = realism((options.a, options.b), a, b, seed=options.seed)
+    Console(highlight=False).print(table_of(found))
+    if options.out is not None:
+        print(f"Written to {write_realism(found, options.out)}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckArguments:
     """Prove that a plug-in keeps the promises of its protocol, or that a registered environment keeps Gymnasium's.
 
@@ -483,7 +524,7 @@ def check(arguments: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (demo, run, stage, evaluate, watch, data, simulate, check)
+    command.__name__: command for command in (demo, run, stage, evaluate, watch, data, simulate, realism, check)
 }
 
 

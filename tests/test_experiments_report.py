@@ -118,7 +118,7 @@ class Page(HTMLParser):
 def figures(monkeypatch):
     """The figures of the page, which are kept instead of painted: painting is what takes long."""
     kept = []
-    monkeypatch.setattr(report_module, "_image", lambda figure: kept.append(figure) or "<img src='data:,'>")
+    monkeypatch.setattr(report_module, "image", lambda figure: kept.append(figure) or "<img src='data:,'>")
     return kept
 
 

@@ -86,25 +86,25 @@ def write_report(summary: Summary, folder: Path) -> Path:
     rates = [f"{name}_rate" for name in BEHAVIOURS if _has(agents, f"{name}_rate")]
     sections = [
         _headline(summary),
-        _section(f"Judged by {summary['judged_by']}", _bars(agents, _first_metrics(agents)), _agents_table(summary)),
-        _section("Over the trainings", _seeds_table(summary.get("over_seeds"))),
-        _section("Learning", _learning_plot(summary.get("learning"))),
-        _section(
-            "Alignment, round by round", _rounds_plot(summary.get("rounds")), _rounds_table(summary.get("rounds"))
-        ),
-        _section("What the reward model believes, and what is true", _scatter_plot(summary.get("scatter"))),
-        _section("Behaviours an item seen", _bars(agents, rates, width=2.2)),
-        _section(
-            "The reward model on users it never saw: area under the ROC curve", _aucs(summary.get("reward_model"))
-        ),
-        _section("The items' codes", _facts_table(summary.get("tokenizer"))),
-        _section("Sessions to read", _samples_table(summary.get("samples"))),
-        _section("Where the time went", _stages_table(summary["stages"])),
+        section(f"Judged by {summary['judged_by']}", _bars(agents, _first_metrics(agents)), _agents_table(summary)),
+        section("Over the trainings", _seeds_table(summary.get("over_seeds"))),
+        section("Learning", _learning_plot(summary.get("learning"))),
+        section("Alignment, round by round", _rounds_plot(summary.get("rounds")), _rounds_table(summary.get("rounds"))),
+        section("What the reward model believes, and what is true", _scatter_plot(summary.get("scatter"))),
+        section("Behaviours an item seen", _bars(agents, rates, width=2.2)),
+        section("The reward model on users it never saw: area under the ROC curve", _aucs(summary.get("reward_model"))),
+        section("The items' codes", _facts_table(summary.get("tokenizer"))),
+        section("Sessions to read", _samples_table(summary.get("samples"))),
+        section("Where the time went", _stages_table(summary["stages"])),
     ]
-    title = html.escape(summary["title"])
     path = folder / "report.html"
-    write_text(path, _PAGE.format(title=title, body="\n".join(filter(None, sections))))
+    write_text(path, page(summary["title"], sections))
     return path
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """A whole HTML page of the house's style; empty sections are left out."""
+    return _PAGE.format(title=html.escape(title), body="\n".join(filter(None, sections)))
 
 
 def agents_table(summary: Summary) -> Table:
@@ -122,7 +122,7 @@ def agents_table(summary: Summary) -> Table:
     for metric in _metrics(agents):
         if metric in LABELS or not metric.endswith("_rate"):  # the rarer behaviours are in the report
             found = [agents[name].get(metric) for name in _ordered(agents)]
-            means = ["-" if value is None else _number(value["mean"]) for value in found]
+            means = ["-" if value is None else number(value["mean"]) for value in found]
             table.add_row(_label(metric), *means, _change(summary, metric))
     return table
 
@@ -162,7 +162,8 @@ def _missing(value: Any) -> bool:
     return value is None or value != value
 
 
-def _number(value: Any) -> str:
+def number(value: Any) -> str:
+    """A figure for people: three digits or so, and "-" where there is none."""
     if _missing(value):
         return "-"
     if not isinstance(value, int | float):
@@ -173,7 +174,7 @@ def _number(value: Any) -> str:
 
 
 def _cell(value: Mapping[str, float] | None) -> str:
-    return "-" if value is None else f"{_number(value['mean'])} [{_number(value['low'])}, {_number(value['high'])}]"
+    return "-" if value is None else f"{number(value['mean'])} [{number(value['low'])}, {number(value['high'])}]"
 
 
 def _change(summary: Summary, metric: str, lift: str = "lift") -> str:
@@ -217,7 +218,8 @@ def _headline(summary: Summary) -> str:
 # ---------------------------------------------------------------- plots
 
 
-def _axes(columns: int, width: float, height: float = 3.2) -> tuple[Any, Any]:
+def axes_row(columns: int, width: float, height: float = 3.2) -> tuple[Any, Any]:
+    """A figure and its axes, side by side; width is that of one, inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height), layout="constrained")
@@ -229,7 +231,8 @@ def _axes(columns: int, width: float, height: float = 3.2) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _image(figure: Any) -> str:
+def image(figure: Any) -> str:
+    """A figure as an HTML image that carries its own bytes."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
     return f"<img alt='' src='data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}'>"
@@ -239,7 +242,7 @@ def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2)
     """A panel a metric, a bar an agent, with intervals."""
     if not metrics:
         return ""
-    figure, axes = _axes(len(metrics), width, height=3.0)
+    figure, axes = axes_row(len(metrics), width, height=3.0)
     for axis, metric in zip(axes, metrics, strict=True):
         names = [name for name in _ordered(agents) if metric in agents[name]]
         found = [agents[name][metric] for name in names]
@@ -249,7 +252,7 @@ def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2)
         axis.bar([name.replace("_", " ") for name in names], mean, yerr=spread, color=colours, capsize=3, width=0.65)
         axis.set_title(_label(metric), fontsize=10)
         axis.tick_params(axis="x", rotation=90, labelsize=8)
-    return _image(figure)
+    return image(figure)
 
 
 def _learning_plot(curves: Sequence[Sequence[Mapping[str, float]]] | None) -> str:
@@ -257,13 +260,13 @@ def _learning_plot(curves: Sequence[Sequence[Mapping[str, float]]] | None) -> st
     names = [name for name in (curves[0][0] if curves and curves[0] else {}) if name != "iteration"]
     if not names or not curves:
         return ""
-    figure, axes = _axes(len(names), width=3.0)
+    figure, axes = axes_row(len(names), width=3.0)
     for axis, name in zip(axes, names, strict=True):
         for curve in curves:
             axis.plot([row["iteration"] for row in curve], [row.get(name, np.nan) for row in curve], linewidth=1.2)
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("iterations")
-    return _image(figure)
+    return image(figure)
 
 
 def _rounds_plot(rounds: Sequence[Mapping[str, float]] | None) -> str:
@@ -273,7 +276,7 @@ def _rounds_plot(rounds: Sequence[Mapping[str, float]] | None) -> str:
         (title, [line for line in lines if any(line[0] in row for row in rounds)]) for title, lines in ROUND_PANELS
     ]
     panels = [panel for panel in panels if panel[1]]
-    figure, axes = _axes(len(panels), width=3.4)
+    figure, axes = axes_row(len(panels), width=3.4)
     for axis, (title, lines) in zip(axes, panels, strict=True):
         for key, label, colour, style in lines:
             values = [np.nan if row.get(key) is None else row[key] for row in rounds]
@@ -282,14 +285,14 @@ def _rounds_plot(rounds: Sequence[Mapping[str, float]] | None) -> str:
         axis.set_xlabel("rounds of alignment")
         axis.set_xticks(range(len(rounds)))
         axis.legend(fontsize=7, frameon=False)
-    return _image(figure)
+    return image(figure)
 
 
 def _scatter_plot(clouds: Sequence[Mapping[str, Any]] | None) -> str:
     """Sampled sessions of each round: the reward model's score against the true value."""
     if not clouds:
         return ""
-    figure, axes = _axes(len(clouds), width=2.6, height=2.9)
+    figure, axes = axes_row(len(clouds), width=2.6, height=2.9)
     limits = [_limits(np.concatenate([np.asarray(cloud[key]) for cloud in clouds])) for key in ("model", "true")]
     low, high = min(limits[0][0], limits[1][0]), max(limits[0][1], limits[1][1])
     for axis, cloud in zip(axes, clouds, strict=True):
@@ -302,7 +305,7 @@ def _scatter_plot(clouds: Sequence[Mapping[str, Any]] | None) -> str:
         axis.set_ylim(*limits[1])
     axes[0].set_ylabel("true value")
     note = "On the line the model is right; the cross is the mean of the sessions."
-    return _image(figure) + f"<p class='facts'>{note}</p>"
+    return image(figure) + f"<p class='facts'>{note}</p>"
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
@@ -316,20 +319,21 @@ def _aucs(found: Mapping[str, float] | None) -> str:
         return ""
     if not found:
         return "<p>No held-out label took two values.</p>"
-    figure, (axis,) = _axes(1, width=1.5 + 0.7 * len(found), height=2.4)
+    figure, (axis,) = axes_row(1, width=1.5 + 0.7 * len(found), height=2.4)
     axis.bar(list(found), list(found.values()), color=COLOURS["model"], width=0.6)
     for place, value in enumerate(found.values()):
         axis.text(place, value + 0.01, f"{value:.3f}", ha="center", fontsize=8)
     axis.axhline(0.5, color=COLOURS["base"], linewidth=1)
     axis.set_ylim(min(0.45, *found.values()), 1)
     axis.tick_params(axis="x", rotation=25, labelsize=8)
-    return _image(figure)
+    return image(figure)
 
 
 # ---------------------------------------------------------------- tables
 
 
-def _section(title: str, *parts: str) -> str:
+def section(title: str, *parts: str) -> str:
+    """Parts of a page under a heading; nothing where the parts are empty."""
     body = "".join(parts)
     return f"<h2>{html.escape(title)}</h2>{body}" if body else ""
 
@@ -340,53 +344,54 @@ def _agents_table(summary: Summary) -> str:
         [_label(metric), *(_cell(agents[name].get(metric)) for name in _ordered(agents)), _change(summary, metric)]
         for metric in _metrics(agents)
     ]
-    return _table(["", *(name.replace("_", " ") for name in _ordered(agents)), _lift_name(summary)], rows)
+    return html_table(["", *(name.replace("_", " ") for name in _ordered(agents)), _lift_name(summary)], rows)
 
 
 def _seeds_table(found: Mapping[str, Mapping[str, Any]] | None) -> str:
     """Means over trainings with their intervals, and each training."""
     if not found or len(next(iter(found.values()))["runs"]) < 2:
         return ""
-    rows = [[_label(name), _cell(value), *map(_number, value["runs"])] for name, value in found.items()]
+    rows = [[_label(name), _cell(value), *map(number, value["runs"])] for name, value in found.items()]
     runs = [f"training {n + 1}" for n in range(len(next(iter(found.values()))["runs"]))]
-    return _table(["", "mean, 95% interval over trainings", *runs], rows)
+    return html_table(["", "mean, 95% interval over trainings", *runs], rows)
 
 
 def _rounds_table(rounds: Sequence[Mapping[str, float]] | None) -> str:
     if not rounds:
         return ""
     keys = list(dict.fromkeys(key for row in rounds for key in row))
-    rows = [[key.replace("_", " "), *(_number(row.get(key)) for row in rounds)] for key in keys]
-    return _folded("Every figure of every round", _table(["rounds done", *map(str, range(len(rounds)))], rows))
+    rows = [[key.replace("_", " "), *(number(row.get(key)) for row in rounds)] for key in keys]
+    return _folded("Every figure of every round", html_table(["rounds done", *map(str, range(len(rounds)))], rows))
 
 
 def _facts_table(facts: Mapping[str, Any] | None) -> str:
     if facts is None:
         return ""
     rows = [
-        [name.replace("_", " "), ", ".join(map(_number, value)) if isinstance(value, list) else _number(value)]
+        [name.replace("_", " "), ", ".join(map(number, value)) if isinstance(value, list) else number(value)]
         for name, value in facts.items()
     ]
-    return _folded("Quality of the tokenizer", _table(["", ""], rows))
+    return _folded("Quality of the tokenizer", html_table(["", ""], rows))
 
 
 def _samples_table(samples: Mapping[str, Any] | None) -> str:
     if not samples:
         return ""
-    rows = [[_number(value) for value in row] for row in samples["rows"]]
-    return _folded("The last visits of a few users, item by item", _table(samples["columns"], rows))
+    rows = [[number(value) for value in row] for row in samples["rows"]]
+    return _folded("The last visits of a few users, item by item", html_table(samples["columns"], rows))
 
 
 def _stages_table(stages: Mapping[str, Mapping[str, float]]) -> str:
     rows = [[name, f"{stage['seconds']:.1f}"] for name, stage in stages.items()]
-    return _folded("Seconds a stage", _table(["stage", "seconds"], rows))
+    return _folded("Seconds a stage", html_table(["stage", "seconds"], rows))
 
 
 def _folded(title: str, body: str) -> str:
     return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of escaped cells."""
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<div class='scroll'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
