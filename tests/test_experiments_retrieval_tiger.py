@@ -3,11 +3,12 @@
 import json
 
 import numpy as np
+import pytest
 
 from feedgym.cli import main
 from feedgym.data.events import Event
 from feedgym.experiments.presets import PRESETS
-from feedgym.experiments.retrieval_agents import _load_tiger
+from feedgym.experiments.retrieval_agents import TIGER_TOKENIZERS, _load_tiger
 from feedgym.experiments.retrieval_data import Retrieval, read_log
 
 
@@ -30,10 +31,11 @@ def test_windows_are_every_item_taken_with_what_came_before_it():
     assert last.item_ids_NK[:, 0].tolist() == list({u: item for u, _, item in want}.values())
 
 
-def test_tiger_is_trained_and_ranked_through_the_command_line(tmp_path):
-    main(["run", "tiger-smoke", "--run", str(tmp_path / "run")])
+@pytest.mark.parametrize("tokenizer", ["rqvae", "random"])
+def test_tiger_is_trained_and_ranked_through_the_command_line(tokenizer, tmp_path):
+    main(["run", "tiger-smoke", "--run", str(tmp_path / "run"), "--model.tokenizer", tokenizer])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["ranked_by"]["tiger"] == "lists"
     assert np.isfinite(summary["agents"]["tiger"]["ndcg@10"]["mean"])
-    agent = _load_tiger(tmp_path / "run" / "stages" / "tiger")
+    agent = _load_tiger(TIGER_TOKENIZERS[tokenizer], tmp_path / "run" / "stages" / "tiger")
     assert agent.model.config.session_length == 1 and agent.trie.num_items == 80

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor
@@ -237,7 +237,8 @@ class _Trainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        return _LikeLengths(self.args.train_batch_size, self.train_dataset.lengths_N.tolist(), self.args.data_seed)
+        examples = cast(Examples, self.train_dataset)
+        return _LikeLengths(self.args.train_batch_size, examples.lengths_N.tolist(), self.args.data_seed or 0)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

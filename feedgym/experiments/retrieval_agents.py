@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import singledispatch
+from functools import partial, singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,18 @@ from feedgym.experiments.progress import progress
 from feedgym.experiments.retrieval_data import Retrieval
 from feedgym.experiments.retrieval_presets import HSTURun, RetrievalConfig, SASRecRun, SASRecSizes, TigerRun
 from feedgym.experiments.run import JSON, Codec
+from feedgym.tokenizers.codes import CodeTokenizer
+from feedgym.tokenizers.item_id import RandomCodes
+from feedgym.tokenizers.lsh import LSH
+from feedgym.tokenizers.residual_kmeans import ResidualKMeans
 from feedgym.tokenizers.rqvae import RQVAE, RQVAEConfig
+
+TIGER_TOKENIZERS: dict[str, type[CodeTokenizer]] = {
+    "rqvae": RQVAE,
+    "residual_kmeans": ResidualKMeans,
+    "lsh": LSH,
+    "random": RandomCodes,
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,8 +111,7 @@ def _(config: TigerRun) -> Trained:
     sizes = config.model
 
     def make(world: Retrieval, work: Path, name: str) -> tuple[Any, list[dict[str, float]]]:
-        codes = RQVAEConfig(num_codes=sizes.num_codes, steps=sizes.rqvae_steps, seed=config.seed)
-        tokenizer = RQVAE(codes).fit(world.catalog.content_IE, work=work / "tokenizer")
+        tokenizer = tiger_tokenizer(config, world.catalog.content_IE, work / "tokenizer")
         torch.manual_seed(config.seed)
         shared = {key: value for key, value in vars(sizes).items() if key in TigerConfig.__dataclass_fields__}
         shared |= {"profile_sizes": world.log.profile_sizes, "positives": config.behaviours}
@@ -115,7 +125,17 @@ def _(config: TigerRun) -> Trained:
             model, curve = fit(model, examples, config.fit, config.epochs, config.seed, validate, work, step)
         return SessionRecommender(model, tokenizer), curve
 
-    return Trained(make=make, save=_save_tiger, load=_load_tiger, key=sizes)
+    return Trained(make=make, save=_save_tiger, load=partial(_load_tiger, TIGER_TOKENIZERS[sizes.tokenizer]), key=sizes)
+
+
+def tiger_tokenizer(config: TigerRun, content_IE: Any, work: Path) -> CodeTokenizer:
+    """The fitted tokenizer that is asked for; a training of it goes on in ``work``."""
+    sizes = config.model
+    if sizes.tokenizer == "rqvae":
+        codes = RQVAEConfig(num_codes=sizes.num_codes, steps=sizes.rqvae_steps, seed=config.seed)
+        return RQVAE(codes).fit(content_IE, work=work)
+    kind: Any = TIGER_TOKENIZERS[sizes.tokenizer]
+    return kind(kind.config_type(num_codes=sizes.num_codes, seed=config.seed)).fit(content_IE)
 
 
 def _save_tiger(agent: SessionRecommender, folder: Path) -> None:
@@ -123,8 +143,8 @@ def _save_tiger(agent: SessionRecommender, folder: Path) -> None:
     agent.tokenizer.save(folder / "tokenizer")
 
 
-def _load_tiger(folder: Path) -> SessionRecommender:
-    tokenizer = RQVAE.load(folder / "tokenizer")
+def _load_tiger(kind: type[CodeTokenizer], folder: Path) -> SessionRecommender:
+    tokenizer = kind.load(folder / "tokenizer")
     return SessionRecommender(Tiger.load(folder, tokenizer), tokenizer)
 
 

@@ -192,8 +192,10 @@ class TigerSizes:
     """T, the newest items of a history that are read."""
     num_user_tokens: int = 1
     """Tokens to which users are hashed by their profile; 1 is the same for all."""
+    tokenizer: Literal["rqvae", "residual_kmeans", "lsh", "random"] = "rqvae"
+    """What makes the codes: RQ-VAE, balanced residual k-means, random hyperplanes, or a draw that knows no content."""
     num_codes: tuple[int, ...] = (256, 256, 256)
-    """Codes of each level of the RQ-VAE; a level that counts colliding items comes after them."""
+    """Codes of each level; with rqvae and lsh a level that counts colliding items comes after them."""
     rqvae_steps: int = 20_000
     """Training steps of the RQ-VAE."""
     sliding_window: bool = True
@@ -214,7 +216,7 @@ class TigerRun(RetrievalConfig):
     def label(self) -> str:
         """The codes and the augmentation."""
         windows = "all windows" if self.model.sliding_window else "last items"
-        return f"TIGER (RQ-VAE {'x'.join(map(str, self.model.num_codes))}, {windows})"
+        return f"TIGER ({self.model.tokenizer} {'x'.join(map(str, self.model.num_codes))}, {windows})"
 
 
 def tiger() -> TigerRun:
@@ -234,7 +236,7 @@ def tiger_small() -> TigerRun:
 def tiger_smoke() -> TigerRun:
     """TIGER in seconds, on a small simulated log; its figures mean nothing."""
     sizes = TigerSizes(d_model=16, num_heads=2, head_width=8, encoder_layers=1, decoder_layers=1, d_ff=32,
-                       num_codes=(8, 8), rqvae_steps=20)  # fmt: skip
+                       num_codes=(8, 16), rqvae_steps=20)  # fmt: skip
     return replace(
         tiger(), model=sizes, short_video=ShortVideoConfig(num_items=80), log=LogConfig(users=60, visits=3), epochs=1,
         fit=FitConfig(batch_size=64), ranking=RankingConfig(at=(5, 10)), sasrec_ce=False,
