@@ -67,13 +67,14 @@ class Ranker:
         return SimpleNamespace(prob_UKM=prob_UKM, watch_fraction_UK=prob_UKM[..., -1])
 
 
-def cascade_of(catalog=None, retriever=None, ranker=None, length=K, **config):
-    return Cascade(retriever or Scores(), ranker or Ranker(), catalog or catalog_of(), length, CascadeConfig(**config))
+def cascade_of(catalog=None, retriever=None, ranker=None, length=K, weights=None, **config):
+    parts = (retriever or Scores(), ranker or Ranker(), catalog or catalog_of())
+    return Cascade(*parts, length, CascadeConfig(**config), weights)
 
 
 def brute_force(agent, histories, u):
     """One user's session straight from the definition: retrieve, value, place by place the greatest gain."""
-    config, catalog, w = agent.config, agent.catalog, agent.config.weights
+    config, catalog, w = agent.config, agent.catalog, agent.weights
     seen = set(histories.item_ids_UT[u][histories.mask_UT[u]].tolist())
     scores = agent.retriever.scores(histories)[u].tolist()
     order = sorted(range(catalog.num_items), key=lambda i: (i in seen, -scores[i]))[: config.candidates]
@@ -212,11 +213,12 @@ def test_agents_without_their_own_draws_are_asked_under_a_fixed_seed():
 def test_a_saved_cascade_comes_back(tmp_path):
     torch.manual_seed(0)
     config = HSTUConfig(num_items=ITEMS, d_model=8, d_qk=4, d_v=4, num_heads=1, history_length=6, session_length=K)
-    agent = cascade_of(retriever=HSTU(config).eval(), diversity=0.4, rule="dpp", candidates=5)
+    weights = RewardWeights(like=0.7)
+    agent = cascade_of(retriever=HSTU(config).eval(), weights=weights, diversity=0.4, rule="dpp", candidates=5)
     histories = toy_histories(9, num_items=ITEMS)
     agent.save(tmp_path / "agent")
     again = Cascade.load(tmp_path / "agent", ranker=Ranker())
-    assert again.config == agent.config and again.session_length == K
+    assert (again.config, again.weights, again.session_length) == (agent.config, weights, K)
     assert torch.equal(again.recommend(histories).item_ids_USK, agent.recommend(histories).item_ids_USK)
     with pytest.raises(ValueError, match="ranker="):
         Cascade.load(tmp_path / "agent")

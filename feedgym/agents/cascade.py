@@ -22,7 +22,7 @@ Axis letters: C candidates a user, E content width; the others stand in :mod:`fe
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, get_args
 
@@ -90,8 +90,6 @@ class CascadeConfig:
     """Reward that a place is worth which is wholly unlike those before; 0 serves in the ranker's order."""
     temperature: float = 0.1
     """Reward by which a place's items must differ to be e times as likely, when sessions are sampled."""
-    weights: RewardWeights = field(default_factory=RewardWeights)
-    """What a candidate's value is made of; the return's weight plays no part."""
 
     def __post_init__(self) -> None:
         if self.rule not in get_args(Rule):
@@ -128,7 +126,8 @@ class Cascade:
         ranker: values them.
         catalog: contents for diversity, durations for minutes; where histories are dated, only what exists is served.
         session_length: K.
-        config: candidates, rule and weights.
+        config: candidates and rule.
+        weights: what a candidate's value is made of; the return's weight plays no part.
 
     Raises:
         ValueError: sessions are longer than the candidates or the catalogue, or a weight needs an answer that the
@@ -142,9 +141,11 @@ class Cascade:
         catalog: Catalog,
         session_length: int,
         config: CascadeConfig | None = None,
+        weights: RewardWeights | None = None,
     ) -> None:
         self.retriever, self.ranker, self.catalog = retriever, ranker, catalog
         self.session_length, self.config = session_length, config or CascadeConfig()
+        self.weights = weights or RewardWeights()
         if not 1 <= session_length <= min(self.config.candidates, catalog.num_items):
             raise ValueError(
                 f"session_length={session_length} must be in 1..{min(self.config.candidates, catalog.num_items)}, the "
@@ -152,7 +153,7 @@ class Cascade:
             )
         self.unit_IE = F.normalize(torch.from_numpy(catalog.content_IE).float(), dim=1)
         self.minutes_I = torch.from_numpy(catalog.duration_s_I).float() / 60
-        self.weight_M = _task_weights(ranker, self.config.weights)
+        self.weight_M = _task_weights(ranker, self.weights)
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
         """``n`` sessions a user with their log-probabilities; seen items come last."""
@@ -192,9 +193,9 @@ class Cascade:
         found = self.ranker.predict(histories, item_ids_UC, mask_UC)
         num_tasks = len(self.weight_M)
         value_UC = found.prob_UKM[..., :num_tasks].float() @ self.weight_M.to(item_ids_UC.device)
-        if self.config.weights.watch_minutes:
+        if self.weights.watch_minutes:
             minutes_UC = found.watch_fraction_UK * self.minutes_I.to(item_ids_UC.device)[item_ids_UC]
-            value_UC = value_UC + self.config.weights.watch_minutes * minutes_UC.float()
+            value_UC = value_UC + self.weights.watch_minutes * minutes_UC.float()
         return value_UC
 
     @torch.no_grad()
@@ -226,6 +227,7 @@ class Cascade:
             RANKER: type(self.ranker).__name__,
             "session_length": self.session_length,
             "config": asdict(self.config),
+            "weights": asdict(self.weights),
         }
         with replacing(folder / CASCADE) as temporary:
             Path(temporary).write_text(json.dumps(known, indent=1))
@@ -245,13 +247,13 @@ class Cascade:
         folder = Path(folder)
         try:
             known = json.loads((folder / CASCADE).read_text())
-            config = CascadeConfig(**known["config"] | {"weights": RewardWeights(**known["config"]["weights"])})
+            config, weights = CascadeConfig(**known["config"]), RewardWeights(**known["weights"])
             kinds, length = {part: known[part] for part in (RETRIEVER, RANKER)}, int(known["session_length"])
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} holds no whole cascade ({error}); save it again.") from error
         retriever = retriever or _load_part(folder / RETRIEVER, kinds[RETRIEVER])
         ranker = ranker or _load_part(folder / RANKER, kinds[RANKER])
-        return cls(retriever, ranker, read_catalog(folder / CATALOG), length, config)
+        return cls(retriever, ranker, read_catalog(folder / CATALOG), length, config, weights)
 
 
 class Voted:
