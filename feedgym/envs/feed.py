@@ -14,6 +14,7 @@ import inspect
 import typing
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -27,9 +28,10 @@ from numpy.typing import NDArray
 from feedgym.data.events import BoolArray, FloatArray, IntArray
 from feedgym.envs import luck
 from feedgym.envs.history import MAX_GAP_S as MAX_GAP_S  # these three are found here as well
-from feedgym.envs.history import History, Observation, has_arrivals, observation_space
+from feedgym.envs.history import History, Observation, first_history, has_arrivals, observation_space
 from feedgym.envs.history import event_batch as event_batch
 from feedgym.envs.history import event_times_s as event_times_s
+from feedgym.envs.learned import LearnedSimulator
 from feedgym.envs.logging import LoggingPolicy
 from feedgym.envs.render import RENDER_FPS, RENDER_MODES, Screen
 from feedgym.envs.truth import RewardWeights, reward_components, weighted_sum
@@ -45,13 +47,17 @@ def make_simulator(simulator: UserSimulator | str = SHORT_VIDEO, **kwargs: Any) 
     """The simulator that an object or an import path names.
 
     Args:
-        simulator: an object, or the import path of an object, a class or a function that makes one.
+        simulator: an object, or the import path of an object, a class or a function that makes one, or the folder of a
+            simulator that was fitted to a log.
         **kwargs: given to the class or function; they are the config's fields where it takes a dataclass ``config``.
 
     Raises:
         ValueError: the path leads nowhere, or keywords were given for an object that is already made.
     """
-    target = load(simulator) if isinstance(simulator, str) else simulator
+    if isinstance(simulator, str):
+        target = LearnedSimulator.load(simulator) if Path(simulator).is_dir() else load(simulator)
+    else:
+        target = simulator
     if not callable(target):
         if kwargs:
             raise ValueError(
@@ -307,7 +313,7 @@ class FeedVectorEnv(VectorEnv):
         slot_seed_U, number_U = self._slot_seed_U[mask_U], self._num_users_U[mask_U]
         later_U = luck.derive(luck.derive(slot_seed_U, NEXT_USER), number_U)
         fresh = self.simulator.reset(np.where(number_U == 0, slot_seed_U, later_U))
-        history = History.empty(len(number_U), self.history_length)
+        history = first_history(self.simulator, fresh, self.history_length)
         if self.warmup_visits:
             self._policy = self._policy or LoggingPolicy(self.simulator, self.session_length)
             fresh, history = warm_up(self._policy, fresh, history, self.warmup_visits)

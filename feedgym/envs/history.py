@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,13 @@ def event_times_s(login_s_U: NDArray[np.float64], watch_s_UK: FloatArray) -> NDA
 def has_arrivals(simulator: Any) -> bool:
     """Whether a simulator's items come and go, so that observations tell the time (its attribute ``has_arrivals``)."""
     return bool(getattr(simulator, "has_arrivals", False))
+
+
+def first_history(simulator: Any, state: Any, length: int) -> History:
+    """What is known of fresh users: nothing, unless the simulator's ``known_history(state, length)`` tells."""
+    if hasattr(simulator, "known_history"):
+        return simulator.known_history(state, length)
+    return History.empty(len(state.seed_U), length)
 
 
 def event_batch(observation: Observation) -> EventBatch:
@@ -124,6 +131,22 @@ class History:
             time_s_UT=column(self.time_s_UT, event_times_s(login_s_U, response.watch_s_UK)),
             length_U=length_U,
         )
+
+    def resized(self, length: int) -> History:
+        """The last ``length`` of the events, in arrays of that length."""
+        length_U = np.minimum(self.length_U, length)
+        source_UT = np.arange(length) + (self.length_U - length_U)[:, None]
+        source_UT = np.minimum(source_UT, self.items_UT.shape[1] - 1)
+        padded_UT = np.arange(length) >= length_U[:, None]
+        rows_U1 = np.arange(len(length_U))[:, None]
+
+        def column(old_UT: NDArray) -> NDArray:
+            picked_UT = old_UT[rows_U1, source_UT]
+            picked_UT[padded_UT] = 0
+            return picked_UT
+
+        columns = {f.name: column(getattr(self, f.name)) for f in fields(self) if f.name != "length_U"}
+        return History(**columns, length_U=length_U)
 
     def observation(
         self, profile_UF: NDArray[np.int64], now_s_U: NDArray[np.float64], *, dated: bool = False
