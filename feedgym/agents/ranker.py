@@ -1,0 +1,200 @@
+"""What all rankers share: their tasks, the loss of labelled candidates, and predictions for the items of a request."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
+
+from feedgym.agents.saved import load_saved
+from feedgym.data.batches import EventBatch
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS
+from feedgym.data.ranking import RankingBatch
+
+USERS_PER_BLOCK = 256
+
+
+class RankerConfig(PreTrainedConfig):
+    """Sizes and tasks of a ranker. ``num_items`` and ``profile_sizes`` come from the data."""
+
+    num_items: int = 0
+    """I, items of the catalogue."""
+    profile_sizes: tuple[int, ...] | list[int] = ()
+    """Cardinalities of the profile's fields."""
+    d_model: int = 64
+    """D, width of the model."""
+    history_length: int = 100
+    """T, the newest events of a history that are read."""
+    tasks: tuple[str, ...] | list[str] = ("click", "long_view", "like")
+    """The behaviours that are foretold."""
+    watch: bool = True
+    """Foretell the watched fraction too, up to 1."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.profile_sizes, self.tasks = tuple(self.profile_sizes), tuple(self.tasks)  # JSON brings them back as lists
+        super().__post_init__(**kwargs)
+        if unknown := [name for name in self.tasks if name not in BEHAVIOUR_IDX]:
+            raise ValueError(
+                f"tasks name {unknown[0]!r}, which is none of {', '.join(BEHAVIOURS)}; choose among these."
+            )
+        if not self.num_outputs:
+            raise ValueError("tasks is empty and watch is off, so there is nothing to foretell; name a behaviour.")
+
+    @property
+    def num_outputs(self) -> int:
+        """M, logits a candidate: the tasks in their order, then the watched fraction."""
+        return len(self.tasks) + self.watch
+
+
+class RankerPrediction(NamedTuple):
+    """What users would do with their candidates.
+
+    Attributes:
+        prob_UKM: float32 probabilities of the tasks.
+        watch_fraction_UK: float32 in [0, 1]; None where the ranker does not foretell it.
+    """
+
+    prob_UKM: Tensor
+    watch_fraction_UK: Tensor | None
+
+
+class Ranker(PreTrainedModel):
+    """Base of rankers: a subclass turns rows of candidates into logits (:meth:`logits_NKM`).
+
+    The logits of a candidate must not depend on other candidates of its request, nor on any label of its own.
+    """
+
+    config: RankerConfig
+    config_class = RankerConfig
+    main_input_name = "item_ids_NK"
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: RankerConfig) -> None:
+        super().__init__(config)
+        if config.num_items < 1:
+            raise ValueError(f"num_items={config.num_items} must be 1 or more; give the size of the catalogue.")
+
+    def logits_NKM(self, batch: RankingBatch) -> Tensor:
+        """Logits [N, K, M] of each candidate's tasks, the watched fraction last."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Self:
+        """The model saved in ``folder``.
+
+        Raises:
+            ValueError: a file is missing or damaged.
+        """
+        return load_saved(cls, folder)
+
+    # ------------------------------------------------------------ learning
+
+    def ranking_columns(self, batch: RankingBatch) -> dict[str, Tensor]:
+        """What :meth:`forward` needs to learn some rows."""
+        return batch.trimmed().columns()
+
+    def forward(self, **columns: Any) -> CausalLMOutput:
+        """The loss of labelled candidates, and their logits [N, K, M].
+
+        Args:
+            **columns: :meth:`feedgym.data.ranking.RankingBatch.columns`.
+        """
+        batch = RankingBatch.of_columns(columns)
+        logits_NKM = self.logits_NKM(batch)
+        return CausalLMOutput(loss=self.ranking_loss(logits_NKM, batch), logits=logits_NKM)
+
+    def ranking_loss(self, logits_NKM: Tensor, batch: RankingBatch) -> Tensor:
+        """Binary cross-entropy, meaned over real candidates and tasks."""
+        real_NK = batch.mask_NK
+        return F.binary_cross_entropy_with_logits(logits_NKM[real_NK].float(), self.targets_NKM(batch)[real_NK])
+
+    def targets_NKM(self, batch: RankingBatch) -> Tensor:
+        """float32 labels [N, K, M] in [0, 1]."""
+        behaviours = batch.behaviours_NKB[..., [BEHAVIOUR_IDX[name] for name in self.config.tasks]]
+        if not self.config.watch:
+            return behaviours
+        return torch.cat([behaviours, batch.watch_fraction_NK.clamp_max(1)[..., None]], dim=-1)
+
+    # ------------------------------------------------------------ serving
+
+    def predict(self, histories: EventBatch, item_ids_UK: Tensor, mask_UK: Tensor | None = None) -> RankerPrediction:
+        """What users would do with items shown to them now.
+
+        Args:
+            histories: U users; of each the newest T events are read.
+            item_ids_UK: int64 candidates of one request a user.
+            mask_UK: bool, true where a candidate is real; all are if left out.
+        """
+        rows = RankingBatch.unlabelled(histories, item_ids_UK, mask_UK)
+        prob_UKM = torch.sigmoid(self.scores_UKM(rows)).to(item_ids_UK.device)
+        watch_UK = prob_UKM[..., -1] if self.config.watch else None
+        return RankerPrediction(prob_UKM[..., : len(self.config.tasks)], watch_UK)
+
+    @torch.no_grad()
+    def scores_UKM(self, rows: RankingBatch) -> Tensor:
+        """Float32 logits [N, K, M] of whole rows, without dropout, a block of users at a time."""
+        was_training = self.training
+        self.train(False)
+        try:
+            blocks = range(0, len(rows), USERS_PER_BLOCK)
+            found = [self._scores(rows.rows(slice(n, n + USERS_PER_BLOCK)).to(self.device)) for n in blocks]
+            return torch.cat(found) if found else torch.zeros(*rows.item_ids_NK.shape, self.config.num_outputs)
+        finally:
+            self.train(was_training)
+
+    def _scores(self, rows: RankingBatch) -> Tensor:
+        newest = RankingBatch(**vars(rows) | {"histories": newest_events(rows.histories, self.config.history_length)})
+        return self.logits_NKM(newest).float()
+
+
+def newest_events(histories: EventBatch, length: int) -> EventBatch:
+    """The histories with their ``length`` newest events, right-padded as before."""
+    if histories.item_ids_UT.shape[1] <= length:
+        return histories.trimmed()
+    skipped_U1 = (histories.mask_UT.sum(1, keepdim=True) - length).clamp_min(0)
+    place_UT = skipped_U1 + torch.arange(length, device=skipped_U1.device)
+
+    def moved(column: Tensor) -> Tensor:
+        idx = place_UT if column.ndim == 2 else place_UT[..., None].expand(-1, -1, column.shape[2])
+        return column.gather(1, idx)
+
+    per_event = ("item_ids_UT", "behaviours_UTB", "watch_fraction_UT", "gap_s_UT", "mask_UT")
+    return EventBatch(**vars(histories) | {name: moved(getattr(histories, name)) for name in per_event}).trimmed()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RankingDataset(Dataset):
+    """Rows of labelled candidates to learn from; elements are row numbers.
+
+    Attributes:
+        rows: N rows.
+    """
+
+    rows: RankingBatch
+
+    def __post_init__(self) -> None:
+        if len(self.rows) == 0:
+            raise ValueError("There are no candidates to learn from; give at least one row.")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, idx: int) -> int:
+        return idx
+
+    @property
+    def lengths_N(self) -> Tensor:
+        """Events and candidates of each row."""
+        return self.rows.histories.mask_UT.sum(1) + self.rows.mask_NK.sum(1)
+
+    def collate(self, model: Any, idx: Sequence[int]) -> dict[str, Tensor]:
+        """The model's training batch of the rows ``idx``."""
+        return model.ranking_columns(self.rows.rows(torch.as_tensor(idx)))
