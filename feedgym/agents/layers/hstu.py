@@ -4,7 +4,7 @@
 
 There is no softmax, no 1/sqrt(d) and no feed-forward layer. N is constant (the longest sequence), so attention weighs
 how much of something a user did, not its share. The mask multiplies AFTER the SiLU: before it, -inf would make NaN.
-Norms have no weights. As in Meta's code of retrieval; the ranking code differs (affine norms, a bias, 1/sqrt(d)).
+Norms have no weights. So it is in Meta's code of retrieval; that of ranking differs in what the layer's options name.
 """
 
 from __future__ import annotations
@@ -59,6 +59,21 @@ def _looked_up(table: Tensor, idx: Tensor) -> Tensor:
     return table.index_select(0, idx.flatten()).view(idx.shape)
 
 
+class _AttendedNorm(nn.Module):
+    """Layer norm of attended values, over all heads or over each; [..., H, d_v] to [..., H·d_v]."""
+
+    def __init__(self, num_heads: int, d_v: int, by_head: bool, affine: bool) -> None:
+        super().__init__()
+        self.num_normed = d_v if by_head else num_heads * d_v
+        self.weight = nn.Parameter(torch.ones(num_heads * d_v)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_heads * d_v)) if affine else None
+
+    def forward(self, attended: Tensor) -> Tensor:
+        a = attended.flatten(-2)
+        normed = F.layer_norm(a.unflatten(-1, (-1, self.num_normed)), (self.num_normed,), eps=EPS).flatten(-2)
+        return normed if self.weight is None else normed * self.weight + self.bias
+
+
 class HSTULayer(nn.Module):
     """One layer.
 
@@ -71,6 +86,11 @@ class HSTULayer(nn.Module):
         use_time: whether the bias knows of time.
         concat_ua: give the output matrix [u, a, u * a] instead of u * a.
         dropout: before the output matrix.
+        affine: as in ranking: norms have weights, and the first matrix a bias.
+        scaled: as in ranking: products of queries and keys are divided by sqrt(d_qk).
+        concat_ux: as in ranking: give the output matrix [u, x, u * a], x being the attended values before their norm.
+        head_norm: norm the attended values of each head apart.
+        learned_bias: add a learned relative bias to the products; without it :meth:`attend` takes any other, or none.
     """
 
     def __init__(
@@ -83,41 +103,69 @@ class HSTULayer(nn.Module):
         use_time: bool,
         concat_ua: bool,
         dropout: float,
+        *,
+        affine: bool = False,
+        scaled: bool = False,
+        concat_ux: bool = False,
+        head_norm: bool = False,
+        learned_bias: bool = True,
     ) -> None:
         super().__init__()
-        self.num_heads, self.num_positions, self.concat_ua = num_heads, num_positions, concat_ua
+        self.num_heads, self.num_positions = num_heads, num_positions
+        self.concat_ua, self.concat_ux, self.head_norm = concat_ua, concat_ux, head_norm
+        self.scale = d_qk**-0.5 if scaled else 1.0
         self.sizes = [num_heads * d_v, num_heads * d_v, num_heads * d_qk, num_heads * d_qk]
         self.uvqk = nn.Parameter(torch.empty(d_model, sum(self.sizes)))
-        self.bias = RelativeBias(num_positions, use_time)
-        self.out = nn.Linear(num_heads * d_v * (3 if concat_ua else 1), d_model)
+        self.uvqk_bias = nn.Parameter(torch.zeros(sum(self.sizes))) if affine else None
+        self.norm = nn.LayerNorm(d_model, EPS, elementwise_affine=affine)
+        self.attended_norm = _AttendedNorm(num_heads, d_v, head_norm, affine)
+        self.bias = RelativeBias(num_positions, use_time) if learned_bias else None
+        self.out = nn.Linear(num_heads * d_v * (3 if concat_ua or concat_ux else 1), d_model)
         self.dropout = nn.Dropout(dropout)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Gate [..., H·d_v], values [..., H, d_v], queries and keys [..., H, d_qk] of inputs [..., D]."""
-        mixed = F.silu(F.layer_norm(x, x.shape[-1:], eps=EPS) @ self.uvqk)
+        mixed = self.norm(x) @ self.uvqk
+        mixed = F.silu(mixed if self.uvqk_bias is None else mixed + self.uvqk_bias)
         u, *vqk = mixed.split(self.sizes, dim=-1)
         v, q, k = (part.unflatten(-1, (self.num_heads, -1)) for part in vqk)
         return u, v, q, k
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias_RQP: Tensor, mask_RQP: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask_RQP: Tensor) -> Tensor:
         """SiLU(q k + bias) / N * mask · v, [R, Q, H, d_v], of R rows with Q queries and P keys each.
 
         A sum over keys without normalisation, so that parts of the keys can be attended to apart and added up.
+
+        Args:
+            q: queries [R, Q, H, d_qk].
+            k: keys [R, P, H, d_qk].
+            v: values [R, P, H, d_v].
+            bias: [R, Q, P], for all heads, or [R, H, Q, P].
+            mask_RQP: bool, who sees whom.
         """
-        score_RHQP = torch.einsum("rqhd,rphd->rhqp", q, k) + bias_RQP[:, None]
+        score_RHQP = torch.einsum("rqhd,rphd->rhqp", q if self.scale == 1 else q * self.scale, k)
+        if bias is not None:
+            score_RHQP = score_RHQP + (bias[:, None] if bias.ndim == 3 else bias)
         weight_RHQP = F.silu(score_RHQP) / self.num_positions * mask_RQP[:, None]
         return torch.einsum("rhqp,rphd->rqhd", weight_RHQP, v)
 
+    def attend_itself(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
+        """What each position attends to in itself, [..., H, d_v] of [..., H, d]; to be added to :meth:`attend`'s."""
+        score = (q * k).sum(-1, keepdim=True) * self.scale + bias
+        return F.silu(score) / self.num_positions * v
+
     def finish(self, x: Tensor, u: Tensor, attended: Tensor) -> Tensor:
         """Output [..., D] of raw inputs, gates and attended values [..., H, d_v]."""
-        a = attended.flatten(-2)
-        a = F.layer_norm(a, a.shape[-1:], eps=EPS)
-        gated = torch.cat([u, a, u * a], dim=-1) if self.concat_ua else u * a
+        a = self.attended_norm(attended)
+        gated = u * a
+        if self.concat_ua or self.concat_ux:
+            gated = torch.cat([u, a if self.concat_ua else attended.flatten(-2), gated], dim=-1)
         return x + self.out(self.dropout(gated))
 
     def forward(self, x_UPD: Tensor, buckets_UPP: Tensor | None, mask_UPP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Output [U, P, D] of whole sequences, with their keys and values [U, P, H, d]."""
         u, v, q, k = self.project(x_UPD)
+        assert self.bias is not None
         place_1P = torch.arange(x_UPD.shape[1], device=x_UPD.device)[None]
         attended = self.attend(q, k, v, self.bias(place_1P, place_1P, buckets_UPP), mask_UPP)
         return self.finish(x_UPD, u, attended), k, v
