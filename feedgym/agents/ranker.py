@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from feedgym.agents.layers.history import newest_events
 from feedgym.agents.saved import load_saved
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS
@@ -151,23 +152,9 @@ class Ranker(PreTrainedModel):
             self.train(was_training)
 
     def _scores(self, rows: RankingBatch) -> Tensor:
-        newest = RankingBatch(**vars(rows) | {"histories": newest_events(rows.histories, self.config.history_length)})
-        return self.logits_NKM(newest).float()
-
-
-def newest_events(histories: EventBatch, length: int) -> EventBatch:
-    """The histories with their ``length`` newest events, right-padded as before."""
-    if histories.item_ids_UT.shape[1] <= length:
-        return histories.trimmed()
-    skipped_U1 = (histories.mask_UT.sum(1, keepdim=True) - length).clamp_min(0)
-    place_UT = skipped_U1 + torch.arange(length, device=skipped_U1.device)
-
-    def moved(column: Tensor) -> Tensor:
-        idx = place_UT if column.ndim == 2 else place_UT[..., None].expand(-1, -1, column.shape[2])
-        return column.gather(1, idx)
-
-    per_event = ("item_ids_UT", "behaviours_UTB", "watch_fraction_UT", "gap_s_UT", "mask_UT")
-    return EventBatch(**vars(histories) | {name: moved(getattr(histories, name)) for name in per_event}).trimmed()
+        past, limit = rows.histories, self.config.history_length
+        newest = newest_events(past, past.mask_UT, limit) if past.item_ids_UT.shape[1] > limit else past.trimmed()
+        return self.logits_NKM(replace(rows, histories=newest)).float()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
