@@ -3,8 +3,8 @@
     X' = GroupLN(X);   K, Q, V, U = MLP(X');   V' = SiLU(Q K^T) / (tokens of the sample) * mask · V;
     X <- MLP(GroupLN(V' * U)) + X
 
-The candidates of a sample see its context and themselves, so their keys are never multiplied with one another's queries:
-a sample of P context tokens and K candidates costs P (P + K) products a layer and not (P + K)^2.
+The candidates of a sample see its context and themselves, so their queries never meet one another's keys: a sample of P
+context tokens and K candidates costs P (P + K) products a layer and not (P + K)^2.
 
 The second norm undoes the division up to its eps, which is therefore tiny: scores do not depend on how many candidates
 share a sample. The MLPs are single matrices, K, Q, V and U pass a SiLU as in HSTU, and there is no 1/sqrt(d).

@@ -1,0 +1,271 @@
+"""MTGR: a ranker whose sample is a user, with cross features, group layer norm and a dynamic mask (arXiv:2505.18654).
+
+One sample holds a user's window with all its candidates: D = [U, S, R, candidates] (§3.1).
+    - U: one token a scalar feature, i.e. the profile's fields and the hour of the request.
+    - S: what the user did before the window: MLP(concat(item, feedback, age)).
+    - R: what happened since, the window's own exposures with their feedback, and the history's events of the last
+      ``real_time_s``: when a request is served, these are all there is of R.
+    - candidates: the window's exposures, MLP(concat(cross features, item)); see :mod:`feedgym.agents.cross_features`.
+
+The dynamic mask (§3.3) goes by time. U and S are static: they see one another and all see them. A real-time event is
+seen by itself and by what comes strictly later, real-time events and candidates alike: an exposure at 10:00 must not
+see the click at 10:05 that lies in the same sample. A candidate is seen by itself alone.
+
+The layers stand in :mod:`feedgym.agents.layers.mtgr`, dynamic batches in :mod:`feedgym.agents.token_batches`.
+
+Deviations from the paper:
+    - A candidate's time is its exposure, as there, or its request (``decided``): a slate that is ranked as a whole
+      cannot learn from the feedback to its first item.
+    - Events after which the row decides nothing more have no real-time token.
+    - Ablations. ``mask="causal"`` orders all context by place instead of time; ``mask="full"`` lets everything see the
+      real-time events, those of the future too, and so trains on what it will not have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from feedgym.agents.cross_features import KINDS, NUM_FEATURES, cross_features, seconds_ago
+from feedgym.agents.layers.hstu import NUM_TIME_BUCKETS, time_buckets
+from feedgym.agents.layers.mtgr import Domain, GroupLayerNorm, MTGRLayer
+from feedgym.agents.ranker import Ranker, RankerConfig
+from feedgym.data.batches import EventBatch
+from feedgym.data.events import BEHAVIOURS
+from feedgym.data.ranking import PER_CANDIDATE, RankingBatch
+
+Mask = Literal["dynamic", "causal", "full"]
+Decided = Literal["exposure", "request"]
+
+HOURS = 24
+
+
+class MTGRConfig(RankerConfig):
+    """Sizes and switches of an MTGR."""
+
+    model_type = "mtgr"
+
+    num_layers: int = 3
+    """Layers."""
+    num_heads: int = 2
+    """H, attention heads."""
+    dropout: float = 0.1
+    """Dropout."""
+    decided: str = "exposure"
+    """When a candidate's real-time events end: at its exposure, or at the request that it was exposed by."""
+    real_time_s: float = 0.0
+    """Events of the history younger than so many seconds are real-time and not static."""
+    mask: str = "dynamic"
+    """dynamic; ablations: causal (by place instead of time) or full (real-time events are seen whenever they were)."""
+    group_layer_norm: bool = True
+    """A norm for each domain; otherwise one for all."""
+    cross_features: bool = True
+    """Give candidates their cross features; otherwise their items alone."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        for name, kinds in {"mask": Mask, "decided": Decided}.items():
+            if getattr(self, name) not in get_args(kinds):
+                given = getattr(self, name)
+                raise ValueError(f"{name}={given!r} is unknown; choose one of {', '.join(get_args(kinds))}.")
+        if self.d_model % self.num_heads:
+            raise ValueError(f"d_model={self.d_model} is no multiple of num_heads={self.num_heads}; change either.")
+        if self.real_time_s < 0:
+            raise ValueError(f"real_time_s={self.real_time_s} must be 0 (off) or more.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """Embedded tokens of N samples: P of context [U, history, window] and K candidates.
+
+    Attributes:
+        context_NPD: U, S and R.
+        candidates_NKD: the candidates.
+        domain_NP: int64 :class:`Domain`.
+        mask_NP: bool, real tokens of the context.
+        time_NP: float64 seconds after the row's request; of real-time events only.
+        time_NK: float64 seconds after the row's request at which each candidate is decided on.
+        num_tokens_N: real tokens, candidates included.
+        num_before: places of the context before the window's.
+    """
+
+    context_NPD: Tensor
+    candidates_NKD: Tensor
+    domain_NP: Tensor
+    mask_NP: Tensor
+    time_NP: Tensor
+    time_NK: Tensor
+    num_tokens_N: Tensor
+    num_before: int
+
+
+class MTGR(Ranker):
+    """The model.
+
+    Args:
+        config: sizes and switches.
+        kinds_XI: groups of the items for cross features (:func:`feedgym.agents.cross_features.item_kinds`); kept with
+            the weights. Left out, items are like themselves only.
+    """
+
+    config: MTGRConfig
+    config_class = MTGRConfig
+    kinds_XI: Tensor
+
+    def __init__(self, config: MTGRConfig, kinds_XI: Tensor | None = None) -> None:
+        super().__init__(config)
+        if kinds_XI is None:
+            kinds_XI = torch.full((len(KINDS), config.num_items), -1)
+            kinds_XI[0] = torch.arange(config.num_items)
+        if kinds_XI.shape != (len(KINDS), config.num_items):
+            raise ValueError(
+                f"kinds_XI of shape {tuple(kinds_XI.shape)} do not fit; give [{len(KINDS)}, {config.num_items}]."
+            )
+        width, feedback = config.d_model, len(BEHAVIOURS) + 1
+        self.register_buffer("kinds_XI", kinds_XI)
+        self.items = nn.Embedding(config.num_items, width)
+        self.user = nn.ModuleList(nn.Embedding(size, width) for size in (*config.profile_sizes, HOURS))
+        self.age = nn.Embedding(NUM_TIME_BUCKETS, width)
+        self.event = _mlp(2 * width + feedback, width)
+        self.candidate = _mlp(width + (NUM_FEATURES if config.cross_features else 0), width)
+        shape = (width, config.num_heads, config.group_layer_norm, config.dropout)
+        self.layers = nn.ModuleList(MTGRLayer(*shape) for _ in range(config.num_layers))
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU())
+        self.out = nn.Linear(width, config.num_outputs)
+        self.post_init()
+
+    def logits_NKM(self, batch: RankingBatch) -> Tensor:
+        """Logits [N, K, M] of the tasks, and of the watch fraction where it is one.
+
+        Args:
+            batch: N rows of candidates. What happened to them is read where, and only where, a later candidate of the
+                row may know of it.
+        """
+        return self.scores_NKM(self.embed(batch))
+
+    def scores_NKM(self, sample: Sample) -> Tensor:
+        """Logits [N, K, M] of embedded samples."""
+        context_NPD, candidates_NKD = self.dropout(sample.context_NPD), self.dropout(sample.candidates_NKD)
+        mask_NPP, mask_NKP = self.masks(sample)
+        for layer in self.layers:
+            context_NPD, candidates_NKD = layer(
+                context_NPD, candidates_NKD, sample.domain_NP, mask_NPP, mask_NKP, sample.num_tokens_N
+            )
+        return self.out(self.head(candidates_NKD))
+
+    def forward(self, weight: Tensor | None = None, **columns: Any) -> Any:
+        """The base's loss, times ``weight`` where a dynamic batch brings one.
+
+        Args:
+            weight: see :mod:`feedgym.agents.token_batches`.
+            **columns: those of the base.
+        """
+        output: Any = super().forward(**columns)
+        if weight is not None:
+            output.loss = output.loss * weight
+        return output
+
+    # ------------------------------------------------------------ tokens
+
+    def embed(self, batch: RankingBatch) -> Sample:
+        """The samples' tokens before the first layer."""
+        time_NK, (window, known_NW) = self.decided_s(batch), self._window(batch)
+        past = batch.histories.trimmed()
+        ago_s_NT = seconds_ago(past)
+        recent_NT = ago_s_NT < self.config.real_time_s
+        age_s_NT = ago_s_NT.masked_fill(recent_NT, 0)  # like the window's events, which have no age yet
+        user_NFD = self._user_tokens(past)
+        history_NTD = self._event_tokens(past.item_ids_UT, past.behaviours_UTB, past.watch_fraction_UT, age_s_NT)
+        window_NWD = self._event_tokens(
+            window.item_ids_NK, window.behaviours_NKB, window.watch_fraction_NK, torch.zeros_like(window.time_s_NK)
+        )
+        like_NF, like_NW = (torch.ones_like(x[..., 0], dtype=torch.long) for x in (user_NFD, window_NWD))
+        domains = [Domain.USER * like_NF, Domain.STATIC + recent_NT.long(), Domain.REAL_TIME * like_NW]
+        mask_NP = torch.cat([like_NF.bool(), past.mask_UT, known_NW], dim=1)
+        return Sample(
+            context_NPD=torch.cat([user_NFD, history_NTD, window_NWD], dim=1),
+            candidates_NKD=self._candidate_tokens(batch),
+            domain_NP=torch.cat(domains, dim=1),
+            mask_NP=mask_NP,
+            time_NP=torch.cat([torch.zeros_like(like_NF).double(), -ago_s_NT, window.time_s_NK], dim=1),
+            time_NK=time_NK,
+            num_tokens_N=mask_NP.sum(1) + batch.mask_NK.sum(1),
+            num_before=user_NFD.shape[1] + history_NTD.shape[1],
+        )
+
+    def decided_s(self, batch: RankingBatch) -> Tensor:
+        """float64 seconds [N, K] from the row's request to when each candidate is decided on."""
+        if self.config.decided == "exposure":
+            return batch.time_s_NK
+        time_s_NK = batch.time_s_NK.masked_fill(~batch.mask_NK, torch.inf)
+        first_s_NQ = time_s_NK.new_full((len(batch), int(batch.request_NK.max()) + 1), torch.inf)
+        first_s_NQ = first_s_NQ.scatter_reduce(1, batch.request_NK, time_s_NK, "amin")
+        return first_s_NQ.gather(1, batch.request_NK)
+
+    def _window(self, batch: RankingBatch) -> tuple[RankingBatch, Tensor]:
+        """The exposures that a later decision of their row may know, as the columns that hold any, and their mask."""
+        last_s_N1 = self.decided_s(batch).masked_fill(~batch.mask_NK, -torch.inf).amax(1, keepdim=True)
+        known_NK = batch.mask_NK & (batch.time_s_NK < last_s_N1)
+        width = int(known_NK.any(0).nonzero().max()) + 1 if known_NK.any() else 0
+        columns = {name: getattr(batch, name)[:, :width] for name in PER_CANDIDATE}
+        return replace(batch, **columns), known_NK[:, :width]
+
+    def _user_tokens(self, histories: EventBatch) -> Tensor:
+        fields = [*histories.profile_UF.unbind(1), histories.time_of_day_U.long().clamp(0, HOURS - 1)]
+        return torch.stack([table(field_U) for table, field_U in zip(self.user, fields, strict=True)], dim=1)
+
+    def _event_tokens(self, item_ids: Tensor, behaviours: Tensor, watch_fraction: Tensor, ago_s: Tensor) -> Tensor:
+        feedback = torch.cat([behaviours, watch_fraction[..., None]], dim=-1).to(self.items.weight.dtype)
+        return self.event(torch.cat([self.items(item_ids), self.age(time_buckets(ago_s)), feedback], dim=-1))
+
+    def _candidate_tokens(self, batch: RankingBatch) -> Tensor:
+        parts = [self.items(batch.item_ids_NK)]
+        if self.config.cross_features:
+            crossed = cross_features(batch.histories.trimmed(), batch.item_ids_NK, self.kinds_XI)
+            parts.append(crossed.to(parts[0].dtype))
+        return self.candidate(torch.cat(parts, dim=-1))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Xavier's matrices; embeddings of length 1 or so, for they stand beside feedback that counts from 0 to 1."""
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.d_model**-0.5)
+        elif isinstance(module, GroupLayerNorm | nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+    # ------------------------------------------------------------ who sees whom
+
+    def masks(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """Which tokens of the context those of the context, and candidates, see: bool [N, P, P] and [N, K, P]."""
+        static_NP, time_NP, time_NK = self._order(sample)
+        seen_NPP = static_NP[:, None] | (time_NP[:, None] < time_NP[..., None])
+        itself_PP = torch.eye(time_NP.shape[1], dtype=torch.bool, device=time_NP.device)
+        seen_NKP = static_NP[:, None] | (time_NP[:, None] < time_NK[..., None])
+        return (seen_NPP | itself_PP) & sample.mask_NP[:, None], seen_NKP & sample.mask_NP[:, None]
+
+    def _order(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
+        """Which tokens of the context are static, and when the context's tokens and the candidates are.
+
+        A static token comes before everything, so it sees what is static and nothing else.
+        """
+        if self.config.mask == "full":
+            return torch.ones_like(sample.mask_NP), sample.time_NP, sample.time_NK
+        if self.config.mask == "causal":
+            place_P = torch.arange(sample.mask_NP.shape[1], device=sample.mask_NP.device)
+            place_K = sample.num_before + torch.arange(sample.time_NK.shape[1], device=place_P.device)
+            return torch.zeros_like(sample.mask_NP), place_P[None], place_K[None]
+        static_NP = sample.domain_NP != Domain.REAL_TIME
+        return static_NP, sample.time_NP.masked_fill(static_NP, -torch.inf), sample.time_NK
+
+
+def _mlp(width_in: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width_in, width), nn.SiLU(), nn.Linear(width, width))
