@@ -12,6 +12,7 @@ from feedgym.agents.plackett_luce import PlackettLuce
 from feedgym.agents.rl_recommender import RLlibRecommender
 from feedgym.agents.slates import (
     ItemQ,
+    ProfileSum,
     ProtoPolicy,
     SlateNetConfig,
     SlatePolicy,
@@ -175,3 +176,26 @@ def test_proto_items_of_served_items_are_served_as_them_unless_just_seen():
 def test_sessions_longer_than_the_catalogue_are_refused():
     with pytest.raises(ValueError, match="lower session_length"):
         world(items=2)
+
+
+def test_a_profile_sum_adds_one_vector_a_field_and_knows_nothing_at_first():
+    wide = ProfileSum((3, 2), 4)
+    profile_UF = torch.tensor([[0, 0], [2, 1], [2, 0]])
+    assert torch.equal(wide(profile_UF), torch.zeros(3, 4))
+    torch.nn.init.normal_(wide.values.weight, generator=torch.Generator().manual_seed(0))
+    first_XD, second_XD = wide.values.weight[:3], wide.values.weight[3:]
+    by_hand = torch.stack([first_XD[a] + second_XD[b] for a, b in profile_UF.tolist()])
+    torch.testing.assert_close(wide(profile_UF), by_hand)
+    assert ProfileSum((), 4)(profile_UF[:, :0]).shape == (3, 4)
+
+
+@pytest.mark.parametrize("kind", [SlatePolicy, ItemQ])
+def test_profiles_bear_on_the_items_that_have_the_feature_they_speak_of(kind):
+    net, histories = network(kind), toy_histories(4, num_items=ITEMS, length=T)
+    inputs_UX = net.scores.inputs(torch.zeros(4, net.scores.query.in_features), histories)
+    with torch.no_grad():
+        before_UI = net.scores(inputs_UX)
+        inputs_UX[:, SIZES.width + 1] += 1  # one more of the second feature's weight
+        gain_UI = net.scores(inputs_UX) - before_UI
+    unit_IF = net.world.features_IF / np.linalg.norm(net.world.features_IF, axis=1, keepdims=True)
+    torch.testing.assert_close(gain_UI, torch.from_numpy(unit_IF[:, 1]).expand(4, -1))

@@ -1,8 +1,10 @@
 """Networks that choose slates, for reinforcement learning; no RLlib in them, so that a trained agent needs none.
 
 All read the history through :class:`HistoryEncoder` and score items through :class:`ItemScores`: a query vector against
-item vectors, which are linear in what the catalogue tells, plus a bias an item. They are general: any catalogue, any
-lengths, any profile.
+item vectors, which are linear in what the catalogue tells, plus a bias an item. Beside this deep part stands a wide one
+(Cheng et al., arXiv:1606.07792): each value of each profile field against each feature of the items, with a weight of
+its own (:class:`ProfileSum`). Where the answers are mostly noise, a deep part alone learns the noise before it has found
+out which profile field speaks of which items. They are general: any catalogue, any lengths, any profile.
 
 =====================  ==============================================  ==============================================
 network                trained by                                      chooses
@@ -151,6 +153,28 @@ def _unflat(flat_UX: Tensor, length: int) -> dict[str, Tensor]:
 # ---------------------------------------------------------------- parts
 
 
+class ProfileSum(nn.Module):
+    """A vector for each value of each profile field, summed over the fields; 0 in the beginning.
+
+    Args:
+        profile_sizes: cardinalities of the F fields.
+        width: of the vectors.
+    """
+
+    first_F: Tensor
+
+    def __init__(self, profile_sizes: tuple[int, ...], width: int) -> None:
+        super().__init__()
+        first_F = torch.tensor([0, *profile_sizes], dtype=torch.int64).cumsum(0)[:-1]
+        self.register_buffer("first_F", first_F, persistent=False)
+        self.values = nn.Embedding(sum(profile_sizes), width)
+        nn.init.zeros_(self.values.weight)
+
+    def forward(self, profile_UF: Tensor) -> Tensor:
+        """Sums [U, width]."""
+        return self.values(profile_UF + self.first_F).sum(dim=1)
+
+
 class HistoryEncoder(nn.Module):
     """Histories as state vectors: means of the items' vectors, weighted by what the user did with them and when.
 
@@ -200,10 +224,11 @@ class HistoryEncoder(nn.Module):
 
 
 class ItemScores(nn.Module):
-    """Scores of all items from a state: a query against item vectors, an item's bias, and a penalty for repetition.
+    """Scores of all items from a state: a query against item vectors, the profile against the items' features, an
+    item's bias, and a penalty for repetition.
 
-    It works in two steps, so that what RLlib stores a step is small: the query with the ids of the history, and from
-    them the scores.
+    It works in two steps, so that what RLlib stores a step is small: the query and the profile's weights with the ids of
+    the history, and from them the scores.
 
     Args:
         world: items and lengths.
@@ -212,10 +237,13 @@ class ItemScores(nn.Module):
     """
 
     features_IF: Tensor
+    unit_IF: Tensor
 
     def __init__(self, world: SlateWorld, config: SlateNetConfig, state_width: int) -> None:
         super().__init__()
         self.register_buffer("features_IF", torch.from_numpy(world.features_IF), persistent=False)
+        self.register_buffer("unit_IF", F.normalize(self.features_IF, dim=1), persistent=False)
+        self.wide = ProfileSum(world.profile_sizes, world.features_IF.shape[1])
         self.query = nn.Linear(state_width, config.width)
         self.item = nn.Linear(world.features_IF.shape[1], config.width)
         self.bias_I = nn.Parameter(torch.zeros(world.num_items))
@@ -225,15 +253,15 @@ class ItemScores(nn.Module):
         nn.init.zeros_(self.query.bias)
 
     def inputs(self, state_US: Tensor, histories: EventBatch) -> Tensor:
-        """The query and the history's ids, -1 where padded: float [U, D + T]."""
+        """The query, the profile's weights of features, and the history's ids, -1 where padded: float [U, D + F + T]."""
         ids_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, -1)
-        return torch.cat([self.query(state_US), ids_UT.to(state_US.dtype)], dim=1)
+        return torch.cat([self.query(state_US), self.wide(histories.profile_UF), ids_UT.to(state_US.dtype)], dim=1)
 
     def forward(self, inputs_UX: Tensor) -> Tensor:
         """Scores [U, I] of what :meth:`inputs` gave."""
-        width = self.query.out_features
-        query_UD, ids_UT = inputs_UX[:, :width], inputs_UX[:, width:]
-        score_UI = query_UD @ self.item(self.features_IF).T * self.scale + self.bias_I
+        deep, wide = self.query.out_features, self.unit_IF.shape[1]
+        query_UD, wide_UF, ids_UT = inputs_UX.split([deep, wide, inputs_UX.shape[1] - deep - wide], dim=1)
+        score_UI = query_UD @ self.item(self.features_IF).T * self.scale + wide_UF @ self.unit_IF.T + self.bias_I
         real_UT = (ids_UT >= 0).to(score_UI.dtype)
         return score_UI.scatter_add(1, ids_UT.clamp_min(0).long(), self.repeat * real_UT)
 
@@ -288,7 +316,7 @@ class SlatePolicy(SlateNetwork):
         self.value = nn.Sequential(nn.Linear(self.encoder.width, config.hidden), nn.SiLU(), nn.Linear(config.hidden, 1))
 
     def forward(self, histories: EventBatch) -> tuple[Tensor, Tensor]:
-        """What :class:`ItemScores` makes scores of, [U, D + T], and the states [U, S] for :attr:`value`."""
+        """What :class:`ItemScores` makes scores of, [U, D + F + T], and the states [U, S] for :attr:`value`."""
         state_US = self.encoder(histories)
         return self.scores.inputs(state_US, histories), state_US
 
@@ -379,7 +407,7 @@ class ItemQ(SlateNetwork):
         return slate_UK.long()
 
     def forward(self, state_US: Tensor, histories: EventBatch, slate_UK: Tensor) -> Tensor:
-        """Inputs [U, 1 + K + D + T] of :meth:`values`.
+        """Inputs [U, 1 + K + D + F + T] of :meth:`values`.
 
         Args:
             state_US: of the encoder.
