@@ -1,0 +1,200 @@
+"""GenRank: a ranker that generates actions, items being their positional context (arXiv:2505.04180).
+
+A token an event: e = item + action + position + request + pre-request time (five sums, §3.2). A candidate has [MASK] in
+the action's place: half of the tokens of HSTU's interleaved timeline, a quarter of its attention.
+    - position: a learned index; all candidates of a request share one.
+    - request: how many requests there were up to the event.
+    - pre-request time: the bucket of the seconds between the event's request and the event before it.
+
+Attention is biased by distance and time without a parameter (:func:`feedgym.agents.sequence_ranker.alibi`). History is
+causal, a candidate sees it and itself; the loss is on candidates alone. No official code exists.
+
+Deviations and what the paper leaves open:
+    - The layers are those of HSTU ranking here, so that the two can be compared; contextual tokens stand first, and
+      see no more than those before them.
+    - Histories know gaps between events, not which request brought them: events up to ``request_gap_s`` apart belong
+      to one. 0 makes every different time a request, as the paper says it for logs of requests.
+    - Ablations. ``loss_on_history`` learns from history too: each of its events once more, as a candidate of its own
+      request. ``history_mask="full"`` lets the history see all of itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
+
+from feedgym.agents.layers.hstu import NUM_TIME_BUCKETS, time_buckets
+from feedgym.agents.sequence_ranker import (
+    SequenceRanker,
+    SequenceRankerConfig,
+    Tokens,
+    cleaned,
+    decided_s,
+    event_times_s,
+)
+from feedgym.data.batches import EventBatch
+from feedgym.data.ranking import RankingBatch
+
+HistoryMask = Literal["causal", "full"]
+
+
+class GenRankConfig(SequenceRankerConfig):
+    """Sizes and options of GenRank."""
+
+    model_type = "genrank"
+
+    bias: str = "alibi"
+    """Of attention, by distance and time: alibi (without parameters), learned (HSTU's) or none."""
+    request_gap_s: float = 600.0
+    """Events at most so many seconds after the one before belong to the same request."""
+    history_mask: str = "causal"
+    """causal, or full as an ablation: the history sees all of itself."""
+    loss_on_history: bool = False
+    """Ablation: learn from the history's actions too."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.history_mask not in get_args(HistoryMask):
+            kinds = ", ".join(get_args(HistoryMask))
+            raise ValueError(f"history_mask={self.history_mask!r} is unknown; choose one of {kinds}.")
+        if self.request_gap_s < 0:
+            raise ValueError(f"request_gap_s={self.request_gap_s} must be 0 (every time a request) or more seconds.")
+        if self.loss_on_history and self.history_mask == "full":
+            raise ValueError("loss_on_history would read its answers off a history_mask=full; choose one of the two.")
+
+
+class GenRank(SequenceRanker):
+    """The model.
+
+    Args:
+        config: sizes and options.
+    """
+
+    config: GenRankConfig
+    config_class = GenRankConfig
+
+    def __init__(self, config: GenRankConfig) -> None:
+        super().__init__(config)
+        self.masked_action = nn.Embedding(1, config.d_model)
+        self.positions = nn.Embedding(config.history_length + 1, config.d_model)
+        self.requests = nn.Embedding(config.history_length + 1, config.d_model)
+        self.times = nn.Embedding(NUM_TIME_BUCKETS, config.d_model)
+        self.post_init()
+
+    def history_tokens(self, histories: EventBatch) -> Tokens:
+        """Context, then a token an event."""
+        past = cleaned(histories)
+        request_NT, waited_s_NT, _ = history_requests(past, self.config.request_gap_s)
+        place_NT = torch.arange(past.item_ids_UT.shape[1], device=self.device).expand(past.item_ids_UT.shape)
+        x_NTD = self._embedded(past.item_ids_UT, self.actions_NTD(past), place_NT, request_NT, waited_s_NT)
+        events = Tokens(
+            x_NMD=x_NTD,
+            item_ids_NM=past.item_ids_UT,
+            place_NM=place_NT + self.config.num_context,
+            time_s_NM=event_times_s(past),
+            mask_NM=past.mask_UT,
+        )
+        return self.context_tokens(past).followed_by(events)
+
+    def candidate_tokens(self, batch: RankingBatch) -> Tokens:
+        """A token a candidate, with [MASK] for its action."""
+        item_ids_NK = batch.item_ids_NK.masked_fill(~batch.mask_NK, 0)
+        request_NK, waited_s_NK = candidate_requests(batch, self.config.request_gap_s)
+        place_NK = self.place_of_candidates(batch)
+        index_NK = place_NK - self.config.num_context
+        return Tokens(
+            x_NMD=self._embedded(item_ids_NK, self._masked(item_ids_NK), index_NK, request_NK, waited_s_NK),
+            item_ids_NM=item_ids_NK,
+            place_NM=place_NK,
+            time_s_NM=decided_s(batch),
+            mask_NM=batch.mask_NK,
+        )
+
+    def past_candidates(self, histories: EventBatch) -> Tokens:
+        """The history's events as candidates of their own requests, which share the place of the request's first."""
+        past = cleaned(histories)
+        request_NT, waited_s_NT, first_NT = history_requests(past, self.config.request_gap_s)
+        return Tokens(
+            x_NMD=self._embedded(past.item_ids_UT, self._masked(past.item_ids_UT), first_NT, request_NT, waited_s_NT),
+            item_ids_NM=past.item_ids_UT,
+            place_NM=first_NT + self.config.num_context,
+            time_s_NM=event_times_s(past).gather(1, first_NT),
+            mask_NM=past.mask_UT,
+        )
+
+    def forward(self, **columns: Any) -> CausalLMOutput:
+        """The base's loss, or that of all candidates and events together where history is learned from too."""
+        if not self.config.loss_on_history:
+            return super().forward(**columns)
+        batch = RankingBatch.of_columns(columns)
+        history = self.history_tokens(batch.histories)
+        both = self.past_candidates(batch.histories).followed_by(self.candidate_tokens(batch))
+        logits = self.score(both, history, self.read(history))
+        num_past = batch.histories.item_ids_UT.shape[1]
+        target = torch.cat([self.targets_NKM(_as_candidates(batch.histories)), self.targets_NKM(batch)], dim=1)
+        loss = F.binary_cross_entropy_with_logits(logits[both.mask_NM].float(), target[both.mask_NM])
+        return CausalLMOutput(loss=loss, logits=logits[:, num_past:])
+
+    def sees_MM(self, place_M: Tensor) -> Tensor:
+        """Itself and those before it; as an ablation everything of the history."""
+        before_MM = super().sees_MM(place_M)
+        return torch.ones_like(before_MM) if self.config.history_mask == "full" else before_MM
+
+    def _embedded(self, item_ids: Tensor, action: Tensor, index: Tensor, request: Tensor, waited_s: Tensor) -> Tensor:
+        """The five sums."""
+        last = self.config.history_length
+        context = self.positions(index.clamp(max=last)) + self.requests(request.clamp(max=last))
+        return self.items(item_ids) + action + context + self.times(time_buckets(waited_s))
+
+    def _masked(self, item_ids: Tensor) -> Tensor:
+        return self.masked_action(torch.zeros_like(item_ids))
+
+
+def history_requests(histories: EventBatch, request_gap_s: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each event the number of its request, the seconds before that request, and the request's first event.
+
+    Args:
+        histories: N users.
+        request_gap_s: longest gap within a request.
+
+    Returns:
+        int64, float32 and int64, [N, T] each; 0 seconds for the first request.
+    """
+    before_s_NT = F.pad(histories.gap_s_UT[:, :-1], (1, 0)).masked_fill(~histories.mask_UT, 0)
+    opens_NT = before_s_NT > request_gap_s
+    place_T = torch.arange(before_s_NT.shape[1], device=before_s_NT.device)
+    first_NT = torch.where(opens_NT, place_T, 0).cummax(1).values
+    return opens_NT.long().cumsum(1), before_s_NT.gather(1, first_NT), first_NT
+
+
+def candidate_requests(batch: RankingBatch, request_gap_s: float) -> tuple[Tensor, Tensor]:
+    """The number of each candidate's request, counted on from the history, and the seconds before that request.
+
+    Returns:
+        int64 and float32, [N, K] each.
+    """
+    past = batch.histories
+    request_NT, waited_s_NT, _ = history_requests(past, request_gap_s)
+    last_N1 = (past.mask_UT.sum(1, keepdim=True) - 1).clamp_min(0)
+    gap_s_N1 = past.gap_s_UT.masked_fill(~past.mask_UT, 0).gather(1, last_N1)
+    opens_N1 = gap_s_N1 > request_gap_s
+    waited_s_N1 = torch.where(opens_N1, gap_s_N1, waited_s_NT.gather(1, last_N1))
+    request_NK = request_NT.gather(1, last_N1) + opens_N1.long() + batch.request_NK
+    # Later requests of a row wait from the last exposure of the one before.
+    between_s_NK = F.pad(batch.time_s_NK.diff(dim=1), (1, 0))
+    opens_NK = F.pad(batch.request_NK.diff(dim=1) > 0, (1, 0))
+    first_NK = torch.where(opens_NK, torch.arange(opens_NK.shape[1], device=opens_NK.device), 0).cummax(1).values
+    later_s_NK = between_s_NK.gather(1, first_NK).clamp_min(0).to(waited_s_N1.dtype)
+    return request_NK, torch.where(batch.request_NK > 0, later_s_NK, waited_s_N1)
+
+
+def _as_candidates(histories: EventBatch) -> RankingBatch:
+    """The events with their labels as candidates; of times and requests nothing is said."""
+    past = cleaned(histories)
+    rows = RankingBatch.unlabelled(past, past.item_ids_UT, past.mask_UT)
+    return replace(rows, behaviours_NKB=past.behaviours_UTB, watch_fraction_NK=past.watch_fraction_UT)

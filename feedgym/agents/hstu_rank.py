@@ -1,0 +1,118 @@
+"""HSTU ranking: what will a user do with each candidate (arXiv:2402.17152, §2.2; DLRM-v3 of Meta's code).
+
+The same layers as retrieval, another target and another head. The timeline's actions are either
+    - "added": a token an event, item + action; candidates have "action unknown" in its place; or
+    - "interleaved": two tokens an event, its item and then its action (the paper's x0, a0, x1, a1, ...); candidates
+      are item tokens, whose action would come next.
+
+Positions are counted back from the candidates, which share position 0; the time embedding is the bucket of the seconds
+from the event to the request. Contextual tokens see the whole history, and no token sees a candidate but itself.
+
+Deviations from Meta's code: attention keeps the paper's learned bias of distance and time (``bias="none"`` is the
+code's way); time buckets are retrieval's logarithmic ones; the parts of the loss weigh the same; the loss is on the
+candidates alone, rows being one request each; there is no limit on how far attention reaches.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from feedgym.agents.layers.hstu import NUM_TIME_BUCKETS, time_buckets
+from feedgym.agents.sequence_ranker import (
+    SequenceRanker,
+    SequenceRankerConfig,
+    Tokens,
+    cleaned,
+    decided_s,
+    event_times_s,
+)
+from feedgym.data.batches import EventBatch
+from feedgym.data.ranking import RankingBatch
+
+Actions = Literal["added", "interleaved"]
+
+
+class HSTURankerConfig(SequenceRankerConfig):
+    """Sizes and options of HSTU ranking."""
+
+    model_type = "hstu_rank"
+
+    actions: str = "added"
+    """added to their items' tokens, or interleaved as tokens of their own."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.actions not in get_args(Actions):
+            raise ValueError(f"actions={self.actions!r} is unknown; choose one of {', '.join(get_args(Actions))}.")
+
+    @property
+    def tokens_per_event(self) -> int:
+        """1, or 2 where actions are tokens."""
+        return 2 if self.actions == "interleaved" else 1
+
+
+class HSTURanker(SequenceRanker):
+    """The model.
+
+    Args:
+        config: sizes and options.
+    """
+
+    config: HSTURankerConfig
+    config_class = HSTURankerConfig
+
+    def __init__(self, config: HSTURankerConfig) -> None:
+        super().__init__(config)
+        self.positions = nn.Embedding(config.num_places, config.d_model)
+        self.times = nn.Embedding(NUM_TIME_BUCKETS, config.d_model)
+        if config.actions == "added":
+            self.unknown_action = nn.Embedding(1, config.d_model)
+        self.post_init()
+
+    def history_tokens(self, histories: EventBatch) -> Tokens:
+        """Context, then a token an event, or its item's and its action's."""
+        past, per_event = cleaned(histories), self.config.tokens_per_event
+        item_NTD, action_NTD = self.items(past.item_ids_UT), self.actions_NTD(past)
+        if per_event == 1:
+            x_NMD = item_NTD + action_NTD
+        else:
+            x_NMD = torch.stack([item_NTD, action_NTD], dim=2).flatten(1, 2)
+        last_N1 = per_event * past.mask_UT.sum(1, keepdim=True)
+        place_NM = torch.arange(x_NMD.shape[1], device=x_NMD.device).expand(len(x_NMD), -1)
+
+        def spread(column_NT: Tensor) -> Tensor:
+            return column_NT.repeat_interleave(per_event, dim=1)
+
+        time_s_NM = spread(event_times_s(past))
+        x_NMD = x_NMD + self.positions((last_N1 - place_NM).clamp_min(0)) + self.times(time_buckets(time_s_NM))
+        events = Tokens(
+            x_NMD=x_NMD,
+            item_ids_NM=spread(past.item_ids_UT),
+            place_NM=place_NM + self.config.num_context,
+            time_s_NM=time_s_NM,
+            mask_NM=spread(past.mask_UT),
+        )
+        return self.context_tokens(past).followed_by(events)
+
+    def candidate_tokens(self, batch: RankingBatch) -> Tokens:
+        """Items with position 0, the time of their request and, where actions are added, an unknown one."""
+        item_ids_NK = batch.item_ids_NK.masked_fill(~batch.mask_NK, 0)
+        time_s_NK = decided_s(batch)
+        here = torch.zeros_like(item_ids_NK)
+        x_NKD = self.items(item_ids_NK) + self.positions(here) + self.times(time_buckets(torch.zeros_like(time_s_NK)))
+        if self.config.actions == "added":
+            x_NKD = x_NKD + self.unknown_action(here)
+        return Tokens(
+            x_NMD=x_NKD,
+            item_ids_NM=item_ids_NK,
+            place_NM=self.place_of_candidates(batch),
+            time_s_NM=time_s_NK,
+            mask_NM=batch.mask_NK,
+        )
+
+    def sees_MM(self, place_M: Tensor) -> Tensor:
+        """Itself and those before it; contextual tokens see everything."""
+        return super().sees_MM(place_M) | (place_M < self.config.num_context)[:, None]

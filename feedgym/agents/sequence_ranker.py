@@ -1,0 +1,319 @@
+"""What HSTU ranking and GenRank share: a history read once, and candidates that see it and themselves.
+
+    history tokens -> HSTU layers, keys and values kept -> candidates: SiLU attention to these and to themselves -> head
+
+The queries of candidates never meet each other's keys, so a request of K candidates costs K (M + 1) products a layer
+after the M (M + 1) / 2 of the history, and scoring them in parts (M-FALCON, arXiv:2402.17152, §3.4) gives what one pass
+gives. The layers are those of retrieval (:mod:`feedgym.agents.layers.hstu`) with the options of Meta's ranking code.
+
+Before the history stand contextual tokens: the profile's fields and the hour of the request. All see them.
+
+The head is that of Meta's code: a network over (vector after the layers) * (vector of the item), a logit a task.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from feedgym.agents.layers.history import ages_s
+from feedgym.agents.layers.hstu import HSTULayer, RelativeBias, time_buckets
+from feedgym.agents.ranker import Ranker, RankerConfig
+from feedgym.data.batches import EventBatch
+from feedgym.data.events import BEHAVIOURS
+from feedgym.data.ranking import RankingBatch
+
+Bias = Literal["learned", "alibi", "none"]
+HOURS = 24
+WATCHED = (0.1, 0.25, 0.5, 0.75, 1.0, 2.0)
+"""Watched fractions from which on an action has another bit."""
+
+Memory = list[tuple[Tensor, Tensor]]
+"""Keys and values [N, M, H, d] of the history, a layer each."""
+
+
+class SequenceRankerConfig(RankerConfig):
+    """Sizes and the layers' options."""
+
+    num_layers: int = 3
+    """Layers."""
+    num_heads: int = 2
+    """H, attention heads."""
+    d_qk: int = 32
+    """Width of a head's queries and keys."""
+    d_v: int = 32
+    """Width of a head's values and gate."""
+    dropout: float = 0.1
+    """Dropout."""
+    bias: str = "learned"
+    """Of attention, by distance and time: learned (HSTU's), alibi (GenRank's, without parameters) or none."""
+    affine: bool = True
+    """Norms have weights, and the layers' first matrix a bias."""
+    scaled: bool = True
+    """Divide the products of queries and keys by sqrt(d_qk)."""
+    concat_ux: bool = True
+    """Give the layers' output matrix [u, x, u * a] instead of u * a."""
+    head_norm: bool = False
+    """Norm the attended values of each head apart."""
+    candidates_per_pass: int = 256
+    """Candidates that are scored at once when serving; the history is read once for all of them."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.bias not in get_args(Bias):
+            raise ValueError(f"bias={self.bias!r} is unknown; choose one of {', '.join(get_args(Bias))}.")
+        if self.candidates_per_pass < 1:
+            raise ValueError(f"candidates_per_pass={self.candidates_per_pass} must be 1 or more.")
+
+    @property
+    def num_context(self) -> int:
+        """Tokens before the history's: the profile's fields and the hour."""
+        return len(self.profile_sizes) + 1
+
+    @property
+    def tokens_per_event(self) -> int:
+        """Tokens that an event of the history takes."""
+        return 1
+
+    @property
+    def num_places(self) -> int:
+        """N, places of the longest sequence; candidates share the last one."""
+        return self.num_context + self.tokens_per_event * self.history_length + 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tokens:
+    """M embedded tokens of N rows.
+
+    Attributes:
+        x_NMD: embeddings.
+        item_ids_NM: int64, the items; anything where a token is none.
+        place_NM: int64, the token's place in its sequence. A candidate sees the tokens before its place, and itself;
+            candidates that are decided on together share one.
+        time_s_NM: float32 seconds after the row's request, negative in the past.
+        mask_NM: bool.
+    """
+
+    x_NMD: Tensor
+    item_ids_NM: Tensor
+    place_NM: Tensor
+    time_s_NM: Tensor
+    mask_NM: Tensor
+
+    def columns(self, idx: slice) -> Self:
+        """A part of the tokens."""
+        return replace(self, **{f.name: getattr(self, f.name)[:, idx] for f in fields(self)})
+
+    def followed_by(self, other: Tokens) -> Tokens:
+        """These tokens and then others of the same rows."""
+        return Tokens(**{f.name: torch.cat([getattr(self, f.name), getattr(other, f.name)], 1) for f in fields(self)})
+
+
+class SequenceRanker(Ranker):
+    """Base of HSTU ranking and GenRank: a subclass embeds history and candidates.
+
+    Args:
+        config: sizes and options.
+    """
+
+    config: SequenceRankerConfig
+    config_class = SequenceRankerConfig
+
+    def __init__(self, config: SequenceRankerConfig) -> None:
+        super().__init__(config)
+        width = config.d_model
+        self.items = nn.Embedding(config.num_items, width)
+        self.context = nn.ModuleList(nn.Embedding(size, width) for size in (*config.profile_sizes, HOURS))
+        self.action = nn.Sequential(
+            nn.Linear(len(BEHAVIOURS) + len(WATCHED), width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.layers: Any = nn.ModuleList(
+            HSTULayer(
+                width,
+                config.num_heads,
+                config.d_qk,
+                config.d_v,
+                config.num_places,
+                True,
+                False,
+                config.dropout,
+                affine=config.affine,
+                scaled=config.scaled,
+                concat_ux=config.concat_ux,
+                head_norm=config.head_norm,
+                learned_bias=config.bias == "learned",
+            )
+            for _ in range(config.num_layers)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.item_head = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
+        self.user_norm = nn.LayerNorm(width)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, config.num_outputs))
+
+    # ------------------------------------------------------------ a subclass's part
+
+    def history_tokens(self, histories: EventBatch) -> Tokens:
+        """Context and history, the context first."""
+        raise NotImplementedError
+
+    def candidate_tokens(self, batch: RankingBatch) -> Tokens:
+        """A token a candidate, which knows nothing of what became of it."""
+        raise NotImplementedError
+
+    def sees_MM(self, place_M: Tensor) -> Tensor:
+        """Which tokens of the history, at some places, each of them sees: bool, itself and those before it."""
+        return place_M <= place_M[:, None]
+
+    # ------------------------------------------------------------ scoring
+
+    def logits_NKM(self, batch: RankingBatch) -> Tensor:
+        """Logits [N, K, M] of the tasks, the watched fraction last."""
+        history = self.history_tokens(batch.histories)
+        return self.score(self.candidate_tokens(batch), history, self.read(history))
+
+    def _scores(self, rows: RankingBatch) -> Tensor:
+        """As of the base, but candidates a part at a time, for which the history is read once."""
+        batch = self._newest(rows)
+        history = self.history_tokens(batch.histories)
+        memory, candidates = self.read(history), self.candidate_tokens(batch)
+        size = self.config.candidates_per_pass
+        parts = [slice(low, low + size) for low in range(0, batch.item_ids_NK.shape[1], size)]
+        found = [self.score(candidates.columns(part), history, memory).float() for part in parts]
+        return torch.cat(found, dim=1) if found else self.logits_NKM(batch)
+
+    def read(self, history: Tokens) -> Memory:
+        """Keys and values of the history's tokens, a layer each."""
+        x_NMD = self.dropout(history.x_NMD)
+        alike = replace(history, place_NM=history.place_NM[:1])  # the same in all rows
+        mask_NMM = self.sees_MM(alike.place_NM[0]) & history.mask_NM[:, None]
+        relation, memory = self._relation(alike, alike), []
+        for n, layer in enumerate(self.layers):
+            u, v, q, k = layer.project(x_NMD)
+            memory.append((k, v))
+            if n + 1 < len(self.layers):  # what comes after the last layer nobody reads
+                x_NMD = layer.finish(x_NMD, u, layer.attend(q, k, v, self._bias(layer, relation), mask_NMM))
+        return memory
+
+    def score(self, candidates: Tokens, history: Tokens, memory: Memory) -> Tensor:
+        """Logits [N, K, M] of candidates after a history."""
+        x_NKD = self.dropout(candidates.x_NMD)
+        mask_NKP = (history.place_NM[:, None] < candidates.place_NM[..., None]) & history.mask_NM[:, None]
+        relation = self._relation(candidates, history)
+        for layer, (keys, values) in zip(self.layers, memory, strict=True):
+            u, v, q, k = layer.project(x_NKD)
+            attended = layer.attend(q, keys, values, self._bias(layer, relation), mask_NKP)
+            x_NKD = layer.finish(x_NKD, u, attended + layer.attend_itself(q, k, v, _own_bias(layer)))
+        user_NKD, item_NKD = self.user_norm(x_NKD), self.item_head(self.items(candidates.item_ids_NM))
+        return self.head(user_NKD * item_NKD)
+
+    def _relation(self, query: Tokens, key: Tokens) -> Any:
+        """What the layers' bias is made of: places and buckets of time, or the whole bias [N, H, Q, P] of ALiBi."""
+        if self.config.bias == "none":
+            return None
+        apart_s_NQP = query.time_s_NM[..., None] - key.time_s_NM[:, None]
+        if self.config.bias == "alibi":
+            return alibi(query.place_NM[..., None] - key.place_NM[:, None], apart_s_NQP, self.config.num_heads)
+        return query.place_NM, key.place_NM, time_buckets(apart_s_NQP)
+
+    def _bias(self, layer: HSTULayer, relation: Any) -> Tensor | None:
+        return relation if layer.bias is None else layer.bias(*relation)
+
+    # ------------------------------------------------------------ parts of tokens
+
+    def context_tokens(self, histories: EventBatch) -> Tokens:
+        """Profile fields and the hour of the request; they stand first and have no time of their own."""
+        found = [*histories.profile_UF.unbind(1), histories.time_of_day_U.long().clamp(0, HOURS - 1)]
+        x_NCD = torch.stack([table(value_U) for table, value_U in zip(self.context, found, strict=True)], dim=1)
+        num, width = x_NCD.shape[:2]
+        zeros_NC = torch.zeros(num, width, dtype=torch.long, device=x_NCD.device)
+        return Tokens(
+            x_NMD=x_NCD,
+            item_ids_NM=zeros_NC,
+            place_NM=torch.arange(width, device=x_NCD.device).expand(num, -1),
+            time_s_NM=zeros_NC.float(),
+            mask_NM=torch.ones_like(zeros_NC, dtype=torch.bool),
+        )
+
+    def actions_NTD(self, histories: EventBatch) -> Tensor:
+        """Vectors of what users did at events: bits of behaviours and of how much they watched, through a network."""
+        watched_NTW = histories.watch_fraction_UT[..., None] >= torch.tensor(WATCHED, device=self.device)
+        bits = torch.cat([histories.behaviours_UTB, watched_NTW.float()], dim=2)
+        return self.action(bits.to(self.items.weight.dtype))
+
+    def place_of_candidates(self, batch: RankingBatch) -> Tensor:
+        """Places [N, K] of a row's candidates: after the history, all the same."""
+        num_N1 = batch.histories.mask_UT.sum(1, keepdim=True)
+        place_N1 = self.config.num_context + self.config.tokens_per_event * num_N1
+        return place_N1.expand(batch.item_ids_NK.shape)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Embeddings of unit length; the layers as in retrieval."""
+        if isinstance(module, nn.Embedding):
+            init.trunc_normal_(module.weight, std=self.config.d_model**-0.5)
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, RelativeBias):
+            for table in (module.position, module.time):
+                if table is not None:
+                    init.normal_(table, std=0.02)
+        elif isinstance(module, HSTULayer):
+            init.normal_(module.uvqk, std=0.02)
+            if module.uvqk_bias is not None:
+                init.zeros_(module.uvqk_bias)
+        elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+
+def alibi(apart: Tensor, apart_s: Tensor, num_heads: int) -> Tensor:
+    """Bias -m_h (distance + ln(1 + minutes apart)) [N, H, Q, P], without parameters (GenRank, §3.3).
+
+    The slopes m_h are ALiBi's, a geometric sequence that ends at 2^-8 (arXiv:2108.12409, §3).
+
+    Args:
+        apart: places between query and key [N, Q, P].
+        apart_s: seconds between them.
+        num_heads: H.
+    """
+    slope_H = torch.tensor([2 ** (-8 * (head + 1) / num_heads) for head in range(num_heads)], device=apart.device)
+    distance = apart.abs() + torch.log1p(apart_s.abs() / 60)
+    return -slope_H[:, None, None] * distance[:, None]
+
+
+def _own_bias(layer: HSTULayer) -> Tensor | float:
+    """The bias of a token towards itself: distance 0 and the first bucket of time."""
+    if layer.bias is None:
+        return 0.0
+    own = layer.bias.position[layer.bias.num_positions - 1]
+    return own if layer.bias.time is None else own + layer.bias.time[0]
+
+
+def decided_s(batch: RankingBatch) -> Tensor:
+    """float32 seconds [N, K] from the row's request to that of each candidate, of which its first exposure tells."""
+    time_s_NK = batch.time_s_NK.masked_fill(~batch.mask_NK, math.inf)
+    first_s_NK = torch.full_like(time_s_NK, math.inf).scatter_reduce(1, batch.request_NK, time_s_NK, "amin")
+    own_s_NK = first_s_NK.gather(1, batch.request_NK).masked_fill(batch.request_NK == 0, 0)
+    return own_s_NK.masked_fill(~batch.mask_NK, 0).float()
+
+
+def cleaned(histories: EventBatch) -> EventBatch:
+    """The histories with zeros where they are padded."""
+    pad_NT = ~histories.mask_UT
+    return replace(
+        histories,
+        item_ids_UT=histories.item_ids_UT.masked_fill(pad_NT, 0),
+        behaviours_UTB=histories.behaviours_UTB.masked_fill(pad_NT[..., None], 0),
+        watch_fraction_UT=histories.watch_fraction_UT.masked_fill(pad_NT, 0),
+        gap_s_UT=histories.gap_s_UT.masked_fill(pad_NT, 0),
+    )
+
+
+def event_times_s(histories: EventBatch) -> Tensor:
+    """float32 seconds [N, T] from the request back to each event, negative."""
+    return -ages_s(histories)
