@@ -152,9 +152,13 @@ class Ranker(PreTrainedModel):
             self.train(was_training)
 
     def _scores(self, rows: RankingBatch) -> Tensor:
+        return self.logits_NKM(self._newest(rows)).float()
+
+    def _newest(self, rows: RankingBatch) -> RankingBatch:
+        """The rows with the newest T events of their histories."""
         past, limit = rows.histories, self.config.history_length
         newest = newest_events(past, past.mask_UT, limit) if past.item_ids_UT.shape[1] > limit else past.trimmed()
-        return self.logits_NKM(replace(rows, histories=newest)).float()
+        return replace(rows, histories=newest)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
