@@ -42,7 +42,7 @@ def test_figures_are_those_of_the_candidates_repeated(seed):
             "logloss": loss,
             "ne": loss / log_loss(label, np.full(len(label), rate)),
             "calibration": prob.sum() / label.sum(),
-            "gauc": np.average(*np.transpose(areas)) if areas else 0,
+            "gauc": np.average([a for a, _ in areas], weights=[n for _, n in areas]) if areas else 0,
         }
         for name, value in expected.items():
             assert figures[f"{name}.like"].resampled(counts_RU)[r] == pytest.approx(value), name

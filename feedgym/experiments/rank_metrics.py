@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from feedgym.data.events import FloatArray
 from feedgym.experiments.statistics import Figure, Ratio
 
 CELLS = 2**24
@@ -40,7 +41,7 @@ class AUC:
         """The area."""
         return float(self.resampled(np.ones((1, self.num_users)))[0])
 
-    def resampled(self, counts_RU: NDArray[np.float64]) -> NDArray[np.float64]:
+    def resampled(self, counts_RU: FloatArray) -> NDArray[np.float64]:
         """The area with each user's candidates counted as often as the user was drawn; NaN without both outcomes."""
         order_N = np.argsort(self.score_N, kind="stable")
         score_N, label_N, user_N = self.score_N[order_N], self.label_N[order_N], self.user_N[order_N]
@@ -99,7 +100,7 @@ class NormalizedEntropy:
         """The ratio of all users."""
         return float(self.resampled(np.ones((1, self.num_users)))[0])
 
-    def resampled(self, counts_RU: NDArray[np.float64]) -> NDArray[np.float64]:
+    def resampled(self, counts_RU: FloatArray) -> NDArray[np.float64]:
         """The ratio under resamplings of the users; NaN where the outcome always or never happened."""
         count_R = counts_RU @ self.count_U
         rate_R = counts_RU @ self.positive_U / np.maximum(count_R, EPS)
