@@ -8,13 +8,26 @@ up to the target's row: a test target's history ends with the validation target,
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, BoolArray, Event, EventLog, LoggedSessions
+
+
+class Dated(Protocol):
+    """N rows that happened at some time."""
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def start_s_N(self) -> NDArray[np.float64]:
+        """Seconds on the log's clock."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,11 +89,11 @@ def user_luck(user_ids_U: NDArray, seed: int) -> NDArray[np.float64]:
     return pd.util.hash_array(text, hash_key=f"{seed % 10**16:016d}", categorize=False) / 2.0**64
 
 
-def split_time(sessions: LoggedSessions, *, validation: float = 0.1, held_out: float = 0.1) -> SessionSplit:
+def split_time(sessions: Dated, *, validation: float = 0.1, held_out: float = 0.1) -> SessionSplit:
     """Splits sessions at two moments: train before the first, held out from the second on.
 
     Args:
-        sessions: N sessions.
+        sessions: N sessions, or rows of candidates.
         validation: share of sessions between the moments.
         held_out: share of sessions after the second.
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from feedgym.data.interactions import ReadOptions
+from feedgym.envs.short_video import ShortVideoConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,27 @@ class LogConfig:
     def __post_init__(self) -> None:
         if self.days < 0:
             raise ValueError(f"log.days={self.days:g} is below 0; give the day on which the log ends, or 0 for no end.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the log of an experiment comes from that looks at a log alone."""
+
+    seed: int = 0
+    """Decides weights, the order of users, dropout and negatives, and the simulated log."""
+    data: str | None = None
+    """A real log: a folder or zip of a data set that `feedgym data inspect` reads, or a parquet/CSV file read with
+    --columns. Without it simulated users leave one."""
+    columns: tuple[str, ...] = ()
+    """For a file of your own: NAME=COLUMN pairs, e.g. user_id=uid item_id=vid timestamp=ts watch_s=seconds."""
+    items: str | None = None
+    """For a file of your own: a parquet/CSV file of item features, keyed by the same item id."""
+    read: ReadOptions = field(default_factory=lambda: ReadOptions(text="off"))
+    """How the data are read."""
+    short_video: ShortVideoConfig = field(default_factory=lambda: ShortVideoConfig(num_items=2000))
+    """The simulator, where no data are given."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """How much it logs."""
 
 
 @dataclass(frozen=True, kw_only=True)

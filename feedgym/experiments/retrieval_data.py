@@ -18,6 +18,7 @@ from feedgym.data.splits import ItemSplit, NextItems, leave_one_out
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log
 from feedgym.envs.short_video import ShortVideo
+from feedgym.experiments.configs import DataConfig
 from feedgym.experiments.progress import progress
 from feedgym.experiments.ranking import Ranking, RankingConfig, evaluate_ranking
 from feedgym.experiments.retrieval_presets import RetrievalConfig
@@ -93,7 +94,7 @@ class Retrieval:
         return evaluate_ranking(agent, self.log, self.catalog, self.split, config, targets=targets, step=step)
 
 
-def log_key(config: RetrievalConfig) -> Any:
+def log_key(config: DataConfig) -> Any:
     """What decides the log: the simulation, or the files by name, size and time of change and how they are read."""
     if config.data is None:
         return [config.short_video, config.log, config.seed]
@@ -104,7 +105,7 @@ def log_key(config: RetrievalConfig) -> Any:
     return [str(path), config.columns, config.items, config.read, stats]
 
 
-def read_log(config: RetrievalConfig, work: Path) -> tuple[EventLog, Catalog]:
+def read_log(config: DataConfig, work: Path) -> tuple[EventLog, Catalog]:
     """The log of the data, or of simulated users."""
     if config.data is not None:
         columns = dict(column_pair(text) for text in config.columns)

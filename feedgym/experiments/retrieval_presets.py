@@ -14,12 +14,12 @@ from feedgym.agents.next_item import FitConfig
 from feedgym.agents.sequences import Loss, Similarity
 from feedgym.data.interactions import ReadOptions
 from feedgym.envs.short_video import ShortVideoConfig
-from feedgym.experiments.configs import LogConfig
+from feedgym.experiments.configs import DataConfig, LogConfig
 from feedgym.experiments.ranking import RankingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalConfig:
+class RetrievalConfig(DataConfig):
     """A model that foretells the next item, trained on a log and ranked offline beside simple baselines.
 
     A subclass names its kind of model (``model``) and says in ``agent_of`` of
@@ -29,21 +29,6 @@ class RetrievalConfig:
     name: ClassVar[str]
     """Of the agent, in tables."""
 
-    seed: int = 0
-    """Decides weights, the order of users, dropout and negatives, and the simulated log."""
-    data: str | None = None
-    """A real log: a folder or zip of a data set that `feedgym data inspect` reads, or a parquet/CSV file read with
-    --columns. Without it simulated users leave one."""
-    columns: tuple[str, ...] = ()
-    """For a file of your own: NAME=COLUMN pairs, e.g. user_id=uid item_id=vid timestamp=ts watch_s=seconds."""
-    items: str | None = None
-    """For a file of your own: a parquet/CSV file of item features, keyed by the same item id."""
-    read: ReadOptions = field(default_factory=lambda: ReadOptions(text="off"))
-    """How the data are read."""
-    short_video: ShortVideoConfig = field(default_factory=lambda: ShortVideoConfig(num_items=2000))
-    """The simulator, where no data are given."""
-    log: LogConfig = field(default_factory=LogConfig)
-    """How much it logs."""
     behaviours: tuple[str, ...] = ("click",)
     """An examined exposure with any of these is an item taken: such are foretold."""
     min_items: int = 3

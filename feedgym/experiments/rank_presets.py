@@ -1,0 +1,259 @@
+"""Experiments with rankers as functions: each returns the whole configuration of a run.
+
+``hstu-rank``, ``genrank`` and ``mtgr`` have sizes that a laptop trains in minutes to hours; every size is an option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
+
+from feedgym.agents.next_item import FitConfig
+from feedgym.data.interactions import ReadOptions
+from feedgym.envs.short_video import ShortVideoConfig
+from feedgym.experiments.configs import LogConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankRun:
+    """A ranker, trained on a log's exposures and judged by those of a later time, beside simple baselines.
+
+    A subclass names its kind of model (``model``); :mod:`feedgym.experiments.rank_agents` says how it is made.
+    """
+
+    name: ClassVar[str]
+    """Of the ranker, in tables."""
+
+    seed: int = 0
+    """Decides weights, the order of rows, dropout, and the simulated log."""
+    data: str | None = None
+    """A real log: a folder or zip of a data set that `feedgym data inspect` reads, or a parquet/CSV file read with
+    --columns. Without it simulated users leave one."""
+    columns: tuple[str, ...] = ()
+    """For a file of your own: NAME=COLUMN pairs, e.g. user_id=uid item_id=vid timestamp=ts watch_s=seconds."""
+    items: str | None = None
+    """For a file of your own: a parquet/CSV file of item features, keyed by the same item id."""
+    read: ReadOptions = field(default_factory=lambda: ReadOptions(text="off"))
+    """How the data are read."""
+    short_video: ShortVideoConfig = field(default_factory=lambda: ShortVideoConfig(num_items=2000))
+    """The simulator, where no data are given."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """How much it logs."""
+    tasks: tuple[str, ...] = ()
+    """Behaviours to foretell; left out, those which happen and fail to happen at least 50 times before the validation."""
+    watch: bool = True
+    """Foretell the watched fraction too."""
+    max_candidates: int = 32
+    """K, candidates of a row; requests (or windows) with more become several rows."""
+    validation: float = 0.1
+    """Share of the rows, by time, that choose the epoch: those before the judged ones."""
+    held_out: float = 0.1
+    """Share of the rows, the last ones, that judge."""
+    epochs: int = 10
+    """Passes over the rows, at most; the best epoch by validation is kept."""
+    fit: FitConfig = field(default_factory=lambda: FitConfig(lr=2e-3, batch_size=128, weight_decay=0.01, patience=2,
+                                                             max_grad_norm=1.0, group_by_length=True))  # fmt: skip
+    """Optimiser, validation and patience."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.max_candidates < 1:
+            raise ValueError(f"epochs={self.epochs} and max_candidates={self.max_candidates} must be 1 or more.")
+        if min(self.validation, self.held_out) <= 0 or self.validation + self.held_out >= 1:
+            raise ValueError(
+                f"validation={self.validation} and held_out={self.held_out} must be above 0 and sum to less than 1."
+            )
+
+    @property
+    def label(self) -> str:
+        """The model with what decides its figures most, for titles."""
+        return self.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceRankerSizes:
+    """Sizes that HSTU ranking and GenRank share."""
+
+    d_model: int = 64
+    """D, width."""
+    num_layers: int = 3
+    """Layers."""
+    num_heads: int = 2
+    """Attention heads."""
+    d_qk: int = 32
+    """Width of a head's queries and keys."""
+    d_v: int = 32
+    """Width of a head's values and gate."""
+    dropout: float = 0.1
+    """Dropout."""
+    history_length: int = 100
+    """T, the newest events of a history that are read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HSTURankerSizes(SequenceRankerSizes):
+    """Sizes and layout of HSTU ranking."""
+
+    actions: Literal["added", "interleaved"] = "added"
+    """added to their items' tokens, or interleaved as tokens of their own."""
+    bias: Literal["learned", "alibi", "none"] = "learned"
+    """Of attention by distance and time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HSTURankRun(RankRun):
+    """HSTU as a ranker: all candidates of a request in one pass over the history, judged on a later part of the log."""
+
+    name: ClassVar[str] = "hstu-rank"
+    model: HSTURankerSizes = field(default_factory=HSTURankerSizes)
+    """The model."""
+
+    @property
+    def label(self) -> str:
+        """How actions are read."""
+        return f"HSTU ranking (actions {self.model.actions}, bias {self.model.bias})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenRankSizes(SequenceRankerSizes):
+    """Sizes and ablations of GenRank."""
+
+    bias: Literal["alibi", "learned", "none"] = "alibi"
+    """Of attention by distance and time; alibi has no parameters."""
+    history_mask: Literal["causal", "full"] = "causal"
+    """causal, or full as an ablation."""
+    loss_on_history: bool = False
+    """Ablation: learn from the history's actions too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenRankRun(RankRun):
+    """GenRank: items are positions, actions are generated; judged on a later part of the log."""
+
+    name: ClassVar[str] = "genrank"
+    model: GenRankSizes = field(default_factory=GenRankSizes)
+    """The model."""
+
+    @property
+    def label(self) -> str:
+        """Its bias and ablations."""
+        ablations = ", loss on history" * self.model.loss_on_history + ", history seen whole" * (
+            self.model.history_mask == "full"
+        )
+        return f"GenRank (bias {self.model.bias}{ablations})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MTGRSizes:
+    """Sizes and ablations of MTGR."""
+
+    d_model: int = 64
+    """D, width; 512 in the paper's small model, 768 in its medium and large ones."""
+    num_layers: int = 3
+    """Layers; 3, 5 and 15 in the paper's small, medium and large models."""
+    num_heads: int = 2
+    """Attention heads; 2, 3 and 3 in the paper."""
+    dropout: float = 0.1
+    """Dropout."""
+    history_length: int = 100
+    """T, events of the static history; 1,000 in the paper."""
+    decided: Literal["exposure", "request"] = "exposure"
+    """When a candidate's real-time events end: at its exposure (the paper), or at the request it was exposed by."""
+    real_time_s: float = 0.0
+    """Events of the history younger than so many seconds are real-time and not static."""
+    mask: Literal["dynamic", "causal", "full"] = "dynamic"
+    """dynamic; ablations: causal (by place instead of time) or full (real-time events are seen whenever they were)."""
+    group_layer_norm: bool = True
+    """A norm for each domain; otherwise, as an ablation, one for all."""
+    cross_features: bool = True
+    """Give candidates their cross features; otherwise, as an ablation, their items alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MTGRRun(RankRun):
+    """MTGR: a sample is a user's window with all its candidates; judged on a later part of the log."""
+
+    name: ClassVar[str] = "mtgr"
+    model: MTGRSizes = field(default_factory=MTGRSizes)
+    """The model."""
+    window_s: float = 86_400.0
+    """Seconds of a user's window, whose candidates share a sample."""
+    max_tokens: int = 8192
+    """Tokens of a training batch, in place of --fit.batch-size samples: dynamic batches, whose losses weigh by their
+    candidates."""
+
+    @property
+    def label(self) -> str:
+        """Its ablations."""
+        ablations = f", {self.model.mask} mask" * (self.model.mask != "dynamic")
+        ablations += ", one norm" * (not self.model.group_layer_norm)
+        ablations += ", no cross features" * (not self.model.cross_features)
+        return f"MTGR (windows of {self.window_s / 3600:g} h, {self.model.decided} decides{ablations})"
+
+
+def hstu_rank() -> HSTURankRun:
+    """HSTU ranking, actions added to their items, on 2 cores in an hour or less."""
+    return HSTURankRun()
+
+
+def hstu_rank_interleaved() -> HSTURankRun:
+    """HSTU ranking on the timeline of items and actions in turn: twice the tokens."""
+    return HSTURankRun(model=HSTURankerSizes(actions="interleaved"))
+
+
+def genrank() -> GenRankRun:
+    """GenRank with HSTU ranking's sizes: half the tokens of the interleaved timeline."""
+    return GenRankRun()
+
+
+def mtgr() -> MTGRRun:
+    """MTGR on windows of a day, on 2 cores in an hour or less."""
+    return MTGRRun(max_candidates=64)
+
+
+def mtgr_paper() -> MTGRRun:
+    """MTGR-small with its published sizes: 3 layers of width 512 over 1,000 events; wants a GPU."""
+    sizes = MTGRSizes(d_model=512, history_length=1000)
+    return MTGRRun(model=sizes, max_candidates=100, fit=FitConfig(lr=3e-4, bf16=True), max_tokens=65_536)
+
+
+def _smoke(run: Any, **sizes: Any) -> Any:
+    return replace(
+        run,
+        short_video=ShortVideoConfig(num_items=80),
+        log=LogConfig(users=60, visits=4),
+        model=replace(run.model, d_model=8, num_layers=1, history_length=8, **sizes),
+        epochs=1,
+        fit=replace(run.fit, batch_size=16),
+    )
+
+
+def hstu_rank_smoke() -> HSTURankRun:
+    """HSTU ranking in seconds, on a small simulated log; its figures mean nothing."""
+    return _smoke(hstu_rank_interleaved(), d_qk=4, d_v=4)
+
+
+def genrank_smoke() -> GenRankRun:
+    """GenRank in seconds, on a small simulated log; its figures mean nothing."""
+    return _smoke(genrank(), d_qk=4, d_v=4)
+
+
+def mtgr_smoke() -> MTGRRun:
+    """MTGR in seconds, on a small simulated log; its figures mean nothing."""
+    return replace(_smoke(mtgr()), max_tokens=512)
+
+
+RANK_PRESETS: dict[str, Callable[[], RankRun]] = {
+    "hstu-rank": hstu_rank,
+    "hstu-rank-interleaved": hstu_rank_interleaved,
+    "hstu-rank-smoke": hstu_rank_smoke,
+    "genrank": genrank,
+    "genrank-smoke": genrank_smoke,
+    "mtgr": mtgr,
+    "mtgr-paper": mtgr_paper,
+    "mtgr-smoke": mtgr_smoke,
+}
+"""What `feedgym run` offers of rankers."""
+
+RANK_CONFIGS: tuple[type[RankRun], ...] = (HSTURankRun, GenRankRun, MTGRRun)
+"""Their kinds."""
