@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -29,6 +29,7 @@ EXPERIMENTS = {
     "SASRecRun": "feedgym.experiments.retrieval",
     "HSTURun": "feedgym.experiments.retrieval",
     "TigerRun": "feedgym.experiments.retrieval",
+    "CascadeRun": "feedgym.experiments.cascade",
 }
 """The module of each kind of configuration; it has ``experiment(config, run)`` and ``stage_names(config)``."""
 
@@ -131,13 +132,27 @@ def run(arguments: Sequence[str]) -> None:
     """The same from a preset with any option changed; --data takes a real log."""
     from feedgym.experiments.presets import PRESETS
 
+    _from_preset("run", PRESETS, arguments)
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Put kinds of recommenders into one table, with what a request costs: feedgym compare cascade."""
+    from feedgym.experiments.presets import COMPARISONS
+
+    _from_preset("compare", COMPARISONS, arguments)
+
+
+def _from_preset(command: str, presets: Mapping[str, Callable[[], Any]], arguments: Sequence[str]) -> None:
+    """Run what a preset says, with the options of the command line in their places."""
     if not arguments or arguments[0].startswith("-"):
-        print("usage: feedgym run PRESET [OPTIONS]\n\nPresets (`feedgym run PRESET --help` lists every option):\n")
-        for name, preset in PRESETS.items():
+        print(f"usage: feedgym {command} PRESET [OPTIONS]\n")
+        print(f"Presets (`feedgym {command} PRESET --help` lists every option):\n")
+        for name, preset in presets.items():
             print(f"  {name:<20}{(preset.__doc__ or '').splitlines()[0]}")
         return
     name, *rest = arguments
-    config, kind = _preset(name), type(_preset(name))
+    config = _preset(name, presets)
+    kind = type(config)
 
     @dataclass(frozen=True, kw_only=True)
     class RunArguments(kind):  # type: ignore[misc, valid-type]
@@ -148,12 +163,12 @@ def run(arguments: Sequence[str]) -> None:
         is done again: --ipa.rounds 8 adds rounds to a finished run."""
 
     RunArguments.__doc__ = kind.__doc__
-    options = _parse(RunArguments, f"run {name}", rest, RunArguments(**vars(config)))
+    options = _parse(RunArguments, f"{command} {name}", rest, RunArguments(**vars(config)))
     if options.resume is not None:
         begun = read_config(options.resume)
         if type(begun) is not kind:
             raise ValueError(f"{options.resume} is a run of another kind than {name}; resume it with its own preset.")
-        options = _parse(RunArguments, f"run {name}", rest, RunArguments(**vars(begun)))
+        options = _parse(RunArguments, f"{command} {name}", rest, RunArguments(**vars(begun)))
     config = kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
     _experiment(name, config, options.run, options.resume)
 
@@ -180,10 +195,12 @@ class StageArguments:
 def stage(arguments: Sequence[str]) -> None:
     """Bring a run up to one stage, or do that stage again."""
     options = _parse(StageArguments, "stage", arguments)
+    from feedgym.experiments.presets import COMPARISONS, PRESETS
     from feedgym.experiments.run import StageReached
 
+    presets = {**PRESETS, **COMPARISONS}
     known = (options.run / "config.json").exists()
-    config = read_config(options.run) if known else replace(_preset(options.preset), seed=options.seed)
+    config = read_config(options.run) if known else replace(_preset(options.preset, presets), seed=options.seed)
     if options.name not in (names := _kind_of(config).stage_names(config)):
         raise ValueError(f"The run has no stage {options.name!r}; its stages are {', '.join(names)}.")
     folders = (None, options.run) if known else (options.run, None)
@@ -217,12 +234,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     _experiment("evaluate", replace(config, judge=replace(config.judge, **changes)), None, options.run)
 
 
-def _preset(name: str) -> Any:
-    from feedgym.experiments.presets import PRESETS
-
-    if name not in PRESETS:
-        raise ValueError(f"There is no preset {name!r}; the presets are {', '.join(PRESETS)}.")
-    return PRESETS[name]()
+def _preset(name: str, presets: Mapping[str, Callable[[], Any]]) -> Any:
+    if name not in presets:
+        raise ValueError(f"There is no preset {name!r}; the presets are {', '.join(presets)}.")
+    return presets[name]()
 
 
 def read_config(folder: Path) -> Any:
@@ -242,7 +257,7 @@ def _experiment(title: str, config: Any, folder: Path | None, resume: Path | Non
     if resume is not None and folder not in (None, resume):
         raise ValueError("Give either --run for a new run or --resume for an old one, not both.")
     folder = resume or folder or RUNS / f"{title}-{time.strftime('%Y%m%d-%H%M%S')}"
-    from feedgym.experiments.presets import PRESETS
+    from feedgym.experiments.presets import COMPARISONS, PRESETS
     from feedgym.experiments.report import agents_table
     from feedgym.experiments.run import Run
 
@@ -251,7 +266,7 @@ def _experiment(title: str, config: Any, folder: Path | None, resume: Path | Non
     try:
         summary = _kind_of(config).experiment(config, record)
     except KeyboardInterrupt:
-        command = f"run {title}" if title in PRESETS else "demo"
+        command = f"run {title}" if title in PRESETS else f"compare {title}" if title in COMPARISONS else "demo"
         print(f"Stopped. To go on: feedgym {command} --resume {folder}", file=sys.stderr)
         raise
     except ValueError:
@@ -524,7 +539,7 @@ def check(arguments: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (demo, run, stage, evaluate, watch, data, simulate, realism, check)
+    command.__name__: command for command in (demo, run, compare, stage, evaluate, watch, data, simulate, realism, check)
 }
 
 

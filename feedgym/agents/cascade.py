@@ -53,6 +53,9 @@ CASCADE, CATALOG, RETRIEVER, RANKER = "cascade.json", "catalog.parquet", "retrie
 PARTS = {
     "SASRec": "feedgym.agents.sasrec:SASRec",
     "HSTU": "feedgym.agents.hstu:HSTU",
+    "GenRank": "feedgym.agents.genrank:GenRank",
+    "HSTURanker": "feedgym.agents.hstu_rank:HSTURanker",
+    "MTGR": "feedgym.agents.mtgr:MTGR",
 }
 """What :meth:`Cascade.load` can read back by itself."""
 

@@ -17,6 +17,8 @@ from feedgym.agents.pretrain import PretrainConfig
 from feedgym.data.sessions import SessionFilter
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
+from feedgym.experiments.cascade_presets import COMPARISONS as COMPARISONS  # found here as well
+from feedgym.experiments.cascade_presets import CascadeRun
 from feedgym.experiments.configs import JudgeConfig, LogConfig
 from feedgym.experiments.retrieval_presets import RETRIEVAL_CONFIGS, RETRIEVAL_PRESETS
 from feedgym.experiments.rl_presets import RL_PRESETS, RLConfig
@@ -332,5 +334,5 @@ PRESETS: dict[str, Callable[[], Any]] = {
 }
 """What `feedgym run` offers."""
 
-CONFIGS: dict[str, Any] = {kind.__name__: kind for kind in (AlignConfig, RLConfig, *RETRIEVAL_CONFIGS)}
+CONFIGS: dict[str, Any] = {kind.__name__: kind for kind in (AlignConfig, RLConfig, CascadeRun, *RETRIEVAL_CONFIGS)}
 """The kinds of experiments, by the name that a run folder keeps."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,7 +22,10 @@ Summary = Mapping[str, Any]
 
 COLOURS = {"model": "#c2571a", "truth": "#1a6b8f", "base": "#8a8f98", "aligned": "#1a8f5b", "other": "#b9bec7"}
 COLOURS |= {"base_searched": COLOURS["base"], "aligned_searched": COLOURS["aligned"]}
-AGENT_ORDER = ("random", "popular", "base", "aligned", "base_searched", "aligned_searched", "oracle")
+AGENT_ORDER = (
+    *("random", "popular", "base", "aligned", "base_searched", "aligned_searched"),
+    *("retrieved", "ranked", "cascade", "oracle"),
+)
 LABELS = {
     "true_reward": "true reward a visit",
     "model_reward": "reward model's opinion",
@@ -39,8 +43,22 @@ LABELS = {
     "cold_share": "cold share",
     "exploration_share": "explore share",
     "exploration_cost": "explore cost",
+    "cost_ms": "ms a request",
+    "cost_mflop": "MFLOP a request",
 }
 """The metrics people look at first, and what they are called."""
+
+SHORT = {
+    "true_reward": "reward",
+    "watch_s": "watch s",
+    "like_rate": "likes",
+    "return_24h": "24 h",
+    "cost_ms": "ms",
+    "cost_mflop": "MFLOP",
+}
+"""What a contest of many agents tells in the terminal, a visit or a request."""
+MOST_COLUMNS = 6
+"""Agents that stand side by side in the terminal."""
 
 FORETOLD = re.compile(r"(recall|ndcg)@(\d+)")
 """Metrics of what an agent foretells, with their cut-off; where there are some, they come before all others."""
@@ -110,8 +128,11 @@ def page(title: str, sections: Sequence[str]) -> str:
 def agents_table(summary: Summary) -> Table:
     """The agents side by side, for the terminal: means, and the lift with its 95% interval.
 
-    The second judgement, by search, is in the caption and in the report: 80 columns do not hold it.
+    The second judgement, by search, is in the caption and in the report: 80 columns do not hold it. Where there are
+    more agents than columns would do for, they stand below each other with the metrics of ``SHORT``.
     """
+    if len(summary["agents"]) > MOST_COLUMNS and "lifts" in summary and _has(summary["agents"], "cost_ms"):
+        return _contest_table(summary)
     agents = {name: metrics for name, metrics in summary["agents"].items() if not name.endswith("_searched")}
     title, caption = escape(summary["title"]), escape(_lift_sentence(summary))
     table = Table(title=title, caption=caption, caption_justify="left")
@@ -124,6 +145,22 @@ def agents_table(summary: Summary) -> Table:
             found = [agents[name].get(metric) for name in _ordered(agents)]
             means = ["-" if value is None else number(value["mean"]) for value in found]
             table.add_row(_label(metric), *means, _change(summary, metric))
+    return table
+
+
+def _contest_table(summary: Summary) -> Table:
+    """Many agents, one a row, with the lift of the agent that the contest is about over each of them."""
+    agents, ours = summary["agents"], summary["lift_names"][0]
+    title, caption = escape(summary["title"]), escape(f"{_lift_sentence(summary)}; lift: {ours} over each")
+    table = Table(title=title, caption=caption, caption_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
+    table.add_column("", no_wrap=True)
+    for head in (*SHORT.values(), "lift"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for name in _ordered(agents):
+        found = [agents[name].get(metric) for metric in SHORT]
+        lifted = summary["lifts"].get(f"{ours} over {name}", {}).get("true_reward")
+        change = "-" if lifted is None else f"{lifted['mean']:+.1%}"
+        table.add_row(name.replace("_", " "), *("-" if v is None else number(v["mean"]) for v in found), change)
     return table
 
 

@@ -182,11 +182,11 @@ def summarised(config: RetrievalConfig, ranked: Mapping[str, Any], curves: Mappi
         "lifts": ranked["lifts"],
         "ranked_by": ranked["ranked_by"],
         "item_knn_recent": ranked["item_knn_recent"],
-        "learning": [[_iteration(row) for row in curve] for curve in curves.values() if curve],
+        "learning": [[iteration_row(row) for row in curve] for curve in curves.values() if curve],
         "learning_names": [name for name, curve in curves.items() if curve],
     }
 
 
-def _iteration(row: Mapping[str, float]) -> dict[str, float]:
+def iteration_row(row: Mapping[str, float]) -> dict[str, float]:
     """A validation as the report's plots want it."""
     return {"iteration": row["epoch"]} | {name: row[name] for name in ("validation", "loss") if name in row}
