@@ -12,13 +12,14 @@ from feedgym.agents.plackett_luce import PlackettLuce
 from feedgym.agents.rl_recommender import RLlibRecommender
 from feedgym.agents.slates import (
     ItemQ,
-    ProfileSum,
     ProtoPolicy,
     SlateNetConfig,
     SlatePolicy,
     SlateQ,
     SlateWorld,
+    Wide,
     choice_loss,
+    event_numbers,
     flat_observation,
     outcomes,
     read_histories,
@@ -178,15 +179,22 @@ def test_sessions_longer_than_the_catalogue_are_refused():
         world(items=2)
 
 
-def test_a_profile_sum_adds_one_vector_a_field_and_knows_nothing_at_first():
-    wide = ProfileSum((3, 2), 4)
-    profile_UF = torch.tensor([[0, 0], [2, 1], [2, 0]])
-    assert torch.equal(wide(profile_UF), torch.zeros(3, 4))
-    torch.nn.init.normal_(wide.values.weight, generator=torch.Generator().manual_seed(0))
-    first_XD, second_XD = wide.values.weight[:3], wide.values.weight[3:]
-    by_hand = torch.stack([first_XD[a] + second_XD[b] for a, b in profile_UF.tolist()])
-    torch.testing.assert_close(wide(profile_UF), by_hand)
-    assert ProfileSum((), 4)(profile_UF[:, :0]).shape == (3, 4)
+def test_the_wide_part_sums_profile_values_and_what_was_met_and_knows_nothing_at_first():
+    values_IX = torch.randn(ITEMS, 4, generator=torch.Generator().manual_seed(1))
+    wide, histories = Wide(values_IX, (3, 2), 5), toy_histories(5, num_items=ITEMS, length=T)
+    assert torch.equal(wide(histories), torch.zeros(5, 4))
+    torch.manual_seed(0)
+    for parameter in wide.parameters():
+        torch.nn.init.normal_(parameter)
+    number_UT = wide.event(event_numbers(histories))[..., 0]
+    for u in range(5):
+        fields = histories.profile_UF[u].tolist()
+        by_hand = wide.profile.weight[fields[0]] + wide.profile.weight[3 + fields[1]]
+        real = int(histories.mask_UT[u].sum())
+        for t in range(real):
+            by_hand = by_hand + number_UT[u, t] * values_IX[histories.item_ids_UT[u, t]] / (1 + real) ** 0.5
+        torch.testing.assert_close(wide(histories)[u], by_hand)
+    torch.testing.assert_close(wide(scribbled(histories)), wide(histories))
 
 
 @pytest.mark.parametrize("kind", [SlatePolicy, ItemQ])
@@ -199,3 +207,33 @@ def test_profiles_bear_on_the_items_that_have_the_feature_they_speak_of(kind):
         gain_UI = net.scores(inputs_UX) - before_UI
     unit_IF = net.world.features_IF / np.linalg.norm(net.world.features_IF, axis=1, keepdims=True)
     torch.testing.assert_close(gain_UI, torch.from_numpy(unit_IF[:, 1]).expand(4, -1))
+
+
+def test_points_have_no_axis_along_which_nothing_varies():
+    catalog = toy_catalog(ITEMS)
+    flat = replace(catalog, content_IE=np.eye(3, dtype=np.float32)[np.arange(ITEMS) % 3])
+    assert SlateWorld.of(flat, (), K, T).points_IE.shape == (ITEMS, 2)
+    assert SlateWorld.of(flat, (), K, T, axes=1).points_IE.shape == (ITEMS, 1)
+
+
+@pytest.mark.parametrize("points", [1, K])
+@pytest.mark.parametrize("fresh", [True, False])
+def test_actions_stand_for_what_is_served_and_are_drawn_towards_better_items(points, fresh):
+    net, histories = (
+        network(ProtoPolicy, {"points": points, "fresh": fresh}),
+        toy_histories(7, num_items=ITEMS, length=T),
+    )
+    generator = torch.Generator().manual_seed(2)
+    action_UA = (torch.rand(7, net.action_width, generator=generator) * 2 - 1).requires_grad_()
+    served_UA = net.served(action_UA, histories)
+    items_UK = net.items(action_UA, K, histories)
+    torch.testing.assert_close(served_UA.detach(), torch.from_numpy(net.proto(items_UK.numpy())))
+    worth_E = torch.tensor([1.0, -0.5, 0.2])
+    (served_UA.reshape(7, points, 3) @ worth_E).sum().backward()
+    # The gradient is that of the mean worth of items drawn by their nearness, here by hand for one user and place.
+    near_I = 2 * net.points_IE @ action_UA[3, :3].detach() - net.points_IE.square().sum(1)
+    if fresh:
+        near_I[histories.item_ids_UT[3][histories.mask_UT[3]][-((ITEMS - K) // 2) :]] = -torch.inf
+    prob_I, worth_I = near_I.softmax(0), net.points_IE @ worth_E
+    by_hand = 2 * ((prob_I * (worth_I - (prob_I * worth_I).sum()))[:, None] * net.points_IE).sum(0)
+    torch.testing.assert_close(action_UA.grad[3, :3], by_hand)

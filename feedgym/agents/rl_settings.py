@@ -49,12 +49,13 @@ class TrainConfig:
     """How much more weight good visits get (marwil); 0 would be bc."""
     alpha: float = 0.03
     """Weight of the entropy in the beginning (sac); it is learned."""
-    proto_axes: int = 8
-    """Principal components of the content that a proto-item has (sac, cql)."""
+    proto_axes: int = 20
+    """Principal components of the content that a proto-item has, or as many as there are (sac, cql)."""
     proto_each: bool = False
     """A proto-item for each place, instead of one whose K nearest items are served (sac, cql)."""
-    proto_fresh: bool = True
-    """Pass over items that the history shows (sac, cql): right where users tire of them, wrong where they do not."""
+    proto_fresh: bool | None = None
+    """Pass over items that the history shows (sac, cql): right where users tire of them, wrong where they do not. Where
+    it is not said, they are passed over if histories show a tenth of the catalogue at most, so that enough is left."""
     checkpoints: int = 4
     """Times in a training at which it is kept, so that a killed run goes on from there."""
 

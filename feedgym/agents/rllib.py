@@ -71,7 +71,6 @@ from feedgym.agents.slates import (
     choice_loss,
     flat_observation,
     outcomes,
-    read_histories,
     slate_value,
 )
 from feedgym.data.events import FloatArray
@@ -93,6 +92,9 @@ NETWORK_OF: dict[str, type[SlateNetwork]] = {
 """Which network an algorithm trains."""
 
 ENV, CHOICE_LOSS = "feedgym-training", "choice_loss"
+
+FRESH_SHARE = 0.1
+"""Share of the catalogue up to which passing over a whole history costs nothing: others like it are left."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,7 +118,7 @@ class Task:
     reward: RewardWeights
 
     @classmethod
-    def of(cls, env_id: str, options: dict[str, Any], sizes: SlateNetConfig, axes: int = 8) -> Task:
+    def of(cls, env_id: str, options: dict[str, Any], sizes: SlateNetConfig, axes: int = 20) -> Task:
         """The task of an environment; ``axes`` as for :meth:`SlateWorld.of`.
 
         Raises:
@@ -145,7 +147,13 @@ class Task:
         """What the network is told besides items and sizes."""
         if NETWORK_OF[config.algorithm] is not ProtoPolicy:
             return {}
-        return {"points": self.world.session_length if config.proto_each else 1, "fresh": config.proto_fresh}
+        return {"points": self.world.session_length if config.proto_each else 1, "fresh": self.fresh(config)}
+
+    def fresh(self, config: TrainConfig) -> bool:
+        """Whether proto-items pass over what the history shows."""
+        if config.proto_fresh is not None:
+            return config.proto_fresh
+        return self.world.history_length <= self.world.num_items * FRESH_SHARE
 
 
 def _spec(env_id: str) -> EnvSpec:
@@ -374,17 +382,31 @@ class SlateQLearner(DQNLearner, TorchLearner):
         return loss + choice
 
 
-class _State(nn.Module):
-    """An encoder as RLlib's SAC calls it, joined with the action for critics."""
+class _ActorState(nn.Module):
+    """The actor's state as RLlib's SAC asks for it."""
 
-    def __init__(self, encoder: nn.Module, net: SlateNetwork, joins_action: bool) -> None:
+    def __init__(self, net: ProtoPolicy) -> None:
         super().__init__()
-        self.encoder, self.history_length, self.joins_action = encoder, net.history_length, joins_action
+        self.net = net
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The encoding under RLlib's name."""
-        state_US = self.encoder(read_histories(batch[Columns.OBS], self.history_length))
-        return {ENCODER_OUT: torch.cat([state_US, batch[Columns.ACTIONS]], dim=1) if self.joins_action else state_US}
+        return {ENCODER_OUT: self.net.state(self.net.read(batch[Columns.OBS]))}
+
+
+class _CriticState(nn.Module):
+    """A critic's state and action as RLlib's SAC asks for them; it judges what is served and not what was meant."""
+
+    def __init__(self, critic: ProtoCritic, served: ProtoPolicy) -> None:
+        super().__init__()
+        self.critic = critic
+        self._served = [served]  # in a list, so that the critic has no weights of the actor's
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The encoding under RLlib's name."""
+        histories = self._served[0].read(batch[Columns.OBS])
+        action_UA = self._served[0].served(batch[Columns.ACTIONS], histories)
+        return {ENCODER_OUT: self.critic.state(histories, action_UA)}
 
 
 class _ProtoSetup:
@@ -396,12 +418,12 @@ class _ProtoSetup:
         self.twin_q = config["twin_q"]
         self.net = _network(config)
         self.action_dist_cls = TorchSquashedGaussian.get_partial_dist_cls(low=-1.0, high=1.0)
-        self.pi_encoder, self.pi = _State(self.net.encoder, self.net, False), self.net.head
+        self.pi_encoder, self.pi = _ActorState(self.net), self.net.head
         if self.inference_only:
             return
         for name in ("qf", "qf_twin") if self.twin_q else ("qf",):
             critic = ProtoCritic(config["world"], config["sizes"], self.net.action_width)
-            setattr(self, f"{name}_encoder", _State(critic.encoder, self.net, True))
+            setattr(self, f"{name}_encoder", _CriticState(critic, self.net))
             setattr(self, name, critic.head)
 
 

@@ -2,9 +2,10 @@
 
 All read the history through :class:`HistoryEncoder` and score items through :class:`ItemScores`: a query vector against
 item vectors, which are linear in what the catalogue tells, plus a bias an item. Beside this deep part stands a wide one
-(Cheng et al., arXiv:1606.07792): each value of each profile field against each feature of the items, with a weight of
-its own (:class:`ProfileSum`). Where the answers are mostly noise, a deep part alone learns the noise before it has found
-out which profile field speaks of which items. They are general: any catalogue, any lengths, any profile.
+(Cheng et al., arXiv:1606.07792), linear in the items' features: a weight for each value of each profile field, and
+what the history holds of the feature (:class:`Wide`). Where the answers are mostly noise, a deep part alone learns the
+noise before it has found out which profile field speaks of which items. They are general: any catalogue, any lengths,
+any profile.
 
 =====================  ==============================================  ==============================================
 network                trained by                                      chooses
@@ -78,9 +79,9 @@ class SlateWorld:
 
     @classmethod
     def of(
-        cls, catalog: Catalog, profile_sizes: tuple[int, ...], session_length: int, history_length: int, axes: int = 8
+        cls, catalog: Catalog, profile_sizes: tuple[int, ...], session_length: int, history_length: int, axes: int = 20
     ) -> SlateWorld:
-        """The world of a catalogue; ``axes`` principal components make the points, or as many as there are."""
+        """The world of a catalogue; points have ``axes`` principal components, or as many as there are."""
         if session_length > catalog.num_items:
             raise ValueError(
                 f"Sessions of {session_length} different items need more than the catalogue's {catalog.num_items}; "
@@ -88,7 +89,7 @@ class SlateWorld:
             )
         return cls(
             features_IF=item_features(catalog),
-            points_IE=item_points(catalog, min(axes, catalog.content_IE.shape[1])).astype(np.float32),
+            points_IE=item_points(catalog, proto_axes(catalog, axes)).astype(np.float32),
             profile_sizes=tuple(int(size) for size in profile_sizes),
             session_length=session_length,
             history_length=history_length,
@@ -98,6 +99,15 @@ class SlateWorld:
     def num_items(self) -> int:
         """I."""
         return len(self.features_IF)
+
+
+def proto_axes(catalog: Catalog, most: int) -> int:
+    """Principal components of the content that points have, at most so many.
+
+    Those along which nothing varies are none: scaled up, their rounding errors would tell items apart.
+    """
+    content_IE = catalog.content_IE - catalog.content_IE.mean(axis=0, dtype=np.float64)
+    return max(1, min(most, int(np.linalg.matrix_rank(content_IE))))
 
 
 def item_features(catalog: Catalog) -> FloatArray:
@@ -153,26 +163,52 @@ def _unflat(flat_UX: Tensor, length: int) -> dict[str, Tensor]:
 # ---------------------------------------------------------------- parts
 
 
-class ProfileSum(nn.Module):
-    """A vector for each value of each profile field, summed over the fields; 0 in the beginning.
+class Wide(nn.Module):
+    """What speaks for each feature of items: the profile, and the features of what the user met lately; 0 at first.
+
+    A sum over the profile fields of a vector a value, and over the events of their items' features, each times a number
+    that tells what the user did with it and when.
 
     Args:
+        values_IX: what the items have of each feature.
         profile_sizes: cardinalities of the F fields.
-        width: of the vectors.
+        hidden: width of the layer between an event and its number.
     """
 
+    values_IX: Tensor
     first_F: Tensor
 
-    def __init__(self, profile_sizes: tuple[int, ...], width: int) -> None:
+    def __init__(self, values_IX: Tensor, profile_sizes: tuple[int, ...], hidden: int) -> None:
         super().__init__()
         first_F = torch.tensor([0, *profile_sizes], dtype=torch.int64).cumsum(0)[:-1]
+        self.register_buffer("values_IX", values_IX, persistent=False)
         self.register_buffer("first_F", first_F, persistent=False)
-        self.values = nn.Embedding(sum(profile_sizes), width)
-        nn.init.zeros_(self.values.weight)
+        self.profile = nn.Embedding(sum(profile_sizes), values_IX.shape[1])
+        self.event = nn.Sequential(nn.Linear(EVENT_NUMBERS, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+        for parameter in (self.profile.weight, *self.event[2].parameters()):
+            nn.init.zeros_(parameter)
 
-    def forward(self, profile_UF: Tensor) -> Tensor:
-        """Sums [U, width]."""
-        return self.values(profile_UF + self.first_F).sum(dim=1)
+    def forward(self, histories: EventBatch) -> Tensor:
+        """Weights of the features [U, X]."""
+        mask_UT = histories.mask_UT.float()
+        weight_UT = self.event(event_numbers(histories))[..., 0] * mask_UT
+        weight_UT = weight_UT / (1 + mask_UT.sum(1, keepdim=True)).sqrt()
+        met_UTX = self.values_IX[histories.item_ids_UT.masked_fill(~histories.mask_UT, 0)]
+        met_UX = (weight_UT[:, None] @ met_UTX)[:, 0]
+        return self.profile(histories.profile_UF + self.first_F).sum(dim=1) + met_UX
+
+
+EVENT_NUMBERS = NUM_BEHAVIOURS + 4
+
+
+def event_numbers(histories: EventBatch) -> Tensor:
+    """What users did with the items they met, and when, [U, T, X]; 0 where padded."""
+    mask_UT = histories.mask_UT.float()
+    rank_UT = mask_UT.flip(1).cumsum(1).flip(1) - 1  # 0 is the newest event
+    times_UT2 = torch.stack([histories.gap_s_UT.clamp_min(0), ages_s(histories)], dim=-1).log1p()
+    columns = [histories.behaviours_UTB, histories.watch_fraction_UT[..., None], times_UT2 * LOG_SECONDS_SCALE]
+    columns.append(rank_UT.clamp_min(0).log1p()[..., None])
+    return torch.cat(columns, dim=-1) * mask_UT[..., None]
 
 
 class HistoryEncoder(nn.Module):
@@ -193,24 +229,20 @@ class HistoryEncoder(nn.Module):
     def __init__(self, world: SlateWorld, config: SlateNetConfig) -> None:
         super().__init__()
         self.register_buffer("features_IF", torch.from_numpy(world.features_IF), persistent=False)
-        self.heads, num_features = config.heads, NUM_BEHAVIOURS + 4
+        self.heads = config.heads
         self.weights = nn.Sequential(
-            nn.Linear(num_features, config.hidden), nn.SiLU(), nn.Linear(config.hidden, config.heads)
+            nn.Linear(EVENT_NUMBERS, config.hidden), nn.SiLU(), nn.Linear(config.hidden, config.heads)
         )
         self.item = nn.Linear(world.features_IF.shape[1], config.width)
         self.profile = nn.ModuleList(nn.Embedding(size, 8) for size in world.profile_sizes)
-        known = config.heads * config.width + num_features + 8 * len(world.profile_sizes) + 2
+        known = config.heads * config.width + EVENT_NUMBERS + 8 * len(world.profile_sizes) + 2
         self.mix = nn.Sequential(nn.Linear(known, config.hidden), nn.SiLU(), nn.LayerNorm(config.hidden))
         self.width = config.hidden + config.heads * config.width
 
     def forward(self, histories: EventBatch) -> Tensor:
         """States [U, S]."""
         mask_UT = histories.mask_UT.float()
-        rank_UT = mask_UT.flip(1).cumsum(1).flip(1) - 1  # 0 is the newest event
-        times_UT2 = torch.stack([histories.gap_s_UT.clamp_min(0), ages_s(histories)], dim=-1).log1p()
-        columns = [histories.behaviours_UTB, histories.watch_fraction_UT[..., None], times_UT2 * LOG_SECONDS_SCALE]
-        columns.append(rank_UT.clamp_min(0).log1p()[..., None])
-        event_UTX = torch.cat(columns, dim=-1) * mask_UT[..., None]
+        event_UTX = event_numbers(histories)
         weight_UTH = self.weights(event_UTX) * mask_UT[..., None]
         ids_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, 0)
         item_UTD = F.embedding(ids_UT, self.item(self.features_IF))  # its gradient is far cheaper than indexing's
@@ -224,11 +256,10 @@ class HistoryEncoder(nn.Module):
 
 
 class ItemScores(nn.Module):
-    """Scores of all items from a state: a query against item vectors, the profile against the items' features, an
-    item's bias, and a penalty for repetition.
+    """Scores of all items from a state, in two steps, so that what RLlib stores a step is small.
 
-    It works in two steps, so that what RLlib stores a step is small: the query and the profile's weights with the ids of
-    the history, and from them the scores.
+    First come a query, the weights of the items' features, and the ids of the history. From them the scores:
+    the query against item vectors, the weights against the features, an item's bias, and a penalty for repetition.
 
     Args:
         world: items and lengths.
@@ -243,7 +274,7 @@ class ItemScores(nn.Module):
         super().__init__()
         self.register_buffer("features_IF", torch.from_numpy(world.features_IF), persistent=False)
         self.register_buffer("unit_IF", F.normalize(self.features_IF, dim=1), persistent=False)
-        self.wide = ProfileSum(world.profile_sizes, world.features_IF.shape[1])
+        self.wide = Wide(self.unit_IF, world.profile_sizes, config.hidden)
         self.query = nn.Linear(state_width, config.width)
         self.item = nn.Linear(world.features_IF.shape[1], config.width)
         self.bias_I = nn.Parameter(torch.zeros(world.num_items))
@@ -253,9 +284,9 @@ class ItemScores(nn.Module):
         nn.init.zeros_(self.query.bias)
 
     def inputs(self, state_US: Tensor, histories: EventBatch) -> Tensor:
-        """The query, the profile's weights of features, and the history's ids, -1 where padded: float [U, D + F + T]."""
+        """The query, the features' weights, and the history's ids, -1 where padded: float [U, D + F + T]."""
         ids_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, -1)
-        return torch.cat([self.query(state_US), self.wide(histories.profile_UF), ids_UT.to(state_US.dtype)], dim=1)
+        return torch.cat([self.query(state_US), self.wide(histories), ids_UT.to(state_US.dtype)], dim=1)
 
     def forward(self, inputs_UX: Tensor) -> Tensor:
         """Scores [U, I] of what :meth:`inputs` gave."""
@@ -472,14 +503,17 @@ class ProtoPolicy(SlateNetwork):
         assert points in (1, world.session_length)
         self.register_buffer("points_IE", torch.from_numpy(world.points_IE), persistent=False)
         self.points, self.fresh = points, fresh
-        self.head = nn.Linear(self.encoder.width, 2 * self.action_width)
-        nn.init.normal_(self.head.weight, std=0.1 * self.encoder.width**-0.5)
-        nn.init.zeros_(self.head.bias)
+        self.head = ProtoHead(self.encoder.width, self.action_width)
+        self.wide = Wide(self.points_IE, world.profile_sizes, config.hidden)
 
     @property
     def action_width(self) -> int:
         """Numbers in an action."""
         return self.points * int(self.points_IE.shape[1])
+
+    def state(self, histories: EventBatch) -> Tensor:
+        """What :attr:`head` makes a Gaussian of, [U, S + A]."""
+        return torch.cat([self.encoder(histories), self.wide(histories).repeat(1, self.points)], dim=1)
 
     def proto(self, slates_NK: NDArray[np.integer]) -> FloatArray:
         """Actions [N, A] which stand for given sessions: their items' points, or the one in the middle of them."""
@@ -493,21 +527,38 @@ class ProtoPolicy(SlateNetwork):
         """
         proto_UPE = action_UA.reshape(len(action_UA), self.points, -1).detach().numpy()
         proto_UKE = proto_UPE[:, np.minimum(np.arange(length), self.points - 1)]
+        taken_UI = self._taken(histories, length).numpy()
+        allowed = (lambda users: ~taken_UI[users]) if self.fresh else None
+        return torch.from_numpy(nearest_items(self.points_IE.numpy(), proto_UKE, allowed))
+
+    def served(self, action_UA: Tensor, histories: EventBatch) -> Tensor:
+        """The actions that stand for what is served, :meth:`proto` of :meth:`items`, [U, A].
+
+        Between two items nothing changes that a user could answer to, so critics look at these. A step function has no
+        gradient; its place takes that of the items' points weighted by the softmax of their nearness, straight through
+        (Jang et al., arXiv:1611.01144, section 2.2).
+        """
+        slates_UK = self.items(action_UA, self.length, histories)
+        hard_UA = torch.from_numpy(self.proto(slates_UK.numpy())).to(action_UA.dtype)
+        if not (torch.is_grad_enabled() and action_UA.requires_grad):
+            return hard_UA
+        proto_UPE = action_UA.reshape(len(action_UA), self.points, -1)
+        near_UPI = 2 * proto_UPE @ self.points_IE.T - (self.points_IE**2).sum(dim=1)
+        if self.fresh:
+            near_UPI = near_UPI.masked_fill(self._taken(histories, self.length)[:, None], NOWHERE)
+        soft_UA = (near_UPI.softmax(dim=-1) @ self.points_IE).flatten(1)
+        return hard_UA + soft_UA - soft_UA.detach()
+
+    def _taken(self, histories: EventBatch, length: int) -> Tensor:
         rank_UT = histories.mask_UT.long().flip(1).cumsum(1).flip(1) - 1
-        taken_UT = (histories.mask_UT & (rank_UT < (self.num_items - length) // 2)).numpy()
-        ids_UT = histories.item_ids_UT.numpy()
-
-        def allowed(users: slice) -> NDArray[np.bool_]:
-            allowed_UI = np.ones((len(ids_UT[users]), self.num_items), bool)
-            row, place = np.nonzero(taken_UT[users])
-            allowed_UI[row, ids_UT[users][row, place]] = False
-            return allowed_UI
-
-        return torch.from_numpy(nearest_items(self.points_IE.numpy(), proto_UKE, allowed if self.fresh else None))
+        row, place = torch.nonzero(histories.mask_UT & (rank_UT < (self.num_items - length) // 2), as_tuple=True)
+        taken_UI = torch.zeros((len(histories), self.num_items), dtype=torch.bool)
+        taken_UI[row, histories.item_ids_UT[row, place]] = True
+        return taken_UI
 
     def choose(self, histories: EventBatch, length: int, n: int, generator: torch.Generator | None):
         """See :meth:`SlateNetwork.choose`; sessions of points have no log-probability, NaN."""
-        mean_UA, log_std_UA = self.head(self.encoder(histories)).chunk(2, dim=1)
+        mean_UA, log_std_UA = self.head(self.state(histories)).chunk(2, dim=1)
         mean_USA = mean_UA[:, None].expand(-1, n, -1)
         if generator is not None:
             noise = torch.randn(mean_USA.shape, generator=generator)
@@ -517,8 +568,23 @@ class ProtoPolicy(SlateNetwork):
         return items_USK, torch.full(items_USK.shape[:2], torch.nan)
 
 
+class ProtoHead(nn.Module):
+    """Mean and log deviation [U, 2 A] of what :meth:`ProtoPolicy.state` gave: linear, and the wide part on top."""
+
+    def __init__(self, state_width: int, action_width: int) -> None:
+        super().__init__()
+        self.deep, self.action_width = nn.Linear(state_width, 2 * action_width), action_width
+        nn.init.normal_(self.deep.weight, std=0.1 * state_width**-0.5)
+        nn.init.zeros_(self.deep.bias)
+
+    def forward(self, state_UX: Tensor) -> Tensor:
+        """The Gaussians before they are squashed."""
+        state_US, wide_UA = state_UX[:, : -self.action_width], state_UX[:, -self.action_width :]
+        return self.deep(state_US) + F.pad(wide_UA, (0, self.action_width))
+
+
 class ProtoCritic(nn.Module):
-    """Q(s, a) of points: the state read by an encoder of its own, joined with the action.
+    """Q(s, a) of points: the state, read by an encoder of its own, joined with the action, and the wide part.
 
     Args:
         world: items and lengths.
@@ -529,11 +595,29 @@ class ProtoCritic(nn.Module):
     def __init__(self, world: SlateWorld, config: SlateNetConfig, action_width: int) -> None:
         super().__init__()
         self.encoder = HistoryEncoder(world, config)
-        wide = 2 * config.hidden
-        self.head = nn.Sequential(
-            nn.Linear(self.encoder.width + action_width, wide), nn.SiLU(), nn.Linear(wide, wide), nn.SiLU(),
-            nn.Linear(wide, 1),
-        )  # fmt: skip
+        self.wide = Wide(torch.from_numpy(world.points_IE), world.profile_sizes, config.hidden)
+        self.head = CriticHead(self.encoder.width + action_width, 2 * config.hidden)
+
+    def state(self, histories: EventBatch, action_UA: Tensor) -> Tensor:
+        """What :attr:`head` makes a value of: the state, the action, and the wide part's weights times the action."""
+        weight_UE = self.wide(histories)
+        points = action_UA.shape[1] // weight_UE.shape[1]
+        wide_U1 = (weight_UE.repeat(1, points) * action_UA).sum(dim=1, keepdim=True)
+        return torch.cat([self.encoder(histories), action_UA, wide_U1], dim=1)
+
+
+class CriticHead(nn.Module):
+    """Values [U, 1] of what :meth:`ProtoCritic.state` gave."""
+
+    def __init__(self, joined_width: int, hidden: int) -> None:
+        super().__init__()
+        self.deep = nn.Sequential(
+            nn.Linear(joined_width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, joined_UX: Tensor) -> Tensor:
+        """The deep part's value, and the last column, which is the wide part's."""
+        return self.deep(joined_UX[:, :-1]) + joined_UX[:, -1:]
 
 
 NETWORKS: dict[str, type[SlateNetwork]] = {kind.__name__: kind for kind in (SlatePolicy, SlateQ, ItemQ, ProtoPolicy)}
