@@ -215,7 +215,8 @@ class SequenceRanker(Ranker):
         """What the layers' bias is made of: places and buckets of time, or the whole bias [N, H, Q, P] of ALiBi."""
         if self.config.bias == "none":
             return None
-        apart_s_NQP = query.time_s_NM[..., None] - key.time_s_NM[:, None]
+        timeless_NQP = torch.minimum(query.place_NM[..., None], key.place_NM[:, None]) < self.config.num_context
+        apart_s_NQP = (query.time_s_NM[..., None] - key.time_s_NM[:, None]).masked_fill(timeless_NQP, 0)
         if self.config.bias == "alibi":
             return alibi(query.place_NM[..., None] - key.place_NM[:, None], apart_s_NQP, self.config.num_heads)
         return query.place_NM, key.place_NM, time_buckets(apart_s_NQP)
