@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode
 from toy_agents import toy_histories
 from toy_users import ToyUsers
 
@@ -26,7 +27,7 @@ from feedgym.agents.rllib import (
     train,
     write_rows,
 )
-from feedgym.agents.slates import SlateNetConfig, flat_observation
+from feedgym.agents.slates import SlateNetConfig, flat_observation, read_histories
 from feedgym.envs.feed import FeedVectorEnv
 from feedgym.envs.logging import collect_log
 from feedgym.envs.recorder import transitions
@@ -106,12 +107,40 @@ def test_proto_items_are_actions(algorithm, each):
 
 
 def test_items_are_placed_one_by_one_with_the_session_so_far_in_sight():
-    env = make_env(task(), TrainConfig(algorithm="dqn"), {})
+    env = make_env(task(), TrainConfig(algorithm="dqn"), {"num_envs": 2})
     assert isinstance(env, TrainingItems)
-    observation, _ = env.reset(seed=0)
-    assert observation[-K:].tolist() == [-1] * K
-    observation, reward, *_, info = env.step(4)
-    assert observation[-K:].tolist() == [4, -1, -1] and reward == 0 and info == {}
+    observation_UX, _ = env.reset(seed=0)
+    assert observation_UX[:, -K:].tolist() == [[-1] * K] * 2
+    observation_UX, reward_U, *_, info = env.step(np.array([4, 5]))
+    assert observation_UX[:, -K:].tolist() == [[4, -1, -1], [5, -1, -1]] and not reward_U.any() and info == {}
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_item_by_item_new_users_keep_step_and_their_histories_begin_anew(length):
+    users, visits = 6, 4
+    feed = FeedVectorEnv(
+        users, ToyUsers(ITEMS), session_length=length, history_length=T, horizon=visits,
+        autoreset_mode=AutoresetMode.DISABLED,
+    )  # fmt: skip
+    env, rng = TrainingItems(feed), np.random.default_rng(0)
+    observation_UX, _ = env.reset(seed=3)
+    assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    over_U, met_U = np.zeros(users, bool), np.zeros(users, int)
+    for step in range(40):
+        before_UX = observation_UX
+        observation_UX, reward_U, terminated_U, truncated_U, _ = env.step(rng.integers(ITEMS, size=users))
+        assert observation_UX in env.observation_space
+        placed_U = (observation_UX[:, -length:] >= 0).sum(axis=1)
+        assert (placed_U == (step + 1) % length).all()
+        seen_U = read_histories(torch.from_numpy(observation_UX[:, :-length]), T).mask_UT.sum(1).numpy()
+        assert not reward_U[over_U].any() and not (terminated_U | truncated_U)[over_U].any()
+        assert (seen_U[over_U] <= (1 if length == 1 else 0)).all()
+        if length > 1 and (step + 1) % length:
+            same_U = ~over_U
+            assert np.array_equal(before_UX[same_U, :-length], observation_UX[same_U, :-length])
+        over_U = terminated_U | truncated_U
+        met_U += over_U
+    assert (met_U >= 2).all()
 
 
 def test_rows_hold_the_logs_transitions(tmp_path):

@@ -73,11 +73,10 @@ from feedgym.agents.slates import (
     outcomes,
     slate_value,
 )
-from feedgym.data.events import FloatArray
 from feedgym.data.parquet import replacing
 from feedgym.envs.feed import FeedEnv, FeedVectorEnv, event_batch
 from feedgym.envs.truth import RewardWeights
-from feedgym.envs.wrappers import ItemByItem
+from feedgym.envs.wrappers import VectorItemByItem
 from feedgym.protocols import UserSimulator, load
 
 NETWORK_OF: dict[str, type[SlateNetwork]] = {
@@ -129,14 +128,10 @@ class Task:
         world = SlateWorld.of(users.catalog, users.profile_sizes, feed.session_length, feed.history_length, axes)
         return cls(env_id=env_id, options=options, simulator=users, world=world, sizes=sizes, reward=feed.reward)
 
-    def feed(self, num_envs: int) -> FeedVectorEnv:
-        """Many users at once, in the mode that RLlib takes every vector environment to be in."""
-        kwargs = _spec(self.env_id).kwargs | self.options | {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    def feed(self, num_envs: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP) -> FeedVectorEnv:
+        """Many users at once; RLlib takes every vector environment to be in ``NEXT_STEP`` mode."""
+        kwargs = _spec(self.env_id).kwargs | self.options | {"autoreset_mode": mode}
         return _feed_class(self.env_id, "vector_entry_point")(num_envs, **kwargs)
-
-    def single(self) -> FeedEnv:
-        """One user at a time."""
-        return _feed_class(self.env_id, "entry_point")(**_spec(self.env_id).kwargs | self.options)
 
     def network(self, config: TrainConfig) -> SlateNetwork:
         """An untrained network of the kind that the algorithm trains."""
@@ -300,7 +295,7 @@ class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
 
 
 class ItemQModule(QModule):
-    """:class:`ItemQ` for RLlib's DQN, on observations of :class:`feedgym.envs.wrappers.ItemByItem`."""
+    """:class:`ItemQ` for RLlib's DQN, on observations of :class:`TrainingItems`."""
 
     def values(self, net: ItemQ, observation: dict[str, Tensor]) -> Tensor:
         """Q [U, I]."""
@@ -475,26 +470,42 @@ class TrainingFeed(VectorWrapper):
         return flat_observation(self._known), reward_U, terminated_U, truncated_U, {}
 
 
-class TrainingItems(ItemByItem):
-    """One item a step, flat and without infos; the session so far stands at the end of the observation."""
+class TrainingItems(VectorWrapper):
+    """One item a step for many users, flat and without infos; the session so far stands at the end of the observation.
 
-    def __init__(self, env: gym.Env) -> None:
-        super().__init__(env)
-        self.observation_space = flat_space(self.observation_space)
+    It is in ``NEXT_STEP`` mode, where a slot loses the step after an episode's end. So that all stay at the same place
+    of their sessions, a new user's first session begins with an item drawn at random.
 
-    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """A new user."""
-        observation, _ = super().reset(**kwargs)
-        return self._flat(observation), {}
+    Args:
+        env: a feed in ``DISABLED`` mode.
+    """
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """See :class:`ItemByItem`."""
-        observation, *outcome, _ = super().step(action)
-        return (self._flat(observation), *outcome, {})
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(VectorItemByItem(env))
+        assert env.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+        self.metadata = env.metadata | {"autoreset_mode": AutoresetMode.NEXT_STEP}
+        self._over_U = np.zeros(env.num_envs, bool)
+        self._luck = np.random.default_rng(0)
+        self.single_observation_space = flat_space(self.env.single_observation_space)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
 
-    @staticmethod
-    def _flat(observation: Any) -> FloatArray:
-        return flat_observation({name: np.asarray(column)[None] for name, column in observation.items()})[0]
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """New users."""
+        self._over_U[:], self._luck = False, np.random.default_rng(seed)
+        return flat_observation(self.env.reset(seed=seed, options=options)[0]), {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """One item a user, or a new user."""
+        new_U, items_U = self._over_U, np.array(actions)
+        if new_U.any():
+            self.env.reset(options={"reset_mask": new_U})
+            items_U[new_U] = self._luck.integers(self.env.single_action_space.n, size=int(new_U.sum()))  # type: ignore[attr-defined]
+        observation, reward_U, terminated_U, truncated_U, _ = self.env.step(items_U)
+        if (gone_U := new_U & (terminated_U | truncated_U)).any():  # sessions of one item: it was a whole visit
+            observation, _ = self.env.reset(options={"reset_mask": gone_U})
+        terminated_U, truncated_U = terminated_U & ~new_U, truncated_U & ~new_U
+        self._over_U = terminated_U | truncated_U
+        return flat_observation(observation), np.where(new_U, 0, reward_U), terminated_U, truncated_U, {}
 
 
 def flat_space(space: gym.Space) -> spaces.Box:
@@ -503,18 +514,19 @@ def flat_space(space: gym.Space) -> spaces.Box:
     return spaces.Box(-np.inf, np.inf, flat_observation(nothing).shape[1:], np.float32)
 
 
-def make_env(task: Task, config: TrainConfig, given: dict[str, Any]) -> gym.Env | VectorEnv:
-    """What RLlib trains in: many users at once, or for DQN one user whose sessions grow item by item.
+def make_env(task: Task, config: TrainConfig, given: dict[str, Any]) -> VectorEnv:
+    """What RLlib trains in: many users at once, whose sessions grow item by item for DQN.
 
     Args:
         task: users and lengths.
         config: the algorithm.
         given: RLlib's environment config; ``num_envs`` is in it where a vector environment is wanted.
     """
+    num_envs = given.get("num_envs", 1)
     if config.algorithm == "dqn":
-        return TrainingItems(task.single())
+        return TrainingItems(task.feed(num_envs, AutoresetMode.DISABLED))
     network = task.network(config)
-    return TrainingFeed(task.feed(given.get("num_envs", 1)), network if isinstance(network, ProtoPolicy) else None)
+    return TrainingFeed(task.feed(num_envs), network if isinstance(network, ProtoPolicy) else None)
 
 
 # ---------------------------------------------------------------- logs
@@ -571,7 +583,7 @@ def algorithm_config(
     made.environment(ENV).env_runners(
         num_env_runners=0,
         num_envs_per_env_runner=1 if config.algorithm in OFFLINE else config.num_envs,
-        gym_env_vectorize_mode="sync" if config.algorithm == "dqn" else "vector_entry_point",
+        gym_env_vectorize_mode="vector_entry_point",
     )
     if config.algorithm in OFFLINE:
         _read_log(made, task, config, rows)
