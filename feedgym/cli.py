@@ -29,7 +29,11 @@ EXPERIMENTS = {
     "SASRecRun": "feedgym.experiments.retrieval",
     "HSTURun": "feedgym.experiments.retrieval",
     "TigerRun": "feedgym.experiments.retrieval",
+    "HSTURankRun": "feedgym.experiments.rank",
+    "GenRankRun": "feedgym.experiments.rank",
+    "MTGRRun": "feedgym.experiments.rank",
     "CascadeRun": "feedgym.experiments.cascade",
+    "LearnedRun": "feedgym.experiments.learned",
 }
 """The module of each kind of configuration; it has ``experiment(config, run)`` and ``stage_names(config)``."""
 
@@ -539,7 +543,8 @@ def check(arguments: Sequence[str]) -> None:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (demo, run, compare, stage, evaluate, watch, data, simulate, realism, check)
+    command.__name__: command
+    for command in (demo, run, compare, stage, evaluate, watch, data, simulate, realism, check)
 }
 
 

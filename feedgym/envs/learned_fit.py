@@ -50,12 +50,14 @@ from feedgym.protocols import put_users, take_users
 
 BLOCK = 2048
 """Sessions the ranker is asked about at a time."""
-DURATION_BINS, FRACTION_BINS, WATCH_QUANTILES, GAP_QUANTILES = 6, 3, 101, 101
+DURATION_BINS, FRACTION_BINS, WATCH_QUANTILES, GAP_QUANTILES = 12, 3, 101, 101
 FEW = 40
 """Exposures from which a cell has quantiles of its own; smaller ones take those of a wider cell."""
 LONG_VIEW_S, RULE_HOLDS = 18.0, 0.98
 """KuaiRand's rule of long views, and the share of exposures from which on a log is said to keep to it."""
 RETURN_QUANTILE = 0.99
+RARE_SHARE = 0.1
+"""Share of the exposures, to the least examined items, by which answers off the beaten track are judged."""
 OTHER_ITEMS = 0x6F74686572
 """Salt of the luck that draws items where a user's own exposures run out in a replay."""
 
@@ -487,10 +489,11 @@ def fit_figures(simulator: LearnedSimulator, log: EventLog, session_length: int 
         session_length: K, as it was fitted with.
 
     Returns:
-        For each behaviour, "leave" and "churn": ``auc``, ``log_loss``, ``base_log_loss`` (of the mean), ``calibration``
-        (foretold over observed rate) and ``events``. For "watch": the rank correlation of foretold and true fraction.
-        For "gap": that of log seconds, and ``r2``. Behaviours that never or always happened are left out, and so is
-        churn if no visit tells of it.
+        For each behaviour, "click on rare items", "leave" and "churn": ``auc``, ``log_loss``, ``base_log_loss`` (of the
+        mean), ``calibration`` (foretold over observed rate) and ``events``. For "watch": the rank correlation of
+        foretold and true fraction. For "gap": that of log seconds, and ``r2``. Rare items are the least examined ones
+        of the log which make up a tenth of these users' exposures: they tell how far to trust answers off the beaten
+        track. Behaviours that never or always happened are left out, and so is churn if no visit tells of it.
     """
     length = simulator.donors.items_UT.shape[1]
     rows = Rows.of(log, simulator.catalog, session_length, length)
@@ -500,6 +503,9 @@ def fit_figures(simulator: LearnedSimulator, log: EventLog, session_length: int 
     surplus_NK = found.surplus(_probability(found, CLICK, numbers.response_BX[CLICK], zero_NK))
     probability = [_probability(found, b, numbers.response_BX[b], surplus_NK) for b in range(len(BEHAVIOURS))]
     figures = {name: _binary(found.label(b)[seen_NK], probability[b][seen_NK]) for b, name in enumerate(BEHAVIOURS)}
+    exposures = simulator.exposures_I[rows.sessions.item_ids_NK[seen_NK]]
+    rare = exposures <= np.quantile(exposures, RARE_SHARE)
+    figures["click on rare items"] = _binary(found.label(CLICK)[seen_NK][rare], probability[CLICK][seen_NK][rare])
     features, labels = _leave_rows(found, np.stack(probability, axis=2))
     figures["leave"] = _binary(labels, sigmoid(linear(features, numbers.leave_X)))
     features, _, gap_s, churned = _visit_rows(log, rows)

@@ -37,6 +37,8 @@ DURATION_EDGES_S = (0.0, 7.0, 15.0, 30.0, 60.0, 120.0, np.inf)
 """Bins of the items' durations for the median watch ratio."""
 SKIP_RATIO, WHOLE_RATIO = 0.1, (0.9, 1.1)
 """Watch ratios that count as a skip, and as watching the whole item once."""
+HALVES = 10**9
+"""Added to the seed of the halves, so that users who were chosen by a split of that seed fall into both."""
 NO_SESSIONS = "only the order of events is known, so visits have no beginning and no end"
 
 
@@ -187,7 +189,7 @@ def bimodality(values: NDArray) -> float:
 
 
 def _halves(log: EventLog, catalog: Catalog, seed: int) -> tuple[dict[str, Aspect], dict[str, Aspect]] | None:
-    first_U = user_luck(log.user_ids_U, seed) < 0.5
+    first_U = user_luck(log.user_ids_U, seed + HALVES) < 0.5
     seen = (log.event == Event.IMPRESSION) & log.examined
     if min(np.bincount(first_U[user_of_rows(log)[seen]].astype(int), minlength=2)) == 0:
         return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -80,8 +81,9 @@ def check_path(path: str) -> str:
 
     Args:
         path: of an object, or of a class or function that makes one. Parameters named ``catalog`` and ``log`` are given
-            those of a small simulated feed; a function of ``histories`` and ``sessions`` is a reward itself. What has a
-            slash in it, or no colon and is registered, is an environment's id.
+            those of a small simulated feed; a function of ``histories`` and ``sessions`` is a reward itself. A folder
+            is a simulator fitted to a log. What else has a slash in it, or no colon and is registered, is an
+            environment's id.
 
     Returns:
         The protocol that it follows, or "environment".
@@ -89,6 +91,9 @@ def check_path(path: str) -> str:
     Raises:
         ValueError: it cannot be made, follows no protocol, or breaks a promise of the one it follows.
     """
+    if Path(path).is_dir():
+        check_simulator(make_simulator(path))
+        return "UserSimulator"
     if "/" in path or path in gym.registry:
         check_environment(path)
         return "environment"

@@ -20,6 +20,8 @@ from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.cascade_presets import COMPARISONS as COMPARISONS  # found here as well
 from feedgym.experiments.cascade_presets import CascadeRun
 from feedgym.experiments.configs import JudgeConfig, LogConfig
+from feedgym.experiments.learned_presets import LEARNED_PRESETS, LearnedRun
+from feedgym.experiments.rank_presets import RANK_CONFIGS, RANK_PRESETS
 from feedgym.experiments.retrieval_presets import RETRIEVAL_CONFIGS, RETRIEVAL_PRESETS
 from feedgym.experiments.rl_presets import RL_PRESETS, RLConfig
 from feedgym.experiments.rollouts import RolloutConfig
@@ -331,8 +333,11 @@ PRESETS: dict[str, Callable[[], Any]] = {
     "hstu-ipa-smoke": hstu_smoke,
     **RL_PRESETS,
     **RETRIEVAL_PRESETS,
+    **RANK_PRESETS,
+    **LEARNED_PRESETS,
 }
 """What `feedgym run` offers."""
 
-CONFIGS: dict[str, Any] = {kind.__name__: kind for kind in (AlignConfig, RLConfig, CascadeRun, *RETRIEVAL_CONFIGS)}
+KINDS: tuple[Any, ...] = (AlignConfig, RLConfig, CascadeRun, LearnedRun, *RETRIEVAL_CONFIGS, *RANK_CONFIGS)
+CONFIGS: dict[str, Any] = {kind.__name__: kind for kind in KINDS}
 """The kinds of experiments, by the name that a run folder keeps."""

@@ -1,0 +1,82 @@
+"""The configuration of simulators fitted to a log, and its presets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from feedgym.agents.next_item import FitConfig
+from feedgym.envs.feed import SHORT_VIDEO
+from feedgym.experiments.configs import LogConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedRun:
+    """Fit a user simulator to a log: a ranker answers, regressions leave, return and churn.
+
+    The users are cut in three by a hash of their id: the ranker trains on most, the simulator is calibrated on
+    --calibration of them and judged by --held-out of them, whom nothing has seen. The simulator lies in
+    RUN/stages/simulator; name that folder wherever a simulator is asked for (--simulator).
+    """
+
+    name: ClassVar[str] = "learned-simulator"
+
+    seed: int = 0
+    """Decides the weights, the order of training, the split and the replay's luck."""
+    data: str | None = None
+    """The log to fit: what `feedgym data inspect` reads. Simulated users leave one if left out."""
+    columns: tuple[str, ...] = ()
+    """For a table: NAME=COLUMN pairs, e.g. user_id=uid item_id=vid timestamp=ts watch_s=seconds."""
+    items: str | None = None
+    """For a table: a parquet/CSV file of item features, keyed by the same item id."""
+    simulator: str = SHORT_VIDEO
+    """Import path of the simulator that leaves the log where no data are given."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """That log's size."""
+    session_length: int = 5
+    """K: items of a simulated log's visits; longer visits of a recorded log are read as several requests."""
+    known_visits: int = 3
+    """Visits of the log that users have behind them when the simulation takes them over."""
+    calibration: float = 0.15
+    """Share of the users on whom the ranker is calibrated."""
+    held_out: float = 0.15
+    """Share of the users by whom the simulator is judged."""
+    ranker: str = "feedgym.agents.genrank:GenRank"
+    """Import path of the ranker's class."""
+    d_model: int = 64
+    """Its width."""
+    history_length: int = 40
+    """T, the newest events of a history that it reads."""
+    min_events: int = 100
+    """Behaviours that happen less often in the training log are not asked of the ranker but take the log's rate."""
+    epochs: int = 6
+    """Passes over the training users' requests, at most; the best one by the calibration users' loss is kept."""
+    fit: FitConfig = field(default_factory=lambda: FitConfig(lr=2e-3, batch_size=128, patience=2, max_grad_norm=1.0))
+    """How the ranker is trained."""
+
+    def __post_init__(self) -> None:
+        if min(self.calibration, self.held_out) <= 0 or self.calibration + self.held_out >= 1:
+            raise ValueError(
+                f"calibration={self.calibration} and held_out={self.held_out} must be above 0 and leave users to train "
+                "on; lower them."
+            )
+        for name in ("session_length", "epochs", "history_length", "min_events"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more.")
+
+
+def learned_simulator() -> LearnedRun:
+    """A user simulator fitted to a log, judged by held-out users; its folder serves as --simulator."""
+    return LearnedRun()
+
+
+def learned_simulator_smoke() -> LearnedRun:
+    """The same in seconds, on a tiny log."""
+    return LearnedRun(log=LogConfig(users=200, visits=6), d_model=16, history_length=12, epochs=1, min_events=20)
+
+
+LEARNED_PRESETS: dict[str, Callable[[], LearnedRun]] = {
+    "learned-simulator": learned_simulator,
+    "learned-simulator-smoke": learned_simulator_smoke,
+}
