@@ -2,7 +2,7 @@
 
     log -> rows by time: training | validation | judged -> training, best epoch by validation -> figures a behaviour
 
-Rows are requests, or windows for MTGR. What happens after a candidate is decided on is never read; histories of judged
+Rows are requests; MTGR trains on windows of them, which end before validation begins. What happens after a candidate is decided on is never read; histories of judged
 rows hold what came before them, as in use. Nothing is chosen by judged rows.
 """
 
@@ -22,11 +22,11 @@ from feedgym.agents.next_item import fit
 from feedgym.agents.ranker import Ranker
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
 from feedgym.data.ranking import RankingBatch, RankingRows
-from feedgym.data.splits import leave_last_out, split_time
+from feedgym.data.splits import leave_last_out, split_time, until
 from feedgym.experiments.progress import progress
-from feedgym.experiments.rank_agents import KINDS, Known, examples_of, ranker_of, rows_of
+from feedgym.experiments.rank_agents import KINDS, Known, examples_of, ranker_of, rows_of, windows_of
 from feedgym.experiments.rank_metrics import task_figures, watch_figures
-from feedgym.experiments.rank_presets import RankRun
+from feedgym.experiments.rank_presets import MTGRRun, RankRun
 from feedgym.experiments.report import write_report
 from feedgym.experiments.retrieval import iteration_row
 from feedgym.experiments.retrieval_data import log_key, read_log
@@ -80,6 +80,8 @@ class RankingData:
         parts = [rows.rows(keep_N) for keep_N in (split.train_N, split.validation_N, split.held_out_N)]
         if not all(map(len, parts)):
             raise ValueError(f"{len(rows)} rows leave a part of the split without any; give a longer log.")
+        if isinstance(config, MTGRRun) and log.has_time:  # trained on windows, judged as it serves
+            parts[0] = windows_of(config, until(log, parts[1].start_s_N.min()), catalog)
         tasks = config.tasks or _frequent(parts[0].batch)
         known = Known(num_items=catalog.num_items, profile_sizes=log.profile_sizes, tasks=tasks, watch=config.watch)
         return cls(catalog=catalog, train=parts[0], validation=parts[1], judged=parts[2], known=known,
@@ -118,7 +120,7 @@ def experiment(config: RankRun, run: Run) -> dict[str, Any]:
         config.name,
         partial(train, config, data, run),
         _codec(KINDS[config.name]),
-        config=[config.model, config.epochs, config.fit, *cut],  # type: ignore[attr-defined] - every kind has a model
+        config=[vars(config)["model"], config.epochs, config.fit, *cut],
         parents=[log],
     )
     judged = run.stage("judged", lambda _: judge(config, data, ranker.value[0]), JSON, config=cut, parents=[ranker])
@@ -172,7 +174,7 @@ def scores_of(ranker: Ranker, rows: RankingRows, step: Any = None) -> NDArray[np
     parts = []
     for low in range(0, len(rows), ROWS_PER_BLOCK):
         block = rows.batch.rows(slice(low, low + ROWS_PER_BLOCK)).trimmed()
-        parts.append(torch.sigmoid(ranker.scores_NKM(block))[block.mask_NK])
+        parts.append(torch.sigmoid(ranker.scores_UKM(block))[block.mask_NK])
         if step is not None:
             step(min(low + ROWS_PER_BLOCK, len(rows)), len(rows))
     return torch.cat(parts).numpy()
@@ -219,8 +221,8 @@ def judge(config: RankRun, data: RankingData, ranker: Ranker) -> dict[str, Any]:
     counts_RU = resampling_counts(len(np.unique(rows.user_idx_N)), config.seed, NUM_RESAMPLES)
     table = {}
     with progress("Intervals") as step:
-        for done, (name, found) in enumerate(figures.items()):
-            table[name] = {metric: _known(interval(figure, counts_RU)) for metric, figure in found.items()}
+        for done, (name, measured) in enumerate(figures.items()):
+            table[name] = {metric: _known(interval(figure, counts_RU)) for metric, figure in measured.items()}
             step(done + 1, len(figures))
     lifts = {
         f"{config.name} over {name}": {

@@ -40,12 +40,16 @@ class Known:
     watch: bool
 
 
-def rows_of(config: RankRun, log: EventLog, catalog: Catalog) -> RankingRows:
-    """The log's exposures as the ranker reads them: a row a request, or a window for MTGR."""
-    length = config.model.history_length  # type: ignore[attr-defined] - every kind of run has a model
-    if isinstance(config, MTGRRun):
-        return ranking_windows(log, catalog, length, config.max_candidates, config.window_s)
-    return ranking_requests(log, catalog, length, config.max_candidates)
+def rows_of(config: Any, log: EventLog, catalog: Catalog) -> RankingRows:
+    """The log's exposures by request; by window for MTGR on a log without times, of which a window holds all."""
+    if isinstance(config, MTGRRun) and not log.has_time:
+        return windows_of(config, log, catalog)
+    return ranking_requests(log, catalog, config.model.history_length, config.max_candidates)
+
+
+def windows_of(config: MTGRRun, log: EventLog, catalog: Catalog) -> RankingRows:
+    """The exposures that MTGR trains on, by user window."""
+    return ranking_windows(log, catalog, config.model.history_length, config.max_candidates, config.window_s)
 
 
 def examples_of(config: RankRun, rows: RankingBatch) -> tuple[Examples, int]:

@@ -39,7 +39,7 @@ class AUC:
 
     def mean(self) -> float:
         """The area."""
-        return float(self.resampled(np.ones((1, self.num_users)))[0])
+        return float(self.resampled(np.ones((1, self.num_users), np.float32))[0])
 
     def resampled(self, counts_RU: FloatArray) -> NDArray[np.float64]:
         """The area with each user's candidates counted as often as the user was drawn; NaN without both outcomes."""
@@ -98,7 +98,7 @@ class NormalizedEntropy:
 
     def mean(self) -> float:
         """The ratio of all users."""
-        return float(self.resampled(np.ones((1, self.num_users)))[0])
+        return float(self.resampled(np.ones((1, self.num_users), np.float32))[0])
 
     def resampled(self, counts_RU: FloatArray) -> NDArray[np.float64]:
         """The ratio under resamplings of the users; NaN where the outcome always or never happened."""

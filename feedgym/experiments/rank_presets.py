@@ -41,7 +41,7 @@ class RankRun:
     log: LogConfig = field(default_factory=LogConfig)
     """How much it logs."""
     tasks: tuple[str, ...] = ()
-    """Behaviours to foretell; left out, those which happen and fail to happen at least 50 times before the validation."""
+    """Behaviours to foretell; left out, those which happen, and fail to, at least 50 times in training."""
     watch: bool = True
     """Foretell the watched fraction too."""
     max_candidates: int = 32
@@ -157,10 +157,12 @@ class MTGRSizes:
     """Dropout."""
     history_length: int = 100
     """T, events of the static history; 1,000 in the paper."""
-    decided: Literal["exposure", "request"] = "exposure"
-    """When a candidate's real-time events end: at its exposure (the paper), or at the request it was exposed by."""
-    real_time_s: float = 0.0
-    """Events of the history younger than so many seconds are real-time and not static."""
+    decided: Literal["exposure", "request"] = "request"
+    """When a candidate's real-time events end: at its exposure (the paper), or at the request it was exposed by, which
+    is all that may be known where a request's items are ranked at once; the other rankers know no more."""
+    real_time_s: float = 86_400.0
+    """Events of the history younger than so many seconds are real-time and not static: when a request is served they
+    stand for the window before it."""
     mask: Literal["dynamic", "causal", "full"] = "dynamic"
     """dynamic; ablations: causal (by place instead of time) or full (real-time events are seen whenever they were)."""
     group_layer_norm: bool = True
@@ -171,7 +173,7 @@ class MTGRSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class MTGRRun(RankRun):
-    """MTGR: a sample is a user's window with all its candidates; judged on a later part of the log."""
+    """MTGR: a sample is a user's window with all its candidates; judged by the requests of a later part of the log."""
 
     name: ClassVar[str] = "mtgr"
     model: MTGRSizes = field(default_factory=MTGRSizes)
@@ -211,10 +213,30 @@ def mtgr() -> MTGRRun:
     return MTGRRun(max_candidates=64)
 
 
+def mtgr_small() -> MTGRRun:
+    """MTGR for minutes on 2 cores: 2 layers of width 32 over 40 events."""
+    sizes = MTGRSizes(d_model=32, num_layers=2, dropout=0.0, history_length=40)
+    run = mtgr()
+    return replace(run, model=sizes, max_candidates=32, epochs=4, fit=replace(run.fit, lr=3e-3), max_tokens=2048)
+
+
 def mtgr_paper() -> MTGRRun:
     """MTGR-small with its published sizes: 3 layers of width 512 over 1,000 events; wants a GPU."""
-    sizes = MTGRSizes(d_model=512, history_length=1000)
-    return MTGRRun(model=sizes, max_candidates=100, fit=FitConfig(lr=3e-4, bf16=True), max_tokens=65_536)
+    return _paper(MTGRSizes(d_model=512, history_length=1000), lr=3e-4)
+
+
+def mtgr_paper_medium() -> MTGRRun:
+    """MTGR-medium with its published sizes: 5 layers of width 768; wants GPUs."""
+    return _paper(MTGRSizes(d_model=768, num_layers=5, num_heads=3, history_length=1000), lr=3e-4)
+
+
+def mtgr_paper_large() -> MTGRRun:
+    """MTGR-large with its published sizes: 15 layers of width 768; wants GPUs."""
+    return _paper(MTGRSizes(d_model=768, num_layers=15, num_heads=3, history_length=1000), lr=1e-4)
+
+
+def _paper(sizes: MTGRSizes, lr: float) -> MTGRRun:
+    return MTGRRun(model=sizes, max_candidates=100, fit=FitConfig(lr=lr, bf16=True), max_tokens=65_536)
 
 
 def _smoke(run: Any, **sizes: Any) -> Any:
@@ -250,7 +272,10 @@ RANK_PRESETS: dict[str, Callable[[], RankRun]] = {
     "genrank": genrank,
     "genrank-smoke": genrank_smoke,
     "mtgr": mtgr,
+    "mtgr-small": mtgr_small,
     "mtgr-paper": mtgr_paper,
+    "mtgr-paper-medium": mtgr_paper_medium,
+    "mtgr-paper-large": mtgr_paper_large,
     "mtgr-smoke": mtgr_smoke,
 }
 """What `feedgym run` offers of rankers."""

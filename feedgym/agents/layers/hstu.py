@@ -71,7 +71,7 @@ class _AttendedNorm(nn.Module):
     def forward(self, attended: Tensor) -> Tensor:
         a = attended.flatten(-2)
         normed = F.layer_norm(a.unflatten(-1, (-1, self.num_normed)), (self.num_normed,), eps=EPS).flatten(-2)
-        return normed if self.weight is None else normed * self.weight + self.bias
+        return normed if self.weight is None or self.bias is None else normed * self.weight + self.bias
 
 
 class HSTULayer(nn.Module):

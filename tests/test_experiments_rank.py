@@ -1,0 +1,79 @@
+"""Rankers as experiments: what is judged, what baselines know, and the real command line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from feedgym.cli import main
+from feedgym.experiments.presets import PRESETS
+from feedgym.experiments.rank import RankingData, figures_of, item_rates, mean_auc
+from feedgym.experiments.rank_agents import KINDS, ranker_of
+from feedgym.experiments.retrieval_data import read_log
+
+
+@pytest.fixture(scope="module")
+def data():
+    config = PRESETS["genrank-smoke"]()
+    return RankingData.of(config, read_log(config, None))
+
+
+def test_parts_follow_one_another_and_baselines_know_training_alone(data):
+    ends = [(part.start_s_N.min(), part.start_s_N.max()) for part in (data.train, data.validation, data.judged)]
+    assert ends[0][1] <= ends[1][0] <= ends[1][1] <= ends[2][0]
+    rate_IM, rows = item_rates(data), data.train.batch
+    item = int(rows.item_ids_NK[rows.mask_NK].mode().values)
+    shown = rows.mask_NK & (rows.item_ids_NK == item)
+    clicks = rows.behaviours_NKB[..., 0]
+    expected = (clicks[shown].sum() + 20 * clicks[rows.mask_NK].mean()) / (shown.sum() + 20)
+    assert data.known.tasks[0] == "click" and rate_IM[item, 0] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_scores_belong_to_their_candidates(data):
+    """A ranker that knows the answers has areas of 1 and the right rates."""
+    rows = data.judged
+    real_NK, columns = rows.batch.mask_NK, [0, 1]
+    truth = rows.batch.behaviours_NKB[real_NK][:, columns].numpy()
+    found = figures_of(np.clip(truth, 0.01, 0.99), ("click", "long_view"), rows)
+    assert found["auc.click"].mean() == found["gauc.long_view"].mean() == 1
+    wrong = figures_of(np.clip(truth[::-1], 0.01, 0.99), ("click", "long_view"), rows)
+    assert wrong["auc.click"].mean() < 0.7
+
+
+@pytest.mark.parametrize("preset", ["hstu-rank-smoke", "genrank-smoke", "mtgr-smoke"])
+def test_a_ranker_is_trained_and_judged_through_the_command_line(preset, tmp_path, capsys):
+    main(["run", preset, "--run", str(tmp_path / "run")])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    kind = KINDS[PRESETS[preset]().name]
+    ranker = kind.load(tmp_path / "run" / "stages" / PRESETS[preset]().name)
+    for table in (summary["offline"], summary["baselines"]["item_rate"]):
+        for task in ranker.config.tasks:
+            for metric in ("auc", "gauc", "logloss", "ne", "calibration"):
+                found = table[f"{metric}.{task}"]
+                assert found["low"] <= found["mean"] <= found["high"]
+    assert summary["baselines"]["constant"]["auc.click"]["mean"] == pytest.approx(0.5)
+    assert (tmp_path / "run" / "report.html").exists()
+    # The ranker that was judged is the one in the folder.
+    config = PRESETS[preset]()
+    again = mean_auc(ranker, RankingData.of(config, read_log(config, None)).judged)
+    told = np.mean([summary["offline"][f"auc.{task}"]["mean"] for task in ranker.config.tasks])
+    assert again == pytest.approx(told, abs=1e-6)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        untrained = ranker_of(config, RankingData.of(config, read_log(config, None)).known,
+                              read_log(config, None)[1])  # fmt: skip
+    assert any(not torch.equal(a, b) for a, b in zip(ranker.parameters(), untrained.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--held-out", "0"], "held_out=0.0 must be above 0"),
+        (["--tasks", "sleep"], "'sleep', which is none of"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "genrank-smoke", "--run", str(tmp_path / "run"), *options])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
