@@ -35,7 +35,7 @@ from feedgym.agents.next_item import FitConfig, fit
 from feedgym.agents.ranker import Ranker, RankingDataset
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
-from feedgym.data.ranking import RankingBatch, RankingRows, ranking_requests
+from feedgym.data.ranking import RankingBatch, RankingRows, ranking_requests, ranking_windows
 from feedgym.data.readers import load_data
 from feedgym.data.splits import split_time
 from feedgym.envs.logging import collect_log
@@ -68,8 +68,12 @@ class Options:
     """Simulated users; 0 measures speed alone."""
     visits: int = 12
     """Their visits."""
+    window_s: float = 0.0
+    """Rows hold the exposures of so many seconds, for logs that show one item a request; 0: a row a request."""
     most: int = 0
-    """Training requests, drawn at random; 0 takes all."""
+    """Rows to train on, drawn at random, and a third as many that choose the epoch; 0 takes all."""
+    judged: int = 0
+    """Rows that judge, drawn at random; 0 takes all."""
     seeds: int = 1
     """Trainings of each variant."""
     epochs: int = 3
@@ -214,21 +218,27 @@ def simulated(options: Options) -> tuple[EventLog, Catalog]:
     return log, simulator.catalog
 
 
+def drawn(part_N: np.ndarray, most: int) -> np.ndarray:
+    """At most ``most`` of a part's rows, drawn once; all where it is 0."""
+    idx = np.flatnonzero(part_N)
+    return np.sort(np.random.default_rng(0).choice(idx, most, replace=False)) if 0 < most < len(idx) else idx
+
+
 def quality(options: Options, console: Console) -> Table:
     """Train everyone and judge them by the log's latest requests."""
     log, catalog = simulated(options) if options.data is None else load_data(options.data)
-    rows = ranking_requests(log, catalog, options.history_length)
+    if options.window_s:
+        rows = ranking_windows(log, catalog, options.history_length, 32, options.window_s)
+    else:
+        rows = ranking_requests(log, catalog, options.history_length)
     split = split_time(rows, validation=0.1, held_out=0.2)
-    train = rows.rows(np.flatnonzero(split.train_N)).batch
-    choosing = Judge(rows=rows.rows(np.flatnonzero(split.validation_N)), task=options.task)
-    test = Judge(rows=rows.rows(np.flatnonzero(split.held_out_N)), task=options.task)
-    if 0 < options.most < len(train):
-        drawn = np.random.default_rng(0).choice(len(train), options.most, replace=False)
-        train = train.rows(torch.from_numpy(np.sort(drawn)))
+    train = rows.rows(drawn(split.train_N, options.most)).batch
+    choosing = Judge(rows=rows.rows(drawn(split.validation_N, options.most // 3)), task=options.task)
+    test = Judge(rows=rows.rows(drawn(split.held_out_N, options.judged)), task=options.task)
     real_NK, label = test.rows.batch.mask_NK, BEHAVIOUR_IDX[options.task]
     console.print(
-        f"{len(train):,} requests of {int(train.mask_NK.sum()):,} exposures train; {int(real_NK.sum()):,} exposures of "
-        f"{len(test.rows):,} requests judge, {float(test.rows.batch.behaviours_NKB[..., label][real_NK].mean()):.3f} "
+        f"{len(train):,} rows of {int(train.mask_NK.sum()):,} exposures train; {int(real_NK.sum()):,} exposures of "
+        f"{len(test.rows):,} rows judge, {float(test.rows.batch.behaviours_NKB[..., label][real_NK].mean()):.3f} "
         f"of them with {options.task}."
     )
     num_users = len(np.unique(test.rows.user_idx_N))
