@@ -10,13 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from feedgym.agents.next_item import FitConfig
-from feedgym.data.interactions import ReadOptions
 from feedgym.envs.short_video import ShortVideoConfig
-from feedgym.experiments.configs import LogConfig
+from feedgym.experiments.configs import DataConfig, LogConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankRun:
+class RankRun(DataConfig):
     """A ranker, trained on a log's exposures and judged by those of a later time, beside simple baselines.
 
     A subclass names its kind of model (``model``); :mod:`feedgym.experiments.rank_agents` says how it is made.
@@ -24,22 +23,6 @@ class RankRun:
 
     name: ClassVar[str]
     """Of the ranker, in tables."""
-
-    seed: int = 0
-    """Decides weights, the order of rows, dropout, and the simulated log."""
-    data: str | None = None
-    """A real log: a folder or zip of a data set that `feedgym data inspect` reads, or a parquet/CSV file read with
-    --columns. Without it simulated users leave one."""
-    columns: tuple[str, ...] = ()
-    """For a file of your own: NAME=COLUMN pairs, e.g. user_id=uid item_id=vid timestamp=ts watch_s=seconds."""
-    items: str | None = None
-    """For a file of your own: a parquet/CSV file of item features, keyed by the same item id."""
-    read: ReadOptions = field(default_factory=lambda: ReadOptions(text="off"))
-    """How the data are read."""
-    short_video: ShortVideoConfig = field(default_factory=lambda: ShortVideoConfig(num_items=2000))
-    """The simulator, where no data are given."""
-    log: LogConfig = field(default_factory=LogConfig)
-    """How much it logs."""
     tasks: tuple[str, ...] = ()
     """Behaviours to foretell; left out, those which happen, and fail to, at least 50 times in training."""
     watch: bool = True
@@ -120,6 +103,8 @@ class GenRankSizes(SequenceRankerSizes):
 
     bias: Literal["alibi", "learned", "none"] = "alibi"
     """Of attention by distance and time; alibi has no parameters."""
+    request_gap_s: float = 600.0
+    """Events at most so many seconds after the one before belong to the same request."""
     history_mask: Literal["causal", "full"] = "causal"
     """causal, or full as an ablation."""
     loss_on_history: bool = False
@@ -210,7 +195,9 @@ def genrank() -> GenRankRun:
 
 def mtgr() -> MTGRRun:
     """MTGR on windows of a day, on 2 cores in an hour or less."""
-    return MTGRRun(max_candidates=64)
+    # Rows of like length meet in dynamic batches already.
+    fit = FitConfig(lr=2e-3, weight_decay=0.01, patience=2, max_grad_norm=1.0)
+    return MTGRRun(max_candidates=64, fit=fit)
 
 
 def mtgr_small() -> MTGRRun:
@@ -250,6 +237,20 @@ def _smoke(run: Any, **sizes: Any) -> Any:
     )
 
 
+def hstu_rank_small() -> HSTURankRun:
+    """HSTU ranking for minutes on 2 cores: 2 layers over histories of 50, fewer epochs."""
+    return _small(hstu_rank())
+
+
+def genrank_small() -> GenRankRun:
+    """GenRank for minutes on 2 cores: 2 layers over histories of 50, fewer epochs."""
+    return _small(genrank())
+
+
+def _small(run: Any) -> Any:
+    return replace(run, model=replace(run.model, num_layers=2, history_length=50), epochs=4)
+
+
 def hstu_rank_smoke() -> HSTURankRun:
     """HSTU ranking in seconds, on a small simulated log; its figures mean nothing."""
     return _smoke(hstu_rank_interleaved(), d_qk=4, d_v=4)
@@ -268,8 +269,10 @@ def mtgr_smoke() -> MTGRRun:
 RANK_PRESETS: dict[str, Callable[[], RankRun]] = {
     "hstu-rank": hstu_rank,
     "hstu-rank-interleaved": hstu_rank_interleaved,
+    "hstu-rank-small": hstu_rank_small,
     "hstu-rank-smoke": hstu_rank_smoke,
     "genrank": genrank,
+    "genrank-small": genrank_small,
     "genrank-smoke": genrank_smoke,
     "mtgr": mtgr,
     "mtgr-small": mtgr_small,
