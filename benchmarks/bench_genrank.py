@@ -2,7 +2,7 @@
 
 ``python benchmarks/bench_genrank.py --help``. Three parts:
     - speed: training events a second of both, and of GenRank's tokens with HSTU's learned bias, in turn; an event is
-      one of the history or a candidate;
+      one of the history or a candidate, and seconds are the process's own, so that neighbours matter little;
     - arithmetic: multiplications of attention and of the projections around it, counted by torch as it runs;
     - quality: all trained on the earliest requests of one log and judged by its latest fifth, with GenRank's published
       ablations. Differences are paired over users; their intervals are bootstraps over users and know nothing of the
@@ -125,7 +125,7 @@ def timed_model(name: str, history: int) -> Ranker:
 
 
 def events_a_second(options: Options) -> dict[str, list[float]]:
-    """Training events a second, a figure a round; the models take turns, so that all meet the same machine."""
+    """Training events a second of processor time, a figure a round; the models take turns on the same machine."""
     columns = random_rows(options.timed_history).columns()
     events = BATCH * (options.timed_history + CANDIDATES)
     models = {name: timed_model(name, options.timed_history) for name in FAST}
@@ -133,12 +133,12 @@ def events_a_second(options: Options) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {name: [] for name in FAST}
     for turn in range(options.rounds + 1):
         for name, model in models.items():
-            begin = time.perf_counter()
+            begin = time.process_time()
             optimizers[name].zero_grad()
             model(**columns).loss.backward()
             optimizers[name].step()
             if turn:  # the first step does not count
-                found[name].append(events / (time.perf_counter() - begin))
+                found[name].append(events / (time.process_time() - begin))
     return found
 
 
@@ -157,7 +157,7 @@ def arithmetic(history: int) -> dict[str, tuple[int, int]]:
 def speed_table(options: Options) -> Table:
     """Speed and arithmetic, each beside its ratio to the interleaved timeline."""
     table = Table(title=f"History of {options.timed_history}, width 64, 3 layers, {torch.get_num_threads()} thread(s)")
-    for header in ("", "training events a second", "ratio", "attention MFLOP", "ratio", "other MFLOP", "ratio"):
+    for header in ("", "training events a CPU second", "ratio", "attention MFLOP", "ratio", "other MFLOP", "ratio"):
         table.add_column(header, justify="right")
     pace, flops = events_a_second(options), arithmetic(options.timed_history)
     for name in FAST:
