@@ -329,6 +329,22 @@ def test_the_terminals_table_of_a_recorded_log_holds_its_offline_metrics():
     }
 
 
+def test_many_agents_of_a_contest_stand_below_each_other_within_80_columns():
+    names = ("random", "popular", "base", "aligned", "base_searched", "aligned_searched", "cascade", "oracle")
+    figures = {"true_reward": 2.5, "watch_s": 61.25, "like_rate": 0.015625, "return_24h": 0.75, "cost_mflop": 1234.0}
+    agents = {name: {metric: value(mean) for metric, mean in figures.items()} for name in names}
+    agents["cascade"]["cost_ms"] = value(0.0625)
+    lifts = {f"cascade over {name}": {"true_reward": value(0.125)} for name in names if name != "cascade"}
+    summary = simulated() | {"agents": agents, "lifts": lifts, "lift_names": ["cascade", "aligned"]}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(agents_table(summary))
+    text = console.export_text()
+    rows = {line[:18].strip(): line[18:].split() for line in text.splitlines()}
+    assert rows["cascade"] == ["2.50", "61.25", "0.0156", "0.75", "0.0625", "1,234", "-"]
+    assert rows["aligned searched"] == ["2.50", "61.25", "0.0156", "0.75", "-", "1,234", "+12.5%"]
+    assert "lift: cascade over each" in text
+
+
 def test_what_agents_foretell_comes_first_by_rising_cut_off():
     names = ["coverage", "diversity", "mrr", "ndcg@10", "ndcg@50", "ndcg@5", "recall@10", "recall@50", "recall@5"]
     summary = recorded() | {"agents": {"hstu": {name: value(1.0) for name in names}}}

@@ -1,0 +1,161 @@
+"""The contest of a cascade and an end-to-end agent, through the real command line, and what a request costs."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from toy_agents import toy_histories
+
+from feedgym.agents.cascade import Cascade
+from feedgym.cli import MISTAKE, main
+from feedgym.experiments.agents_of import agents_of, read_config
+from feedgym.experiments.cascade import build_ranker, requests, stage_names
+from feedgym.experiments.cascade_presets import COMPARISONS, RANKERS, CascadeRun, CostConfig, RankerConfig
+from feedgym.experiments.cost import cost_of
+from feedgym.experiments.run import Run
+
+END_TO_END = {"base", "aligned", "base_searched", "aligned_searched"}
+AGENTS = {"random", "popular", "retrieved", "ranked", "cascade", "oracle"} | END_TO_END
+
+pytestmark = pytest.mark.usefixtures("one_thread", "untracked")
+
+
+@pytest.fixture(scope="module")
+def untracked():
+    """W&B's record is another test's matter, and takes seconds a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        yield
+
+
+def summary_of(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(one_thread, untracked, aligned_run, tmp_path_factory):
+    """The smoke contest against a tiny run."""
+    folder = tmp_path_factory.mktemp("cascade") / "run"
+    main(["compare", "cascade-smoke", "--against", str(aligned_run), "--run", str(folder)])
+    return folder
+
+
+def test_everyone_stands_in_one_table_with_intervals_lifts_and_costs(finished):
+    summary = summary_of(finished)
+    assert set(summary["agents"]) == AGENTS and summary["lift_names"] == ["cascade", "aligned"]
+    assert set(summary["lifts"]) == {f"cascade over {name}" for name in AGENTS - {"cascade"}}
+    ours, theirs = (summary["agents"][name]["true_reward"]["mean"] for name in ("cascade", "aligned"))
+    assert summary["lift"]["true_reward"]["mean"] == pytest.approx(ours / theirs - 1)
+    for name in AGENTS - {"oracle"}:
+        ms, value = summary["agents"][name]["cost_ms"], summary["agents"][name]["true_reward"]
+        assert 0 < ms["low"] <= ms["mean"] <= ms["high"] and value["low"] <= value["mean"] <= value["high"]
+    mflop = {name: summary["agents"][name]["cost_mflop"]["mean"] for name in AGENTS - {"oracle"}}
+    assert mflop["random"] == mflop["popular"] == 0 < mflop["retrieved"] < mflop["ranked"] < mflop["cascade"]
+    assert "cost_ms" not in summary["agents"]["oracle"]  # it is asked with the users' true state
+    assert list(summary["stages"]) == stage_names(read_config(finished))
+    assert summary["learning_names"] == ["retriever", "ranker"] and len(summary["learning"]) == 2
+    report = (finished / "report.html").read_text()
+    assert "ms a request" in report and "GenRank" in summary["note"] and "cascade over aligned" in report
+
+
+def test_the_cascade_of_a_finished_run_is_read_back_whole(finished, aligned_run):
+    agent = Cascade.load(finished / "stages" / "cascade")
+    config, other = read_config(finished), agents_of(aligned_run)
+    assert agent.config == config.cascade and agent.weights == other.config.weights
+    assert type(agent.ranker).__name__ == "GenRank" and agent.session_length == other.config.session_length
+    histories = requests(other, 6)
+    assert len(histories) == 6 and agent.recommend(histories).item_ids_USK.shape == (6, 1, 4)
+
+
+def test_a_resumed_run_repeats_its_figures_and_other_rules_keep_the_models(finished, tmp_path, capsys):
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(folder / "stages" / "judged")
+    main(["compare", "cascade-smoke", "--resume", str(folder)])
+    before, after = summary_of(finished), summary_of(folder)
+    served = ("true_reward", "watch_s", "diversity")
+    assert [after["agents"][n][m] for n in AGENTS for m in served] == [
+        before["agents"][n][m] for n in AGENTS for m in served
+    ]
+    main(["compare", "cascade-smoke", "--resume", str(folder), "--cascade.diversity", "0", "--judge.beams", "0"])
+    plain = summary_of(folder)
+    assert set(plain["agents"]) == AGENTS - {"ranked", "base_searched", "aligned_searched"}
+    assert plain["agents"]["cascade"]["true_reward"] == before["agents"]["ranked"]["true_reward"]
+    assert plain["stages"]["ranker"] == before["stages"]["ranker"]
+    assert "lift" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--end-to-end", "sasrec"], "end_to_end='sasrec' aligns no agent"),
+        (["--cascade.candidates", "3"], "cascade.candidates=3"),
+        (["--cascade.diversity", "-1"], "diversity=-1.0"),
+        (["--against", "nowhere"], "nowhere holds no run"),
+        (["--cost.repeats", "0"], "cost.repeats=0"),
+        (["--ranker.epochs", "0"], "ranker.epochs=0"),
+    ],
+)
+def test_mistakes_are_told_and_leave_nothing(options, says, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "cascade-smoke", "--run", str(tmp_path / "run"), *options])
+    assert stop.value.code == MISTAKE and says in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_presets_come_back_from_a_run_folder(name, tmp_path):
+    config = COMPARISONS[name]()
+    Run(tmp_path / "run", config, tracker=False).close()
+    assert read_config(tmp_path / "run") == config and isinstance(config, CascadeRun)
+    assert stage_names(config)[0] == "end-to-end"
+
+
+@pytest.mark.parametrize("kind", RANKERS)
+def test_every_ranker_foretells_what_the_reward_weighs(kind, aligned_run):
+    other = agents_of(aligned_run)
+    sizes = {"d_model": 8, "num_layers": 1, "num_heads": 2, "dropout": 0.0, "history_length": 12}
+    ranker = build_ranker(kind, other.log, other.catalog, **sizes)
+    histories = requests(other, 5)
+    items = torch.arange(6).repeat(5, 1)
+    found = ranker.predict(histories, items)
+    assert found.prob_UKM.shape == (5, 6, 7) and found.watch_fraction_UK.shape == (5, 6)
+    retriever = SimpleNamespace(scores=lambda h: torch.randn(len(h), other.catalog.num_items))
+    agent = Cascade(retriever, ranker, other.catalog, 4, weights=other.config.weights)
+    minutes = torch.from_numpy(other.catalog.duration_s_I)[items] * found.watch_fraction_UK / 60
+    w = other.config.weights
+    weight_B = torch.tensor([w.click, w.long_view, w.like, w.follow, w.comment, w.forward, w.hate])
+    want = found.prob_UKM @ weight_B + w.watch_minutes * minutes
+    torch.testing.assert_close(agent.values(histories, items), want)
+    assert RankerConfig(kind=kind).label in RANKERS[kind]
+
+
+def test_costs_are_told_a_request():
+    class Slow:
+        def __init__(self):
+            self.calls, self.weight = 0, torch.randn(3, 11)
+
+        def recommend(self, histories):
+            self.calls += 1
+            time.sleep(0.02)
+            return torch.randn(len(histories), 3) @ self.weight
+
+    agent = Slow()
+    found = cost_of(agent, toy_histories(4), 3)
+    assert agent.calls == 4 and found["cost_mflop"]["mean"] == 2 * 3 * 11 / 1e6
+    assert 5 <= found["cost_ms"]["low"] <= found["cost_ms"]["mean"] <= found["cost_ms"]["high"] < 500
+    with pytest.raises(ValueError, match=r"cost.requests=0"):
+        CostConfig(requests=0)
+
+
+@pytest.mark.slow
+def test_without_a_finished_run_the_end_to_end_agent_is_trained_first(tmp_path):
+    folder = tmp_path / "run"
+    main(["compare", "cascade-smoke", "--ray", "off", "--run", str(folder)])
+    summary = summary_of(folder)
+    assert set(summary["agents"]) == AGENTS and next(iter(summary["stages"])) == "end-to-end"
+    assert "base" in agents_of(folder / "stages" / "end-to-end" / "run").agents
+    main(["compare", "cascade-smoke", "--resume", str(folder)])
+    assert summary_of(folder)["agents"] == summary["agents"]
