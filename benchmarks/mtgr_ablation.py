@@ -179,7 +179,7 @@ def main(options: Options) -> None:
             found[name].append(np.stack([figure.resampled(counts_RU) for figure in test.figures(model)]))
             auc, gauc = found[name][-1][:, 0]
             console.print(f"seed {seed}, {name}: AUC {auc:.4f}, GAUC {gauc:.4f}")
-    console.print(table_of(found))
+        console.print(table_of(found))
 
 
 def table_of(found: dict[str, list[np.ndarray]]) -> Table:

@@ -2,8 +2,9 @@
 
     log -> rows by time: training | validation | judged -> training, best epoch by validation -> figures a behaviour
 
-Rows are requests; MTGR trains on windows of them, which end before validation begins. What happens after a candidate is decided on is never read; histories of judged
-rows hold what came before them, as in use. Nothing is chosen by judged rows.
+Rows are requests; MTGR trains on windows of them, which end before validation begins. What happens after a candidate
+is decided on is never read; histories of judged rows hold what came before them, as in use. Nothing is chosen by judged
+rows.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def experiment(config: RankRun, run: Run) -> dict[str, Any]:
     Returns:
         The summary, as written to ``summary.json``.
     """
-    log = run.stage("log", partial(read_log, config), LOG, config=log_key(config))  # type: ignore[arg-type]
+    log = run.stage("log", partial(read_log, config), LOG, config=log_key(config))
     data = RankingData.of(config, log.value)
     cut: Any = [config.tasks, config.watch, config.max_candidates, config.validation, config.held_out, config.seed]
     cut += [getattr(config, name, None) for name in ("window_s", "max_tokens")]
