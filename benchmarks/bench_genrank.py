@@ -179,11 +179,11 @@ class Judge:
     rows: RankingRows
     task: str
 
-    def figures(self, model: Ranker) -> tuple[AUC, Any]:
+    def figures(self, score_NK: torch.Tensor) -> tuple[AUC, Any]:
         """AUC and GAUC."""
         batch = self.rows.batch
         users, user_N = np.unique(self.rows.user_idx_N, return_inverse=True)
-        score_N = model.scores_UKM(batch)[..., 0][batch.mask_NK].double().numpy()
+        score_N = score_NK[batch.mask_NK].double().numpy()
         label_N = batch.behaviours_NKB[..., BEHAVIOUR_IDX[self.task]][batch.mask_NK].numpy() > 0
         user_N = np.repeat(user_N, batch.mask_NK.sum(1).numpy())
         given = (label_N, score_N, user_N, len(users))
@@ -218,6 +218,13 @@ def simulated(options: Options) -> tuple[EventLog, Catalog]:
     return log, simulator.catalog
 
 
+def item_rates(train: RankingBatch, label: int, num_items: int) -> torch.Tensor:
+    """How often the behaviour follows each item [I], with 20 exposures of the mean added."""
+    item_N, done_N = train.item_ids_NK[train.mask_NK], train.behaviours_NKB[..., label][train.mask_NK]
+    shown_I, done_I = torch.bincount(item_N, minlength=num_items), torch.bincount(item_N, done_N, num_items)
+    return (done_I + 20 * done_N.mean()) / (shown_I + 20)
+
+
 def drawn(part_N: np.ndarray, most: int) -> np.ndarray:
     """At most ``most`` of a part's rows, drawn once; all where it is 0."""
     idx = np.flatnonzero(part_N)
@@ -241,6 +248,8 @@ def quality(options: Options, console: Console) -> Table:
         f"{len(test.rows):,} rows judge, {float(test.rows.batch.behaviours_NKB[..., label][real_NK].mean()):.3f} "
         f"of them with {options.task}."
     )
+    rates = test.figures(item_rates(train, label, catalog.num_items)[test.rows.batch.item_ids_NK])
+    console.print(f"Items' rates in training alone: AUC {rates[0].mean():.4f}, GAUC {rates[1].mean():.4f}")
     num_users = len(np.unique(test.rows.user_idx_N))
     counts_RU = np.concatenate([np.ones((1, num_users)), resampling_counts(num_users, 0, RESAMPLES)])
     known = {"num_items": catalog.num_items, "profile_sizes": log.profile_sizes}
@@ -249,7 +258,8 @@ def quality(options: Options, console: Console) -> Table:
         for name, runs in found.items():
             begin = time.perf_counter()
             model = trained(options, name, known, train, choosing, seed)
-            runs.append(np.stack([figure.resampled(counts_RU) for figure in test.figures(model)]))
+            score_NK = model.scores_UKM(test.rows.batch)[..., 0]
+            runs.append(np.stack([figure.resampled(counts_RU) for figure in test.figures(score_NK)]))
             auc, gauc = runs[-1][:, 0]
             spent_s = time.perf_counter() - begin
             console.print(f"seed {seed}, {name}: AUC {auc:.4f}, GAUC {gauc:.4f} in {spent_s:.0f} s")
