@@ -79,16 +79,14 @@ def slateq() -> RLConfig:
 def dqn() -> RLConfig:
     """DQN on sessions that grow item by item."""
     return RLConfig(
-        train=TrainConfig(
-            algorithm="dqn", iterations=12, steps=2560, num_envs=16, batch_size=256, updates=0.05, lr=1e-3, gamma=0.8
-        )
+        train=TrainConfig(algorithm="dqn", iterations=40, steps=2560, batch_size=256, updates=0.02, lr=2e-3, gamma=0.5)
     )
 
 
 def sac() -> RLConfig:
     """SAC on proto-items: a point of content space, whose nearest items are served."""
     return RLConfig(
-        train=TrainConfig(algorithm="sac", iterations=16, steps=2560, batch_size=256, updates=0.05, lr=1e-3)
+        train=TrainConfig(algorithm="sac", iterations=40, steps=2560, batch_size=256, updates=0.02, lr=3e-3)
     )
 
 
