@@ -105,7 +105,7 @@ class CascadeRun:
     """What names the candidates."""
     ranker: RankerConfig = field(default_factory=RankerConfig)
     """What values them: behaviours and the watched fraction, in the weights of the true reward."""
-    cascade: CascadeConfig = field(default_factory=CascadeConfig)
+    cascade: CascadeConfig = field(default_factory=lambda: CascadeConfig(diversity=0.1))
     """How many candidates are ranked, and how a session is made of them."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """Who judges."""
