@@ -28,6 +28,8 @@ PROTOCOLS = {
     "sasrec": "Recommender",
     "hstu": "Recommender",
     "hstu_events": "Recommender",
+    "cascade": "Recommender",
+    "cascade_of_drawn": "Recommender",
     "Diversity": "SessionReward",
     "item_average": "SessionReward",
     "reward_model": "SessionReward",

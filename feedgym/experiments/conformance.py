@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from feedgym.agents.baselines import ItemKNNRecommender, PopularRecommender, RandomRecommender
+from feedgym.agents.cascade import Cascade, CascadeConfig, Voted
 from feedgym.agents.check import check_recommender
 from feedgym.agents.generation import SamplingConfig
+from feedgym.agents.genrank import GenRank, GenRankConfig
 from feedgym.agents.hstu import HSTU, HSTUConfig, HSTURecommender
 from feedgym.agents.onerec import OneRec, OneRecConfig
 from feedgym.agents.sasrec import SASRec, SASRecConfig
@@ -24,7 +26,7 @@ from feedgym.agents.sequences import ScoreRecommender
 from feedgym.agents.session_model import SessionRecommender
 from feedgym.agents.tiger import Tiger, TigerConfig
 from feedgym.data.batches import EventBatch, SessionBatch
-from feedgym.data.events import Catalog, EventLog
+from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
 from feedgym.data.sessions import histories as logged_histories
 from feedgym.data.sessions import logged_sessions
 from feedgym.envs.check import check_simulator
@@ -64,6 +66,8 @@ BUILT_IN = (
     "feedgym.experiments.conformance:sasrec",
     "feedgym.experiments.conformance:hstu",
     "feedgym.experiments.conformance:hstu_events",
+    "feedgym.experiments.conformance:cascade",
+    "feedgym.experiments.conformance:cascade_of_drawn",
     "feedgym.rewards.compose:Diversity",
     "feedgym.experiments.conformance:item_average",
     "feedgym.experiments.conformance:reward_model",
@@ -146,74 +150,28 @@ def _some_sessions(users: int) -> SessionBatch:
 # ---------------------------------------------------------------- built-ins that need something to be made from
 
 
-def random_agent(catalog: Catalog) -> Recommender:
-    """The random reference."""
-    return RandomRecommender(catalog.num_items, LENGTH)
-
-
-def popular_agent(catalog: Catalog, log: EventLog) -> Recommender:
-    """The popularity reference."""
-    shown = log.item_id[log.item_id >= 0]
-    return PopularRecommender(torch.from_numpy(np.bincount(shown, minlength=catalog.num_items)), LENGTH)
-
-
-def item_knn(catalog: Catalog, log: EventLog) -> Recommender:
-    """Neighbours of what the user took."""
-    return ItemKNNRecommender.fit(log, catalog.num_items, LENGTH, neighbours=20)
-
-
-def onerec(catalog: Catalog, log: EventLog) -> Recommender:
-    """A small OneRec."""
-    tokenizer = ResidualKMeans(ResidualKMeansConfig(num_codes=(16, 32))).fit(catalog.content_IE)
-    config = OneRecConfig(d_model=16, num_heads=2, session_length=LENGTH, history_length=HISTORY,
-                          profile_sizes=log.profile_sizes)  # fmt: skip
+def cascade(catalog: Catalog, log: EventLog) -> Recommender:
+    """A small HSTU names candidates, a small GenRank values them, and MMR orders them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = OneRec.from_tokenizer(tokenizer, config)
-    return SessionRecommender(model, tokenizer, sampling=SamplingConfig(temperature=1.1, top_k=20, top_p=0.95))
+        retriever = HSTU(HSTUConfig(**NEXT_ITEM, num_heads=2, d_qk=8, d_v=8))
+    return Cascade(retriever, _genrank(log), catalog, LENGTH, CascadeConfig(candidates=40, diversity=0.2))
 
 
-def tiger(catalog: Catalog, log: EventLog) -> Recommender:
-    """A small TIGER, whose tokenizer counts colliding items."""
-    tokenizer = rqvae().fit(catalog.content_IE)
-    config = TigerConfig(d_model=16, num_heads=2, head_width=12, encoder_layers=1, decoder_layers=2, d_ff=32,
-                         num_user_tokens=50, session_length=LENGTH, profile_sizes=log.profile_sizes)  # fmt: skip
+def cascade_of_drawn(catalog: Catalog, log: EventLog) -> Recommender:
+    """Drawn sessions of a small OneRec name the candidates, and a determinantal point process orders them."""
+    retriever = Voted(onerec(catalog, log), catalog.num_items, num_samples=12)
+    config = CascadeConfig(candidates=40, rule="dpp", diversity=0.2)
+    return Cascade(retriever, _genrank(log), catalog, LENGTH, config)
+
+
+def _genrank(log: EventLog) -> GenRank:
+    sizes: dict[str, Any] = {"d_model": 16, "num_layers": 1, "d_qk": 8, "d_v": 8, "history_length": HISTORY}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Tiger.from_tokenizer(tokenizer, config)
-    return SessionRecommender(model, tokenizer, sampling=SamplingConfig(temperature=1.1, top_k=20, top_p=0.95))
-
-
-NEXT_ITEM: dict[str, Any] = {
-    "num_items": NUM_ITEMS,
-    "d_model": 16,
-    "history_length": HISTORY,
-    "session_length": LENGTH,
-}
-"""Sizes of the small next-item models."""
-
-
-def sasrec() -> Recommender:
-    """A small SASRec."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return ScoreRecommender(SASRec(SASRecConfig(**NEXT_ITEM, d_ff=16)))
-
-
-def hstu() -> Recommender:
-    """A small HSTU that reads items."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return HSTURecommender(HSTU(HSTUConfig(**NEXT_ITEM, num_heads=2, d_qk=8, d_v=8)))
-
-
-def hstu_events(log: EventLog) -> Recommender:
-    """A small HSTU that reads profiles, items and actions."""
-    events: dict[str, Any] = {"stream": "events", "only_positives": False, "profile_sizes": log.profile_sizes}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = HSTU(HSTUConfig(**NEXT_ITEM, **events))
-    return HSTURecommender(model, sampling=SamplingConfig(temperature=1.2, top_k=50, top_p=0.95))
+        return GenRank(
+            GenRankConfig(num_items=NUM_ITEMS, profile_sizes=log.profile_sizes, tasks=BEHAVIOURS, **sizes)
+        ).eval()
 
 
 def plain_kmeans() -> ItemTokenizer:
