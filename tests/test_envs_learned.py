@@ -116,6 +116,20 @@ def test_a_user_alone_answers_as_among_others(fitted):
         np.testing.assert_array_equal(part_after.time_s_U, after.time_s_U[rows])
 
 
+def test_a_ranker_is_always_asked_in_one_shape(fitted, monkeypatch):
+    asked = []
+    predict = ToyRanker.predict
+
+    def noted(self, histories, item_ids_UK, mask_UK=None):
+        asked.append((tuple(item_ids_UK.shape), int(histories.mask_UT.sum(1).max())))
+        return predict(self, histories, item_ids_UK, mask_UK)
+
+    monkeypatch.setattr(ToyRanker, "predict", noted)
+    for users in (1, 63, 64, 130):
+        fitted.respond(fitted.reset(user_seeds(users, 0, "test")), slates(users, 300))
+    assert set(asked) == {((learned.BLOCK_USERS, LENGTH), 12)} and len(asked) == 1 + 1 + 2 + 3
+
+
 def test_marginal_probabilities_of_behaviours_are_kept(fitted):
     rng = np.random.default_rng(0)
     prob_B = np.array([0.3, 0.25, 0.05, 0.01, 0.01, 0.01, 0.02])

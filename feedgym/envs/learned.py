@@ -12,9 +12,9 @@ A visit is answered from four fitted parts, whose numbers :mod:`feedgym.envs.lea
 
 A fresh user is one of the log's, with profile, clock and the history of their first visits; the same draw of the seed
 gives the same one. From there on the history is what happened in the simulation. Everything random is the user's own
-luck (:mod:`feedgym.envs.luck`). The ranker's float arithmetic may round differently in batches of other sizes; since
-its figures only decide between outcomes (a behaviour happens or not, which quantiles apply), an answer changes with the
-batch only where a uniform number falls into that rounding, about once in ten million decisions.
+luck (:mod:`feedgym.envs.luck`). Answers must not depend on the batch, while float arithmetic rounds otherwise in arrays
+of another shape: so the ranker is asked in blocks of one shape, filled up with a made-up user where users are too few,
+and its figures only decide between outcomes (a behaviour happens or not, which quantiles apply).
 
 What to mind: the simulator knows of items and users what the log tells. ``exposures_I`` says how often each item was
 examined in it; answers to rarely shown items are the ranker's extrapolation.
@@ -48,6 +48,8 @@ WATCH, LEAVE, FIRST_BEHAVIOUR = 0, 1, 2
 """Channels of luck at a position; the behaviours follow."""
 GAP, CHURN = 0, 1
 """Channels of luck of a whole visit."""
+BLOCK_USERS = 64
+"""Users the ranker is asked about at a time, the made-up one among them."""
 DONOR = 0x646F6E6F72
 """Salt of the luck that says which of the log's users a seed is."""
 VISIT_GAP_S = 1800.0
@@ -377,16 +379,14 @@ class Request:
     @classmethod
     def of(cls, ranker: ResponseModel, items: Items, histories: EventBatch, slates_UK: IntArray) -> Request:
         """Ask the ranker, once for all positions."""
-        found = ranker.predict(histories, torch.from_numpy(np.ascontiguousarray(slates_UK, np.int64)))
-        prob_UKM = found.prob_UKM.double().cpu().numpy()
+        prob_UKM, fraction_UK = _predicted(ranker, histories, slates_UK)
         logit_UKB = np.zeros((*slates_UK.shape, len(BEHAVIOURS)))
         for m, name in enumerate(ranker.config.tasks):
             prob_UK = np.clip(prob_UKM[:, :, m], 1e-6, 1 - 1e-6)
             logit_UKB[:, :, BEHAVIOUR_IDX[name]] = np.log(prob_UK) - np.log1p(-prob_UK)
-        fraction = found.watch_fraction_UK
         return cls(
             logit_UKB=logit_UKB,
-            fraction_UK=np.zeros(slates_UK.shape) if fraction is None else fraction.double().cpu().numpy(),
+            fraction_UK=fraction_UK,
             context_UKX=context(items, histories, slates_UK),
             duration_s_UK=items.duration_s_I[slates_UK].astype(np.float64),
             hour_U=histories.time_of_day_U.double().numpy(),
@@ -395,6 +395,29 @@ class Request:
     def rows(self, idx: NDArray) -> Request:
         """Some of the users."""
         return Request(**{f.name: getattr(self, f.name)[idx] for f in fields(self)})
+
+
+def _predicted(
+    ranker: ResponseModel, histories: EventBatch, slates_UK: IntArray
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The ranker's probabilities [U, K, M] and watch fractions [U, K] (0 where it foretells none), in even blocks.
+
+    Every block holds a made-up user with a full history, so that a ranker which trims its input trims all alike.
+    """
+    items_UK = torch.from_numpy(np.ascontiguousarray(slates_UK, np.int64))
+    made_up = {name: torch.zeros_like(column[:1]) for name, column in vars(histories).items()}
+    filler = EventBatch(**made_up | {"mask_UT": torch.ones_like(histories.mask_UT[:1])})
+    prob, fraction = [], []
+    for low in range(0, len(items_UK), BLOCK_USERS - 1):
+        users = slice(low, low + BLOCK_USERS - 1)
+        more = torch.zeros(BLOCK_USERS - len(items_UK[users]), dtype=torch.int64)
+        block = EventBatch.cat([histories.rows(users), filler.rows(more)])
+        found = ranker.predict(block, torch.cat([items_UK[users], torch.zeros(len(more), items_UK.shape[1]).long()]))
+        kept = slice(len(items_UK[users]))
+        prob.append(found.prob_UKM[kept].double().cpu().numpy())
+        watch_UK = found.watch_fraction_UK
+        fraction.append(np.zeros(items_UK[users].shape) if watch_UK is None else watch_UK[kept].double().cpu().numpy())
+    return np.concatenate(prob), np.concatenate(fraction)
 
 
 def context(items: Items, histories: EventBatch, slates_UK: IntArray) -> NDArray[np.float64]:

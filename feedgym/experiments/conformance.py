@@ -32,10 +32,11 @@ from feedgym.data.sessions import logged_sessions
 from feedgym.envs.check import check_simulator
 from feedgym.envs.check_environment import check_environment
 from feedgym.envs.feed import make_simulator
+from feedgym.envs.learned_fit import LearnedConfig, fit_simulator
 from feedgym.envs.logging import collect_log
 from feedgym.envs.registration import ENVIRONMENTS
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
-from feedgym.protocols import ItemTokenizer, Recommender, SessionReward, load, make
+from feedgym.protocols import ItemTokenizer, Recommender, SessionReward, UserSimulator, load, make
 from feedgym.rewards.answers import Answers
 from feedgym.rewards.check import check_reward
 from feedgym.rewards.engagement import ItemAverage
@@ -52,6 +53,7 @@ BUILT_IN = (
     "feedgym.envs.recsim:InterestEvolution",
     "feedgym.envs.recsim:InterestExploration",
     "feedgym.envs.recsim:LongTermSatisfaction",
+    "feedgym.experiments.conformance:learned_users",
     "feedgym.tokenizers:ResidualKMeans",
     "feedgym.experiments.conformance:plain_kmeans",
     "feedgym.experiments.conformance:rqvae",
@@ -148,6 +150,87 @@ def _some_sessions(users: int) -> SessionBatch:
 
 
 # ---------------------------------------------------------------- built-ins that need something to be made from
+
+
+def learned_users(catalog: Catalog, log: EventLog) -> UserSimulator:
+    """A simulator fitted to the log, around a small GenRank."""
+    sizes: dict[str, Any] = {"d_model": 16, "num_layers": 1, "d_qk": 8, "d_v": 8, "history_length": HISTORY}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ranker = GenRank(GenRankConfig(num_items=catalog.num_items, profile_sizes=log.profile_sizes, **sizes))
+    return fit_simulator(
+        log, catalog, ranker, unseen_U=np.arange(log.num_users) % 2 == 0, config=LearnedConfig(session_length=LENGTH)
+    )
+
+
+def random_agent(catalog: Catalog) -> Recommender:
+    """The random reference."""
+    return RandomRecommender(catalog.num_items, LENGTH)
+
+
+def popular_agent(catalog: Catalog, log: EventLog) -> Recommender:
+    """The popularity reference."""
+    shown = log.item_id[log.item_id >= 0]
+    return PopularRecommender(torch.from_numpy(np.bincount(shown, minlength=catalog.num_items)), LENGTH)
+
+
+def item_knn(catalog: Catalog, log: EventLog) -> Recommender:
+    """Neighbours of what the user took."""
+    return ItemKNNRecommender.fit(log, catalog.num_items, LENGTH, neighbours=20)
+
+
+def onerec(catalog: Catalog, log: EventLog) -> Recommender:
+    """A small OneRec."""
+    tokenizer = ResidualKMeans(ResidualKMeansConfig(num_codes=(16, 32))).fit(catalog.content_IE)
+    config = OneRecConfig(d_model=16, num_heads=2, session_length=LENGTH, history_length=HISTORY,
+                          profile_sizes=log.profile_sizes)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = OneRec.from_tokenizer(tokenizer, config)
+    return SessionRecommender(model, tokenizer, sampling=SamplingConfig(temperature=1.1, top_k=20, top_p=0.95))
+
+
+def tiger(catalog: Catalog, log: EventLog) -> Recommender:
+    """A small TIGER, whose tokenizer counts colliding items."""
+    tokenizer = rqvae().fit(catalog.content_IE)
+    config = TigerConfig(d_model=16, num_heads=2, head_width=12, encoder_layers=1, decoder_layers=2, d_ff=32,
+                         num_user_tokens=50, session_length=LENGTH, profile_sizes=log.profile_sizes)  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Tiger.from_tokenizer(tokenizer, config)
+    return SessionRecommender(model, tokenizer, sampling=SamplingConfig(temperature=1.1, top_k=20, top_p=0.95))
+
+
+NEXT_ITEM: dict[str, Any] = {
+    "num_items": NUM_ITEMS,
+    "d_model": 16,
+    "history_length": HISTORY,
+    "session_length": LENGTH,
+}
+"""Sizes of the small next-item models."""
+
+
+def sasrec() -> Recommender:
+    """A small SASRec."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return ScoreRecommender(SASRec(SASRecConfig(**NEXT_ITEM, d_ff=16)))
+
+
+def hstu() -> Recommender:
+    """A small HSTU that reads items."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return HSTURecommender(HSTU(HSTUConfig(**NEXT_ITEM, num_heads=2, d_qk=8, d_v=8)))
+
+
+def hstu_events(log: EventLog) -> Recommender:
+    """A small HSTU that reads profiles, items and actions."""
+    events: dict[str, Any] = {"stream": "events", "only_positives": False, "profile_sizes": log.profile_sizes}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = HSTU(HSTUConfig(**NEXT_ITEM, **events))
+    return HSTURecommender(model, sampling=SamplingConfig(temperature=1.2, top_k=50, top_p=0.95))
 
 
 def cascade(catalog: Catalog, log: EventLog) -> Recommender:
