@@ -52,5 +52,7 @@ def test_ablations_and_sizes_of_a_preset_reach_the_model(windows):
     assert (net.config.mask, net.config.group_layer_norm, net.config.cross_features) == ("full", False, False)
     assert len(net.layers) == 2 and net.layers[0].norm.weight.shape[0] == 1
     assert net.candidate[0].in_features == config.model.d_model
+    with pytest.raises(ValueError, match="their own feedback"):
+        replace(ablated, decided="exposure")
     paper = PRESETS["mtgr-paper-large"]().model
     assert (paper.num_layers, paper.d_model, paper.num_heads, paper.history_length) == (15, 768, 3, 1000)

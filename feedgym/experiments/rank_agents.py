@@ -43,6 +43,8 @@ class Known:
 def rows_of(config: Any, log: EventLog, catalog: Catalog) -> RankingRows:
     """The log's exposures by request; by window for MTGR on a log without times, of which a window holds all."""
     if isinstance(config, MTGRRun) and not log.has_time:
+        if config.model.mask == "full":
+            raise ValueError("mask='full' would judge by the future on a log without times; use another mask.")
         return windows_of(config, log, catalog)
     return ranking_requests(log, catalog, config.model.history_length, config.max_candidates)
 

@@ -155,6 +155,13 @@ class MTGRSizes:
     cross_features: bool = True
     """Give candidates their cross features; otherwise, as an ablation, their items alone."""
 
+    def __post_init__(self) -> None:
+        if self.mask == "full" and self.decided == "exposure":
+            raise ValueError(
+                "mask='full' with decided='exposure' would show judged candidates their own feedback; use "
+                "decided='request'."
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class MTGRRun(RankRun):
