@@ -15,6 +15,7 @@ from feedgym.agents.plackett_luce import PlackettLuce
 from feedgym.agents.rl_recommender import RLlibRecommender
 from feedgym.agents.rl_settings import TrainConfig
 from feedgym.agents.rllib import (
+    SACModule,
     SlateDistribution,
     SlatePolicyModule,
     Task,
@@ -27,7 +28,7 @@ from feedgym.agents.rllib import (
     train,
     write_rows,
 )
-from feedgym.agents.slates import SlateNetConfig, flat_observation, read_histories
+from feedgym.agents.slates import ProtoPolicy, SlateNetConfig, flat_observation, read_histories
 from feedgym.envs.feed import FeedVectorEnv
 from feedgym.envs.logging import collect_log
 from feedgym.envs.recorder import transitions
@@ -190,6 +191,21 @@ def test_the_module_reads_the_environments_own_dictionaries():
     flat = module.forward_inference({"obs": torch.from_numpy(flat_observation(observation))})["action_dist_inputs"]
     torch.testing.assert_close(whole, flat)
     assert module.compute_values(batch).shape == (3,)
+
+
+def test_sacs_optimisers_hold_each_weight_once():
+    here, config = task(), TrainConfig(algorithm="sac")
+    model_config = {"kind": ProtoPolicy, "world": here.world, "sizes": SIZES, "more": here.more(config)}
+    env = make_env(here, config, {"num_envs": 2})
+    module = SACModule(
+        observation_space=env.single_observation_space,
+        action_space=env.single_action_space,
+        model_config=model_config | {"twin_q": True},
+    )
+    groups = [("pi_encoder", "pi"), ("qf_encoder", "qf"), ("qf_twin_encoder", "qf_twin")]
+    held = [id(one) for group in groups for name in group for one in getattr(module, name).parameters()]
+    assert len(held) == len(set(held))
+    assert {id(one) for one in module.net.parameters()} <= set(held)
 
 
 # ---------------------------------------------------------------- with Ray

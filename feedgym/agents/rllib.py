@@ -60,6 +60,7 @@ from torch import Tensor, nn
 from feedgym.agents.plackett_luce import PlackettLuce
 from feedgym.agents.rl_settings import OFFLINE, TrainConfig
 from feedgym.agents.slates import (
+    CriticHead,
     ItemQ,
     ProtoCritic,
     ProtoPolicy,
@@ -382,11 +383,12 @@ class _ActorState(nn.Module):
 
     def __init__(self, net: ProtoPolicy) -> None:
         super().__init__()
-        self.net = net
+        self.encoder, self.wide = net.encoder, net.wide
+        self._net = [net]  # in a list: RLlib's optimiser takes the weights from here and those of the head beside them
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The encoding under RLlib's name."""
-        return {ENCODER_OUT: self.net.state(self.net.read(batch[Columns.OBS]))}
+        return {ENCODER_OUT: self._net[0].state(self._net[0].read(batch[Columns.OBS]))}
 
 
 class _CriticState(nn.Module):
@@ -401,7 +403,7 @@ class _CriticState(nn.Module):
         """The encoding under RLlib's name."""
         histories = self._served[0].read(batch[Columns.OBS])
         action_UA = self._served[0].served(batch[Columns.ACTIONS], histories)
-        return {ENCODER_OUT: self.critic.state(histories, action_UA)}
+        return {ENCODER_OUT: self.critic(histories, action_UA)}
 
 
 class _ProtoSetup:
@@ -419,7 +421,7 @@ class _ProtoSetup:
         for name in ("qf", "qf_twin") if self.twin_q else ("qf",):
             critic = ProtoCritic(config["world"], config["sizes"], self.net.action_width)
             setattr(self, f"{name}_encoder", _CriticState(critic, self.net))
-            setattr(self, name, critic.head)
+            setattr(self, name, CriticHead(critic.width, 2 * config["sizes"].hidden))
 
 
 class SACModule(_ProtoSetup, DefaultSACTorchRLModule):

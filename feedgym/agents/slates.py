@@ -584,7 +584,7 @@ class ProtoHead(nn.Module):
 
 
 class ProtoCritic(nn.Module):
-    """Q(s, a) of points: the state, read by an encoder of its own, joined with the action, and the wide part.
+    """What Q(s, a) of points is made of: the state, read by an encoder of its own, the action, and the wide part.
 
     Args:
         world: items and lengths.
@@ -596,10 +596,10 @@ class ProtoCritic(nn.Module):
         super().__init__()
         self.encoder = HistoryEncoder(world, config)
         self.wide = Wide(torch.from_numpy(world.points_IE), world.profile_sizes, config.hidden)
-        self.head = CriticHead(self.encoder.width + action_width, 2 * config.hidden)
+        self.width = self.encoder.width + action_width
 
-    def state(self, histories: EventBatch, action_UA: Tensor) -> Tensor:
-        """What :attr:`head` makes a value of: the state, the action, and the wide part's weights times the action."""
+    def forward(self, histories: EventBatch, action_UA: Tensor) -> Tensor:
+        """What :class:`CriticHead` makes a value of: state, action, and the wide part's weights times the action."""
         weight_UE = self.wide(histories)
         points = action_UA.shape[1] // weight_UE.shape[1]
         wide_U1 = (weight_UE.repeat(1, points) * action_UA).sum(dim=1, keepdim=True)
@@ -607,7 +607,7 @@ class ProtoCritic(nn.Module):
 
 
 class CriticHead(nn.Module):
-    """Values [U, 1] of what :meth:`ProtoCritic.state` gave."""
+    """Values [U, 1] of what :class:`ProtoCritic` gave."""
 
     def __init__(self, joined_width: int, hidden: int) -> None:
         super().__init__()
