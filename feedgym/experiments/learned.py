@@ -158,8 +158,12 @@ class Parts:
         return cls(take_users(log, kept), catalog, unseen_U, take_users(log, split.held_out_idx))
 
     def requests(self, config: LearnedRun) -> tuple[RankingRows, RankingRows]:
-        """The requests of the training and of the calibration users."""
+        """The requests of the training and of the calibration users; what came before their first login is history."""
         rows = ranking_requests(self.log, self.catalog, config.history_length, config.session_length)
+        login = np.flatnonzero(self.log.event == Event.LOGIN)
+        first_s_U = np.full(self.log.num_users, np.inf)
+        np.minimum.at(first_s_U, user_of_rows(self.log)[login], self.log.timestamp_s[login])
+        rows = rows.rows(np.flatnonzero(rows.start_s_N >= first_s_U[rows.user_idx_N]))
         unseen_N = self.unseen_U[rows.user_idx_N]
         return rows.rows(np.flatnonzero(~unseen_N)), rows.rows(np.flatnonzero(unseen_N))
 
