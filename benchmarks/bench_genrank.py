@@ -196,14 +196,23 @@ class Judge:
         return -float(F.binary_cross_entropy_with_logits(logit_NM, target_NM))
 
 
-def trained(options: Options, name: str, known: Mapping[str, Any], train: RankingBatch, judge: Judge, seed: int) -> Any:
+def trained(
+    options: Options,
+    name: str,
+    known: Mapping[str, Any],
+    content_IE: torch.Tensor,
+    train: RankingBatch,
+    judge: Judge,
+    seed: int,
+) -> Any:
     """A model with the weights of its best epoch."""
     kind, config, switches = KINDS[name]
     torch.manual_seed(seed)
     width = options.d_model // 2
     model = kind(
         config(d_model=options.d_model, num_layers=options.num_layers, num_heads=2, d_qk=width, d_v=width,
-               history_length=options.history_length, tasks=(options.task,), watch=False, **known, **switches)
+               history_length=options.history_length, tasks=(options.task,), watch=False, **known, **switches),
+        content_IE,
     )  # fmt: skip
     settings = FitConfig(batch_size=64, lr=options.lr, adam_beta2=0.999, max_grad_norm=1.0, patience=1,
                          group_by_length=True)  # fmt: skip
@@ -252,12 +261,14 @@ def quality(options: Options, console: Console) -> Table:
     console.print(f"Items' rates in training alone: AUC {rates[0].mean():.4f}, GAUC {rates[1].mean():.4f}")
     num_users = len(np.unique(test.rows.user_idx_N))
     counts_RU = np.concatenate([np.ones((1, num_users)), resampling_counts(num_users, 0, RESAMPLES)])
+    content_IE = torch.from_numpy(catalog.content_IE)
     known = {"num_items": catalog.num_items, "profile_sizes": log.profile_sizes}
+    known |= {"content_width": content_IE.shape[1]}
     found: dict[str, list[np.ndarray]] = {name: [] for name in options.only or KINDS}
     for seed in range(options.seeds):
         for name, runs in found.items():
             begin = time.perf_counter()
-            model = trained(options, name, known, train, choosing, seed)
+            model = trained(options, name, known, content_IE, train, choosing, seed)
             score_NK = model.scores_UKM(test.rows.batch)[..., 0]
             runs.append(np.stack([figure.resampled(counts_RU) for figure in test.figures(score_NK)]))
             auc, gauc = runs[-1][:, 0]

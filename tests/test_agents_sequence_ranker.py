@@ -21,6 +21,7 @@ KINDS = {
     "interleaved": (HSTURanker, HSTURankerConfig(**SIZES, num_items=NUM_ITEMS, actions="interleaved", head_norm=True)),
     "as in Meta's code": (HSTURanker, HSTURankerConfig(**SIZES, num_items=NUM_ITEMS, bias="none", watch=False)),
     "genrank": (GenRank, GenRankConfig(**SIZES, num_items=NUM_ITEMS, request_gap_s=3e4)),
+    "contents": (GenRank, GenRankConfig(**SIZES, num_items=NUM_ITEMS, content_width=3)),
     "full history": (GenRank, GenRankConfig(**SIZES, num_items=NUM_ITEMS, history_mask="full", bias="learned")),
     "plain layers": (
         GenRank,
@@ -34,7 +35,8 @@ def toy(kind, seed=0, **changes):
     """An untrained model whose every weight matters."""
     torch.manual_seed(seed)
     of, config = KINDS[kind]
-    model = of(type(config)(**{**config.to_dict(), **changes}))
+    contents = (torch.randn(NUM_ITEMS, 3),) if config.content_width else ()
+    model = of(type(config)(**{**config.to_dict(), **changes}), *contents)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.6)
@@ -184,6 +186,10 @@ def plain(model, rows, n, k):
         watched = [float(past.watch_fraction_UT[n, t] >= w) for w in WATCHED]
         return model.action(torch.tensor([*past.behaviours_UTB[n, t].tolist(), *watched]))
 
+    def item_of(item_id):
+        more = model.content(model.content_IE[item_id]) if config.content_width else 0
+        return model.items.weight[item_id] + more
+
     def bucket(seconds):
         return min(int(math.log(max(abs(seconds), 1)) / 0.301), 128)
 
@@ -191,7 +197,7 @@ def plain(model, rows, n, k):
     tokens.append((model.context[-1].weight[int(past.time_of_day_U[n])], 0.0))
     request, waited = 0, 0.0
     for t in range(size):
-        item = model.items.weight[past.item_ids_UT[n, t]]
+        item = item_of(past.item_ids_UT[n, t])
         if genrank:
             if t and float(past.gap_s_UT[n, t - 1]) > config.request_gap_s:
                 request, waited = request + 1, float(past.gap_s_UT[n, t - 1])
@@ -202,7 +208,7 @@ def plain(model, rows, n, k):
         for p, part in enumerate(parts):
             back = per_event * size - (per_event * t + p)
             tokens.append((part + model.positions.weight[back] + model.times.weight[bucket(age_s[t])], -age_s[t]))
-    item = model.items.weight[rows.item_ids_NK[n, k]]
+    item = item_of(rows.item_ids_NK[n, k])
     if genrank:
         gap = float(past.gap_s_UT[n, size - 1]) if size else 0.0
         if gap > config.request_gap_s:
@@ -352,6 +358,15 @@ def test_loss_on_history_is_the_mean_over_events_and_candidates():
 def test_mistakes_are_told(of, options, told):
     with pytest.raises(ValueError, match=told):
         of(num_items=3, **options)
+
+
+def test_contents_are_brought_to_one_scale_and_must_fit():
+    contents = torch.tensor([[100.0, 1], [300, 1], [200, 1]])
+    model = GenRank(GenRankConfig(num_items=3, content_width=2), contents)
+    expected = torch.tensor([[-1.0, 0], [1, 0], [0, 0]]) * torch.tensor([1.5**0.5, 1])
+    torch.testing.assert_close(model.content_IE, expected)
+    with pytest.raises(ValueError, match="give \\[3, 4\\]"):
+        GenRank(GenRankConfig(num_items=3, content_width=4), contents)
 
 
 def test_time_buckets_of_the_loop_are_the_layers():

@@ -73,13 +73,14 @@ class GenRank(SequenceRanker):
 
     Args:
         config: sizes and options.
+        content_IE: contents of the items; see the base.
     """
 
     config: GenRankConfig
     config_class = GenRankConfig
 
-    def __init__(self, config: GenRankConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: GenRankConfig, content_IE: Tensor | None = None) -> None:
+        super().__init__(config, content_IE)
         self.masked_action = nn.Embedding(1, config.d_model)
         self.positions = nn.Embedding(config.history_length + 1, config.d_model)
         self.requests = nn.Embedding(config.history_length + 1, config.d_model)
@@ -149,7 +150,7 @@ class GenRank(SequenceRanker):
         """The five sums."""
         last = self.config.history_length
         context = self.positions(index.clamp(max=last)) + self.requests(request.clamp(max=last))
-        return self.items(item_ids) + action + context + self.times(time_buckets(waited_s))
+        return self.item_vectors(item_ids) + action + context + self.times(time_buckets(waited_s))
 
     def _masked(self, item_ids: Tensor) -> Tensor:
         return self.masked_action(torch.zeros_like(item_ids))

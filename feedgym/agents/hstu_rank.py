@@ -59,13 +59,14 @@ class HSTURanker(SequenceRanker):
 
     Args:
         config: sizes and options.
+        content_IE: contents of the items; see the base.
     """
 
     config: HSTURankerConfig
     config_class = HSTURankerConfig
 
-    def __init__(self, config: HSTURankerConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: HSTURankerConfig, content_IE: Tensor | None = None) -> None:
+        super().__init__(config, content_IE)
         self.positions = nn.Embedding(config.num_places, config.d_model)
         self.times = nn.Embedding(NUM_TIME_BUCKETS, config.d_model)
         if config.actions == "added":
@@ -75,7 +76,7 @@ class HSTURanker(SequenceRanker):
     def history_tokens(self, histories: EventBatch) -> Tokens:
         """Context, then a token an event, or its item's and its action's."""
         past, per_event = cleaned(histories), self.config.tokens_per_event
-        item_NTD, action_NTD = self.items(past.item_ids_UT), self.actions_NTD(past)
+        item_NTD, action_NTD = self.item_vectors(past.item_ids_UT), self.actions_NTD(past)
         if per_event == 1:
             x_NMD = item_NTD + action_NTD
         else:
@@ -102,7 +103,11 @@ class HSTURanker(SequenceRanker):
         item_ids_NK = batch.item_ids_NK.masked_fill(~batch.mask_NK, 0)
         time_s_NK = decided_s(batch)
         here = torch.zeros_like(item_ids_NK)
-        x_NKD = self.items(item_ids_NK) + self.positions(here) + self.times(time_buckets(torch.zeros_like(time_s_NK)))
+        x_NKD = (
+            self.item_vectors(item_ids_NK)
+            + self.positions(here)
+            + self.times(time_buckets(torch.zeros_like(time_s_NK)))
+        )
         if self.config.actions == "added":
             x_NKD = x_NKD + self.unknown_action(here)
         return Tokens(

@@ -60,6 +60,8 @@ class SequenceRankerConfig(RankerConfig):
     """Give the layers' output matrix [u, x, u * a] instead of u * a."""
     head_norm: bool = False
     """Norm the attended values of each head apart."""
+    content_width: int = 0
+    """E, width of the items' contents, which are read beside their ids; 0 reads ids alone."""
     candidates_per_pass: int = 256
     """Candidates that are scored at once when serving; the history is read once for all of them."""
 
@@ -119,14 +121,23 @@ class SequenceRanker(Ranker):
 
     Args:
         config: sizes and options.
+        content_IE: contents of the items, where ``content_width`` is above 0; kept with the weights.
     """
 
     config: SequenceRankerConfig
     config_class = SequenceRankerConfig
+    content_IE: Tensor
 
-    def __init__(self, config: SequenceRankerConfig) -> None:
+    def __init__(self, config: SequenceRankerConfig, content_IE: Tensor | None = None) -> None:
         super().__init__(config)
-        width = config.d_model
+        width, shape = config.d_model, (config.num_items, config.content_width)
+        if config.content_width:
+            content_IE = torch.zeros(shape) if content_IE is None else content_IE.float()
+            if content_IE.shape != shape:
+                raise ValueError(f"content_IE of shape {tuple(content_IE.shape)} does not fit; give {list(shape)}.")
+            spread_E = content_IE.std(0, unbiased=False).clamp_min(1e-6)
+            self.register_buffer("content_IE", (content_IE - content_IE.mean(0)) / spread_E)
+            self.content = nn.Linear(config.content_width, width)
         self.items = nn.Embedding(config.num_items, width)
         self.context = nn.ModuleList(nn.Embedding(size, width) for size in (*config.profile_sizes, HOURS))
         self.action = nn.Sequential(
@@ -208,7 +219,7 @@ class SequenceRanker(Ranker):
             u, v, q, k = layer.project(x_NKD)
             attended = layer.attend(q, keys, values, self._bias(layer, relation), mask_NKP)
             x_NKD = layer.finish(x_NKD, u, attended + layer.attend_itself(q, k, v, _own_bias(layer)))
-        user_NKD, item_NKD = self.user_norm(x_NKD), self.item_head(self.items(candidates.item_ids_NM))
+        user_NKD, item_NKD = self.user_norm(x_NKD), self.item_head(self.item_vectors(candidates.item_ids_NM))
         return self.head(user_NKD * item_NKD)
 
     def _relation(self, query: Tokens, key: Tokens) -> Any:
@@ -225,6 +236,12 @@ class SequenceRanker(Ranker):
         return relation if layer.bias is None else layer.bias(*relation)
 
     # ------------------------------------------------------------ parts of tokens
+
+    def item_vectors(self, item_ids: Tensor) -> Tensor:
+        """Vectors [..., D] of items: of their ids and, where they are known, of their contents."""
+        if not self.config.content_width:
+            return self.items(item_ids)
+        return self.items(item_ids) + self.content(self.content_IE[item_ids])
 
     def context_tokens(self, histories: EventBatch) -> Tokens:
         """Profile fields and the hour of the request; they stand first and have no time of their own."""
@@ -253,7 +270,10 @@ class SequenceRanker(Ranker):
         return place_N1.expand(batch.item_ids_NK.shape)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Embeddings of unit length; the layers as in retrieval."""
+        """Embeddings of unit length, Xavier's uniform matrices.
+
+        Retrieval's small first matrices make what is attended to so small that the eps of its norm hides it at first.
+        """
         if isinstance(module, nn.Embedding):
             init.trunc_normal_(module.weight, std=self.config.d_model**-0.5)
         elif isinstance(module, nn.Linear):
@@ -264,7 +284,7 @@ class SequenceRanker(Ranker):
                 if table is not None:
                     init.normal_(table, std=0.02)
         elif isinstance(module, HSTULayer):
-            init.normal_(module.uvqk, std=0.02)
+            init.xavier_uniform_(module.uvqk)
             if module.uvqk_bias is not None:
                 init.zeros_(module.uvqk_bias)
         elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
