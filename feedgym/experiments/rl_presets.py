@@ -79,7 +79,7 @@ def slateq() -> RLConfig:
 def dqn() -> RLConfig:
     """DQN on sessions that grow item by item."""
     return RLConfig(
-        train=TrainConfig(algorithm="dqn", iterations=40, steps=2560, batch_size=256, updates=0.02, lr=2e-3, gamma=0.5)
+        train=TrainConfig(algorithm="dqn", iterations=24, steps=2560, batch_size=256, updates=0.02, lr=2e-3, gamma=0.5)
     )
 
 
