@@ -31,6 +31,7 @@ from feedgym.agents.token_batches import TokenBatches
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, EventLog
 from feedgym.data.ranking import RankingBatch, RankingRows, ranking_windows
 from feedgym.data.readers import load_data
+from feedgym.data.splits import take_users
 from feedgym.envs.logging import collect_log
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.experiments.rank_metrics import AUC, grouped_auc
@@ -53,7 +54,7 @@ class Options:
     data: str | None = None
     """A real log that `feedgym data inspect` reads."""
     users: int = 800
-    """Simulated users."""
+    """Simulated users; of a real log, users drawn at random, all with 0."""
     visits: int = 24
     """Their visits."""
     seeds: int = 2
@@ -85,6 +86,15 @@ def simulated(options: Options) -> tuple[EventLog, Catalog]:
     simulator = ShortVideo(config)
     log = collect_log(simulator, num_users=options.users, num_visits=options.visits, session_length=10, seed=0)
     return log, simulator.catalog
+
+
+def recorded(data: str, num_users: int) -> tuple[EventLog, Catalog]:
+    """A real log, of some of its users."""
+    log, catalog = load_data(data)
+    if 0 < num_users < log.num_users:
+        chosen = np.random.default_rng(0).choice(log.num_users, num_users, replace=False)
+        log = take_users(log, np.sort(chosen))
+    return log, catalog
 
 
 def as_served(windows: RankingRows) -> tuple[RankingRows, torch.Tensor]:
@@ -152,7 +162,7 @@ def trained(options: Options, train: RankingBatch, judge: Judge, config: MTGRCon
 
 def main(options: Options) -> None:
     """Prints a row for each training, and a table in the end."""
-    log, catalog = simulated(options) if options.data is None else load_data(options.data)
+    log, catalog = simulated(options) if options.data is None else recorded(options.data, options.users)
     windows = ranking_windows(log, catalog, options.history_length, options.max_candidates, 3600 * options.window_hours)
     low, high = np.quantile(windows.start_s_N, [0.8, 0.9])
     train = windows.rows(np.flatnonzero(windows.start_s_N < low)).batch
