@@ -69,12 +69,19 @@ def ranker_of(config: Any, known: Known, catalog: Catalog) -> Ranker:
 
 @ranker_of.register
 def _(config: HSTURankRun, known: Known, catalog: Catalog) -> Ranker:
-    return HSTURanker(HSTURankerConfig(**vars(config.model), **vars(known)))
+    return _sequence_ranker(HSTURanker, HSTURankerConfig, config.model, known, catalog)
 
 
 @ranker_of.register
 def _(config: GenRankRun, known: Known, catalog: Catalog) -> Ranker:
-    return GenRank(GenRankConfig(**vars(config.model), **vars(known)))
+    return _sequence_ranker(GenRank, GenRankConfig, config.model, known, catalog)
+
+
+def _sequence_ranker(kind: Any, config_of: Any, sizes: Any, known: Known, catalog: Catalog) -> Ranker:
+    """One that reads the items' contents beside their ids, where it is asked to."""
+    given = {**vars(sizes), **vars(known)}
+    content_IE = torch.from_numpy(catalog.content_IE) if given.pop("contents") else None
+    return kind(config_of(**given, content_width=0 if content_IE is None else content_IE.shape[1]), content_IE)
 
 
 @ranker_of.register

@@ -71,6 +71,8 @@ class SequenceRankerSizes:
     """Dropout."""
     history_length: int = 100
     """T, the newest events of a history that are read."""
+    contents: bool = True
+    """Read the items' contents beside their ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
