@@ -11,7 +11,7 @@ from toy_users import toy_catalog
 
 from feedgym.data.build import assemble_log
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS
-from feedgym.data.splits import take_users
+from feedgym.data.splits import take_users, user_luck
 from feedgym.envs import realism
 from feedgym.envs.logging import collect_log
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
@@ -50,6 +50,19 @@ def test_a_log_is_at_no_distance_from_itself(feed):
     assert np.mean([d.distance == 0 for d in found]) > 0.9  # NaN only where the small log lacks the rare behaviours
     halves = [d.halves for d in found if d.figure == "distribution"]
     assert len(halves) == 8 and min(halves) > 0  # while its halves differ
+
+
+def test_the_noise_is_the_mean_distance_of_halves_of_the_users(feed):
+    log, catalog = feed
+    noise = realism._noise(log, catalog, 5)
+    apart = []
+    for number in range(realism.NUM_HALVINGS):
+        first_U = user_luck(log.user_ids_U, 5 + realism.HALVES + number) < 0.5
+        clicks = [realism.describe(take_users(log, half_U), catalog) for half_U in (first_U, ~first_U)]
+        apart.append(abs(np.subtract(*(found["behaviour rates"].figures["click"] for found in clicks))))
+    assert noise["behaviour rates", "click", "absolute difference"] == pytest.approx(np.mean(apart))
+    chosen = take_users(log, np.flatnonzero(user_luck(log.user_ids_U, 5) < 0.5))  # a part of a split of the same seed
+    assert realism._noise(chosen, catalog, 5)
 
 
 def test_the_order_of_users_does_not_matter(feed):

@@ -7,14 +7,14 @@ difference of the two distribution functions) and the Wasserstein distance (in t
 mean absolute difference over the places that both have.
 
 An aspect that a log cannot tell (no times, no watch seconds, no topics, one visit a user) holds the reason instead.
-Distances of finite logs are never 0, so :func:`compare` puts beside each the distance between two halves of the first
-log's users: what smaller ones mean nobody can tell.
+Distances of finite logs are never 0, so :func:`compare` puts beside each the mean distance between two halves of the
+first log's users: what smaller ones mean nobody can tell.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ SKIP_RATIO, WHOLE_RATIO = 0.1, (0.9, 1.1)
 """Watch ratios that count as a skip, and as watching the whole item once."""
 HALVES = 10**9
 """Added to the seed of the halves, so that users who were chosen by a split of that seed fall into both."""
+NUM_HALVINGS = 4
+"""Ways in which the users are halved; one alone may be small by luck."""
 NO_SESSIONS = "only the order of events is known, so visits have no beginning and no end"
 
 
@@ -72,7 +74,8 @@ class Distance:
         a: the first log's figure; None for distributions and curves.
         b: the second one's.
         distance: 0 for equal logs; NaN where one of the logs cannot tell.
-        halves: the same distance between two halves of the first log's users; NaN where they are too few.
+        halves: the same distance between two halves of the first log's users, a mean over several ways to halve them;
+            NaN where they are too few.
         missing: why there is no distance.
     """
 
@@ -155,12 +158,8 @@ def compare(
     """
     of_a, of_b = describe(*a), describe(*b)
     found = distances(of_a, of_b)
-    halves = _halves(*a, seed)
-    if halves is not None:
-        noise = {(d.aspect, d.figure, d.kind): d.distance for d in distances(*halves)}
-        found = [
-            Distance(**{**vars(d), "halves": noise.get((d.aspect, d.figure, d.kind), float("nan"))}) for d in found
-        ]
+    noise = _noise(*a, seed)
+    found = [replace(d, halves=noise.get((d.aspect, d.figure, d.kind), float("nan"))) for d in found]
     return of_a, of_b, found
 
 
@@ -188,12 +187,17 @@ def bimodality(values: NDArray) -> float:
     return float((skew**2 + 1) / (excess + 3 * (n - 1) ** 2 / ((n - 2) * (n - 3))))
 
 
-def _halves(log: EventLog, catalog: Catalog, seed: int) -> tuple[dict[str, Aspect], dict[str, Aspect]] | None:
-    first_U = user_luck(log.user_ids_U, seed + HALVES) < 0.5
-    seen = (log.event == Event.IMPRESSION) & log.examined
-    if min(np.bincount(first_U[user_of_rows(log)[seen]].astype(int), minlength=2)) == 0:
-        return None
-    return describe(take_users(log, first_U), catalog), describe(take_users(log, ~first_U), catalog)
+def _noise(log: EventLog, catalog: Catalog, seed: int) -> dict[tuple[str, str, str], float]:
+    """Mean distances between two halves of a log's users, over several ways to halve them."""
+    user = user_of_rows(log)[(log.event == Event.IMPRESSION) & log.examined]
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for number in range(NUM_HALVINGS):
+        first_U = user_luck(log.user_ids_U, seed + HALVES + number) < 0.5
+        if first_U[user].any() and not first_U[user].all():
+            halves = (describe(take_users(log, half_U), catalog) for half_U in (first_U, ~first_U))
+            for d in distances(*halves):
+                found.setdefault((d.aspect, d.figure, d.kind), []).append(d.distance)
+    return {key: float(np.mean(values)) for key, values in found.items()}
 
 
 def _aspect_distances(name: str, a: Aspect, b: Aspect) -> list[Distance]:

@@ -152,7 +152,9 @@ class Parts:
         split = split_users(log.user_ids_U, validation=config.calibration, held_out=config.held_out, seed=config.seed)
         sizes = {name: len(getattr(split, f"{name}_idx")) for name in ("train", "validation", "held_out")}
         if min(sizes.values()) == 0:
-            raise ValueError(f"{log.num_users} users leave a part without any ({sizes}); give a longer log.")
+            raise ValueError(
+                f"{log.num_users} users leave a part without any ({sizes}); give a longer log or another seed."
+            )
         kept = np.sort(np.concatenate([split.train_idx, split.validation_idx]))
         unseen_U = np.isin(kept, split.validation_idx)
         return cls(take_users(log, kept), catalog, unseen_U, take_users(log, split.held_out_idx))

@@ -93,7 +93,7 @@ def table_of(found: Mapping[str, Any]) -> Table:
 
 CAPTION = (
     "The distance of two figures is their absolute difference. A's halves: the same distance between two halves of A's "
-    "users, which is what luck alone makes of it."
+    "users, which is what luck alone makes of it; a mean over four ways to halve them."
 )
 
 
