@@ -71,19 +71,13 @@ def test_the_cascade_of_a_finished_run_is_read_back_whole(finished, aligned_run)
     assert len(histories) == 6 and agent.recommend(histories).item_ids_USK.shape == (6, 1, 4)
 
 
-def test_a_resumed_run_repeats_its_figures_and_other_rules_keep_the_models(finished, tmp_path, capsys):
+def test_other_rules_keep_the_models_and_no_diversity_is_the_rankers_order(finished, tmp_path, capsys):
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
-    shutil.rmtree(folder / "stages" / "judged")
-    main(["compare", "cascade-smoke", "--resume", str(folder)])
-    before, after = summary_of(finished), summary_of(folder)
-    served = ("true_reward", "watch_s", "diversity")
-    assert [after["agents"][n][m] for n in AGENTS for m in served] == [
-        before["agents"][n][m] for n in AGENTS for m in served
-    ]
     main(["compare", "cascade-smoke", "--resume", str(folder), "--cascade.diversity", "0", "--judge.beams", "0"])
-    plain = summary_of(folder)
+    before, plain = summary_of(finished), summary_of(folder)
     assert set(plain["agents"]) == AGENTS - {"ranked", "base_searched", "aligned_searched"}
-    assert plain["agents"]["cascade"]["true_reward"] == before["agents"]["ranked"]["true_reward"]
+    for name, then in (("cascade", "ranked"), ("aligned", "aligned"), ("retrieved", "retrieved")):
+        assert plain["agents"][name]["true_reward"] == before["agents"][then]["true_reward"]
     assert plain["stages"]["ranker"] == before["stages"]["ranker"]
     assert "lift" in capsys.readouterr().out
 
@@ -113,11 +107,19 @@ def test_presets_come_back_from_a_run_folder(name, tmp_path):
     assert stage_names(config)[0] == "end-to-end"
 
 
+def test_rankers_read_contents_unless_told_not_to(aligned_run):
+    other = agents_of(aligned_run)
+    sizes = {"d_model": 8, "num_layers": 1, "num_heads": 2, "dropout": 0.0, "history_length": 12}
+    for content in (True, False):
+        ranker = build_ranker(RankerConfig(content=content), other.log, other.catalog, **sizes)
+        assert hasattr(ranker, "content_IE") == content
+
+
 @pytest.mark.parametrize("kind", RANKERS)
 def test_every_ranker_foretells_what_the_reward_weighs(kind, aligned_run):
     other = agents_of(aligned_run)
     sizes = {"d_model": 8, "num_layers": 1, "num_heads": 2, "dropout": 0.0, "history_length": 12}
-    ranker = build_ranker(kind, other.log, other.catalog, **sizes)
+    ranker = build_ranker(RankerConfig(kind=kind), other.log, other.catalog, **sizes)
     histories = requests(other, 5)
     items = torch.arange(6).repeat(5, 1)
     found = ranker.predict(histories, items)

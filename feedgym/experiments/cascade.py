@@ -32,7 +32,7 @@ from feedgym.data.sessions import logged_sessions
 from feedgym.envs.logging import user_seeds
 from feedgym.experiments.agents_of import Finished, agents_of, read_config
 from feedgym.experiments.align import align
-from feedgym.experiments.cascade_presets import RANKERS, CascadeRun
+from feedgym.experiments.cascade_presets import RANKERS, CascadeRun, RankerConfig
 from feedgym.experiments.cost import cost_of
 from feedgym.experiments.evaluate import exposure_of, judged_by, references, samples, serve_all
 from feedgym.experiments.presets import PRESETS, AlignConfig
@@ -195,17 +195,21 @@ def fitted_ranker(
     early, late = rows.rows(np.flatnonzero(~late_N)).batch, rows.rows(np.flatnonzero(late_N)).batch
     torch.manual_seed(config.seed)
     sizes = {name: getattr(settings, name) for name in ("d_model", "num_layers", "num_heads", "dropout")}
-    model = build_ranker(settings.kind, log, catalog, history_length=world.history_length, **sizes)
+    model = build_ranker(settings, log, catalog, history_length=world.history_length, **sizes)
     dataset = RankingDataset(rows=early)
     with progress("Training the ranker") as step:
         return fit(model, dataset, settings.fit, settings.epochs, config.seed, partial(foretold, rows=late), work, step)
 
 
-def build_ranker(kind: str, log: EventLog, catalog: Catalog, **sizes: Any) -> Ranker:
+def build_ranker(settings: RankerConfig, log: EventLog, catalog: Catalog, **sizes: Any) -> Ranker:
     """An untrained ranker of all behaviours and the watched fraction."""
     known: dict[str, Any] = {"num_items": catalog.num_items, "profile_sizes": log.profile_sizes, "tasks": BEHAVIOURS}
-    model = load(RANKERS[kind])
-    more = {"kinds_XI": item_kinds(catalog)} if kind == "mtgr" else {}  # for its cross features
+    model, more = load(RANKERS[settings.kind]), {}
+    if settings.kind == "mtgr":
+        more = {"kinds_XI": torch.as_tensor(item_kinds(catalog))}
+    elif settings.content:
+        known["content_width"] = catalog.content_IE.shape[1]
+        more = {"content_IE": torch.from_numpy(catalog.content_IE)}
     return model(model.config_class(**known, **sizes), **more)
 
 

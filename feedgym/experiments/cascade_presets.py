@@ -53,6 +53,8 @@ class RankerConfig:
     """Attention heads."""
     dropout: float = 0.1
     """Dropout."""
+    content: bool = True
+    """Let GenRank and HSTU ranking read the items' contents beside their ids; MTGR meets them in its cross features."""
     validation_share: float = 0.1
     """Share of the log's requests, the latest ones, that are not learned from but choose the epoch."""
     epochs: int = 4
@@ -127,7 +129,7 @@ def cascade_smoke() -> CascadeRun:
         retriever=RetrieverConfig(model=model, epochs=1, fit=small.fit, validation_targets=50),
         ranker=RankerConfig(d_model=8, num_layers=1, epochs=1),
         cascade=CascadeConfig(candidates=20, diversity=0.2),
-        judge=JudgeConfig(users=24, visits=2, beams=2),
+        judge=JudgeConfig(users=12, visits=2, beams=2),
         cost=CostConfig(requests=8, repeats=2),
     )
 
