@@ -6,7 +6,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from ray.rllib.core import DEFAULT_MODULE_ID
 from toy_agents import toy_histories
 from toy_users import ToyUsers
 
@@ -24,7 +23,6 @@ from feedgym.agents.rllib import (
     TrainingItems,
     _joined,
     _split,
-    algorithm_config,
     explored,
     make_env,
     train,
@@ -208,22 +206,6 @@ def test_sacs_optimisers_hold_each_weight_once():
     held = [id(one) for group in groups for name in group for one in getattr(module, name).parameters()]
     assert len(held) == len(set(held))
     assert {id(one) for one in module.net.parameters()} <= set(held)
-
-
-def test_sacs_heads_learn_faster_and_go_on_doing_so():
-    here, config = task(), TrainConfig(algorithm="sac", lr=1e-3, head_lr_scale=3.0, **FEW)
-    env = make_env(here, config, {"num_envs": 2})
-    spaces = {DEFAULT_MODULE_ID: (env.single_observation_space, env.single_action_space)}
-    learner = algorithm_config(here, config, 0).build_learner(spaces=spaces)
-    learner.build()
-    module = learner.module[DEFAULT_MODULE_ID]
-    parts = {"policy": (module.pi_encoder, module.pi), "qf": (module.qf_encoder, module.qf)}
-    for _ in range(2):
-        optimizers = dict(learner.get_optimizers_for_module(DEFAULT_MODULE_ID))
-        for name, (body, head) in parts.items():
-            rate = {id(w): group["lr"] for group in optimizers[name].param_groups for w in group["params"]}
-            assert rate == {id(w): 1e-3 for w in body.parameters()} | {id(w): 3e-3 for w in head.parameters()}
-        learner.after_gradient_based_update(timesteps={})  # where RLlib sets the rates anew
 
 
 # ---------------------------------------------------------------- with Ray

@@ -49,8 +49,6 @@ class TrainConfig:
     """How much more weight good visits get (marwil); 0 would be bc."""
     alpha: float = 0.03
     """Weight of the entropy in the beginning (sac); it is learned."""
-    head_lr_scale: float = 2.0
-    """How much faster than the rest the last layers of actor and critics learn (sac)."""
     proto_axes: int = 20
     """Principal components of the content that a proto-item has, or as many as there are (sac, cql)."""
     proto_each: bool = False
@@ -67,6 +65,5 @@ class TrainConfig:
                 raise ValueError(f"train.{name}={getattr(self, name)} must be 1 or more.")
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"train.gamma={self.gamma} is outside 0..1; give a discount.")
-        for name in ("updates", "lr", "head_lr_scale"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"train.{name}={getattr(self, name)} must be above 0.")
+        if self.updates <= 0 or self.lr <= 0:
+            raise ValueError(f"train.updates={self.updates} and train.lr={self.lr} must be above 0.")

@@ -40,7 +40,6 @@ from ray.rllib.algorithms.marwil import MARWILConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.algorithms.sac.torch.default_sac_torch_rl_module import DefaultSACTorchRLModule
-from ray.rllib.algorithms.sac.torch.sac_torch_learner import SACTorchLearner
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.distribution import Distribution
@@ -429,27 +428,6 @@ class SACModule(_ProtoSetup, DefaultSACTorchRLModule):
     """:class:`ProtoPolicy` for SAC."""
 
 
-class SACLearner(SACTorchLearner):
-    """RLlib's SAC; the heads of actor and critics learn ``head_lr_scale`` times as fast as what stands before them."""
-
-    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """RLlib's optimisers, the heads' weights in a group of their own."""
-        super().configure_optimizers_for_module(module_id, config=config)
-        module, scale = self.module[module_id], self.config.learner_config_dict["head_lr_scale"]
-        heads = {id(weight) for head in (module.pi, module.qf, module.qf_twin) for weight in head.parameters()}
-        for _, optimizer in self.get_optimizers_for_module(module_id):
-            rest = optimizer.param_groups[0]
-            if quick := [weight for weight in rest["params"] if id(weight) in heads]:
-                rest["params"] = [weight for weight in rest["params"] if id(weight) not in heads]
-                optimizer.add_param_group({"params": quick, "lr": rest["lr"] * scale, "lr_scale": scale})
-
-    @staticmethod
-    def _set_optimizer_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-        """RLlib sets one rate for all groups, again and again."""
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1)
-
-
 class CQLModule(_ProtoSetup, DefaultCQLTorchRLModule):
     """:class:`ProtoPolicy` for CQL."""
 
@@ -679,8 +657,7 @@ def _q_learning(config: TrainConfig) -> AlgorithmConfig:
 
 def _sac(config: TrainConfig) -> AlgorithmConfig:
     rates: dict[str, Any] = dict.fromkeys(("actor_lr", "critic_lr", "alpha_lr"), config.lr)
-    made = SACConfig().training(lr=None, twin_q=True, n_step=1, initial_alpha=config.alpha, **rates, **_replay(config))
-    return made.training(learner_class=SACLearner, learner_config_dict={"head_lr_scale": config.head_lr_scale})
+    return SACConfig().training(lr=None, twin_q=True, n_step=1, initial_alpha=config.alpha, **rates, **_replay(config))
 
 
 def _replay(config: TrainConfig) -> dict[str, Any]:
