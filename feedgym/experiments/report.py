@@ -106,7 +106,7 @@ def write_report(summary: Summary, folder: Path) -> Path:
         _headline(summary),
         section(f"Judged by {summary['judged_by']}", _bars(agents, _first_metrics(agents)), _agents_table(summary)),
         section("Over the trainings", _seeds_table(summary.get("over_seeds"))),
-        section("Learning", _learning_plot(summary.get("learning"))),
+        section("Learning", _learning_plot(summary.get("learning"), summary.get("learning_names"))),
         section("Alignment, round by round", _rounds_plot(summary.get("rounds")), _rounds_table(summary.get("rounds"))),
         section("What the reward model believes, and what is true", _scatter_plot(summary.get("scatter"))),
         section("Behaviours an item seen", _bars(agents, rates, width=2.2)),
@@ -292,16 +292,24 @@ def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2)
     return image(figure)
 
 
-def _learning_plot(curves: Sequence[Sequence[Mapping[str, float]]] | None) -> str:
-    """What the trainings themselves tell, iteration by iteration: a panel a metric, a line a training."""
-    names = [name for name in (curves[0][0] if curves and curves[0] else {}) if name != "iteration"]
-    if not names or not curves:
+def _learning_plot(curves: Sequence[Sequence[Mapping[str, float]]] | None, names: Sequence[str] | None = None) -> str:
+    """What the trainings themselves tell, iteration by iteration: a panel a metric, a line a training.
+
+    Trainings with ``names`` are of different models, whose figures have other scales: each has panels of its own.
+    """
+    curves = [curve for curve in curves or () if curve]
+    groups = [(f"{name}: ", [curve]) for name, curve in zip(names or (), curves, strict=bool(names))] or [("", curves)]
+    panels = [
+        (title, metric, group) for title, group in groups if group for metric in group[0][0] if metric != "iteration"
+    ]
+    if not panels:
         return ""
-    figure, axes = axes_row(len(names), width=3.0)
-    for axis, name in zip(axes, names, strict=True):
-        for curve in curves:
-            axis.plot([row["iteration"] for row in curve], [row.get(name, np.nan) for row in curve], linewidth=1.2)
-        axis.set_title(name, fontsize=10)
+    figure, axes = axes_row(len(panels), width=3.0)
+    for axis, (title, metric, group) in zip(axes, panels, strict=True):
+        for curve in group:
+            values = [row.get(metric, np.nan) for row in curve]
+            axis.plot([row["iteration"] for row in curve], values, linewidth=1.2, marker="o", markersize=3)
+        axis.set_title(f"{title}{metric}".replace("_", " "), fontsize=10)
         axis.set_xlabel("iterations")
     return image(figure)
 
