@@ -230,6 +230,17 @@ def test_every_algorithm_trains_and_leaves_a_recommender(algorithm, ray, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["slateq", "sac"])
+def test_trainings_from_replay_repeat_under_a_seed(algorithm, ray, tmp_path):
+    here, config = task(), TrainConfig(algorithm=algorithm, **FEW | {"updates": 0.5})
+    weights = []
+    for n, seed in enumerate((3, 3, 4)):
+        torch.manual_seed(seed)
+        weights.append(torch.cat([w.flatten() for w in train(here, config, seed, tmp_path / str(n)).parameters()]))
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", [*ENVIRONMENTS, "toys/Users-v0"])
 def test_ppo_trains_on_every_registered_feed(env_id, ray, tmp_path):
     options = {"session_length": 2, "history_length": 4}

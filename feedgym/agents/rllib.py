@@ -745,6 +745,8 @@ def train(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Overriding environment")  # one id of RLlib's for all trainings
         algorithm = algorithm_config(task, config, seed + done, rows, done).build_algo()
+    if algorithm.local_replay_buffer is not None:  # RLlib draws from it with a generator that has no seed
+        algorithm.local_replay_buffer.rng = np.random.default_rng(seed + done)
     try:
         if state is not None:
             algorithm.learner_group.set_state(state)
