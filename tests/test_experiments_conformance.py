@@ -14,6 +14,7 @@ PROTOCOLS = {
     "InterestEvolution": "UserSimulator",
     "InterestExploration": "UserSimulator",
     "LongTermSatisfaction": "UserSimulator",
+    "learned_users": "UserSimulator",
     "ResidualKMeans": "ItemTokenizer",
     "plain_kmeans": "ItemTokenizer",
     "rqvae": "ItemTokenizer",
