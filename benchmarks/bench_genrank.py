@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import tyro
 from rich.console import Console
 from rich.table import Table
@@ -191,9 +190,7 @@ class Judge:
 
     def minus_loss(self, model: Ranker) -> float:
         """By which the epoch is chosen."""
-        batch = self.rows.batch
-        logit_NM, target_NM = model.scores_UKM(batch)[batch.mask_NK], model.targets_NKM(batch)[batch.mask_NK]
-        return -float(F.binary_cross_entropy_with_logits(logit_NM, target_NM))
+        return -model.mean_loss(self.rows.batch)
 
 
 def trained(

@@ -13,7 +13,7 @@ from feedgym.cli import main
 from feedgym.data.ranking import ranking_requests
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log
-from feedgym.experiments.learned import Parts, figures_of, loss_of
+from feedgym.experiments.learned import Parts, figures_of
 from feedgym.experiments.learned_presets import learned_simulator_smoke
 
 RANKER = f"{__name__}:ItemRates"
@@ -98,8 +98,8 @@ def test_the_loss_is_that_of_one_batch_whatever_the_blocks(monkeypatch):
     model = ItemRates(ItemRatesConfig(num_items=simulator.catalog.num_items, profile_sizes=log.profile_sizes))
     with torch.no_grad():
         whole = float(model(**RankingDataset(rows=rows.batch).collate(model, range(len(rows)))).loss)
-    monkeypatch.setattr("feedgym.experiments.learned.VALIDATION_BLOCK", 7)
-    assert loss_of(model, rows) == pytest.approx(whole, rel=1e-5)
+    monkeypatch.setattr("feedgym.agents.ranker.USERS_PER_BLOCK", 7)
+    assert model.mean_loss(rows.batch) == pytest.approx(whole, rel=1e-5)
 
 
 def test_figures_of_a_log_are_those_of_counting():

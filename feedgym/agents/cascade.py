@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feedgym.agents.requests import existing_items
+from feedgym.agents.requests import existing_items, shown_mask
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOURS, Catalog
 from feedgym.data.parquet import read_catalog, replacing, write_catalog
@@ -174,7 +174,7 @@ class Cascade:
             ValueError: for some user the retriever names too few items for a session.
         """
         score_UI = self.retriever.scores(histories).clone()
-        seen_UI = _seen(histories, score_UI.shape[1])
+        seen_UI = shown_mask(histories, score_UI.shape[1])
         score_UI = torch.where(seen_UI & (score_UI > -torch.inf), SEEN_SCORE, score_UI)
         exists_UI = existing_items(histories, self.catalog)
         if exists_UI is not None:
@@ -382,13 +382,6 @@ def _gumbel_like(logit_USC: Tensor, generator: torch.Generator) -> Tensor:
 
 
 # ---------------------------------------------------------------- parts
-
-
-def _seen(histories: EventBatch, num_items: int) -> Tensor:
-    """Whether the history shows an item, bool [U, I]."""
-    seen_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, num_items)
-    found_UI = torch.zeros(len(histories), num_items + 1, dtype=torch.bool, device=seen_UT.device)
-    return found_UI.scatter_(1, seen_UT, True)[:, :-1]
 
 
 def _task_weights(ranker: Scorer, weights: RewardWeights) -> Tensor:

@@ -202,10 +202,7 @@ class MTGR(Ranker):
         """float64 seconds [N, K] from the row's request to when each candidate is decided on."""
         if self.config.decided == "exposure":
             return batch.time_s_NK
-        time_s_NK = batch.time_s_NK.masked_fill(~batch.mask_NK, torch.inf)
-        first_s_NQ = time_s_NK.new_full((len(batch), int(batch.request_NK.max()) + 1), torch.inf)
-        first_s_NQ = first_s_NQ.scatter_reduce(1, batch.request_NK, time_s_NK, "amin")
-        return first_s_NQ.gather(1, batch.request_NK)
+        return batch.first_exposure_s_NK()
 
     def _window(self, batch: RankingBatch) -> tuple[RankingBatch, Tensor]:
         """The exposures that a later decision of their row may know, as the columns that hold any, and their mask."""

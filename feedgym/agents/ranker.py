@@ -117,6 +117,11 @@ class Ranker(PreTrainedModel):
         real_NK = batch.mask_NK
         return F.binary_cross_entropy_with_logits(logits_NKM[real_NK].float(), self.targets_NKM(batch)[real_NK])
 
+    @torch.no_grad()
+    def mean_loss(self, rows: RankingBatch) -> float:
+        """The loss of rows without dropout, a block of them at a time: what validation looks at."""
+        return float(self.ranking_loss(self.scores_UKM(rows), rows.to(self.device)))
+
     def targets_NKM(self, batch: RankingBatch) -> Tensor:
         """float32 labels [N, K, M] in [0, 1]."""
         behaviours = batch.behaviours_NKB[..., [BEHAVIOUR_IDX[name] for name in self.config.tasks]]

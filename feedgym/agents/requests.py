@@ -31,6 +31,13 @@ def existing_items(histories: EventBatch, catalog: Catalog | None) -> Tensor | N
     return torch.from_numpy(catalog.exists(histories.time_s_U.cpu().numpy()))
 
 
+def shown_mask(histories: EventBatch, num_items: int) -> Tensor:
+    """Whether the history shows each of I items, bool [U, I]."""
+    shown_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, num_items)
+    found_UI = torch.zeros(len(histories), num_items + 1, dtype=torch.bool, device=shown_UT.device)
+    return found_UI.scatter_(1, shown_UT, True)[:, :-1]
+
+
 def _request_keys(histories: EventBatch) -> NDArray[np.uint64]:
     """A number a request, from what the user did, who they are and the time of day."""
     items_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, -1)

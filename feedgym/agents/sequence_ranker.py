@@ -13,7 +13,6 @@ The head is that of Meta's code: a network over (vector after the layers) * (vec
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
@@ -317,9 +316,7 @@ def _own_bias(layer: HSTULayer) -> Tensor | float:
 
 def decided_s(batch: RankingBatch) -> Tensor:
     """float32 seconds [N, K] from the row's request to that of each candidate, of which its first exposure tells."""
-    time_s_NK = batch.time_s_NK.masked_fill(~batch.mask_NK, math.inf)
-    first_s_NK = torch.full_like(time_s_NK, math.inf).scatter_reduce(1, batch.request_NK, time_s_NK, "amin")
-    own_s_NK = first_s_NK.gather(1, batch.request_NK).masked_fill(batch.request_NK == 0, 0)
+    own_s_NK = batch.first_exposure_s_NK().masked_fill(batch.request_NK == 0, 0)
     return own_s_NK.masked_fill(~batch.mask_NK, 0).float()
 
 

@@ -26,6 +26,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
 from feedgym.agents.plackett_luce import PlackettLuce
+from feedgym.agents.requests import shown_mask
 from feedgym.agents.saved import load_saved
 from feedgym.data.batches import EventBatch, SessionBatch, TensorRows
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS
@@ -424,7 +425,4 @@ class ScoreRecommender:
 
 def without_seen(score_UI: Tensor, histories: EventBatch) -> Tensor:
     """Scores that are far below all others where the history shows the item."""
-    num_items = score_UI.shape[1]
-    seen_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, num_items)
-    penalty_UI = score_UI.new_zeros(len(score_UI), num_items + 1).scatter_(1, seen_UT, SEEN_PENALTY)
-    return score_UI - penalty_UI[:, :-1]
+    return score_UI - SEEN_PENALTY * shown_mask(histories, score_UI.shape[1])

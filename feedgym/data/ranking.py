@@ -87,6 +87,12 @@ class RankingBatch:
             **{name: getattr(self, name).to(device) for name in PER_CANDIDATE},
         )
 
+    def first_exposure_s_NK(self) -> Tensor:
+        """float64 seconds from the row's request to the first exposure of each candidate's own request."""
+        time_s_NK = self.time_s_NK.masked_fill(~self.mask_NK, torch.inf)
+        first_s_NQ = time_s_NK.new_full((len(self), int(self.request_NK.max()) + 1), torch.inf)
+        return first_s_NQ.scatter_reduce(1, self.request_NK, time_s_NK, "amin").gather(1, self.request_NK)
+
     def trimmed(self) -> Self:
         """Without events and candidates that are padding in every row; at least one of each stays."""
         most = max(1, int(self.mask_NK.sum(1).max()))

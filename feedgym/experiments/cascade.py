@@ -12,39 +12,37 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from feedgym.agents.cascade import Cascade
-from feedgym.agents.cross_features import item_kinds
 from feedgym.agents.next_item import Curve, fit
 from feedgym.agents.ranker import Ranker, RankingDataset
 from feedgym.agents.sequences import ScoreRecommender
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
-from feedgym.data.ranking import RankingBatch, ranking_requests
+from feedgym.data.ranking import ranking_requests
 from feedgym.data.sessions import logged_sessions
 from feedgym.envs.logging import user_seeds
 from feedgym.experiments.agents_of import Finished, agents_of, read_config
 from feedgym.experiments.align import align
-from feedgym.experiments.cascade_presets import RANKERS, CascadeRun, RankerConfig
+from feedgym.experiments.cascade_presets import CascadeRun, RankerConfig
 from feedgym.experiments.cost import cost_of
 from feedgym.experiments.evaluate import exposure_of, judged_by, references, samples, serve_all
 from feedgym.experiments.presets import PRESETS, AlignConfig
 from feedgym.experiments.progress import progress
+from feedgym.experiments.rank_agents import KINDS, untrained
 from feedgym.experiments.report import write_report
 from feedgym.experiments.retrieval import iteration_row
 from feedgym.experiments.retrieval_agents import Trained, agent_of
 from feedgym.experiments.retrieval_data import Retrieval
-from feedgym.experiments.run import JSON, Codec, Run, Stage, StageReached
+from feedgym.experiments.run import JSON, Codec, Run, Stage, StageReached, with_curve
 from feedgym.experiments.statistics import interval, lift, resampling_counts
 from feedgym.experiments.worlds import LOG, Requests, last_requests
-from feedgym.protocols import Recommender, load
+from feedgym.protocols import Recommender
 
 OPPONENT = "aligned"
 """The agent that the cascade's lift is taken over; the others stand in ``lifts``."""
@@ -179,7 +177,7 @@ def ranker_stage(config: CascadeRun, world: AlignConfig, log: Stage, run: Run) -
     return run.stage(
         "ranker",
         lambda work: fitted_ranker(config, world, log.value, work),
-        Codec(save_ranker, partial(load_ranker, config.ranker.kind)),
+        with_curve(Codec(KINDS[config.ranker.kind].save_pretrained, KINDS[config.ranker.kind].load)),
         config=[config.ranker, config.seed, world.history_length],
         parents=[log],
     )
@@ -197,39 +195,19 @@ def fitted_ranker(
     sizes = {name: getattr(settings, name) for name in ("d_model", "num_layers", "num_heads", "dropout")}
     model = build_ranker(settings, log, catalog, history_length=world.history_length, **sizes)
     dataset = RankingDataset(rows=early)
+
+    def validate(model: Ranker) -> float:
+        return -model.mean_loss(late)
+
     with progress("Training the ranker") as step:
-        return fit(model, dataset, settings.fit, settings.epochs, config.seed, partial(foretold, rows=late), work, step)
+        return fit(model, dataset, settings.fit, settings.epochs, config.seed, validate, work, step)
 
 
 def build_ranker(settings: RankerConfig, log: EventLog, catalog: Catalog, **sizes: Any) -> Ranker:
     """An untrained ranker of all behaviours and the watched fraction."""
     known: dict[str, Any] = {"num_items": catalog.num_items, "profile_sizes": log.profile_sizes, "tasks": BEHAVIOURS}
-    model, more = load(RANKERS[settings.kind]), {}
-    if settings.kind == "mtgr":
-        more = {"kinds_XI": torch.as_tensor(item_kinds(catalog))}
-    elif settings.content:
-        known["content_width"] = catalog.content_IE.shape[1]
-        more = {"content_IE": torch.from_numpy(catalog.content_IE)}
-    return model(model.config_class(**known, **sizes), **more)
-
-
-@torch.no_grad()
-def foretold(model: Ranker, rows: RankingBatch) -> float:
-    """Minus the mean loss of a candidate, over tasks and watched fraction: higher is better."""
-    targets_NKM = model.targets_NKM(rows)[rows.mask_NK]
-    logits_NKM = model.scores_UKM(rows)[rows.mask_NK]
-    return -float(F.binary_cross_entropy_with_logits(logits_NKM, targets_NKM))
-
-
-def save_ranker(made: tuple[Ranker, Curve], folder: Path) -> None:
-    """A ranker and its learning curve."""
-    made[0].save_pretrained(folder)
-    JSON.save(made[1], folder)
-
-
-def load_ranker(kind: str, folder: Path) -> tuple[Ranker, Curve]:
-    """What :func:`save_ranker` wrote."""
-    return load(RANKERS[kind]).load(folder), JSON.load(folder)
+    contents = settings.content and settings.kind != "mtgr"
+    return untrained(settings.kind, catalog, contents=contents, **known, **sizes)
 
 
 # ---------------------------------------------------------------- judgement

@@ -9,14 +9,8 @@ from typing import Literal
 from feedgym.agents.cascade import CascadeConfig
 from feedgym.agents.next_item import FitConfig
 from feedgym.experiments.configs import JudgeConfig
+from feedgym.experiments.rank_presets import RANKERS as RANKERS  # found here as well
 from feedgym.experiments.retrieval_presets import HSTURun, HSTUSizes, hstu_small, hstu_smoke
-
-RANKERS = {
-    "genrank": "feedgym.agents.genrank:GenRank",
-    "hstu-rank": "feedgym.agents.hstu_rank:HSTURanker",
-    "mtgr": "feedgym.agents.mtgr:MTGR",
-}
-"""Import paths of the rankers by name."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ how far is what they do from the log (:mod:`feedgym.envs.realism`), beside what 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +21,21 @@ from feedgym.agents.next_item import Curve, fit
 from feedgym.agents.ranker import Ranker, RankingDataset
 from feedgym.data.events import BEHAVIOURS, Catalog, Event, EventLog
 from feedgym.data.ranking import RankingRows, ranking_requests
-from feedgym.data.readers import column_pair, load_data
+from feedgym.data.readers import column_pair
 from feedgym.data.sessions import logged_sessions, user_of_rows
 from feedgym.data.splits import split_users, take_users
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.learned import LearnedSimulator
 from feedgym.envs.learned_fit import LearnedConfig, fit_figures, fit_simulator, replay_users
-from feedgym.envs.logging import collect_log
 from feedgym.envs.realism import compare
 from feedgym.experiments.learned_presets import LearnedRun
 from feedgym.experiments.progress import progress
 from feedgym.experiments.realism import write_realism
 from feedgym.experiments.report import write_report
-from feedgym.experiments.run import JSON, Codec, Run
+from feedgym.experiments.run import JSON, Codec, Run, with_curve
 from feedgym.experiments.statistics import Ratio, interval, resampling_counts
-from feedgym.experiments.worlds import LOG
+from feedgym.experiments.worlds import LOG, file_stamps, recorded_log, simulated_log
 from feedgym.protocols import load
-
-VALIDATION_BLOCK = 1024
-"""Requests whose loss is taken at a time."""
 
 Data = tuple[EventLog, Catalog]
 SIMULATOR: Codec[LearnedSimulator] = Codec(lambda made, folder: made.save(folder), LearnedSimulator.load)
@@ -63,7 +58,7 @@ def experiment(config: LearnedRun, run: Run) -> dict[str, Any]:
     ranker = run.stage(
         "ranker",
         lambda work: _train(config, kind, parts, work),
-        Codec(_save_ranker, partial(_load_ranker, kind)),
+        with_curve(Codec(kind.save_pretrained, kind.load)),
         config=[config.ranker, config.d_model, config.history_length, config.min_events, config.epochs, config.fit,
                 config.calibration, config.held_out, config.seed],
         parents=[log],
@@ -107,24 +102,13 @@ def stage_names(config: LearnedRun) -> list[str]:
 
 def _read_log(config: LearnedRun) -> Data:
     if config.data is not None:
-        return load_data(config.data, dict(column_pair(text) for text in config.columns) or None, config.items)
-    simulator = make_simulator(config.simulator)
-    with progress("Logging simulated users") as step:
-        log = collect_log(
-            simulator,
-            num_users=config.log.users,
-            num_visits=config.log.visits,
-            session_length=config.session_length,
-            seed=config.seed,
-            until_s=config.log.until_s,
-            progress=step,
-        )
-    return log, simulator.catalog
+        return recorded_log(config.data, dict(column_pair(text) for text in config.columns), config.items)
+    return simulated_log(make_simulator(config.simulator), config.log, config.session_length, config.seed)
 
 
 def _log_key(config: LearnedRun) -> Any:
     if config.data is not None:
-        return [config.data, config.columns, config.items]
+        return [config.data, config.columns, config.items, file_stamps(config.data, config.items)]
     return [config.simulator, config.log, config.session_length, config.seed]
 
 
@@ -199,33 +183,10 @@ def _train(config: LearnedRun, kind: type[Ranker], parts: Parts, work: Path) -> 
             config.fit,
             config.epochs,
             config.seed,
-            lambda model: -loss_of(model, unseen),
+            lambda model: -model.mean_loss(unseen.batch),
             work,
             step,
         )
-
-
-@torch.no_grad()
-def loss_of(model: Ranker, rows: RankingRows) -> float:
-    """The ranker's mean loss a candidate, without dropout."""
-    was_training, total, count = model.training, 0.0, 0
-    model.train(False)
-    for low in range(0, len(rows), VALIDATION_BLOCK):
-        batch = rows.batch.rows(slice(low, low + VALIDATION_BLOCK)).trimmed()
-        candidates = int(batch.mask_NK.sum())
-        total += float(model.ranking_loss(model.logits_NKM(batch), batch)) * candidates
-        count += candidates
-    model.train(was_training)
-    return total / max(count, 1)
-
-
-def _save_ranker(made: tuple[Ranker, Curve], folder: Path) -> None:
-    made[0].save_pretrained(folder)
-    JSON.save(made[1], folder)
-
-
-def _load_ranker(kind: type[Ranker], folder: Path) -> tuple[Ranker, Curve]:
-    return kind.load(folder), JSON.load(folder)
 
 
 # ---------------------------------------------------------------- judgement

@@ -31,7 +31,7 @@ from feedgym.experiments.rank_presets import MTGRRun, RankRun
 from feedgym.experiments.report import write_report
 from feedgym.experiments.retrieval import iteration_row
 from feedgym.experiments.retrieval_data import log_key, read_log
-from feedgym.experiments.run import JSON, Codec, Run
+from feedgym.experiments.run import JSON, Codec, Run, with_curve
 from feedgym.experiments.statistics import Figure, interval, lift, resampling_counts
 from feedgym.experiments.worlds import LOG
 
@@ -120,7 +120,7 @@ def experiment(config: RankRun, run: Run) -> dict[str, Any]:
     ranker = run.stage(
         config.name,
         partial(train, config, data, run),
-        _codec(KINDS[config.name]),
+        with_curve(Codec(KINDS[config.name].save_pretrained, KINDS[config.name].load)),
         config=[vars(config)["model"], config.epochs, config.fit, *cut],
         parents=[log],
     )
@@ -135,16 +135,6 @@ def experiment(config: RankRun, run: Run) -> dict[str, Any]:
 def stage_names(config: RankRun) -> list[str]:
     """The stages of an experiment, in order."""
     return ["log", config.name, "judged"]
-
-
-def _codec(kind: type[Ranker]) -> Codec[tuple[Ranker, list[dict[str, float]]]]:
-    """Of a ranker and its learning curve."""
-
-    def save(product: tuple[Ranker, list[dict[str, float]]], folder: Path) -> None:
-        product[0].save_pretrained(folder)
-        JSON.save(product[1], folder)
-
-    return Codec(save, lambda folder: (kind.load(folder), JSON.load(folder)))
 
 
 def train(config: RankRun, data: RankingData, run: Run, work: Path) -> tuple[Ranker, list[dict[str, float]]]:

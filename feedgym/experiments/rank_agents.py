@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import singledispatch
 from typing import Any
 
 import torch
 
 from feedgym.agents.cross_features import item_kinds
-from feedgym.agents.genrank import GenRank, GenRankConfig
-from feedgym.agents.hstu_rank import HSTURanker, HSTURankerConfig
-from feedgym.agents.mtgr import MTGR, MTGRConfig
 from feedgym.agents.pretrain import Examples
 from feedgym.agents.ranker import Ranker, RankingDataset
 from feedgym.agents.token_batches import TokenBatches
 from feedgym.data.events import Catalog, EventLog
 from feedgym.data.ranking import RankingBatch, RankingRows, ranking_requests, ranking_windows
-from feedgym.experiments.rank_presets import GenRankRun, HSTURankRun, MTGRRun, RankRun
+from feedgym.experiments.rank_presets import RANKERS, MTGRRun, RankRun
+from feedgym.protocols import load
 
-KINDS: dict[str, type[Ranker]] = {"hstu-rank": HSTURanker, "genrank": GenRank, "mtgr": MTGR}
+KINDS: dict[str, type[Ranker]] = {name: load(path) for name, path in RANKERS.items()}
 """The class of each experiment's ranker."""
 
 
@@ -61,30 +58,22 @@ def examples_of(config: RankRun, rows: RankingBatch) -> tuple[Examples, int]:
     return RankingDataset(rows=rows), config.fit.batch_size
 
 
-@singledispatch
 def ranker_of(config: Any, known: Known, catalog: Catalog) -> Ranker:
-    """An untrained ranker; the global generator of torch decides its weights."""
-    raise TypeError(f"{type(config).__name__} has no ranker_of().")
+    """The untrained ranker of an experiment; the global generator of torch decides its weights."""
+    return untrained(config.name, catalog, **{**vars(config.model), **vars(known)})
 
 
-@ranker_of.register
-def _(config: HSTURankRun, known: Known, catalog: Catalog) -> Ranker:
-    return _sequence_ranker(HSTURanker, HSTURankerConfig, config.model, known, catalog)
+def untrained(name: str, catalog: Catalog, *, contents: bool = False, **given: Any) -> Ranker:
+    """A ranker of a kind with what it is to know of the items.
 
-
-@ranker_of.register
-def _(config: GenRankRun, known: Known, catalog: Catalog) -> Ranker:
-    return _sequence_ranker(GenRank, GenRankConfig, config.model, known, catalog)
-
-
-def _sequence_ranker(kind: Any, config_of: Any, sizes: Any, known: Known, catalog: Catalog) -> Ranker:
-    """One that reads the items' contents beside their ids, where it is asked to."""
-    given = {**vars(sizes), **vars(known)}
-    content_IE = torch.from_numpy(catalog.content_IE) if given.pop("contents") else None
-    return kind(config_of(**given, content_width=0 if content_IE is None else content_IE.shape[1]), content_IE)
-
-
-@ranker_of.register
-def _(config: MTGRRun, known: Known, catalog: Catalog) -> Ranker:
-    kinds = torch.as_tensor(item_kinds(catalog)) if config.model.cross_features else None
-    return MTGR(MTGRConfig(**vars(config.model), **vars(known)), kinds)
+    Args:
+        name: one of ``KINDS``.
+        catalog: the items.
+        contents: let HSTU ranking and GenRank read the items' contents beside their ids.
+        **given: fields of its configuration.
+    """
+    kind: Any = KINDS[name]
+    config = kind.config_class(**given | ({"content_width": catalog.content_IE.shape[1]} if contents else {}))
+    if name == "mtgr":
+        return kind(config, item_kinds(catalog) if config.cross_features else None)
+    return kind(config, torch.from_numpy(catalog.content_IE) if contents else None)

@@ -13,6 +13,13 @@ from feedgym.agents.next_item import FitConfig
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.experiments.configs import DataConfig, LogConfig
 
+RANKERS = {
+    "genrank": "feedgym.agents.genrank:GenRank",
+    "hstu-rank": "feedgym.agents.hstu_rank:HSTURanker",
+    "mtgr": "feedgym.agents.mtgr:MTGR",
+}
+"""Import paths of the rankers by name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RankRun(DataConfig):

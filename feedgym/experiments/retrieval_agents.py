@@ -19,7 +19,7 @@ from feedgym.agents.tiger import Tiger, TigerConfig
 from feedgym.experiments.progress import progress
 from feedgym.experiments.retrieval_data import Retrieval
 from feedgym.experiments.retrieval_presets import HSTURun, RetrievalConfig, SASRecRun, SASRecSizes, TigerRun
-from feedgym.experiments.run import JSON, Codec
+from feedgym.experiments.run import Codec, with_curve
 from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.item_id import RandomCodes
 from feedgym.tokenizers.lsh import LSH
@@ -53,12 +53,7 @@ class Trained:
     @property
     def codec(self) -> Codec[tuple[Any, list[dict[str, float]]]]:
         """Of the agent and its learning curve."""
-
-        def save(product: tuple[Any, list[dict[str, float]]], folder: Path) -> None:
-            self.save(product[0], folder)
-            JSON.save(product[1], folder)
-
-        return Codec(save, lambda folder: (self.load(folder), JSON.load(folder)))
+        return with_curve(Codec(self.save, self.load))
 
 
 def agents_to_train(config: RetrievalConfig) -> dict[str, Trained]:

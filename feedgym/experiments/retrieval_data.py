@@ -12,16 +12,15 @@ import torch
 from feedgym.agents.pretrain import SessionDataset
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, Event, EventLog
-from feedgym.data.readers import column_pair, load_data
+from feedgym.data.readers import column_pair
 from feedgym.data.sessions import histories, user_of_rows
 from feedgym.data.splits import ItemSplit, NextItems, leave_one_out
 from feedgym.envs.feed import make_simulator
-from feedgym.envs.logging import collect_log
 from feedgym.envs.short_video import ShortVideo
 from feedgym.experiments.configs import DataConfig
-from feedgym.experiments.progress import progress
 from feedgym.experiments.ranking import Ranking, RankingConfig, evaluate_ranking
 from feedgym.experiments.retrieval_presets import RetrievalConfig
+from feedgym.experiments.worlds import file_stamps, recorded_log, simulated_log
 
 CHOSEN_BY = "NDCG@10"
 """The validation figure by which epochs and baselines are chosen."""
@@ -98,25 +97,14 @@ def log_key(config: DataConfig) -> Any:
     """What decides the log: the simulation, or the files by name, size and time of change and how they are read."""
     if config.data is None:
         return [config.short_video, config.log, config.seed]
-    path = Path(config.data)
-    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    found += [Path(config.items)] if config.items else []
-    stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.exists()]
-    return [str(path), config.columns, config.items, config.read, stats]
+    stamps = file_stamps(config.data, config.items)
+    return [str(Path(config.data)), config.columns, config.items, config.read, stamps]
 
 
 def read_log(config: DataConfig, work: Path) -> tuple[EventLog, Catalog]:
     """The log of the data, or of simulated users."""
     if config.data is not None:
         columns = dict(column_pair(text) for text in config.columns)
-        with progress(f"Reading {Path(config.data).name}") as step:
-            data = load_data(config.data, columns or None, config.items, config.read)
-            step(1, 1)
-        return data
+        return recorded_log(config.data, columns, config.items, config.read)
     short_video = replace(config.short_video, catalog_seed=config.short_video.catalog_seed + config.seed)
-    simulator = make_simulator(ShortVideo(short_video))
-    with progress("Logging simulated users") as step:
-        log = collect_log(simulator, num_users=config.log.users, num_visits=config.log.visits,
-                          session_length=SESSION, seed=config.seed, until_s=config.log.until_s,
-                          progress=step)  # fmt: skip
-    return log, simulator.catalog
+    return simulated_log(make_simulator(ShortVideo(short_video)), config.log, SESSION, config.seed)

@@ -77,6 +77,16 @@ JSON: Codec[Any] = Codec(
 """Codec of plain values."""
 
 
+def with_curve(model: Codec[T]) -> Codec[tuple[T, list[dict[str, float]]]]:
+    """Codec of a trained model with the record of its validations, from that of the model alone."""
+
+    def save(product: tuple[T, list[dict[str, float]]], folder: Path) -> None:
+        model.save(product[0], folder)
+        JSON.save(product[1], folder)
+
+    return Codec(save, lambda folder: (model.load(folder), JSON.load(folder)))
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)

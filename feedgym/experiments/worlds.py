@@ -6,6 +6,7 @@ rate), ``true_value`` (what sessions are worth to their users, if anyone knows) 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from feedgym.data import parquet
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, EventLog, LoggedSessions
+from feedgym.data.interactions import ReadOptions
 from feedgym.data.readers import column_pair, load_data
 from feedgym.data.sessions import POSITIVE, histories, logged_sessions, positive_sessions, quality_filter
 from feedgym.data.splits import split_users
@@ -24,10 +26,11 @@ from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log, states_at, user_seeds
 from feedgym.envs.short_video import ShortVideo
 from feedgym.envs.truth import true_value
+from feedgym.experiments.configs import LogConfig
 from feedgym.experiments.evaluate import judge_offline, judge_online, session_diversity
 from feedgym.experiments.progress import Step, progress
 from feedgym.experiments.run import Codec
-from feedgym.protocols import Recommender, SessionReward, take_users
+from feedgym.protocols import Recommender, SessionReward, UserSimulator, take_users
 
 if TYPE_CHECKING:  # presets imports no world, so that its --help is light
     from feedgym.experiments.presets import AlignConfig
@@ -53,6 +56,39 @@ def _load_log(folder: Path) -> Data:
 
 LOG: Codec[Data] = Codec(_save_log, _load_log)
 """How the log stage keeps its product: two parquet files, readable by ``--data`` too."""
+
+
+def simulated_log(simulator: UserSimulator, log: LogConfig, session_length: int, seed: int) -> Data:
+    """The log that fresh users leave under the production system, with the simulator's items."""
+    with progress("Logging simulated users") as step:
+        events = collect_log(
+            simulator,
+            num_users=log.users,
+            num_visits=log.visits,
+            session_length=session_length,
+            seed=seed,
+            until_s=log.until_s,
+            progress=step,
+        )
+    return events, simulator.catalog
+
+
+def recorded_log(
+    path: Path | str, columns: Mapping[str, str], items: str | None, options: ReadOptions | None = None
+) -> Data:
+    """A real log, read as :func:`feedgym.data.readers.load_data` reads it."""
+    with progress(f"Reading {Path(path).name}") as step:
+        data = load_data(path, columns or None, items, options)
+        step(1, 1)
+    return data
+
+
+def file_stamps(path: Path | str, items: str | None) -> list[tuple[str, int, int]]:
+    """A log's files by name, size and time of change: another stamp is another log."""
+    path = Path(path)
+    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    found += [Path(items)] if items else []
+    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.exists()]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -199,17 +235,7 @@ class Simulated:
     def collect(self, work: Path) -> Data:
         """The users' visits under the production system."""
         config = self.config
-        with progress("Logging simulated users") as step:
-            log = collect_log(
-                self.simulator,
-                num_users=config.log.users,
-                num_visits=config.log.visits,
-                session_length=config.session_length,
-                seed=config.seed,
-                until_s=config.log.until_s,
-                progress=step,
-            )
-        return log, self.simulator.catalog
+        return simulated_log(self.simulator, config.log, config.session_length, config.seed)
 
     def requests(self, data: Data) -> tuple[Requests, Requests]:
         """All visits for the reward model, and those that pass the filter to imitate."""
@@ -260,17 +286,11 @@ class Recorded:
     @property
     def key(self) -> Any:
         """The files by name, size and time of change, and how they are read."""
-        found = sorted(p for p in self.path.rglob("*") if p.is_file()) if self.path.is_dir() else [self.path]
-        found += [Path(self.config.items)] if self.config.items else []
-        stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.exists()]
-        return [str(self.path), self.columns, self.config.items, stats]
+        return [str(self.path), self.columns, self.config.items, file_stamps(self.path, self.config.items)]
 
     def collect(self, work: Path) -> Data:
         """Reads the data; the run folder keeps its own copy."""
-        with progress(f"Reading {self.path.name}") as step:
-            data = load_data(self.path, self.columns or None, self.config.items)
-            step(1, 1)
-        return data
+        return recorded_log(self.path, self.columns, self.config.items)
 
     def requests(self, data: Data) -> tuple[Requests, Requests]:
         """Windows of positive exposures to imitate; windows of whatever was seen for the reward model.
