@@ -7,7 +7,6 @@ import pytest
 import torch
 from toy_agents import toy_histories
 
-from feedgym.agents import sequences
 from feedgym.agents.sasrec import SASRec, SASRecConfig
 from feedgym.agents.sequences import (
     IGNORED,
@@ -114,8 +113,7 @@ def test_losses_by_brute_force(loss, num_items, similarity):
     assert len(places) > 5 and got.item() == pytest.approx(total / len(places), rel=1e-4)
 
 
-def test_products_by_blocks_have_the_gradients_of_gathered_ones(monkeypatch):
-    monkeypatch.setattr(sequences, "PRODUCTS", 14)  # two rows a block, and an odd row left over
+def test_chosen_products_have_the_gradients_of_gathered_ones():
     torch.manual_seed(0)
     vectors = [torch.randn(rows, 3, dtype=torch.float64, requires_grad=True) for rows in (5, 7)]
     idx_NS = torch.randint(7, (5, 4))

@@ -208,11 +208,11 @@ class HSTU(SequenceModel):
         num_tokens = tokens.x_UMD.shape[1]
         x_UMD = self.dropout(tokens.x_UMD + self.positions.weight[:num_tokens]) * tokens.mask_UM[..., None]
         buckets_UMM = self._buckets(tokens.request_s_UM, tokens.begin_s_UM)
-        causal_MM = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=x_UMD.device).tril()
-        mask_UMM = causal_MM & tokens.mask_UM[:, None]
+        # Padding lies in the future of every real token, so it needs no mask of its own.
+        causal_1MM = torch.ones(1, num_tokens, num_tokens, dtype=torch.bool, device=x_UMD.device).tril()
         memory = []
         for layer in self.layers:
-            x_UMD, k, v = layer(x_UMD, buckets_UMM, mask_UMM)
+            x_UMD, k, v = layer(x_UMD, buckets_UMM, causal_1MM)
             x_UMD = x_UMD * tokens.mask_UM[..., None]
             memory.append((k, v))
         return x_UMD, memory

@@ -12,6 +12,7 @@ Deviations from the papers:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -40,9 +41,8 @@ ACCIDENTAL_HIT = -5e4
 """Score of a drawn negative that is the positive itself."""
 SEEN_PENALTY = 1e4
 """Seen items score lower by so much: they come last, and only where nothing else is left."""
-USERS_PER_BLOCK = 256
-PRODUCTS = 2**21
-"""Products of vectors held at a time in training: 8 MB."""
+ROWS_ALIKE = 32
+"""Sequences of like length that are encoded together."""
 BLOCK_CELLS = 2**24
 """Scores of users, samples and items held at a time."""
 
@@ -161,6 +161,17 @@ class Sequences(TensorRows):
             profile_UF=histories.profile_UF,
         )
 
+    def by_length(self, rows: int) -> tuple[Self, list[Self]]:
+        """The users ordered by length, and they in groups of ``rows`` without what is padding in a whole group."""
+        ordered = self.rows(self.length_U.argsort(stable=True))
+        groups = (ordered.rows(slice(low, low + rows)) for low in range(0, len(self), rows))
+        return ordered, [group.first(int(group.length_U[-1])) for group in groups]
+
+    def first(self, num_positions: int) -> Self:
+        """The same users with their first positions alone."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if "P" in f.name.rsplit("_", 1)[-1]}
+        return replace(self, **{name: column[:, :num_positions] for name, column in columns.items()})
+
     def positions(self, idx_UQ: Tensor) -> Sequences:
         """The same users with the positions at ``idx_UQ``."""
         idx_UQB = idx_UQ[..., None].expand(-1, -1, self.behaviours_UPB.shape[2])
@@ -223,10 +234,10 @@ class SequenceModel(PreTrainedModel):
         """
         was_training = self.training
         self.train(False)
+        order_U = histories.mask_UT.sum(1).argsort(stable=True)  # users of like length together: less padding
         try:
-            blocks = range(0, len(histories), USERS_PER_BLOCK)
-            found = [self._scores(histories.rows(slice(u, u + USERS_PER_BLOCK)).trimmed()) for u in blocks]
-            return torch.cat(found).to(histories.item_ids_UT.device)
+            found = [self._scores(histories.rows(user_B).trimmed()) for user_B in order_U.split(ROWS_ALIKE)]
+            return torch.cat(found).to(histories.item_ids_UT.device)[order_U.argsort()]
         finally:
             self.train(was_training)
 
@@ -248,13 +259,24 @@ class SequenceModel(PreTrainedModel):
         Args:
             **sequences: the columns of :class:`Sequences`.
         """
-        batch = Sequences(**sequences)
-        return CausalLMOutput(loss=self.next_item_loss(self.encode(batch), batch))
+        batch, groups = Sequences(**sequences).by_length(ROWS_ALIKE)
+        hidden_ND = torch.cat([self._foretelling(group) for group in groups])
+        return CausalLMOutput(loss=self.next_item_loss(hidden_ND, batch))
 
-    def next_item_loss(self, hidden_UPD: Tensor, sequences: Sequences) -> Tensor:
-        """The configured loss, meaned over positions; negatives come from torch's own generator."""
+    def _foretelling(self, sequences: Sequences) -> Tensor:
+        """Vectors [N, D] of the positions with a next item."""
+        at_N = (sequences.next_UP >= 0).flatten().nonzero()[:, 0]
+        return self.encode(sequences).flatten(0, 1).index_select(0, at_N)  # its gradient is quicker than a mask's
+
+    def next_item_loss(self, hidden_ND: Tensor, sequences: Sequences) -> Tensor:
+        """The configured loss, meaned over positions; negatives come from torch's own generator.
+
+        Args:
+            hidden_ND: vectors of the N positions with a next item, users in order.
+            sequences: of these users.
+        """
         at_UP = sequences.next_UP >= 0
-        hidden_ND, target_N = hidden_UPD[at_UP], sequences.next_UP[at_UP]
+        target_N = sequences.next_UP[at_UP]
         if self.config.loss == "ce":
             return F.cross_entropy(self.item_logits(hidden_ND), target_N)
         shape = (len(target_N), self.config.num_negatives)
@@ -266,12 +288,8 @@ class SequenceModel(PreTrainedModel):
 
     def _some_logits(self, hidden_ND: Tensor, item_ids_NS: Tensor) -> Tensor:
         """Float32 logits [N, S] of S items a position."""
-        # Gathering S vectors a position costs more memory than all products with a catalogue that is not large.
-        if self.config.num_items <= 64 * item_ids_NS.shape[1]:
-            items_ID = self.vectors(self.items.weight[: self.config.num_items])
-            return ChosenProducts.apply(self._queries(hidden_ND), items_ID, item_ids_NS).float()
-        items_NSD = self.vectors(self.items(item_ids_NS))
-        return (items_NSD @ self._queries(hidden_ND)[..., None]).squeeze(-1).float()
+        items_ID = self.vectors(self.items.weight[: self.config.num_items])
+        return ChosenProducts.apply(self._queries(hidden_ND).float(), items_ID.float(), item_ids_NS)
 
     def _taken(self, sequences: Sequences, at_UP: Tensor, negative_NS: Tensor) -> Tensor:
         """Whether the user's sequence holds the negative, bool [N, S]."""
@@ -296,35 +314,41 @@ class SequenceModel(PreTrainedModel):
 
 
 class ChosenProducts(torch.autograd.Function):
-    """Products [N, S] of N vectors with S of I item vectors each.
+    """Products [N, S] of N vectors with S of I item vectors each, without a copy of any item vector.
 
-    All products are taken, for a block of rows at a time, in a buffer that stays in the processor's cache: gathering
-    from, and scattering into, one matrix [N, I] spends most of its time on memory.
+    Gathering S vectors a position, or taking all products and gathering from those, spends its time on memory.
     """
 
     @staticmethod
     def forward(ctx: Any, query_ND: Tensor, items_ID: Tensor, item_ids_NS: Tensor) -> Tensor:
         """The products."""
         ctx.save_for_backward(query_ND, items_ID, item_ids_NS)
-        rows = zip(_row_blocks(query_ND, items_ID), _row_blocks(item_ids_NS, items_ID), strict=True)
-        return torch.cat([(query_ND @ items_ID.T).gather(1, idx_NS) for query_ND, idx_NS in rows])
+        num_rows, num_chosen = item_ids_NS.shape
+        begin_N1 = torch.arange(0, num_rows * num_chosen + 1, num_chosen, device=item_ids_NS.device)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
+            zeros = query_ND.new_zeros(item_ids_NS.numel())
+            chosen_NI = torch.sparse_csr_tensor(
+                begin_N1, item_ids_NS.flatten(), zeros, (num_rows, len(items_ID)), check_invariants=False
+            )
+        return torch.sparse.sampled_addmm(chosen_NI, query_ND, items_ID.T).values().view(num_rows, num_chosen)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
-        """Gradients of both kinds of vectors."""
+        """Gradients of both kinds of vectors: weighted sums of the other kind's."""
         query_ND, items_ID, item_ids_NS = ctx.saved_tensors
-        items_grad_ID, query_grads = torch.zeros_like(items_ID), []
-        blocks = (_row_blocks(x, items_ID) for x in (query_ND, item_ids_NS, grads[0]))
-        for query, idx_NS, grad_NS in zip(*blocks, strict=True):
-            grad_NI = query.new_zeros(len(query), len(items_ID)).scatter_add_(1, idx_NS, grad_NS)
-            query_grads.append(grad_NI @ items_ID)
-            items_grad_ID.addmm_(grad_NI.T, query)
-        return torch.cat(query_grads), items_grad_ID, None
-
-
-def _row_blocks(x: Tensor, items_ID: Tensor) -> tuple[Tensor, ...]:
-    """Rows of ``x`` in blocks whose products with all items fill ``PRODUCTS`` cells."""
-    return x.split(max(1, PRODUCTS // len(items_ID)))
+        query_grad_ND = F.embedding_bag(item_ids_NS, items_ID, per_sample_weights=grads[0], mode="sum")
+        item_C = item_ids_NS.flatten()
+        order_C = item_C.int().argsort(stable=True)  # cells by item; int64 would sort thrice as long
+        count_I = item_C.bincount(minlength=len(items_ID))
+        items_grad_ID = F.embedding_bag(
+            order_C // item_ids_NS.shape[1],
+            query_ND,
+            count_I.cumsum(0) - count_I,
+            per_sample_weights=grads[0].flatten()[order_C],
+            mode="sum",
+        )
+        return query_grad_ND, items_grad_ID, None
 
 
 def bce(logits_NS: Tensor, ignored_NS: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ class HSTULayer(nn.Module):
         return u, v, q, k
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask_RQP: Tensor) -> Tensor:
-        """SiLU(q k + bias) / N * mask · v, [R, Q, H, d_v], of R rows with Q queries and P keys each.
+        """SiLU(q k + bias) * mask · v / N, [R, Q, H, d_v], of R rows with Q queries and P keys each.
 
         A sum over keys without normalisation, so that parts of the keys can be attended to apart and added up.
 
@@ -141,13 +141,13 @@ class HSTULayer(nn.Module):
             k: keys [R, P, H, d_qk].
             v: values [R, P, H, d_v].
             bias: [R, Q, P], for all heads, or [R, H, Q, P].
-            mask_RQP: bool, who sees whom.
+            mask_RQP: bool, who sees whom; [1, Q, P] if it is the same for all rows.
         """
         score_RHQP = torch.einsum("rqhd,rphd->rhqp", q if self.scale == 1 else q * self.scale, k)
         if bias is not None:
             score_RHQP = score_RHQP + (bias[:, None] if bias.ndim == 3 else bias)
-        weight_RHQP = F.silu(score_RHQP) / self.num_positions * mask_RQP[:, None]
-        return torch.einsum("rhqp,rphd->rqhd", weight_RHQP, v)
+        weight_RHQP = F.silu(score_RHQP) * mask_RQP[:, None]
+        return torch.einsum("rhqp,rphd->rqhd", weight_RHQP, v / self.num_positions)
 
     def attend_itself(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
         """What each position attends to in itself, [..., H, d_v] of [..., H, d]; to be added to :meth:`attend`'s."""
@@ -163,7 +163,7 @@ class HSTULayer(nn.Module):
         return x + self.out(self.dropout(gated))
 
     def forward(self, x_UPD: Tensor, buckets_UPP: Tensor | None, mask_UPP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Output [U, P, D] of whole sequences, with their keys and values [U, P, H, d]."""
+        """Output [U, P, D] of whole sequences, with their keys and values [U, P, H, d]; the mask may be [1, P, P]."""
         u, v, q, k = self.project(x_UPD)
         assert self.bias is not None
         place_1P = torch.arange(x_UPD.shape[1], device=x_UPD.device)[None]
