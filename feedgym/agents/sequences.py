@@ -288,6 +288,8 @@ class SequenceModel(PreTrainedModel):
 
     def _some_logits(self, hidden_ND: Tensor, item_ids_NS: Tensor) -> Tensor:
         """Float32 logits [N, S] of S items a position."""
+        if self.config.num_items <= item_ids_NS.shape[1]:  # so many cells a matrix [N, I] has not
+            return self.item_logits(hidden_ND).gather(1, item_ids_NS)
         items_ID = self.vectors(self.items.weight[: self.config.num_items])
         return ChosenProducts.apply(self._queries(hidden_ND).float(), items_ID.float(), item_ids_NS)
 
