@@ -1,14 +1,12 @@
 import json
 import shutil
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from toy_agents import CODES, NUM_ITEMS, K, toy_histories, toy_model, toy_tokenizer
 
-from feedgym.agents import pretrain as pretrain_module
 from feedgym.agents.generation import beam_sessions
 from feedgym.agents.layers.moe import expert_load
 from feedgym.agents.onerec import OneRec
@@ -175,8 +173,7 @@ def test_a_batch_holds_the_rows_asked_for_cut_to_their_longest_history():
         torch.testing.assert_close(model(**batch).loss, model(**whole).loss)
 
 
-def test_a_run_is_silent_and_leaves_nothing_of_mixed_precision_on_the_model(tmp_path, capfd, recwarn, monkeypatch):
-    monkeypatch.setattr(pretrain_module, "TrainingArguments", partial(pretrain_module.TrainingArguments, use_cpu=True))
+def test_a_run_is_silent_and_leaves_nothing_of_mixed_precision_on_the_model(tmp_path, capfd, recwarn):
     model, data = toy_model(), dataset()
     pretrain(model, data, replace(CONFIG, steps=2, bf16=True), tmp_path)
     assert capfd.readouterr() == ("", "")

@@ -49,7 +49,7 @@ class FitConfig:
     group_by_length: bool = False
     """Put histories of like length into a batch, among 50 batches drawn at random: less padding to compute."""
     bf16: bool = False
-    """Compute in bfloat16; on GPUs that have it."""
+    """Compute in bfloat16, which GPUs and some processors multiply several times as fast."""
     validate_every: int = 1
     """Epochs between validations."""
     patience: int = 10
