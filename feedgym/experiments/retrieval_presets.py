@@ -18,6 +18,9 @@ from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.experiments.configs import DataConfig, LogConfig
 from feedgym.experiments.ranking import RankingConfig
 
+META: dict[str, Any] = {"epochs": 101, "fit": FitConfig(patience=20)}
+"""Length of Meta's trainings on MovieLens-1M; a patience of 10 ends some of them while validation still rises."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig(DataConfig):
@@ -235,7 +238,7 @@ def tiger_smoke() -> TigerRun:
 
 def sasrec() -> SASRecRun:
     """SASRec as in Meta's generative-recommenders for MovieLens-1M: 2 blocks of width 50, sampled softmax."""
-    return SASRecRun()
+    return SASRecRun(**META)
 
 
 def sasrec_original() -> SASRecRun:
@@ -256,12 +259,12 @@ def sasrec_smoke() -> SASRecRun:
 
 def hstu() -> HSTURun:
     """HSTU as in Meta's generative-recommenders for MovieLens-1M: 2 layers of width 50, sampled softmax."""
-    return HSTURun()
+    return HSTURun(**META)
 
 
 def hstu_large() -> HSTURun:
     """HSTU-large for MovieLens-1M: 8 layers, 2 heads of 25; wants a GPU."""
-    return HSTURun(model=HSTUSizes(num_layers=8, num_heads=2, d_qk=25, d_v=25))
+    return replace(hstu(), model=HSTUSizes(num_layers=8, num_heads=2, d_qk=25, d_v=25))
 
 
 def hstu_events() -> HSTURun:
