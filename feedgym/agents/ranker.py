@@ -115,7 +115,8 @@ class Ranker(PreTrainedModel):
     def ranking_loss(self, logits_NKM: Tensor, batch: RankingBatch) -> Tensor:
         """Binary cross-entropy, meaned over real candidates and tasks."""
         real_NK = batch.mask_NK
-        return F.binary_cross_entropy_with_logits(logits_NKM[real_NK].float(), self.targets_NKM(batch)[real_NK])
+        logits = logits_NKM[real_NK].to(torch.promote_types(logits_NKM.dtype, torch.float32))  # of bfloat16 too
+        return F.binary_cross_entropy_with_logits(logits, self.targets_NKM(batch)[real_NK])
 
     @torch.no_grad()
     def mean_loss(self, rows: RankingBatch) -> float:
