@@ -79,9 +79,10 @@ def test_a_new_user_has_the_start_alone():
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
-@pytest.mark.parametrize("num_items", [3, NUM_ITEMS])  # as many as a position asks for: all are scored; else those
+@pytest.mark.parametrize("num_items", [3, NUM_ITEMS, 300])  # as many as a position asks for: all are scored; else those
 @pytest.mark.parametrize("loss", ["bce", "ce", "sampled_softmax"])
-def test_losses_by_brute_force(loss, num_items, similarity):
+def test_losses_by_brute_force(loss, num_items, similarity, monkeypatch):
+    monkeypatch.setattr("feedgym.agents.sequences.ROWS_ALIKE", 2)  # three groups, the last of one user
     model = toy(loss=loss, num_items=num_items, num_negatives=2, similarity=similarity, temperature=0.3)
     histories = toy_histories(5, num_items=num_items)
     batch = model.sequence_batch(histories)
@@ -127,7 +128,8 @@ def test_chosen_products_have_the_gradients_of_gathered_ones():
     torch.testing.assert_close(torch.autograd.grad((found_NS * weight_NS).sum(), vectors), expected)
 
 
-def test_scores_belong_to_the_newest_events_whatever_surrounds_them():
+def test_scores_belong_to_the_newest_events_whatever_surrounds_them(monkeypatch):
+    monkeypatch.setattr("feedgym.agents.sequences.ROWS_ALIKE", 2)
     model, histories = toy(), toy_histories(6, num_items=NUM_ITEMS)
     scores_UI = model.scores(histories)
     sequences = Sequences.of(histories, model.config, 6)

@@ -42,7 +42,7 @@ ACCIDENTAL_HIT = -5e4
 SEEN_PENALTY = 1e4
 """Seen items score lower by so much: they come last, and only where nothing else is left."""
 ROWS_ALIKE = 32
-"""Sequences of like length that are encoded together."""
+"""Sequences of like length that are encoded together, so that little is padding."""
 BLOCK_CELLS = 2**24
 """Scores of users, samples and items held at a time."""
 
@@ -161,16 +161,11 @@ class Sequences(TensorRows):
             profile_UF=histories.profile_UF,
         )
 
-    def by_length(self, rows: int) -> tuple[Self, list[Self]]:
-        """The users ordered by length, and they in groups of ``rows`` without what is padding in a whole group."""
-        ordered = self.rows(self.length_U.argsort(stable=True))
-        groups = (ordered.rows(slice(low, low + rows)) for low in range(0, len(self), rows))
-        return ordered, [group.first(int(group.length_U[-1])) for group in groups]
-
-    def first(self, num_positions: int) -> Self:
-        """The same users with their first positions alone."""
+    def trimmed(self) -> Self:
+        """Without the positions that are padding in every row."""
+        longest = int(self.length_U.max())
         columns = {f.name: getattr(self, f.name) for f in fields(self) if "P" in f.name.rsplit("_", 1)[-1]}
-        return replace(self, **{name: column[:, :num_positions] for name, column in columns.items()})
+        return replace(self, **{name: column[:, :longest] for name, column in columns.items()})
 
     def positions(self, idx_UQ: Tensor) -> Sequences:
         """The same users with the positions at ``idx_UQ``."""
@@ -234,7 +229,7 @@ class SequenceModel(PreTrainedModel):
         """
         was_training = self.training
         self.train(False)
-        order_U = histories.mask_UT.sum(1).argsort(stable=True)  # users of like length together: less padding
+        order_U = histories.mask_UT.sum(1).argsort(stable=True)
         try:
             found = [self._scores(histories.rows(user_B).trimmed()) for user_B in order_U.split(ROWS_ALIKE)]
             return torch.cat(found).to(histories.item_ids_UT.device)[order_U.argsort()]
@@ -259,9 +254,10 @@ class SequenceModel(PreTrainedModel):
         Args:
             **sequences: the columns of :class:`Sequences`.
         """
-        batch, groups = Sequences(**sequences).by_length(ROWS_ALIKE)
-        hidden_ND = torch.cat([self._foretelling(group) for group in groups])
-        return CausalLMOutput(loss=self.next_item_loss(hidden_ND, batch))
+        batch = Sequences(**sequences)
+        order_U = batch.length_U.argsort(stable=True)
+        hidden = [self._foretelling(batch.rows(user_B).trimmed()) for user_B in order_U.split(ROWS_ALIKE)]
+        return CausalLMOutput(loss=self.next_item_loss(torch.cat(hidden), batch.rows(order_U)))
 
     def _foretelling(self, sequences: Sequences) -> Tensor:
         """Vectors [N, D] of the positions with a next item."""
