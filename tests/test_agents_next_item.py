@@ -1,12 +1,13 @@
 """Training of next-item models: what is learned, which epoch is kept, when it stops, and how it goes on."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from toy_agents import toy_histories
 
-from feedgym.agents.next_item import RECORD, FitConfig, fit
+from feedgym.agents.next_item import RECORD, BestEpoch, FitConfig, fit
 from feedgym.agents.sasrec import SASRec, SASRecConfig
 from feedgym.agents.sequences import SequenceDataset
 
@@ -102,3 +103,17 @@ def test_validation_can_be_rarer_but_the_last_epoch_always_has_one(tmp_path):
     assert [row["epoch"] for row in curve] == [3, 5]
     with pytest.raises(ValueError, match="validate_every=0"):
         FitConfig(validate_every=0)
+
+
+def test_a_loss_in_the_record_is_that_of_its_epoch(tmp_path):
+    """Batches of like lengths have losses that rise and fall with the lengths, so the last one tells nothing."""
+    logged = {1: [(20, 4.0), (40, 2.0)], 2: [(60, 1.0), (80, 3.0), (100, 5.0)], 3: []}
+    best, state = (
+        BestEpoch(model_of(), lambda: 1.0, FitConfig(), tmp_path),
+        SimpleNamespace(max_steps=150, log_history=[]),
+    )
+    for epoch, rows in logged.items():
+        state.epoch, state.global_step = epoch, 50 * epoch
+        state.log_history += [{"loss": loss, "step": step} for step, loss in rows] + [{"train_runtime": 1.0, "step": 1}]
+        best.on_epoch_end(None, state, SimpleNamespace(should_save=False, should_training_stop=False))
+    assert [row.get("loss") for row in best.curve] == [3.0, 3.0, None]

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TypeVar
 
 from safetensors.torch import load_file, save_file
@@ -25,7 +26,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 RECORD = "validation.json"
 
 Curve = list[dict[str, float]]
-"""A row a validation: epoch, step, the validation figure, and the training loss logged last."""
+"""A row a validation: epoch, step, its figure, and the mean of the training losses logged since the one before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +126,12 @@ class BestEpoch(TrainerCallback):
         epoch = round(state.epoch)
         if epoch % self.config.validate_every and state.global_step < state.max_steps:
             return
-        losses = [row["loss"] for row in state.log_history if "loss" in row]
         # A run that was killed after its last checkpoint validates some epochs again.
         self.curve = [row for row in self.curve if row["step"] < state.global_step]
+        begin = self.curve[-1]["step"] if self.curve else 0
+        losses = [row["loss"] for row in state.log_history if "loss" in row and row["step"] > begin]
         row = {"epoch": epoch, "step": state.global_step, "validation": self.validate()}
-        self.curve.append(row | ({"loss": losses[-1]} if losses else {}))
+        self.curve.append(row | ({"loss": fmean(losses)} if losses else {}))
         if self.best_step == state.global_step:
             self._keep_weights(state.global_step)
         since = sum(row["step"] > self.best_step for row in self.curve)
