@@ -45,6 +45,7 @@ from feedgym.experiments.statistics import resampling_counts
 BASE = "HSTU interleaved"
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     BASE: (HSTURanker, HSTURankerConfig, {"actions": "interleaved"}),
+    "HSTU, actions added": (HSTURanker, HSTURankerConfig, {"actions": "added"}),
     "GenRank": (GenRank, GenRankConfig, {}),
     "GenRank, learned bias": (GenRank, GenRankConfig, {"bias": "learned"}),
     "GenRank, loss on history": (GenRank, GenRankConfig, {"loss_on_history": True}),
@@ -77,6 +78,8 @@ class Options:
     """Trainings of each variant."""
     epochs: int = 3
     """Passes at most; the best by validation is judged."""
+    patience: int = 1
+    """Passes without a better one after which a training ends."""
     history_length: int = 50
     """T in training."""
     timed_history: int = 100
@@ -211,8 +214,8 @@ def trained(
                history_length=options.history_length, tasks=(options.task,), watch=False, **known, **switches),
         content_IE,
     )  # fmt: skip
-    settings = FitConfig(batch_size=64, lr=options.lr, adam_beta2=0.999, max_grad_norm=1.0, patience=1,
-                         group_by_length=True)  # fmt: skip
+    settings = FitConfig(batch_size=64, lr=options.lr, adam_beta2=0.999, max_grad_norm=1.0,
+                         patience=options.patience, group_by_length=True)  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         return fit(model, RankingDataset(rows=train), settings, options.epochs, seed, judge.minus_loss, Path(folder))[0]
 
