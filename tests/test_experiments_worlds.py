@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from feedgym.data.events import BEHAVIOUR_IDX, Event
+from feedgym.data.interactions import ReadOptions
 from feedgym.data.sessions import SessionFilter, histories, logged_sessions, quality_filter
 from feedgym.data.splits import split_users
 from feedgym.envs.logging import LOG_GROUP, user_seeds
@@ -260,6 +261,8 @@ def test_a_recorded_log_is_imitated_where_it_was_liked_and_rated_wherever_it_was
     assert world.true_value(Pool.of(data, world, world.config), np.arange(2), np.zeros((2, 3, 4)), None) is None
     assert isinstance(world_of(world.config), Recorded) and isinstance(world_of(CONFIG), Simulated)
     assert "views.csv" in world.title
+    fewer, _ = recorded(tmp_path, read=ReadOptions(users=0.5))
+    assert 5 < fewer.collect(None)[0].num_users < 35
 
 
 def test_a_recorded_log_is_judged_by_the_last_sessions_of_held_out_users(tmp_path, monkeypatch):
@@ -276,7 +279,8 @@ def test_the_key_follows_the_file_and_how_it_is_read(tmp_path):
     world, path = recorded(tmp_path)
     key = world.key
     assert Recorded(world.config).key == key
-    for changes in ({"columns": ()}, {"columns": ("user_id=uid", "click=like")}, {"data": str(tmp_path)}):
+    others = ({"columns": ()}, {"columns": ("user_id=uid", "click=like")}, {"data": str(tmp_path)})
+    for changes in (*others, {"read": ReadOptions(ties="file")}):
         assert Recorded(replace(world.config, **changes)).key != key
     assert Recorded(replace(world.config, seed=9, history_length=3)).key == key, "these do not change the log"
     stat = path.stat()

@@ -31,11 +31,9 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Where the log of an experiment comes from that looks at a log alone."""
+class Recording:
+    """A real log, if there is one."""
 
-    seed: int = 0
-    """Decides weights, the order of users, dropout and negatives, and the simulated log."""
     data: str | None = None
     """A real log: a folder or zip of a data set that `feedgym data inspect` reads, or a parquet/CSV file read with
     --columns. Without it simulated users leave one."""
@@ -43,8 +41,18 @@ class DataConfig:
     """For a file of your own: NAME=COLUMN pairs, e.g. user_id=uid item_id=vid timestamp=ts watch_s=seconds."""
     items: str | None = None
     """For a file of your own: a parquet/CSV file of item features, keyed by the same item id."""
+    read: ReadOptions = field(default_factory=ReadOptions)
+    """How the data are read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Recording):
+    """Where the log of an experiment comes from that looks at a log alone."""
+
     read: ReadOptions = field(default_factory=lambda: ReadOptions(text="off"))
     """How the data are read."""
+    seed: int = 0
+    """Decides weights, the order of users, dropout and negatives, and the simulated log."""
     short_video: ShortVideoConfig = field(default_factory=lambda: ShortVideoConfig(num_items=2000))
     """The simulator, where no data are given."""
     log: LogConfig = field(default_factory=LogConfig)

@@ -21,7 +21,6 @@ from feedgym.agents.next_item import Curve, fit
 from feedgym.agents.ranker import Ranker, RankingDataset
 from feedgym.data.events import BEHAVIOURS, Catalog, Event, EventLog
 from feedgym.data.ranking import RankingRows, ranking_requests
-from feedgym.data.readers import column_pair
 from feedgym.data.sessions import logged_sessions, user_of_rows
 from feedgym.data.splits import split_users, take_users
 from feedgym.envs.feed import make_simulator
@@ -34,7 +33,7 @@ from feedgym.experiments.realism import write_realism
 from feedgym.experiments.report import write_report
 from feedgym.experiments.run import JSON, Codec, Run, with_curve
 from feedgym.experiments.statistics import Ratio, interval, resampling_counts
-from feedgym.experiments.worlds import LOG, file_stamps, recorded_log, simulated_log
+from feedgym.experiments.worlds import LOG, recorded_key, recorded_log, simulated_log
 from feedgym.protocols import load
 
 Data = tuple[EventLog, Catalog]
@@ -102,13 +101,13 @@ def stage_names(config: LearnedRun) -> list[str]:
 
 def _read_log(config: LearnedRun) -> Data:
     if config.data is not None:
-        return recorded_log(config.data, dict(column_pair(text) for text in config.columns), config.items)
+        return recorded_log(config)
     return simulated_log(make_simulator(config.simulator), config.log, config.session_length, config.seed)
 
 
 def _log_key(config: LearnedRun) -> Any:
     if config.data is not None:
-        return [config.data, config.columns, config.items, file_stamps(config.data, config.items)]
+        return recorded_key(config)
     return [config.simulator, config.log, config.session_length, config.seed]
 
 

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from feedgym.agents.next_item import FitConfig
 from feedgym.envs.feed import SHORT_VIDEO
-from feedgym.experiments.configs import LogConfig
+from feedgym.experiments.configs import LogConfig, Recording
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedRun:
+class LearnedRun(Recording):
     """Fit a user simulator to a log: a ranker answers, regressions leave, return and churn.
 
     The users are cut in three by a hash of their id: the ranker trains on most, the simulator is calibrated on
@@ -24,12 +24,6 @@ class LearnedRun:
 
     seed: int = 0
     """Decides the weights, the order of training, the split and the replay's luck."""
-    data: str | None = None
-    """The log to fit: what `feedgym data inspect` reads. Simulated users leave one if left out."""
-    columns: tuple[str, ...] = ()
-    """For a table: NAME=COLUMN pairs, e.g. user_id=uid item_id=vid timestamp=ts watch_s=seconds."""
-    items: str | None = None
-    """For a table: a parquet/CSV file of item features, keyed by the same item id."""
     simulator: str = SHORT_VIDEO
     """Import path of the simulator that leaves the log where no data are given."""
     log: LogConfig = field(default_factory=LogConfig)

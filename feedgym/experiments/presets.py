@@ -19,7 +19,7 @@ from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.cascade_presets import COMPARISONS as COMPARISONS  # found here as well
 from feedgym.experiments.cascade_presets import CascadeRun
-from feedgym.experiments.configs import JudgeConfig, LogConfig
+from feedgym.experiments.configs import JudgeConfig, LogConfig, Recording
 from feedgym.experiments.learned_presets import LEARNED_PRESETS, LearnedRun
 from feedgym.experiments.rank_presets import RANK_CONFIGS, RANK_PRESETS
 from feedgym.experiments.retrieval_presets import RETRIEVAL_CONFIGS, RETRIEVAL_PRESETS
@@ -147,18 +147,11 @@ class IPAConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignConfig:
+class AlignConfig(Recording):
     """An alignment experiment from the log to the report."""
 
     seed: int = 0
     """Decides everything: catalogue, users, weights, samples."""
-    data: str | None = None
-    """A real log instead of the simulator: a folder with KuaiRand's files, a folder with events.parquet and
-    catalog.parquet, or a parquet/CSV file read with --columns."""
-    columns: tuple[str, ...] = ()
-    """For a file of your own: NAME=COLUMN pairs, e.g. user_id=uid item_id=vid timestamp=ts watch_s=seconds."""
-    items: str | None = None
-    """For a file of your own: a parquet/CSV file of item features, keyed by the same item id."""
     simulator: str | None = None
     """Import path of your own user simulator, e.g. my_lab.users:Teen; the flagship ShortVideo if left out."""
     short_video: ShortVideoConfig = field(default_factory=lambda: ShortVideoConfig(num_items=2000))

@@ -12,7 +12,6 @@ import torch
 from feedgym.agents.pretrain import SessionDataset
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, Event, EventLog
-from feedgym.data.readers import column_pair
 from feedgym.data.sessions import histories, user_of_rows
 from feedgym.data.splits import ItemSplit, NextItems, leave_one_out
 from feedgym.envs.feed import make_simulator
@@ -20,7 +19,7 @@ from feedgym.envs.short_video import ShortVideo
 from feedgym.experiments.configs import DataConfig
 from feedgym.experiments.ranking import Ranking, RankingConfig, evaluate_ranking
 from feedgym.experiments.retrieval_presets import RetrievalConfig
-from feedgym.experiments.worlds import file_stamps, recorded_log, simulated_log
+from feedgym.experiments.worlds import recorded_key, recorded_log, simulated_log
 
 CHOSEN_BY = "NDCG@10"
 """The validation figure by which epochs and baselines are chosen."""
@@ -97,14 +96,12 @@ def log_key(config: DataConfig) -> Any:
     """What decides the log: the simulation, or the files by name, size and time of change and how they are read."""
     if config.data is None:
         return [config.short_video, config.log, config.seed]
-    stamps = file_stamps(config.data, config.items)
-    return [str(Path(config.data)), config.columns, config.items, config.read, stamps]
+    return recorded_key(config)
 
 
 def read_log(config: DataConfig, work: Path) -> tuple[EventLog, Catalog]:
     """The log of the data, or of simulated users."""
     if config.data is not None:
-        columns = dict(column_pair(text) for text in config.columns)
-        return recorded_log(config.data, columns, config.items, config.read)
+        return recorded_log(config)
     short_video = replace(config.short_video, catalog_seed=config.short_video.catalog_seed + config.seed)
     return simulated_log(make_simulator(ShortVideo(short_video)), config.log, SESSION, config.seed)

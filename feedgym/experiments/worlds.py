@@ -6,7 +6,6 @@ rate), ``true_value`` (what sessions are worth to their users, if anyone knows) 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from feedgym.data import parquet
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, EventLog, LoggedSessions
-from feedgym.data.interactions import ReadOptions
 from feedgym.data.readers import column_pair, load_data
 from feedgym.data.sessions import POSITIVE, histories, logged_sessions, positive_sessions, quality_filter
 from feedgym.data.splits import split_users
@@ -26,7 +24,7 @@ from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log, states_at, user_seeds
 from feedgym.envs.short_video import ShortVideo
 from feedgym.envs.truth import true_value
-from feedgym.experiments.configs import LogConfig
+from feedgym.experiments.configs import LogConfig, Recording
 from feedgym.experiments.evaluate import judge_offline, judge_online, session_diversity
 from feedgym.experiments.progress import Step, progress
 from feedgym.experiments.run import Codec
@@ -73,22 +71,29 @@ def simulated_log(simulator: UserSimulator, log: LogConfig, session_length: int,
     return events, simulator.catalog
 
 
-def recorded_log(
-    path: Path | str, columns: Mapping[str, str], items: str | None, options: ReadOptions | None = None
-) -> Data:
+def recorded_log(recording: Recording) -> Data:
     """A real log, read as :func:`feedgym.data.readers.load_data` reads it."""
-    with progress(f"Reading {Path(path).name}") as step:
-        data = load_data(path, columns or None, items, options)
+    path = data_path(recording)
+    columns = dict(column_pair(text) for text in recording.columns)
+    with progress(f"Reading {path.name}") as step:
+        data = load_data(path, columns or None, recording.items, recording.read)
         step(1, 1)
     return data
 
 
-def file_stamps(path: Path | str, items: str | None) -> list[tuple[str, int, int]]:
-    """A log's files by name, size and time of change: another stamp is another log."""
-    path = Path(path)
+def recorded_key(recording: Recording) -> Any:
+    """What decides a real log: its files by name, size and time of change, and how they are read."""
+    path = data_path(recording)
     found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    found += [Path(items)] if items else []
-    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.exists()]
+    found += [Path(recording.items)] if recording.items else []
+    stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.exists()]
+    return [str(path), recording.columns, recording.items, recording.read, stamps]
+
+
+def data_path(recording: Recording) -> Path:
+    """Where the real log lies."""
+    assert recording.data is not None
+    return Path(recording.data)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -277,20 +282,17 @@ class Recorded:
     )
 
     def __init__(self, config: AlignConfig) -> None:
-        assert config.data is not None
         self.config = config
-        self.path = Path(config.data)
-        self.title = f"{config.model.name} + IPA on the log {self.path.name}"
-        self.columns = dict(column_pair(text) for text in config.columns)
+        self.title = f"{config.model.name} + IPA on the log {data_path(config).name}"
 
     @property
     def key(self) -> Any:
         """The files by name, size and time of change, and how they are read."""
-        return [str(self.path), self.columns, self.config.items, file_stamps(self.path, self.config.items)]
+        return recorded_key(self.config)
 
     def collect(self, work: Path) -> Data:
         """Reads the data; the run folder keeps its own copy."""
-        return recorded_log(self.path, self.columns, self.config.items)
+        return recorded_log(self.config)
 
     def requests(self, data: Data) -> tuple[Requests, Requests]:
         """Windows of positive exposures to imitate; windows of whatever was seen for the reward model.
