@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -100,4 +101,7 @@ def test_wandb_records_offline_inside_the_run_folder_without_an_account(tmp_path
     run.publish({"agents": {"base": {"true_reward": {"mean": 2.5}}}, "samples": samples}, {"base": "base"})
     run.close()
     (record,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
+    give_up = time.monotonic() + 10
+    while b"reward" not in record.read_bytes() and time.monotonic() < give_up:
+        time.sleep(0.1)  # W&B's own process writes the end of the file after finish() has returned
     assert b"reward" in record.read_bytes()
