@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from feedgym.agents.layers.hstu import NUM_TIME_BUCKETS, time_buckets
+from feedgym.agents.ranker import ranking_loss
 from feedgym.agents.sequence_ranker import (
     SequenceRanker,
     SequenceRankerConfig,
@@ -138,7 +139,7 @@ class GenRank(SequenceRanker):
         logits = self.score(both, history, self.read(history))
         num_past = batch.histories.item_ids_UT.shape[1]
         target = torch.cat([self.targets_NKM(_as_candidates(batch.histories)), self.targets_NKM(batch)], dim=1)
-        loss = F.binary_cross_entropy_with_logits(logits[both.mask_NM].float(), target[both.mask_NM])
+        loss = ranking_loss(logits, target, both.mask_NM)
         return CausalLMOutput(loss=loss, logits=logits[:, num_past:])
 
     def sees_MM(self, place_M: Tensor) -> Tensor:

@@ -110,18 +110,14 @@ class Ranker(PreTrainedModel):
         """
         batch = RankingBatch.of_columns(columns)
         logits_NKM = self.logits_NKM(batch)
-        return CausalLMOutput(loss=self.ranking_loss(logits_NKM, batch), logits=logits_NKM)
-
-    def ranking_loss(self, logits_NKM: Tensor, batch: RankingBatch) -> Tensor:
-        """Binary cross-entropy, meaned over real candidates and tasks."""
-        real_NK = batch.mask_NK
-        logits = logits_NKM[real_NK].to(torch.promote_types(logits_NKM.dtype, torch.float32))  # of bfloat16 too
-        return F.binary_cross_entropy_with_logits(logits, self.targets_NKM(batch)[real_NK])
+        loss = ranking_loss(logits_NKM, self.targets_NKM(batch), batch.mask_NK)
+        return CausalLMOutput(loss=loss, logits=logits_NKM)
 
     @torch.no_grad()
     def mean_loss(self, rows: RankingBatch) -> float:
         """The loss of rows without dropout, a block of them at a time: what validation looks at."""
-        return float(self.ranking_loss(self.scores_UKM(rows), rows.to(self.device)))
+        batch = rows.to(self.device)
+        return float(ranking_loss(self.scores_UKM(rows), self.targets_NKM(batch), batch.mask_NK))
 
     def targets_NKM(self, batch: RankingBatch) -> Tensor:
         """float32 labels [N, K, M] in [0, 1]."""
@@ -195,3 +191,9 @@ class RankingDataset(Dataset):
     def collate(self, model: Any, idx: Sequence[int]) -> dict[str, Tensor]:
         """The model's training batch of the rows ``idx``."""
         return model.ranking_columns(self.rows.rows(torch.as_tensor(idx)))
+
+
+def ranking_loss(logits_NKM: Tensor, target_NKM: Tensor, mask_NK: Tensor) -> Tensor:
+    """Binary cross-entropy in float32 or better, meaned over real candidates and tasks."""
+    logits = logits_NKM[mask_NK].to(torch.promote_types(logits_NKM.dtype, torch.float32))
+    return F.binary_cross_entropy_with_logits(logits, target_NKM[mask_NK])
