@@ -14,20 +14,11 @@ from feedgym.agents.check import check_recommender
 from feedgym.agents.plackett_luce import PlackettLuce
 from feedgym.agents.rl_recommender import RLlibRecommender
 from feedgym.agents.rl_settings import TrainConfig
-from feedgym.agents.rllib import (
-    SACModule,
-    SlateDistribution,
-    SlatePolicyModule,
-    Task,
-    TrainingFeed,
-    TrainingItems,
-    _joined,
-    _split,
-    explored,
-    make_env,
-    train,
-    write_rows,
-)
+from feedgym.agents.rllib.checkpoints import _joined, _split
+from feedgym.agents.rllib.feeds import TrainingFeed, TrainingItems, make_env, write_rows
+from feedgym.agents.rllib.modules import SACModule, SlateDistribution, SlatePolicyModule, explored
+from feedgym.agents.rllib.task import Task
+from feedgym.agents.rllib.training import train
 from feedgym.agents.slates import ProtoPolicy, SlateNetConfig, flat_observation, read_histories
 from feedgym.envs.feed import FeedVectorEnv
 from feedgym.envs.logging import collect_log

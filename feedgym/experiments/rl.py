@@ -40,7 +40,7 @@ from feedgym.experiments.worlds import LOG
 from feedgym.protocols import Recommender, SessionReward
 
 if TYPE_CHECKING:
-    from feedgym.agents.rllib import Task
+    from feedgym.agents.rllib.task import Task
 
 VISITS_METRIC = "reward_a_user"
 """True reward summed over all visits of a user: who leaves early brings less. The metric of reinforcement learning."""
@@ -153,7 +153,7 @@ def ray_running():
 
 def task_of(config: RLConfig, finished: Finished | None) -> Task:
     """What is trained for: the environment, or the world of a finished run."""
-    from feedgym.agents.rllib import Task
+    from feedgym.agents.rllib.task import Task
 
     options = config.options()
     if finished is not None:
@@ -212,7 +212,8 @@ Trained = tuple[RLlibRecommender, list[dict[str, float]]]
 
 def train_one(config: RLConfig, task: Task, data: tuple[EventLog, Catalog], n: int, run: Run, work: Path) -> Trained:
     """One training, and its metrics iteration by iteration."""
-    from feedgym.agents.rllib import train, write_rows
+    from feedgym.agents.rllib.feeds import write_rows
+    from feedgym.agents.rllib.training import train
 
     rows = None
     if config.train.algorithm in OFFLINE:

@@ -1,4 +1,4 @@
-"""Sampling and scoring sessions, spread over Ray actors (the only file besides agents/rllib.py that imports ray).
+"""Sampling and scoring sessions, spread over Ray actors (the only file besides agents/rllib/ that imports ray).
 
 Users are cut into blocks of fixed size; a block's luck is a generator seeded by (seed, block number), and every worker
 computes on one thread. So the answer depends neither on the number of actors, nor on their order, nor on whether Ray is

@@ -1,0 +1,148 @@
+"""What RLlib trains on: many users at once, or the rows of a log.
+
+RLlib takes every vector environment to be in ``NEXT_STEP`` mode and does not look; ours are made so. Here observations
+are one vector each (:func:`feedgym.agents.slates.flat_observation`), which replay buffers and logs handle best and CQL
+insists on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+from ray.rllib.core import DEFAULT_MODULE_ID
+
+from feedgym.agents.rl_settings import TrainConfig
+from feedgym.agents.rllib.task import Task
+from feedgym.agents.slates import ProtoPolicy, flat_observation
+from feedgym.data.parquet import replacing
+from feedgym.envs.feed import event_batch
+from feedgym.envs.wrappers import VectorItemByItem
+
+
+class TrainingFeed(VectorWrapper):
+    """A feed as RLlib is quickest with: observations flat, and no infos, which it would cut up user by user.
+
+    Args:
+        env: a feed in ``NEXT_STEP`` mode.
+        proto: the network whose proto-items are the actions, or None for sessions of item ids.
+    """
+
+    def __init__(self, env: VectorEnv, proto: ProtoPolicy | None = None) -> None:
+        super().__init__(env)
+        assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+        self.proto = proto
+        self._known: dict[str, Any] = {}
+        self.single_observation_space = flat_space(env.single_observation_space)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+        if proto is not None:
+            self.single_action_space = spaces.Box(-1, 1, (proto.action_width,), np.float32)
+            self.action_space = batch_space(self.single_action_space, env.num_envs)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """New users."""
+        self._known, _ = self.env.reset(**kwargs)
+        return flat_observation(self._known), {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """One visit a user."""
+        if self.proto is not None:
+            proto_UA = torch.as_tensor(np.asarray(actions))
+            actions = self.proto.items(proto_UA, self.proto.length, event_batch(self._known)).numpy()
+        self._known, reward_U, terminated_U, truncated_U, _ = self.env.step(actions)
+        return flat_observation(self._known), reward_U, terminated_U, truncated_U, {}
+
+
+class TrainingItems(VectorWrapper):
+    """One item a step for many users, flat and without infos; the session so far stands at the end of the observation.
+
+    It is in ``NEXT_STEP`` mode, where a slot loses the step after an episode's end. So that all stay at the same place
+    of their sessions, a new user's first session begins with an item drawn at random.
+
+    Args:
+        env: a feed in ``DISABLED`` mode.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        super().__init__(VectorItemByItem(env))
+        assert env.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+        self.metadata = env.metadata | {"autoreset_mode": AutoresetMode.NEXT_STEP}
+        self._over_U = np.zeros(env.num_envs, bool)
+        self._luck = np.random.default_rng(0)
+        self.single_observation_space = flat_space(self.env.single_observation_space)
+        self.observation_space = batch_space(self.single_observation_space, env.num_envs)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """New users."""
+        self._over_U[:], self._luck = False, np.random.default_rng(seed)
+        return flat_observation(self.env.reset(seed=seed, options=options)[0]), {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """One item a user, or a new user."""
+        new_U, items_U = self._over_U, np.array(actions)
+        if new_U.any():
+            self.env.reset(options={"reset_mask": new_U})
+            items_U[new_U] = self._luck.integers(self.env.single_action_space.n, size=int(new_U.sum()))  # type: ignore[attr-defined]
+        observation, reward_U, terminated_U, truncated_U, _ = self.env.step(items_U)
+        if (gone_U := new_U & (terminated_U | truncated_U)).any():  # sessions of one item: it was a whole visit
+            observation, _ = self.env.reset(options={"reset_mask": gone_U})
+        terminated_U, truncated_U = terminated_U & ~new_U, truncated_U & ~new_U
+        self._over_U = terminated_U | truncated_U
+        return flat_observation(observation), np.where(new_U, 0, reward_U), terminated_U, truncated_U, {}
+
+
+def flat_space(space: gym.Space) -> spaces.Box:
+    """The space of :func:`flat_observation`; unbounded, for item ids and seconds share it."""
+    nothing = {name: np.zeros((1, *(part.shape or ())), part.dtype) for name, part in space.spaces.items()}  # type: ignore[attr-defined]
+    return spaces.Box(-np.inf, np.inf, flat_observation(nothing).shape[1:], np.float32)
+
+
+def make_env(task: Task, config: TrainConfig, given: dict[str, Any]) -> VectorEnv:
+    """What RLlib trains in: many users at once, whose sessions grow item by item for DQN.
+
+    Args:
+        task: users and lengths.
+        config: the algorithm.
+        given: RLlib's environment config; ``num_envs`` is in it where a vector environment is wanted.
+    """
+    num_envs = given.get("num_envs", 1)
+    if config.algorithm == "dqn":
+        return TrainingItems(task.feed(num_envs, AutoresetMode.DISABLED))
+    network = task.network(config)
+    return TrainingFeed(task.feed(num_envs), network if isinstance(network, ProtoPolicy) else None)
+
+
+def write_rows(transitions: dict[str, Any], task: Task, config: TrainConfig, path: Path) -> Path:
+    """Transitions of a log as the parquet rows that RLlib's offline algorithms read.
+
+    Args:
+        transitions: of :func:`feedgym.envs.recorder.transitions`.
+        task: lengths; for CQL also where the items lie: its actions are the proto-items of what was served.
+        config: the algorithm.
+        path: the file.
+    """
+    actions_NK = transitions["actions"]
+    network = task.network(config)
+    actions = network.proto(actions_NK) if isinstance(network, ProtoPolicy) else actions_NK
+    columns = {
+        "eps_id": transitions["episodes"].astype(str),
+        "agent_id": np.full(len(actions_NK), "agent_0"),
+        "module_id": np.full(len(actions_NK), DEFAULT_MODULE_ID),
+        "obs": list(flat_observation(transitions["observations"])),
+        "actions": list(actions),
+        "rewards": transitions["rewards"],
+        "new_obs": list(flat_observation(transitions["next_observations"])),
+        "terminateds": transitions["terminateds"],
+        "truncateds": transitions["truncateds"],
+    }
+    with replacing(path) as temporary:
+        pq.write_table(pa.table(columns), temporary)
+    return path

@@ -1,0 +1,100 @@
+"""What an agent is trained for: users, lengths, and the network of the algorithm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode
+
+from feedgym.agents.rl_settings import TrainConfig
+from feedgym.agents.slates import ItemQ, ProtoPolicy, SlateNetConfig, SlateNetwork, SlatePolicy, SlateQ, SlateWorld
+from feedgym.envs.feed import FeedEnv, FeedVectorEnv
+from feedgym.envs.truth import RewardWeights
+from feedgym.protocols import UserSimulator, load
+
+NETWORK_OF: dict[str, type[SlateNetwork]] = {
+    "ppo": SlatePolicy,
+    "bc": SlatePolicy,
+    "marwil": SlatePolicy,
+    "slateq": SlateQ,
+    "dqn": ItemQ,
+    "sac": ProtoPolicy,
+    "cql": ProtoPolicy,
+}
+"""Which network an algorithm trains."""
+
+FRESH_SHARE = 0.1
+"""Share of the catalogue up to which passing over a whole history costs nothing: others like it are left."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """What an agent is trained for: a registered feed, and networks that fit it.
+
+    Attributes:
+        env_id: the environment's id.
+        options: its keywords, where they differ from those it is registered with.
+        simulator: its users.
+        world: items and lengths.
+        sizes: of the networks.
+        reward: what a step is worth, by the environment's own weights.
+    """
+
+    env_id: str
+    options: dict[str, Any]
+    simulator: UserSimulator
+    world: SlateWorld
+    sizes: SlateNetConfig
+    reward: RewardWeights
+
+    @classmethod
+    def of(cls, env_id: str, options: dict[str, Any], sizes: SlateNetConfig, axes: int = 20) -> Task:
+        """The task of an environment; ``axes`` as for :meth:`SlateWorld.of`.
+
+        Raises:
+            ValueError: no feed has this id, or the keywords do not fit it.
+        """
+        feed = _feed_class(env_id, "vector_entry_point")(1, **_spec(env_id).kwargs | options)
+        users = feed.simulator
+        world = SlateWorld.of(users.catalog, users.profile_sizes, feed.session_length, feed.history_length, axes)
+        return cls(env_id=env_id, options=options, simulator=users, world=world, sizes=sizes, reward=feed.reward)
+
+    def feed(self, num_envs: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP) -> FeedVectorEnv:
+        """Many users at once; RLlib takes every vector environment to be in ``NEXT_STEP`` mode."""
+        kwargs = _spec(self.env_id).kwargs | self.options | {"autoreset_mode": mode}
+        return _feed_class(self.env_id, "vector_entry_point")(num_envs, **kwargs)
+
+    def network(self, config: TrainConfig) -> SlateNetwork:
+        """An untrained network of the kind that the algorithm trains."""
+        kind = NETWORK_OF[config.algorithm]
+        return kind(self.world, self.sizes, **self.more(config))
+
+    def more(self, config: TrainConfig) -> dict[str, Any]:
+        """What the network is told besides items and sizes."""
+        if NETWORK_OF[config.algorithm] is not ProtoPolicy:
+            return {}
+        return {"points": self.world.session_length if config.proto_each else 1, "fresh": self.fresh(config)}
+
+    def fresh(self, config: TrainConfig) -> bool:
+        """Whether proto-items pass over what the history shows."""
+        if config.proto_fresh is not None:
+            return config.proto_fresh
+        return self.world.history_length <= self.world.num_items * FRESH_SHARE
+
+
+def _spec(env_id: str) -> EnvSpec:
+    try:
+        return gym.spec(env_id)
+    except gym.error.Error as error:
+        raise ValueError(f"{error} Give the id of a feed, such as feedgym/ShortVideo-v0.") from error
+
+
+def _feed_class(env_id: str, entry_point: str) -> Any:
+    path = getattr(_spec(env_id), entry_point)
+    found = load(path) if isinstance(path, str) else path
+    if not (isinstance(found, type) and issubclass(found, (FeedEnv, FeedVectorEnv))):
+        raise ValueError(f"{env_id} is no feed of feedgym's; register a simulator with feedgym.register.")
+    return found
