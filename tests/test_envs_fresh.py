@@ -22,7 +22,8 @@ from feedgym.envs.catalog import CatalogConfig, freshness, make_catalog, num_arr
 from feedgym.envs.check import check_simulator
 from feedgym.envs.feed import FeedVectorEnv, event_batch
 from feedgym.envs.history import observation_space
-from feedgym.envs.logging import LoggingConfig, LoggingPolicy, collect_log, states_at, user_seeds
+from feedgym.envs.logging import LoggingConfig, LoggingPolicy, collect_log, user_seeds
+from feedgym.envs.replay import states_at
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.protocols import take_users
 

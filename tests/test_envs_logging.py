@@ -9,9 +9,10 @@ from toy_users import ToyUsers
 from feedgym.data.events import BEHAVIOURS, Event
 from feedgym.data.sessions import histories, logged_sessions
 from feedgym.data.splits import take_users as take_log_users
-from feedgym.envs import logging
+from feedgym.envs import logging, replay
 from feedgym.envs.feed import FeedVectorEnv, event_batch
-from feedgym.envs.logging import LoggingConfig, LoggingPolicy, collect_log, states_at, user_seeds
+from feedgym.envs.logging import LoggingConfig, LoggingPolicy, collect_log, user_seeds
+from feedgym.envs.replay import states_at
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.protocols import take_users
 
@@ -127,7 +128,7 @@ def test_replayed_users_answer_exactly_what_was_logged(simulator, monkeypatch):
     sessions = logged_sessions(log, 4)
     rng = np.random.default_rng(0)
     for rows in (np.arange(len(sessions)), rng.integers(len(sessions), size=90), np.array([len(sessions) - 1])):
-        monkeypatch.setattr(logging, "BLOCK_USERS", 13)
+        monkeypatch.setattr(replay, "BLOCK_USERS", 13)
         some = sessions.rows(rows)
         state = states_at(simulator, log, some, seed=3)
         assert (state.time_s_U == some.start_s_N).all()

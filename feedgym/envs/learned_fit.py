@@ -45,7 +45,8 @@ from feedgym.envs.learned import (
     surplus,
     visit_features,
 )
-from feedgym.envs.logging import Visits, event_log, served_visits, user_seeds
+from feedgym.envs.logging import Visits, event_log, user_seeds
+from feedgym.envs.replay import served_visits
 from feedgym.protocols import put_users, take_users
 
 BLOCK = 2048

@@ -15,25 +15,26 @@ Where items come and go (the simulator's ``has_arrivals``), all of this is about
 begins: only those can be retrieved, lie in the urns and share the propensities.
 
 The policy's randomness is counter-based like the users' own (:mod:`feedgym.envs.luck`), so a log depends neither on
-the block size nor on the other users, and a user's state at any logged visit can be had again by replaying the log.
+the block size nor on the other users, and a user's state at any logged visit can be had again by replaying the log
+(:func:`feedgym.envs.replay.states_at`).
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from feedgym.data.events import BEHAVIOUR_IDX, Event, EventLog, FloatArray, IntArray, LoggedSessions
-from feedgym.data.sessions import POSITIVE, logged_sessions
+from feedgym.data.events import BEHAVIOUR_IDX, Event, EventLog, FloatArray, IntArray
+from feedgym.data.sessions import POSITIVE
 from feedgym.envs import luck
 from feedgym.envs.catalog import DAY_S, too_few
 from feedgym.envs.history import event_times_s, has_arrivals
-from feedgym.protocols import Response, UserSimulator, cat_users, take_users
+from feedgym.protocols import UserSimulator, take_users
 
 BLOCK_USERS = 512
 """Users served at a time; keeps arrays of users by candidates small. Logs do not depend on it."""
@@ -101,10 +102,11 @@ def user_seeds(num_users: int, seed: int, group: str) -> NDArray[np.uint64]:
     """
     if num_users < 1:
         raise ValueError(f"num_users={num_users} is below 1; give 1 or more.")
-    return _seeds(np.arange(num_users), seed, group)
+    return seeds_of(np.arange(num_users), seed, group)
 
 
-def _seeds(ids_U: ArrayLike, seed: int, group: str) -> NDArray[np.uint64]:
+def seeds_of(ids_U: ArrayLike, seed: int, group: str) -> NDArray[np.uint64]:
+    """Seeds uint64 [U] of the users with the given numbers in a population; see :func:`user_seeds`."""
     if not 0 <= seed < MAX_SEED:
         raise ValueError(f"seed={seed} is outside 0..2**63-1; give one inside.")
     population = luck.derive(np.uint64(seed), zlib.crc32(group.encode()))
@@ -505,92 +507,6 @@ def event_log(simulator: UserSimulator, profile_UF: NDArray[np.int64], visits: V
         behaviours=shown(visits.behaviours_NKB, 0, np.uint8),
         propensity=shown(visits.propensity_NK, np.nan, np.float32),
     )
-
-
-def states_at(simulator: UserSimulator, log: EventLog, sessions: LoggedSessions, seed: int) -> Any:
-    """The users as they were just before the visits of logged sessions, by replaying the log from their first visit.
-
-    Args:
-        simulator: the one the log was collected from.
-        log: what :func:`collect_log` returned, or some of its users.
-        sessions: N of its sessions, in any order and as often as wanted.
-        seed: the one the log was collected with.
-
-    Returns:
-        The simulator's state of N users, row n for session n.
-
-    Raises:
-        ValueError: the replay does not give what was logged, so the log is another simulator's or another seed's.
-    """
-    seeds_U = _seeds(log.user_ids_U, seed, LOG_GROUP)
-    served, first_U1 = served_visits(log)
-    number_N = np.searchsorted(served.row_N, sessions.row_N, side="right") - 1
-    order = np.argsort(number_N, kind="stable")
-    pieces, source = [], []
-    for row_V, state, _ in replayed(simulator, served, first_U1, seeds_U, np.unique(number_N)):
-        first_V = np.searchsorted(number_N, row_V, sorter=order)
-        count_V = np.searchsorted(number_N, row_V, side="right", sorter=order) - first_V
-        place = np.repeat(np.arange(len(row_V)), count_V)
-        pieces.append(take_users(state, place))
-        source.append(order[first_V[place] + np.arange(len(place)) - (np.cumsum(count_V) - count_V)[place]])
-    return take_users(cat_users(pieces), np.argsort(np.concatenate(source)))
-
-
-def served_visits(log: EventLog) -> tuple[LoggedSessions, NDArray[np.int64]]:
-    """The visits of a log, one row each, and int64 [U+1] offsets of the users' visits among them."""
-    served = logged_sessions(log, int(log.position.max()) + 1)
-    return served, np.searchsorted(served.user_idx_N, np.arange(log.num_users + 1))
-
-
-def replayed(
-    simulator: UserSimulator,
-    served: LoggedSessions,
-    first_U1: NDArray[np.int64],
-    seeds_U: NDArray[np.uint64],
-    rows: NDArray[np.int64],
-) -> Iterator[tuple[NDArray[np.int64], Any, Response]]:
-    """Serves logged visits once more, to users made anew from their seeds.
-
-    Args:
-        simulator: the one that answered when the log was written.
-        served: the visits, as :func:`served_visits` gives them.
-        first_U1: offsets of the users' visits.
-        seeds_U: the seeds of the log's users.
-        rows: visits wanted, ascending; the visits before them are served as well, the ones after them are not.
-
-    Yields:
-        Visits' rows in ``served``, ascending, the users' state just before them, and their answers; for every block of
-        users one visit number after the other.
-
-    Raises:
-        ValueError: an answer is not what was logged, so the log is another simulator's or its users had other seeds.
-    """
-    last_U = np.full(len(seeds_U), -1)
-    np.maximum.at(last_U, served.user_idx_N[rows], rows)
-    users = np.flatnonzero(last_U >= 0)
-    for start in range(0, len(users), BLOCK_USERS):
-        user_V = users[start : start + BLOCK_USERS]
-        row_V, last_V, state = first_U1[user_V], last_U[user_V], simulator.reset(seeds_U[user_V])
-        while len(row_V):
-            logged = served.rows(row_V)
-            response, next_state = simulator.respond(state, logged.item_ids_NK)
-            _must_be_same(response, logged)
-            yield row_V, state, response
-            later = np.flatnonzero(row_V < last_V)
-            row_V, last_V, state = row_V[later] + 1, last_V[later], take_users(next_state, later)
-
-
-def _must_be_same(response: Response, logged: LoggedSessions) -> None:
-    same = (
-        np.array_equal(response.watch_s_UK, logged.watch_s_NK)
-        and np.array_equal(response.examined_UK, logged.examined_NK)
-        and np.array_equal(response.behaviours_UKB, logged.behaviours_NKB)
-    )
-    if not same:
-        raise ValueError(
-            "Replaying the log does not give what was logged; pass the simulator and the seed that the log was "
-            "collected with."
-        )
 
 
 def _candidate_luck(key_U: NDArray[np.uint64], salt: int, count: int) -> FloatArray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -9,10 +10,90 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feedgym.data.events import BoolArray, Event, EventLog, IntArray, LoggedSessions
-from feedgym.data.sessions import user_of_rows
-from feedgym.envs.logging import replayed
+from feedgym.data.sessions import logged_sessions, user_of_rows
+from feedgym.envs.logging import BLOCK_USERS, LOG_GROUP, seeds_of
 from feedgym.envs.wrappers import of_feeds
 from feedgym.protocols import Response, UserSimulator, cat_users, take_users
+
+
+def states_at(simulator: UserSimulator, log: EventLog, sessions: LoggedSessions, seed: int) -> Any:
+    """The users as they were just before the visits of logged sessions, by replaying the log from their first visit.
+
+    Args:
+        simulator: the one the log was collected from.
+        log: what :func:`feedgym.envs.logging.collect_log` returned, or some of its users.
+        sessions: N of its sessions, in any order and as often as wanted.
+        seed: the one the log was collected with.
+
+    Returns:
+        The simulator's state of N users, row n for session n.
+
+    Raises:
+        ValueError: the replay does not give what was logged, so the log is another simulator's or another seed's.
+    """
+    seeds_U = seeds_of(log.user_ids_U, seed, LOG_GROUP)
+    served, first_U1 = served_visits(log)
+    number_N = np.searchsorted(served.row_N, sessions.row_N, side="right") - 1
+    order = np.argsort(number_N, kind="stable")
+    pieces, source = [], []
+    for row_V, state, _ in replayed(simulator, served, first_U1, seeds_U, np.unique(number_N)):
+        first_V = np.searchsorted(number_N, row_V, sorter=order)
+        count_V = np.searchsorted(number_N, row_V, side="right", sorter=order) - first_V
+        place = np.repeat(np.arange(len(row_V)), count_V)
+        pieces.append(take_users(state, place))
+        source.append(order[first_V[place] + np.arange(len(place)) - (np.cumsum(count_V) - count_V)[place]])
+    return take_users(cat_users(pieces), np.argsort(np.concatenate(source)))
+
+
+def replayed(
+    simulator: UserSimulator,
+    served: LoggedSessions,
+    first_U1: NDArray[np.int64],
+    seeds_U: NDArray[np.uint64],
+    rows: NDArray[np.int64],
+) -> Iterator[tuple[NDArray[np.int64], Any, Response]]:
+    """Serves logged visits once more, to users made anew from their seeds.
+
+    Args:
+        simulator: the one that answered when the log was written.
+        served: the visits, as :func:`served_visits` gives them.
+        first_U1: offsets of the users' visits.
+        seeds_U: the seeds of the log's users.
+        rows: visits wanted, ascending; the visits before them are served as well, the ones after them are not.
+
+    Yields:
+        Visits' rows in ``served``, ascending, the users' state just before them, and their answers; for every block of
+        users one visit number after the other.
+
+    Raises:
+        ValueError: an answer is not what was logged, so the log is another simulator's or its users had other seeds.
+    """
+    last_U = np.full(len(seeds_U), -1)
+    np.maximum.at(last_U, served.user_idx_N[rows], rows)
+    users = np.flatnonzero(last_U >= 0)
+    for start in range(0, len(users), BLOCK_USERS):
+        user_V = users[start : start + BLOCK_USERS]
+        row_V, last_V, state = first_U1[user_V], last_U[user_V], simulator.reset(seeds_U[user_V])
+        while len(row_V):
+            logged = served.rows(row_V)
+            response, next_state = simulator.respond(state, logged.item_ids_NK)
+            _must_be_same(response, logged)
+            yield row_V, state, response
+            later = np.flatnonzero(row_V < last_V)
+            row_V, last_V, state = row_V[later] + 1, last_V[later], take_users(next_state, later)
+
+
+def _must_be_same(response: Response, logged: LoggedSessions) -> None:
+    same = (
+        np.array_equal(response.watch_s_UK, logged.watch_s_NK)
+        and np.array_equal(response.examined_UK, logged.examined_NK)
+        and np.array_equal(response.behaviours_UKB, logged.behaviours_NKB)
+    )
+    if not same:
+        raise ValueError(
+            "Replaying the log does not give what was logged; pass the simulator and the seed that the log was "
+            "collected with."
+        )
 
 
 def replay(env: Any, log: EventLog, seeds_U: NDArray[np.uint64]) -> Response:
@@ -20,8 +101,9 @@ def replay(env: Any, log: EventLog, seeds_U: NDArray[np.uint64]) -> Response:
 
     Args:
         env: the simulator that answered when the log was written, or an environment around it.
-        log: what :class:`RecordLog` recorded, or :func:`feedgym.envs.logging.collect_log` collected.
-        seeds_U: seeds of the log's users (``RecordLog.seeds_U``, :func:`read_seeds`,
+        log: what :class:`feedgym.envs.recorder.RecordLog` recorded or :func:`feedgym.envs.logging.collect_log`
+            collected.
+        seeds_U: seeds of the log's users (``RecordLog.seeds_U``, :func:`feedgym.envs.recorder.read_seeds`,
             :func:`feedgym.envs.logging.user_seeds` of the group "log").
 
     Returns:
@@ -41,6 +123,12 @@ def replay(env: Any, log: EventLog, seeds_U: NDArray[np.uint64]) -> Response:
     order = np.argsort(np.concatenate(rows))
     columns = {f.name: np.concatenate([getattr(r, f.name) for r in responses])[order] for f in fields(Response)}
     return Response(**{name: column[is_visit_N] for name, column in columns.items()})
+
+
+def served_visits(log: EventLog) -> tuple[LoggedSessions, NDArray[np.int64]]:
+    """The visits of a log, one row each, and int64 [U+1] offsets of the users' visits among them."""
+    served = logged_sessions(log, int(log.position.max()) + 1)
+    return served, np.searchsorted(served.user_idx_N, np.arange(log.num_users + 1))
 
 
 def _served(log: EventLog) -> tuple[LoggedSessions, BoolArray]:

@@ -21,7 +21,8 @@ from feedgym.data.readers import column_pair, load_data
 from feedgym.data.sessions import POSITIVE, histories, logged_sessions, positive_sessions, quality_filter
 from feedgym.data.splits import split_users
 from feedgym.envs.feed import make_simulator
-from feedgym.envs.logging import collect_log, states_at, user_seeds
+from feedgym.envs.logging import collect_log, user_seeds
+from feedgym.envs.replay import states_at
 from feedgym.envs.short_video import ShortVideo
 from feedgym.envs.truth import true_value
 from feedgym.experiments.configs import LogConfig, Recording
