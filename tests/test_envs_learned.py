@@ -11,12 +11,13 @@ from toy_ranker import ToyConfig, ToyRanker
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS
 from feedgym.data.sessions import histories, logged_sessions
 from feedgym.data.splits import take_users
-from feedgym.envs import learned, learned_fit, realism
+from feedgym.envs import learned_features, learned_fit, realism
 from feedgym.envs.check import check_simulator
 from feedgym.envs.feed import FeedVectorEnv, make_simulator
 from feedgym.envs.history import History
 from feedgym.envs.learned import LearnedSimulator
-from feedgym.envs.learned_fit import LearnedConfig, fit_figures, fit_simulator, replay_users
+from feedgym.envs.learned_fit import LearnedConfig, fit_figures, fit_simulator
+from feedgym.envs.learned_users import replay_users
 from feedgym.envs.logging import collect_log, user_seeds
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.protocols import put_users
@@ -127,7 +128,7 @@ def test_a_ranker_is_always_asked_in_one_shape(fitted, monkeypatch):
     monkeypatch.setattr(ToyRanker, "predict", noted)
     for users in (1, 63, 64, 130):
         fitted.respond(fitted.reset(user_seeds(users, 0, "test")), slates(users, 300))
-    assert set(asked) == {((learned.BLOCK_USERS, LENGTH), 12)} and len(asked) == 1 + 1 + 2 + 3
+    assert set(asked) == {((learned_features.BLOCK_USERS, LENGTH), 12)} and len(asked) == 1 + 1 + 2 + 3
 
 
 def test_marginal_probabilities_of_behaviours_are_kept(fitted):
@@ -247,17 +248,17 @@ def test_regressions_recover_what_made_the_labels():
     rng = np.random.default_rng(0)
     x = rng.normal(3, 2, (40_000, 2))
     weight = np.array([0.8, -0.5, 0.3])
-    y = (rng.random(len(x)) < learned.sigmoid(learned.linear(x, weight))).astype(float)
+    y = (rng.random(len(x)) < learned_features.sigmoid(learned_features.linear(x, weight))).astype(float)
     np.testing.assert_allclose(learned_fit._fit_logistic(x, y), weight, atol=0.08)
     constant = learned_fit._fit_logistic(x, np.zeros(len(x)))
-    assert constant[:2].tolist() == [0, 0] and learned.sigmoid(constant[2]) < 1e-4
+    assert constant[:2].tolist() == [0, 0] and learned_features.sigmoid(constant[2]) < 1e-4
 
 
 def test_quantiles_draw_the_distribution_they_were_taken_from():
     rng = np.random.default_rng(0)
     sample = rng.exponential(size=20_000)
     table = np.tile(np.quantile(sample, np.linspace(0, 1, 101)), (20_000, 1))
-    drawn = learned.quantile(table, rng.random(20_000))
+    drawn = learned_features.quantile(table, rng.random(20_000))
     assert stats.ks_2samp(drawn, sample).statistic < 0.02
 
 

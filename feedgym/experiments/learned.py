@@ -25,7 +25,8 @@ from feedgym.data.sessions import logged_sessions, user_of_rows
 from feedgym.data.splits import split_users, take_users
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.learned import LearnedSimulator
-from feedgym.envs.learned_fit import LearnedConfig, fit_figures, fit_simulator, replay_users
+from feedgym.envs.learned_fit import LearnedConfig, fit_figures, fit_simulator
+from feedgym.envs.learned_users import replay_users
 from feedgym.envs.realism import compare
 from feedgym.experiments.learned_presets import LearnedRun
 from feedgym.experiments.progress import progress
