@@ -9,6 +9,9 @@ Algorithm = Literal["ppo", "slateq", "dqn", "sac", "bc", "marwil", "cql"]
 OFFLINE = ("bc", "marwil", "cql")
 """Algorithms that learn from a log and never meet a user before they are judged."""
 
+REPLAY = ("slateq", "dqn", "sac")
+"""Algorithms that keep what they met and learn from it again and again."""
+
 CLONES = ("bc", "marwil")
 """Those of them that imitate the log's policy, and serve by drawing as it does."""
 

@@ -19,7 +19,7 @@ from ray.rllib.algorithms.sac import SACConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.tune.registry import register_env
 
-from feedgym.agents.rl_settings import OFFLINE, TrainConfig
+from feedgym.agents.rl_settings import OFFLINE, REPLAY, TrainConfig
 from feedgym.agents.rllib.feeds import make_env
 from feedgym.agents.rllib.modules import MODULE_OF, NoCatalog, SlateQLearner
 from feedgym.agents.rllib.task import NETWORK_OF, Task
@@ -48,6 +48,12 @@ def algorithm_config(
         num_env_runners=0,
         num_envs_per_env_runner=1 if config.algorithm in OFFLINE else config.num_envs,
         gym_env_vectorize_mode="vector_entry_point",
+    )
+    # DQN's iterations would be of 1,000 requests, and those of SAC and CQL would go on for a second.
+    made.reporting(
+        min_time_s_per_iteration=None,
+        min_train_timesteps_per_iteration=0,
+        min_sample_timesteps_per_iteration=config.steps if config.algorithm in REPLAY else 0,
     )
     if config.algorithm in OFFLINE:
         _read_log(made, task, config, rows)

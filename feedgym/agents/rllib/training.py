@@ -71,12 +71,14 @@ def train(
 
 
 def _metrics(result: dict[str, Any]) -> dict[str, float]:
-    """What people look at: the training's own reward, and the learner's losses."""
+    """What people look at: the training's own reward, the requests answered so far, and the learner's losses."""
     met = result.get("env_runners", {})
     metrics = {}
     if met.get("episode_len_mean"):
         metrics["reward a step"] = met["episode_return_mean"] / met["episode_len_mean"]
         metrics["episode return"] = met["episode_return_mean"]
+    if met.get("num_env_steps_sampled_lifetime"):
+        metrics["requests"] = float(met["num_env_steps_sampled_lifetime"])
     learner = result.get("learners", {}).get(DEFAULT_MODULE_ID, {})
     wanted = ("entropy", "vf_explained_var", "policy_loss", "qf_loss", CHOICE_LOSS, "qf_mean")
     return metrics | {name.replace("_", " "): float(learner[name]) for name in wanted if name in learner}
