@@ -27,7 +27,8 @@ class TrainConfig:
     num_envs: int = 64
     """Users served side by side."""
     steps: int = 2560
-    """Requests answered an iteration (ppo, slateq, dqn, sac), one item each for dqn; offline: updates an iteration."""
+    """Requests answered an iteration, or a few more (ppo, slateq, dqn, sac), one item each for dqn; offline: updates an
+    iteration."""
     batch_size: int = 512
     """Transitions in an update."""
     epochs: int = 4
