@@ -359,3 +359,18 @@ def test_the_terminal_shows_title_and_lead_as_they_were_written():
     assert "OneRec + IPA on the log views[old].csv" in printed(
         recorded() | {"title": "OneRec + IPA on the log views[old].csv"}
     )
+
+
+def test_learning_has_a_panel_for_what_is_told_late_and_runs_by_requests_where_they_are_counted(figures):
+    late = [
+        {"iteration": 1, "requests": 20.0, "loss": 3.0},
+        {"iteration": 2, "requests": 45.0, "loss": 2.0, "reward": 1},
+    ]
+    report_module._learning_plot([late, late])
+    panels = {axis.get_title(): axis for axis in figures[0].axes}
+    assert list(panels) == ["loss", "reward"] and panels["loss"].get_xlabel() == "requests"
+    assert [line.get_xdata().tolist() for line in panels["reward"].lines] == [[20.0, 45.0]] * 2
+    epochs = [{"iteration": 1, "validation": 0.5}, {"iteration": 2, "validation": 0.75}]
+    report_module._learning_plot([epochs, epochs], ["HSTU", "SASRec"])
+    titles = [axis.get_title() for axis in figures[1].axes]
+    assert titles == ["HSTU: validation", "SASRec: validation"] and figures[1].axes[0].get_xlabel() == "iterations"

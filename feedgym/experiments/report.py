@@ -293,24 +293,29 @@ def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2)
 
 
 def _learning_plot(curves: Sequence[Sequence[Mapping[str, float]]] | None, names: Sequence[str] | None = None) -> str:
-    """What the trainings themselves tell, iteration by iteration: a panel a metric, a line a training.
+    """What the trainings themselves tell, by requests answered or by iterations: a panel a metric, a line a training.
 
     Trainings with ``names`` are of different models, whose figures have other scales: each has panels of its own.
     """
     curves = [curve for curve in curves or () if curve]
     groups = [(f"{name}: ", [curve]) for name, curve in zip(names or (), curves, strict=bool(names))] or [("", curves)]
     panels = [
-        (title, metric, group) for title, group in groups if group for metric in group[0][0] if metric != "iteration"
+        (title, metric, group)
+        for title, group in groups
+        for metric in dict.fromkeys(name for curve in group for row in curve for name in row)
+        if metric not in ("iteration", "requests")
     ]
     if not panels:
         return ""
     figure, axes = axes_row(len(panels), width=3.0)
     for axis, (title, metric, group) in zip(axes, panels, strict=True):
+        along = "requests" if "requests" in group[0][0] else "iteration"
         for curve in group:
             values = [row.get(metric, np.nan) for row in curve]
-            axis.plot([row["iteration"] for row in curve], values, linewidth=1.2, marker="o", markersize=3)
+            axis.plot([row[along] for row in curve], values, linewidth=1.2, marker="o", markersize=3)
         axis.set_title(f"{title}{metric}".replace("_", " "), fontsize=10)
-        axis.set_xlabel("iterations")
+        axis.set_xlabel("requests" if along == "requests" else "iterations")
+        axis.locator_params(axis="x", nbins=4)
     return image(figure)
 
 

@@ -58,7 +58,7 @@ def train(
                 algorithm.env_runner_group.sync_weights(from_worker_or_learner_group=algorithm.learner_group)
         every = max(1, config.iterations // config.checkpoints)
         for iteration in range(done + 1, config.iterations + 1):
-            metrics = _metrics(algorithm.train())
+            metrics = _metrics(algorithm.train(), before=done * config.steps)
             if log is not None:
                 log(metrics, iteration)
             if step is not None:
@@ -70,15 +70,20 @@ def train(
         algorithm.stop()
 
 
-def _metrics(result: dict[str, Any]) -> dict[str, float]:
-    """What people look at: the training's own reward, the requests answered so far, and the learner's losses."""
+def _metrics(result: dict[str, Any], before: int) -> dict[str, float]:
+    """What people look at: the training's own reward, the requests answered so far, and the learner's losses.
+
+    Args:
+        result: of RLlib's iteration.
+        before: requests that were answered before the training was killed and went on.
+    """
     met = result.get("env_runners", {})
     metrics = {}
     if met.get("episode_len_mean"):
         metrics["reward a step"] = met["episode_return_mean"] / met["episode_len_mean"]
         metrics["episode return"] = met["episode_return_mean"]
     if met.get("num_env_steps_sampled_lifetime"):
-        metrics["requests"] = float(met["num_env_steps_sampled_lifetime"])
+        metrics["requests"] = before + float(met["num_env_steps_sampled_lifetime"])
     learner = result.get("learners", {}).get(DEFAULT_MODULE_ID, {})
     wanted = ("entropy", "vf_explained_var", "policy_loss", "qf_loss", CHOICE_LOSS, "qf_mean")
     return metrics | {name.replace("_", " "): float(learner[name]) for name in wanted if name in learner}
