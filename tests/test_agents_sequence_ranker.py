@@ -22,6 +22,10 @@ KINDS = {
     "as in Meta's code": (HSTURanker, HSTURankerConfig(**SIZES, num_items=NUM_ITEMS, bias="none", watch=False)),
     "genrank": (GenRank, GenRankConfig(**SIZES, num_items=NUM_ITEMS, request_gap_s=3e4)),
     "contents": (GenRank, GenRankConfig(**SIZES, num_items=NUM_ITEMS, content_width=3)),
+    "interleaved, history learned": (
+        HSTURanker,
+        HSTURankerConfig(**SIZES, num_items=NUM_ITEMS, actions="interleaved", loss_on_history=True),
+    ),
     "full history": (GenRank, GenRankConfig(**SIZES, num_items=NUM_ITEMS, history_mask="full", bias="learned")),
     "plain layers": (
         GenRank,
@@ -225,7 +229,7 @@ def plain(model, rows, n, k):
         u, v, q, k_ = zip(*(layer.project(x) for x in xs), strict=True)
         out = []
         for i in range(len(xs)):
-            everything = config.history_mask == "full" if genrank else i < context
+            everything = config.history_mask == "full" if genrank else i < context and not config.loss_on_history
             seen = [j for j in range(last) if i != j and (j < i or (everything and i < last))] + [i]
             total = torch.zeros(config.num_heads, config.d_v)
             for j in seen:
@@ -307,30 +311,40 @@ def test_action_bits_tell_how_much_was_watched():
 # ---------------------------------------------------------------- ablations
 
 
-def test_loss_on_history_scores_events_by_what_came_before_their_request():
-    model, rows = toy("genrank", loss_on_history=True, request_gap_s=2e4), toy_rows()
-    past = rows.histories
-    history = model.history_tokens(past)
-    logits = model.score(model.past_candidates(past), history, model.read(history))
-    _, _, first_NT = history_requests(past, model.config.request_gap_s)
-    n = N - 1
-    for t in range(T):  # the same as a row that ends before the event's request
-        begin = int(first_NT[n, t])
-        kept = past.rows(slice(n, n + 1)).events(slice(begin))
+@pytest.mark.parametrize("kind", ["genrank", "added", "interleaved"])
+@torch.no_grad()
+def test_loss_on_history_scores_events_by_what_came_before_them(kind):
+    """In GenRank by what came before their request, in HSTU by all before them."""
+    model, rows = toy(kind, loss_on_history=True, **({"request_gap_s": 2e4} if kind == "genrank" else {})), toy_rows()
+    past, n = rows.histories, N - 1
+    if kind == "genrank":
+        begins_T = history_requests(past, model.config.request_gap_s)[2][n].tolist()
+    else:
+        begins_T = list(range(T))
+        for table in (model.positions, model.times):  # they count back from the row's request, which differs
+            table.weight.zero_()
+
+    def scored(histories):
+        history = model.history_tokens(histories)
+        return model.score(model.past_candidates(histories), history, model.read(history))
+
+    logits = scored(past)
+    for t, begin in enumerate(begins_T):  # the same as a row that ends before the event, or its request
         if not begin:
             continue
+        kept = past.rows(slice(n, n + 1)).events(slice(begin))
         row = RankingBatch.unlabelled(kept, past.item_ids_UT[n : n + 1, t : t + 1])
         torch.testing.assert_close(model.logits_NKM(row)[0, 0], logits[n, t], atol=1e-4, rtol=1e-4)
-    other = replace(past, behaviours_UTB=past.behaviours_UTB.clone())
-    other.behaviours_UTB[n, int(first_NT[n, -1]) :] = 1 - other.behaviours_UTB[n, int(first_NT[n, -1]) :]
-    history = model.history_tokens(other)
-    after = model.score(model.past_candidates(other), history, model.read(history))
-    assert torch.equal(after[n], logits[n])  # no answer is read off
+    for t, begin in enumerate(begins_T):
+        other = replace(past, behaviours_UTB=past.behaviours_UTB.clone())
+        other.behaviours_UTB[n, begin:] = 1 - other.behaviours_UTB[n, begin:]
+        assert torch.equal(scored(other)[n, : t + 1], logits[n, : t + 1])  # no answer is read off
 
 
-def test_loss_on_history_is_the_mean_over_events_and_candidates():
+@pytest.mark.parametrize("kind", ["genrank", "added", "interleaved"])
+def test_loss_on_history_is_the_mean_over_events_and_candidates(kind):
     rows = toy_rows()
-    both = toy("genrank", loss_on_history=True)
+    both = toy(kind, loss_on_history=True)
     output, columns = both(**rows.columns()), rows.columns()
     history = both.history_tokens(rows.histories)
     past = both.score(both.past_candidates(rows.histories), history, both.read(history))[rows.histories.mask_UT]
@@ -340,7 +354,8 @@ def test_loss_on_history_is_the_mean_over_events_and_candidates():
     targets = torch.cat([target, both.targets_NKM(rows)[rows.mask_NK]])
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
     torch.testing.assert_close(output.loss, expected)
-    assert not torch.allclose(toy("genrank")(**columns).loss, expected)
+    torch.testing.assert_close(output.logits, both.logits_NKM(rows))
+    assert not torch.allclose(toy(kind)(**columns).loss, expected)
 
 
 @pytest.mark.parametrize(

@@ -20,16 +20,13 @@ Deviations and what the paper leaves open:
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.modeling_outputs import CausalLMOutput
 
 from feedgym.agents.layers.hstu import NUM_TIME_BUCKETS, time_buckets
-from feedgym.agents.ranker import ranking_loss
 from feedgym.agents.sequence_ranker import (
     SequenceRanker,
     SequenceRankerConfig,
@@ -55,8 +52,6 @@ class GenRankConfig(SequenceRankerConfig):
     """Events at most so many seconds after the one before belong to the same request."""
     history_mask: str = "causal"
     """causal, or full as an ablation: the history sees all of itself."""
-    loss_on_history: bool = False
-    """Ablation: learn from the history's actions too."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -129,19 +124,6 @@ class GenRank(SequenceRanker):
             mask_NM=past.mask_UT,
         )
 
-    def forward(self, **columns: Any) -> CausalLMOutput:
-        """The base's loss, or that of all candidates and events together where history is learned from too."""
-        if not self.config.loss_on_history:
-            return super().forward(**columns)
-        batch = RankingBatch.of_columns(columns)
-        history = self.history_tokens(batch.histories)
-        both = self.past_candidates(batch.histories).followed_by(self.candidate_tokens(batch))
-        logits = self.score(both, history, self.read(history))
-        num_past = batch.histories.item_ids_UT.shape[1]
-        target = torch.cat([self.targets_NKM(_as_candidates(batch.histories)), self.targets_NKM(batch)], dim=1)
-        loss = ranking_loss(logits, target, both.mask_NM)
-        return CausalLMOutput(loss=loss, logits=logits[:, num_past:])
-
     def sees_MM(self, place_M: Tensor) -> Tensor:
         """Itself and those before it; as an ablation everything of the history."""
         before_MM = super().sees_MM(place_M)
@@ -193,10 +175,3 @@ def candidate_requests(batch: RankingBatch, request_gap_s: float) -> tuple[Tenso
     first_NK = torch.where(opens_NK, torch.arange(opens_NK.shape[1], device=opens_NK.device), 0).cummax(1).values
     later_s_NK = between_s_NK.gather(1, first_NK).clamp_min(0).to(waited_s_N1.dtype)
     return request_NK, torch.where(batch.request_NK > 0, later_s_NK, waited_s_N1)
-
-
-def _as_candidates(histories: EventBatch) -> RankingBatch:
-    """The events with their labels as candidates; of times and requests nothing is said."""
-    past = cleaned(histories)
-    rows = RankingBatch.unlabelled(past, past.item_ids_UT, past.mask_UT)
-    return replace(rows, behaviours_NKB=past.behaviours_UTB, watch_fraction_NK=past.watch_fraction_UT)

@@ -9,8 +9,8 @@ Positions are counted back from the candidates, which share position 0; the time
 from the event to the request. Contextual tokens see the whole history, and no token sees a candidate but itself.
 
 Deviations from Meta's code: attention keeps the paper's learned bias of distance and time (``bias="none"`` is the
-code's way); time buckets are retrieval's logarithmic ones; the parts of the loss weigh the same; the loss is on the
-candidates alone, rows being one request each; there is no limit on how far attention reaches.
+code's way); time buckets are retrieval's logarithmic ones; the parts of the loss weigh the same; there is no limit on
+how far attention reaches.
 """
 
 from __future__ import annotations
@@ -75,49 +75,57 @@ class HSTURanker(SequenceRanker):
 
     def history_tokens(self, histories: EventBatch) -> Tokens:
         """Context, then a token an event, or its item's and its action's."""
-        past, per_event = cleaned(histories), self.config.tokens_per_event
+        past = cleaned(histories)
         item_NTD, action_NTD = self.item_vectors(past.item_ids_UT), self.actions_NTD(past)
-        if per_event == 1:
-            x_NMD = item_NTD + action_NTD
+        if self.config.actions == "added":
+            x_NTPD = (item_NTD + action_NTD)[:, :, None]
         else:
-            x_NMD = torch.stack([item_NTD, action_NTD], dim=2).flatten(1, 2)
+            x_NTPD = torch.stack([item_NTD, action_NTD], dim=2)
+        return self.context_tokens(past).followed_by(self._events(x_NTPD, past))
+
+    def candidate_tokens(self, batch: RankingBatch) -> Tokens:
+        """Items with position 0, the time of their request and, where actions are added, an unknown one."""
+        item_ids_NK = batch.item_ids_NK.masked_fill(~batch.mask_NK, 0)
+        here, now_s = torch.zeros_like(item_ids_NK), torch.zeros_like(item_ids_NK, dtype=torch.float32)
+        return Tokens(
+            x_NMD=self._undecided(item_ids_NK) + self.positions(here) + self.times(time_buckets(now_s)),
+            item_ids_NM=item_ids_NK,
+            place_NM=self.place_of_candidates(batch),
+            time_s_NM=decided_s(batch),
+            mask_NM=batch.mask_NK,
+        )
+
+    def past_candidates(self, histories: EventBatch) -> Tokens:
+        """The history's items where they stand: they see all events before them, those of their own request too."""
+        past = cleaned(histories)
+        return self._events(self._undecided(past.item_ids_UT)[:, :, None], past)
+
+    def sees_MM(self, place_M: Tensor) -> Tensor:
+        """Itself and those before it; contextual tokens see everything, unless that told the history's answers."""
+        before_MM = super().sees_MM(place_M)
+        return before_MM if self.config.loss_on_history else before_MM | (place_M < self.config.num_context)[:, None]
+
+    def _undecided(self, item_ids: Tensor) -> Tensor:
+        """Vectors [..., D] of items before their actions: with an unknown one where actions are added."""
+        item = self.item_vectors(item_ids)
+        return item + self.unknown_action(torch.zeros_like(item_ids)) if self.config.actions == "added" else item
+
+    def _events(self, x_NTPD: Tensor, past: EventBatch) -> Tokens:
+        """The first P tokens of each event, given their vectors, with the embeddings of position and time added."""
+        per_event, (num, length, parts) = self.config.tokens_per_event, x_NTPD.shape[:3]
+        place_TP = per_event * torch.arange(length, device=x_NTPD.device)[:, None]
+        place_NM = (place_TP + torch.arange(parts, device=x_NTPD.device)).flatten().expand(num, -1)
         last_N1 = per_event * past.mask_UT.sum(1, keepdim=True)
-        place_NM = torch.arange(x_NMD.shape[1], device=x_NMD.device).expand(len(x_NMD), -1)
 
         def spread(column_NT: Tensor) -> Tensor:
-            return column_NT.repeat_interleave(per_event, dim=1)
+            return column_NT.repeat_interleave(parts, dim=1)
 
         time_s_NM = spread(event_times_s(past))
-        x_NMD = x_NMD + self.positions((last_N1 - place_NM).clamp_min(0)) + self.times(time_buckets(time_s_NM))
-        events = Tokens(
-            x_NMD=x_NMD,
+        context_NMD = self.positions((last_N1 - place_NM).clamp_min(0)) + self.times(time_buckets(time_s_NM))
+        return Tokens(
+            x_NMD=x_NTPD.flatten(1, 2) + context_NMD,
             item_ids_NM=spread(past.item_ids_UT),
             place_NM=place_NM + self.config.num_context,
             time_s_NM=time_s_NM,
             mask_NM=spread(past.mask_UT),
         )
-        return self.context_tokens(past).followed_by(events)
-
-    def candidate_tokens(self, batch: RankingBatch) -> Tokens:
-        """Items with position 0, the time of their request and, where actions are added, an unknown one."""
-        item_ids_NK = batch.item_ids_NK.masked_fill(~batch.mask_NK, 0)
-        time_s_NK = decided_s(batch)
-        here = torch.zeros_like(item_ids_NK)
-        x_NKD = (
-            self.item_vectors(item_ids_NK)
-            + self.positions(here)
-            + self.times(time_buckets(torch.zeros_like(time_s_NK)))
-        )
-        if self.config.actions == "added":
-            x_NKD = x_NKD + self.unknown_action(here)
-        return Tokens(
-            x_NMD=x_NKD,
-            item_ids_NM=item_ids_NK,
-            place_NM=self.place_of_candidates(batch),
-            time_s_NM=time_s_NK,
-            mask_NM=batch.mask_NK,
-        )
-
-    def sees_MM(self, place_M: Tensor) -> Tensor:
-        """Itself and those before it; contextual tokens see everything."""
-        return super().sees_MM(place_M) | (place_M < self.config.num_context)[:, None]

@@ -19,10 +19,11 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutput
 
 from feedgym.agents.layers.history import ages_s
 from feedgym.agents.layers.hstu import HSTULayer, RelativeBias, time_buckets
-from feedgym.agents.ranker import Ranker, RankerConfig
+from feedgym.agents.ranker import Ranker, RankerConfig, ranking_loss
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS
 from feedgym.data.ranking import RankingBatch
@@ -61,6 +62,9 @@ class SequenceRankerConfig(RankerConfig):
     """Norm the attended values of each head apart."""
     content_width: int = 0
     """E, width of the items' contents, which are read beside their ids; 0 reads ids alone."""
+    loss_on_history: bool = False
+    """Learn from the history's events too, each foretold where it stands: HSTU's published training, an ablation of
+    GenRank."""
     candidates_per_pass: int = 256
     """Candidates that are scored at once when serving; the history is read once for all of them."""
 
@@ -175,9 +179,28 @@ class SequenceRanker(Ranker):
         """A token a candidate, which knows nothing of what became of it."""
         raise NotImplementedError
 
+    def past_candidates(self, histories: EventBatch) -> Tokens:
+        """The history's events as candidates, each of them where it was decided on."""
+        raise NotImplementedError
+
     def sees_MM(self, place_M: Tensor) -> Tensor:
         """Which tokens of the history, at some places, each of them sees: bool, itself and those before it."""
         return place_M <= place_M[:, None]
+
+    # ------------------------------------------------------------ learning
+
+    def forward(self, **columns: Any) -> CausalLMOutput:
+        """The base's loss, or that of all candidates and events together where history is learned from too."""
+        if not self.config.loss_on_history:
+            return super().forward(**columns)
+        batch = RankingBatch.of_columns(columns)
+        history = self.history_tokens(batch.histories)
+        both = self.past_candidates(batch.histories).followed_by(self.candidate_tokens(batch))
+        logits = self.score(both, history, self.read(history))
+        num_past = batch.histories.item_ids_UT.shape[1]
+        target = torch.cat([self.targets_NKM(_as_candidates(batch.histories)), self.targets_NKM(batch)], dim=1)
+        loss = ranking_loss(logits, target, both.mask_NM)
+        return CausalLMOutput(loss=loss, logits=logits[:, num_past:])
 
     # ------------------------------------------------------------ scoring
 
@@ -318,6 +341,13 @@ def decided_s(batch: RankingBatch) -> Tensor:
     """float32 seconds [N, K] from the row's request to that of each candidate, of which its first exposure tells."""
     own_s_NK = batch.first_exposure_s_NK().masked_fill(batch.request_NK == 0, 0)
     return own_s_NK.masked_fill(~batch.mask_NK, 0).float()
+
+
+def _as_candidates(histories: EventBatch) -> RankingBatch:
+    """The events with their labels as candidates; of times and requests nothing is said."""
+    past = cleaned(histories)
+    rows = RankingBatch.unlabelled(past, past.item_ids_UT, past.mask_UT)
+    return replace(rows, behaviours_NKB=past.behaviours_UTB, watch_fraction_NK=past.watch_fraction_UT)
 
 
 def cleaned(histories: EventBatch) -> EventBatch:

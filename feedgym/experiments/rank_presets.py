@@ -80,6 +80,8 @@ class SequenceRankerSizes:
     """T, the newest events of a history that are read."""
     contents: bool = True
     """Read the items' contents beside their ids."""
+    loss_on_history: bool = False
+    """Learn from the history's events too: HSTU's published training, an ablation of GenRank."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +104,9 @@ class HSTURankRun(RankRun):
 
     @property
     def label(self) -> str:
-        """How actions are read."""
-        return f"HSTU ranking (actions {self.model.actions}, bias {self.model.bias})"
+        """How actions are read, and what is learned from."""
+        learned = ", loss on history" * self.model.loss_on_history
+        return f"HSTU ranking (actions {self.model.actions}, bias {self.model.bias}{learned})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +119,6 @@ class GenRankSizes(SequenceRankerSizes):
     """Events at most so many seconds after the one before belong to the same request."""
     history_mask: Literal["causal", "full"] = "causal"
     """causal, or full as an ablation."""
-    loss_on_history: bool = False
-    """Ablation: learn from the history's actions too."""
 
 
 @dataclass(frozen=True, kw_only=True)
