@@ -24,13 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from paired import paired_table, samples_of_users
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from feedgym.agents.genrank import GenRank, GenRankConfig
 from feedgym.agents.hstu_rank import HSTURanker, HSTURankerConfig
-from feedgym.agents.next_item import FitConfig, fit
+from feedgym.agents.next_item import Curve, FitConfig, fit
 from feedgym.agents.ranker import Ranker, RankingDataset
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
@@ -40,11 +41,15 @@ from feedgym.data.splits import split_time
 from feedgym.envs.logging import collect_log
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.experiments.rank_metrics import AUC, grouped_auc
-from feedgym.experiments.statistics import resampling_counts
 
 BASE = "HSTU interleaved"
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     BASE: (HSTURanker, HSTURankerConfig, {"actions": "interleaved"}),
+    "HSTU interleaved, loss on history": (
+        HSTURanker,
+        HSTURankerConfig,
+        {"actions": "interleaved", "loss_on_history": True},
+    ),
     "HSTU, actions added": (HSTURanker, HSTURankerConfig, {"actions": "added"}),
     "GenRank": (GenRank, GenRankConfig, {}),
     "GenRank, learned bias": (GenRank, GenRankConfig, {"bias": "learned"}),
@@ -53,7 +58,6 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 FAST = (BASE, "GenRank", "GenRank, learned bias")
 """What is timed."""
-RESAMPLES = 500
 CANDIDATES, BATCH, ITEMS = 10, 32, 2000
 """Of the timed batches."""
 
@@ -204,8 +208,8 @@ def trained(
     train: RankingBatch,
     judge: Judge,
     seed: int,
-) -> Any:
-    """A model with the weights of its best epoch."""
+) -> tuple[Ranker, Curve]:
+    """A model with the weights of its best epoch, and the record of validation."""
     kind, config, switches = KINDS[name]
     torch.manual_seed(seed)
     width = options.d_model // 2
@@ -217,7 +221,7 @@ def trained(
     settings = FitConfig(batch_size=64, lr=options.lr, adam_beta2=0.999, max_grad_norm=1.0,
                          patience=options.patience, group_by_length=True)  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        return fit(model, RankingDataset(rows=train), settings, options.epochs, seed, judge.minus_loss, Path(folder))[0]
+        return fit(model, RankingDataset(rows=train), settings, options.epochs, seed, judge.minus_loss, Path(folder))
 
 
 def simulated(options: Options) -> tuple[EventLog, Catalog]:
@@ -259,8 +263,7 @@ def quality(options: Options, console: Console) -> Table:
     )
     rates = test.figures(item_rates(train, label, catalog.num_items)[test.rows.batch.item_ids_NK])
     console.print(f"Items' rates in training alone: AUC {rates[0].mean():.4f}, GAUC {rates[1].mean():.4f}")
-    num_users = len(np.unique(test.rows.user_idx_N))
-    counts_RU = np.concatenate([np.ones((1, num_users)), resampling_counts(num_users, 0, RESAMPLES)])
+    counts_RU = samples_of_users(len(np.unique(test.rows.user_idx_N)))
     content_IE = torch.from_numpy(catalog.content_IE)
     known = {"num_items": catalog.num_items, "profile_sizes": log.profile_sizes}
     known |= {"content_width": content_IE.shape[1]}
@@ -268,27 +271,16 @@ def quality(options: Options, console: Console) -> Table:
     for seed in range(options.seeds):
         for name, runs in found.items():
             begin = time.perf_counter()
-            model = trained(options, name, known, content_IE, train, choosing, seed)
+            model, curve = trained(options, name, known, content_IE, train, choosing, seed)
+            best = 1 + int(np.argmax([row["validation"] for row in curve]))
             score_NK = model.scores_UKM(test.rows.batch)[..., 0]
             runs.append(np.stack([figure.resampled(counts_RU) for figure in test.figures(score_NK)]))
             auc, gauc = runs[-1][:, 0]
             spent_s = time.perf_counter() - begin
-            console.print(f"seed {seed}, {name}: AUC {auc:.4f}, GAUC {gauc:.4f} in {spent_s:.0f} s")
-    return quality_table(found)
-
-
-def quality_table(found: Mapping[str, list[np.ndarray]]) -> Table:
-    """Figures meaned over seeds, and what GenRank has more than each, with 95% intervals."""
-    table = Table("", "AUC", "GenRank's lead", "GAUC", "GenRank's lead")
-    means = {name: np.mean(runs, axis=0) for name, runs in found.items()}
-    for name, figure_2R in means.items():
-        cells = []
-        for value_R, ours_R in zip(figure_2R, means.get("GenRank", figure_2R), strict=True):
-            lead_R = ours_R - value_R
-            low, high = np.nanquantile(lead_R[1:], [0.025, 0.975])
-            cells += [f"{value_R[0]:.4f}", "" if name == "GenRank" else f"{lead_R[0]:+.4f} [{low:+.4f}, {high:+.4f}]"]
-        table.add_row(name, *cells)
-    return table
+            console.print(
+                f"seed {seed}, {name}: AUC {auc:.4f}, GAUC {gauc:.4f}, epoch {best} of {len(curve)}, {spent_s:.0f} s"
+            )
+    return paired_table(found, "GenRank", "GenRank's lead")
 
 
 def main(options: Options) -> None:

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
+from paired import paired_table, samples_of_users
 from rich.console import Console
-from rich.table import Table
 
 from feedgym.agents.cross_features import item_kinds
 from feedgym.agents.mtgr import MTGR, MTGRConfig
@@ -35,7 +35,6 @@ from feedgym.data.splits import take_users
 from feedgym.envs.logging import collect_log
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.experiments.rank_metrics import AUC, grouped_auc
-from feedgym.experiments.statistics import resampling_counts
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -44,7 +43,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no group layer norm": {"group_layer_norm": False},
     "no cross features": {"cross_features": False},
 }
-RESAMPLES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +73,8 @@ class Options:
     """Of a batch."""
     task: str = "click"
     """The behaviour foretold."""
+    only: tuple[str, ...] = ()
+    """Train these variants only."""
 
 
 def simulated(options: Options) -> tuple[EventLog, Catalog]:
@@ -161,7 +161,9 @@ def trained(options: Options, train: RankingBatch, judge: Judge, config: MTGRCon
 
 
 def main(options: Options) -> None:
-    """Prints a row for each training, and a table in the end."""
+    """Prints a row for each training, and a table after each seed."""
+    if unknown := sorted(set(options.only) - set(VARIANTS)):
+        raise SystemExit(f"There is no variant {unknown[0]!r}; the variants are {', '.join(VARIANTS)}.")
     log, catalog = simulated(options) if options.data is None else recorded(options.data, options.users)
     windows = ranking_windows(log, catalog, options.history_length, options.max_candidates, 3600 * options.window_hours)
     low, high = np.quantile(windows.start_s_N, [0.8, 0.9])
@@ -175,35 +177,20 @@ def main(options: Options) -> None:
         f"requests of {len(test.label_N):,} exposures and {test.num_users:,} users judge, {test.label_N.mean():.3f} of "
         "them positive."
     )
-    counts_RU = resampling_counts(test.num_users, 0, RESAMPLES)
-    counts_RU = np.concatenate([np.ones((1, test.num_users)), counts_RU])
-    found: dict[str, list[np.ndarray]] = {name: [] for name in VARIANTS}
+    counts_RU = samples_of_users(test.num_users)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in options.only or VARIANTS}
     for seed in range(options.seeds):
-        for name, switches in VARIANTS.items():
+        for name, runs in found.items():
             config = MTGRConfig(
                 num_items=catalog.num_items, profile_sizes=log.profile_sizes, tasks=(options.task,), watch=False,
                 d_model=options.d_model, num_layers=2, dropout=0.0, decided="request",
-                history_length=options.history_length, **switches,
+                history_length=options.history_length, **VARIANTS[name],
             )  # fmt: skip
             model = trained(options, train, choosing, config, kinds, seed)
-            found[name].append(np.stack([figure.resampled(counts_RU) for figure in test.figures(model)]))
-            auc, gauc = found[name][-1][:, 0]
+            runs.append(np.stack([figure.resampled(counts_RU) for figure in test.figures(model)]))
+            auc, gauc = runs[-1][:, 0]
             console.print(f"seed {seed}, {name}: AUC {auc:.4f}, GAUC {gauc:.4f}")
-        console.print(table_of(found))
-
-
-def table_of(found: dict[str, list[np.ndarray]]) -> Table:
-    """Figures meaned over seeds, and what is lost to the full model with 95% intervals."""
-    table = Table("", "AUC", "lost", "GAUC", "lost")
-    means = {name: np.mean(runs, axis=0) for name, runs in found.items()}
-    for name, figure_2R in means.items():
-        cells = []
-        for value_R, full_R in zip(figure_2R, means["full"], strict=True):
-            lost_R = full_R - value_R
-            low, high = np.nanquantile(lost_R[1:], [0.025, 0.975])
-            cells += [f"{value_R[0]:.4f}", "" if name == "full" else f"{lost_R[0]:+.4f} [{low:+.4f}, {high:+.4f}]"]
-        table.add_row(name, *cells)
-    return table
+        console.print(paired_table(found, "full", "lost"))
 
 
 if __name__ == "__main__":

@@ -322,4 +322,6 @@ class LearnedSimulator:
                 tensors["exposures_I"],
             )
         except (OSError, KeyError, json.JSONDecodeError, SafetensorError) as error:
-            raise ValueError(f"{folder} holds no learned simulator ({error}); fit one with feedgym learn.") from error
+            raise ValueError(
+                f"{folder} holds no learned simulator ({error}); fit one with feedgym run learned-simulator."
+            ) from error

@@ -1,0 +1,38 @@
+"""AUC and GAUC of several models on the same requests, and what one of them has more than each, paired over users."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from rich.table import Table
+
+from feedgym.experiments.statistics import resampling_counts
+
+RESAMPLES = 500
+
+
+def samples_of_users(num_users: int) -> np.ndarray:
+    """How often each user is in each sample [1 + RESAMPLES, U]: the users as they are, then resamplings of them."""
+    return np.concatenate([np.ones((1, num_users)), resampling_counts(num_users, 0, RESAMPLES)])
+
+
+def paired_table(found: Mapping[str, Sequence[np.ndarray]], reference: str, header: str) -> Table:
+    """Figures meaned over seeds, and what the reference has more than each, with 95% intervals over users.
+
+    Args:
+        found: of each model an array [2, 1 + RESAMPLES] a seed: AUC and GAUC in each sample.
+        reference: the model that the others are held against; nothing is where it was not trained.
+        header: of the differences.
+    """
+    table = Table("", "AUC", header, "GAUC", header)
+    means = {name: np.mean(runs, axis=0) for name, runs in found.items() if len(runs)}
+    for name, figure_2R in means.items():
+        cells = []
+        for value_R, reference_R in zip(figure_2R, means.get(reference, figure_2R), strict=True):
+            more_R = reference_R - value_R
+            low, high = np.nanquantile(more_R[1:], [0.025, 0.975])
+            told = reference in means and name != reference
+            cells += [f"{value_R[0]:.4f}", f"{more_R[0]:+.4f} [{low:+.4f}, {high:+.4f}]" if told else ""]
+        table.add_row(name, *cells)
+    return table
