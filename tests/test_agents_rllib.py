@@ -19,7 +19,9 @@ from feedgym.agents.rllib.feeds import TrainingFeed, TrainingItems, make_env, wr
 from feedgym.agents.rllib.modules import SACModule, SlateDistribution, SlatePolicyModule, explored
 from feedgym.agents.rllib.task import Task
 from feedgym.agents.rllib.training import train
-from feedgym.agents.slates import ProtoPolicy, SlateNetConfig, flat_observation, read_histories
+from feedgym.agents.slates.layers import SlateNetConfig
+from feedgym.agents.slates.proto import ProtoPolicy
+from feedgym.agents.slates.world import flat_observation, read_histories
 from feedgym.envs.feed import FeedVectorEnv
 from feedgym.envs.logging import collect_log
 from feedgym.envs.recorder import transitions

@@ -10,21 +10,11 @@ from toy_users import ToyUsers, toy_catalog
 from feedgym.agents.check import check_recommender, scribbled
 from feedgym.agents.plackett_luce import PlackettLuce
 from feedgym.agents.rl_recommender import RLlibRecommender
-from feedgym.agents.slates import (
-    ItemQ,
-    ProtoPolicy,
-    SlateNetConfig,
-    SlatePolicy,
-    SlateQ,
-    SlateWorld,
-    Wide,
-    choice_loss,
-    event_numbers,
-    flat_observation,
-    outcomes,
-    read_histories,
-    slate_value,
-)
+from feedgym.agents.slates.layers import SlateNetConfig, Wide, event_numbers
+from feedgym.agents.slates.policy import SlatePolicy
+from feedgym.agents.slates.proto import ProtoPolicy
+from feedgym.agents.slates.values import ItemQ, SlateQ, choice_loss, outcomes, slate_value
+from feedgym.agents.slates.world import SlateWorld, flat_observation, read_histories
 from feedgym.data.events import BEHAVIOUR_IDX
 from feedgym.envs.feed import FeedVectorEnv, event_batch
 

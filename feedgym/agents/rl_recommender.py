@@ -16,7 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from feedgym.agents.plackett_luce import PlackettLuce
 from feedgym.agents.requests import request_noise
-from feedgym.agents.slates import NETWORKS, SlateNetConfig, SlateNetwork, SlateWorld
+from feedgym.agents.slates import NETWORKS
+from feedgym.agents.slates.layers import SlateNetConfig
+from feedgym.agents.slates.policy import SlateNetwork
+from feedgym.agents.slates.world import SlateWorld
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.parquet import replacing
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from feedgym.agents.rl_settings import TrainConfig
-from feedgym.agents.slates import SlateNetConfig
+from feedgym.agents.slates.layers import SlateNetConfig
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.configs import JudgeConfig, LogConfig
 

@@ -1,8 +1,8 @@
 """What RLlib trains on: many users at once, or the rows of a log.
 
 RLlib takes every vector environment to be in ``NEXT_STEP`` mode and does not look; ours are made so. Here observations
-are one vector each (:func:`feedgym.agents.slates.flat_observation`), which replay buffers and logs handle best and CQL
-insists on.
+are one vector each (:func:`~feedgym.agents.slates.world.flat_observation`), which replay buffers and logs handle best
+and CQL insists on.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 
 from feedgym.agents.rl_settings import TrainConfig
 from feedgym.agents.rllib.task import Task
-from feedgym.agents.slates import ProtoPolicy, flat_observation
+from feedgym.agents.slates.proto import ProtoPolicy
+from feedgym.agents.slates.world import flat_observation
 from feedgym.data.parquet import replacing
 from feedgym.envs.feed import event_batch
 from feedgym.envs.wrappers import VectorItemByItem

@@ -28,16 +28,8 @@ from ray.rllib.utils.schedules.scheduler import Scheduler
 from torch import Tensor, nn
 
 from feedgym.agents.plackett_luce import PlackettLuce
-from feedgym.agents.slates import (
-    CriticHead,
-    ItemQ,
-    ProtoCritic,
-    ProtoPolicy,
-    SlateQ,
-    choice_loss,
-    outcomes,
-    slate_value,
-)
+from feedgym.agents.slates.proto import CriticHead, ProtoCritic, ProtoPolicy
+from feedgym.agents.slates.values import ItemQ, SlateQ, choice_loss, outcomes, slate_value
 
 CHOICE_LOSS = "choice_loss"
 

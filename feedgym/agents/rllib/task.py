@@ -10,7 +10,11 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from feedgym.agents.rl_settings import TrainConfig
-from feedgym.agents.slates import ItemQ, ProtoPolicy, SlateNetConfig, SlateNetwork, SlatePolicy, SlateQ, SlateWorld
+from feedgym.agents.slates.layers import SlateNetConfig
+from feedgym.agents.slates.policy import SlateNetwork, SlatePolicy
+from feedgym.agents.slates.proto import ProtoPolicy
+from feedgym.agents.slates.values import ItemQ, SlateQ
+from feedgym.agents.slates.world import SlateWorld
 from feedgym.envs.feed import FeedEnv, FeedVectorEnv
 from feedgym.envs.truth import RewardWeights
 from feedgym.protocols import UserSimulator, load

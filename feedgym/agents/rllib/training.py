@@ -17,7 +17,7 @@ from feedgym.agents.rllib.checkpoints import read_checkpoint, write_checkpoint
 from feedgym.agents.rllib.configurations import algorithm_config
 from feedgym.agents.rllib.modules import CHOICE_LOSS
 from feedgym.agents.rllib.task import Task
-from feedgym.agents.slates import SlateNetwork
+from feedgym.agents.slates.policy import SlateNetwork
 
 
 def train(

@@ -1,0 +1,157 @@
+"""Actors and critics of continuous control: actions are points of content space, served as the items nearest."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from feedgym.agents.plackett_luce import NOWHERE
+from feedgym.agents.slates.layers import HistoryEncoder, SlateNetConfig, Wide
+from feedgym.agents.slates.policy import SlateNetwork
+from feedgym.agents.slates.world import SlateWorld
+from feedgym.data.batches import EventBatch
+from feedgym.data.events import FloatArray
+from feedgym.envs.features import nearest_items
+
+
+class ProtoPolicy(SlateNetwork):
+    """A squashed Gaussian over points of content space; the items nearest to them are served.
+
+    Args:
+        world: items and lengths.
+        config: sizes.
+        points: 1, where the K items nearest to one point are served, or K, the nearest of each.
+        fresh: pass over items that the history shows.
+    """
+
+    points_IE: Tensor
+
+    def __init__(
+        self,
+        world: SlateWorld,
+        config: SlateNetConfig,
+        points: int = 1,
+        fresh: bool = True,
+    ) -> None:
+        super().__init__(world, config, points=points, fresh=fresh)
+        assert points in (1, world.session_length)
+        self.register_buffer("points_IE", torch.from_numpy(world.points_IE), persistent=False)
+        self.points, self.fresh = points, fresh
+        self.head = ProtoHead(self.encoder.width, self.action_width)
+        self.wide = Wide(self.points_IE, world.profile_sizes, config.hidden)
+
+    @property
+    def action_width(self) -> int:
+        """Numbers in an action."""
+        return self.points * int(self.points_IE.shape[1])
+
+    def state(self, histories: EventBatch) -> Tensor:
+        """What :attr:`head` makes a Gaussian of, [U, S + A]."""
+        return torch.cat([self.encoder(histories), self.wide(histories).repeat(1, self.points)], dim=1)
+
+    def proto(self, slates_NK: NDArray[np.integer]) -> FloatArray:
+        """Actions [N, A] which stand for given sessions: their items' points, or the one in the middle of them."""
+        points_NKE = self.points_IE.numpy()[slates_NK]
+        return points_NKE.reshape(len(slates_NK), -1) if self.points > 1 else points_NKE.mean(axis=1)
+
+    def items(self, action_UA: Tensor, length: int, histories: EventBatch) -> Tensor:
+        """Sessions [U, length] of actions within [-1, 1].
+
+        Of the history only the newest events count where the catalogue is small: half of what a session leaves of it.
+        """
+        proto_UPE = action_UA.reshape(len(action_UA), self.points, -1).detach().numpy()
+        proto_UKE = proto_UPE[:, np.minimum(np.arange(length), self.points - 1)]
+        taken_UI = self._taken(histories, length).numpy()
+        allowed = (lambda users: ~taken_UI[users]) if self.fresh else None
+        return torch.from_numpy(nearest_items(self.points_IE.numpy(), proto_UKE, allowed))
+
+    def served(self, action_UA: Tensor, histories: EventBatch) -> Tensor:
+        """The actions that stand for what is served, :meth:`proto` of :meth:`items`, [U, A].
+
+        Between two items nothing changes that a user could answer to, so critics look at these. A step function has no
+        gradient; its place takes that of the items' points weighted by the softmax of their nearness, straight through
+        (Jang et al., arXiv:1611.01144, section 2.2).
+        """
+        slates_UK = self.items(action_UA, self.length, histories)
+        hard_UA = torch.from_numpy(self.proto(slates_UK.numpy())).to(action_UA.dtype)
+        if not (torch.is_grad_enabled() and action_UA.requires_grad):
+            return hard_UA
+        proto_UPE = action_UA.reshape(len(action_UA), self.points, -1)
+        near_UPI = 2 * proto_UPE @ self.points_IE.T - (self.points_IE**2).sum(dim=1)
+        if self.fresh:
+            near_UPI = near_UPI.masked_fill(self._taken(histories, self.length)[:, None], NOWHERE)
+        soft_UA = (near_UPI.softmax(dim=-1) @ self.points_IE).flatten(1)
+        return hard_UA + soft_UA - soft_UA.detach()
+
+    def _taken(self, histories: EventBatch, length: int) -> Tensor:
+        rank_UT = histories.mask_UT.long().flip(1).cumsum(1).flip(1) - 1
+        row, place = torch.nonzero(histories.mask_UT & (rank_UT < (self.num_items - length) // 2), as_tuple=True)
+        taken_UI = torch.zeros((len(histories), self.num_items), dtype=torch.bool)
+        taken_UI[row, histories.item_ids_UT[row, place]] = True
+        return taken_UI
+
+    def choose(self, histories: EventBatch, length: int, n: int, generator: torch.Generator | None):
+        """See :meth:`SlateNetwork.choose`; sessions of points have no log-probability, NaN."""
+        mean_UA, log_std_UA = self.head(self.state(histories)).chunk(2, dim=1)
+        mean_USA = mean_UA[:, None].expand(-1, n, -1)
+        if generator is not None:
+            noise = torch.randn(mean_USA.shape, generator=generator)
+            mean_USA = mean_USA + noise * log_std_UA[:, None].clamp(-20, 2).exp()
+        rows = histories.rows(torch.arange(len(histories)).repeat_interleave(n))
+        items_USK = self.items(mean_USA.flatten(0, 1).tanh(), length, rows).reshape(*mean_USA.shape[:2], length)
+        return items_USK, torch.full(items_USK.shape[:2], torch.nan)
+
+
+class ProtoHead(nn.Module):
+    """Mean and log deviation [U, 2 A] of what :meth:`ProtoPolicy.state` gave: linear, and the wide part on top."""
+
+    def __init__(self, state_width: int, action_width: int) -> None:
+        super().__init__()
+        self.deep, self.action_width = nn.Linear(state_width, 2 * action_width), action_width
+        nn.init.normal_(self.deep.weight, std=0.1 * state_width**-0.5)
+        nn.init.zeros_(self.deep.bias)
+
+    def forward(self, state_UX: Tensor) -> Tensor:
+        """The Gaussians before they are squashed."""
+        state_US, wide_UA = state_UX[:, : -self.action_width], state_UX[:, -self.action_width :]
+        return self.deep(state_US) + F.pad(wide_UA, (0, self.action_width))
+
+
+class ProtoCritic(nn.Module):
+    """What Q(s, a) of points is made of: the state, read by an encoder of its own, the action, and the wide part.
+
+    Args:
+        world: items and lengths.
+        config: sizes.
+        action_width: numbers in an action.
+    """
+
+    def __init__(self, world: SlateWorld, config: SlateNetConfig, action_width: int) -> None:
+        super().__init__()
+        self.encoder = HistoryEncoder(world, config)
+        self.wide = Wide(torch.from_numpy(world.points_IE), world.profile_sizes, config.hidden)
+        self.width = self.encoder.width + action_width
+
+    def forward(self, histories: EventBatch, action_UA: Tensor) -> Tensor:
+        """What :class:`CriticHead` makes a value of: state, action, and the wide part's weights times the action."""
+        weight_UE = self.wide(histories)
+        points = action_UA.shape[1] // weight_UE.shape[1]
+        wide_U1 = (weight_UE.repeat(1, points) * action_UA).sum(dim=1, keepdim=True)
+        return torch.cat([self.encoder(histories), action_UA, wide_U1], dim=1)
+
+
+class CriticHead(nn.Module):
+    """Values [U, 1] of what :class:`ProtoCritic` gave."""
+
+    def __init__(self, joined_width: int, hidden: int) -> None:
+        super().__init__()
+        self.deep = nn.Sequential(
+            nn.Linear(joined_width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, 1)
+        )
+
+    def forward(self, joined_UX: Tensor) -> Tensor:
+        """The deep part's value, and the last column, which is the wide part's."""
+        return self.deep(joined_UX[:, :-1]) + joined_UX[:, -1:]
