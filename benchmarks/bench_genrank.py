@@ -78,6 +78,8 @@ class Options:
     """Rows to train on, drawn at random, and a third as many that choose the epoch; 0 takes all."""
     judged: int = 0
     """Rows that judge, drawn at random; 0 takes all."""
+    seed: int = 0
+    """Of the first training of each variant; the log is the same for all."""
     seeds: int = 1
     """Trainings of each variant."""
     epochs: int = 3
@@ -268,7 +270,7 @@ def quality(options: Options, console: Console) -> Table:
     known = {"num_items": catalog.num_items, "profile_sizes": log.profile_sizes}
     known |= {"content_width": content_IE.shape[1]}
     found: dict[str, list[np.ndarray]] = {name: [] for name in options.only or KINDS}
-    for seed in range(options.seeds):
+    for seed in range(options.seed, options.seed + options.seeds):
         for name, runs in found.items():
             begin = time.perf_counter()
             model, curve = trained(options, name, known, content_IE, train, choosing, seed)
