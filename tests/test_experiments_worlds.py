@@ -14,7 +14,17 @@ from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.envs.truth import replica_seeds, session_reward
 from feedgym.experiments import worlds
 from feedgym.experiments.presets import AlignConfig, IPAConfig, JudgeConfig, LogConfig
-from feedgym.experiments.worlds import HELD_OUT, LOG, Pool, Recorded, Simulated, column_pair, last_requests, world_of
+from feedgym.experiments.worlds import (
+    HELD_OUT,
+    LOG,
+    Pool,
+    Recorded,
+    Simulated,
+    column_pair,
+    last_requests,
+    simulator_key,
+    world_of,
+)
 
 LENGTH, HISTORY, VISITS = 4, 6, 4
 CONFIG = AlignConfig(
@@ -309,6 +319,16 @@ def test_the_key_follows_the_items_file_and_all_files_of_a_folder(tmp_path):
     assert folder.key == key
     (tmp_path / "deep/more.csv").write_text("x")
     assert folder.key != key
+
+
+def test_the_key_of_a_simulator_in_a_folder_follows_its_files(tmp_path):
+    (tmp_path / "ranker").mkdir()
+    (tmp_path / "ranker/model").write_text("as fitted")
+    key = simulator_key(str(tmp_path))
+    assert simulator_key(str(tmp_path)) == key
+    (tmp_path / "ranker/model").write_text("fitted again")
+    assert simulator_key(str(tmp_path)) != key
+    assert simulator_key("toy_users:ToyUsers") == "toy_users:ToyUsers"
 
 
 # ---------------------------------------------------------------- columns

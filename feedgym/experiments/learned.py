@@ -34,7 +34,7 @@ from feedgym.experiments.realism import write_realism
 from feedgym.experiments.report import write_report
 from feedgym.experiments.run import JSON, Codec, Run, with_curve
 from feedgym.experiments.statistics import Ratio, interval, resampling_counts
-from feedgym.experiments.worlds import LOG, recorded_key, recorded_log, simulated_log
+from feedgym.experiments.worlds import LOG, recorded_key, recorded_log, simulated_log, simulator_key
 from feedgym.protocols import load
 
 Data = tuple[EventLog, Catalog]
@@ -109,7 +109,7 @@ def _read_log(config: LearnedRun) -> Data:
 def _log_key(config: LearnedRun) -> Any:
     if config.data is not None:
         return recorded_key(config)
-    return [config.simulator, config.log, config.session_length, config.seed]
+    return [simulator_key(config.simulator), config.log, config.session_length, config.seed]
 
 
 class Parts:

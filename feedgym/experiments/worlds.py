@@ -85,10 +85,19 @@ def recorded_log(recording: Recording) -> Data:
 def recorded_key(recording: Recording) -> Any:
     """What decides a real log: its files by name, size and time of change, and how they are read."""
     path = data_path(recording)
-    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    found += [Path(recording.items)] if recording.items else []
-    stamps = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.exists()]
+    stamps = _stamps(path) + (_stamps(Path(recording.items)) if recording.items else [])
     return [str(path), recording.columns, recording.items, recording.read, stamps]
+
+
+def simulator_key(simulator: str) -> Any:
+    """What decides a simulator: its import path, or its folder and the files in it by name, size and time of change."""
+    path = Path(simulator)
+    return [simulator, _stamps(path)] if path.is_dir() else simulator
+
+
+def _stamps(path: Path) -> list[tuple[str, int, int]]:
+    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.exists()]
 
 
 def data_path(recording: Recording) -> Path:
@@ -235,7 +244,7 @@ class Simulated:
             self.key: Any = [short_video, config.log, config.session_length, config.seed]
         else:
             self.simulator = make_simulator(config.simulator)
-            self.key = [config.simulator, config.log, config.session_length, config.seed]
+            self.key = [simulator_key(config.simulator), config.log, config.session_length, config.seed]
         self.title = f"{config.model.name} + IPA on {type(self.simulator).__name__}, simulated users"
 
     def collect(self, work: Path) -> Data:
