@@ -187,6 +187,9 @@ class TigerSizes:
     """Codes of each level; with rqvae and lsh a level that counts colliding items comes after them."""
     rqvae_steps: int = 20_000
     """Training steps of the RQ-VAE."""
+    semantic_init: bool = False
+    """Let code embeddings start at the tokenizer's centroids, where it has some (rqvae, residual_kmeans), instead of at
+    random, as in the paper."""
     sliding_window: bool = True
     """Learn every item taken from the items before it; otherwise each user's last one alone."""
 
