@@ -8,6 +8,9 @@ The same layers as retrieval, another target and another head. The timeline's ac
 Positions are counted back from the candidates, which share position 0; the time embedding is the bucket of the seconds
 from the event to the request. Contextual tokens see the whole history, and no token sees a candidate but itself.
 
+``loss_on_history`` trains as the paper has it (table 1): every item of the timeline foretells its action, not the
+candidates alone. Contextual tokens then see no history, for through them an item would learn its own answer.
+
 Deviations from Meta's code: attention keeps the paper's learned bias of distance and time (``bias="none"`` is the
 code's way); time buckets are retrieval's logarithmic ones; the parts of the loss weigh the same; there is no limit on
 how far attention reaches.
