@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
-from paired import paired_table, samples_of_users
+from paired import check_only, paired_table, samples_of_users
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
@@ -274,21 +274,20 @@ def quality(options: Options, console: Console) -> Table:
         for name, runs in found.items():
             begin = time.perf_counter()
             model, curve = trained(options, name, known, content_IE, train, choosing, seed)
-            best = 1 + int(np.argmax([row["validation"] for row in curve]))
+            best = max(curve, key=lambda row: row["validation"])["epoch"]
             score_NK = model.scores_UKM(test.rows.batch)[..., 0]
             runs.append(np.stack([figure.resampled(counts_RU) for figure in test.figures(score_NK)]))
             auc, gauc = runs[-1][:, 0]
             spent_s = time.perf_counter() - begin
             console.print(
-                f"seed {seed}, {name}: AUC {auc:.4f}, GAUC {gauc:.4f}, epoch {best} of {len(curve)}, {spent_s:.0f} s"
+                f"seed {seed}, {name}: AUC {auc:.4f}, GAUC {gauc:.4f}, epoch {best:g} of {len(curve)}, {spent_s:.0f} s"
             )
     return paired_table(found, "GenRank", "GenRank's lead")
 
 
 def main(options: Options) -> None:
     """Prints both tables."""
-    if unknown := sorted(set(options.only) - set(KINDS)):
-        raise SystemExit(f"There is no variant {unknown[0]!r}; the variants are {', '.join(KINDS)}.")
+    check_only(options.only, KINDS)
     console = Console(width=140)
     console.print(options)
     if options.rounds:

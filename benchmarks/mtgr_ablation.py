@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
-from paired import paired_table, samples_of_users
+from paired import check_only, paired_table, samples_of_users
 from rich.console import Console
 
 from feedgym.agents.cross_features import item_kinds
@@ -162,8 +162,7 @@ def trained(options: Options, train: RankingBatch, judge: Judge, config: MTGRCon
 
 def main(options: Options) -> None:
     """Prints a row for each training, and a table after each seed."""
-    if unknown := sorted(set(options.only) - set(VARIANTS)):
-        raise SystemExit(f"There is no variant {unknown[0]!r}; the variants are {', '.join(VARIANTS)}.")
+    check_only(options.only, VARIANTS)
     log, catalog = simulated(options) if options.data is None else recorded(options.data, options.users)
     windows = ranking_windows(log, catalog, options.history_length, options.max_candidates, 3600 * options.window_hours)
     low, high = np.quantile(windows.start_s_N, [0.8, 0.9])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from rich.table import Table
@@ -10,6 +10,12 @@ from rich.table import Table
 from feedgym.experiments.statistics import resampling_counts
 
 RESAMPLES = 500
+
+
+def check_only(only: Collection[str], variants: Collection[str]) -> None:
+    """Ends the program where a variant is asked for that there is not."""
+    if unknown := sorted(set(only) - set(variants)):
+        raise SystemExit(f"There is no variant {unknown[0]!r}; the variants are {', '.join(variants)}.")
 
 
 def samples_of_users(num_users: int) -> np.ndarray:
@@ -26,13 +32,12 @@ def paired_table(found: Mapping[str, Sequence[np.ndarray]], reference: str, head
         header: of the differences.
     """
     table = Table("", "AUC", header, "GAUC", header)
-    means = {name: np.mean(runs, axis=0) for name, runs in found.items() if len(runs)}
+    means = {name: np.mean(runs, axis=0) for name, runs in found.items()}
     for name, figure_2R in means.items():
-        cells = []
+        told, cells = reference in means and name != reference, []
         for value_R, reference_R in zip(figure_2R, means.get(reference, figure_2R), strict=True):
             more_R = reference_R - value_R
             low, high = np.nanquantile(more_R[1:], [0.025, 0.975])
-            told = reference in means and name != reference
             cells += [f"{value_R[0]:.4f}", f"{more_R[0]:+.4f} [{low:+.4f}, {high:+.4f}]" if told else ""]
         table.add_row(name, *cells)
     return table
