@@ -294,6 +294,8 @@ def test_the_key_follows_the_file_and_how_it_is_read(tmp_path):
         assert Recorded(replace(world.config, **changes)).key != key
     assert Recorded(replace(world.config, seed=9, history_length=3)).key == key, "these do not change the log"
     stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    assert world.key == key, "the same data, copied or mounted there anew"
     write_table(path, likes=False)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert path.stat().st_size == stat.st_size

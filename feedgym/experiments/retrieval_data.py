@@ -93,7 +93,7 @@ class Retrieval:
 
 
 def log_key(config: DataConfig) -> Any:
-    """What decides the log: the simulation, or the files by name, size and time of change and how they are read."""
+    """What decides the log: the simulation, or the files by name and content, and how they are read."""
     if config.data is None:
         return [config.short_video, config.log, config.seed]
     return recorded_key(config)

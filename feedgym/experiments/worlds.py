@@ -6,6 +6,8 @@ rate), ``true_value`` (what sessions are worth to their users, if anyone knows) 
 
 from __future__ import annotations
 
+import functools
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -83,21 +85,29 @@ def recorded_log(recording: Recording) -> Data:
 
 
 def recorded_key(recording: Recording) -> Any:
-    """What decides a real log: its files by name, size and time of change, and how they are read."""
+    """What decides a real log: its files by name and content, and how they are read."""
     path = data_path(recording)
-    stamps = _stamps(path) + (_stamps(Path(recording.items)) if recording.items else [])
-    return [str(path), recording.columns, recording.items, recording.read, stamps]
+    digests = _digests(path) + (_digests(Path(recording.items)) if recording.items else [])
+    return [str(path), recording.columns, recording.items, recording.read, digests]
 
 
 def simulator_key(simulator: str) -> Any:
-    """What decides a simulator: its import path, or its folder and the files in it by name, size and time of change."""
+    """What decides a simulator: its import path, or its folder and the files in it by name and content."""
     path = Path(simulator)
-    return [simulator, _stamps(path)] if path.is_dir() else simulator
+    return [simulator, _digests(path)] if path.is_dir() else simulator
 
 
-def _stamps(path: Path) -> list[tuple[str, int, int]]:
+def _digests(path: Path) -> list[tuple[str, str]]:
+    """Files with the hashes of their contents: data copied or mounted there anew are the same data."""
     found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in found if p.exists()]
+    return [(str(p), _digest(p, p.stat().st_size, p.stat().st_mtime_ns)) for p in found if p.exists()]
+
+
+@functools.cache
+def _digest(path: Path, size: int, changed_ns: int) -> str:
+    """The hash of a file, taken once while its size and its time of change stay."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def data_path(recording: Recording) -> Path:
@@ -297,7 +307,7 @@ class Recorded:
 
     @property
     def key(self) -> Any:
-        """The files by name, size and time of change, and how they are read."""
+        """The files by name and content, and how they are read."""
         return recorded_key(self.config)
 
     def collect(self, work: Path) -> Data:
