@@ -423,6 +423,8 @@ class SimulateArguments:
     """Let simulated users visit under the production system, and write their log as events.parquet and catalog.parquet.
 
     `feedgym run onerec-ipa --data OUT` takes the folder as it would take a real log.
+
+    `--random-share 1 --popularity-share 0` makes an experiment of it: every visit is served at random.
     """
 
     out: Path
@@ -435,6 +437,10 @@ class SimulateArguments:
     """Visits a user, unless they churn earlier."""
     session_length: int = 10
     """K, items in a session."""
+    popularity_share: float = 0.1
+    """Share of the visits served by popularity alone."""
+    random_share: float = 0.1
+    """Share of the visits served at random; the production system serves the rest."""
     seed: int = 0
     """Decides who the users are, their luck and the system's."""
 
@@ -445,10 +451,11 @@ def simulate(arguments: Sequence[str]) -> None:
     from feedgym.data.events import BEHAVIOURS, Event
     from feedgym.data.parquet import write_catalog, write_log
     from feedgym.envs.feed import make_simulator
-    from feedgym.envs.logging import collect_log
+    from feedgym.envs.logging import LoggingConfig, collect_log
     from feedgym.experiments.progress import progress
 
     simulator = make_simulator(options.simulator)
+    served = LoggingConfig(popularity_share=options.popularity_share, random_share=options.random_share)
     with progress("Simulating") as step:
         log = collect_log(
             simulator,
@@ -456,6 +463,7 @@ def simulate(arguments: Sequence[str]) -> None:
             num_visits=options.visits,
             session_length=options.session_length,
             seed=options.seed,
+            config=served,
             progress=step,
         )
     options.out.mkdir(parents=True, exist_ok=True)

@@ -181,6 +181,17 @@ def test_a_simulated_log_is_taken_like_a_real_one_and_the_report_says_that_nobod
         assert {"watch", "click"} <= set(summary["reward_model"])
 
 
+def test_users_may_be_served_at_random_alone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "feed_lab.py").write_text(LAB)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = ["simulate", "--simulator", "feed_lab:few", "--users", 40, "--visits", 2, "--session-length", 3]
+    inside(*asked, "--out", tmp_path / "log", "--random-share", 1, "--popularity-share", 0)
+    log = pd.read_parquet(tmp_path / "log/events.parquet").query("event == 'impression'")
+    np.testing.assert_allclose(log.propensity, 1 / (120 - log.position), rtol=1e-5)
+    assert "add up to at most 1" in refused(capsys, *asked, "--out", tmp_path / "none", "--random-share", 0.95)
+    assert not (tmp_path / "none").exists()
+
+
 def test_check_proves_plug_ins_and_names_the_broken_promise(tmp_path, monkeypatch, capsys):
     main(["check", "feedgym.experiments.conformance:random_agent"])
     assert "random_agent" in capsys.readouterr().out
