@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from feedgym.agents.genrank import GenRank, GenRankConfig
 from feedgym.agents.hstu_rank import HSTURanker, HSTURankerConfig
 from feedgym.agents.next_item import Curve, FitConfig, fit
+from feedgym.agents.pretrain import Schedule
 from feedgym.agents.ranker import Ranker, RankingDataset
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
@@ -96,6 +97,8 @@ class Options:
     """Layers in training; timing has 3."""
     lr: float = 2e-3
     """AdamW's learning rate."""
+    schedule: Schedule = "constant_with_warmup"
+    """What it does: constant_with_warmup stays, linear and cosine fall to 0 at the last of ``epochs``."""
     task: str = "click"
     """The behaviour foretold."""
     rounds: int = 5
@@ -220,7 +223,7 @@ def trained(
                history_length=options.history_length, tasks=(options.task,), watch=False, **known, **switches),
         content_IE,
     )  # fmt: skip
-    settings = FitConfig(batch_size=64, lr=options.lr, adam_beta2=0.999, max_grad_norm=1.0,
+    settings = FitConfig(batch_size=64, lr=options.lr, schedule=options.schedule, adam_beta2=0.999, max_grad_norm=1.0,
                          patience=options.patience, group_by_length=True)  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         return fit(model, RankingDataset(rows=train), settings, options.epochs, seed, judge.minus_loss, Path(folder))
