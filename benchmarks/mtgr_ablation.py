@@ -67,6 +67,8 @@ class Options:
     """K."""
     d_model: int = 48
     """D."""
+    num_layers: int = 2
+    """Layers."""
     lr: float = 2e-3
     """AdamW's learning rate."""
     max_tokens: int = 1500
@@ -182,7 +184,7 @@ def main(options: Options) -> None:
         for name, runs in found.items():
             config = MTGRConfig(
                 num_items=catalog.num_items, profile_sizes=log.profile_sizes, tasks=(options.task,), watch=False,
-                d_model=options.d_model, num_layers=2, dropout=0.0, decided="request",
+                d_model=options.d_model, num_layers=options.num_layers, dropout=0.0, decided="request",
                 history_length=options.history_length, **VARIANTS[name],
             )  # fmt: skip
             model = trained(options, train, choosing, config, kinds, seed)
