@@ -6,7 +6,6 @@ rate), ``true_value`` (what sessions are worth to their users, if anyone knows) 
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,12 +99,10 @@ def simulator_key(simulator: str) -> Any:
 def _digests(path: Path) -> list[tuple[str, str]]:
     """Files with the hashes of their contents: data copied or mounted there anew are the same data."""
     found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return [(str(p), _digest(p, p.stat().st_size, p.stat().st_mtime_ns)) for p in found if p.exists()]
+    return [(str(p), _digest(p)) for p in found if p.exists()]
 
 
-@functools.cache
-def _digest(path: Path, size: int, changed_ns: int) -> str:
-    """The hash of a file, taken once while its size and its time of change stay."""
+def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
