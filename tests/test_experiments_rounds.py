@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -10,9 +10,10 @@ from toy_users import toy_catalog
 from feedgym.agents.generation import SamplingConfig, score_sessions
 from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.events import BEHAVIOURS, LoggedSessions
+from feedgym.experiments.agents_of import recommender_of
 from feedgym.experiments.presets import AlignConfig, IPAConfig
 from feedgym.experiments.rollouts import RolloutConfig, Rollouts
-from feedgym.experiments.rounds import Sampled, choose_pairs, cloud, round_metrics, sample_round
+from feedgym.experiments.rounds import Sampled, choose_pairs, cloud, drift, round_metrics, sample_round
 from feedgym.experiments.worlds import Pool, Requests
 
 USERS, SAMPLES, BASE_SAMPLES, ITEMS = 9, 7, 3, 30
@@ -24,9 +25,8 @@ def sampled(seed=0, **columns):
     drawn = {
         "row_U": torch.randperm(50, generator=rng)[:USERS],
         "item_ids_USK": items,
-        "logp_US": -5 - torch.rand(USERS, SAMPLES, generator=rng),
         "logp_legal_US": -torch.rand(USERS, SAMPLES, generator=rng),
-        "logp_allowed_US": -torch.rand(USERS, SAMPLES, generator=rng),
+        "logp_UB": -5 - torch.rand(USERS, BASE_SAMPLES, generator=rng),
         "base_logp_UB": -5 - torch.rand(USERS, BASE_SAMPLES, generator=rng),
         "score_US": torch.randn(USERS, SAMPLES, generator=rng),
         "truth_US": torch.randn(USERS, SAMPLES, generator=rng),
@@ -93,7 +93,7 @@ def test_metrics_of_a_round_are_those_worked_out_by_hand():
     found = round_metrics(drawn, pool_of(catalog))
     score, truth = drawn.score_US.double().numpy(), drawn.truth_US.double().numpy()
     every = [(u, s) for u in range(USERS) for s in range(SAMPLES)]
-    logp = {(u, s): (drawn.logp_US[u, s] - drawn.logp_allowed_US[u, s]).item() for u, s in every}
+    few = [(u, b) for u in range(USERS) for b in range(BASE_SAMPLES)]
     assert found == pytest.approx(
         {
             "model_mean": np.mean([score[at] for at in every]),
@@ -104,10 +104,8 @@ def test_metrics_of_a_round_are_those_worked_out_by_hand():
             "rank_correlation": np.mean([spearmanr(score[u], truth[u]).statistic for u in range(USERS)]),
             "legality": np.mean([np.exp(drawn.logp_legal_US[at].item()) for at in every]),
             "diversity": np.mean([plain_diversity(catalog, drawn.item_ids_USK[at].tolist()) for at in every]),
-            "entropy": -np.mean([logp[at] for at in every]),
-            "kl_to_base": np.mean(
-                [logp[u, s] - drawn.base_logp_UB[u, s].item() for u in range(USERS) for s in range(BASE_SAMPLES)]
-            ),
+            "entropy": -np.mean([drawn.logp_UB[at].item() for at in few]),
+            "kl_to_base": np.mean([(drawn.logp_UB[at] - drawn.base_logp_UB[at]).item() for at in few]),
         },
         rel=1e-5,
         abs=1e-6,
@@ -178,15 +176,15 @@ def logged(user_idx_N):
     )
 
 
-def sample(t=0, world=None, base_seed=0, block_seen=False):
+def sample(t=0, world=None, base_seed=0, beams=False, block_seen=False, **sampling):
     users = np.repeat(np.arange(10), 2)
     requests = Requests(
         sessions=logged(users), histories=toy_histories(20, length=T - 4), targets_NK=torch.zeros(20, K).long()
     )
     pool = pool_of(toy_catalog(NUM_ITEMS), requests)
-    config = AlignConfig(ipa=IPAConfig(user_share=0.5, num_samples=6, kl_samples=4),
-                         sampling=SamplingConfig(block_seen=block_seen))  # fmt: skip
-    agent, base = (SessionRecommender(toy_model(seed), toy_tokenizer(), K, config.sampling) for seed in (0, base_seed))
+    config = AlignConfig(ipa=IPAConfig(user_share=0.5, num_samples=6, kl_samples=4, beams=beams), session_length=K,
+                         sampling=SamplingConfig(block_seen=block_seen, **sampling))  # fmt: skip
+    agent, base = (recommender_of(config, toy_model(seed), toy_tokenizer()) for seed in (0, base_seed))
     with Rollouts(RolloutConfig(users_per_task=2), "off") as rollouts:
         return sample_round(config, pool, world or Knowing(), rollouts, agent, base, Taste(), t), pool, base
 
@@ -199,6 +197,39 @@ def test_before_the_first_update_the_agent_is_no_way_off_its_base(block_seen):
     assert found["entropy"] > 0
 
 
+WAYS = [{"temperature": 0.5}, {"temperature": 2.0}, {"top_k": 2}, {"top_p": 0.6}, {"beams": True}]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("block_seen", [False, True])
+def test_entropy_and_divergence_are_those_of_the_model_however_the_sessions_were_made(way, block_seen):
+    plain, pool, _ = sample(base_seed=1, block_seen=block_seen)
+    drawn, _, _ = sample(base_seed=1, block_seen=block_seen, **way)
+    assert not torch.equal(plain.item_ids_USK, drawn.item_ids_USK)
+    expected, found = round_metrics(plain, pool), round_metrics(drawn, pool)
+    for name in ("entropy", "kl_to_base"):
+        assert found[name] == expected[name] and expected[name] > 0
+
+
+@pytest.mark.parametrize("block_seen", [False, True])
+def test_entropy_and_divergence_are_right_on_average_as_told_by_every_session_there_is(block_seen):
+    histories, n = toy_histories(6, seed=2), 3000
+    every_USK = torch.tensor(list(permutations(range(NUM_ITEMS), K))).expand(len(histories), -1, -1)
+    sampling = SamplingConfig(temperature=0.3, top_k=1, block_seen=block_seen)
+    agent, base = (SessionRecommender(toy_model(seed), toy_tokenizer(), K, sampling) for seed in (0, 1))
+    scored = [score_sessions(one.model, one.trie, histories, every_USK, block_seen) for one in (agent, base)]
+    logp_UX, base_UX = (one.logp_US - one.logp_allowed_US for one in scored)
+    prob_UX = logp_UX.exp()
+    torch.testing.assert_close(prob_UX.sum(1), torch.ones(len(histories)))
+    found_UB, base_UB = drift(agent, base, histories, n, (3, 1))
+    surprise_UX, gap_UX = (torch.where(prob_UX > 0, x, 0.0) for x in (-logp_UX, logp_UX - base_UX))
+    for value_UX, drawn_UB in ((surprise_UX, -found_UB), (gap_UX, found_UB - base_UB)):
+        exact_U = (prob_UX * value_UX).sum(1)
+        error_U = ((prob_UX * value_UX**2).sum(1) - exact_U**2).clamp_min(1e-10).sqrt() / n**0.5
+        assert (exact_U > 0.1).all()
+        assert ((drawn_UB.mean(1) - exact_U).abs() < 4 * error_U).all()  # four standard errors, for each user
+
+
 def test_a_round_keeps_scores_truths_and_the_bases_opinion_in_line_with_their_sessions():
     drawn, pool, base = sample(base_seed=1)
     assert len(drawn.row_U) == 5 and drawn.item_ids_USK.shape == (5, 6, K)
@@ -206,9 +237,9 @@ def test_a_round_keeps_scores_truths_and_the_bases_opinion_in_line_with_their_se
     expected = drawn.item_ids_USK.float().mean(-1) + 10 * histories.profile_UF[:, :1]
     torch.testing.assert_close(drawn.score_US, expected)
     assert drawn.truth_US.tolist() == (100 * drawn.row_U[:, None] + drawn.item_ids_USK[..., 0]).tolist()
-    for u in range(5):
-        of_base = score_sessions(base.model, base.trie, histories.rows([u]), drawn.item_ids_USK[u : u + 1, :4], False)
-        torch.testing.assert_close(drawn.base_logp_UB[u], (of_base.logp_US - of_base.logp_allowed_US)[0])
+    agent = SessionRecommender(toy_model(0), toy_tokenizer(), K, SamplingConfig(block_seen=False))
+    expected = drift(agent, base, histories, 4, (0, 0))
+    assert torch.equal(drawn.logp_UB, expected[0]) and torch.equal(drawn.base_logp_UB, expected[1])
     assert abs(round_metrics(drawn, pool)["kl_to_base"]) > 0.01
 
 

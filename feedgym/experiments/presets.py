@@ -141,7 +141,7 @@ class IPAConfig:
     beams: bool = False
     """Take the 128 sessions from a beam search, as the paper does, instead of sampling them."""
     kl_samples: int = 4
-    """Sessions a user on which the divergence from the base agent is measured."""
+    """Sessions per user, drawn at temperature 1, on which entropy and divergence from the base agent are measured."""
     truth_replicas: int = 8
     """Answers a session from which its true value is averaged; only watched, never learned from."""
 

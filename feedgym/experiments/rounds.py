@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from feedgym.agents.generation import GenerativeRecommender, score_sessions
-from feedgym.data.batches import Preferences, TensorRows
+from feedgym.agents.generation import GenerativeRecommender, SamplingConfig, sample_sessions, score_sessions
+from feedgym.data.batches import EventBatch, Preferences, TensorRows
 from feedgym.experiments.presets import AlignConfig
 from feedgym.experiments.progress import progress
 from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.statistics import within_user_correlation
 from feedgym.experiments.worlds import Pool, World
 from feedgym.protocols import SessionReward
+
+DRIFT = 0x6472696674
+"""Salt of the draws on which entropy and divergence are measured: a round's sessions are the same without them."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,19 +29,17 @@ class Sampled(TensorRows):
     Attributes:
         row_U: int64 rows of the users' logged sessions in the pool.
         item_ids_USK: int64 sampled sessions.
-        logp_US: float32, see :class:`feedgym.data.batches.SessionBatch`.
-        logp_legal_US: float32, likewise.
-        logp_allowed_US: float32, likewise.
-        base_logp_UB: float32, log-probability of the first B sessions to be drawn from the base agent.
+        logp_legal_US: float32, see :class:`feedgym.data.batches.SessionBatch`.
+        logp_UB: float32, log-probability of B other sessions that the agent drew at temperature 1 (:func:`drift`).
+        base_logp_UB: float32, log-probability of the same sessions under the base agent.
         score_US: float32, the reward's scores.
         truth_US: float32, the simulator's true values; None on a recorded log.
     """
 
     row_U: torch.Tensor
     item_ids_USK: torch.Tensor
-    logp_US: torch.Tensor
     logp_legal_US: torch.Tensor
-    logp_allowed_US: torch.Tensor
+    logp_UB: torch.Tensor
     base_logp_UB: torch.Tensor
     score_US: torch.Tensor
     truth_US: torch.Tensor | None = None
@@ -67,34 +68,56 @@ def sample_round(
         sessions, score_US = rollouts(agent, reward, histories, config.ipa.num_samples, (config.seed, t), step)
     with progress(f"Round {t}: true values") as step:
         truth_US = world.true_value(pool, row_U.numpy(), sessions.item_ids_USK.numpy(), step)
-    few_USK = sessions.item_ids_USK[:, : config.ipa.kl_samples]
-    of_base = score_sessions(base.model, base.trie, histories, few_USK, config.sampling.block_seen)
+    logp_UB, base_logp_UB = drift(agent, base, histories, config.ipa.kl_samples, (config.seed, t))
     return Sampled(
         row_U=row_U,
         item_ids_USK=sessions.item_ids_USK,
-        logp_US=sessions.logp_US,
         logp_legal_US=sessions.logp_legal_US,  # type: ignore[arg-type]
-        logp_allowed_US=sessions.logp_allowed_US,  # type: ignore[arg-type]
-        base_logp_UB=of_base.logp_US - of_base.logp_allowed_US,  # type: ignore[operator]
+        logp_UB=logp_UB,
+        base_logp_UB=base_logp_UB,
         score_US=score_US,
         truth_US=None if truth_US is None else torch.from_numpy(truth_US),
     )
+
+
+def drift(
+    agent: GenerativeRecommender, base: GenerativeRecommender, histories: EventBatch, n: int, seed: tuple[int, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of sessions that the agent draws at temperature 1, under itself and under the base, [U, n].
+
+    However a round's sessions were made, by temperature, top-k, top-p or beams, these are drawn from the model as it
+    is, and from random numbers of their own. Both models are restricted to what can be served: items of the
+    catalogue, none twice in a session, and none of the history where the agent blocks those.
+
+    Args:
+        agent: draws the sessions.
+        base: judges them too.
+        histories: of U users.
+        n: sessions a user.
+        seed: decides the draws.
+    """
+    state = np.random.SeedSequence((*seed, DRIFT)).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    generator, block_seen = torch.Generator().manual_seed(int(state)), agent.sampling.block_seen
+    histories, plain = histories.to(agent.device), SamplingConfig(block_seen=block_seen)
+    drawn = sample_sessions(agent.model, agent.trie, histories, n, agent.session_length, generator, plain)
+    of_base = score_sessions(base.model, base.trie, histories, drawn.item_ids_USK, block_seen)
+    both = [found.logp_US - found.logp_allowed_US for found in (drawn, of_base)]  # type: ignore[operator]
+    return both[0].cpu(), both[1].cpu()
 
 
 def round_metrics(sampled: Sampled, pool: Pool) -> dict[str, float]:
     """What a round's sessions say of the agent that drew them.
 
     Means are over users and sessions, maxima over a user's sessions and then means over users. ``entropy`` and
-    ``kl_to_base`` are of the distribution that sessions are drawn from at temperature 1, in nats a session.
+    ``kl_to_base`` are of the model at temperature 1, in nats per session, estimated on the draws of :func:`drift`.
     """
-    drawn_US = sampled.logp_US - sampled.logp_allowed_US
     metrics = {
         "model_mean": sampled.score_US.mean().item(),
         "model_max": sampled.score_US.amax(dim=1).mean().item(),
         "legality": sampled.logp_legal_US.exp().mean().item(),
         "diversity": pool.diversity(sampled.item_ids_USK.numpy()).mean().item(),
-        "entropy": -drawn_US.mean().item(),
-        "kl_to_base": (drawn_US[:, : sampled.base_logp_UB.shape[1]] - sampled.base_logp_UB).mean().item(),
+        "entropy": -sampled.logp_UB.mean().item(),
+        "kl_to_base": (sampled.logp_UB - sampled.base_logp_UB).mean().item(),
     }
     if sampled.truth_US is not None:
         score_US, truth_US = sampled.score_US.numpy(), sampled.truth_US.numpy()
