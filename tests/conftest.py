@@ -50,3 +50,35 @@ def aligned_run(tmp_path_factory):
         align(config, run)
     run.close()
     return folder
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Lets the Trainer believe that it sees two GPUs, on any machine; what it then does to a model happens on the CPU.
+
+    The value is a list of the batches that were cut in two, as ``nn.DataParallel`` cuts them.
+    """
+    import torch
+
+    cut = []
+
+    class Cutting(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, **batch):
+            cut.append(batch)
+            halves = [{name: value.chunk(2)[i] for name, value in batch.items()} for i in range(2)]
+            first, second = (self.module(**half) for half in halves)
+            joined = {
+                name: (value + second[name]) / 2 if value.ndim == 0 else torch.cat([value, second[name]])
+                for name, value in first.items()
+                if isinstance(value, torch.Tensor)
+            }
+            return type(first)(**joined)
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.nn, "DataParallel", Cutting)
+    return cut

@@ -201,6 +201,22 @@ def test_the_reference_stays_what_the_model_was(tmp_path):
     torch.testing.assert_close(logp(zeroed, histories, preferences.chosen_PK), expected)
 
 
+def test_two_gpus_without_a_launcher_do_not_mix_users_up(request, tmp_path):
+    histories, preferences, one, two = make_histories(), make_preferences(), make_model(), make_model()
+    expected = dpo_round(one, histories, preferences, CONFIG, tmp_path / "one")
+    cut = request.getfixturevalue("two_gpus")
+    assert dpo_round(two, histories, preferences, CONFIG, tmp_path / "two") == expected
+    assert cut == [] and all(torch.equal(value, one.state_dict()[name]) for name, value in weights(two).items())
+
+    # What it is kept from: six rows of two users, cut in two, read each other's histories.
+    batch = Pairs(one, histories, preferences).batch(torch.tensor([20, 22]))
+    batch = {name: value for name, value in batch.items() if name != "completion_mask"}
+    batch |= {name: batch[name][:2].repeat(3, 1) for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        whole, halves = one.eval()(**batch).logits, torch.nn.DataParallel(one)(**batch).logits
+    assert len(cut) == 1 and not torch.allclose(whole, halves)
+
+
 def test_a_killed_round_goes_on_and_ends_in_the_same_weights(tmp_path):
     histories, preferences = make_histories(), make_preferences()
     config = replace(CONFIG, checkpoint_steps=2)

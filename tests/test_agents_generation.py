@@ -17,6 +17,7 @@ from feedgym.agents.generation import (
     score_sessions,
     seen_items,
 )
+from feedgym.agents.hstu import HSTU, HSTUConfig, HSTURecommender
 from feedgym.agents.session_model import SessionRecommender, history_columns, session_logp
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.tokenizers.vocabulary import Vocabulary
@@ -431,6 +432,20 @@ def test_one_seed_one_set_of_sessions():
     torch.rand(5)
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert len({tuple(map(tuple, user)) for user in first.tolist()}) == 5  # no two users share their luck
+
+
+def test_a_recommender_leaves_the_model_where_it_is_unless_told_otherwise():
+    elsewhere = toy_model().to("meta")  # stands for a GPU: a model in training must not be moved off it
+    agents = (
+        GenerativeRecommender(elsewhere, TRIE, K),
+        SessionRecommender(elsewhere, toy_tokenizer()),
+        HSTURecommender(HSTU(HSTUConfig(num_items=NUM_ITEMS, d_model=8, session_length=K)).to("meta")),
+    )
+    for agent in agents:
+        assert agent.device.type == agent.model.device.type == agent.trie.codes_IL.device.type == "meta"
+    here = toy_model()
+    moved = GenerativeRecommender(here, TRIE, K, device="meta")
+    assert moved.device.type == moved.model.device.type == here.device.type == "meta"
 
 
 @pytest.mark.parametrize("training", [True, False])

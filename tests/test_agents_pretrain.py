@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from toy_agents import CODES, NUM_ITEMS, K, toy_histories, toy_model, toy_tokenizer
+from transformers import TrainingArguments
 
 from feedgym.agents.generation import beam_sessions
 from feedgym.agents.layers.moe import expert_load
@@ -85,6 +86,15 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_weights(half_written, group, 
         assert same(weights(model), weights(calm))
         files = (load_file(tmp_path / name / "model.safetensors") for name in (folder, "calm"))
         assert same(*files)
+
+
+def test_two_gpus_without_a_launcher_do_not_cut_batches(request, tmp_path):
+    config, one, two = replace(CONFIG, steps=3), toy_model(), toy_model()
+    pretrain(one, dataset(), config, tmp_path / "one")
+    cut = request.getfixturevalue("two_gpus")
+    assert TrainingArguments(output_dir=str(tmp_path)).n_gpu == 2  # as the Trainer would have it
+    pretrain(two, dataset(), config, tmp_path / "two")
+    assert cut == [] and same(weights(two), weights(one))
 
 
 def test_rows_of_like_length_share_a_batch_every_epoch_in_another_order(tmp_path):

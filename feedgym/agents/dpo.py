@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerFast, PrinterCallback
 from transformers.modeling_outputs import ModelOutput
 
-from feedgym.agents.pretrain import Progress, _ProgressCallback, last_whole_checkpoint
+from feedgym.agents.pretrain import Progress, _ProgressCallback, last_whole_checkpoint, on_one_device
 from feedgym.agents.session_model import history_columns
 from feedgym.data.batches import EventBatch, Preferences, TensorRows
 from feedgym.data.parquet import read_batch, write_batch
@@ -318,7 +318,7 @@ def _scored_forward(
 def _arguments(config: DPORoundConfig, output_dir: Path) -> Any:
     from trl import DPOConfig
 
-    return DPOConfig(
+    args = DPOConfig(
         output_dir=str(output_dir),
         beta=config.beta,
         loss_type=[config.loss_type],
@@ -347,6 +347,7 @@ def _arguments(config: DPORoundConfig, output_dir: Path) -> Any:
         dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    return on_one_device(args)
 
 
 @cache

@@ -362,7 +362,8 @@ class GenerativeRecommender:
         sampling: how :meth:`sample` draws.
         num_beams: width of the beam search by which :meth:`recommend` chooses; 1 is greedy, and 0 draws one session as
             :meth:`sample` does, with luck that belongs to the request.
-        device: where the agent runs.
+        device: where the agent runs, and the model is moved to; where the model is if left out, so that a model in
+            training stays where it trains.
     """
 
     def __init__(
@@ -372,11 +373,12 @@ class GenerativeRecommender:
         session_length: int,
         sampling: SamplingConfig | None = None,
         num_beams: int = 8,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> None:
         if num_beams < 0:
             raise ValueError(f"num_beams={num_beams} must be 0 (draw a session), 1 (greedy) or more.")
-        self.model, self.trie, self.device = model.to(device), trie.to(device), torch.device(device)
+        self.device = next(model.parameters()).device if device is None else torch.device(device)
+        self.model, self.trie = model.to(self.device), trie.to(self.device)
         self.session_length, self.num_beams = session_length, num_beams
         self.sampling = sampling or SamplingConfig()
 

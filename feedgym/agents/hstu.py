@@ -415,7 +415,7 @@ class HSTURecommender(GenerativeRecommender):
         session_length: int | None = None,
         sampling: SamplingConfig | None = None,
         num_beams: int = 8,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> None:
         trie = ItemId().fit(torch.zeros(model.config.num_items, 1)).trie()
         super().__init__(model, trie, session_length or model.config.session_length, sampling, num_beams, device)

@@ -1,7 +1,7 @@
 """Next-token pretraining of an agent on logged sessions, on transformers.Trainer.
 
-Several GPUs, bf16 and resuming come with the Trainer. A run that was killed goes on at its last whole checkpoint and
-ends with the very weights of an undisturbed run.
+Bf16 and resuming come with the Trainer, and several GPUs where a launcher starts one process each (``torchrun``). A
+run that was killed goes on at its last whole checkpoint and ends with the very weights of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class Examples(Protocol):
 
 
 ModelT = TypeVar("ModelT")
+ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +198,18 @@ def last_whole_checkpoint(output_dir: Path) -> str | None:
     return None
 
 
+def on_one_device(args: ArgumentsT) -> ArgumentsT:
+    """Trainer's arguments that let a process train on one device, however many GPUs it sees.
+
+    Without a launcher, the Trainer would wrap the model in ``nn.DataParallel``, which cuts every tensor of a batch into
+    as many parts as there are GPUs. Where 3B decoder rows share B histories, rows then read other users' histories.
+    """
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
+
+
 def _arguments(config: PretrainConfig, output_dir: Path) -> TrainingArguments:
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(output_dir),
         num_train_epochs=config.epochs,
         max_steps=config.steps or -1,
@@ -224,6 +235,7 @@ def _arguments(config: PretrainConfig, output_dir: Path) -> TrainingArguments:
         dataloader_num_workers=0,
         dataloader_pin_memory=False,  # a model on a GPU looks its tokens up there, and such a batch cannot be pinned
     )
+    return on_one_device(args)
 
 
 class _Trainer(Trainer):

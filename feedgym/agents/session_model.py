@@ -294,7 +294,7 @@ class SessionRecommender(GenerativeRecommender):
         session_length: int | None = None,
         sampling: SamplingConfig | None = None,
         num_beams: int = 8,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> None:
         model.check_tokenizer(tokenizer)
         self.tokenizer = tokenizer

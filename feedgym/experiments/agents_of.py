@@ -136,7 +136,8 @@ def recommender_of(config: AlignConfig, model: Any, tokenizer: CodeTokenizer, be
         beams: width of the search by which it serves; 0 serves sessions drawn as in a round.
     """
     kind = Searching if config.ipa.beams else GenerativeRecommender
-    return kind(model, tokenizer.trie(), config.session_length, config.sampling, num_beams=beams)
+    # Its sessions are sampled in actors that have no GPU, also after a training on one.
+    return kind(model, tokenizer.trie(), config.session_length, config.sampling, num_beams=beams, device="cpu")
 
 
 def score_of(config: AlignConfig, log: EventLog, catalog: Catalog, model: RewardModel) -> SessionReward:
