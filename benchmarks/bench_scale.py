@@ -1,6 +1,6 @@
 """Memory and speed of one vector environment at full size: 65,536 users at once, 100,000 items.
 
-``python benchmarks/bench_scale.py [ID]``, by default the whole visits of ``feedgym/ShortVideo-v0``. The peak is that of
+``python benchmarks/bench_scale.py [ID]``, by default the whole visits of ``feedgym/ShortVideo-v1``. The peak is that of
 the process: interpreter, libraries, catalogue, users, observations, infos and actions. Every user is served random
 sessions; a user-step is one user's answer to one of them. Exits with 1 if the peak is over 4 GB (of 10**9 bytes).
 """
@@ -33,7 +33,7 @@ def peak_gb() -> float:
 
 def main() -> int:
     """Prints a row a phase; 1 if the peak is over the limit."""
-    env_id = sys.argv[1] if len(sys.argv) > 1 else "feedgym/ShortVideo-v0"
+    env_id = sys.argv[1] if len(sys.argv) > 1 else "feedgym/ShortVideo-v1"
     table = Table(title=f"{env_id}: {USERS:,} users, {ITEMS:,} items, history of {HISTORY}")
     for header in ("phase", "seconds", "user-steps a second", "peak GB"):
         table.add_column(header, justify="right")

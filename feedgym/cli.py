@@ -382,7 +382,7 @@ class WatchArguments:
     agent: str | None = None
     """Of a run: aligned (the default), base, random, popular or oracle, among the run's own users."""
     env: str | None = None
-    """Gymnasium id of the feed, for agents that belong to no run; feedgym/ShortVideo-v0 if left out."""
+    """Gymnasium id of the feed, for agents that belong to no run; feedgym/ShortVideo-v1 if left out."""
     simulator: str | None = None
     """Import path of a user simulator instead."""
     session_length: int | None = None
@@ -526,7 +526,7 @@ class CheckArguments:
 
     path: Positional[str | None] = None
     """Import path of a class, a function that makes one, or an object (my_lab.users:Teen), or an environment's id
-    (feedgym/ShortVideo-v0, or my_lab:my_lab/Teen-v0 where a module registers it)."""
+    (feedgym/ShortVideo-v1, or my_lab:my_lab/Teen-v0 where a module registers it)."""
     all: bool = False
     """Check everything that feedgym brings, plug-ins and ids."""
 

@@ -163,7 +163,7 @@ def test_states_of_learners_survive_files_without_pickles():
     assert again["optimiser"][0]["step"] == 2 and again["optimiser"][0]["on"] is True
 
 
-@pytest.mark.parametrize("env_id", ["feedgym/Nothing-v0", "CartPole-v1"])
+@pytest.mark.parametrize("env_id", ["feedgym/Nothing-v1", "CartPole-v1"])
 def test_ids_that_are_no_feeds_are_refused(env_id):
     with pytest.raises(ValueError, match="feed"):
         Task.of(env_id, {}, SIZES)
@@ -241,7 +241,7 @@ def test_ppo_trains_on_every_registered_feed(env_id, ray, tmp_path):
     options = {"session_length": 2, "history_length": 4}
     if env_id.startswith("feedgym/ShortVideo"):
         options["num_items"] = 40
-    if env_id == "feedgym/ShortVideoFresh-v0":
+    if env_id == "feedgym/ShortVideoFresh-v1":
         options["arrivals_a_day"] = 0.2
     network = train(task(env_id, **options), TrainConfig(**FEW), 0, tmp_path)
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())

@@ -13,4 +13,4 @@ def test_the_page_is_rendered_from_the_docstrings(monkeypatch):
     rendered = load("render_environments:rendered")
     page = (DOCS / "environments.md").read_text()
     assert rendered(page) == page, "run python docs/render_environments.py"
-    assert "| `feedgym/ShortVideoSession-v0` | [session](#level-session) |" in page and ":class:" not in page
+    assert "| `feedgym/ShortVideoSession-v1` | [session](#level-session) |" in page and ":class:" not in page

@@ -53,13 +53,13 @@ def test_every_public_name_can_be_imported():
 def test_check_env_passes_without_a_warning(kwargs):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        env = gym.make("feedgym/ShortVideo-v0", session_length=4, history_length=6, **kwargs)
+        env = gym.make("feedgym/ShortVideo-v1", session_length=4, history_length=6, **kwargs)
         check_env(env.unwrapped)
         assert gym.spaces.flatten(env.observation_space, env.reset(seed=3)[0]).ndim == 1
 
 
 def test_make_vec_gives_the_native_environment_and_truncates_by_max_episode_steps():
-    make = dict(id="feedgym/ShortVideo-v0", num_envs=3, vectorization_mode="vector_entry_point", num_items=60)
+    make = dict(id="feedgym/ShortVideo-v1", num_envs=3, vectorization_mode="vector_entry_point", num_items=60)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         env = gym.make_vec(**make)
@@ -239,7 +239,7 @@ def test_observation_is_what_a_plain_loop_over_events_gives():
     observation, _ = env.reset(seed=5)
     visits = []
     for step in range(9):
-        assert observation["time_of_day"] == np.float32(state.time_s_U[0] % 86_400 / 3600)
+        assert observation["time_of_day"].tolist() == [np.float32(state.time_s_U[0] % 86_400 / 3600)]
         expected = plain_history(visits, state.time_s_U[0], 7, simulator.catalog.duration_s_I)
         n = len(expected)
         assert observation["history_mask"].tolist() == [1] * n + [0] * (7 - n)

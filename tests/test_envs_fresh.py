@@ -348,7 +348,7 @@ def test_a_log_may_end_on_a_day(fresh, log):
 
 def test_observations_are_dated_where_items_come_and_go(fresh):
     env = gym.make_vec(
-        "feedgym/ShortVideoFresh-v0", num_envs=3, vectorization_mode="vector_entry_point", num_items=5000
+        "feedgym/ShortVideoFresh-v1", num_envs=3, vectorization_mode="vector_entry_point", num_items=5000
     )
     observation, _ = env.reset(seed=0)
     assert observation in env.observation_space and observation["time_s"].dtype == np.float64

@@ -289,7 +289,7 @@ def test_gymnasiums_own_processes_are_recorded_too(tmp_path):
 
 
 def test_a_saved_recording_is_read_back_replayed_and_taken_as_data(tmp_path):
-    env = gym.make("feedgym/ShortVideo-v0", num_items=60, session_length=4, horizon=5)
+    env = gym.make("feedgym/ShortVideo-v1", num_items=60, session_length=4, horizon=5)
     recorder = RecordLog(env, tmp_path / "log")
     recorder.close()
     assert not (tmp_path / "log").exists()  # nothing happened, nothing is written

@@ -69,12 +69,17 @@ def test_an_ids_defaults_stand_in_its_spec_and_in_its_environments(env_id):
 
 
 def test_the_first_id_is_what_it_always_was():
-    assert gym.spec("feedgym/ShortVideo-v0").kwargs == {
+    assert gym.spec("feedgym/ShortVideo-v1").kwargs == {
         "simulator": "feedgym.envs.short_video:ShortVideo",
         "session_length": 10,
         "history_length": 50,
         "horizon": 30,
     }
+
+
+def test_an_id_of_before_says_which_one_took_its_place():
+    with pytest.warns(DeprecationWarning), pytest.raises(gym.error.DeprecatedEnv, match="use `feedgym/ShortVideo-v1`"):
+        gym.make("feedgym/ShortVideo-v0")
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
@@ -203,8 +208,8 @@ def test_register_makes_single_and_vector_environments_of_any_level(fresh_regist
         (lambda: feedgym.register("lab/Toy-v0", "toy_users:ToyUsers", level="page"), "no task level 'page'"),
         (lambda: feedgym.register("lab/Toy-v0", "toy_users"), "'toy_users' is no import path"),
         (lambda: feedgym.register("lab/Toy v0", "toy_users:ToyUsers"), "'lab/Toy v0' is no id"),
-        (lambda: feedgym.register("feedgym/ShortVideo-v0", "toy_users:ToyUsers"), "is registered already"),
-        (lambda: feedgym.register("feedgym/ShortVideo-v0", "toy_users:ToyUsers", level="session"), "another name"),
+        (lambda: feedgym.register("feedgym/ShortVideo-v1", "toy_users:ToyUsers"), "is registered already"),
+        (lambda: feedgym.register("feedgym/ShortVideo-v1", "toy_users:ToyUsers", level="session"), "another name"),
         (lambda: check_environment("lab/Nowhere-v0"), "Cannot find lab/Nowhere-v0"),
         (lambda: check_environment("nowhere:lab/Toy-v0"), "Cannot import 'nowhere'"),
         (lambda: check_environment("Taxi-v3"), "no vector_entry_point"),
@@ -236,12 +241,12 @@ def test_installed_packages_are_found_and_broken_ones_break_nothing(tmp_path):
     install(
         tmp_path,
         "bad_lab",
-        {"not an id": "toy_users:ToyUsers", "feedgym/ShortVideo-v0": "toy_users:ToyUsers", "bad/Toy-v0": "gone.away:X"},
+        {"not an id": "toy_users:ToyUsers", "feedgym/ShortVideo-v1": "toy_users:ToyUsers", "bad/Toy-v0": "gone.away:X"},
     )
     code = (
         "import feedgym, gymnasium as gym; assert 'toy_users' not in sys.modules; "
         "env = gym.make('feedgym:good_lab/Toy-v0'); print(type(env.unwrapped.simulator).__name__, "
-        "gym.spec('feedgym/ShortVideo-v0').kwargs['simulator'])\n"
+        "gym.spec('feedgym/ShortVideo-v1').kwargs['simulator'])\n"
         "try:\n    gym.make('bad/Toy-v0')\nexcept ValueError as error:\n    print(error)"
     )
     run = python(code, TESTS, tmp_path)
@@ -287,5 +292,5 @@ def test_a_broken_environment_is_told_so(fresh_registry):
 def test_check_env_takes_a_registered_environment_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(gym.make("feedgym/ShortVideoSession-v0", num_items=60).unwrapped)
-    assert AutoresetMode.NEXT_STEP is native("feedgym/ShortVideoSession-v0", 2).metadata["autoreset_mode"]
+        check_env(gym.make("feedgym/ShortVideoSession-v1", num_items=60).unwrapped)
+    assert AutoresetMode.NEXT_STEP is native("feedgym/ShortVideoSession-v1", 2).metadata["autoreset_mode"]

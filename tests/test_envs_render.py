@@ -73,7 +73,7 @@ def count(picture, colour):
 def test_check_env_renders_without_a_warning(mode):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(gym.make("feedgym/ShortVideo-v0", session_length=LENGTH, num_items=60, render_mode=mode).unwrapped)
+        check_env(gym.make("feedgym/ShortVideo-v1", session_length=LENGTH, num_items=60, render_mode=mode).unwrapped)
 
 
 @pytest.mark.parametrize("mode", ["ansi", "rgb_array"])
@@ -109,7 +109,7 @@ def test_render_collection_gets_a_frame_a_step(mode):
     if mode == "rgb_array":
         assert len({frame.shape for frame in frames}) == 1
         assert len({frame.tobytes() for frame in frames}) == 4
-    made = gym.make("feedgym/ShortVideo-v0", num_items=60, render_mode=f"{mode}_list")
+    made = gym.make("feedgym/ShortVideo-v1", num_items=60, render_mode=f"{mode}_list")
     made.reset(seed=0)
     assert len(made.render()) == 1
 
@@ -133,7 +133,7 @@ def test_rendering_changes_nothing(mode):
 def test_a_vector_of_slots_renders_what_single_environments_render(mode, autoreset):
     simulator = ToyUsers(churn=0.4)
     many = gym.make_vec(
-        "feedgym/ShortVideo-v0",
+        "feedgym/ShortVideo-v1",
         3,
         vectorization_mode="vector_entry_point",
         simulator=simulator,

@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from toy_users import ToyUsers
 
 from feedgym.envs.feed import FeedEnv, FeedVectorEnv
+from feedgym.envs.registration import ENVIRONMENTS
 from feedgym.envs.sb3 import SB3VecEnv
 from feedgym.envs.wrappers import (
     CompactObservation,
@@ -56,8 +57,22 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_their_check_env_passes_without_a_warning(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for env in (feed(), gym.make("feedgym/ShortVideo-v0", session_length=K, num_items=60)):
+        for env in (feed(), gym.make("feedgym/ShortVideo-v1", session_length=K, num_items=60)):
             check_env(SINGLE[name](env))
+
+
+@pytest.mark.parametrize("env_id", ENVIRONMENTS)
+def test_their_check_env_passes_without_a_warning_on_every_id_as_it_is(env_id):
+    arriving = "arrivals_a_day" in gym.spec(env_id).kwargs  # such a catalogue must hold what arrives
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_env(gym.make(env_id, **{} if arriving else {"num_items": 60}))
+
+
+def test_their_learner_takes_a_plain_feed_as_it_is():
+    model = PPO("MultiInputPolicy", feed(), n_steps=16, batch_size=16, n_epochs=1, device="cpu", seed=0).learn(32)
+    observation, _ = feed().reset(seed=3)
+    assert feed().action_space.contains(model.predict(observation, deterministic=True)[0])
 
 
 @pytest.mark.parametrize("kind", ["single", "vector"])

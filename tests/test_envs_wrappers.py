@@ -96,7 +96,7 @@ def inner(env):
 def test_check_env_passes_without_a_warning(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        env = gym.make("feedgym/ShortVideo-v0", session_length=4, history_length=6, num_items=60)
+        env = gym.make("feedgym/ShortVideo-v1", session_length=4, history_length=6, num_items=60)
         wrapped = TWINS[name][0](env)
         again = gym.make(wrapped.spec)  # the spec tells the wrappers and their arguments
         assert again.observation_space == wrapped.observation_space and again.action_space == wrapped.action_space
@@ -142,7 +142,7 @@ def plain_state(observation, points, topics, num_topics, sizes, half_life, hours
     for topic in range(num_topics):
         count = sum(np.exp(-age / hours) for age, i in zip(ages, items, strict=True) if topics[i] == topic)
         out.append(count / (1 + count))
-    angle = 2 * np.pi * observation["time_of_day"] / 24
+    angle = 2 * np.pi * observation["time_of_day"][0] / 24
     out += [np.sin(angle), np.cos(angle), np.exp(-ages[-1] / 24) if n else 0, n / len(observation["history_mask"])]
     return np.array(out)
 

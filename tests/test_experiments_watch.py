@@ -97,7 +97,7 @@ def test_popular_is_counted_in_a_log_where_the_simulator_does_not_tell():
 
 
 def test_the_oracle_sees_the_state():
-    show = show_of("oracle", env="feedgym/ShortVideo-v0", session_length=4)
+    show = show_of("oracle", env="feedgym/ShortVideo-v1", session_length=4)
     env = show.make("ansi")
     env.reset(seed=3)
     best_UK = env.simulator.oracle(env.state, 4)
@@ -107,7 +107,7 @@ def test_the_oracle_sees_the_state():
 
 @pytest.mark.parametrize("level", ["Session", "Request", "Retention"])
 def test_every_task_level_can_be_watched(level, capsys):
-    text = watched(capsys, "random", "--env", f"feedgym/ShortVideo{level}-v0", "--visits", 3, "--session-length", 2)
+    text = watched(capsys, "random", "--env", f"feedgym/ShortVideo{level}-v1", "--visits", 3, "--session-length", 2)
     assert len(headers(text)) == 3
 
 
@@ -216,8 +216,8 @@ def test_help_teaches(capsys):
         (["nobody"], "There is no agent 'nobody'; give random, popular, oracle"),
         (["random", "--agent", "base"], "'random' is no run's folder"),
         (["random", "--env", "CartPole-v1"], "CartPole-v1 is no feed; the feeds are feedgym/"),
-        (["random", "--env", "feedgym/Nothing-v0"], "There is no environment 'feedgym/Nothing-v0'"),
-        (["random", "--env", "feedgym/ShortVideo-v0", "--simulator", TOY], "either --env or --simulator"),
+        (["random", "--env", "feedgym/Nothing-v1"], "There is no environment 'feedgym/Nothing-v1'"),
+        (["random", "--env", "feedgym/ShortVideo-v1", "--simulator", TOY], "either --env or --simulator"),
         (["oracle", "--simulator", TOY], "ToyUsers has no oracle"),
         (["random", "--simulator", "nothing"], "'nothing' is no import path"),
         (["toy_users:ToyUsers"], "no Recommender"),

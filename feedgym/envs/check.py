@@ -311,7 +311,7 @@ def _check_shells(simulator: UserSimulator, name: str, session_length: int, seed
             num_envs, simulator, session_length=session_length, history_length=7, horizon=3, autoreset_mode=mode
         )
 
-    spec = EnvSpec("feedgym/Checked-v0", entry_point=single)  # type: ignore[arg-type]
+    spec = EnvSpec("feedgym/Checked-v1", entry_point=single)  # type: ignore[arg-type]
     check_shells(f"FeedEnv({name})", lambda: gym.make(spec), vector, seed=seed)
 
 

@@ -61,7 +61,7 @@ def compact_state(
     lately_UT = mask_UT * np.exp(-age_hours_UT / satiation_hours)
     count_UM = _topic_counts(topic_I, items_UT, lately_UT)
     last_hours_U = age_hours_UT[np.arange(len(items_UT)), np.maximum(length_U.astype(int) - 1, 0)]
-    angle_U = observation["time_of_day"] * (2 * np.pi / DAY_HOURS)
+    angle_U1 = observation["time_of_day"] * (2 * np.pi / DAY_HOURS)
     columns: list[NDArray] = [
         *(np.eye(size)[observation["profile"][:, f]] for f, size in enumerate(profile_sizes)),
         _mean_point(points_IE, items_UT, watched_UT),
@@ -69,8 +69,8 @@ def compact_state(
         (recent_UT[:, :, None] * behaviours_UTB).sum(axis=1) / _positive(recent_UT.sum(axis=1))[:, None],
         watched_UT.sum(axis=1) / _positive(recent_UT.sum(axis=1)),
         count_UM / (1 + count_UM),
-        np.sin(angle_U),
-        np.cos(angle_U),
+        np.sin(angle_U1),
+        np.cos(angle_U1),
         np.exp(-last_hours_U / DAY_HOURS) * (length_U > 0),
         length_U / items_UT.shape[1],
     ]

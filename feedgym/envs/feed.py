@@ -369,8 +369,8 @@ class FeedEnv(gym.Env):
     | ``history_watch_fraction`` | Box float32 [T] | seconds watched over the item's duration, at most 5 |
     | ``history_gap_s`` | Box float32 [T] | seconds to the next item, or to the request after the last one |
     | ``history_mask`` | MultiBinary [T] | 1 where there is an item |
-    | ``time_of_day`` | Box float32 [] | hours, 0 to 24 |
-    | ``time_s`` | Box float64 [] | the simulator's clock, seconds; only where items come and go |
+    | ``time_of_day`` | Box float32 [1] | hours, 0 to 24 |
+    | ``time_s`` | Box float64 [1] | the simulator's clock, seconds; only where items come and go |
 
     ### Reward
     What the visit was worth to the user: the weighted sum of the minutes watched, of the counts of the behaviours and
@@ -398,7 +398,8 @@ class FeedEnv(gym.Env):
     arXiv:2208.08696).
 
     ### Version history
-    - v0: first version.
+    - v1: ``time_of_day`` and ``time_s`` have shape [1], which Stable-Baselines3 asks of every box.
+    - v0: first version; they had shape [].
     """
 
     metadata = _rendering()

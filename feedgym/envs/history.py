@@ -68,11 +68,11 @@ def event_batch(observation: Observation) -> EventBatch:
         gap_s_UT=tensor("history_gap_s", torch.float32),
         mask_UT=tensor("history_mask", torch.bool),
         profile_UF=tensor("profile", torch.int64),
-        time_of_day_U=tensor("time_of_day", torch.float32),
+        time_of_day_U=tensor("time_of_day", torch.float32)[:, 0],
     )
     if "time_s" not in columns:
         return histories
-    return DatedEventBatch(**vars(histories), time_s_U=tensor("time_s", torch.float64).reshape(-1))
+    return DatedEventBatch(**vars(histories), time_s_U=tensor("time_s", torch.float64)[:, 0])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -165,9 +165,9 @@ class History:
             "history_watch_fraction": self.watch_fraction_UT.copy(),
             "history_gap_s": gap_s_UT.astype(np.float32),
             "history_mask": mask_UT.astype(np.int8),
-            "time_of_day": time_of_day(now_s_U),
+            "time_of_day": time_of_day(now_s_U)[:, None],
         }
-        return observation | {"time_s": now_s_U.astype(np.float64)} if dated else observation
+        return observation | {"time_s": now_s_U.astype(np.float64)[:, None]} if dated else observation
 
 
 def observation_space(simulator: UserSimulator, history_length: int) -> spaces.Dict:
@@ -177,7 +177,7 @@ def observation_space(simulator: UserSimulator, history_length: int) -> spaces.D
     :meth:`feedgym.data.events.Catalog.exists`.
     """
     shape = (history_length,)
-    dated = {"time_s": spaces.Box(0, MAX_TIME_S, (), np.float64)} if has_arrivals(simulator) else {}
+    dated = {"time_s": spaces.Box(0, MAX_TIME_S, (1,), np.float64)} if has_arrivals(simulator) else {}
     return spaces.Dict(
         {
             "profile": spaces.MultiDiscrete(np.array(simulator.profile_sizes, np.int64)),
@@ -186,7 +186,7 @@ def observation_space(simulator: UserSimulator, history_length: int) -> spaces.D
             "history_watch_fraction": spaces.Box(0, MAX_WATCH_FRACTION, shape, np.float32),
             "history_gap_s": spaces.Box(0, MAX_GAP_S, shape, np.float32),
             "history_mask": spaces.MultiBinary(history_length),
-            "time_of_day": spaces.Box(0, 24, (), np.float32),
+            "time_of_day": spaces.Box(0, 24, (1,), np.float32),
             **dated,
         }
     )

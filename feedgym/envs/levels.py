@@ -96,7 +96,7 @@ class RequestEnv(FeedEnv):
     The request level of KuaiSim (Zhao et al., arXiv:2309.12645).
 
     ### Version history
-    - v0: first version.
+    As :class:`feedgym.envs.feed.FeedEnv`'s.
     """
 
     vector_env = RequestVectorEnv
@@ -231,7 +231,7 @@ class SessionEnv(FeedEnv):
     The whole-session level of KuaiSim (Zhao et al., arXiv:2309.12645).
 
     ### Version history
-    - v0: first version.
+    As :class:`feedgym.envs.feed.FeedEnv`'s.
     """
 
     vector_env = SessionVectorEnv
@@ -335,7 +335,7 @@ class RetentionEnv(FeedEnv):
     The cross-session level of KuaiSim (Zhao et al., arXiv:2309.12645).
 
     ### Version history
-    - v0: first version.
+    As :class:`feedgym.envs.feed.FeedEnv`'s.
     """
 
     vector_env = RetentionVectorEnv

@@ -234,7 +234,7 @@ def _rewards(sessions: LoggedSessions, churned_N: NDArray, gap_s_N: NDArray, wei
 
 def _observation(batch: EventBatch, time_s_N: NDArray[np.float64] | None) -> Observation:
     """Histories as the environment's batched observation."""
-    dated = {} if time_s_N is None else {"time_s": time_s_N}
+    dated = {} if time_s_N is None else {"time_s": time_s_N[:, None]}
     return {
         "profile": batch.profile_UF.numpy(),
         "history_items": batch.item_ids_UT.numpy(),
@@ -242,6 +242,6 @@ def _observation(batch: EventBatch, time_s_N: NDArray[np.float64] | None) -> Obs
         "history_watch_fraction": batch.watch_fraction_UT.numpy(),
         "history_gap_s": np.clip(batch.gap_s_UT.numpy(), 0, MAX_GAP_S).astype(np.float32),
         "history_mask": batch.mask_UT.numpy().astype(np.int8),
-        "time_of_day": batch.time_of_day_U.numpy(),
+        "time_of_day": batch.time_of_day_U.numpy()[:, None],
         **dated,
     }

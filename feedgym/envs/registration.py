@@ -46,20 +46,21 @@ def _recsim(reward: str) -> dict[str, Any]:
     return {"session_length": 2, "horizon": 200, "reward": f"{RECSIM}:{reward}"}
 
 
-# A version's defaults never change: a change of numbers is a new version beside the old one.
+# A version's defaults never change: a change of numbers is a new version beside the old one, a change of the spaces a
+# new version in its place (Gymnasium tells who asks for the old one).
 ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "feedgym/ShortVideo-v0": ("visit", SHORT_VIDEO, {}),
-    "feedgym/ShortVideoRequest-v0": ("request", SHORT_VIDEO, {}),
-    "feedgym/ShortVideoSession-v0": ("session", SHORT_VIDEO, {}),
-    "feedgym/ShortVideoRetention-v0": ("retention", SHORT_VIDEO, {}),
-    "feedgym/ShortVideoFresh-v0": ("visit", SHORT_VIDEO, FRESH),
-    "feedgym/InterestEvolution-v0": ("visit", f"{RECSIM}:InterestEvolution", _recsim("INTEREST_EVOLUTION_REWARD")),
-    "feedgym/InterestExploration-v0": (
+    "feedgym/ShortVideo-v1": ("visit", SHORT_VIDEO, {}),
+    "feedgym/ShortVideoRequest-v1": ("request", SHORT_VIDEO, {}),
+    "feedgym/ShortVideoSession-v1": ("session", SHORT_VIDEO, {}),
+    "feedgym/ShortVideoRetention-v1": ("retention", SHORT_VIDEO, {}),
+    "feedgym/ShortVideoFresh-v1": ("visit", SHORT_VIDEO, FRESH),
+    "feedgym/InterestEvolution-v1": ("visit", f"{RECSIM}:InterestEvolution", _recsim("INTEREST_EVOLUTION_REWARD")),
+    "feedgym/InterestExploration-v1": (
         "visit",
         f"{RECSIM}:InterestExploration",
         _recsim("INTEREST_EXPLORATION_REWARD"),
     ),
-    "feedgym/LongTermSatisfaction-v0": (
+    "feedgym/LongTermSatisfaction-v1": (
         "visit",
         f"{RECSIM}:LongTermSatisfaction",
         _recsim("LONG_TERM_SATISFACTION_REWARD"),

@@ -287,7 +287,7 @@ class _Slates:
         num_users = len(next(iter(known.values())))
         mask_UI = np.ones((num_users, self.num_items), np.int8)
         if "time_s" in known:
-            mask_UI[:] = self._simulator.catalog.exists(known["time_s"])
+            mask_UI[:] = self._simulator.catalog.exists(known["time_s"][:, 0])
         return known | {
             "slate": np.full((num_users, self.length), -1),
             "position": np.zeros(num_users, np.int64),

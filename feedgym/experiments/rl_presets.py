@@ -21,7 +21,7 @@ class RLConfig:
     """Decides the log, the judging users and, with the number of the training, weights and samples."""
     num_seeds: int = 1
     """Trainings, each of another seed; with 2 or more, intervals over trainings are given too."""
-    env: str = "feedgym/ShortVideo-v0"
+    env: str = "feedgym/ShortVideo-v1"
     """Id of the environment."""
     env_options: tuple[str, ...] = ()
     """NAME=VALUE pairs for the environment or its simulator, e.g. num_items=2000 warmup_visits=2."""

@@ -30,7 +30,7 @@ from feedgym.envs.oracle import oracle_sessions
 from feedgym.protocols import Recommender, UserSimulator, load, make
 
 REFERENCES = ("random", "popular", "oracle")
-SHORT_VIDEO = "feedgym/ShortVideo-v0"
+SHORT_VIDEO = "feedgym/ShortVideo-v1"
 TERMINAL_DELAY_S = 1.5
 """Seconds between two visits in a terminal, unless told otherwise."""
 LOG_USERS, LOG_VISITS = 200, 5

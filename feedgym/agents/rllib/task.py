@@ -93,7 +93,7 @@ def _spec(env_id: str) -> EnvSpec:
     try:
         return gym.spec(env_id)
     except gym.error.Error as error:
-        raise ValueError(f"{error} Give the id of a feed, such as feedgym/ShortVideo-v0.") from error
+        raise ValueError(f"{error} Give the id of a feed, such as feedgym/ShortVideo-v1.") from error
 
 
 def _feed_class(env_id: str, entry_point: str) -> Any:

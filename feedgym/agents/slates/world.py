@@ -90,7 +90,7 @@ def flat_observation(observation: Mapping[str, NDArray]) -> FloatArray:
     """
     columns = [observation[name] for name in PER_EVENT]
     columns += [observation["history_behaviours"].reshape(len(columns[0]), -1), observation["profile"]]
-    columns.append(np.reshape(observation["time_of_day"], (len(columns[0]), 1)))
+    columns.append(observation["time_of_day"])
     columns += [observation["slate"]] if "slate" in observation else []
     return np.concatenate(columns, axis=1).astype(np.float32)
 
@@ -106,7 +106,7 @@ def read_histories(observation: Tensor | Mapping[str, Tensor], history_length: i
         gap_s_UT=observation["history_gap_s"].float(),
         mask_UT=observation["history_mask"] > 0.5,
         profile_UF=observation["profile"].long(),
-        time_of_day_U=observation["time_of_day"].float().reshape(len(observation["profile"])),
+        time_of_day_U=observation["time_of_day"].float()[:, 0],
     )
 
 
