@@ -15,15 +15,17 @@ import inspect
 import sys
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BoolArray, Catalog, FloatArray, IntArray
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class UserState(Protocol):

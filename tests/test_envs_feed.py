@@ -42,6 +42,17 @@ def test_importing_feedgym_loads_nothing_heavy():
     assert out.strip() == "[]"
 
 
+@pytest.mark.parametrize("env_id", ["feedgym/ShortVideoRequest-v1", "feedgym/InterestEvolution-v1"])
+def test_workers_serve_users_without_waiting_for_torch(env_id):
+    heavy = ["torch", "transformers", "pandas", "sklearn", "pyarrow", "matplotlib"]
+    code = (
+        f"import sys, gymnasium as gym, feedgym.envs.feed; env = gym.make({env_id!r}); env.reset(seed=0); "
+        f"env.step(env.action_space.sample()); print([m for m in {heavy} if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
 def test_every_public_name_can_be_imported():
     for name in feedgym.__all__:
         assert getattr(feedgym, name) is not None
@@ -158,6 +169,22 @@ def test_disabled_mode_never_answers_a_churned_user():
         env.step(slates)
     env.reset(options={"reset_mask": np.array([False, True])})
     env.step(slates)
+
+
+def test_a_single_user_whose_episode_is_over_asks_for_reset():
+    env = FeedEnv(ToyUsers(), session_length=4, horizon=1)
+    env.reset(seed=0)
+    assert env.step(np.arange(4))[3]
+    with pytest.raises(ResetNeeded, match=r"^The episode is over; call reset\(\)"):
+        env.step(np.arange(4))
+    env.reset()
+    env.step(np.arange(4))
+
+
+@pytest.mark.parametrize("name", ["autoreset_mode", "num_envs"])
+def test_a_single_environment_refuses_what_is_for_many(name):
+    with pytest.raises(ValueError, match=f"{name}=2 is for vector environments"):
+        gym.make("feedgym/ShortVideo-v1", **{name: 2})
 
 
 def test_churn_terminates_and_the_horizon_truncates():

@@ -211,6 +211,11 @@ def test_register_makes_single_and_vector_environments_of_any_level(fresh_regist
         (lambda: feedgym.register("feedgym/ShortVideo-v1", "toy_users:ToyUsers"), "is registered already"),
         (lambda: feedgym.register("feedgym/ShortVideo-v1", "toy_users:ToyUsers", level="session"), "another name"),
         (lambda: check_environment("lab/Nowhere-v0"), "Cannot find lab/Nowhere-v0"),
+        (lambda: check_environment("lab/Nowhere-v0"), "Name the module that registers it"),
+        (
+            lambda: check_environment("toy_users:lab/Gone-v0"),
+            "toy_users was imported and does not register lab/Gone-v0",
+        ),
         (lambda: check_environment("nowhere:lab/Toy-v0"), "Cannot import 'nowhere'"),
         (lambda: check_environment("Taxi-v3"), "no vector_entry_point"),
     ],

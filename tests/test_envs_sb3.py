@@ -7,6 +7,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.env_checker import check_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from toy_users import ToyUsers
 
@@ -103,7 +104,10 @@ def test_learners_train_unmodified(name, kind):
 
 @pytest.mark.parametrize("name", MANY)
 def test_the_vector_adapter_equals_their_own_of_single_environments(name):
-    ours, theirs = SB3VecEnv(MANY[name](feed(4))), DummyVecEnv([lambda: SINGLE[name](feed()) for _ in range(4)])
+    ours, theirs = (
+        SB3VecEnv(MANY[name](feed(4))),
+        DummyVecEnv([lambda: Monitor(SINGLE[name](feed())) for _ in range(4)]),
+    )
     assert ours.observation_space == theirs.observation_space and ours.action_space == theirs.action_space
     ours.seed(7)
     theirs.seed(7)
@@ -118,6 +122,9 @@ def test_the_vector_adapter_equals_their_own_of_single_environments(name):
         for i in np.flatnonzero(mine[2]):
             same(mine[3][i]["terminal_observation"], yours[3][i]["terminal_observation"])
             assert mine[3][i]["TimeLimit.truncated"] == yours[3][i]["TimeLimit.truncated"]
+            told, expected = mine[3][i]["episode"], yours[3][i]["episode"]
+            assert told["l"] == expected["l"] and told["r"] == pytest.approx(expected["r"], abs=1e-5)
+            assert 0 < told["t"] < 600
             ends += 1
     assert ends > 2
 

@@ -1,16 +1,18 @@
 """Torch batches made from logs and observations: histories, generated sessions and preference pairs.
 
 Histories are right-padded, so one causal mask serves every model and padding never precedes a real event. The legend
-of axes and units stands in :mod:`feedgym.data.events`.
+of axes and units stands in :mod:`feedgym.data.events`. This module does not import torch, which takes seconds, until a
+batch needs it: environments and their workers do without.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 class TensorRows:
@@ -30,6 +32,8 @@ class TensorRows:
     @classmethod
     def cat(cls, batches: list[Self]) -> Self:
         """Batches joined along the first axis."""
+        import torch
+
         columns = {f.name: [getattr(b, f.name) for b in batches] for f in fields(cls)}  # type: ignore[arg-type]
         return cls(**{n: None if v[0] is None else torch.cat(v) for n, v in columns.items()})
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from feedgym.data.batches import EventBatch
@@ -184,6 +183,8 @@ def histories(
     Raises:
         ValueError: ``length`` is below 1.
     """
+    import torch
+
     if length < 1:
         raise ValueError(f"The history length is {length} and must be at least 1; raise it.")
     seen = np.flatnonzero((log.event == Event.IMPRESSION) & log.examined)

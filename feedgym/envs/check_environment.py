@@ -42,7 +42,10 @@ def check_environment(env_id: str, *, seed: int = 0, **kwargs: Any) -> None:
     try:
         spec = gym.spec(plain_id)
     except gym.error.Error as error:
-        raise ValueError(f"Cannot find {env_id}: {error} Name the module that registers it: 'module:id'.") from error
+        remedy = "Name the module that registers it: 'module:id'."
+        if module:
+            remedy = f"{module} was imported and does not register {plain_id}; look at its feedgym.register()."
+        raise ValueError(f"Cannot find {env_id}: {error} {remedy}") from error
     if spec.vector_entry_point is None:
         raise ValueError(f"{env_id} has no vector_entry_point; register it by feedgym.register.")
 

@@ -31,7 +31,6 @@ from feedgym.envs.history import MAX_GAP_S as MAX_GAP_S  # these three are found
 from feedgym.envs.history import History, Observation, first_history, has_arrivals, observation_space
 from feedgym.envs.history import event_batch as event_batch
 from feedgym.envs.history import event_times_s as event_times_s
-from feedgym.envs.learned import LearnedSimulator
 from feedgym.envs.logging import LoggingPolicy
 from feedgym.envs.render import RENDER_FPS, RENDER_MODES, Screen
 from feedgym.envs.truth import RewardWeights, reward_components, weighted_sum
@@ -54,10 +53,13 @@ def make_simulator(simulator: UserSimulator | str = SHORT_VIDEO, **kwargs: Any) 
     Raises:
         ValueError: the path leads nowhere, or keywords were given for an object that is already made.
     """
-    if isinstance(simulator, str):
-        target = LearnedSimulator.load(simulator) if Path(simulator).is_dir() else load(simulator)
+    target: Any
+    if isinstance(simulator, str) and Path(simulator).is_dir():
+        from feedgym.envs.learned import LearnedSimulator  # imports torch, which other users need not wait for
+
+        target = LearnedSimulator.load(simulator)
     else:
-        target = simulator
+        target = load(simulator) if isinstance(simulator, str) else simulator
     if not callable(target):
         if kwargs:
             raise ValueError(
@@ -406,6 +408,12 @@ class FeedEnv(gym.Env):
     vector_env: ClassVar[type[FeedVectorEnv]] = FeedVectorEnv
 
     def __init__(self, simulator: UserSimulator | str = SHORT_VIDEO, **kwargs: Any) -> None:
+        for name in ("autoreset_mode", "num_envs"):
+            if name in kwargs:
+                raise ValueError(
+                    f"{name}={kwargs[name]!r} is for vector environments (gymnasium.make_vec); leave it out here, "
+                    "where one user is served until the episode is over and reset() is called."
+                )
         self.metadata = _rendering()  # wrappers add modes of their own to it
         self._feed = self.vector_env(1, simulator, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
         self.observation_space = self._feed.single_observation_space
@@ -432,7 +440,13 @@ class FeedEnv(gym.Env):
         return _first(observation), {}
 
     def step(self, action: IntArray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """One step; see :meth:`FeedVectorEnv.step`."""
+        """One step; see :meth:`FeedVectorEnv.step`.
+
+        Raises:
+            ResetNeeded: before the first reset, or after the episode's end.
+        """
+        if self._feed._over_U[0]:
+            raise ResetNeeded("The episode is over; call reset() before the next step().")
         observation, reward_U, terminated_U, truncated_U, info = self._feed.step(np.asarray(action)[None])
         observed = _first(observation)
         return observed, float(reward_U[0]), bool(terminated_U[0]), bool(truncated_U[0]), _first_info(info)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
@@ -14,6 +13,9 @@ from feedgym.data.batches import DatedEventBatch, EventBatch
 from feedgym.data.events import BEHAVIOURS, FloatArray, IntArray
 from feedgym.data.sessions import MAX_WATCH_FRACTION, time_of_day
 from feedgym.protocols import Response, UserSimulator
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_TIME_S = 1e10
 """Bound of the observed times, three centuries."""
@@ -54,6 +56,8 @@ def first_history(simulator: Any, state: Any, length: int) -> History:
 
 def event_batch(observation: Observation) -> EventBatch:
     """An observation, of one user or batched, as the histories that recommenders take; dated if it tells the time."""
+    import torch
+
     columns = {name: np.asarray(column) for name, column in observation.items()}
     if columns["history_items"].ndim == 1:
         columns = {name: column[None] for name, column in columns.items()}

@@ -6,6 +6,7 @@ steps its environments one after another.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,8 +21,10 @@ Indices = None | int | Iterable[int]
 class SB3VecEnv(VecEnv):
     """A vector environment as Stable-Baselines3 wants it.
 
-    Infos hold what its learners ask for, ``terminal_observation`` and ``TimeLimit.truncated`` at an episode's end; what
-    a platform would measure, batched as Gymnasium has it, is in ``last_info``.
+    Infos hold what its learners ask for at an episode's end: ``terminal_observation``, ``TimeLimit.truncated`` and, as
+    its ``Monitor`` writes it, ``episode`` with the return ``r``, the length ``l`` in steps and the seconds ``t`` since
+    the environment was made. So no ``VecMonitor`` is needed. What a platform would measure, batched as Gymnasium has
+    it, is in ``last_info``.
 
     Args:
         env: a feed, in this package's vector wrappers or not, whose autoreset mode is ``SAME_STEP``.
@@ -39,6 +42,8 @@ class SB3VecEnv(VecEnv):
         self.env = env
         self.last_info: dict[str, Any] = {}
         self._actions: Any = None
+        self._return_U, self._length_U = np.zeros(env.num_envs), np.zeros(env.num_envs, np.int64)
+        self._start_s = time.time()
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> Any:
@@ -46,6 +51,7 @@ class SB3VecEnv(VecEnv):
         observation, _ = self.env.reset(seed=self._seeds)  # type: ignore[arg-type]
         self._reset_seeds()
         self._reset_options()
+        self._return_U[:], self._length_U[:] = 0, 0
         return observation
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -57,9 +63,17 @@ class SB3VecEnv(VecEnv):
         observation, reward_U, terminated_U, truncated_U, self.last_info = self.env.step(self._actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         over_U = terminated_U | truncated_U
+        self._return_U += reward_U
+        self._length_U += 1
         for slot in np.flatnonzero(over_U):
             infos[slot]["terminal_observation"] = self.last_info["final_obs"][slot]
             infos[slot]["TimeLimit.truncated"] = bool(truncated_U[slot] and not terminated_U[slot])
+            infos[slot]["episode"] = {
+                "r": round(float(self._return_U[slot]), 6),
+                "l": int(self._length_U[slot]),
+                "t": round(time.time() - self._start_s, 6),
+            }
+        self._return_U[over_U], self._length_U[over_U] = 0, 0
         return observation, reward_U.astype(np.float32), over_U, infos
 
     def close(self) -> None:
