@@ -30,7 +30,7 @@ class Teens:  # noqa: D101
         self.catalog = feedgym.Catalog(**item, duration_s_I=zero_I + 20, upload_s_I=zero_I)
 
     def reset(self, seeds_U):  # noqa: D102
-        year_U, loved_U, start_U = luck.uniform(luck.derive(seeds_U, 0), 0, 0, np.arange(3)[:, None]).astype(float)
+        year_U, loved_U, start_U = luck.draw(luck.traits(seeds_U), 0, np.arange(3)[:, None]).astype(float)
         shown = dict(profile_UF=(year_U[:, None] * 6).astype(int), time_s_U=start_U * 86_400)
         return TeenState(seed_U=seeds_U.copy(), visit_U=np.zeros(len(seeds_U), int), loved_U=loved_U * 5 // 1, **shown)
 

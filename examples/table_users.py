@@ -74,7 +74,7 @@ class TableUsers:
 
     def reset(self, seeds_U: np.ndarray) -> TableState:
         """The table's users, at some time of the first day."""
-        row_U, start_U = luck.uniform(luck.derive(seeds_U, 0), 0, 0, np.arange(2)[:, None]).astype(np.float64)
+        row_U, start_U = luck.draw(luck.traits(seeds_U), 0, np.arange(2)[:, None]).astype(np.float64)
         return TableState(
             seed_U=seeds_U.copy(),
             visit_U=np.zeros(len(seeds_U), np.int64),

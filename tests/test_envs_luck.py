@@ -73,3 +73,17 @@ def test_derived_seeds_are_new_and_different():
     assert len(np.unique(np.append(derived, seeds))) == 21_000
     draws = luck.uniform(seeds, 0, 0, 0), luck.uniform(luck.derive(seeds, 0), 0, 0, 0)
     assert abs(np.corrcoef(*draws)[0, 1]) < 5 / np.sqrt(1000)
+
+
+def test_traits_have_a_luck_of_their_own():
+    """Drawn from a small salt they would be that visit's luck: the same numbers, in another column."""
+    seeds = np.arange(2000, dtype=np.uint64)
+    trait = luck.draw(luck.traits(seeds), luck.VISIT, 0)
+    assert (luck.draw(luck.derive(seeds, 1), luck.VISIT, 0) == luck.uniform(seeds, 1, luck.VISIT, 0)).all()
+    old = luck.draw(luck.stream(luck.derive(seeds, 0), 0), luck.VISIT, 0)  # as the built-in simulators draw theirs
+    for visit in range(30):
+        happens = luck.uniform(seeds, visit, luck.VISIT, 0)
+        for drawn in (trait, old):
+            assert abs(np.corrcoef(drawn, happens)[0, 1]) < 5 / np.sqrt(2000)
+    keys = [luck.traits(seeds), luck.stream(luck.derive(seeds, 0), 0), *luck.stream(seeds, np.arange(1000)[:, None])]
+    assert len(np.unique(np.concatenate(keys))) == 1002 * 2000

@@ -19,6 +19,9 @@ VISIT = -1
 CHANNELS = 256
 """Channels a position: ``channel`` must be in 0..CHANNELS-1."""
 
+TRAITS = 0x747261697473
+"""Salt of the luck that makes a user who they are; no visit has such a number."""
+
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _UNIT = np.float32(2.0**-23)
 
@@ -46,6 +49,8 @@ def derive(seed_U: ArrayLike, salt: ArrayLike) -> NDArray[np.uint64]:
 
     Further mixing rounds keep the new seeds' draws apart from the old seeds' own draws. The first one counts from 1:
     the finaliser maps 0 to 0, so seed 0 would be its own descendant.
+
+    Visit v's key is ``derive(seed_U, v)``, so salts that are no visits are large numbers, as :data:`TRAITS` is.
     """
     return _mix(_step(_step(seed_U, 1), salt))
 
@@ -55,11 +60,19 @@ def stream(seed_U: ArrayLike, visit_U: ArrayLike) -> NDArray[np.uint64]:
     return derive(seed_U, visit_U)
 
 
+def traits(seed_U: ArrayLike) -> NDArray[np.uint64]:
+    """The key of what makes each user who they are, uint64 [U], for :func:`draw` in a simulator's ``reset``.
+
+    It is apart from all visits' keys. Traits drawn from a visit's key would be correlated with what happens in it.
+    """
+    return derive(seed_U, TRAITS)
+
+
 def draw(stream_U: NDArray[np.uint64], position: ArrayLike, channel: ArrayLike) -> FloatArray:
     """Uniform float32 numbers strictly inside (0, 1), of 23 random bits each.
 
     Args:
-        stream_U: uint64 keys made by :func:`stream`.
+        stream_U: uint64 keys made by :func:`stream` or :func:`traits`.
         position: item positions 0.. in the session, or ``VISIT``.
         channel: integers in 0..CHANNELS-1, one a purpose.
     """

@@ -226,7 +226,7 @@ class Population:
         c = self.config
         seeds_U = np.array(seeds_U, np.uint64)
         num_users = len(seeds_U)
-        traits_U = luck.stream(luck.derive(seeds_U, 0), 0)  # a salt of its own keeps traits apart from the visits' luck
+        traits_U = luck.stream(luck.derive(seeds_U, 0), 0)  # older than luck.traits, and as much apart from all visits
         interest_UD = self._interests(traits_U)
         normal_CU = luck.normal(luck.draw(traits_U, NORMAL, np.arange(FIRST_FEEDBACK + len(FEEDBACK))[:, None]))
         start_U, bar_U, minute_U = luck.draw(traits_U, UNIFORM, np.arange(3)[:, None])
