@@ -31,6 +31,11 @@ if TYPE_CHECKING:
 class UserState(Protocol):
     """State of U users: a dataclass whose fields are arrays with leading axis U. It must have at least these.
 
+    The rule of randomness: what happens is a function of the user's seed, the visit and the position
+    (``feedgym.envs.luck.stream``); what makes users differ stands in columns of the state, drawn once in ``reset``
+    (``feedgym.envs.luck.traits``). Judges replace ``seed_U`` alone to draw fresh luck for the same person, so a trait
+    taken from the seed inside ``respond`` would make them another one. Columns of floats are finite.
+
     Attributes:
         seed_U: uint64, the user's own seed.
         visit_U: int64, number of visits answered so far.

@@ -4,15 +4,9 @@ import numpy as np
 import pytest
 from toy_users import ToyState, ToyUsers
 
+from feedgym.envs import luck
 from feedgym.envs.check import check_simulator
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
-
-
-@pytest.mark.parametrize(
-    "simulator", [ToyUsers(), ToyUsers(num_items=3), ShortVideo(ShortVideoConfig(num_items=60, memory_items=16))]
-)
-def test_good_simulators_pass(simulator):
-    check_simulator(simulator)
 
 
 def breaking(change):
@@ -158,7 +152,79 @@ class TwoFaced(ToyUsers):
         return replace(state, mood_U=1 - state.mood_U) if len(seeds_U) == 4 else state
 
 
+class SeedMakesTheUser(ToyUsers):
+    """Traits are drawn from the seed whenever they are needed, so judges, who replace it, ask somebody else."""
+
+    def respond(self, state, slates_UK):
+        traits = self.reset(state.seed_U)
+        return super().respond(replace(state, mood_U=traits.mood_U), slates_UK)
+
+
+class SeedMakesHalfTheUser(ToyUsers):
+    """The same, beside a trait that is where it belongs."""
+
+    def respond(self, state, slates_UK):
+        mood_U = 0.5 * self.reset(state.seed_U).mood_U + 0.5 * state.mood_U
+        return super().respond(replace(state, mood_U=mood_U), slates_UK)
+
+
+class SeedMakesTheTaste(ToyUsers):
+    """The same for the topic whose items are watched longer: on the whole all users watch alike."""
+
+    def respond(self, state, slates_UK):
+        response, after = super().respond(state, slates_UK)
+        loved_U = (luck.draw(luck.traits(state.seed_U), 0, 0) * 3).astype(int)
+        loves_UK = self.catalog.topic_I[slates_UK] == loved_U[:, None]
+        watch_s_UK = response.watch_s_UK * np.where(loves_UK, np.float32(1), np.float32(0.5))
+        return replace(response, watch_s_UK=watch_s_UK), after
+
+
+class SeedBlind(ToyUsers):
+    """Everyone has the luck of seed 0."""
+
+    def respond(self, state, slates_UK):
+        response, after = super().respond(replace(state, seed_U=np.zeros_like(state.seed_U)), slates_UK)
+        return response, replace(after, seed_U=state.seed_U)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HiddenState(ToyState):
+    trust_U: np.ndarray
+
+
+class NaNTrust(ToyUsers):
+    """A hidden column that was never filled, and decides nothing because every comparison with it is false."""
+
+    def reset(self, seeds_U):
+        return HiddenState(**vars(super().reset(seeds_U)), trust_U=np.full(len(seeds_U), np.nan))
+
+
+class Alike(ToyUsers):
+    """Healthy users with next to no traits: one in ten has another mood."""
+
+    def reset(self, seeds_U):
+        state = super().reset(seeds_U)
+        return replace(state, mood_U=np.where(state.mood_U < 0.1, np.float32(0.3), np.float32(0.5)))
+
+
+@pytest.mark.parametrize(
+    "simulator",
+    [ToyUsers(), ToyUsers(num_items=3), Alike(), ShortVideo(ShortVideoConfig(num_items=60, memory_items=16))],
+)
+def test_good_simulators_pass(simulator):
+    check_simulator(simulator)
+
+
 BROKEN = [
+    (SeedMakesTheUser, "all users of one seed the same answer, whatever their state; keep what makes users differ"),
+    (SeedMakesHalfTheUser, "other people when seed_U is replaced"),
+    (SeedMakesTheTaste, r"other people when seed_U is replaced.*their watch time at position"),
+    (SeedBlind, "answers the same whatever seed_U is; draw what happens from seed_U and visit_U"),
+    (NaNTrust, r"reset\(\) gives trust_U that is not finite"),
+    (
+        state_with(mood_U=lambda after, before: after.mood_U * np.float32("inf")),
+        r"respond\(\) gives mood_U that is not",
+    ),
     (Mute, r"has no reset\(\)"),
     (Uncatalogued, r"catalog is a NoneType"),
     (Nameless, r"profile_names is \('age',\)"),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from feedgym.data.events import BEHAVIOURS, Catalog
 from feedgym.envs.check_environment import check_shells
+from feedgym.envs.check_luck import check_luck
 from feedgym.envs.feed import FeedEnv, FeedVectorEnv
 from feedgym.envs.logging import user_seeds
 from feedgym.protocols import Response, UserSimulator, take_users
@@ -62,6 +63,7 @@ def check_simulator(simulator: UserSimulator, *, session_length: int = 5, seed: 
     _check_slates(simulator, name, state)
     if hasattr(simulator, "interests"):
         _check_interests(simulator, name, state)
+    check_luck(simulator, name, session_length=session_length, seed=seed)
     _check_shells(simulator, name, session_length, seed)
 
 
@@ -128,15 +130,16 @@ def _check_state(simulator: UserSimulator, name: str, state: Any, method: str) -
             f"{name}.{method} gives {key} of shape {np.shape(column)} for {NUM_USERS} users; every field of the state "
             "must be an array with one row a user.",
         )
+        _require(
+            column.dtype.kind != "f" or bool(np.isfinite(column).all()),
+            f"{name}.{method} gives {key} that is not finite; give every number of the state a value (of time_s_U the "
+            "second at which the next visit begins), since comparisons with NaN are silently false.",
+        )
     profile_UF, sizes_F = state.profile_UF, simulator.profile_sizes
     _require(
         profile_UF.shape == (NUM_USERS, len(sizes_F)) and bool(((profile_UF >= 0) & (profile_UF < sizes_F)).all()),
         f"{name}.{method} gives profiles of shape {profile_UF.shape} or outside profile_sizes={sizes_F}; give [U, F] "
         "values in 0..size-1.",
-    )
-    _require(
-        bool(np.isfinite(state.time_s_U).all()),
-        f"{name}.{method} gives time_s_U that is not finite; set it to the second at which the next visit begins.",
     )
 
 
