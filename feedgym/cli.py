@@ -344,7 +344,8 @@ def _inspect(options: Any, how: Any) -> None:
         write_catalog(catalog, options.out / "catalog.parquet")
         write_log(log, options.out / "events.parquet")
     if options.json:
-        found = {"source": source.name, "files": [str(file) for file in source.files], "rules": source.says}
+        found = {"source": source.name, "files": [str(file) for file in source.files]}
+        found |= {"rules": source.says, "warnings": source.warns}
         print(json.dumps(found | report, indent=1))
         return
     from rich.console import Console
@@ -353,6 +354,8 @@ def _inspect(options: Any, how: Any) -> None:
     console.print(inspection_table(report, f"{options.path}: {source.name}"))
     for line in (f"Read from: {', '.join(file.name for file in source.files)}", *source.says):
         console.print(line, markup=False)
+    for line in source.warns:
+        console.print(line, markup=False, style="bold yellow")
     if options.out is not None:
         console.print(
             f"Written to {options.out / 'events.parquet'} and {options.out / 'catalog.parquet'}", markup=False

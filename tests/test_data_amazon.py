@@ -113,6 +113,13 @@ def test_the_benchmarks_parts_are_one_log_again(tmp_path):
     assert sorted(events(log))[0] == (USERS[0], 0, 1, ("click",)) and len(events(log)) == 4
 
 
+def test_the_noughts_of_books_numbers_stay(tmp_path):
+    lines = [f"u{n},000000000{n % 2},5,{1_500_000_000_000 + n}" for n in range(4)]
+    packed(tmp_path / "Books.csv", ["user_id,parent_asin,rating,timestamp", *lines])
+    _, catalog = load_data(tmp_path / "Books.csv", options=QUICK)
+    assert catalog.raw_ids_I.tolist() == ["0000000000", "0000000001"]
+
+
 def test_a_category_is_named_where_a_folder_has_several(tmp_path):
     folder_of(tmp_path, 2014)
     (tmp_path / "reviews_Toys_5.json.gz").write_bytes((tmp_path / "reviews_Beauty_5.json.gz").read_bytes())

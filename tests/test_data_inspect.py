@@ -107,11 +107,14 @@ def test_the_command_says_what_it_found_and_how_it_is_read(folder, capsys):
     ]
     main([*arguments, "--text", "tfidf", "--json", "--out", str(folder / "out")])
     report = json.loads(capsys.readouterr().out)
+    assert report["warnings"] == []
     assert report["source"] == "a table of events" and report["counts"]["events"] == 6
     log, catalog = load_data(folder / "out")
     assert catalog.text_I.tolist() == ["one two", "", "three", "one"]
     again = inspect_log(log, catalog)
-    assert {n: v for n, v in report.items() if n not in ("source", "files", "rules")} == json.loads(json.dumps(again))
+    assert {n: v for n, v in report.items() if n not in ("source", "files", "rules", "warnings")} == json.loads(
+        json.dumps(again)
+    )
 
 
 def test_help_and_mistakes_of_the_command(folder, capsys):
@@ -126,3 +129,17 @@ def test_help_and_mistakes_of_the_command(folder, capsys):
         with pytest.raises(SystemExit) as stop:
             main(list(arguments))
         assert stop.value.code == MISTAKE and message in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_columns_that_are_not_read_are_listed_and_warned_of(tmp_path, capsys):
+    VIEWS.drop(columns=["like", "examined"]).assign(is_click=0, rating=5, colour="red").to_csv(
+        tmp_path / "views.csv", index=False
+    )
+    main(["data", "inspect", str(tmp_path / "views.csv"), "--text", "off", "--columns", "duration_s=watch_s"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "views.csv: columns that are not read: is_click, rating, colour" in told
+    assert "no column of feedback, so every row that was looked at is a click" in told
+    remedy = "map it: --columns click=is_click."
+    assert f"column 'is_click' is not read, and every row counts as a click; if it is click, {remedy}" in told
+    assert "column 'rating' is not read, and every row counts as a click; make columns of 0 and 1" in told
+    assert "'colour' is not read" not in told

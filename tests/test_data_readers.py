@@ -12,7 +12,8 @@ from feedgym.data.build import VISIT_GAP_S
 from feedgym.data.content import collaborative_embeddings, default_cutoff_s
 from feedgym.data.events import BEHAVIOURS, Event
 from feedgym.data.parquet import write_catalog, write_log
-from feedgym.data.readers import ReadOptions, load_data, read_table
+from feedgym.data.readers import ReadOptions, find_data, load_data, read_table
+from feedgym.data.sessions import time_of_day
 
 MAY_S = 1651363200  # 2022-05-01 00:00 UTC
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")
@@ -179,8 +180,9 @@ def test_an_items_file_must_hold_every_item_once(tmp_path):
     message = r"names item 30 in row 0, which the items' file does not hold \(1 such rows\)"
     refused(tmp_path, message, items=ITEMS.iloc[:3])
     views = VIEWS.assign(item_id=VIEWS["item_id"].astype(str))
-    message = r"names item '30' in row 0, .* \(5 such rows\); add the items to it, with ids of the same type"
-    refused(tmp_path, message, views, ITEMS, suffix=".parquet")
+    assert exposures(read(tmp_path, views, ITEMS, suffix=".parquet")[0]) == exposures(read(tmp_path, items=ITEMS)[0])
+    message = r"names item '030' in row 0, .* \(1 such rows\); add the items to it, with ids written alike"
+    refused(tmp_path, message, VIEWS.assign(item_id=["030", "10", "20", "10", "10"]), ITEMS)
 
 
 def test_a_map_that_fits_no_column_is_refused(tmp_path):
@@ -212,18 +214,106 @@ DATETIMES = pd.to_datetime(pd.Series(MAY_S + SECONDS), unit="s")
         pd.array(((MAY_S + SECONDS) * 1e3).astype(np.int64), dtype="Int64"),
         (MAY_S + SECONDS).astype(str),
         DATETIMES.dt.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        [f"2022-05-01 02:{m}+02:00" for m in ("01:00", "00:05", "00:30.25", "00:00", "01:30")],
+        [f"2022-05-01 00:{m}+02:00" for m in ("01:00", "00:05", "00:30.25", "00:00", "01:30")],
         DATETIMES,
         DATETIMES.astype("datetime64[ns]"),
-        DATETIMES.dt.tz_localize("UTC").dt.tz_convert("Asia/Shanghai"),
+        DATETIMES.dt.tz_localize("UTC"),
+        DATETIMES.dt.tz_localize("Asia/Shanghai"),
     ],
-    ids=["s", "ms", "us", "ns", "nullable", "digits", "iso", "offset", "datetimes", "datetimes-ns", "zone"],
+    ids=["s", "ms", "us", "ns", "nullable", "digits", "iso", "offset", "datetimes", "datetimes-ns", "utc", "zone"],
 )
 def test_times_are_understood_in_every_usual_form(tmp_path, times):
     for suffix in (".csv", ".parquet"):
         log, catalog = read(tmp_path, VIEWS.assign(timestamp=times), ITEMS.assign(upload_time=times[:4]), suffix)
         assert [s for _, _, s in exposures(log)] == pytest.approx([30.25, 60, 90, 0, 5], abs=1e-6)
         assert catalog.upload_s_I - MAY_S == pytest.approx([60, 5, 30.25, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stamps", "hours"),
+    [
+        ([1651363200 + 3600 * h for h in (0, 1, 2, 3, 4)], [8, 9, 10, 11, 12]),
+        (["2022-05-01T22:00:00", "2022-05-02 01:00", "2022-05-02", "2022-05-02 02:00Z", "2022-05-02 03:00+00:00"],
+         [6, 9, 8, 10, 11]),
+        # Those that tell keep their hour, whatever the offset of the others.
+        ([f"2022-05-01T1{h}:00{z}" for h, z in enumerate(["-05:00", "-0500", "-05", "-05:00", "-05:00"])],
+         [10, 11, 12, 13, 14]),
+        (["2022-05-01T22:00:00.5+05:30"] * 5, [22 + 0.5 / 3600] * 5),
+    ],
+    ids=["numbers", "naive-or-utc", "own", "half-hours"],
+)  # fmt: skip
+def test_times_of_day_are_the_users_own(tmp_path, stamps, hours):
+    views = pd.DataFrame({"user_id": range(5), "item_id": 5, "timestamp": stamps})
+    log, _ = read(tmp_path, views, options=ReadOptions(utc_offset=8))
+    found = time_of_day(log.timestamp_s[log.event == Event.IMPRESSION])
+    np.testing.assert_allclose(found, np.array(hours, float) % 24, atol=1e-5)
+
+
+def test_a_clock_never_runs_back_where_an_offset_changes(tmp_path):
+    # Daylight saving ends between the two, half an hour apart; the second user's stamps are others.
+    stamps = ["2022-10-30T02:45:00+02:00", "2022-10-30T02:15:00+01:00", "2022-10-30T02:15:00+09:00"]
+    log, _ = read(tmp_path, pd.DataFrame({"user_id": [1, 1, 2], "item_id": [1, 2, 3], "timestamp": stamps}))
+    time_s = log.timestamp_s[log.event == Event.IMPRESSION]
+    assert time_s[1] - time_s[0] == 1800 and log.item_id[log.event == Event.IMPRESSION].tolist() == [0, 1, 2]
+    assert time_of_day(time_s[[0, 2]]).tolist() == [2.75, 2.25]
+
+
+def test_an_offset_that_nothing_can_use_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"utc_offset is 15 and must be in -12..14 hours"):
+        ReadOptions(utc_offset=15)
+    with pytest.raises(ValueError, match=r"has no timestamp, and utc_offset is 8; leave it 0"):
+        read(tmp_path, VIEWS.drop(columns="timestamp"), options=ReadOptions(utc_offset=8))
+
+
+def test_times_in_different_units_are_refused(tmp_path):
+    mixed = VIEWS["timestamp"] * np.array([1, 1, 1000, 1, 1000])
+    message = r"'timestamp' looks like milliseconds, and like seconds in the others, in 2 row\(s\), first row 2; write"
+    refused(tmp_path, message, VIEWS.assign(timestamp=mixed))
+    items = ITEMS.assign(upload_time=[MAY_S, MAY_S * 1000, MAY_S * 1000, MAY_S * 1000])
+    refused(tmp_path, "'upload_time' looks like seconds, and like milliseconds", items=items, about="items")
+
+
+def test_a_logged_slate_keeps_its_order(tmp_path):
+    views = pd.DataFrame({"user_id": 1, "item_id": [0, 1, 2, 3, 4, 5], "timestamp": MAY_S, "place": [3, 0, 5, 1, 4, 2]})
+    for options in (ReadOptions(seed=1), ReadOptions(seed=2), ReadOptions(ties="file")):
+        log, _ = read(tmp_path, views, options=options, position="place")
+        assert shown(log, "item_id") == [1, 3, 5, 0, 4, 2] and shown(log, "position") == [0, 1, 2, 3, 4, 5]
+        # Slates of one time stay apart.
+        log, _ = read(tmp_path, views.assign(session_id=list("abaabb")), options=options, position="place")
+        assert shown(log, "item_id") in ([3, 0, 2, 1, 5, 4], [1, 5, 4, 3, 0, 2])
+    refused(tmp_path, "'position' is empty in 1 row", views.assign(place=[1, None, 2, 3, 4, 5]), position="place")
+    without = written(tmp_path / "views.csv", views.drop(columns="timestamp"))
+    assert any(
+        "positions are not read without timestamp" in line for line in find_data(without, {"position": "place"}).warns
+    )
+    assert shown(load_data(without, {"position": "place"})[0], "item_id") == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".csv.gz"])
+def test_ids_are_told_apart_as_they_are_written(tmp_path, suffix):
+    views = pd.DataFrame({"user_id": ["007", "7", "7"], "item_id": ["01", "1", "01"], "timestamp": MAY_S})
+    log, catalog = read(tmp_path, views.assign(session_id=["1", "01", "1"]), suffix=suffix)
+    assert log.user_ids_U.tolist() == ["007", "7"] and catalog.raw_ids_I.tolist() == ["01", "1"]
+    assert (log.event == Event.LOGIN).sum() == 3
+    items = pd.DataFrame({"item_id": ["1", "01"], "topic": ["x", "y"]})
+    _, catalog = read(tmp_path, views, items, suffix)
+    assert catalog.raw_ids_I.tolist() == ["1", "01"] and catalog.topic_I.tolist() == [0, 1]
+    only = views.assign(item_id="7")
+    assert read(tmp_path, only, pd.DataFrame({"item_id": ["007", "7"]}), suffix)[0].item_id.max() == 1
+
+
+def test_what_is_not_read_is_told(tmp_path, caplog):
+    path = written(tmp_path / "views.csv", VIEWS.assign(is_click=0, play_time_ms=3, price=1.0, Position=0))
+    source = find_data(path, {"item_id": "item_id"})
+    assert "views.csv: columns that are not read: is_click, play_time_ms, price, Position" in source.says
+    assert [line.split("'")[1] for line in source.warns] == ["is_click", "play_time_ms", "Position"]
+    assert source.warns[1].endswith("; if it holds seconds, map it: --columns watch_s=play_time_ms.")
+    load_data(path)
+    assert all(line in caplog.messages for line in source.warns)
+    mapped = find_data(path, {"click": "is_click", "position": "Position"})
+    assert [line.split("'")[1] for line in mapped.warns] == ["play_time_ms"]
+    items = written(tmp_path / "items.csv", ITEMS.assign(text="a", price=2))
+    assert any("items.csv: columns that are not read beside texts" in line for line in find_data(path, {}, items).says)
 
 
 def test_days_are_times(tmp_path):
@@ -323,7 +413,7 @@ def test_ids_are_integers_or_text(tmp_path):
     for ids, expected in (
         ([10, 9, 2**63 - 1, 9, 9], [9, 10, 2**63 - 1]),
         # Hashes of 64 bits do not fit and must not wrap around.
-        ([10, 9, 2**64 - 1, 9, 9], ["9", "10", str(2**64 - 1)]),
+        ([10, 9, 2**64 - 1, 9, 9], ["10", str(2**64 - 1), "9"]),
         ([10, "b", 9, "b", "b"], ["10", "9", "b"]),
         (["x1", "ü", "x01", "ü", "ü"], ["x01", "x1", "ü"]),
     ):

@@ -111,3 +111,19 @@ def test_recboles_files(tmp_path):
 def test_broken_recbole_files_are_refused(tmp_path, files, message):
     with pytest.raises(ValueError, match=message):
         load_data(recbole(tmp_path, **files), options=QUICK)
+
+
+def test_ids_of_recboles_files_are_words_and_other_columns_are_told(tmp_path):
+    (tmp_path / "x.inter").write_text(
+        "user_id:token\titem_id:token\tlabel:float\tclick:float\n007\t01\t1\t0\n7\t1\t0\t0\n"
+    )
+    source = find_data(tmp_path)
+    assert any("columns that are not read: label, click" in line for line in source.says)
+    assert [line.split("'")[1] for line in source.warns] == ["label", "click"]
+    log, catalog = source.read(QUICK)
+    assert log.user_ids_U.tolist() == ["007", "7"] and catalog.raw_ids_I.tolist() == ["01", "1"]
+    # Where all ids are numbers, "011" among the items is still another one than 11.
+    (tmp_path / "x.inter").write_text("user_id:token\titem_id:token\n5\t11\n6\t12\n")
+    (tmp_path / "x.item").write_text("item_id:token\ttitle:token_seq\n011\tWrong\n11\tRight\n12\tOther\n")
+    log, catalog = load_data(tmp_path, options=QUICK)
+    assert catalog.raw_ids_I.tolist() == [11, 12] and catalog.text_I.tolist() == ["Right", "Other"]

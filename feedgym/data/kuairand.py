@@ -19,7 +19,7 @@ from feedgym.data.build import assemble_log, cut_visits, encode_profile
 from feedgym.data.content import attribute_embeddings, collaborative_embeddings, default_cutoff_s
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
 from feedgym.data.files import BROKEN
-from feedgym.data.interactions import ReadOptions, k_core, time_order
+from feedgym.data.interactions import ReadOptions, k_core, keeps_clock, time_order
 
 BEIJING_S = 8 * 3600
 FIRST_DAY_S = pd.Timestamp("2022-04-08").timestamp()
@@ -101,6 +101,7 @@ def read_kuairand(
         ValueError: a file or a column is missing, or a log names a video which the video file does not hold.
     """
     folder, options = Path(folder), options or ReadOptions()
+    keeps_clock(folder, "KuaiRand's clock is Beijing's already", options)
     has_earlier = earlier and (folder / EARLIER).exists()
     log_paths = sorted(folder.glob(LOG_PATTERN))
     if not log_paths:

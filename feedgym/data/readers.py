@@ -9,15 +9,19 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pyarrow.parquet import read_schema as parquet_schema
 
 from feedgym.data.amazon import META, find_amazon
 from feedgym.data.build import assemble_log, cut_visits, encode_profile
+from feedgym.data.columns import unread
 from feedgym.data.content import attribute_embeddings
 from feedgym.data.events import BEHAVIOURS, BoolArray, Catalog, EventLog, FloatArray
 from feedgym.data.files import RawFile, numbers, raw_files, refuse
@@ -28,7 +32,9 @@ from feedgym.data.interactions import (
     content_of,
     joined,
     k_core,
+    keeps_clock,
     plain_ids,
+    read_ids,
     texts_of,
     time_order,
 )
@@ -37,11 +43,17 @@ from feedgym.data.movielens import find_movielens
 from feedgym.data.parquet import PROFILE_PREFIX, read_catalog, read_log
 from feedgym.data.sequences import find_recbole, find_sequences
 from feedgym.data.splits import take_users
+from feedgym.data.times import log_seconds
 
 __all__ = ["ReadOptions", "column_pair", "find_data", "load_data", "read_kuairand", "read_table"]
 
 REQUIRED = ("user_id", "item_id")
-EVENT_COLUMNS = (*REQUIRED, "timestamp", "session_id", "watch_s", "duration_s", "examined", "propensity", *BEHAVIOURS)
+IDS = (*REQUIRED, "session_id")
+EVENT_COLUMNS = (
+    *IDS,
+    *("timestamp", "position", "watch_s", "duration_s", "examined", "propensity"),
+    *BEHAVIOURS,
+)
 ITEM_COLUMNS = ("item_id", "duration_s", "topic", "creator", "upload_time", "text")
 EMBEDDING_PREFIX = "embedding_"
 BESIDE = re.compile(
@@ -58,6 +70,8 @@ def load_data(
 ) -> tuple[EventLog, Catalog]:
     """Reads whatever stands at ``path``; what that is goes to the log of the program, by the logger ``feedgym.data``.
 
+    So do warnings, where columns are not read that look as if they should be.
+
     Args:
         path: see :func:`find_data`.
         column_map: feedgym's column name to the table's, see :func:`read_table`; for tables only.
@@ -70,7 +84,10 @@ def load_data(
     source = find_data(path, column_map, items)
     log, catalog = source.read(options or ReadOptions())
     said = (source.name, *source.says, f"content: {catalog.content_from or 'of unknown origin'}")
-    logging.getLogger("feedgym.data").info("%s: %s", path, "; ".join(said))
+    logger = logging.getLogger("feedgym.data")
+    logger.info("%s: %s", path, "; ".join(said))
+    for line in source.warns:
+        logger.warning("%s", line)
     return log, catalog
 
 
@@ -106,12 +123,7 @@ def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, ite
     if path.is_dir() and (column_map or items):
         raise ValueError(f"{path}: is a folder, but column_map and items describe a single table; give its file.")
     if path.is_file():
-        return Source(
-            name="a table of events",
-            files=(RawFile(path), *((RawFile(items),) if items else ())),
-            says=(),
-            read=lambda options: read_table(path, column_map or {}, items, options),
-        )
+        return _of_table(path, column_map or {}, items)
     raise ValueError(
         f"{path}: holds no files that feedgym knows (KuaiRand's log_standard_*; MovieLens's u.data, ratings.dat or "
         f"ratings.csv; Amazon's reviews; RecBole's *.inter; lists of items *.txt; events.parquet and catalog.parquet); "
@@ -137,12 +149,42 @@ def _public(path: Path, items: Path | None) -> Source | None:
     return find_sequences(files, lambda: _words_of(items))
 
 
+def _of_table(path: Path, column_map: Mapping[str, str], items: Path | None) -> Source:
+    header = _header(path)
+    taken = {column: column for column in header if _is_of_event(column)}
+    taken |= {name: column for name, column in column_map.items() if _is_of_event(name)}
+    says, warns = unread(path.name, header, taken)
+    if "position" in taken and "timestamp" not in taken:
+        warns.append(
+            f"{path.name}: positions are not read without timestamp: the order of the rows stands; map it too."
+        )
+    if items is not None and (left := _unread_of_items(_header(items), column_map)):
+        says.append(f"{items.name}: columns that are not read beside texts or embeddings: {', '.join(left)}")
+    return Source(
+        name="a table of events",
+        files=(RawFile(path), *((RawFile(items),) if items else ())),
+        says=tuple(says),
+        warns=tuple(warns),
+        read=lambda options: read_table(path, column_map, items, options),
+    )
+
+
+def _unread_of_items(header: list[str], column_map: Mapping[str, str]) -> list[str]:
+    """The columns of an items' table that nothing is made of: where embeddings or texts are given, the others."""
+    taken = {column: column for column in header if _is_of_item(column)}
+    taken |= {name: column for name, column in column_map.items() if _is_of_item(name)}
+    if "text" not in taken and not any(name.startswith(EMBEDDING_PREFIX) for name in taken):
+        return []
+    return [column for column in header if column not in taken.values()]
+
+
 def _own(folder: Path) -> Source:
     def read(options: ReadOptions) -> tuple[EventLog, Catalog]:
         if options.core > 1:
             raise ValueError(
                 f"{folder}: feedgym's own logs are read as they are, and core is {options.core}; leave it 1."
             )
+        keeps_clock(folder, "feedgym's own logs are read as they are", options)
         catalog = read_catalog(folder / "catalog.parquet")
         log = read_log(folder / "events.parquet", catalog)
         chosen_U = options.chosen(pd.Series(log.user_ids_U))
@@ -158,7 +200,7 @@ def _own(folder: Path) -> Source:
 
 def _words_of(items: Path) -> pd.DataFrame:
     """An items' table for lists: without a column ``text`` all its columns of words are the text."""
-    table = _renamed(items, _table(items), {}, ("item_id",))
+    table = _renamed(items, _table(items, ("item_id",)), {}, ("item_id",))
     if "text" not in table:
         words = table.drop(columns=["item_id", "topic", "creator"], errors="ignore").select_dtypes(exclude="number")
         table["text"] = joined(words, ". ")
@@ -176,10 +218,11 @@ def read_table(
     feedgym's names, which ``column_map`` maps to the file's (a name that is left out stands for itself):
 
     - ``user_id`` and ``item_id``, the only ones a file must have;
-    - ``timestamp``: seconds, milli-, micro- or nanoseconds since 1970 (told by their size), ISO text or datetimes. A
-      file without it is in time order already, and counts as one event a second;
+    - ``timestamp``: seconds, milli-, micro- or nanoseconds since 1970 (told by their size), ISO text or datetimes; see
+      :mod:`feedgym.data.times` for zones. A file without it is in time order already, and counts as one event a second;
     - ``session_id``: where it changes, a visit ends. Without it visits end at pauses of half an hour. Rows of a user
       at one time are shuffled, see :class:`ReadOptions`, unless they share a session: then the file's order is theirs;
+    - ``position``: place in the slate, a number: the order of rows of a user (and session) at one time;
     - ``watch_s``, ``duration_s`` (of the item), ``examined`` (0/1, and 0 only where no behaviour is 1), ``propensity``;
     - the behaviours, 0/1. Without any of them every examined row is a click;
     - ``profile_<name>``: profile fields, taken from the user's first row.
@@ -188,6 +231,8 @@ def read_table(
     ``text``. Columns ``embedding_*`` are the content embeddings; without them the texts are made into embeddings, else
     the other columns, numbers and categories, and where those tell nothing apart, or without ``items``, the
     co-occurrence of items in the earlier four fifths of the log, without each user's last two events.
+
+    Ids of CSV files are read as text: "007" and "7" are two. Where all are plain integers, they become integers.
 
     Args:
         path: CSV (also compressed), TSV or parquet.
@@ -202,7 +247,8 @@ def read_table(
         ValueError: a column is missing, unknown or unreadable, an item is unknown, or nothing is there; one line.
     """
     path, items = Path(path), None if items is None else Path(items)
-    table, item_table = _table(path), None if items is None else _table(items)
+    table = _table(path, tuple(column_map.get(name, name) for name in IDS))
+    item_table = None if items is None else _table(items, (column_map.get("item_id", "item_id"), "item_id"))
     _check_map(column_map, path, table, items, item_table)
     table = _renamed(path, table, {n: c for n, c in column_map.items() if _is_of_event(n)}, REQUIRED)
     if items is not None and item_table is not None:
@@ -214,32 +260,53 @@ def read_table(
         raise ValueError(f"{path}: no row is left with core {options.core} and {options.users:g} of the users.")
     raw_ids_I, item_id = _item_ids(path, table, item_table)
     user_idx, user_ids = pd.factorize(table["user_id"])
-    timestamp_s = _timestamps(path, table)
+    timestamp_s = _timestamps(path, table, user_idx, options)
     session = pd.factorize(table["session_id"])[0] if "session_id" in table else None
-    order = time_order(user_idx, timestamp_s, options, session)
+    order = time_order(user_idx, timestamp_s, options, session, _positions(path, table))
     table, item_id = table.iloc[order], item_id[order]
     log = _log(path, table, user_idx[order], user_ids, timestamp_s[order], item_id)
-    return log, _catalog(path, raw_ids_I, item_table, table, item_id, log, options)
+    return log, _catalog(path, items, raw_ids_I, item_table, table, item_id, log, options)
 
 
-def _table(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; check the path.")
-    try:
+def _header(path: Path) -> list[str]:
+    """The names of a table's columns."""
+    with _reading(path):
+        if path.suffix == ".parquet":
+            return [str(name) for name in parquet_schema(path).names]
+        return [str(name) for name in pd.read_csv(path, sep=_separator(path), nrows=0, index_col=False)]
+
+
+def _table(path: Path, ids: tuple[str, ...] = ()) -> pd.DataFrame:
+    """A file's table; the columns ``ids`` are read as text from a CSV, where "007" and "7" are two."""
+    with _reading(path):
         if path.suffix == ".parquet":
             table = pd.read_parquet(path)
         else:
-            separator = "\t" if ".tsv" in path.suffixes else ","
             with warnings.catch_warnings():
                 # Of rows longer than the header pandas would shift the columns, or drop the last ones and warn.
                 warnings.simplefilter("error", pd.errors.ParserWarning)
-                table = pd.read_csv(path, sep=separator, index_col=False, low_memory=False)
-    except Exception as error:  # parsers and decompressors each raise errors of their own
-        detail = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: cannot be read as a table ({detail}); give CSV or parquet.") from error
+                as_text: Any = dict.fromkeys(ids, str)
+                table = pd.read_csv(path, sep=_separator(path), index_col=False, low_memory=False, dtype=as_text)
+            table = table.assign(**{name: read_ids(table[name]) for name in {*ids} & {*table}})
     if table.empty:
         raise ValueError(f"{path}: the file has no rows; give one with at least one event.")
     return table.reset_index(drop=True)
+
+
+def _separator(path: Path) -> str:
+    return "\t" if ".tsv" in path.suffixes else ","
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever a parser finds wrong with a file, in one line that names it."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; check the path.")
+    try:
+        yield
+    except Exception as error:  # parsers and decompressors each raise errors of their own
+        detail = str(error).partition("\n")[0]
+        raise ValueError(f"{path}: cannot be read as a table ({detail}); give CSV or parquet.") from error
 
 
 def _is_of_event(name: str) -> bool:
@@ -303,13 +370,16 @@ def _item_ids(path: Path, table: pd.DataFrame, item_table: pd.DataFrame | None) 
     if item_table is None:
         codes, ids = pd.factorize(table["item_id"], sort=True)
         return plain_ids(ids), codes
-    codes = pd.Index(item_table["item_id"]).get_indexer(pd.Index(table["item_id"]))
+    known, asked = item_table["item_id"], table["item_id"]
+    if pd.api.types.is_integer_dtype(known) != pd.api.types.is_integer_dtype(asked):  # 7 and "7" are one item
+        known, asked = known.astype(str), asked.astype(str)
+    codes = pd.Index(known).get_indexer(pd.Index(asked))
     if (codes < 0).any():
         row = int(np.argmax(codes < 0))
         unknown = table["item_id"].iloc[[row]].item()  # as Python writes it
         raise ValueError(
             f"{path}: column 'item_id' names item {unknown!r} in row {row}, which the items' file does not hold "
-            f"({int((codes < 0).sum())} such rows); add the items to it, with ids of the same type."
+            f"({int((codes < 0).sum())} such rows); add the items to it, with ids written alike."
         )
     return plain_ids(item_table["item_id"]), codes
 
@@ -321,27 +391,24 @@ def _flags(path: Path, table: pd.DataFrame, name: str, fill: int) -> BoolArray:
     return values == 1
 
 
-def _timestamps(path: Path, table: pd.DataFrame) -> NDArray[np.float64]:
+def _timestamps(path: Path, table: pd.DataFrame, user_idx: NDArray, options: ReadOptions) -> NDArray[np.float64]:
     """Seconds; where the file has no times, the order of its rows."""
     if "timestamp" not in table:
+        keeps_clock(path, "has no timestamp", options)
         return np.arange(len(table), dtype=np.float64)
-    seconds = _seconds(table["timestamp"])
+    seconds = log_seconds(path, table, "timestamp", options.utc_offset, user_idx)
     bad = ~np.isfinite(seconds)
     refuse(path, table, "timestamp", bad, "is empty or no time", "write seconds or ISO times, or drop those rows")
     return seconds
 
 
-def _seconds(column: pd.Series) -> NDArray[np.float64]:
-    """Seconds since 1970 of numbers in any usual unit, of ISO text or of datetimes; NaN where unreadable."""
-    numbers = pd.to_numeric(column, errors="coerce") if not pd.api.types.is_datetime64_any_dtype(column) else None
-    if numbers is not None and numbers.notna().any():
-        values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-        size = np.abs(values[np.isfinite(values)]).max(initial=0)
-        # 1e11 s is the year 5138; 1e11 ms is 1973.
-        unit = next(u for limit, u in ((1e11, 1.0), (1e14, 1e3), (1e17, 1e6), (np.inf, 1e9)) if size < limit)
-        return values / unit
-    times = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
-    return np.asarray((times - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1), dtype=np.float64)
+def _positions(path: Path, table: pd.DataFrame) -> NDArray[np.float64] | None:
+    """Places in slates; without times the order of the file's rows is the order, and they say nothing."""
+    if not {"position", "timestamp"} <= {*table}:
+        return None
+    position = numbers(path, table, "position")
+    refuse(path, table, "position", np.isnan(position), "is empty", "fill it, or leave the column out")
+    return position
 
 
 def _log(
@@ -389,6 +456,7 @@ def _log(
 
 def _catalog(
     path: Path,
+    items: Path | None,
     raw_ids_I: NDArray,
     item_table: pd.DataFrame | None,
     table: pd.DataFrame,
@@ -400,7 +468,9 @@ def _catalog(
     known = pd.DataFrame(index=range(count)) if item_table is None else item_table.reset_index(drop=True)
     topic_I = pd.factorize(known["topic"], sort=True)[0] if "topic" in known else np.full(count, -1)
     creator_I = pd.factorize(known["creator"], sort=True)[0] if "creator" in known else np.full(count, -1)
-    upload_s_I = _seconds(known["upload_time"]) if "upload_time" in known else np.full(count, np.nan)
+    upload_s_I = np.full(count, np.nan)
+    if "upload_time" in known:
+        upload_s_I = log_seconds(items, known, "upload_time", options.utc_offset)
     text_I = texts_of(known["text"]) if "text" in known else None
     content_IE, content_from = _content(known, text_I, log, count, options)
     return Catalog(

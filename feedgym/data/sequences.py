@@ -15,10 +15,12 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from feedgym.data.columns import unread
 from feedgym.data.events import Catalog, EventLog
 from feedgym.data.files import RawFile, decoded, delimited, numbers, refuse
-from feedgym.data.interactions import ORDER_ONLY, RULE, Ratings, ReadOptions, Source, joined, ratings_log
+from feedgym.data.interactions import ORDER_ONLY, RULE, Ratings, ReadOptions, Source, joined, ratings_log, read_ids
 
+EVENTS = ("user_id", "item_id", "rating", "timestamp")
 FEW = 60
 """User columns of at most this many values are profile fields; others would be all but a name."""
 
@@ -31,12 +33,17 @@ def find_recbole(files: dict[str, RawFile]) -> Source | None:
     stem = inter.stem.removesuffix(".inter")
     beside = {kind: files[f"{stem}.{kind}"] for kind in ("item", "user") if f"{stem}.{kind}" in files}
 
+    header = [name for name, _ in _typed(inter)]
+    says, warns = unread(inter.name, header, {name: name for name in EVENTS if name in header})
+
     def read(options: ReadOptions) -> tuple[EventLog, Catalog]:
-        events, _ = _atomic(inter)
+        ids = tuple(f"{name}:{type_}" for name, type_ in _typed(inter) if name in ("user_id", "item_id"))
+        events, _ = _atomic(inter, words=ids)
         for name in ("user_id", "item_id"):
             if name not in events:
                 raise ValueError(f"{inter}: column {name!r} is missing; the file has {list(events)}: rename one.")
             refuse(inter, events, name, events[name].isna(), "is empty", "drop those rows")
+            events[name] = read_ids(events[name])
         for name in {"rating", "timestamp"} & {*events}:
             values = numbers(inter, events, name)
             refuse(inter, events, name, np.isnan(values), "is empty", "drop those rows, or leave the column out")
@@ -44,10 +51,20 @@ def find_recbole(files: dict[str, RawFile]) -> Source | None:
         tables = {f"{kind}s": _described(file, kind, events[f"{kind}_id"]) for kind, file in beside.items()}
         return ratings_log(inter, Ratings(events=events, **tables), options)
 
-    return Source(name=f"RecBole's files of {stem}", files=(inter, *beside.values()), says=(RULE,), read=read)
+    files_read = (inter, *beside.values())
+    return Source(
+        name=f"RecBole's files of {stem}", files=files_read, says=(RULE, *says), warns=tuple(warns), read=read
+    )
 
 
-def _atomic(file: RawFile, words: bool = False) -> tuple[pd.DataFrame, dict[str, str]]:
+def _typed(file: RawFile) -> list[tuple[str, str]]:
+    """The columns of a file's header with their types."""
+    with file.opened() as stream:
+        header = decoded(stream.readline(65_536)).rstrip("\r\n")
+    return [(name, type_) for name, _, type_ in (column.partition(":") for column in header.split("\t"))]
+
+
+def _atomic(file: RawFile, words: bool | tuple[str, ...] = False) -> tuple[pd.DataFrame, dict[str, str]]:
     """A file's table under the columns' plain names, and their types."""
     table = delimited(file, "\t", None, words=words)
     pairs = [str(column).partition(":")[::2] for column in table]
@@ -61,7 +78,8 @@ def _described(file: RawFile, kind: str, ids: pd.Series) -> pd.DataFrame:
     if key not in table:
         raise ValueError(f"{file}: column {key!r} is missing; the file has {list(table)}: rename one.")
     if pd.api.types.is_numeric_dtype(ids):
-        table[key] = pd.to_numeric(table[key], errors="coerce")  # a key that is no number is nobody's
+        written = table[key].str.fullmatch(r"0|-?[1-9]\d{0,17}").fillna(False)
+        table[key] = pd.to_numeric(table[key].where(written))  # a key that is no such number is nobody's
     tokens = [name for name, type_ in kinds.items() if type_.startswith("token") and name != key]
     if kind == "user":
         return table[[key, *(name for name in tokens if table[name].nunique() <= FEW)]]

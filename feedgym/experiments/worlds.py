@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.markup import escape
 
 from feedgym.data import parquet
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, EventLog, LoggedSessions
-from feedgym.data.readers import column_pair, load_data
+from feedgym.data.readers import column_pair, find_data
 from feedgym.data.sessions import POSITIVE, histories, logged_sessions, positive_sessions, quality_filter
 from feedgym.data.splits import split_users
 from feedgym.envs.feed import make_simulator
@@ -28,7 +29,7 @@ from feedgym.envs.short_video import ShortVideo
 from feedgym.envs.truth import true_value
 from feedgym.experiments.configs import LogConfig, Recording
 from feedgym.experiments.evaluate import judge_offline, judge_online, session_diversity
-from feedgym.experiments.progress import Step, progress
+from feedgym.experiments.progress import Step, progress, say
 from feedgym.experiments.run import Codec
 from feedgym.protocols import Recommender, SessionReward, UserSimulator, take_users
 
@@ -74,12 +75,16 @@ def simulated_log(simulator: UserSimulator, log: LogConfig, session_length: int,
 
 
 def recorded_log(recording: Recording) -> Data:
-    """A real log, read as :func:`feedgym.data.readers.load_data` reads it."""
+    """A real log, read as :func:`feedgym.data.readers.load_data` reads it; what is not read is said."""
     path = data_path(recording)
     columns = dict(column_pair(text) for text in recording.columns)
+    source = find_data(path, columns or None, recording.items)
     with progress(f"Reading {path.name}") as step:
-        data = load_data(path, columns or None, recording.items, recording.read)
+        data = source.read(recording.read)
         step(1, 1)
+    say(escape(f"{path.name}: {'; '.join((source.name, *source.says))}"))
+    for line in source.warns:
+        say(f"[bold yellow]{escape(line)}[/]")
     return data
 
 
