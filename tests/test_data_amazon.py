@@ -134,7 +134,8 @@ def test_a_category_is_named_where_a_folder_has_several(tmp_path):
     [
         (lambda r: r.pop("overall"), r"column 'overall' is empty or outside 0 to 5 in 1 row\(s\), first row 2"),
         (lambda r: r.update(overall="five"), r"column 'overall' is no finite number in 1 row\(s\), first row 2"),
-        (lambda r: r.update(reviewerID=None), r"column 'reviewerID' is empty in 1 row\(s\), first row 2"),
+        (lambda r: r.update(reviewerID=None), r"column 'reviewerID' is empty or no id in 1 row\(s\), first row 2"),
+        (lambda r: r.update(reviewerID=["U1"]), r"column 'reviewerID' is empty or no id in 1 row\(s\), first row 2"),
         (lambda r: r.update(unixReviewTime=-5), r"column 'unixReviewTime' is empty or not positive in 1 row"),
     ],
 )

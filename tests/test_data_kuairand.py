@@ -486,3 +486,30 @@ def test_a_core_leaves_out_users_and_videos_with_few_exposures(tmp_path):
     )
     read, _ = read_kuairand(folder_of(tmp_path, log, earlier=None), options=ReadOptions(core=2))
     assert read.user_ids_U.tolist() == [1, 2] and len(exposures(read)) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"watch_seq": [5]}, r"'watch_seq' holds no list of ids in row 0; drop those rows, or take"),
+        ({"like_seq": [[["a"]]]}, r"'like_seq' holds no list of ids in row 0"),
+        ({"last_time_ms": [b"\xff"]}, r"'last_time_ms' holds bytes and must hold one value a row"),
+        ({"history_len": [0]}, r"'history_len' is too small in 1 row\(s\), first row 0"),
+    ],
+)
+def test_sequences_that_are_none_are_refused(tmp_path, change, message):
+    folder = folder_of(tmp_path, earlier=earlier_of((2, 1, -100, [70], [], [])).assign(**change))
+    refused(folder, message)
+
+
+def test_binary_files_are_refused(tmp_path):
+    folder = folder_of(tmp_path)
+    (folder / "user_sequences.parquet").write_bytes(bytes(range(256)))
+    refused(folder, "user_sequences.parquet: .*")
+    earlier_of().to_parquet(folder / "user_sequences.parquet")  # and one without rows is read
+    assert len(exposures(read_kuairand(folder)[0])) == 4
+    for name, column in (("user_features_pure", "user_active_degree"), ("video_features_basic_pure", "tag")):
+        nested = folder_of(tmp_path / name, suffix=".parquet")
+        table = pd.read_parquet(nested / f"{name}.parquet")
+        table.assign(**{column: [[1]] * len(table)}).to_parquet(nested / f"{name}.parquet")
+        refused(nested, rf"{name}.parquet: column '{column}' holds lists and must hold one value a row")

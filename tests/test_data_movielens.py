@@ -175,3 +175,22 @@ def test_an_id_which_the_map_lacks_is_refused(tmp_path):
     (folder / "sas_to_original_items.txt").write_text("1 1193\n2 661\n")
     with pytest.raises(ValueError, match=r"column 'item_id' has an id that sas_to_original_items.txt lacks in 2 row"):
         load_data(folder, options=QUICK)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            "1 1193\n2 661\n3 914\n2 661\n",
+            r"column 'own' repeats an id in 1 row\(s\), first row 3; keep one line an id",
+        ),
+        ("1 1193\n2 661\n3 661\n", r"column 'original' repeats an id in 1 row\(s\), first row 2"),
+        ("1 1193\n2 x\n3 661\n", r"column 'original' is no finite number in 1 row"),
+    ],
+)
+def test_an_id_map_with_doubled_lines_is_refused(tmp_path, lines, message):
+    folder = ordered(tmp_path / "ml-1m")
+    (folder / "sas_to_original_items.txt").write_text(lines)
+    with pytest.raises(ValueError, match="sas_to_original_items.txt: " + message) as error:
+        load_data(folder, options=QUICK)
+    assert "\n" not in str(error.value)

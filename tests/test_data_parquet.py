@@ -173,8 +173,22 @@ def test_files_that_are_no_parquet_are_refused(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         read_log(tmp_path / "none.parquet")
     (tmp_path / "text.parquet").write_text("user_id,item_id\n1,2\n")
-    with pytest.raises(ValueError, match="not a parquet file"):
+    with pytest.raises(ValueError, match=r"text.parquet: not a whole parquet file"):
         read_log(tmp_path / "text.parquet")
+
+
+def test_damaged_pages_are_refused_in_one_line_that_names_the_file(tmp_path):
+    path = tmp_path / "catalog.parquet"
+    write_catalog(random_catalog(text_ids=True), path)
+    whole, found = path.read_bytes(), set()
+    for place in range(4, len(whole) - 8, 7):  # thrift headers, zstd frames and the footer
+        path.write_bytes(whole[:place] + bytes(12) + whole[place + 12 :])
+        try:
+            read_catalog(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            found |= {word for word in ("thrift", "ZSTD") if word in str(error)}
+    assert found == {"thrift", "ZSTD"}
 
 
 def test_a_catalog_with_nan_content_is_refused(tmp_path):

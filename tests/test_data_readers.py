@@ -622,3 +622,20 @@ def test_load_data_names_what_is_not_there(tmp_path):
     for call in ((tmp_path, {}), (written(tmp_path / "views.csv", VIEWS), {}, tmp_path / "none.csv")):
         with pytest.raises(ValueError, match="no such file; check the path"):
             read_table(*call)
+
+
+@pytest.mark.parametrize("name", ["user_id", "item_id", "session_id", "timestamp", "like", "profile_town"])
+@pytest.mark.parametrize(("value", "what"), [([1, 2], "lists"), ({"a": 1}, "structures"), (b"\xff", "bytes")])
+def test_columns_of_several_values_are_refused(tmp_path, name, value, what):
+    views = VIEWS.assign(**{name: [value] * 5})
+    refused(
+        tmp_path, f"column '{name}' holds {what} and must hold one value a row; convert it", views, suffix=".parquet"
+    )
+
+
+def test_items_columns_of_several_values_are_refused_where_they_are_read(tmp_path):
+    for name in ("item_id", "topic", "genres"):
+        items = ITEMS.assign(**{name: [["a", "b"]] * 4})
+        refused(tmp_path, f"column '{name}' holds lists", items=items, suffix=".parquet", about="items")
+    items = ITEMS.assign(genres=[["a"]] * 4, embedding_0=1.0)
+    assert read(tmp_path, items=items, suffix=".parquet")[1].content_IE.tolist() == [[1.0]] * 4

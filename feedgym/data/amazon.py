@@ -109,7 +109,10 @@ def _events(file: RawFile, fields: dict[str, str]) -> pd.DataFrame:
             table = table.set_axis(["asin", "reviewerID", *table.columns[2:]], axis=1)
     user, item, stars, when = fields
     for name in (user, item):
-        refuse(file, table, name, table[name].isna(), "is empty", "drop those reviews")
+        bad = table[name].isna()
+        if table[name].dtype == object:  # JSON holds anything
+            bad |= ~table[name].map(type).isin((str, int))
+        refuse(file, table, name, bad, "is empty or no id", "drop those reviews")
     rating, time = numbers(file, table, stars), numbers(file, table, when)
     refuse(file, table, stars, ~((rating >= 0) & (rating <= 5)), "is empty or outside 0 to 5", "drop those reviews")
     refuse(file, table, when, ~(time > 0), "is empty or not positive", "drop those reviews")

@@ -10,7 +10,7 @@ import lzma
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,8 +182,31 @@ def refuse(where: object, table: pd.DataFrame, column: str, bad: NDArray | pd.Se
         raise ValueError(f"{where}: column {column!r} {what} in {len(rows)} row(s), first row {rows.min()}; {remedy}.")
 
 
+def plain(where: object, table: pd.DataFrame, columns: Iterable[str]) -> None:
+    """Refuses columns of lists, structures or bytes, of which only tables with types have any.
+
+    Raises:
+        ValueError: a column is one.
+    """
+    for name in columns:
+        for value in table[name].dropna().head(1) if table[name].dtype == object else ():
+            if isinstance(value, (list, tuple, set, dict, np.ndarray, bytes)):
+                what = {bytes: "bytes", dict: "structures"}.get(type(value), "lists")
+                raise ValueError(f"{where}: column {name!r} holds {what} and must hold one value a row; convert it.")
+
+
+def whole_numbers(where: object, table: pd.DataFrame, name: str, remedy: str) -> NDArray[np.int64]:
+    """A column of whole numbers as int64; empty cells are refused too."""
+    values = numbers(where, table, name)
+    bad = ~(np.abs(values) < 2**63) | (values != np.floor(values))
+    refuse(where, table, name, bad, "is empty or no whole number", remedy)
+    exact = pd.to_numeric(table[name])
+    return (exact if pd.api.types.is_integer_dtype(exact) else pd.Series(values)).to_numpy(dtype=np.int64)
+
+
 def numbers(where: object, table: pd.DataFrame, name: str, fill: float | None = None) -> NDArray[np.float64]:
     """A column as float64; text and infinity are refused, and empty cells become ``fill``, or NaN without one."""
+    plain(where, table, (name,))
     values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     # Of durations and datetimes pandas makes numbers in a unit nobody named.
     bad = (~np.isfinite(values) | (table[name].dtype.kind in "mM")) & table[name].notna().to_numpy()

@@ -129,10 +129,11 @@ def ratings_log(where: object, ratings: Ratings, options: ReadOptions) -> tuple[
     user_idx, user_ids = pd.factorize(events["user_id"])
     item_id, raw_ids_I = pd.factorize(events["item_id"], sort=True)
     if has_time:
-        timestamp_s = events["timestamp"].to_numpy(dtype=np.float64) + options.utc_offset * HOUR_S
+        time_s = events["timestamp"] + options.utc_offset * HOUR_S
     else:
         keeps_clock(where, "the data know no times", options)
-        timestamp_s = events.groupby("user_id", sort=False).cumcount().to_numpy(dtype=np.float64)
+        time_s = events.groupby("user_id", sort=False).cumcount()
+    timestamp_s = time_s.to_numpy(dtype=np.float64)
     order = time_order(user_idx, timestamp_s, options)
     events, user_idx, item_id, timestamp_s = events.iloc[order], user_idx[order], item_id[order], timestamp_s[order]
     profiles = ratings.users.drop_duplicates("user_id").set_index("user_id").reindex(user_ids)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from pyarrow.parquet import read_schema as parquet_schema
 from feedgym.data.build import assemble_log, cut_visits, encode_profile
 from feedgym.data.content import attribute_embeddings, collaborative_embeddings, default_cutoff_s
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
-from feedgym.data.files import BROKEN
+from feedgym.data.files import BROKEN, numbers, plain, whole_numbers
 from feedgym.data.interactions import ReadOptions, k_core, keeps_clock, time_order
 
 BEIJING_S = 8 * 3600
@@ -28,6 +29,8 @@ FIRST_DAY_S = pd.Timestamp("2022-04-08").timestamp()
 LOG_PATTERN = "log_standard_*"
 VIDEOS, USERS, EARLIER = "video_features_basic_*", "user_features_*", "user_sequences.parquet"
 COLUMN_OF = {name: name if name == "long_view" else f"is_{name}" for name in BEHAVIOURS}
+EARLIER_NUMBERS = ("user_id", "history_len", "last_time_ms")
+EARLIER_LISTS = ("watch_seq", "like_seq", "long_watch_seq")
 LOG_COLUMNS = ("user_id", "video_id", "time_ms", "play_time_ms", *COLUMN_OF.values())
 EXTRA = {
     "tab": ("tab", 1),
@@ -46,6 +49,7 @@ PROFILE_FIELDS = (
     *("user_active_degree", "is_live_streamer", "is_video_author", "follow_user_num_range", "fans_user_num_range"),
     *("friend_user_num_range", "register_days_range", *ONE_HOT),
 )
+OWN_FILE = "drop those rows, or take KuaiRand's own file"
 LONG_VIEW_S = 18.0
 """A long view is a video watched to its end, or for this long (the data set's definition)."""
 
@@ -109,7 +113,9 @@ def read_kuairand(
     raw = {path: _read_numbers(path, LOG_COLUMNS, MORE_COLUMNS, _of_users(options)) for path in log_paths}
     some = options.users < 1 and not has_earlier
     seen = pd.Index(pd.concat([table["video_id"] for table in raw.values()]).unique()) if some else None
-    videos = _read_keyed(_one(folder, VIDEOS), VIDEO_COLUMNS, _of_videos(seen))
+    video_file = _one(folder, VIDEOS)
+    videos = _read_keyed(video_file, VIDEO_COLUMNS, _of_videos(seen))
+    videos = videos.assign(video_duration=numbers(video_file, videos, "video_duration"))
     parts = [_exposures(path, raw.pop(path), videos) for path in log_paths]
     videos = videos.assign(video_duration=_known_durations(videos, parts))
     if has_earlier:
@@ -176,23 +182,25 @@ def _read(path: Path, columns: tuple[str, ...], more: tuple[str, ...] = (), keep
 def _refuse(path: Path, column: str, bad: pd.Series, what: str) -> None:
     if bad.any():
         first = bad.index[int(np.argmax(bad))]
-        raise ValueError(
-            f"{path}: column {column!r} {what} in {int(bad.sum())} row(s), first row {first}; drop those rows, or take "
-            f"KuaiRand's own file."
-        )
+        raise ValueError(f"{path}: column {column!r} {what} in {int(bad.sum())} row(s), first row {first}; {OWN_FILE}.")
 
 
 def _read_numbers(path: Path, columns: tuple[str, ...], more: tuple[str, ...], keep: Keep) -> pd.DataFrame:
     """A file whose named columns must all hold numbers."""
-    table = _read(path, columns, more, keep).apply(pd.to_numeric, errors="coerce")
+    table = _read(path, columns, more, keep)
+    plain(path, table, map(str, table))
+    table = table.apply(pd.to_numeric, errors="coerce")
     for name in table:
         _refuse(path, name, table[name].isna() | (table[name] < 0), "is empty, negative or no number")
     return table
 
 
 def _read_keyed(path: Path, columns: tuple[str, ...], keep: Keep = None) -> pd.DataFrame:
-    """A file with one row for each value of its first named column."""
+    """A file with one row for each value of its first named column, an id."""
     table = _read(path, columns, keep=keep)
+    plain(path, table, columns)
+    ids = {columns[0], "author_id"} & {*columns}
+    table = table.assign(**{name: whole_numbers(path, table, name, OWN_FILE) for name in ids})
     _refuse(path, columns[0], table[columns[0]].duplicated(), "repeats a value")
     return table.reset_index(drop=True)
 
@@ -234,8 +242,12 @@ def _known_durations(videos: pd.DataFrame, parts: list[pd.DataFrame]) -> pd.Seri
 
 def _earlier_exposures(path: Path, videos: pd.DataFrame) -> pd.DataFrame:
     """The exposures before the log, with times made up evenly between the first day and the last exposure."""
-    users = _read(path, ("user_id", "history_len", "last_time_ms", "watch_seq", "like_seq", "long_watch_seq"))
-    size = users["watch_seq"].map(len).to_numpy()
+    users = _read(path, (*EARLIER_NUMBERS, *EARLIER_LISTS))
+    users = users.assign(**{name: whole_numbers(path, users, name, OWN_FILE) for name in EARLIER_NUMBERS})
+    for name in EARLIER_LISTS:
+        users[name] = [_ids(path, name, row, value) for row, value in enumerate(users[name])]
+    size = np.array([len(value) for value in users["watch_seq"]], dtype=np.int64)
+    _refuse(path, "history_len", users["history_len"] < np.maximum(size, 1), "is too small")
     user = np.repeat(np.arange(len(users)), size)
     rows = pd.DataFrame({"user": user, "video_id": users["watch_seq"].explode().dropna().astype(np.int64).to_numpy()})
     from_end = np.cumsum(size)[user] - 1 - np.arange(len(rows))
@@ -255,6 +267,14 @@ def _earlier_exposures(path: Path, videos: pd.DataFrame) -> pd.DataFrame:
             "earlier": True,
         }
     )
+
+
+def _ids(path: Path, name: str, row: int, value: Any) -> NDArray[np.int64]:
+    """A list of video ids; an empty cell is an empty list."""
+    listed = np.asarray([] if value is None else value)
+    if listed.ndim != 1 or (listed.size and listed.dtype.kind not in "iu"):
+        raise ValueError(f"{path}: column {name!r} holds no list of ids in row {row}; {OWN_FILE}.")
+    return listed.astype(np.int64)
 
 
 def _marked(rows: pd.DataFrame, subsequence: pd.Series) -> NDArray[np.uint8]:

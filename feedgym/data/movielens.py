@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from feedgym.data.events import Catalog, EventLog
-from feedgym.data.files import RawFile, delimited, need, numbers, refuse
+from feedgym.data.files import RawFile, delimited, need, numbers, refuse, whole_numbers
 from feedgym.data.interactions import ORDER_ONLY, RULE, Ratings, ReadOptions, Source, ratings_log
 
 EVENTS = ("user_id", "item_id", "rating", "timestamp")
@@ -100,10 +100,12 @@ def _read_ordered(files: dict[str, RawFile], ordered: RawFile) -> Ratings:
     beside = _beside(files)
     for column, name in (("item_id", ID_MAP), ("user_id", ID_MAP.replace("items", "users"))):
         if name in files:
-            pairs = delimited(files[name], " ", ("own", "original")).set_index("own")["original"]
-            known = events[column].isin(pairs.index)
+            pairs = _whole(files[name], delimited(files[name], " ", ("own", "original")), ("own", "original"))
+            for side in ("own", "original"):
+                refuse(files[name], pairs, side, pairs[side].duplicated(), "repeats an id", "keep one line an id")
+            known = events[column].isin(pairs["own"])
             refuse(ordered, events, column, ~known, f"has an id that {name} lacks", "take both files from one source")
-            events[column] = events[column].map(pairs)
+            events[column] = events[column].map(pairs.set_index("own")["original"])
         else:  # numbered anew: films and users cannot be told which they are
             beside.pop("items" if column == "item_id" else "users", None)
     return Ratings(events=events, **beside)
@@ -119,13 +121,8 @@ def _checked(file: RawFile, events: pd.DataFrame) -> pd.DataFrame:
 
 
 def _whole(file: RawFile, events: pd.DataFrame, columns: tuple[str, ...]) -> pd.DataFrame:
-    values = {}
-    for name in columns:
-        column = numbers(file, events, name)
-        bad = np.isnan(column) | (column != np.floor(column))
-        refuse(file, events, name, bad, "is empty or no whole number", "fetch the file again, or drop those rows")
-        values[name] = column.astype(np.int64)
-    return events.assign(**values)
+    remedy = "fetch the file again, or drop those rows"
+    return events.assign(**{name: whole_numbers(file, events, name, remedy) for name in columns})
 
 
 def _films(table: pd.DataFrame) -> pd.DataFrame:

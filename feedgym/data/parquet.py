@@ -284,8 +284,9 @@ def _read_table(path: str | Path, expected: dict, remedy: str) -> pa.Table:
     _must_exist(path)
     try:
         table = pq.read_table(path, memory_map=False)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a parquet file ({str(error).splitlines()[0]}); {remedy}.") from error
+        table.validate(full=True)  # what a damaged page decodes to: text that is no UTF-8, offsets out of bounds
+    except (pa.ArrowException, OSError) as error:  # those of thrift and of the decompressors are OSErrors
+        raise ValueError(f"{path}: not a whole parquet file ({str(error).splitlines()[0]}); {remedy}.") from error
     for name, (kind, is_kind) in expected.items():
         if name not in table.column_names:
             raise ValueError(f"{path}: column {name!r} is missing (it has {table.column_names}); add it, or {remedy}.")

@@ -24,7 +24,7 @@ from feedgym.data.build import assemble_log, cut_visits, encode_profile
 from feedgym.data.columns import unread
 from feedgym.data.content import attribute_embeddings
 from feedgym.data.events import BEHAVIOURS, BoolArray, Catalog, EventLog, FloatArray
-from feedgym.data.files import RawFile, numbers, raw_files, refuse
+from feedgym.data.files import RawFile, numbers, plain, raw_files, refuse
 from feedgym.data.interactions import (
     CONTENT_WIDTH,
     ReadOptions,
@@ -353,6 +353,7 @@ def _renamed(path: Path, table: pd.DataFrame, column_map: Mapping[str, str], req
                 f"column_map."
             )
         refuse(path, table, name, table[name].isna(), "is empty", "drop those rows")
+    plain(path, table, [name for name in map(str, table) if _is_of_event(name) or _is_of_item(name)])
     return table
 
 
@@ -472,7 +473,7 @@ def _catalog(
     if "upload_time" in known:
         upload_s_I = log_seconds(items, known, "upload_time", options.utc_offset)
     text_I = texts_of(known["text"]) if "text" in known else None
-    content_IE, content_from = _content(known, text_I, log, count, options)
+    content_IE, content_from = _content(items, known, text_I, log, count, options)
     return Catalog(
         raw_ids_I=raw_ids_I,
         content_IE=content_IE,
@@ -500,7 +501,7 @@ def _durations(path: Path, known: pd.DataFrame, table: pd.DataFrame, item_id: ND
 
 
 def _content(
-    known: pd.DataFrame, text_I: NDArray | None, log: EventLog, count: int, options: ReadOptions
+    items: Path | None, known: pd.DataFrame, text_I: NDArray | None, log: EventLog, count: int, options: ReadOptions
 ) -> tuple[FloatArray, str]:
     """Content embeddings: given, or made of texts, of the items' other columns, or of the log, and which it was."""
     given = [c for c in known if str(c).startswith(EMBEDDING_PREFIX)]
@@ -509,6 +510,7 @@ def _content(
     if text_I is not None and options.text != "off":
         return content_of(text_I, log, count, options)
     features = known.drop(columns=["item_id", "upload_time", "text"], errors="ignore")
+    plain(items, features, features)
     numeric = features.select_dtypes("number").columns.difference(["topic", "creator"])
     numbers_IX = features[numeric].fillna(features[numeric].median()).fillna(0).to_numpy(dtype=np.float64)
     words = pd.Series("", index=known.index)

@@ -68,6 +68,8 @@ def _atomic(file: RawFile, words: bool | tuple[str, ...] = False) -> tuple[pd.Da
     """A file's table under the columns' plain names, and their types."""
     table = delimited(file, "\t", None, words=words)
     pairs = [str(column).partition(":")[::2] for column in table]
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError(f"{file}: two columns share a name ({', '.join(map(str, table))}); rename one.")
     return table.set_axis([name for name, _ in pairs], axis=1), dict(pairs)
 
 
