@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pandas as pd
@@ -182,7 +182,7 @@ def refuse(where: object, table: pd.DataFrame, column: str, bad: NDArray | pd.Se
         raise ValueError(f"{where}: column {column!r} {what} in {len(rows)} row(s), first row {rows.min()}; {remedy}.")
 
 
-def plain(where: object, table: pd.DataFrame, columns: Iterable[str]) -> None:
+def plain(where: object, table: pd.DataFrame, columns: Iterable[Any]) -> None:
     """Refuses columns of lists, structures or bytes, of which only tables with types have any.
 
     Raises:
@@ -191,7 +191,7 @@ def plain(where: object, table: pd.DataFrame, columns: Iterable[str]) -> None:
     for name in columns:
         for value in table[name].dropna().head(1) if table[name].dtype == object else ():
             if isinstance(value, (list, tuple, set, dict, np.ndarray, bytes)):
-                what = {bytes: "bytes", dict: "structures"}.get(type(value), "lists")
+                what = "bytes" if isinstance(value, bytes) else "structures" if isinstance(value, dict) else "lists"
                 raise ValueError(f"{where}: column {name!r} holds {what} and must hold one value a row; convert it.")
 
 
@@ -200,8 +200,9 @@ def whole_numbers(where: object, table: pd.DataFrame, name: str, remedy: str) ->
     values = numbers(where, table, name)
     bad = ~(np.abs(values) < 2**63) | (values != np.floor(values))
     refuse(where, table, name, bad, "is empty or no whole number", remedy)
-    exact = pd.to_numeric(table[name])
-    return (exact if pd.api.types.is_integer_dtype(exact) else pd.Series(values)).to_numpy(dtype=np.int64)
+    exact = pd.to_numeric(table[name])  # beyond 2**53 floats are not
+    whole: NDArray[np.int64] = np.asarray(exact if pd.api.types.is_integer_dtype(exact) else values, dtype=np.int64)
+    return whole
 
 
 def numbers(where: object, table: pd.DataFrame, name: str, fill: float | None = None) -> NDArray[np.float64]:

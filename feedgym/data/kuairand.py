@@ -245,7 +245,8 @@ def _earlier_exposures(path: Path, videos: pd.DataFrame) -> pd.DataFrame:
     users = _read(path, (*EARLIER_NUMBERS, *EARLIER_LISTS))
     users = users.assign(**{name: whole_numbers(path, users, name, OWN_FILE) for name in EARLIER_NUMBERS})
     for name in EARLIER_LISTS:
-        users[name] = [_ids(path, name, row, value) for row, value in enumerate(users[name])]
+        lists: Any = [_ids(path, name, row, value) for row, value in enumerate(users[name])]
+        users[name] = pd.Series(lists, index=users.index, dtype=object)
     size = np.array([len(value) for value in users["watch_seq"]], dtype=np.int64)
     _refuse(path, "history_len", users["history_len"] < np.maximum(size, 1), "is too small")
     user = np.repeat(np.arange(len(users)), size)
