@@ -24,10 +24,9 @@ from feedgym.envs.wrappers import VectorCompactObservation, VectorItemByItem, Ve
 SESSION_LENGTH = 5
 
 
-def feed(num_envs: int, num_items: int) -> FeedVectorEnv:
-    return FeedVectorEnv(
-        num_envs, session_length=SESSION_LENGTH, horizon=20, autoreset_mode="SameStep", num_items=num_items
-    )
+def feed(num_envs: int, num_items: int, population: str = "test") -> FeedVectorEnv:
+    lengths = {"session_length": SESSION_LENGTH, "horizon": 20}
+    return FeedVectorEnv(num_envs, **lengths, autoreset_mode="SameStep", population=population, num_items=num_items)
 
 
 def wrapped(name: str, env: FeedVectorEnv) -> SB3VecEnv:
@@ -58,7 +57,7 @@ def learner(name: str, env: SB3VecEnv, seed: int) -> BaseAlgorithm:
 
 
 def mean_reward(env: SB3VecEnv, choose, visits: int, steps_a_visit: int) -> float:
-    env.seed(10_000)  # users nobody was trained on
+    env.seed(0)
     observation = env.reset()
     total = 0.0
     for _ in range(visits * steps_a_visit):
@@ -69,7 +68,7 @@ def mean_reward(env: SB3VecEnv, choose, visits: int, steps_a_visit: int) -> floa
 
 def oracle_reward(num_items: int, visits: int) -> float:
     env = feed(200, num_items)
-    env.reset(seed=10_000)
+    env.reset(seed=0)
     return float(np.mean([env.step(env.simulator.oracle(env.state, SESSION_LENGTH))[1].mean() for _ in range(visits)]))
 
 
@@ -88,7 +87,7 @@ def main() -> None:
     random = mean_reward(judged, lambda _: np.array([judged.action_space.sample() for _ in range(200)]), args.visits, 1)
     print(f"random  {random:6.3f}")
     for name in args.learners:
-        model = learner(name, wrapped(name, feed(64, args.num_items)), args.seed).learn(args.steps)
+        model = learner(name, wrapped(name, feed(64, args.num_items, "train")), args.seed).learn(args.steps)
         env = wrapped(name, feed(200, args.num_items))
         steps_a_visit = SESSION_LENGTH if name == "dqn" else 1
         served = mean_reward(

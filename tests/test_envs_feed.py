@@ -134,6 +134,42 @@ def test_seeds_choose_users():
     assert (partly["time_of_day"] != fresh["time_of_day"]).all()
 
 
+def users_of(population, seed=None):
+    """Seeds of all users of three episodes a slot."""
+    env = small(50, horizon=1, autoreset_mode="SameStep", population=population, simulator=ToyUsers(churn=0))
+    env.np_random = np.random.default_rng(1)
+    env.reset(seed=seed)
+    seeds = [env.state.seed_U]
+    for _ in range(2):
+        env.step(env.action_space.sample())
+        seeds.append(env.state.seed_U)
+    return set(np.concatenate(seeds).tolist())
+
+
+def test_test_users_are_met_in_no_training():
+    train = set.union(*(users_of("train", seed) for seed in range(40)), users_of("train"))
+    test = set.union(*(users_of("test", seed) for seed in range(40)), users_of("test"))
+    assert len(train) == len(test) == 3 * (89 + 50) and not train & test
+    alone = FeedEnv(ToyUsers(), session_length=4, history_length=7, population="test")
+    alone.reset(seed=3)
+    assert alone.state.seed_U[0] in users_of("test", 3)
+    with pytest.raises(ValueError, match="population='judge' is unknown; give train or test"):
+        small(population="judge")
+
+
+def test_the_weekday_is_told_on_demand():
+    env = small(6, weekday=True, horizon=100, simulator=ToyUsers(churn=0))
+    observation, _ = env.reset(seed=0)
+    assert "weekday" not in small().single_observation_space.spaces
+    seen = set()
+    for _ in range(40):
+        days = np.floor(env.state.time_s_U / 86_400)
+        assert observation in env.observation_space and observation["weekday"][:, 0].tolist() == (days % 7).tolist()
+        seen |= set(observation["weekday"].ravel().tolist())
+        observation, *_ = env.step(env.action_space.sample())
+    assert seen == set(range(7))
+
+
 def test_unseeded_users_come_from_np_random_and_differ():
     a, b = small(3), small(3)
     a.np_random, b.np_random = np.random.default_rng(5), np.random.default_rng(5)

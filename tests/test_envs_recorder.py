@@ -250,7 +250,8 @@ def test_transitions_tell_the_time_where_items_come_and_go(tmp_path):
     for _ in range(3):
         shown.append(recorder.step(recorder.action_space.sample())[0])
     log = recorder.log()
-    got = transitions(log, simulator.catalog, T, 3, dated=True)
+    got = transitions(log, simulator.catalog, T, 3, dated=True, weekday=True)
+    assert (got["observations"].pop("weekday") == got["observations"]["time_s"] // 86_400 % 7).all()
     assert set(got["observations"]) == set(recorder.observation_space.spaces)
     assert (got["observations"]["time_s"][got["users"] == 0] == [s["time_s"][0] for s in shown[:3]]).all()
     assert got["next_observations"]["time_s"][2] == pytest.approx(shown[3]["time_s"][0], abs=0.1)

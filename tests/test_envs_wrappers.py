@@ -167,6 +167,19 @@ def test_compact_state_is_what_its_description_says(seed, visits, half_life, hou
         np.testing.assert_allclose(state[user], expected, atol=2e-6)
 
 
+def test_compact_state_tells_the_weekday_where_observations_do():
+    env = CompactObservation(FeedEnv(ToyUsers(churn=0), session_length=4, history_length=6, weekday=True))
+    plain = CompactObservation(FeedEnv(ToyUsers(churn=0), session_length=4, history_length=6))
+    state_D, _ = env.reset(seed=0)
+    plain_D, _ = plain.reset(seed=0)
+    day = int(env.unwrapped.state.time_s_U[0] // 86_400) % 7
+    assert (
+        state_D[len(plain_D) :].tolist() == np.eye(7)[day].tolist()
+        and state_D[: len(plain_D)].tolist() == plain_D.tolist()
+    )
+    check_env(FeedEnv(ToyUsers(), session_length=4, history_length=6, weekday=True, population="test"))
+
+
 def test_compact_state_shows_the_slate_and_hides_the_users_state():
     env = CompactObservation(ItemByItem(FeedEnv(**small())), width=2)
     start, _ = env.reset(seed=0)

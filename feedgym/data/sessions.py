@@ -15,6 +15,7 @@ POSITIVE = ("long_view", "like", "follow", "comment", "forward")
 
 MAX_WATCH_FRACTION = 5.0
 DAY_S = 86_400.0
+WEEK_DAYS = 7
 
 
 def user_of_rows(log: EventLog) -> NDArray[np.int64]:
@@ -215,6 +216,11 @@ def time_of_day(time_s: NDArray) -> NDArray[np.float32]:
     hours = np.mod(time_s, DAY_S) / 3600
     # Rounding to float32 must not turn 23:59:59.99 into 24.
     return np.minimum(hours.astype(np.float32), np.nextafter(np.float32(24), np.float32(0)))
+
+
+def weekday(time_s: NDArray) -> NDArray[np.int64]:
+    """Days of the week 0..6 of times on the log's clock; 0 is the clock's first day (of Unix time, a Thursday)."""
+    return np.floor(np.asarray(time_s) / DAY_S).astype(np.int64) % WEEK_DAYS
 
 
 @dataclass(frozen=True, kw_only=True)

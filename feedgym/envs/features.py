@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from feedgym.data.events import BEHAVIOUR_IDX, BoolArray, Catalog, FloatArray, IntArray
-from feedgym.data.sessions import POSITIVE
+from feedgym.data.sessions import POSITIVE, WEEK_DAYS
 from feedgym.envs.catalog import too_few
 from feedgym.envs.history import Observation
 
@@ -36,8 +36,9 @@ def compact_state(
     In this order: the profile, one-hot · content of what was watched, and of what was liked, followed, commented,
     forwarded or viewed long, each a mean weighted by recency (and by the share watched) · rates of the B behaviours and
     the share watched, weighted by recency · how often each topic came up lately, x / (1 + x) of a count that decays
-    with time · sine and cosine of the time of day, how recent the last item is, how full the history window is. Of a
-    session under construction also: its mean content, the shares of its topics, and how much of it there is.
+    with time · sine and cosine of the time of day, how recent the last item is, how full the history window is · the
+    day of the week, one-hot, where it is told. Of a session under construction also: its mean content, the shares of
+    its topics, and how much of it there is.
 
     Args:
         observation: of U users, with :class:`ItemByItem`'s keys or without.
@@ -74,6 +75,8 @@ def compact_state(
         np.exp(-last_hours_U / DAY_HOURS) * (length_U > 0),
         length_U / items_UT.shape[1],
     ]
+    if "weekday" in observation:
+        columns.append(np.eye(WEEK_DAYS)[observation["weekday"][:, 0]])
     if "slate" in observation:
         columns += _slate_columns(observation["slate"], points_IE, topic_I)
     state_UD = np.concatenate([column.reshape(len(items_UT), -1) for column in columns], axis=1)

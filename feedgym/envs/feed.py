@@ -41,6 +41,10 @@ SHORT_VIDEO = "feedgym.envs.short_video:ShortVideo"
 NEXT_USER = 0x6E657874
 """Salt of the seeds of a slot's later users."""
 
+POPULATIONS = ("train", "test")
+TEST_POPULATION = 0x74657374
+"""Salt of the seeds of the test users, whom no training meets."""
+
 
 def make_simulator(simulator: UserSimulator | str = SHORT_VIDEO, **kwargs: Any) -> UserSimulator:
     """The simulator that an object or an import path names.
@@ -98,13 +102,15 @@ class FeedVectorEnv(VectorEnv):
         horizon: visits after which an episode is truncated.
         warmup_visits: visits under the logging policy that users have behind them when their episode begins.
         reward: weights of the reward's components, or the import path of such; ``default_reward`` if None.
+        population: "train", or "test" for users whom no seed gives in the other.
+        weekday: observations tell the day of the week, so that a weekly rhythm can be seen.
         autoreset_mode: Gymnasium's; how slots whose episode is over get their next user.
         max_episode_steps: what ``gymnasium.make_vec`` passes on; the smaller of it and the horizon counts.
         render_mode: "ansi" for text, "rgb_array" for pictures; see :mod:`feedgym.envs.render`.
         **simulator_kwargs: given to the simulator, e.g. ``num_items=500``.
 
     Raises:
-        ValueError: a length is below 1, the simulator cannot be made, or the render mode is unknown.
+        ValueError: a length is below 1, the simulator cannot be made, or population or render mode are unknown.
     """
 
     default_reward: ClassVar[RewardWeights] = RewardWeights()
@@ -119,6 +125,8 @@ class FeedVectorEnv(VectorEnv):
         horizon: int = 30,
         warmup_visits: int = 0,
         reward: RewardWeights | str | None = None,
+        population: str = "train",
+        weekday: bool = False,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
@@ -131,6 +139,9 @@ class FeedVectorEnv(VectorEnv):
                 raise ValueError(f"{name}={value} is below 1; give 1 or more.")
         if warmup_visits < 0:
             raise ValueError(f"warmup_visits={warmup_visits} is below 0; give 0 for users without a past.")
+        if population not in POPULATIONS:
+            raise ValueError(f"population={population!r} is unknown; give {' or '.join(POPULATIONS)}.")
+        self.population, self.weekday = population, weekday
         self.num_envs = num_envs
         self.simulator = make_simulator(simulator, **simulator_kwargs)
         self.history_length = history_length
@@ -146,7 +157,7 @@ class FeedVectorEnv(VectorEnv):
         num_items = self.simulator.catalog.num_items
         self.single_action_space = spaces.MultiDiscrete(np.full(session_length, num_items))
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.single_observation_space = observation_space(self.simulator, history_length)
+        self.single_observation_space = observation_space(self.simulator, history_length, with_weekday=weekday)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
         self._policy: LoggingPolicy | None = None
@@ -167,8 +178,9 @@ class FeedVectorEnv(VectorEnv):
         """New users in all slots, or in those of ``options["reset_mask"]``.
 
         Args:
-            seed: slot i gets the user of seed + i; or one seed (or None) a slot. Without a seed a slot goes on to its
-                next user, and a slot that never had a seed draws one from ``np_random``.
+            seed: slot i gets the user of seed + i; or one seed (or None) a slot. So of N slots, seeds s and s + 1 share
+                N - 1 users: take seeds N apart, and another ``population`` for tests. Without a seed a slot goes on to
+                its next user, and a slot that never had a seed draws one from ``np_random``.
             options: ``reset_mask``, bool [num_envs], leaves the other slots as they are.
 
         Raises:
@@ -308,6 +320,9 @@ class FeedVectorEnv(VectorEnv):
         values_U = np.array([0 if s is None else int(s) % 2**64 for s in seeds], np.uint64)
         self._slot_seed_U = np.where(given_U, values_U, self._slot_seed_U)
         self._slot_seed_U[unseeded_U] = self.np_random.integers(2**64, size=int(unseeded_U.sum()), dtype=np.uint64)
+        if self.population == "test":
+            begun_U = given_U | unseeded_U
+            self._slot_seed_U[begun_U] = luck.derive(self._slot_seed_U[begun_U], TEST_POPULATION)
         self._num_users_U = np.where(given_U, 0, self._num_users_U)
 
     def _next_users(self, mask_U: BoolArray) -> None:
@@ -342,7 +357,9 @@ class FeedVectorEnv(VectorEnv):
 
     def _observation(self) -> Observation:
         dated = has_arrivals(self.simulator)
-        return self._history.observation(self._state.profile_UF, self._now_s_U(), dated=dated)
+        return self._history.observation(
+            self._state.profile_UF, self._now_s_U(), dated=dated, with_weekday=self.weekday
+        )
 
     def _now_s_U(self) -> NDArray[np.float64]:
         """When the next request comes."""
@@ -373,6 +390,7 @@ class FeedEnv(gym.Env):
     | ``history_mask`` | MultiBinary [T] | 1 where there is an item |
     | ``time_of_day`` | Box float32 [1] | hours, 0 to 24 |
     | ``time_s`` | Box float64 [1] | the simulator's clock, seconds; only where items come and go |
+    | ``weekday`` | MultiDiscrete [1] | day of the week, 0 on the clock's first day; only with ``weekday=True`` |
 
     ### Reward
     What the visit was worth to the user: the weighted sum of the minutes watched, of the counts of the behaviours and
@@ -380,7 +398,8 @@ class FeedEnv(gym.Env):
 
     ### Starting state
     A fresh user, drawn from the seed, before their first visit; after ``warmup_visits`` visits under the logging policy
-    if that is above 0. Without a seed a reset gives the next user.
+    if that is above 0. Without a seed a reset gives the next user. ``population="test"`` has other users than "train"
+    under every seed.
 
     ### Episode end
     Terminated when the user will never come back; truncated after ``horizon`` visits.
@@ -392,8 +411,9 @@ class FeedEnv(gym.Env):
 
     ### Arguments
     ``simulator`` (an import path or an object), ``session_length`` K, ``history_length`` T, ``horizon``,
-    ``warmup_visits``, ``reward`` (weights, or their import path), ``render_mode``, and whatever the simulator takes,
-    such as ``num_items``; see :class:`FeedVectorEnv`. Vector environments take ``autoreset_mode`` too.
+    ``warmup_visits``, ``reward`` (weights, or their import path), ``population`` ("train" or "test"), ``weekday``,
+    ``render_mode``, and whatever the simulator takes, such as ``num_items``; see :class:`FeedVectorEnv`. Vector
+    environments take ``autoreset_mode`` too.
 
     ### References
     The interface to slates is that of RecSim (Ie et al., arXiv:1909.04847), the feedback that of KuaiRand (Gao et al.,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from feedgym.data.batches import DatedEventBatch, EventBatch
 from feedgym.data.events import BEHAVIOURS, FloatArray, IntArray
-from feedgym.data.sessions import MAX_WATCH_FRACTION, time_of_day
+from feedgym.data.sessions import MAX_WATCH_FRACTION, WEEK_DAYS, time_of_day, weekday
 from feedgym.protocols import Response, UserSimulator
 
 if TYPE_CHECKING:
@@ -153,7 +153,12 @@ class History:
         return History(**columns, length_U=length_U)
 
     def observation(
-        self, profile_UF: NDArray[np.int64], now_s_U: NDArray[np.float64], *, dated: bool = False
+        self,
+        profile_UF: NDArray[np.int64],
+        now_s_U: NDArray[np.float64],
+        *,
+        dated: bool = False,
+        with_weekday: bool = False,
     ) -> Observation:
         """What is known of the users at a request at ``now_s_U``; fresh arrays. Dated ones tell the time as well."""
         place_T = np.arange(self.items_UT.shape[1])
@@ -171,17 +176,29 @@ class History:
             "history_mask": mask_UT.astype(np.int8),
             "time_of_day": time_of_day(now_s_U)[:, None],
         }
-        return observation | {"time_s": now_s_U.astype(np.float64)[:, None]} if dated else observation
+        return observation | told_on_request(now_s_U, dated=dated, with_weekday=with_weekday)
 
 
-def observation_space(simulator: UserSimulator, history_length: int) -> spaces.Dict:
+def told_on_request(now_s_U: NDArray, *, dated: bool, with_weekday: bool) -> Observation:
+    """What observations tell of the time beyond its time of day, where they do."""
+    told: Observation = {"time_s": np.asarray(now_s_U, np.float64)[:, None]} if dated else {}
+    return told | {"weekday": weekday(now_s_U)[:, None]} if with_weekday else told
+
+
+def observation_space(simulator: UserSimulator, history_length: int, *, with_weekday: bool = False) -> spaces.Dict:
     """The space of one user's observation; names and meanings are those of :class:`EventBatch`.
 
     Where items come and go it has the second of the request on the simulator's clock too, ``time_s``, for
     :meth:`feedgym.data.events.Catalog.exists`.
+
+    Args:
+        simulator: the users.
+        history_length: T.
+        with_weekday: it tells the day of the week.
     """
     shape = (history_length,)
     dated = {"time_s": spaces.Box(0, MAX_TIME_S, (1,), np.float64)} if has_arrivals(simulator) else {}
+    week = {"weekday": spaces.MultiDiscrete(np.array([WEEK_DAYS]))} if with_weekday else {}
     return spaces.Dict(
         {
             "profile": spaces.MultiDiscrete(np.array(simulator.profile_sizes, np.int64)),
@@ -192,5 +209,6 @@ def observation_space(simulator: UserSimulator, history_length: int) -> spaces.D
             "history_mask": spaces.MultiBinary(history_length),
             "time_of_day": spaces.Box(0, 24, (1,), np.float32),
             **dated,
+            **week,
         }
     )

@@ -20,7 +20,7 @@ from feedgym.data.batches import EventBatch
 from feedgym.data.events import Catalog, Event, EventLog, FloatArray, IntArray, LoggedSessions
 from feedgym.data.parquet import read_batch
 from feedgym.data.sessions import histories, logged_sessions
-from feedgym.envs.history import MAX_GAP_S, Observation
+from feedgym.envs.history import MAX_GAP_S, Observation, told_on_request
 from feedgym.envs.recording import CHURNED, MEASURED, RETURN_GAP_S, SEEDS, TERMINATED, Recording, Seeds
 from feedgym.envs.replay import replay as replay
 from feedgym.envs.truth import RewardWeights, session_reward
@@ -140,6 +140,7 @@ def transitions(
     weights: RewardWeights = RewardWeights(),  # noqa: B008 (frozen)
     *,
     dated: bool = False,
+    weekday: bool = False,
 ) -> dict[str, Any]:
     """A log as the transitions of :class:`feedgym.envs.feed.FeedEnv`, one a visit, for offline learners.
 
@@ -153,6 +154,7 @@ def transitions(
         session_length: K.
         weights: of the reward's components.
         dated: observations tell the time, as those of simulators with ``has_arrivals`` do.
+        weekday: observations tell the day of the week.
 
     Returns:
         Arrays with the leading axis N, in the log's order:
@@ -188,13 +190,14 @@ def transitions(
     user_N, row_N, start_s_N = (a[whole] for a in (sessions.user_idx_N, sessions.row_N, sessions.start_s_N))
     now = histories(log, catalog, user_N, row_N, start_s_N, history_length)
     after = histories(log, catalog, user_N, next_row_N[whole], next_s_N[whole], history_length)
+    told = {"dated": dated, "with_weekday": weekday}
     joined_N = follows_N[whole] & np.append(np.diff(whole) == 1, False)
     terminated_N = terminated_N[whole] & ~follows_N[whole]
     return {
-        "observations": _observation(now, np.asarray(start_s_N, np.float64) if dated else None),
+        "observations": _observation(now) | told_on_request(start_s_N, **told),
         "actions": sessions.item_ids_NK[whole].astype(np.int64),
         "rewards": _rewards(sessions, churned_N, gap_s_N, weights)[whole],
-        "next_observations": _observation(after, np.asarray(next_s_N, np.float64)[whole] if dated else None),
+        "next_observations": _observation(after) | told_on_request(next_s_N[whole], **told),
         "terminateds": terminated_N,
         "truncateds": ~joined_N & ~terminated_N,
         "propensities": sessions.propensity_NK[whole],
@@ -232,9 +235,8 @@ def _rewards(sessions: LoggedSessions, churned_N: NDArray, gap_s_N: NDArray, wei
     return session_reward(response, weights)
 
 
-def _observation(batch: EventBatch, time_s_N: NDArray[np.float64] | None) -> Observation:
+def _observation(batch: EventBatch) -> Observation:
     """Histories as the environment's batched observation."""
-    dated = {} if time_s_N is None else {"time_s": time_s_N[:, None]}
     return {
         "profile": batch.profile_UF.numpy(),
         "history_items": batch.item_ids_UT.numpy(),
@@ -243,5 +245,4 @@ def _observation(batch: EventBatch, time_s_N: NDArray[np.float64] | None) -> Obs
         "history_gap_s": np.clip(batch.gap_s_UT.numpy(), 0, MAX_GAP_S).astype(np.float32),
         "history_mask": batch.mask_UT.numpy().astype(np.int8),
         "time_of_day": batch.time_of_day_U.numpy()[:, None],
-        **dated,
     }
