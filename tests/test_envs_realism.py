@@ -141,6 +141,19 @@ def test_sessions_and_gaps_of_a_log_made_by_hand():
     assert found["return gaps"].figures["back within 24 h"] == 1
 
 
+def test_visits_of_both_logs_are_cut_alike():
+    """One log says that two requests in ten minutes are two visits, the other that a pause of a day is none."""
+    user, time_s, watch_s = [0, 0, 0, 0], [0, 600, 90_000, 90_010], [10, 10, 10, 10]
+    catalog = toy_catalog(4)
+    requests, whole = (
+        realism.describe(make_log(user, time_s, range(4), watch_s=watch_s, new_visit=new), catalog)
+        for new in ([1, 1, 1, 1], [1, 0, 0, 0])
+    )
+    for found in (requests, whole):
+        assert found["session length"].sample.tolist() == [2, 2]
+        np.testing.assert_allclose(found["return gaps"].sample, [np.log10((90_000 - 610) / 3600)])
+
+
 def test_positions_and_topics_against_counting():
     rng = np.random.default_rng(1)
     user, item = np.repeat(np.arange(40), 12), rng.integers(0, 30, 480)

@@ -6,6 +6,10 @@ is one. Figures are compared by their absolute difference, samples by the Kolmog
 difference of the two distribution functions) and the Wasserstein distance (in the sample's own unit), curves by their
 mean absolute difference over the places that both have.
 
+Visits are cut alike in both logs, whatever each calls a visit: by a pause of more than half an hour between two
+exposures of a user (:func:`feedgym.data.build.cut_visits`). A simulator's visit is one request, and users who ask again
+within minutes have not returned.
+
 An aspect that a log cannot tell (no times, no watch seconds, no topics, one visit a user) holds the reason instead.
 Distances of finite logs are never 0, so :func:`compare` puts beside each the mean distance between two halves of the
 first log's users: what smaller ones mean nobody can tell.
@@ -20,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from feedgym.data.build import cut_visits
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, Event, EventLog
 from feedgym.data.inspect import gini
 from feedgym.data.sessions import MAX_WATCH_FRACTION, user_of_rows
@@ -90,7 +95,7 @@ class Distance:
 
 
 class _Seen:
-    """The examined exposures of a log as columns, and the visits they belong to.
+    """The examined exposures of a log as columns, and which of them begin a visit.
 
     Where a log has visits, exposures outside of them are left out: such a history was recorded without times or
     feedback.
@@ -99,17 +104,17 @@ class _Seen:
     def __init__(self, log: EventLog, catalog: Catalog) -> None:
         self.log, self.catalog = log, catalog
         user, is_login = user_of_rows(log), log.event == Event.LOGIN
-        self.login = np.flatnonzero(is_login)
-        self.user_of_visit = user[self.login]
+        login = np.flatnonzero(is_login)
+        self.has_visits = bool(len(login))
         row = np.flatnonzero((log.event == Event.IMPRESSION) & log.examined)
         visit = (np.cumsum(is_login) - 1)[row]
-        if len(self.login):
-            inside = (visit >= 0) & (self.user_of_visit[np.maximum(visit, 0)] == user[row])
-            row, visit = row[inside], visit[inside]
+        if self.has_visits:
+            row = row[(visit >= 0) & (user[login[np.maximum(visit, 0)]] == user[row])]
         self.row, self.user = row, user[row]
         self.item, self.position = log.item_id[row].astype(np.int64), log.position[row].astype(np.int64)
         self.behaviours = log.behaviours[row]
-        self.per_visit = np.bincount(visit, minlength=len(self.login)) if len(self.login) else np.zeros(0, np.int64)
+        self.time_s = log.timestamp_s[row]
+        self.begins = np.flatnonzero(cut_visits(self.user, self.time_s))
 
     def click(self) -> NDArray[np.float64]:
         """Whether each exposure was clicked."""
@@ -267,9 +272,9 @@ def popularity_exponent(count_R: NDArray) -> float:
 def _session_length(seen: _Seen) -> Aspect:
     if not seen.log.has_time:
         return Aspect(missing=NO_SESSIONS)
-    length_V = seen.per_visit[seen.per_visit > 0].astype(np.float64)
-    if not len(length_V):
+    if not seen.has_visits:
         return Aspect(missing="the log has no visits")
+    length_V = np.diff(seen.begins, append=len(seen.row)).astype(np.float64)
     return Aspect(
         figures={
             "mean": float(length_V.mean()),
@@ -305,15 +310,14 @@ def _watch_ratio(seen: _Seen) -> Aspect:
 
 
 def _return_gaps(seen: _Seen) -> Aspect:
-    """Hours from a logout to the next login; the last visits' are not known and left out."""
+    """Hours from the end of a visit's last item to the next visit; the last visits' are not known and left out."""
     if not seen.log.has_time:
         return Aspect(missing=NO_SESSIONS)
-    login, user = seen.login, seen.user_of_visit
-    again = np.flatnonzero(user[1:] == user[:-1])
+    first = seen.begins[1:]
+    again = first[seen.user[first] == seen.user[first - 1]] if seen.has_visits else first[:0]
     if not len(again):
         return Aspect(missing="no user comes a second time")
-    # The row before a login is the logout of the visit before, or its last event.
-    gap_s = seen.log.timestamp_s[login[again + 1]] - seen.log.timestamp_s[login[again + 1] - 1]
+    gap_s = seen.time_s[again] - (seen.time_s + seen.log.watch_s[seen.row])[again - 1]
     gap_h = np.maximum(gap_s, 1) / 3600
     return Aspect(
         figures={
@@ -352,7 +356,7 @@ def _position_effect(seen: _Seen) -> Aspect:
     """Click rate of the items seen at a position of their visit, over that of all positions together."""
     if not seen.log.has_time:
         return Aspect(missing=NO_SESSIONS)
-    if not len(seen.login):
+    if not seen.has_visits:
         return Aspect(missing="the log has no visits")
     click, position = seen.click(), seen.position
     if not click.any():
