@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from feedgym.agents.dpo import DPORoundConfig, PairLogps, Pairs, dpo_round, lent_to_trl, round_trainer
+from feedgym.agents.hstu import HSTU, HSTUConfig
 from feedgym.agents.onerec import OneRec, OneRecConfig
 from feedgym.agents.session_model import history_columns, next_token_loss, session_logp
+from feedgym.agents.tiger import Tiger, TigerConfig
 from feedgym.data.batches import EventBatch, Preferences
 from feedgym.data.parquet import read_batch
 
@@ -82,6 +84,32 @@ def weights(model):
 def logp(model, histories, item_ids_PK):
     with torch.no_grad():
         return session_logp(model.eval(), histories, item_ids_PK[:, None])[:, 0]
+
+
+RANDOM = {
+    "onerec": lambda: make_model(),
+    "tiger": lambda: Tiger(TigerConfig(**SHARED, d_ff=12, head_width=4, num_codes=(NUM_ITEMS,))),
+    "hstu, items": lambda: HSTU(HSTUConfig(**SHARED, stochastic_alpha=1.2)),
+    "hstu, events": lambda: HSTU(HSTUConfig(**SHARED, stochastic_alpha=1.2, stream="events", hide_actions=0.5)),
+}
+"""Every agent with every option on that makes its training random."""
+SHARED = dict(d_model=8, num_heads=2, dropout=0.3, num_items=NUM_ITEMS, session_length=K, history_length=T,
+              profile_sizes=(3,), only_positives=False)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RANDOM)
+def test_nothing_random_is_on_while_policy_and_reference_are_compared(kind, tmp_path):
+    torch.manual_seed(0)
+    model = RANDOM[kind]().train()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.3)
+    batch = model.training_batch(make_histories(), make_preferences().chosen_PK)
+    losses = {model(**batch).loss.item() for _ in range(3)}
+    assert len(losses) == 3  # it is random in training
+    metrics = dpo_round(model, make_histories(), make_preferences(), CONFIG, tmp_path)
+    assert metrics["first_loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert metrics["first_margin"] == pytest.approx(0.0, abs=1e-6)
+    assert len({model(**batch).loss.item() for _ in range(3)}) == 3  # and is so again
 
 
 def test_every_round_starts_at_ln_2_and_margin_0_though_the_model_has_dropout(tmp_path):

@@ -10,7 +10,8 @@ from toy_agents import toy_histories
 from feedgym.agents.generation import SamplingConfig
 from feedgym.agents.hstu import HSTU, HSTUConfig, HSTURecommender, stochastic_length
 from feedgym.agents.layers.hstu import HSTULayer, time_buckets
-from feedgym.agents.sequences import IGNORED, Sequences
+from feedgym.agents.pretrain import PretrainConfig, pretrain
+from feedgym.agents.sequences import IGNORED, SequenceDataset, Sequences
 from feedgym.agents.session_model import session_logp
 
 NUM_ITEMS, T, K = 12, 6, 3
@@ -246,6 +247,39 @@ def test_stochastic_length_keeps_what_it_should():
     )
     assert newest > oldest + 0.05
     assert torch.equal(stochastic_length(sequences, 2.0, 16).item_ids_UP, sequences.item_ids_UP)
+
+
+def test_a_killed_training_draws_the_same_lengths_and_hidden_actions(tmp_path):
+    random = dict(stochastic_alpha=1.2, hide_actions=0.3, dropout=0.2, num_negatives=5)
+    examples = SequenceDataset(histories=toy_histories(24, num_items=NUM_ITEMS))
+    config = PretrainConfig(epochs=2, batch_size=8, lr=1e-2, checkpoint_steps=2)
+
+    def train(seed, folder, progress=None):
+        model = toy(seed, **KINDS["events"], **random)
+        pretrain(model, examples, config, tmp_path / folder, progress)
+        return model
+
+    def dies(step, steps, metrics):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    calm = train(0, "calm")
+    with pytest.raises(KeyboardInterrupt):
+        train(0, "killed", dies)
+    torch.rand(7)
+    again = train(1, "killed")
+    assert all(torch.equal(value, calm.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_stochastic_length_is_drawn_in_training_alone_and_not_where_batches_are_made():
+    model = toy(stochastic_alpha=1.2, only_positives=False, loss="ce")
+    histories = toy_histories(24, num_items=NUM_ITEMS)
+    state = torch.get_rng_state()
+    batch = model.sequence_batch(histories)
+    assert torch.equal(torch.get_rng_state(), state)  # batches are made ahead: drawing here would break resuming
+    whole = {model(**batch).loss.item() for _ in range(3)}
+    cut = {model.train()(**batch).loss.item() for _ in range(3)}
+    assert len(whole) == 1 and len(cut) == 3
 
 
 def test_it_is_saved_and_loaded_with_its_options(tmp_path):

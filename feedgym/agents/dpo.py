@@ -8,7 +8,8 @@ added here is how a session recommender enters it:
       history r mod B. So a step is one forward pass, and one load-balancing loss covers all its tokens.
     - The reference's log-probabilities are taken once, before the first step. They are kept in the round's folder, so a
       round that was killed goes on with them.
-    - Dropout is off for policy and reference, so the first step has the margin 0.
+    - Nothing random is on in policy and reference, so the first step has the margin 0: TRL switches off every
+      ``nn.Dropout``, and whatever else a model does at random on sessions must be one (as HSTU's hidden actions are).
 
 Deviations from the paper: β and λ are not published, so both weights are free; NTP is on the logged sessions of the
 pairs' users and not on the whole stream; a fresh AdamW each round.

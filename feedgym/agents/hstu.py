@@ -15,7 +15,8 @@ place of a share of the actions (``hide_actions``).
 
 Stochastic length (§3.2): sequences of more than N^(alpha/2) events are cut to so many, except with probability
 N^alpha / n^2. Which events stay is drawn, the recent ones likelier (weights 1 - age / sum of ages); what comes next and
-when is told as it truly was.
+when is told as it truly was. It is drawn in the forward pass, as dropout is, and not where batches are made: those are
+made ahead of time, so a training that goes on from a checkpoint would draw other numbers.
 
 Deviations: see :mod:`feedgym.agents.sequences`; N is 1 + T + K (Meta's 211 for T = 200 and K = 10 alike).
 Contextual features besides the profile, and the sampling of users by 1/n, are left out.
@@ -116,6 +117,16 @@ class Tokens:
     mask_UM: Tensor
 
 
+class Hidden(nn.Dropout):
+    """Chooses what training hides; a Dropout, so that whoever switches a model's dropout off switches this off too."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Whether each element is hidden, bool of the shape of ``x``: a share ``p`` in training, none otherwise."""
+        if not (self.training and self.p):
+            return torch.zeros_like(x, dtype=torch.bool)
+        return torch.rand(x.shape, device=x.device) < self.p
+
+
 class HSTUState:
     """What decoding remembers: users' keys and values, and those of the items that each row has written.
 
@@ -157,6 +168,7 @@ class HSTU(SequenceModel):
             self.profile = nn.ModuleList(nn.Embedding(size, config.d_model) for size in config.profile_sizes)
             self.action = nn.Linear(config.num_behaviours + 1, config.d_model)
             self.unknown_action = nn.Embedding(1, config.d_model)
+            self.hidden_actions = Hidden(config.hide_actions)
         shape = (config.d_model, config.num_heads, config.d_qk, config.d_v, config.num_positions)
         extras = (config.use_time, config.concat_ua, config.dropout)
         self.layers = nn.ModuleList(HSTULayer(*shape, *extras) for _ in range(config.num_layers))
@@ -198,10 +210,8 @@ class HSTU(SequenceModel):
         """Vectors [U, P, D] of what users did; in training some are unknown."""
         features = torch.cat([sequences.behaviours_UPB, sequences.watch_fraction_UP[..., None]], dim=2)
         known_UPD = self.action(features.to(self.action.weight.dtype))
-        if not self.training or not self.config.hide_actions:
-            return known_UPD
-        hidden_UP1 = torch.rand(known_UPD.shape[:2], device=known_UPD.device)[..., None] < self.config.hide_actions
-        return torch.where(hidden_UP1, self.unknown_action.weight[0], known_UPD)
+        hidden_UP = self.hidden_actions(known_UPD[..., 0])
+        return torch.where(hidden_UP[..., None], self.unknown_action.weight[0], known_UPD)
 
     def _run(self, tokens: Tokens) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Vectors [U, M, D] after each token, and each layer's keys and values."""
@@ -221,14 +231,6 @@ class HSTU(SequenceModel):
         if not self.config.use_time:
             return None
         return time_buckets(request_s[..., :, None] - begin_s[..., None, :])
-
-    def sequence_batch(self, histories: EventBatch) -> dict[str, Tensor]:
-        """What :meth:`forward` needs to learn whole sequences, of stochastic length where that is asked for."""
-        batch = super().sequence_batch(histories)
-        if not self.config.stochastic_alpha:
-            return batch
-        limit = self.config.history_length + self.config.session_length
-        return vars(stochastic_length(Sequences(**batch), self.config.stochastic_alpha, limit)).copy()
 
     # ------------------------------------------------------------ sessions
 
@@ -273,7 +275,7 @@ class HSTU(SequenceModel):
             The loss of whole sequences; or the logits [R, M, V] of the tokens after each, and the loss of the labels.
         """
         if input_ids is None:
-            return super().forward(**columns)
+            return super().forward(**vars(self._of_stochastic_length(Sequences(**columns))))
         state = self._begin(EventBatch(**columns))
         tokens_USM = input_ids.unflatten(0, (-1, len(state.length_U))).transpose(0, 1)
         state.hidden_USD = state.hidden_USD.expand(-1, tokens_USM.shape[1], -1)
@@ -285,6 +287,13 @@ class HSTU(SequenceModel):
         if labels is not None:
             loss = next_token_loss(logits, labels)
         return CausalLMOutput(loss=loss, logits=logits)
+
+    def _of_stochastic_length(self, sequences: Sequences) -> Sequences:
+        """In training, and where it is asked for, long sequences are cut."""
+        if not (self.training and self.config.stochastic_alpha):
+            return sequences
+        limit = self.config.history_length + self.config.session_length
+        return stochastic_length(sequences, self.config.stochastic_alpha, limit)
 
     def start(self, histories: EventBatch, max_tokens: int) -> HSTUState:
         """Read the histories; one row a user.
