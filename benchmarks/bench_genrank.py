@@ -54,6 +54,8 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "HSTU, actions added": (HSTURanker, HSTURankerConfig, {"actions": "added"}),
     "GenRank": (GenRank, GenRankConfig, {}),
     "GenRank, learned bias": (GenRank, GenRankConfig, {"bias": "learned"}),
+    "GenRank, decay": (GenRank, GenRankConfig, {"attention": "decay"}),
+    "GenRank, softmax": (GenRank, GenRankConfig, {"attention": "softmax"}),
     "GenRank, loss on history": (GenRank, GenRankConfig, {"loss_on_history": True}),
     "GenRank, history seen whole": (GenRank, GenRankConfig, {"history_mask": "full"}),
 }

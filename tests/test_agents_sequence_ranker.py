@@ -27,6 +27,12 @@ KINDS = {
         HSTURankerConfig(**SIZES, num_items=NUM_ITEMS, actions="interleaved", loss_on_history=True),
     ),
     "full history": (GenRank, GenRankConfig(**SIZES, num_items=NUM_ITEMS, history_mask="full", bias="learned")),
+    "decay": (GenRank, GenRankConfig(**SIZES, num_items=NUM_ITEMS, attention="decay")),
+    "softmax": (GenRank, GenRankConfig(**SIZES, num_items=NUM_ITEMS, attention="softmax")),
+    "softmax, learned bias": (
+        HSTURanker,
+        HSTURankerConfig(**SIZES, num_items=NUM_ITEMS, actions="interleaved", attention="softmax"),
+    ),
     "plain layers": (
         GenRank,
         GenRankConfig(**SIZES, num_items=NUM_ITEMS, affine=False, scaled=False, concat_ux=False),
@@ -232,18 +238,26 @@ def plain(model, rows, n, k):
             everything = config.history_mask == "full" if genrank else i < context and not config.loss_on_history
             seen = [j for j in range(last) if i != j and (j < i or (everything and i < last))] + [i]
             total = torch.zeros(config.num_heads, config.d_v)
+            mass = torch.zeros(config.num_heads, 1)
             for j in seen:
                 for h in range(config.num_heads):
+                    bias = 0.0
                     score = q[i][h] @ k_[j][h] / (config.d_qk**0.5 if config.scaled else 1)
                     apart_s = times[i] - times[j] if min(i, j) >= context else 0.0
                     if config.bias == "learned":
                         place = i - j + config.num_places - 1
-                        score = score + layer.bias.position[place] + layer.bias.time[bucket(apart_s)]
+                        bias = layer.bias.position[place] + layer.bias.time[bucket(apart_s)]
                     elif config.bias == "alibi":
                         slope = 2 ** (-8 * (h + 1) / config.num_heads)
-                        score = score - slope * (abs(i - j) + math.log1p(abs(apart_s) / 60))
-                    total[h] += score * torch.sigmoid(score) / config.num_places * v[j][h]
-            out.append(layer.finish(xs[i], u[i], total))
+                        bias = -slope * (abs(i - j) + math.log1p(abs(apart_s) / 60))
+                    weight = {
+                        "silu": (score + bias) * torch.sigmoid(score + bias) / config.num_places,
+                        "decay": score * torch.sigmoid(score) * math.exp(bias) / config.num_places,
+                        "softmax": torch.exp(score + bias),
+                    }[config.attention]
+                    total[h] += weight * v[j][h]
+                    mass[h] += weight
+            out.append(layer.finish(xs[i], u[i], total / mass if config.attention == "softmax" else total))
         xs = out
     return model.head(model.user_norm(xs[last]) * model.item_head(item))
 
@@ -297,6 +311,21 @@ def test_alibi_falls_with_distance_and_time_and_has_the_published_slopes():
     assert bias[:, 1].tolist() == [-(2.0**-h) for h in range(1, 9)]
     assert float(bias[0, 2]) == pytest.approx(-0.5 * (8 + math.log(61)))
     assert not [name for name, _ in toy("genrank").named_parameters() if "bias.position" in name]
+
+
+def test_only_added_inside_a_silu_is_a_falling_bias_no_decay():
+    """One key of content 1 at distances 0 to 4, slope 1."""
+    ones = torch.ones(1, 5, 1, 1)
+    found = {}
+    for attention in ("silu", "decay", "softmax"):
+        layer = HSTULayer(1, 1, 1, 1, 1, False, False, 0.0, learned_bias=False, attention=attention)
+        values = torch.eye(5)[None, :, None]  # attended values are the weights
+        bias = -torch.arange(5.0).expand(1, 1, 1, 5)
+        found[attention] = layer.attend(ones[:, :1], ones, values, bias, torch.ones(1, 1, 5, dtype=torch.bool))[0, 0, 0]
+    torch.testing.assert_close(found["silu"], torch.tensor([0.7311, 0, -0.2689, -0.2384, -0.1423]), atol=1e-4, rtol=0)
+    for attention in ("decay", "softmax"):
+        weight = found[attention]
+        torch.testing.assert_close(weight[1:] / weight[:-1], torch.full((4,), math.exp(-1)))
 
 
 def test_action_bits_tell_how_much_was_watched():
@@ -365,6 +394,8 @@ def test_loss_on_history_is_the_mean_over_events_and_candidates(kind):
         (GenRankConfig, dict(request_gap_s=-1), "request_gap_s=-1"),
         (GenRankConfig, dict(history_mask="full", loss_on_history=True), "read its answers"),
         (GenRankConfig, dict(bias="no"), "bias='no'"),
+        (GenRankConfig, dict(attention="linear"), "attention='linear'"),
+        (GenRankConfig, dict(attention="decay", bias="learned"), "not by 'learned'"),
         (HSTURankerConfig, dict(actions="left out"), "actions='left out'"),
         (HSTURankerConfig, dict(candidates_per_pass=0), "candidates_per_pass=0"),
         (HSTURankerConfig, dict(tasks=("clck",)), "'clck'"),

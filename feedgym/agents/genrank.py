@@ -10,6 +10,10 @@ Attention is biased by distance and time without a parameter (:func:`feedgym.age
 causal, a candidate sees it and itself; the loss is on candidates alone. No official code exists.
 
 Deviations and what the paper leaves open:
+    - What the bias does. The paper adds it and writes no formula of what attention is then. Added inside HSTU's SiLU
+      (``attention="silu"``, the default) a falling bias is no decay: weights fall through 0 to about -.28 and come back
+      towards 0, so that far events count against what near ones count for. ``"decay"`` multiplies SiLU's weights by e
+      to the bias, ``"softmax"`` takes the softmax of products and bias, as ALiBi does.
     - The layers are those of HSTU ranking here, so that the two can be compared; contextual tokens stand first, and
       see no more than those before them.
     - Histories know gaps between events, not which request brought them: events up to ``request_gap_s`` apart belong

@@ -1,6 +1,6 @@
 """What HSTU ranking and GenRank share: a history read once, and candidates that see it and themselves.
 
-    history tokens -> HSTU layers, keys and values kept -> candidates: SiLU attention to these and to themselves -> head
+    history tokens -> HSTU layers, keys and values kept -> candidates: attention to these and to themselves -> head
 
 The queries of candidates never meet each other's keys, so a request of K candidates costs K (M + 1) products a layer
 after the M (M + 1) / 2 of the history, and scoring them in parts (M-FALCON, arXiv:2402.17152, §3.4) gives what one pass
@@ -22,7 +22,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
 from feedgym.agents.layers.history import ages_s
-from feedgym.agents.layers.hstu import HSTULayer, RelativeBias, time_buckets
+from feedgym.agents.layers.hstu import Attention, HSTULayer, RelativeBias, time_buckets
 from feedgym.agents.ranker import Ranker, RankerConfig, ranking_loss
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS
@@ -52,6 +52,9 @@ class SequenceRankerConfig(RankerConfig):
     """Dropout."""
     bias: str = "learned"
     """Of attention, by distance and time: learned (HSTU's), alibi (GenRank's, without parameters) or none."""
+    attention: str = "silu"
+    """What products of queries and keys and the bias become: silu (HSTU's: the SiLU of their sum), decay (the SiLU of
+    the products times e to the bias, which must be alibi) or softmax (of their sum)."""
     affine: bool = True
     """Norms have weights, and the layers' first matrix a bias."""
     scaled: bool = True
@@ -72,6 +75,13 @@ class SequenceRankerConfig(RankerConfig):
         super().__post_init__(**kwargs)
         if self.bias not in get_args(Bias):
             raise ValueError(f"bias={self.bias!r} is unknown; choose one of {', '.join(get_args(Bias))}.")
+        if self.attention not in get_args(Attention):
+            kinds = ", ".join(get_args(Attention))
+            raise ValueError(f"attention={self.attention!r} is unknown; choose one of {kinds}.")
+        if self.attention == "decay" and self.bias != "alibi":
+            raise ValueError(
+                f"attention='decay' decays by bias='alibi' and not by {self.bias!r}; choose alibi or silu."
+            )
         if self.candidates_per_pass < 1:
             raise ValueError(f"candidates_per_pass={self.candidates_per_pass} must be 1 or more.")
 
@@ -161,6 +171,7 @@ class SequenceRanker(Ranker):
                 concat_ux=config.concat_ux,
                 head_norm=config.head_norm,
                 learned_bias=config.bias == "learned",
+                attention=config.attention,
             )
             for _ in range(config.num_layers)
         )
@@ -239,8 +250,9 @@ class SequenceRanker(Ranker):
         relation = self._relation(candidates, history)
         for layer, (keys, values) in zip(self.layers, memory, strict=True):
             u, v, q, k = layer.project(x_NKD)
-            attended = layer.attend(q, keys, values, self._bias(layer, relation), mask_NKP)
-            x_NKD = layer.finish(x_NKD, u, attended + layer.attend_itself(q, k, v, _own_bias(layer)))
+            bias = self._bias(layer, relation)
+            attended = layer.attend_both(q, (keys, values), (k, v), bias, _own_bias(layer), mask_NKP)
+            x_NKD = layer.finish(x_NKD, u, attended)
         user_NKD, item_NKD = self.user_norm(x_NKD), self.item_head(self.item_vectors(candidates.item_ids_NM))
         return self.head(user_NKD * item_NKD)
 
@@ -317,7 +329,9 @@ class SequenceRanker(Ranker):
 def alibi(apart: Tensor, apart_s: Tensor, num_heads: int) -> Tensor:
     """Bias -m_h (distance + ln(1 + minutes apart)) [N, H, Q, P], without parameters (GenRank, §3.3).
 
-    The slopes m_h are ALiBi's, a geometric sequence that ends at 2^-8 (arXiv:2108.12409, §3).
+    The slopes m_h are ALiBi's, a geometric sequence that ends at 2^-8 (arXiv:2108.12409, §3). There it is added inside
+    a softmax, where it makes weights decay. Inside a SiLU it does not: with a product of 1 and a slope of 1, weights at
+    distances 0 to 4 are .73, 0, -.27, -.24 and -.14. ``attention`` chooses what it does.
 
     Args:
         apart: places between query and key [N, Q, P].

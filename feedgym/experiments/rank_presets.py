@@ -115,10 +115,19 @@ class GenRankSizes(SequenceRankerSizes):
 
     bias: Literal["alibi", "learned", "none"] = "alibi"
     """Of attention by distance and time; alibi has no parameters."""
+    attention: Literal["silu", "decay", "softmax"] = "silu"
+    """What products of queries and keys and the bias become: silu (the SiLU of their sum, in which a falling bias is no
+    decay), decay (the SiLU of the products times e to the bias, which must be alibi) or softmax (of their sum)."""
     request_gap_s: float = 600.0
     """Events at most so many seconds after the one before belong to the same request."""
     history_mask: Literal["causal", "full"] = "causal"
     """causal, or full as an ablation."""
+
+    def __post_init__(self) -> None:
+        if self.attention == "decay" and self.bias != "alibi":
+            raise ValueError(
+                f"attention='decay' decays by bias='alibi' and not by {self.bias!r}; choose alibi or silu."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +144,8 @@ class GenRankRun(RankRun):
         ablations = ", loss on history" * self.model.loss_on_history + ", history seen whole" * (
             self.model.history_mask == "full"
         )
-        return f"GenRank (bias {self.model.bias}{ablations})"
+        attention = f", {self.model.attention}" * (self.model.attention != "silu")
+        return f"GenRank (bias {self.model.bias}{attention}{ablations})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,13 @@ Norms have no weights. So it is in Meta's code of retrieval; that of ranking dif
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Attention = Literal["silu", "decay", "softmax"]
 
 EPS = 1e-6
 NUM_TIME_BUCKETS = 129
@@ -91,6 +95,8 @@ class HSTULayer(nn.Module):
         concat_ux: as in ranking: give the output matrix [u, x, u * a], x being the attended values before their norm.
         head_norm: norm the attended values of each head apart.
         learned_bias: add a learned relative bias to the products; without it :meth:`attend` takes any other, or none.
+        attention: what products of queries and keys, s, and their bias, b, become: silu (HSTU's): SiLU(s + b) / N;
+            decay: SiLU(s) exp(b) / N, so that a falling bias takes weights to 0; softmax: softmax(s + b).
     """
 
     def __init__(
@@ -109,8 +115,10 @@ class HSTULayer(nn.Module):
         concat_ux: bool = False,
         head_norm: bool = False,
         learned_bias: bool = True,
+        attention: Attention = "silu",
     ) -> None:
         super().__init__()
+        self.attention = attention
         self.num_heads, self.num_positions = num_heads, num_positions
         self.concat_ua, self.concat_ux, self.head_norm = concat_ua, concat_ux, head_norm
         self.scale = d_qk**-0.5 if scaled else 1.0
@@ -132,27 +140,67 @@ class HSTULayer(nn.Module):
         return u, v, q, k
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask_RQP: Tensor) -> Tensor:
-        """SiLU(q k + bias) * mask · v / N, [R, Q, H, d_v], of R rows with Q queries and P keys each.
+        """Values weighed as ``attention`` says, SiLU(q k + bias) * mask · v / N; [R, Q, H, d_v] of R rows.
 
-        A sum over keys without normalisation, so that parts of the keys can be attended to apart and added up.
+        Unless it is softmax's, this is a sum over keys without normalisation, so that parts of the keys can be attended
+        to apart and added up.
 
         Args:
             q: queries [R, Q, H, d_qk].
             k: keys [R, P, H, d_qk].
             v: values [R, P, H, d_v].
-            bias: [R, Q, P], for all heads, or [R, H, Q, P].
-            mask_RQP: bool, who sees whom; [1, Q, P] if it is the same for all rows.
+            bias: [R, Q, P], for all heads, or [R, H, Q, P], as decay needs it.
+            mask_RQP: bool, who sees whom; [1, Q, P] if it is the same for all rows. Under softmax all see someone.
         """
+        if self.attention == "softmax":
+            score_RHQP = self._scores(q, k, bias).masked_fill(~mask_RQP[:, None], -torch.inf)
+            return torch.einsum("rhqp,rphd->rqhd", score_RHQP.softmax(-1), v)
+        if self.attention == "decay" and bias is not None:
+            weight_RHQP = F.silu(self._scores(q, k, None)) * bias.exp()
+        else:
+            weight_RHQP = F.silu(self._scores(q, k, bias))
+        return torch.einsum("rhqp,rphd->rqhd", weight_RHQP * mask_RQP[:, None], v / self.num_positions)
+
+    def _scores(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+        """Products of queries and keys plus their bias, [R, H, Q, P]."""
         score_RHQP = torch.einsum("rqhd,rphd->rhqp", q if self.scale == 1 else q * self.scale, k)
-        if bias is not None:
-            score_RHQP = score_RHQP + (bias[:, None] if bias.ndim == 3 else bias)
-        weight_RHQP = F.silu(score_RHQP) * mask_RQP[:, None]
-        return torch.einsum("rhqp,rphd->rqhd", weight_RHQP, v / self.num_positions)
+        if bias is None:
+            return score_RHQP
+        return score_RHQP + (bias[:, None] if bias.ndim == 3 else bias)
 
     def attend_itself(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
         """What each position attends to in itself, [..., H, d_v] of [..., H, d]; to be added to :meth:`attend`'s."""
         score = (q * k).sum(-1, keepdim=True) * self.scale + bias
         return F.silu(score) / self.num_positions * v
+
+    def attend_both(
+        self,
+        q: Tensor,
+        memory: tuple[Tensor, Tensor],
+        own: tuple[Tensor, Tensor],
+        bias: Tensor | None,
+        own_bias: Tensor | float,
+        mask_RQP: Tensor,
+    ) -> Tensor:
+        """What positions attend to in the keys and values of a memory and in their own, [R, Q, H, d_v].
+
+        Args:
+            q: queries [R, Q, H, d_qk].
+            memory: keys and values [R, P, H, d].
+            own: keys and values [R, Q, H, d], of which each query sees its own.
+            bias: towards the memory; see :meth:`attend`.
+            own_bias: of a position towards itself.
+            mask_RQP: bool, who sees whom in the memory.
+        """
+        if self.attention != "softmax":
+            return self.attend(q, *memory, bias, mask_RQP) + self.attend_itself(q, *own, own_bias)
+        # One softmax over both: the own score is a last column.
+        (keys, values), (k, v) = memory, own
+        score_RHQP = self._scores(q, keys, bias).masked_fill(~mask_RQP[:, None], -torch.inf)
+        own_RHQ1 = (((q * k).sum(-1) * self.scale) + own_bias).transpose(1, 2)[..., None]
+        weight_RHQP = torch.cat([score_RHQP, own_RHQ1], dim=-1).softmax(-1)
+        attended = torch.einsum("rhqp,rphd->rqhd", weight_RHQP[..., :-1], values)
+        return attended + weight_RHQP[..., -1:].transpose(1, 2) * v
 
     def finish(self, x: Tensor, u: Tensor, attended: Tensor) -> Tensor:
         """Output [..., D] of raw inputs, gates and attended values [..., H, d_v]."""
