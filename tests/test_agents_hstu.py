@@ -222,6 +222,14 @@ def test_sessions_are_learned_by_their_labels_alone():
     assert all(p.grad is not None for p in [loss.backward(), *model.parameters()][1:])
 
 
+@pytest.mark.parametrize("sizes", [dict(loss="ce"), dict(loss="bce", num_negatives=1), dict(num_negatives=3)])
+def test_sessions_are_learned_over_the_whole_catalogue_whatever_loss_sequences_have(sizes):
+    model, histories = toy(**sizes), toy_histories(9, num_items=NUM_ITEMS)
+    sessions = toy_sessions(model, histories, 1).item_ids_USK
+    loss = model.train()(**model.training_batch(histories, sessions[:, 0])).loss
+    torch.testing.assert_close(loss, -session_logp(model.eval(), histories, sessions).mean() / K)
+
+
 def test_stochastic_length_keeps_what_it_should():
     histories = toy_histories(4000, num_items=NUM_ITEMS, length=16)
     model = toy(history_length=16, only_positives=False)

@@ -13,6 +13,10 @@ user's samples, and those of the session's own items are cached. All items of a 
 events stream their actions are still to come: a learned token "unknown" stands for them, which training puts in the
 place of a share of the actions (``hide_actions``).
 
+Sessions are learned by cross-entropy over the whole catalogue (:meth:`HSTU.training_batch`): sampling and DPO go by
+probabilities of sessions, which a loss with drawn negatives does not teach. ``loss`` and ``num_negatives`` are those of
+whole sequences (:meth:`HSTU.sequence_batch`), from which retrieval learns.
+
 Stochastic length (§3.2): sequences of more than N^(alpha/2) events are cut to so many, except with probability
 N^alpha / n^2. Which events stay is drawn, the recent ones likelier (weights 1 - age / sum of ages); what comes next and
 when is told as it truly was. It is drawn in the forward pass, as dropout is, and not where batches are made: those are
@@ -244,7 +248,10 @@ class HSTU(SequenceModel):
         return self.vocabulary.session_tokens(item_ids_NK.to(self.device)[..., None])
 
     def training_batch(self, histories: EventBatch, item_ids_NK: Tensor) -> dict[str, Tensor]:
-        """What :meth:`forward` needs to learn sessions: BOS and padding are read but not learned."""
+        """What :meth:`forward` needs to learn sessions, always by cross-entropy over the whole catalogue.
+
+        BOS and padding are read but not learned.
+        """
         tokens_NM = self.session_tokens(item_ids_NK)
         return {
             "input_ids": tokens_NM,

@@ -108,7 +108,7 @@ def build_model(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer) -> An
     """An untrained model of the experiment's kind; any model of :class:`feedgym.agents.dpo.Alignable`'s will do."""
     sizes = config.model_arguments(pool)
     if isinstance(config.model, HSTUSize):
-        return HSTU(HSTUConfig(**sizes, num_items=pool.catalog.num_items))
+        return HSTU(HSTUConfig(**sizes, num_items=pool.catalog.num_items, loss="ce"))
     if isinstance(config.model, TigerSize):
         return Tiger.from_tokenizer(tokenizer, TigerConfig(**sizes))
     return OneRec.from_tokenizer(tokenizer, OneRecConfig(**sizes))
