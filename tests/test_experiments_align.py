@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,12 @@ from feedgym.agents.hstu import HSTU, HSTUConfig
 from feedgym.agents.session_model import session_logp
 from feedgym.cli import main
 from feedgym.data.batches import Preferences
-from feedgym.experiments.agents_of import agents_of
-from feedgym.experiments.presets import PRESETS, AlignConfig, HSTUSize, ModelConfig, TigerSize, smoke
+from feedgym.data.sessions import SessionFilter
+from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
+from feedgym.experiments.agents_of import agents_of, build_model
+from feedgym.experiments.presets import PRESETS, AlignConfig, HSTUSize, ModelConfig, TigerSize, codes_for, smoke
+from feedgym.tokenizers.quality import quality_report
+from feedgym.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
 from feedgym.tokenizers.rqvae import RQVAE
 
 SIZES = {"onerec-ipa": ModelConfig, "tiger-ipa": TigerSize, "hstu-ipa": HSTUSize}
@@ -54,6 +59,38 @@ def test_tiger_is_aligned_and_judged_through_the_command_line(tmp_path, capsys):
     assert type(base).__name__ == "Tiger" and base.config.tokenizer_hash == aligned.config.tokenizer_hash
     assert RQVAE.load(run / "stages" / "tokenizer").hash == base.config.tokenizer_hash
     assert any(not torch.equal(a, b) for a, b in zip(base.parameters(), aligned.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("num_items", [2, 3, 5, 16, 120, 2000, 2049, 4096, 10_000, 10**6])
+def test_codes_have_room_for_four_times_the_items(num_items):
+    num_codes = codes_for(num_items)
+    assert 4 * num_items <= math.prod(num_codes) < 8 * num_items
+    assert all(size & (size - 1) == 0 and 1 < size <= num_items for size in num_codes)  # powers of two, none empty
+
+
+def test_the_default_codes_are_balanced_and_an_existing_item_is_not_written_by_chance():
+    """With 2,048 tuples for 2,000 items, 98% of all codes could follow a first one; no new item found a free tuple."""
+    content_IE = ShortVideo(ShortVideoConfig(num_items=500)).catalog.content_IE
+    tokenizer = ResidualKMeans(ResidualKMeansConfig(num_codes=codes_for(500))).fit(content_IE)
+    report = quality_report(tokenizer, content_IE)
+    assert report["utilisation"] == [1.0, 1.0] and report["unique_tuple_ratio"] == 1.0
+    assert all(
+        most - least <= 1 for least, most in zip(report["cluster_size_min"], report["cluster_size_max"], strict=True)
+    )
+    assert report["items_per_tuple"] <= 1 / 4 and report["max_prefix_group"][0] <= tokenizer.num_codes[1] / 4
+
+
+def test_the_papers_preset_has_what_the_paper_publishes():
+    config = PRESETS["onerec-ipa-paper"]()
+    assert config.sessions == SessionFilter(min_watched=5, min_interactions=1, top_share=1.0)
+    assert (config.ipa.num_samples, config.ipa.user_share, config.ipa.beams) == (128, 0.01, True)
+    assert (config.history_length, config.model.num_experts, config.judge.beams) == (256, 24, 128)
+    assert config.pretrain.lr == config.dpo.learning_rate == 2e-4 and config.dpo.epochs == 1
+
+
+def test_hstu_says_by_which_loss_it_learned_sessions():
+    pool = SimpleNamespace(catalog=SimpleNamespace(num_items=NUM_ITEMS), profile_sizes=(3, 2))
+    assert build_model(PRESETS["hstu-ipa-smoke"](), pool, None).config.loss == "ce"
 
 
 def test_hstu_starts_a_round_at_ln_2_and_learns_to_prefer_the_chosen(tmp_path):
