@@ -115,7 +115,7 @@ class HSTULayer(nn.Module):
         concat_ux: bool = False,
         head_norm: bool = False,
         learned_bias: bool = True,
-        attention: Attention = "silu",
+        attention: str = "silu",
     ) -> None:
         super().__init__()
         self.attention = attention
