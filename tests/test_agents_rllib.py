@@ -26,7 +26,7 @@ from feedgym.envs.feed import FeedVectorEnv
 from feedgym.envs.logging import collect_log
 from feedgym.envs.recorder import transitions
 from feedgym.envs.registration import ENVIRONMENTS
-from feedgym.experiments.rollouts import start_ray
+from feedgym.experiments.rollouts import ray_running
 
 ITEMS, K, T = 15, 3, 6
 SIZES = SlateNetConfig(width=8, heads=2, hidden=16)
@@ -40,9 +40,8 @@ def task(env_id="toys/Users-v0", **options):
 
 @pytest.fixture(scope="module")
 def ray():
-    running = start_ray("local")
-    yield running
-    running.shutdown()
+    with ray_running() as running:
+        yield running
 
 
 # ---------------------------------------------------------------- without Ray

@@ -1,11 +1,16 @@
+import ipaddress
 import os
 import signal
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 import torch
 
 from feedgym.data.batches import EventBatch, SessionBatch
-from feedgym.experiments.rollouts import RolloutConfig, Rollouts
+from feedgym.experiments.rollouts import RolloutConfig, Rollouts, ray_running
 
 NUM_ITEMS, K, USERS = 50, 4, 22
 
@@ -46,8 +51,7 @@ class MurderousReward(Reward):
         return super().__call__(histories, sessions)
 
 
-@pytest.fixture(scope="module")
-def histories():
+def some_histories():
     return EventBatch(
         item_ids_UT=torch.zeros(USERS, 2, dtype=torch.long),
         behaviours_UTB=torch.zeros(USERS, 2, 7),
@@ -57,6 +61,11 @@ def histories():
         profile_UF=torch.arange(USERS)[:, None] % 11 + torch.arange(3),
         time_of_day_U=torch.zeros(USERS),
     )
+
+
+@pytest.fixture(scope="module")
+def histories():
+    return some_histories()
 
 
 def rollout(histories, reward, agent=None, ray="local", **options):
@@ -101,3 +110,71 @@ def test_another_seed_gives_other_sessions_and_progress_is_told(histories, in_pr
 def test_an_address_where_no_cluster_answers_is_said_in_one_line(histories):
     with pytest.raises(ValueError, match=r"No Ray cluster answers at '127.0.0.1:1'"):
         rollout(histories, Reward(), ray="127.0.0.1:1")
+
+
+# ---------------------------------------------------------------- a cluster of our own
+
+
+def family():
+    me = psutil.Process()
+    return [me, *me.children(recursive=True)]
+
+
+def is_loopback(host):
+    address = ipaddress.ip_address(host)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+@pytest.mark.slow
+def test_ray_listens_on_the_loopback_address_alone_and_refuses_who_has_no_token():
+    with ray_running() as ray:
+        ray.get(ray.remote(num_cpus=1)(lambda: os.getpid()).remote())
+        listening = [
+            (process.name(), connection.laddr)
+            for process in family()
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        assert {name for name, _ in listening} >= {"gcs_server", "raylet"}
+        assert [place for place in listening if not is_loopback(place[1].ip)] == []
+        address = ray.get_runtime_context().gcs_address
+        code = f"from ray._raylet import GcsClient; GcsClient({address!r}).internal_kv_keys(b'', None, timeout=60)"
+        for token, refusal in ((os.environ["RAY_AUTH_TOKEN"], ""), ("0" * 64, "InvalidAuthToken")):
+            env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+            guest = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+            assert (guest.returncode == 0) == (not refusal) and refusal in guest.stderr, guest.stderr
+    assert [process.cmdline() for process in family()[1:] if "ray" in " ".join(process.cmdline())] == []
+
+
+ROLLOUTS = """
+import time
+from test_experiments_rollouts import Agent, Reward, some_histories
+from feedgym.experiments.rollouts import RolloutConfig, Rollouts
+with Rollouts(RolloutConfig(users_per_task=4)) as rollouts:
+    rollouts(Agent(), Reward(), some_histories(), 16, (3, 1))
+    print("running", flush=True)
+    time.sleep(600)
+"""
+RLLIB = ["-m", "feedgym", "run", "rllib-smoke", "--num-seeds", "1", "--train.iterations", "100000", "--run"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["rollouts", "rllib"])
+def test_a_killed_run_leaves_no_process_behind(kind, tmp_path):
+    folder = tmp_path / "run"
+    command = ["-c", ROLLOUTS] if kind == "rollouts" else [*RLLIB, str(folder)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])}
+    curve = folder / "stages" / "trained-0" / "work" / "curve.jsonl"
+    with open(tmp_path / "said", "w+") as said:
+        run = subprocess.Popen([sys.executable, *command], env=env, stdout=said, stderr=subprocess.STDOUT)
+        for _ in range(2400):
+            if "running" in (tmp_path / "said").read_text() or curve.exists():
+                break
+            assert run.poll() is None, (tmp_path / "said").read_text()
+            time.sleep(0.1)
+        born = psutil.Process(run.pid).children(recursive=True)
+        run.kill()
+        run.wait()
+    assert sum("ray" in process.name() for process in born) >= 2
+    _, left = psutil.wait_procs(born, timeout=20)
+    assert [process.cmdline() for process in left] == []

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +32,7 @@ from feedgym.experiments.evaluate import Served, judged_by, references, samples,
 from feedgym.experiments.progress import progress
 from feedgym.experiments.report import write_report
 from feedgym.experiments.rl_presets import RLConfig
-from feedgym.experiments.rollouts import one_thread, start_ray
+from feedgym.experiments.rollouts import one_thread, ray_running
 from feedgym.experiments.run import JSON, Codec, Run, Stage
 from feedgym.experiments.statistics import Ratio, interval, lift, over_runs, resampling_counts
 from feedgym.experiments.worlds import LOG
@@ -136,16 +135,6 @@ def experiment(config: RLConfig, run: Run) -> dict[str, Any]:
 def stage_names(config: RLConfig) -> list[str]:
     """The stages of an experiment, in order."""
     return ["log", *(f"trained-{n}" for n in range(config.num_seeds)), "judged"]
-
-
-@contextmanager
-def ray_running():
-    """Ray on this machine for as long as RLlib needs it; ended whatever happens, so that the process ends too."""
-    ray = start_ray("local")
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 # ---------------------------------------------------------------- the world

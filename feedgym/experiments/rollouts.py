@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, chdir, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.experiments import ray_watch
 from feedgym.experiments.progress import Step
 from feedgym.protocols import Recommender, SessionReward
 
@@ -71,17 +75,15 @@ class Rollouts:
         _require_cluster(ray)
         self.config, self.ray = config, ray
         self._actors: list[Any] = []
+        self._open = ExitStack()
         self._version = 0
 
     def __enter__(self) -> Rollouts:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        if self._actors:
-            import ray
-
-            ray.shutdown()
-            self._actors = []
+        self._actors = []
+        self._open.close()
 
     def __call__(
         self,
@@ -143,7 +145,7 @@ class Rollouts:
 
     def _start(self) -> list[Any]:
         if not self._actors:
-            ray = start_ray(self.ray)
+            ray = self._open.enter_context(ray_running(self.ray))
             actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=5)(Worker)
             self._actors = [actor.remote() for _ in range(self.config.num_actors)]
         return self._actors
@@ -173,20 +175,51 @@ class Worker:
         return os.getpid()
 
 
-def start_ray(address: Literal["local"] | str) -> Any:
-    """Ray, connected: to a cluster of its own on this machine, or to the one at ``address``; quiet either way."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # never start a second cluster behind our back
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+@contextmanager
+def ray_running(address: str = "local") -> Iterator[Any]:
+    """Ray, quiet, for as long as the context lasts; if it was running before, it stays as it is.
+
+    A cluster of our own ("local") listens on the loopback address alone, asks for a token that only its own processes
+    know, has no dashboard, and ends with this process, even if that is killed. Any other cluster keeps its settings.
+
+    Args:
+        address: "local" or the address of a cluster.
+    """
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_AUTO_CONNECT", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        os.environ.setdefault(name, "0")  # the second: never start another cluster behind our back
+    if address == "local":
+        if "ray" not in sys.modules:  # it reads the mode when it is imported
+            os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
-    if not ray.is_initialized():
-        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    with ExitStack() as stack:
         if address == "local":
-            ray.init(include_dashboard=False, **quiet)
+            _start_local(ray, stack, **quiet)
         else:
             ray.init(address=address, **quiet)
-    return ray
+        stack.callback(ray.shutdown)
+        yield ray
+
+
+def _start_local(ray: Any, stack: ExitStack, **options: Any) -> None:
+    """A cluster of our own; what is left of it when the stack is closed or this process is gone is killed."""
+    watch = subprocess.Popen(
+        [sys.executable, "-P", ray_watch.__file__, str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C and a closed terminal are not for it
+    )
+    stack.callback(watch.communicate)  # closes its input and waits for its end
+    ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # loopback, as Ray has it on macOS and Windows
+    # Ray puts the current folder first on its workers' path: only where it is on ours.
+    with nullcontext() if {"", os.getcwd()} & set(sys.path) else chdir(sys.prefix):
+        ray.init(address="local", include_dashboard=False, **options)
 
 
 def _require_cluster(address: str) -> None:
