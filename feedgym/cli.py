@@ -121,6 +121,8 @@ class Demo:
     """Continue the run in this folder where it stopped, with its own configuration."""
     ray: str = "local"
     """Where sessions are sampled: local (two processes), off (this one), or the address of a Ray cluster."""
+    trust: bool = False
+    """Import what the folder names though it is not feedgym's own: only where you trust who made it."""
 
 
 def demo(arguments: Sequence[str]) -> None:
@@ -129,7 +131,10 @@ def demo(arguments: Sequence[str]) -> None:
     from feedgym.experiments.presets import small
 
     config = replace(small(), seed=options.seed) if options.resume is None else read_config(options.resume)
-    _experiment("demo", replace(config, ray=options.ray), options.run, options.resume)
+    config = replace(config, ray=options.ray)
+    if options.resume is not None:
+        check_code(config, options.resume, options.trust, arguments)
+    _experiment("demo", config, options.run, options.resume, trust=options.trust)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -165,6 +170,9 @@ def _from_preset(command: str, presets: Mapping[str, Callable[[], Any]], argumen
         resume: Path | None = None
         """Continue the run in this folder where it stopped. Options change its configuration, and what depends on them
         is done again: --ipa.rounds 8 adds rounds to a finished run."""
+        trust: bool = False
+        """Import what folders name though it is not feedgym's own, such as the simulator of a run to go on with: only
+        where you trust who made them. What this command line names itself needs no such word."""
 
     RunArguments.__doc__ = kind.__doc__
     options = _parse(RunArguments, f"{command} {name}", rest, RunArguments(**vars(config)))
@@ -174,7 +182,9 @@ def _from_preset(command: str, presets: Mapping[str, Callable[[], Any]], argumen
             raise ValueError(f"{options.resume} is a run of another kind than {name}; resume it with its own preset.")
         options = _parse(RunArguments, f"{command} {name}", rest, RunArguments(**vars(begun)))
     config = kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
-    _experiment(name, config, options.run, options.resume)
+    if options.resume is not None:
+        check_code(config, options.resume, options.trust, arguments)
+    _experiment(name, config, options.run, options.resume, trust=options.trust)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +204,8 @@ class StageArguments:
     """Seed of a new run."""
     redo: bool = False
     """Do the stage again though its product is there."""
+    trust: bool = False
+    """Import what the folder names though it is not feedgym's own: only where you trust who made it."""
 
 
 def stage(arguments: Sequence[str]) -> None:
@@ -207,9 +219,12 @@ def stage(arguments: Sequence[str]) -> None:
     config = read_config(options.run) if known else replace(_preset(options.preset, presets), seed=options.seed)
     if options.name not in (names := _kind_of(config).stage_names(config)):
         raise ValueError(f"The run has no stage {options.name!r}; its stages are {', '.join(names)}.")
+    if known:
+        check_code(config, options.run, options.trust, arguments)
     folders = (None, options.run) if known else (options.run, None)
+    redo = options.name if options.redo else None
     with contextlib.suppress(StageReached):
-        _experiment("stage", config, *folders, stop_after=options.name, redo=options.name if options.redo else None)
+        _experiment("stage", config, *folders, stop_after=options.name, redo=redo, trust=options.trust)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +241,8 @@ class EvaluateArguments:
     """Another seed is another population of users."""
     beams: int | None = None
     """Width of the search by which the agents choose what they serve in the second judgement; 0 leaves it out."""
+    trust: bool = False
+    """Import what the folder names though it is not feedgym's own: only where you trust who made it."""
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -234,8 +251,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     if not (options.run / "summary.json").exists():
         raise ValueError(f"{options.run} holds no finished run; finish it with `feedgym demo --resume {options.run}`.")
     config = read_config(options.run)
-    changes = {name: value for name, value in vars(options).items() if name != "run" and value is not None}
-    _experiment("evaluate", replace(config, judge=replace(config.judge, **changes)), None, options.run)
+    check_code(config, options.run, options.trust, arguments)
+    changes = {name: getattr(options, name) for name in ("users", "visits", "seed", "beams")}
+    judge = replace(config.judge, **{name: value for name, value in changes.items() if value is not None})
+    _experiment("evaluate", replace(config, judge=judge), None, options.run, trust=options.trust)
 
 
 def _preset(name: str, presets: Mapping[str, Callable[[], Any]]) -> Any:
@@ -249,6 +268,15 @@ def read_config(folder: Path) -> Any:
     from feedgym.experiments.agents_of import read_config
 
     return read_config(folder)
+
+
+def check_code(config: Any, folder: Path, trust: bool, arguments: Sequence[str]) -> None:
+    """Refuse a run's configuration that names code which is neither feedgym's, nor trusted, nor in the arguments."""
+    from feedgym.trust import check_config
+
+    words = {part for text in arguments for part in (text, text.partition("=")[2])}
+    named = {word for word in words if Path(word) != folder}
+    check_config(config, folder / "config.json", trust=trust, named=named)
 
 
 def _kind_of(config: Any) -> Any:
@@ -400,6 +428,9 @@ class WatchArguments:
     """PNG file for a picture of the last visit."""
     frames: Path | None = None
     """New folder for a picture of every visit."""
+    trust: bool = False
+    """Import what a run's or a learned simulator's folder names though it is not feedgym's own: only where you trust
+    who made it."""
 
 
 def watch(arguments: Sequence[str]) -> None:
@@ -414,6 +445,7 @@ def watch(arguments: Sequence[str]) -> None:
         simulator=options.simulator,
         session_length=options.session_length,
         visits=options.visits,
+        trust=options.trust,
     )
     watch(show, seed=options.seed, visits=options.visits, delay_s=options.delay, png=options.png, frames=options.frames)
 
@@ -433,7 +465,10 @@ class SimulateArguments:
     out: Path
     """Folder to write to."""
     simulator: str = "feedgym.envs.short_video:ShortVideo"
-    """Import path of the user simulator."""
+    """Import path of the user simulator, or the folder of a learned one."""
+    trust: bool = False
+    """Import the ranker that a learned simulator's folder names though it is not feedgym's own: only where you trust
+    who made it."""
     users: int = 1000
     """Users."""
     visits: int = 14
@@ -457,7 +492,7 @@ def simulate(arguments: Sequence[str]) -> None:
     from feedgym.envs.logging import LoggingConfig, collect_log
     from feedgym.experiments.progress import progress
 
-    simulator = make_simulator(options.simulator)
+    simulator = make_simulator(options.simulator, trust=options.trust)
     served = LoggingConfig(popularity_share=options.popularity_share, random_share=options.random_share)
     with progress("Simulating") as step:
         log = collect_log(
@@ -502,6 +537,9 @@ class RealismArguments:
     """K, items in a session of a simulator."""
     seed: int = 0
     """Decides a simulator's log and the halves."""
+    trust: bool = False
+    """Import the ranker that a learned simulator's folder names though it is not feedgym's own: only where you trust
+    who made it."""
 
 
 def realism(arguments: Sequence[str]) -> None:
@@ -511,7 +549,7 @@ def realism(arguments: Sequence[str]) -> None:
 
     from feedgym.experiments.realism import read_side, realism, table_of, write_realism
 
-    sizes = {name: getattr(options, name) for name in ("users", "visits", "session_length", "seed")}
+    sizes = {name: getattr(options, name) for name in ("users", "visits", "session_length", "seed", "trust")}
     a, b = read_side(options.a, **sizes), read_side(options.b, **sizes)
     found = realism((options.a, options.b), a, b, seed=options.seed)
     Console(highlight=False).print(table_of(found))
@@ -532,6 +570,9 @@ class CheckArguments:
     (feedgym/ShortVideo-v1, or my_lab:my_lab/Teen-v0 where a module registers it)."""
     all: bool = False
     """Check everything that feedgym brings, plug-ins and ids."""
+    trust: bool = False
+    """Import the ranker that a learned simulator's folder names though it is not feedgym's own: only where you trust
+    who made it."""
 
 
 def check(arguments: Sequence[str]) -> None:
@@ -546,7 +587,7 @@ def check(arguments: Sequence[str]) -> None:
         print(f"[{number}/{len(paths)}] {path}: ", end="", flush=True)
         begin = time.perf_counter()
         try:
-            protocol = check_path(path)
+            protocol = check_path(path, trust=options.trust)
         except ValueError:
             print()
             raise

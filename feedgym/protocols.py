@@ -209,7 +209,7 @@ def load(path: str) -> Any:
     """The object an import path names.
 
     Args:
-        path: ``"package.module:Name"``; the current folder is searched too.
+        path: ``"package.module:Name"``; for other packages than feedgym the current folder is searched too.
 
     Raises:
         ValueError: the path has no colon, or the module or the name in it cannot be found.
@@ -217,7 +217,7 @@ def load(path: str) -> Any:
     module_name, _, name = path.partition(":")
     if not name:
         raise ValueError(f"{path!r} is no import path; write it as 'package.module:Name'.")
-    if str(Path.cwd()) not in sys.path:
+    if module_name.partition(".")[0] != "feedgym" and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)

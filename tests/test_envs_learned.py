@@ -153,7 +153,9 @@ def test_watching_keeps_to_the_rule_of_long_views(fitted):
 
 def test_it_is_read_back_as_it_was_written(fitted, tmp_path, monkeypatch):
     fitted.save(tmp_path / "users")
-    again = make_simulator(str(tmp_path / "users"))
+    with pytest.raises(ValueError, match=r"simulator.json would import and run 'toy_ranker:ToyRanker' \(its ranker\)"):
+        make_simulator(str(tmp_path / "users"))
+    again = make_simulator(str(tmp_path / "users"), trust=True)
     assert isinstance(again, LearnedSimulator) and again.profile_sizes == fitted.profile_sizes
     state = fitted.reset(user_seeds(30, 0, "test"))
     a, b = (s.respond(s.reset(state.seed_U), slates(30, 300))[0] for s in (fitted, again))
@@ -161,7 +163,7 @@ def test_it_is_read_back_as_it_was_written(fitted, tmp_path, monkeypatch):
         np.testing.assert_array_equal(getattr(a, f.name), getattr(b, f.name))
     (tmp_path / "users" / "simulator.safetensors").write_bytes(b"broken")
     with pytest.raises(ValueError, match="holds no learned simulator"):
-        make_simulator(str(tmp_path / "users"))
+        make_simulator(str(tmp_path / "users"), trust=True)
 
 
 def test_environments_show_what_is_known_of_the_users(fitted):

@@ -58,18 +58,20 @@ def test_a_run_leaves_a_simulator_and_its_judgement(run):
 
 def test_its_folder_serves_wherever_a_simulator_is_asked_for(run, tmp_path, capsys):
     folder = str(run / "stages" / "simulator")
-    main(["check", folder])
+    main(["check", folder, "--trust"])
     assert "UserSimulator, all promises kept" in capsys.readouterr().out
-    main(["simulate", "--simulator", folder, "--out", str(tmp_path), "--users", "20", "--visits", "2"])
+    main(["simulate", "--simulator", folder, "--out", str(tmp_path), "--users", "20", "--visits", "2", "--trust"])
     assert (tmp_path / "events.parquet").exists()
 
 
 def test_a_finished_run_is_not_done_again(run):
     marks = [run / "stages" / name / "stage.json" for name in ("log", "ranker", "simulator")]
     before = [mark.stat().st_mtime_ns for mark in marks]
-    main(["stage", "simulator", "--run", str(run)])
+    with pytest.raises(SystemExit):  # its ranker is not feedgym's own
+        main(["stage", "simulator", "--run", str(run)])
+    main(["stage", "simulator", "--run", str(run), "--trust"])
     assert [mark.stat().st_mtime_ns for mark in marks] == before
-    main(["stage", "simulator", "--run", str(run), "--redo"])
+    main(["stage", "simulator", "--run", str(run), "--redo", "--trust"])
     assert [mark.stat().st_mtime_ns for mark in marks[:2]] == before[:2]
     assert marks[2].stat().st_mtime_ns > before[2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,9 @@ from transformers.utils import logging as hf_logging
 
 hf_logging.disable_progress_bar()  # loading and saving take milliseconds; the project draws its own bars
 
+ADAPTER = "adapter_config.json"
+"""By this file transformers finds another model's weights and code to load, where the library for it is installed."""
+
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
@@ -21,11 +25,24 @@ def load_saved(kind: type[ModelT], folder: Path | str) -> ModelT:
     Raises:
         ValueError: a file is missing or damaged, or weights and configuration disagree.
     """
+    folder = Path(folder)
     try:
-        if not (Path(folder) / CONFIG_NAME).is_file():  # transformers would make one up or ask the internet
+        if not (folder / CONFIG_NAME).is_file():  # transformers would make one up or ask the internet
             raise FileNotFoundError(f"it has no {CONFIG_NAME}")
+        # The model's own settings alone: by others transformers loads kernels, quantizers or code from elsewhere.
+        own, found = kind.config_class().to_dict(), json.loads((folder / CONFIG_NAME).read_text())
+        config = kind.config_class.from_dict({name: value for name, value in found.items() if name in own})
+        if (folder / ADAPTER).exists():
+            raise ValueError(f"it has an {ADAPTER}, and no {kind.__name__} has adapters")
         # Left alone, transformers puts random weights where it finds none, and a table where an error should be.
-        loaded: Any = kind.from_pretrained(folder, output_loading_info=True, ignore_mismatched_sizes=True)
+        loaded: Any = kind.from_pretrained(
+            folder,
+            config=config,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=True,
+            local_files_only=True,
+        )
         model, found = loaded
         sizes = (name for name, *_ in found["mismatched_keys"])
         if astray := sorted({*found["missing_keys"], *found["unexpected_keys"], *sizes}):

@@ -46,12 +46,15 @@ TEST_POPULATION = 0x74657374
 """Salt of the seeds of the test users, whom no training meets."""
 
 
-def make_simulator(simulator: UserSimulator | str = SHORT_VIDEO, **kwargs: Any) -> UserSimulator:
+def make_simulator(
+    simulator: UserSimulator | str = SHORT_VIDEO, *, trust: bool = False, **kwargs: Any
+) -> UserSimulator:
     """The simulator that an object or an import path names.
 
     Args:
         simulator: an object, or the import path of an object, a class or a function that makes one, or the folder of a
             simulator that was fitted to a log.
+        trust: import what such a folder names, though it is none of feedgym's (:mod:`feedgym.trust`).
         **kwargs: given to the class or function; they are the config's fields where it takes a dataclass ``config``.
 
     Raises:
@@ -61,7 +64,7 @@ def make_simulator(simulator: UserSimulator | str = SHORT_VIDEO, **kwargs: Any) 
     if isinstance(simulator, str) and Path(simulator).is_dir():
         from feedgym.envs.learned import LearnedSimulator  # imports torch, which other users need not wait for
 
-        target = LearnedSimulator.load(simulator)
+        target = LearnedSimulator.load(simulator, trust=trust)
     else:
         target = load(simulator) if isinstance(simulator, str) else simulator
     if not callable(target):

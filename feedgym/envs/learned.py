@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,7 @@ from feedgym.envs.learned_features import (
     visit_features,
 )
 from feedgym.protocols import Response, checked_slates, load, take_users
+from feedgym.trust import check_named
 
 WATCH, LEAVE, FIRST_BEHAVIOUR = 0, 1, 2
 """Channels of luck at a position; the behaviours follow."""
@@ -301,19 +302,24 @@ class LearnedSimulator:
             temporary.write_text(json.dumps(facts, indent=1))
 
     @classmethod
-    def load(cls, folder: Path | str) -> Self:
+    def load(cls, folder: Path | str, *, ranker: Any = None, trust: bool = False) -> Self:
         """Read a simulator back.
 
+        Args:
+            folder: what :meth:`save` wrote.
+            ranker: the class of its ranker; the one that the folder names if None.
+            trust: import a class that the folder names and that is none of feedgym's (:mod:`feedgym.trust`).
+
         Raises:
-            ValueError: the folder holds none, or a damaged one.
+            ValueError: the folder holds none, or a damaged one, or names a class that nobody trusts.
         """
         folder = Path(folder)
         try:
             facts = json.loads((folder / FILE).read_text())
+            ranker = ranker or _ranker_class(facts["ranker"], folder / FILE, trust)
             tensors = load_file(folder / NUMBERS)
-            ranker = load(facts["ranker"]).load(folder / RANKER)
             return cls(
-                ranker,
+                ranker.load(folder / RANKER),
                 read_catalog(folder / "catalog.parquet"),
                 tuple(facts["profile_names"]),
                 tuple(facts["profile_sizes"]),
@@ -325,3 +331,16 @@ class LearnedSimulator:
             raise ValueError(
                 f"{folder} holds no learned simulator ({error}); fit one with feedgym run learned-simulator."
             ) from error
+
+
+def _ranker_class(path: str, source: Path, trust: bool) -> Any:
+    """The class of a ranker that a file names.
+
+    Raises:
+        ValueError: it is not trusted, or no ranker.
+    """
+    check_named("ranker", path, source, trust=trust)
+    kind = load(path)
+    if not (isinstance(kind, type) and all(callable(getattr(kind, name, None)) for name in ("load", "predict"))):
+        raise ValueError(f"{source} names {path!r} as its ranker, which is no class with load() and predict().")
+    return kind

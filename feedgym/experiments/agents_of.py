@@ -25,6 +25,7 @@ from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.item_id import ItemId
 from feedgym.tokenizers.residual_kmeans import ResidualKMeans
 from feedgym.tokenizers.rqvae import RQVAE
+from feedgym.trust import check_config
 
 TOKENIZERS: dict[str, Any] = {"residual_kmeans": ResidualKMeans, "rqvae": RQVAE, "item_id": ItemId}
 """What gives items their codes, by the name in the configuration."""
@@ -50,19 +51,22 @@ class Finished(NamedTuple):
     catalog: Catalog
 
 
-def agents_of(folder: Path | str) -> Finished:
+def agents_of(folder: Path | str, *, trust: bool = False) -> Finished:
     """Read a finished run's agents and reward back.
 
     Args:
         folder: the run's folder.
+        trust: import what the folder names, though it is none of feedgym's (:mod:`feedgym.trust`).
 
     Raises:
-        ValueError: the folder holds no run, one of another version, or a stage in it is missing or damaged.
+        ValueError: the folder holds no run, one of another version, or a stage in it is missing or damaged; or it names
+            code that nobody trusts.
     """
     folder = Path(folder)
     config = read_config(folder)
     if not isinstance(config, AlignConfig):
         raise ValueError(f"{folder} has no base and aligned agents; give a run of a preset that ends in -ipa.")
+    check_config(config, folder / "config.json", trust=trust)
     last = f"aligned-{config.ipa.rounds}" if config.ipa.rounds else "base"
     for name in ("log", "tokenizer", "base", "reward", last):
         _check_complete(folder, name)
@@ -78,7 +82,7 @@ def agents_of(folder: Path | str) -> Finished:
         raise ValueError(f"A stage of {folder} cannot be read: {error}; {_remedy(folder)}.") from error
     return Finished(
         config=config,
-        world=world_of(config),
+        world=world_of(config, trust),
         agents={name: recommender_of(config, model, tokenizer) for name, model in models.items()},
         reward=score_of(config, log, catalog, reward_model),
         log=log,
@@ -87,7 +91,9 @@ def agents_of(folder: Path | str) -> Finished:
 
 
 def read_config(folder: Path) -> Any:
-    """The configuration a run folder was begun with, of whatever kind of experiment.
+    """The configuration a run folder was begun with, of whatever kind of experiment; nothing it names is imported.
+
+    Use what it names only after :func:`feedgym.trust.check_config`.
 
     Raises:
         ValueError: the folder holds no run, or one of another version.

@@ -35,7 +35,7 @@ from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.rounds import Sampled, choose_pairs, cloud, round_metrics, sample_round
 from feedgym.experiments.run import JSON, Codec, Run, Stage
 from feedgym.experiments.worlds import LOG, Pool, world_of
-from feedgym.protocols import Recommender
+from feedgym.protocols import Recommender, load
 from feedgym.rewards.model import RewardModel, auc_per_tower, fit_reward_model
 from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.quality import quality_report
@@ -51,7 +51,9 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     Returns:
         The summary, as written to ``summary.json``.
     """
-    world = world_of(config)
+    if config.score is not None:
+        load(config.score)  # a mistake in it is told now, and not after the pretraining
+    world = world_of(config, run.trust)
     rollouts = Rollouts(config.rollouts, config.ray)
 
     log = run.stage("log", world.collect, LOG, config=world.key)

@@ -59,7 +59,7 @@ def experiment(config: CascadeRun, run: Run) -> dict[str, Any]:
         The summary, as written to ``summary.json``.
     """
     check(config)
-    finished = agents_of(config.against) if config.against else end_to_end(config, run).value
+    finished = agents_of(config.against, trust=run.trust) if config.against else end_to_end(config, run).value
     world = replace(finished.config, judge=config.judge)
     log = run.stage("log", lambda _: (finished.log, finished.catalog), LOG, config=[finished.config])
     retriever = retriever_stage(config, log, run)

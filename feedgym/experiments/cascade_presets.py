@@ -108,6 +108,10 @@ class CascadeRun:
     cost: CostConfig = field(default_factory=CostConfig)
     """How the cost of a request is measured."""
 
+    def code(self) -> list[tuple[str, str | None]]:
+        """What it names besides data; see :mod:`feedgym.trust`."""
+        return [("ray", self.ray)]
+
 
 def cascade() -> CascadeRun:
     """HSTU retrieval, GenRank and a diverse re-rank against OneRec before and after alignment."""

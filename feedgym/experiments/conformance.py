@@ -82,7 +82,7 @@ def everything() -> list[str]:
     return [*BUILT_IN, *ENVIRONMENTS]
 
 
-def check_path(path: str) -> str:
+def check_path(path: str, *, trust: bool = False) -> str:
     """Check the plug-in that an import path names, or the environment of an id.
 
     Args:
@@ -90,6 +90,7 @@ def check_path(path: str) -> str:
             those of a small simulated feed; a function of ``histories`` and ``sessions`` is a reward itself. A folder
             is a simulator fitted to a log. What else has a slash in it, or no colon and is registered, is an
             environment's id.
+        trust: of a simulator's folder; as for :func:`feedgym.envs.feed.make_simulator`.
 
     Returns:
         The protocol that it follows, or "environment".
@@ -98,7 +99,7 @@ def check_path(path: str) -> str:
         ValueError: it cannot be made, follows no protocol, or breaks a promise of the one it follows.
     """
     if Path(path).is_dir():
-        check_simulator(make_simulator(path))
+        check_simulator(make_simulator(path, trust=trust))
         return "UserSimulator"
     if "/" in path or path in gym.registry:
         check_environment(path)

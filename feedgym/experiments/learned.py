@@ -10,6 +10,7 @@ how far is what they do from the log (:mod:`feedgym.envs.realism`), beside what 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,6 @@ from feedgym.experiments.worlds import LOG, recorded_key, recorded_log, simulate
 from feedgym.protocols import load
 
 Data = tuple[EventLog, Catalog]
-SIMULATOR: Codec[LearnedSimulator] = Codec(lambda made, folder: made.save(folder), LearnedSimulator.load)
-"""How the simulator's stage keeps its product, readable by ``--simulator`` too."""
 
 
 def experiment(config: LearnedRun, run: Run) -> dict[str, Any]:
@@ -52,7 +51,7 @@ def experiment(config: LearnedRun, run: Run) -> dict[str, Any]:
     Returns:
         The summary, as written to ``summary.json``.
     """
-    log = run.stage("log", lambda _: _read_log(config), LOG, config=_log_key(config))
+    log = run.stage("log", lambda _: _read_log(config, run.trust), LOG, config=_log_key(config))
     parts = Parts.of(config, log.value)
     kind = load(config.ranker)
     ranker = run.stage(
@@ -66,7 +65,7 @@ def experiment(config: LearnedRun, run: Run) -> dict[str, Any]:
     simulator = run.stage(
         "simulator",
         lambda _: parts.simulator(config, ranker.value[0]),
-        SIMULATOR,
+        Codec(lambda made, folder: made.save(folder), partial(LearnedSimulator.load, ranker=kind)),
         config=[config.session_length, config.known_visits],
         parents=[ranker],
     )
@@ -100,10 +99,10 @@ def stage_names(config: LearnedRun) -> list[str]:
     return ["log", "ranker", "simulator", "judged"]
 
 
-def _read_log(config: LearnedRun) -> Data:
+def _read_log(config: LearnedRun, trust: bool) -> Data:
     if config.data is not None:
         return recorded_log(config)
-    return simulated_log(make_simulator(config.simulator), config.log, config.session_length, config.seed)
+    return simulated_log(make_simulator(config.simulator, trust=trust), config.log, config.session_length, config.seed)
 
 
 def _log_key(config: LearnedRun) -> Any:

@@ -59,6 +59,10 @@ class LearnedRun(Recording):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be 1 or more.")
 
+    def code(self) -> list[tuple[str, str | None]]:
+        """What it names besides data; see :mod:`feedgym.trust`."""
+        return [("simulator", self.simulator), ("ranker", self.ranker)]
+
 
 def learned_simulator() -> LearnedRun:
     """A user simulator fitted to a log, judged by held-out users; its folder serves as --simulator."""

@@ -25,7 +25,6 @@ from feedgym.experiments.rank_presets import RANK_CONFIGS, RANK_PRESETS
 from feedgym.experiments.retrieval_presets import RETRIEVAL_CONFIGS, RETRIEVAL_PRESETS
 from feedgym.experiments.rl_presets import RL_PRESETS, RLConfig
 from feedgym.experiments.rollouts import RolloutConfig
-from feedgym.protocols import load
 from feedgym.rewards.model import RewardModelConfig
 from feedgym.tokenizers.item_id import ItemIdConfig
 from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
@@ -205,14 +204,16 @@ class AlignConfig(Recording):
     """How that work is spread."""
 
     def __post_init__(self) -> None:
-        if self.score is not None:
-            load(self.score)  # a mistake in it is told now, and not after the pretraining
         if self.tokenizer not in get_args(Tokenizing):
             raise ValueError(
                 f"tokenizer={self.tokenizer!r} is unknown; choose one of {', '.join(get_args(Tokenizing))}."
             )
         if isinstance(self.model, HSTUSize) and self.tokenizer != "item_id":
             raise ValueError(f"HSTU writes item ids and not the codes of tokenizer={self.tokenizer!r}; choose item_id.")
+
+    def code(self) -> list[tuple[str, str | None]]:
+        """What it names besides data; see :mod:`feedgym.trust`."""
+        return [("simulator", self.simulator), ("score", self.score), ("ray", self.ray)]
 
     def seeded(self, part: ConfigT) -> ConfigT:
         """A part of the configuration with this experiment's seed added to its own."""

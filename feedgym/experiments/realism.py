@@ -26,7 +26,14 @@ SIDES = ("A", "B")
 
 
 def read_side(
-    source: str, *, users: int, visits: int, session_length: int, seed: int, columns: Mapping[str, str] | None = None
+    source: str,
+    *,
+    users: int,
+    visits: int,
+    session_length: int,
+    seed: int,
+    columns: Mapping[str, str] | None = None,
+    trust: bool = False,
 ) -> tuple[EventLog, Catalog]:
     """The log that an argument of ``feedgym realism`` names.
 
@@ -39,6 +46,7 @@ def read_side(
         session_length: of a simulator.
         seed: of a simulator's users.
         columns: of a table.
+        trust: of a learned simulator's folder; as for :func:`feedgym.envs.feed.make_simulator`.
 
     Raises:
         ValueError: it names none of these.
@@ -49,7 +57,7 @@ def read_side(
     elif path.name == "events.parquet" and (path.parent / "catalog.parquet").exists():
         path = path.parent
     elif (path / "simulator.json").exists() or (":" in source and not path.exists()):
-        simulator = make_simulator(source)
+        simulator = make_simulator(source, trust=trust)
         with progress(f"Simulating {source}") as step:
             log = collect_log(
                 simulator,

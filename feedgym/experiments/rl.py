@@ -93,9 +93,9 @@ def experiment(config: RLConfig, run: Run) -> dict[str, Any]:
     Returns:
         The summary, as written to ``summary.json``.
     """
-    finished = agents_of(config.against) if config.against else None
+    finished = agents_of(config.against, trust=run.trust) if config.against else None
     with ray_running():
-        task = task_of(config, finished)
+        task = task_of(config, finished, run.trust)
         world_key = [config.env, config.options(), config.against, config.seed]
         log = run.stage("log", partial(production_log, config, task, finished), LOG, config=[world_key, config.log])
         codec = Codec(lambda trained, folder: save_trained(trained, folder), load_trained)
@@ -140,11 +140,17 @@ def stage_names(config: RLConfig) -> list[str]:
 # ---------------------------------------------------------------- the world
 
 
-def task_of(config: RLConfig, finished: Finished | None) -> Task:
-    """What is trained for: the environment, or the world of a finished run."""
+def task_of(config: RLConfig, finished: Finished | None, trust: bool = False) -> Task:
+    """What is trained for: the environment, or the world of a finished run.
+
+    Args:
+        config: the whole experiment.
+        finished: the run that ``config.against`` names.
+        trust: as for :func:`feedgym.envs.feed.make_simulator`.
+    """
     from feedgym.agents.rllib.task import Task
 
-    options = config.options()
+    options = config.options() | {"trust": trust}
     if finished is not None:
         align = finished.config
         if align.data is not None:

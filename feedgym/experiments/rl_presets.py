@@ -50,8 +50,17 @@ class RLConfig:
 
     def options(self) -> dict[str, Any]:
         """Keywords of the environment, where they differ from those it is registered with."""
+        given = dict(map(_pair, self.env_options))
+        if "trust" in given:
+            raise ValueError("env_options cannot say that a simulator's folder is trusted; say it with --trust.")
         named = {"session_length": self.session_length, "history_length": self.history_length, "reward": self.weights}
-        return {name: value for name, value in named.items() if value is not None} | dict(map(_pair, self.env_options))
+        return {name: value for name, value in named.items() if value is not None} | given
+
+    def code(self) -> list[tuple[str, str | None]]:
+        """What it names besides data; see :mod:`feedgym.trust`. An id is code where it has a module before it."""
+        options = self.options()
+        given = [(name, options[name]) for name in ("simulator", "reward") if isinstance(options.get(name), str)]
+        return [("env", self.env if ":" in self.env else None), *given]
 
 
 def _pair(text: str) -> tuple[str, Any]:

@@ -105,6 +105,7 @@ class Run:
         stop_after: raise :class:`StageReached` once the stage of this name is complete.
         redo: a stage to run again though its product is there.
         tracker: keep a W&B record.
+        trust: what folders that the experiment reads name may be imported (:mod:`feedgym.trust`).
 
     Raises:
         ValueError: the folder holds another run and ``resume`` is false.
@@ -119,8 +120,9 @@ class Run:
         stop_after: str | None = None,
         redo: str | None = None,
         tracker: bool = True,
+        trust: bool = False,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder, self.trust = Path(folder), trust
         if (self.folder / "config.json").exists() and not resume:
             raise ValueError(f"{self.folder} already holds a run; give --resume {self.folder} or another --run folder.")
         (self.folder / "stages").mkdir(parents=True, exist_ok=True)
@@ -228,11 +230,8 @@ class Run:
 
     def _start_wandb(self, config: Any) -> Any:
         # Everything W&B writes stays inside the run folder; offline needs no account (WANDB_MODE=online just works).
-        for variable, place in (
-            ("WANDB_DATA_DIR", "data"),
-            ("WANDB_CACHE_DIR", "cache"),
-            ("WANDB_CONFIG_DIR", "config"),
-        ):
+        # Its settings are the user's own: those in a folder could name another server to send the user's key to.
+        for variable, place in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
             os.environ.setdefault(variable, str((self.folder / "wandb" / place).resolve()))
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
@@ -245,6 +244,7 @@ class Run:
             dir=str(self.folder),
             mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
             config=json.loads(json.dumps(config, default=_plain)),
+            settings=wandb.Settings(disable_git=True),  # git runs what a repository's own settings say
         )
 
 

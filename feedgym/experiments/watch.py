@@ -70,6 +70,7 @@ def show_of(
     simulator: str | None = None,
     session_length: int | None = None,
     visits: int = 8,
+    trust: bool = False,
 ) -> Show:
     """Find the agent and its environment.
 
@@ -80,6 +81,7 @@ def show_of(
         simulator: import path of a user simulator.
         session_length: K; the agent's or the environment's own if None.
         visits: horizon of episodes that have none of their own.
+        trust: of the folders; as for :func:`feedgym.experiments.agents_of.agents_of`.
 
     Raises:
         ValueError: there is no such agent or environment, or the arguments contradict each other.
@@ -96,18 +98,18 @@ def show_of(
     if agent not in REFERENCES and ":" not in agent:
         if env is not None or simulator is not None or session_length is not None:
             raise ValueError("A run's agents are watched in the run's own world; leave --env, --simulator and -K out.")
-        return _run_show(Path(agent), which or "aligned", visits)
+        return _run_show(Path(agent), which or "aligned", visits, trust)
     if which is not None:
         raise ValueError(f"--agent {which} names an agent of a run, but {agent!r} is no run's folder; leave it out.")
-    return _show(agent, env, simulator, session_length, visits)
+    return _show(agent, env, simulator, session_length, visits, trust)
 
 
-def _run_show(folder: Path, which: str, visits: int) -> Show:
+def _run_show(folder: Path, which: str, visits: int, trust: bool) -> Show:
     """An agent of a finished run among the run's own users."""
     from feedgym.experiments.agents_of import agents_of  # these two bring in all models, which take seconds to import
     from feedgym.experiments.evaluate import references
 
-    finished = agents_of(folder)
+    finished = agents_of(folder, trust=trust)
     config, users = finished.config, getattr(finished.world, "simulator", None)
     if users is None:
         raise ValueError(f"{folder} learned from a recorded log, whose users answer nobody; watch a simulated run.")
@@ -131,7 +133,9 @@ def _run_show(folder: Path, which: str, visits: int) -> Show:
     return Show(title=f"{which} of {folder}", make=make_env, choose=choose)
 
 
-def _show(agent: str, env: str | None, simulator: str | None, session_length: int | None, visits: int) -> Show:
+def _show(
+    agent: str, env: str | None, simulator: str | None, session_length: int | None, visits: int, trust: bool
+) -> Show:
     """A reference or an agent of the user's own, in any environment."""
 
     def make_env(mode: str | None, length: int | None) -> FeedVectorEnv:
@@ -139,7 +143,7 @@ def _show(agent: str, env: str | None, simulator: str | None, session_length: in
         if length is not None:
             options["session_length"] = length
         if simulator is not None:
-            return FeedVectorEnv(1, simulator, horizon=visits, **options)
+            return FeedVectorEnv(1, simulator, horizon=visits, trust=trust, **options)
         return _registered(env or SHORT_VIDEO, options)
 
     plain = make_env(None, session_length)

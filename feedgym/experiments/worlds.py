@@ -248,14 +248,14 @@ class Simulated:
 
     note = "The truth is what simulated users really did; the reward model saw the log alone."
 
-    def __init__(self, config: AlignConfig) -> None:
+    def __init__(self, config: AlignConfig, trust: bool = False) -> None:
         self.config = config
         if config.simulator is None:
             short_video = replace(config.short_video, catalog_seed=config.short_video.catalog_seed + config.seed)
             self.simulator = make_simulator(ShortVideo(short_video))
             self.key: Any = [short_video, config.log, config.session_length, config.seed]
         else:
-            self.simulator = make_simulator(config.simulator)
+            self.simulator = make_simulator(config.simulator, trust=trust)
             self.key = [simulator_key(config.simulator), config.log, config.session_length, config.seed]
         self.title = f"{config.model.name} + IPA on {type(self.simulator).__name__}, simulated users"
 
@@ -336,9 +336,9 @@ class Recorded:
         return judge_offline(agents, reward, pool.log, pool.catalog, last_requests(pool.unseen_good), self.config)
 
 
-def world_of(config: AlignConfig) -> World:
-    """The world an experiment lives in."""
-    return Recorded(config) if config.data is not None else Simulated(config)
+def world_of(config: AlignConfig, trust: bool = False) -> World:
+    """The world an experiment lives in; ``trust`` as for :func:`feedgym.envs.feed.make_simulator`."""
+    return Recorded(config) if config.data is not None else Simulated(config, trust)
 
 
 def last_requests(requests: Requests) -> Requests:

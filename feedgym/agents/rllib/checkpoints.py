@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,13 +26,14 @@ def write_checkpoint(work: Path, iteration: int, state: Any) -> None:
 
 
 def read_checkpoint(work: Path) -> tuple[int, Any]:
-    """The iterations done and the learner's state then; 0 and None where there is no checkpoint."""
-    if not (work / TENSORS).exists():
+    """The iterations done and the learner's state then; 0 and None where there is no checkpoint, or no whole one."""
+    try:
+        with safe_open(work / TENSORS, "pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return int(metadata["iteration"]), _joined(json.loads(metadata["rest"]), tensors)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return 0, None
-    with safe_open(work / TENSORS, "pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    return int(metadata["iteration"]), _joined(json.loads(metadata["rest"]), tensors)
 
 
 def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
