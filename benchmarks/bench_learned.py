@@ -24,7 +24,7 @@ from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import user_seeds
 from feedgym.experiments.agents_of import Finished, agents_of
-from feedgym.experiments.evaluate import references, serve
+from feedgym.experiments.evaluate import judging, references, serve
 from feedgym.experiments.progress import progress
 from feedgym.experiments.run import write_json
 from feedgym.experiments.statistics import interval, resampling_counts
@@ -50,6 +50,7 @@ def contestants(run: Finished) -> dict[str, Any]:
 def judged(simulator: Any, agents: dict[str, Any], config: Any, users: int, visits: int, seed: int) -> dict[str, Any]:
     """Ratios of every agent's metrics, by name."""
     seeds_U = user_seeds(users, seed, "judge")
+    simulator = judging(simulator)
     found = {}
     for name, agent in agents.items():
 

@@ -276,3 +276,26 @@ def test_states_are_put_and_taken_like_any_others(fitted):
     state = fitted.reset(user_seeds(9, 0, "test"))
     other = put_users(state, np.array([1, 2]), take_states(state, np.array([3, 4])))
     np.testing.assert_array_equal(other.items_UT[1:3], state.items_UT[3:5])
+
+
+def test_users_who_judge_are_others_than_those_who_train(fitted, tmp_path):
+    judges, seeds_U = fitted.judging(), user_seeds(3000, 0, "test")
+    drawn, judging = ({tuple(row) for row in s.reset(seeds_U).items_UT.tolist()} for s in (fitted, judges))
+    donors = {tuple(row) for row in fitted.donors.items_UT.tolist()}
+    assert drawn | judging == donors and len(drawn & judging) < 0.05 * len(donors)  # but for histories that are alike
+    everyone = np.concatenate([fitted.drawn_P, judges.drawn_P])
+    assert sorted(everyone.tolist()) == list(range(len(fitted.donors.seed_U)))
+    assert 0.2 < len(judges.drawn_P) / len(everyone) < 0.4
+    assert (judges.judging().drawn_P == judges.drawn_P).all()
+    fitted.save(tmp_path / "kept")
+    kept = LearnedSimulator.load(tmp_path / "kept")
+    assert (kept.drawn_P == fitted.drawn_P).all() and (kept.judging().drawn_P == judges.drawn_P).all()
+
+
+def test_too_few_users_judge_nobody(fitted):
+    one = LearnedSimulator(
+        fitted.ranker, fitted.catalog, fitted.profile_names, fitted.profile_sizes, fitted.numbers,
+        take_states(fitted.donors, np.zeros(1, int)), fitted.exposures_I,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"1 user\(s\) of the log are no two groups"):
+        one.judging()

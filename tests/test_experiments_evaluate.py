@@ -291,6 +291,17 @@ def judged(simulator, agents, users=20, **changes):
     return judge_online(simulator, agents, opinion, log, user_seeds(users, 0, "judge"), replace(config, **changes))
 
 
+def test_judges_of_a_simulator_that_keeps_some_apart_are_those():
+    class Apart(ToyUsers):
+        def judging(self):
+            return ToyUsers(churn=1.0)
+
+    stays, leaves = (
+        judged(users, {"base": Attentive()})["agents"]["base"] for users in (ToyUsers(churn=0.0), Apart(churn=0.0))
+    )
+    assert stays["churn_rate"]["mean"] == 0 and leaves["churn_rate"]["mean"] == 1
+
+
 def test_a_judgement_holds_all_agents_all_metrics_and_visits_to_read():
     found = judged(ToyUsers(), {"base": Attentive(), "aligned": Attentive(sharp=7)})
     assert found.keys() == {"agents", "lift", "samples", "judged_by"}

@@ -36,7 +36,7 @@ def sampled(seed=0, **columns):
 
 def pool_of(catalog, imitate=None):
     """A pool of which nothing but its catalogue and what is imitated is looked at."""
-    return Pool(log=None, catalog=catalog, imitate=imitate, rate=None, unseen=None, unseen_good=None)
+    return Pool(log=None, known=None, catalog=catalog, imitate=imitate, rate=None, unseen=None, unseen_good=None)
 
 
 # ---------------------------------------------------------------- pairs

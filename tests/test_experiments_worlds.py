@@ -244,12 +244,12 @@ def test_a_log_that_was_kept_can_be_drawn_from_and_replayed_like_the_one_in_memo
 # ---------------------------------------------------------------- recorded logs
 
 
-def write_table(path, users=40, likes=True):
-    """Each user sees 8 items in two visits a day apart and likes every other one."""
+def write_table(path, users=40, likes=True, visits=2, apart_s=0):
+    """Each user sees 8 items in two visits a day apart and likes every other one; users begin ``apart_s`` apart."""
     lines = ["uid,item_id,timestamp,watch_s,duration_s,like"]
     for user in range(users):
-        for n in range(8):
-            second = 1_600_000_000 + 86_400 * (n // 4) + 60 * n
+        for n in range(4 * visits):
+            second = 1_600_000_000 + 86_400 * (n // 4) + 60 * n + apart_s * user
             lines.append(f"{user},{(user + 3 * n) % 25},{second},{n + 1},30,{int(likes and n % 2 == 0)}")
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -283,6 +283,54 @@ def test_a_recorded_log_is_judged_by_the_last_sessions_of_held_out_users(tmp_pat
     world.judge({}, None, pool)
     assert users_of(asked[0]) == users_of(pool.unseen_good) and len(asked[0]) == len(users_of(pool.unseen_good)) > 0
     assert len(pool.unseen_good) == 2 * len(asked[0])
+
+
+def test_a_held_out_user_is_not_counted_by_popularity(tmp_path, monkeypatch):
+    world, _ = recorded(tmp_path, session_length=2)
+    data = world.collect(None)
+    pool = Pool.of(data, world, world.config)
+    asked = []
+    monkeypatch.setattr(worlds, "judge_offline", lambda *arguments: asked.append(arguments[2]))
+    world.judge({}, None, pool)
+    events_U, counted_U = np.diff(data[0].offsets_U1), np.diff(asked[0].offsets_U1)
+    held_out = sorted(users_of(pool.unseen))
+    assert held_out and not counted_U[held_out].any()
+    assert (np.delete(counted_U, held_out) == np.delete(events_U, held_out)).all()
+
+
+def test_a_simulated_log_is_counted_whole_for_its_judges_are_fresh(pool, data):
+    assert pool.known is data[0]
+
+
+def test_a_split_by_time_trains_on_what_came_before_and_is_judged_by_what_came_after(tmp_path, monkeypatch):
+    world, path = recorded(tmp_path, session_length=2, split="time")
+    write_table(path, visits=6, apart_s=3000)
+    log, catalog = world.collect(None)
+    pool = Pool.of((log, catalog), world, world.config)
+    cut_s = pool.unseen_good.sessions.start_s_N.min()
+    assert log.timestamp_s.min() < cut_s <= log.timestamp_s.max()
+    assert pool.known.timestamp_s.max() < cut_s and pool.unseen.sessions.start_s_N.min() >= cut_s
+    # Everything trained on is cut out of the log as it was at the moment, targets and what followed on them included.
+    for requests in (pool.imitate, pool.rate):
+        times_N = [pool.known.timestamp_s[row] for row in requests.sessions.row_N]
+        assert max(times_N) < cut_s and (np.array(times_N) == requests.sessions.start_s_N).all()
+    assert users_of(pool.imitate) & users_of(pool.unseen_good), "everybody is trained on, and judges later"
+    before = (log.event == Event.IMPRESSION) & (log.timestamp_s < cut_s)
+    assert pool.rate.sessions.examined_NK.sum() == before.sum()
+    asked = []
+    monkeypatch.setattr(worlds, "judge_offline", lambda *arguments: asked.append(arguments))
+    world.judge({}, None, pool)
+    assert asked[0][2] is pool.known and (asked[0][4].sessions.start_s_N >= cut_s).all()
+
+
+def test_a_split_by_time_needs_a_recorded_log_with_times(tmp_path):
+    with pytest.raises(ValueError, match="split='time' cuts a recorded log; give one with --data"):
+        replace(CONFIG, split="time")
+    (tmp_path / "lists.txt").write_text("".join(f"{u} 1 2 3 4 5 6\n" for u in range(30)))
+    config = replace(CONFIG, data=str(tmp_path / "lists.txt"), split="time", session_length=2)
+    world = Recorded(config)
+    with pytest.raises(ValueError, match="knows the order of events only, so no moment cuts it; choose --split users"):
+        Pool.of(world.collect(None), world, config)
 
 
 def test_the_key_follows_the_file_and_how_it_is_read(tmp_path):

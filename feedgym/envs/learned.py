@@ -11,7 +11,8 @@ A visit is answered from four fitted parts, whose numbers :mod:`feedgym.envs.lea
 * churn: by logistic regression.
 
 A fresh user is one of the log's, with profile, clock and the history of their first visits; the same draw of the seed
-gives the same one. From there on the history is what happened in the simulation. Everything random is the user's own
+gives the same one. Users who judge are drawn from other users of the log than those who train (``judging``). From
+there on the history is what happened in the simulation. Everything random is the user's own
 luck (:mod:`feedgym.envs.luck`). Answers must not depend on the batch, while float arithmetic rounds otherwise in arrays
 of another shape: so the ranker is asked in blocks of one shape, filled up with a made-up user where users are too few,
 and its figures only decide between outcomes (a behaviour happens or not, which quantiles apply).
@@ -25,6 +26,7 @@ fitted to the log. Users' differences beyond their history and profile are not m
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -64,6 +66,10 @@ GAP, CHURN = 0, 1
 """Channels of luck of a whole visit."""
 DONOR = 0x646F6E6F72
 """Salt of the luck that says which of the log's users a seed is."""
+JUDGES = 0.3
+"""Share of the donors who become judges alone."""
+JUDGE = 0x6A75646765
+"""Salt of the luck that says which of them."""
 MIN_GAP_S = 1.0
 FILE, NUMBERS, RANKER = "simulator.json", "simulator.safetensors", "ranker"
 
@@ -134,6 +140,13 @@ class LearnedState:
         return event_batch(self.history().observation(self.profile_UF, self.time_s_U))
 
 
+def _groups(donors: LearnedState) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the donors for logs and training, and of those for judges; disjoint, and the same for the same log."""
+    luck_P = luck.draw(luck.derive(donors.seed_U, JUDGE), luck.VISIT, 0)
+    judges = np.sort(np.argsort(luck_P, kind="stable")[: round(JUDGES * len(luck_P))])
+    return np.setdiff1d(np.arange(len(luck_P)), judges), judges
+
+
 class LearnedSimulator:
     """Users fitted to a log; see the module's docstring.
 
@@ -148,6 +161,8 @@ class LearnedSimulator:
 
     Attributes:
         popularity_I: float32 weights of the items in a feed by popularity.
+        drawn_P: int64 rows of the donors that fresh users are drawn from: seven tenths of the log's users for logs and
+            training, or, of :meth:`judging`, the others.
     """
 
     def __init__(
@@ -163,6 +178,7 @@ class LearnedSimulator:
         self.ranker, self.catalog, self.numbers, self.donors = ranker, catalog, numbers, donors
         self.profile_names, self.profile_sizes = tuple(profile_names), tuple(profile_sizes)
         self.exposures_I = exposures_I
+        self.drawn_P, self._judges_P = _groups(donors)
         self.popularity_I = (exposures_I + 1).astype(np.float32)
         self.items = Items.of(catalog)
 
@@ -170,8 +186,20 @@ class LearnedSimulator:
         """Users of the log, drawn with replacement by their seeds, after their first visits."""
         seeds_U = np.array(seeds_U, np.uint64)
         uniform_U = luck.draw(luck.derive(seeds_U, DONOR), luck.VISIT, 0).astype(np.float64)
-        who_U = np.minimum((uniform_U * len(self.donors.seed_U)).astype(np.int64), len(self.donors.seed_U) - 1)
-        return replace(take_users(self.donors, who_U), seed_U=seeds_U)
+        at_U = np.minimum((uniform_U * len(self.drawn_P)).astype(np.int64), len(self.drawn_P) - 1)
+        return replace(take_users(self.donors, self.drawn_P[at_U]), seed_U=seeds_U)
+
+    def judging(self) -> Self:
+        """The same simulator, whose fresh users are drawn from the donors that it never draws from otherwise.
+
+        Raises:
+            ValueError: the log has too few users for two groups.
+        """
+        if not len(self._judges_P):
+            raise ValueError(f"{len(self.donors.seed_U)} user(s) of the log are no two groups; fit it to a longer one.")
+        other = copy.copy(self)
+        other.drawn_P, other._judges_P = self._judges_P, self._judges_P
+        return other
 
     def known_history(self, state: LearnedState, length: int) -> History:
         """What a platform knows of fresh users: the last ``length`` events of their first visits in the log."""

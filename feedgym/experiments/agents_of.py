@@ -80,11 +80,14 @@ def agents_of(folder: Path | str, *, trust: bool = False) -> Finished:
         reward_model = RewardModel.load(stages / "reward")
     except (KeyError, OSError, SafetensorError) as error:
         raise ValueError(f"A stage of {folder} cannot be read: {error}; {_remedy(folder)}.") from error
+    world = world_of(config, trust)
+    # A score may count the log: that of the run did so in what was trained on.
+    known = Pool.of((log, catalog), world, config).known if config.score and config.data else log
     return Finished(
         config=config,
-        world=world_of(config, trust),
+        world=world,
         agents={name: recommender_of(config, model, tokenizer) for name, model in models.items()},
-        reward=score_of(config, log, catalog, reward_model),
+        reward=score_of(config, known, catalog, reward_model),
         log=log,
         catalog=catalog,
     )

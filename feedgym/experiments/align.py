@@ -71,7 +71,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
         lambda model, folder: model.save_pretrained(folder), lambda f: load_model(config, f, tokenizer.value)
     )
 
-    data_choices = [config.history_length, config.split_seed, config.seed]
+    data_choices = [config.history_length, config.split, config.split_seed, config.seed]
     base = run.stage(
         "base",
         lambda work: pretrained(config, pool, tokenizer.value, work),
@@ -92,7 +92,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
         JSON,
         parents=[reward],
     )
-    score = score_of(config, pool.log, pool.catalog, reward.value)
+    score = score_of(config, pool.known, pool.catalog, reward.value)
 
     def agent(model: Any, beams: int = 0) -> GenerativeRecommender:
         return recommender_of(config, model, tokenizer.value, beams)

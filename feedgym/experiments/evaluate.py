@@ -273,6 +273,7 @@ def serve_all(
 ) -> dict[str, Served]:
     """Serve every agent, and the oracle where the simulator has one, to the same users with the same luck."""
     choices = {name: _serving(agent) for name, agent in agents.items()}
+    simulator = judging(simulator)
     if config.judge.first_day:
         simulator = starting(simulator, config.judge.first_day)
     if hasattr(simulator, "oracle"):
@@ -292,6 +293,11 @@ def serve_all(
                 step=step,
             )
     return served
+
+
+def judging(simulator: Any) -> UserSimulator:
+    """The simulator whose fresh users are none that it trains with; itself, where all fresh users are new people."""
+    return simulator.judging() if hasattr(simulator, "judging") else simulator
 
 
 def starting(simulator: Any, first_day: float) -> UserSimulator:
@@ -402,16 +408,18 @@ def judge_offline(
     Args:
         agents: the agents to compare, "base" and "aligned" among them.
         reward: the reward model.
-        log: what the popularity reference counts: training users and held-out ones alike, as a platform would.
+        log: what the popularity reference counts: what agents may learn from, and nothing that is held out.
         catalog: the items.
-        requests: one request a held-out user.
+        requests: one held-out request a user.
         config: lengths and seed.
     """
     ratios = {}
     for name, agent in (references(log, catalog, config) | agents).items():
         with progress(f"Testing {name}") as step:
             ratios[name] = _offline_ratios(agent, reward, catalog, requests, step)
-    return {**compared(ratios, config.seed), "judged_by": f"what {len(requests):,} held-out users watched next"}
+    users = f"{len(requests):,} held-out users" if config.split == "users" else f"{len(requests):,} users"
+    when = "next" if config.split == "users" else "after the moment at which training ends"
+    return {**compared(ratios, config.seed), "judged_by": f"what {users} watched {when}"}
 
 
 def _offline_ratios(

@@ -126,6 +126,7 @@ class HSTUSize:
     """Divides the cosine of user and item; the lower, the sharper the choice."""
 
 
+Splitting = Literal["users", "time"]
 Tokenizing = Literal["residual_kmeans", "rqvae", "item_id"]
 
 
@@ -165,6 +166,9 @@ class AlignConfig(Recording):
     """K, items in a session."""
     history_length: int = 40
     """T, events of the history that agents and reward model see."""
+    split: Splitting = "users"
+    """Of a recorded log, what judges: a tenth of the users, or (time) all users' last sessions, a tenth of all by time,
+    while models are trained on what came before that moment."""
     split_seed: int = 0
     """Which users are held out from training to check the reward model."""
     tokenizer: Tokenizing = "residual_kmeans"
@@ -208,6 +212,8 @@ class AlignConfig(Recording):
             raise ValueError(
                 f"tokenizer={self.tokenizer!r} is unknown; choose one of {', '.join(get_args(Tokenizing))}."
             )
+        if self.split == "time" and self.data is None:
+            raise ValueError("split='time' cuts a recorded log; give one with --data, or leave it 'users'.")
         if isinstance(self.model, HSTUSize) and self.tokenizer != "item_id":
             raise ValueError(f"HSTU writes item ids and not the codes of tokenizer={self.tokenizer!r}; choose item_id.")
 

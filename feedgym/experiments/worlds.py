@@ -18,10 +18,18 @@ from rich.markup import escape
 
 from feedgym.data import parquet
 from feedgym.data.batches import EventBatch
+from feedgym.data.content import default_cutoff_s
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, EventLog, LoggedSessions
 from feedgym.data.readers import column_pair, find_data
-from feedgym.data.sessions import POSITIVE, histories, logged_sessions, positive_sessions, quality_filter
-from feedgym.data.splits import split_users
+from feedgym.data.sessions import (
+    POSITIVE,
+    histories,
+    logged_sessions,
+    positive_sessions,
+    quality_filter,
+    user_of_rows,
+)
+from feedgym.data.splits import keep_events, split_time, split_users, until
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log, user_seeds
 from feedgym.envs.replay import states_at
@@ -37,7 +45,7 @@ if TYPE_CHECKING:  # presets imports no world, so that its --help is light
     from feedgym.experiments.presets import AlignConfig
 
 HELD_OUT = 0.1
-"""Share of the users whom no model is trained on."""
+"""Share of the users, or of the sessions by time, that no model is trained on."""
 
 TRUTH_USERS = 25
 """Users whose sessions are valued between two steps of the progress bar."""
@@ -157,14 +165,17 @@ class Pool:
 
     Attributes:
         log: the event log.
+        known: the part of it that may be counted, by popularity or a score: of a recorded log what is trained on; all
+            of a simulated one, for its judges are fresh users.
         catalog: its items.
-        imitate: training users' sessions worth imitating; the rounds draw their users and contexts from them.
-        rate: training users' sessions, good or bad, for the reward model.
-        unseen: held-out users' sessions, as in ``rate``.
-        unseen_good: held-out users' sessions, as in ``imitate``.
+        imitate: training sessions worth imitating; the rounds draw their users and contexts from them.
+        rate: training sessions, good or bad, for the reward model.
+        unseen: held-out sessions, as in ``rate``.
+        unseen_good: held-out sessions, as in ``imitate``.
     """
 
     log: EventLog
+    known: EventLog
     catalog: Catalog
     imitate: Requests
     rate: Requests
@@ -173,27 +184,48 @@ class Pool:
 
     @classmethod
     def of(cls, data: Data, world: World, config: AlignConfig) -> Pool:
-        """Cut a log into the pool; users are held out by a hash of their id."""
+        """Cut a log into the pool.
+
+        Users are held out by a hash of their id, or the last sessions by time: then what is trained on is cut out of
+        the log as it was at that moment, and sessions that reach over it belong to neither part.
+
+        Raises:
+            ValueError: a part is empty, sessions are longer than the catalogue, or a log without times is cut by time.
+        """
         log, catalog = data
         if config.session_length > catalog.num_items:
             raise ValueError(
                 f"session_length={config.session_length} exceeds the catalogue's {catalog.num_items} items and a "
                 "session holds no item twice; lower --session-length or give more items."
             )
-        held_out = np.zeros(log.num_users, bool)
-        split = split_users(log.user_ids_U, validation=0.0, held_out=HELD_OUT, seed=config.split_seed)
-        held_out[split.held_out_idx] = True
         good, every = world.requests(data)
-        out_good, out_every = held_out[good.sessions.user_idx_N], held_out[every.sessions.user_idx_N]
-        judges = "check agents with, from held-out users"
-        for name, rows in (("train on", ~out_good), ("check the reward model with", out_every), (judges, out_good)):
-            if not rows.any():
+        if config.split == "time":
+            cut_s = _cut_s(log, good)
+            known = until(log, cut_s)
+            seen_good, seen = world.requests((known, catalog))
+            out_good, out_every = (part.sessions.start_s_N >= cut_s for part in (good, every))
+        else:
+            split = split_users(log.user_ids_U, validation=0.0, held_out=HELD_OUT, seed=config.split_seed)
+            held_out = np.zeros(log.num_users, bool)
+            held_out[split.held_out_idx] = True
+            out_good, out_every = (held_out[part.sessions.user_idx_N] for part in (good, every))
+            seen_good, seen = good.rows(~out_good), every.rows(~out_every)
+            known = log if config.data is None else keep_events(log, ~held_out[user_of_rows(log)])
+        judges = "check agents with, from held-out sessions"
+        parts = (
+            ("train on", len(seen_good)),
+            ("check the reward model with", out_every.sum()),
+            (judges, out_good.sum()),
+        )
+        for name, rows in parts:
+            if not rows:
                 raise ValueError(f"No logged session is left to {name}; loosen --sessions.* or give a longer log.")
         return cls(
             log=log,
+            known=known,
             catalog=catalog,
-            imitate=good.rows(~out_good),
-            rate=every.rows(~out_every),
+            imitate=seen_good,
+            rate=seen,
             unseen=every.rows(out_every),
             unseen_good=good.rows(out_good),
         )
@@ -213,6 +245,16 @@ class Pool:
     def diversity(self, item_ids_XK: NDArray) -> NDArray[np.float64]:
         """Mean cosine distance between the contents of a session's items, [...] for sessions [..., K]."""
         return session_diversity(self.catalog, item_ids_XK)
+
+
+def _cut_s(log: EventLog, good: Requests) -> float:
+    """The moment behind which the last tenth of the sessions begin; embeddings learned from nothing after it."""
+    if not log.has_time:
+        raise ValueError("The log knows the order of events only, so no moment cuts it; choose --split users.")
+    late = split_time(good.sessions, validation=0.0, held_out=HELD_OUT).held_out_N
+    if not late.any():
+        raise ValueError("No logged session is left to judge agents with; give a longer log or choose --split users.")
+    return max(float(good.sessions.start_s_N[late].min()), default_cutoff_s(log))
 
 
 class World(Protocol):
@@ -332,8 +374,8 @@ class Recorded:
         return
 
     def judge(self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, Any]:
-        """Held-out users' last sessions: who foretells them, and what the reward model thinks."""
-        return judge_offline(agents, reward, pool.log, pool.catalog, last_requests(pool.unseen_good), self.config)
+        """Held-out last sessions: who foretells them, and what the reward model thinks."""
+        return judge_offline(agents, reward, pool.known, pool.catalog, last_requests(pool.unseen_good), self.config)
 
 
 def world_of(config: AlignConfig, trust: bool = False) -> World:
