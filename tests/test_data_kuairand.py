@@ -18,8 +18,10 @@ from feedgym.data.kuairand import (
     is_kuairand,
     read_kuairand,
 )
-from feedgym.data.readers import ReadOptions
+from feedgym.data.parquet import read_log, write_log
+from feedgym.data.readers import ReadOptions, find_data
 from feedgym.data.sessions import logged_sessions, positive_sessions, time_of_day
+from feedgym.data.splits import random_exposures
 
 MAY_MS = 1651363200000  # 2022-05-01 00:00 UTC, eight in the morning in Beijing
 MAY_S = MAY_MS / 1000 + BEIJING_S
@@ -513,3 +515,46 @@ def test_binary_files_are_refused(tmp_path):
         table = pd.read_parquet(nested / f"{name}.parquet")
         table.assign(**{column: [[1]] * len(table)}).to_parquet(nested / f"{name}.parquet")
         refused(nested, rf"{name}.parquet: column '{column}' holds lists and must hold one value a row")
+
+
+def with_random(path, suffix=".csv", **given):
+    """The folder with three random exposures of two different videos among the standard ones."""
+    folder = folder_of(path, suffix=suffix, **given)
+    rows = [exposure(2, 31, 3, is_click=1), exposure(1, 31, 11), exposure(9, 70, 20)]
+    table = pd.DataFrame(rows).assign(is_rand=1)
+    name = folder / f"log_random_4_22_to_5_08_pure{suffix}"
+    table.to_parquet(name) if suffix == ".parquet" else table.to_csv(name, index=False)
+    return folder
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
+def test_random_exposures_are_read_with_flag_and_propensity(tmp_path, suffix):
+    folder = with_random(tmp_path / "kuairand", suffix)
+    source = find_data(folder)
+    assert any("log_random_" in rule for rule in source.says) and len(source.files) == 4
+    log, _ = source.read(ReadOptions())
+    shown = log.event == IMPRESSION
+    flag, chance = log.extra["random"][shown], log.propensity[shown]
+    assert [(u, i) for (u, i, _), f in zip(exposures(log), flag, strict=True) if f] == [(1, 2), (2, 2), (9, 0)]
+    assert (chance[flag == 1] == 0.5).all() and np.isnan(chance[flag == 0]).all()
+    assert log.position[shown].tolist() == [0, 1, 0, 0, 1, 2, 0]  # in their visits, by their times
+    assert (np.flatnonzero(random_exposures(log)) == np.flatnonzero(shown)[flag == 1]).all()
+    write_log(log, tmp_path / "events.parquet")
+    kept = read_log(tmp_path / "events.parquet")
+    assert (random_exposures(kept) == random_exposures(log)).all()
+    np.testing.assert_array_equal(kept.propensity, log.propensity)
+    # Of a part of the users the pool is still all that was drawn from.
+    parts = (ReadOptions(users=0.5, seed=seed) for seed in range(99))
+    alone = next(part for part in parts if part.chosen(pd.Series([1, 2, 9])).tolist() == [False, False, True])
+    some, _ = read_kuairand(folder, options=alone)
+    assert some.propensity[some.event == IMPRESSION].tolist() == [0.5]
+
+
+def test_without_random_logs_nothing_is_flagged(tmp_path):
+    plain, _ = read_kuairand(folder_of(tmp_path / "plain"))
+    assert "random" not in plain.extra and not random_exposures(plain).any()
+    left_out, _ = read_kuairand(with_random(tmp_path / "both"), random=False)
+    assert exposures(left_out) == exposures(plain)
+    folder = with_random(tmp_path / "alone")
+    next(folder.glob("log_standard_*")).unlink()
+    assert is_kuairand(folder) and len(exposures(read_kuairand(folder)[0])) == 3

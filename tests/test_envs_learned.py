@@ -292,6 +292,11 @@ def test_users_who_judge_are_others_than_those_who_train(fitted, tmp_path):
     assert (kept.drawn_P == fitted.drawn_P).all() and (kept.judging().drawn_P == judges.drawn_P).all()
 
 
+def test_the_test_population_of_the_environment_is_of_judges(fitted):
+    train, test = (FeedVectorEnv(5, fitted, session_length=LENGTH, population=name) for name in ("train", "test"))
+    assert train.simulator is fitted and (test.simulator.drawn_P == fitted.judging().drawn_P).all()
+
+
 def test_too_few_users_judge_nobody(fitted):
     one = LearnedSimulator(
         fitted.ranker, fitted.catalog, fitted.profile_names, fitted.profile_sizes, fitted.numbers,

@@ -296,9 +296,8 @@ def test_judges_of_a_simulator_that_keeps_some_apart_are_those():
         def judging(self):
             return ToyUsers(churn=1.0)
 
-    stays, leaves = (
-        judged(users, {"base": Attentive()})["agents"]["base"] for users in (ToyUsers(churn=0.0), Apart(churn=0.0))
-    )
+    agents = {"base": Attentive(), "aligned": Attentive()}
+    stays, leaves = (judged(users, agents)["agents"]["base"] for users in (ToyUsers(churn=0.0), Apart(churn=0.0)))
     assert stays["churn_rate"]["mean"] == 0 and leaves["churn_rate"]["mean"] == 1
 
 

@@ -1,12 +1,15 @@
 """Rankers as experiments: what is judged, what baselines know, and the real command line."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from feedgym.cli import main
+from feedgym.data.events import Event
+from feedgym.experiments import rank
 from feedgym.experiments.presets import PRESETS
 from feedgym.experiments.rank import RankingData, figures_of, item_rates, mean_auc
 from feedgym.experiments.rank_agents import KINDS, ranker_of
@@ -28,6 +31,35 @@ def test_parts_follow_one_another_and_baselines_know_training_alone(data):
     clicks = rows.behaviours_NKB[..., 0]
     expected = (clicks[shown].sum() + 20 * clicks[rows.mask_NK].mean()) / (shown.sum() + 20)
     assert data.known.tasks[0] == "click" and rate_IM[item, 0] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["genrank-smoke", "mtgr-smoke"])
+def test_exposures_drawn_at_random_judge_alone_and_train_nothing(preset, monkeypatch):
+    monkeypatch.setattr(rank, "NUM_RESAMPLES", 20)
+    config = PRESETS[preset]()
+    log, catalog = read_log(config, None)
+    shown = log.event == Event.IMPRESSION
+    flag = (np.random.default_rng(0).random(log.num_events) < 0.2) & shown
+    marked = replace(log, extra={"random": flag.astype(np.float32)})
+    data, plain = RankingData.of(config, (marked, catalog)), RankingData.of(config, (log, catalog))
+    assert plain.drawn is None
+    began_s = data.judged.start_s_N.min()
+    assert data.drawn.start_s_N.min() >= began_s
+    seen = log.examined & shown
+    late = (flag & seen & (log.timestamp_s >= began_s)).sum()
+    assert 0 < data.drawn.batch.mask_NK.sum() <= late
+    parts = [data.validation, data.judged] + ([data.train] if preset == "genrank-smoke" else [])
+    others = sum(int(part.batch.mask_NK.sum()) for part in parts)
+    if preset == "genrank-smoke":
+        assert others == (seen & ~flag).sum()
+    # They stand in histories, as the users saw them.
+    before = data.drawn.batch.histories
+    assert int(before.mask_UT.sum()) > 0 and (before.item_ids_UT[before.mask_UT] < catalog.num_items).all()
+    judged = rank.judge(config, data, ranker_of(config, data.known, catalog))
+    figures = judged["figures"]
+    assert f"{config.name}, drawn at random" in figures and "item_rate, drawn at random" in figures
+    assert figures["constant, drawn at random"]["auc.click"]["mean"] == pytest.approx(0.5)
+    assert judged["candidates"]["drawn at random"] == int(data.drawn.batch.mask_NK.sum())
 
 
 def test_scores_belong_to_their_candidates(data):

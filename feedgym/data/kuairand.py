@@ -21,12 +21,13 @@ from feedgym.data.content import attribute_embeddings, collaborative_embeddings,
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
 from feedgym.data.files import BROKEN, numbers, plain, whole_numbers
 from feedgym.data.interactions import ReadOptions, k_core, keeps_clock, time_order
+from feedgym.data.splits import RANDOM
 
 BEIJING_S = 8 * 3600
 FIRST_DAY_S = pd.Timestamp("2022-04-08").timestamp()
 """The data set's first moment, on the log's clock."""
 
-LOG_PATTERN = "log_standard_*"
+LOG_PATTERN, RANDOM_PATTERN = "log_standard_*", "log_random_*"
 VIDEOS, USERS, EARLIER = "video_features_basic_*", "user_features_*", "user_sequences.parquet"
 COLUMN_OF = {name: name if name == "long_view" else f"is_{name}" for name in BEHAVIOURS}
 EARLIER_NUMBERS = ("user_id", "history_len", "last_time_ms")
@@ -54,17 +55,23 @@ LONG_VIEW_S = 18.0
 """A long view is a video watched to its end, or for this long (the data set's definition)."""
 
 
+RANDOM_RULE = (
+    f"{RANDOM_PATTERN}: videos drawn at random, flagged in extra_random; propensity 1 / the number of different ones"
+)
 EARLIER_RULE = f"{EARLIER}: earlier exposures come first, with times made up evenly and without watch times"
 
 
 def kuairand_files(folder: str | Path) -> list[Path]:
     """The files of KuaiRand in a folder."""
-    return sorted(path for pattern in (LOG_PATTERN, VIDEOS, USERS, EARLIER) for path in Path(folder).glob(pattern))
+    return sorted(
+        path for pattern in (LOG_PATTERN, RANDOM_PATTERN, VIDEOS, USERS, EARLIER) for path in Path(folder).glob(pattern)
+    )
 
 
 def is_kuairand(folder: str | Path) -> bool:
     """Whether a folder holds KuaiRand's files."""
-    return Path(folder).is_dir() and any(Path(folder).glob(LOG_PATTERN)) and any(Path(folder).glob(VIDEOS))
+    logs = (*Path(folder).glob(LOG_PATTERN), *Path(folder).glob(RANDOM_PATTERN)) if Path(folder).is_dir() else ()
+    return bool(logs) and any(Path(folder).glob(VIDEOS))
 
 
 def read_kuairand(
@@ -74,9 +81,17 @@ def read_kuairand(
     collaborative: bool = False,
     collaborative_before_s: float | None = None,
     earlier: bool = True,
+    random: bool = True,
     options: ReadOptions | None = None,
 ) -> tuple[EventLog, Catalog]:
-    """Reads the standard log of KuaiRand (Pure, 1K or 27K) with its users and videos.
+    """Reads the logs of KuaiRand (Pure, 1K or 27K), standard and random, with their users and videos.
+
+    Exposures of ``log_random_*`` took the place of recommended videos, each of which "has an equal probability of being
+    replaced by a random video sampled from an item pool" (kuairand.com). They stand among the others by time, with
+    ``EventLog.extra["random"]`` 1 and the propensity 1 / (different videos of the random log): 1 / 7,583 in the
+    published files; these have about equally many exposures (half of them 162 or more, the most shown 214). It is the
+    video's chance where a place is filled at random; which places are is not logged, nor any other propensity (NaN).
+    :func:`feedgym.data.splits.random_exposures` finds them again: to judge by them is free of exposure bias.
 
     Rows which repeat (user, video, time) are dropped and visits are cut at pauses of half an hour. Where the folder has
     ``user_sequences.parquet`` (each user's last exposures before the log, in order but without times), those come
@@ -95,6 +110,7 @@ def read_kuairand(
         collaborative_before_s: only events before this moment on the log's clock teach them; default: the moment before
             which four fifths of the exposures lie.
         earlier: read ``user_sequences.parquet`` where it exists.
+        random: read ``log_random_*`` where there are such files.
         options: the order of ties, the share of users and the k-core; there are no texts. A part of the users is read
             chunk by chunk, so that 27K's need not fit in memory at once.
 
@@ -107,16 +123,23 @@ def read_kuairand(
     folder, options = Path(folder), options or ReadOptions()
     keeps_clock(folder, "KuaiRand's clock is Beijing's already", options)
     has_earlier = earlier and (folder / EARLIER).exists()
-    log_paths = sorted(folder.glob(LOG_PATTERN))
+    random_paths = sorted(folder.glob(RANDOM_PATTERN)) if random else []
+    log_paths = [*sorted(folder.glob(LOG_PATTERN)), *random_paths]
     if not log_paths:
         raise ValueError(f"{folder}: no file {LOG_PATTERN}; unpack KuaiRand's data folder there.")
+    chance = 1 / _pool_size(random_paths) if random_paths else np.nan
     raw = {path: _read_numbers(path, LOG_COLUMNS, MORE_COLUMNS, _of_users(options)) for path in log_paths}
     some = options.users < 1 and not has_earlier
     seen = pd.Index(pd.concat([table["video_id"] for table in raw.values()]).unique()) if some else None
     video_file = _one(folder, VIDEOS)
     videos = _read_keyed(video_file, VIDEO_COLUMNS, _of_videos(seen))
     videos = videos.assign(video_duration=numbers(video_file, videos, "video_duration"))
-    parts = [_exposures(path, raw.pop(path), videos) for path in log_paths]
+    parts = [
+        _exposures(path, raw.pop(path), videos).assign(
+            random=path in random_paths, propensity=chance if path in random_paths else np.nan
+        )
+        for path in log_paths
+    ]
     videos = videos.assign(video_duration=_known_durations(videos, parts))
     if has_earlier:
         part = _earlier_exposures(folder / EARLIER, videos)
@@ -217,6 +240,12 @@ def _item_ids(path: Path, video_id: pd.Series, videos: pd.DataFrame) -> NDArray[
     return item_id.astype(np.int64)
 
 
+def _pool_size(paths: list[Path]) -> int:
+    """How many videos were drawn from at random: all that were drawn, of all users."""
+    drawn = pd.concat([_read(path, ("video_id",))["video_id"] for path in paths])
+    return max(int(drawn.nunique()), 1)
+
+
 def _exposures(path: Path, raw: pd.DataFrame, videos: pd.DataFrame) -> pd.DataFrame:
     flags = {name: (raw[COLUMN_OF[name]] > 0).astype(np.uint8) for name in BEHAVIOURS}
     return pd.DataFrame(
@@ -266,6 +295,8 @@ def _earlier_exposures(path: Path, videos: pd.DataFrame) -> pd.DataFrame:
             "watch_s": np.where(long_view, least_s, 0).astype(np.float32),
             **flags,
             "earlier": True,
+            "random": False,
+            "propensity": np.nan,
         }
     )
 
@@ -295,6 +326,7 @@ def _log(rows: pd.DataFrame, users: pd.DataFrame) -> EventLog:
     at = pd.Index(users["user_id"]).get_indexer(pd.Index(user_ids_U))
     earlier, timestamp_s = rows["earlier"].to_numpy(), rows["timestamp_s"].to_numpy()
     new_visit = cut_visits(user_idx, timestamp_s) & ~earlier | (np.diff(earlier.astype(np.int8), prepend=0) != 0)
+    extra = [name for name in EXTRA if name in rows] + [RANDOM] * bool(rows[RANDOM].any())
     return assemble_log(
         user_ids_U=np.asarray(user_ids_U, dtype=np.int64),
         profile_UF=np.where(at[:, None] >= 0, codes[at], 0),
@@ -307,7 +339,8 @@ def _log(rows: pd.DataFrame, users: pd.DataFrame) -> EventLog:
         behaviours=rows[list(BEHAVIOUR_IDX)].to_numpy(dtype=np.uint8),
         new_visit=new_visit,
         without_login=earlier,
-        extra={name: rows[name].to_numpy(dtype=np.float32) for name in EXTRA if name in rows},
+        propensity=rows["propensity"].to_numpy(dtype=np.float32),
+        extra={name: rows[name].to_numpy(dtype=np.float32) for name in extra},
     )
 
 

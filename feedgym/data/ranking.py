@@ -142,7 +142,13 @@ class _Exposures:
     request_s: NDArray[np.float64]
 
 
-def ranking_requests(log: EventLog, catalog: Catalog, history_length: int, max_candidates: int = 32) -> RankingRows:
+def ranking_requests(
+    log: EventLog,
+    catalog: Catalog,
+    history_length: int,
+    max_candidates: int = 32,
+    only: NDArray[np.bool_] | None = None,
+) -> RankingRows:
     """One row a request; requests of more candidates become several rows, whose histories hold the ones before.
 
     Args:
@@ -150,16 +156,22 @@ def ranking_requests(log: EventLog, catalog: Catalog, history_length: int, max_c
         catalog: its items.
         history_length: T, the newest events that are kept.
         max_candidates: K, of a row.
+        only: rows of the log that are to be candidates, if not all; the others are in histories still.
 
     Raises:
         ValueError: a length is below 1, or the log has no examined exposure.
     """
-    exposed = _exposures(log)
+    exposed = _exposures(log, only)
     return _rows(log, catalog, exposed, exposed.request, history_length, max_candidates)
 
 
 def ranking_windows(
-    log: EventLog, catalog: Catalog, history_length: int, max_candidates: int = 64, window_s: float = np.inf
+    log: EventLog,
+    catalog: Catalog,
+    history_length: int,
+    max_candidates: int = 64,
+    window_s: float = np.inf,
+    only: NDArray[np.bool_] | None = None,
 ) -> RankingRows:
     """One row for the requests of a user's window of time (MTGR's user sample, arXiv:2505.18654, §3.1).
 
@@ -171,21 +183,22 @@ def ranking_windows(
         history_length: T, the newest events before the row that are kept.
         max_candidates: K, of a row.
         window_s: seconds of a window.
+        only: rows of the log that are to be candidates, if not all.
 
     Raises:
         ValueError: a length is below 1, ``window_s`` is not above 0, or the log has no examined exposure.
     """
     if not window_s > 0:
         raise ValueError(f"window_s={window_s} must be above 0 seconds; raise it.")
-    exposed = _exposures(log)
+    exposed = _exposures(log, only)
     first_s_U = np.full(log.num_users, np.inf)
     np.minimum.at(first_s_U, exposed.user, exposed.request_s)
     window = ((exposed.request_s - first_s_U[exposed.user]) / window_s).astype(np.int64)
     return _rows(log, catalog, exposed, _runs(exposed.user, window), history_length, max_candidates)
 
 
-def _exposures(log: EventLog) -> _Exposures:
-    row = np.flatnonzero((log.event == Event.IMPRESSION) & log.examined)
+def _exposures(log: EventLog, only: NDArray[np.bool_] | None) -> _Exposures:
+    row = np.flatnonzero((log.event == Event.IMPRESSION) & log.examined & (True if only is None else only))
     if not len(row):
         raise ValueError("The log has no examined exposure, so there is nothing to rank; give a log of impressions.")
     users, is_login = user_of_rows(log), log.event == Event.LOGIN

@@ -38,7 +38,15 @@ from feedgym.data.interactions import (
     texts_of,
     time_order,
 )
-from feedgym.data.kuairand import EARLIER, EARLIER_RULE, is_kuairand, kuairand_files, read_kuairand
+from feedgym.data.kuairand import (
+    EARLIER,
+    EARLIER_RULE,
+    RANDOM_PATTERN,
+    RANDOM_RULE,
+    is_kuairand,
+    kuairand_files,
+    read_kuairand,
+)
 from feedgym.data.movielens import find_movielens
 from feedgym.data.parquet import PROFILE_PREFIX, read_catalog, read_log
 from feedgym.data.sequences import find_recbole, find_sequences
@@ -134,10 +142,12 @@ def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, ite
 def _public(path: Path, items: Path | None) -> Source | None:
     """A data set that is known by its files, or None."""
     if items is None and is_kuairand(path):
-        says = ("every exposure was examined", *((EARLIER_RULE,) if (path / EARLIER).exists() else ()))
+        says = ["every exposure was examined"]
+        says += [RANDOM_RULE] if any(path.glob(RANDOM_PATTERN)) else []
+        says += [EARLIER_RULE] if (path / EARLIER).exists() else []
         parts = tuple(RawFile(p) for p in kuairand_files(path))
         return Source(
-            name="KuaiRand", files=parts, says=says, read=lambda options: read_kuairand(path, options=options)
+            name="KuaiRand", files=parts, says=tuple(says), read=lambda options: read_kuairand(path, options=options)
         )
     if items is None and path.is_dir() and (path / "events.parquet").exists():
         return _own(path)

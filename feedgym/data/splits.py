@@ -171,6 +171,19 @@ def without_last(log: EventLog, count: int) -> EventLog:
     return keep_events(log, kept)
 
 
+RANDOM = "random"
+"""Name in ``EventLog.extra`` of the flag of exposures that were drawn at random, whoever the user."""
+
+
+def random_exposures(log: EventLog) -> BoolArray:
+    """Which rows of a log are examined exposures drawn at random: figures on them have no exposure bias.
+
+    bool [rows], all false where the log has no such flag (KuaiRand's ``log_random_*`` gives one).
+    """
+    drawn = log.extra.get(RANDOM, np.zeros(log.num_events, np.float32)) == 1
+    return drawn & (log.event == Event.IMPRESSION) & log.examined
+
+
 # ---------------------------------------------------------------- splits of single items
 
 

@@ -81,6 +81,11 @@ def make_simulator(
         raise ValueError(f"Cannot make {name} with {kwargs}: {error}; check the keywords' names.") from error
 
 
+def judging(simulator: Any) -> UserSimulator:
+    """The simulator whose fresh users are none that it trains with; itself, where all fresh users are new people."""
+    return simulator.judging() if hasattr(simulator, "judging") else simulator
+
+
 def _config_type(target: Any) -> type | None:
     """The dataclass that the parameter ``config`` takes, if there is one."""
     hint = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target).get("config")
@@ -147,6 +152,8 @@ class FeedVectorEnv(VectorEnv):
         self.population, self.weekday = population, weekday
         self.num_envs = num_envs
         self.simulator = make_simulator(simulator, **simulator_kwargs)
+        if population == "test":
+            self.simulator = judging(self.simulator)
         self.history_length = history_length
         self.session_length, self.warmup_visits = session_length, warmup_visits
         self.reward = (load(reward) if isinstance(reward, str) else reward) or self.default_reward

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from feedgym.agents.baselines import PopularRecommender, RandomRecommender
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, Event, EventLog
-from feedgym.envs.feed import FeedVectorEnv, event_batch
+from feedgym.envs.feed import FeedVectorEnv, event_batch, judging
 from feedgym.envs.history import has_arrivals
 from feedgym.envs.logging import Visits, event_log
 from feedgym.envs.truth import RewardWeights
@@ -293,11 +293,6 @@ def serve_all(
                 step=step,
             )
     return served
-
-
-def judging(simulator: Any) -> UserSimulator:
-    """The simulator whose fresh users are none that it trains with; itself, where all fresh users are new people."""
-    return simulator.judging() if hasattr(simulator, "judging") else simulator
 
 
 def starting(simulator: Any, first_day: float) -> UserSimulator:

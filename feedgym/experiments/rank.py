@@ -23,7 +23,7 @@ from feedgym.agents.next_item import fit
 from feedgym.agents.ranker import Ranker
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
 from feedgym.data.ranking import RankingBatch, RankingRows
-from feedgym.data.splits import leave_last_out, split_time, until
+from feedgym.data.splits import leave_last_out, random_exposures, split_time, until
 from feedgym.experiments.progress import progress
 from feedgym.experiments.rank_agents import KINDS, Known, examples_of, ranker_of, rows_of, windows_of
 from feedgym.experiments.rank_metrics import task_figures, watch_figures
@@ -40,6 +40,8 @@ MIN_EVENTS = 50
 SMOOTHING = 20.0
 """Exposures with the mean rate that baselines add to an item's own."""
 ROWS_PER_BLOCK = 1024
+AT_RANDOM = ", drawn at random"
+"""Ends the names of figures on exposures that were drawn at random."""
 NUM_RESAMPLES = 500
 """Of users: an AUC is sorted out again for each."""
 
@@ -53,6 +55,8 @@ class RankingData:
         train: rows to learn from.
         validation: rows that choose the epoch.
         judged: rows that judge.
+        drawn: exposures of the judged time that were drawn at random, which judge without exposure bias; None where a
+            log has none. They are no candidates anywhere else, but stand in histories.
         known: what the data decide of a ranker.
         protocol: how the log was cut, in words.
     """
@@ -61,6 +65,7 @@ class RankingData:
     train: RankingRows
     validation: RankingRows
     judged: RankingRows
+    drawn: RankingRows | None
     known: Known
     protocol: str
 
@@ -72,7 +77,9 @@ class RankingData:
             ValueError: a part is empty, or no behaviour can be foretold.
         """
         log, catalog = data
-        rows: Any = rows_of(config, log, catalog)
+        random = random_exposures(log)
+        only = ~random if random.any() else None
+        rows: Any = rows_of(config, log, catalog, only)
         if log.has_time:
             split = split_time(rows, validation=config.validation, held_out=config.held_out)
             protocol = f"the last {config.held_out:.0%} of the rows by time"
@@ -82,10 +89,16 @@ class RankingData:
         if not all(map(len, parts)):
             raise ValueError(f"{len(rows)} rows leave a part of the split without any; give a longer log.")
         if isinstance(config, MTGRRun) and log.has_time:  # trained on windows, judged as it serves
-            parts[0] = windows_of(config, until(log, parts[1].start_s_N.min()), catalog)
+            past = until(log, parts[1].start_s_N.min())
+            parts[0] = windows_of(config, past, catalog, None if only is None else ~random_exposures(past))
         tasks = config.tasks or _frequent(parts[0].batch)
         known = Known(num_items=catalog.num_items, profile_sizes=log.profile_sizes, tasks=tasks, watch=config.watch)
-        return cls(catalog=catalog, train=parts[0], validation=parts[1], judged=parts[2], known=known,
+        drawn = None
+        if random.any() and log.has_time:
+            drawn = rows_of(config, log, catalog, random)
+            drawn = drawn.rows(drawn.start_s_N >= parts[2].start_s_N.min())
+        return cls(catalog=catalog, train=parts[0], validation=parts[1], judged=parts[2],
+                   drawn=drawn if drawn is not None and len(drawn) else None, known=known,
                    protocol=protocol)  # fmt: skip
 
 
@@ -200,7 +213,28 @@ def item_rates(data: RankingData) -> NDArray[np.float32]:
 
 def judge(config: RankRun, data: RankingData, ranker: Ranker) -> dict[str, Any]:
     """The figures of ranker and baselines, with intervals over users, and the ranker's lifts over them."""
-    rows, tasks = data.judged, data.known.tasks
+    measured = _measured(config, data, data.judged, ranker)
+    counts_RU = resampling_counts(len(np.unique(data.judged.user_idx_N)), config.seed, NUM_RESAMPLES)
+    table = _table(measured, counts_RU)
+    if data.drawn is not None:
+        drawn_RU = resampling_counts(len(np.unique(data.drawn.user_idx_N)), config.seed, NUM_RESAMPLES)
+        at_random = _table(_measured(config, data, data.drawn, ranker), drawn_RU)
+        table |= {f"{name}{AT_RANDOM}": figures for name, figures in at_random.items()}
+    lifts = {
+        f"{config.name} over {name}": {
+            metric: found
+            for metric, figure in measured[config.name].items()
+            if metric.startswith("gauc") and (found := lift(figure, measured[name][metric], counts_RU)) is not None
+        }
+        for name in ("item_rate", "constant")
+    }
+    parts = {"train": data.train, "validation": data.validation, "judged": data.judged, "drawn at random": data.drawn}
+    sizes = {name: int(rows.batch.mask_NK.sum()) for name, rows in parts.items() if rows is not None}
+    return {"figures": table, "lifts": lifts, "candidates": sizes, "protocol": data.protocol}
+
+
+def _measured(config: RankRun, data: RankingData, rows: RankingRows, ranker: Ranker) -> dict[str, dict[str, Figure]]:
+    """The figures of ranker and baselines on some rows."""
     rate_IM = item_rates(data)
     item_ids = rows.batch.item_ids_NK[rows.batch.mask_NK].numpy()
     with progress(f"Judging {config.name}") as step:
@@ -208,23 +242,19 @@ def judge(config: RankRun, data: RankingData, ranker: Ranker) -> dict[str, Any]:
     train_items = data.train.batch.item_ids_NK[data.train.batch.mask_NK].numpy()
     rate_M = rate_IM[train_items].mean(0)
     scores |= {"item_rate": rate_IM[item_ids], "constant": np.broadcast_to(rate_M, scores[config.name].shape)}
-    figures = {name: figures_of(found, tasks, rows) for name, found in scores.items()}
-    counts_RU = resampling_counts(len(np.unique(rows.user_idx_N)), config.seed, NUM_RESAMPLES)
+    return {name: figures_of(found, data.known.tasks, rows) for name, found in scores.items()}
+
+
+def _table(
+    measured: Mapping[str, Mapping[str, Figure]], counts_RU: NDArray
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Figures with intervals over users."""
     table = {}
     with progress("Intervals") as step:
-        for done, (name, measured) in enumerate(figures.items()):
-            table[name] = {metric: _known(interval(figure, counts_RU)) for metric, figure in measured.items()}
-            step(done + 1, len(figures))
-    lifts = {
-        f"{config.name} over {name}": {
-            metric: found
-            for metric, figure in figures[config.name].items()
-            if metric.startswith("gauc") and (found := lift(figure, figures[name][metric], counts_RU)) is not None
-        }
-        for name in ("item_rate", "constant")
-    }
-    sizes = {name: int(getattr(data, name).batch.mask_NK.sum()) for name in ("train", "validation", "judged")}
-    return {"figures": table, "lifts": lifts, "candidates": sizes, "protocol": data.protocol}
+        for done, (name, figures) in enumerate(measured.items()):
+            table[name] = {metric: _known(interval(figure, counts_RU)) for metric, figure in figures.items()}
+            step(done + 1, len(measured))
+    return table
 
 
 def _known(found: dict[str, float]) -> dict[str, float | None]:
@@ -244,6 +274,11 @@ def _summarised(
         f"{sizes['judged']:,} judged: {judged['protocol']}. item_rate knows each item's rates in training, constant "
         "those of all items."
     )
+    if "drawn at random" in sizes:
+        note += (
+            f" Beside them {sizes['drawn at random']:,} exposures of that time that were drawn at random, whoever the "
+            "user: figures on them are free of exposure bias. They are candidates nowhere else."
+        )
     over = f"{config.name} over item_rate"
     return {
         "title": title,

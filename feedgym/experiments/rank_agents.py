@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from feedgym.agents.cross_features import item_kinds
 from feedgym.agents.pretrain import Examples
@@ -37,18 +39,21 @@ class Known:
     watch: bool
 
 
-def rows_of(config: Any, log: EventLog, catalog: Catalog) -> RankingRows:
-    """The log's exposures by request; by window for MTGR on a log without times, of which a window holds all."""
+def rows_of(config: Any, log: EventLog, catalog: Catalog, only: NDArray[np.bool_] | None = None) -> RankingRows:
+    """The log's exposures by request; by window for MTGR on a log without times, of which a window holds all.
+
+    ``only`` some rows of the log may be candidates.
+    """
     if isinstance(config, MTGRRun) and not log.has_time:
         if config.model.mask == "full":
             raise ValueError("mask='full' would judge by the future on a log without times; use another mask.")
-        return windows_of(config, log, catalog)
-    return ranking_requests(log, catalog, config.model.history_length, config.max_candidates)
+        return windows_of(config, log, catalog, only)
+    return ranking_requests(log, catalog, config.model.history_length, config.max_candidates, only)
 
 
-def windows_of(config: MTGRRun, log: EventLog, catalog: Catalog) -> RankingRows:
+def windows_of(config: MTGRRun, log: EventLog, catalog: Catalog, only: NDArray[np.bool_] | None = None) -> RankingRows:
     """The exposures that MTGR trains on, by user window."""
-    return ranking_windows(log, catalog, config.model.history_length, config.max_candidates, config.window_s)
+    return ranking_windows(log, catalog, config.model.history_length, config.max_candidates, config.window_s, only)
 
 
 def examples_of(config: RankRun, rows: RankingBatch) -> tuple[Examples, int]:
