@@ -288,7 +288,7 @@ def test_users_who_judge_are_others_than_those_who_train(fitted, tmp_path):
     assert 0.2 < len(judges.drawn_P) / len(everyone) < 0.4
     assert (judges.judging().drawn_P == judges.drawn_P).all()
     fitted.save(tmp_path / "kept")
-    kept = LearnedSimulator.load(tmp_path / "kept")
+    kept = LearnedSimulator.load(tmp_path / "kept", trust=True)
     assert (kept.drawn_P == fitted.drawn_P).all() and (kept.judging().drawn_P == judges.drawn_P).all()
 
 
