@@ -16,12 +16,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.conf import Positional
 
 MISTAKE, INTERRUPTED = 2, 130
+NO_TENSORS = (
+    "A checkpoint in the run's folder holds other things than tensors and was not read; make its stage again with "
+    "feedgym stage NAME --run FOLDER --redo."
+)
 RUNS = Path("runs")
 EXPERIMENTS = {
     "AlignConfig": "feedgym.experiments.align",
@@ -54,10 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         COMMANDS[name](rest)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, UnpicklingError) as error:
         if os.environ.get("FEEDGYM_DEBUG"):
             raise
-        print("feedgym:", " ".join(str(error).split()), file=sys.stderr)
+        said = NO_TENSORS if isinstance(error, UnpicklingError) else " ".join(str(error).split())
+        print("feedgym:", said, file=sys.stderr)
         sys.exit(MISTAKE)
 
 

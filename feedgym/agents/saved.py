@@ -30,8 +30,9 @@ def load_saved(kind: type[ModelT], folder: Path | str) -> ModelT:
         if not (folder / CONFIG_NAME).is_file():  # transformers would make one up or ask the internet
             raise FileNotFoundError(f"it has no {CONFIG_NAME}")
         # The model's own settings alone: by others transformers loads kernels, quantizers or code from elsewhere.
-        own, found = kind.config_class().to_dict(), json.loads((folder / CONFIG_NAME).read_text())
-        config = kind.config_class.from_dict({name: value for name, value in found.items() if name in own})
+        settings: Any = kind.config_class
+        own, given = settings().to_dict(), json.loads((folder / CONFIG_NAME).read_text())
+        config = settings.from_dict({name: value for name, value in given.items() if name in own})
         if (folder / ADAPTER).exists():
             raise ValueError(f"it has an {ADAPTER}, and no {kind.__name__} has adapters")
         # Left alone, transformers puts random weights where it finds none, and a table where an error should be.

@@ -103,7 +103,7 @@ def test_a_run_whose_files_are_pickles(aligned_run, lab, poison):
         for name in (file.name, "pytorch_model.bin", "training_args.bin", "model.pkl"):
             shutil.copy(lab / poison, (folder / file).parent / name)
         reseal(folder)
-        assert code_of("watch", folder, "--visits", 1, "--delay", 0) == 2
+        assert code_of("watch", folder, "--visits", 1, "--delay", 0) in (0, 2)  # it reads no sampled sessions
     for parquet in folder.rglob("*.parquet"):
         shutil.copy(lab / poison, parquet)
     reseal(folder)
@@ -122,7 +122,7 @@ def test_a_killed_run_whose_checkpoint_is_a_pickle(killed_run, lab, name):
                 poisoned = [checkpoint / "pytorch_model.bin", checkpoint / "adapter_model.bin"]
             for file in poisoned:
                 shutil.copy(lab / poison, file)
-        code_of("stage", "base", "--run", folder)
+        assert code_of("stage", "base", "--run", folder) in (0, 2)
         assert not (lab / "mark").exists()
 
 
