@@ -40,7 +40,7 @@ EXPERIMENTS = {
     "CascadeRun": "feedgym.experiments.cascade",
     "LearnedRun": "feedgym.experiments.learned",
 }
-"""The module of each kind of configuration; it has ``experiment(config, run)`` and ``stage_names(config)``."""
+"""The module of each kind of configuration; it has ``experiment(config, run)`` and ``plan(config)``, its stages."""
 
 ArgumentsT = TypeVar("ArgumentsT")
 
@@ -223,8 +223,6 @@ def stage(arguments: Sequence[str]) -> None:
     presets = {**PRESETS, **COMPARISONS}
     known = (options.run / "config.json").exists()
     config = read_config(options.run) if known else replace(_preset(options.preset, presets), seed=options.seed)
-    if options.name not in (names := _kind_of(config).stage_names(config)):
-        raise ValueError(f"The run has no stage {options.name!r}; its stages are {', '.join(names)}.")
     if known:
         check_code(config, options.run, options.trust, arguments)
     folders = (None, options.run) if known else (options.run, None)
@@ -300,9 +298,10 @@ def _experiment(title: str, config: Any, folder: Path | None, resume: Path | Non
     from feedgym.experiments.run import Run
 
     is_new = not folder.exists() or not any(folder.iterdir())
-    record = Run(folder, config, resume=resume is not None, **run_options)
+    kind = _kind_of(config)
+    record = Run(folder, config, kind.plan(config), resume=resume is not None, **run_options)
     try:
-        summary = _kind_of(config).experiment(config, record)
+        summary = kind.experiment(config, record)
     except KeyboardInterrupt:
         command = f"run {title}" if title in PRESETS else f"compare {title}" if title in COMPARISONS else "demo"
         print(f"Stopped. To go on: feedgym {command} --resume {folder}", file=sys.stderr)

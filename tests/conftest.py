@@ -30,7 +30,7 @@ def one_thread():
 @pytest.fixture(scope="session")
 def aligned_run(tmp_path_factory):
     """The folder of a tiny run brought up to the snapshot of its only round, which is all that its agents need."""
-    from feedgym.experiments.align import align
+    from feedgym.experiments.align import align, plan
     from feedgym.experiments.presets import smoke
     from feedgym.experiments.run import Run, StageReached
 
@@ -45,7 +45,7 @@ def aligned_run(tmp_path_factory):
         ipa=replace(tiny.ipa, rounds=1, num_samples=6, truth_replicas=1),
         score="feedgym.rewards.compose:diverse",
     )
-    run = Run(folder, config, tracker=False, stop_after="aligned-1")
+    run = Run(folder, config, plan(config), tracker=False, stop_after="aligned-1")
     with pytest.raises(StageReached):
         align(config, run)
     run.close()

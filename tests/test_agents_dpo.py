@@ -216,7 +216,7 @@ def test_the_reference_stays_what_the_model_was(tmp_path):
     model, histories, preferences = make_model(), make_histories(), make_preferences()
     before = copy.deepcopy(model)
     dpo_round(model, histories, preferences, CONFIG, tmp_path)
-    reference = read_batch(PairLogps, tmp_path / "reference.safetensors")
+    reference = read_batch(PairLogps, tmp_path / "reference" / "reference.safetensors")
     torch.testing.assert_close(reference.chosen_P, logp(before, histories, preferences.chosen_PK))
     torch.testing.assert_close(reference.rejected_P, logp(before, histories, preferences.rejected_PK))
 

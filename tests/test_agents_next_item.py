@@ -1,6 +1,5 @@
 """Training of next-item models: what is learned, which epoch is kept, when it stops, and how it goes on."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +9,7 @@ from toy_agents import toy_histories
 from feedgym.agents.next_item import RECORD, BestEpoch, FitConfig, fit
 from feedgym.agents.sasrec import SASRec, SASRecConfig
 from feedgym.agents.sequences import SequenceDataset
+from feedgym.data.whole import read_sealed
 
 NUM_ITEMS = 10
 
@@ -90,11 +90,33 @@ def test_a_killed_run_ends_in_the_same_weights(dies_at, tmp_path):
     calm, curve = fit(model_of(), examples, config, 5, 0, validate, tmp_path / "calm")
     with pytest.raises(KeyboardInterrupt):
         fit(model_of(), examples, config, 5, 0, validate, tmp_path / "killed", dies)
-    assert len(json.loads((tmp_path / "killed" / RECORD).read_text())["curve"]) == 2
+    assert len(read_sealed(tmp_path / "killed" / RECORD)["curve"]) == 2
     torch.rand(5)
     resumed, curve_resumed = fit(model_of(4), examples, config, 5, 0, validate, tmp_path / "killed")
     assert same(weights(resumed), weights(calm))
     assert [row["validation"] for row in curve_resumed] == [row["validation"] for row in curve]
+
+
+@pytest.mark.parametrize("damage", ["the record", "the best weights", "no record"])
+def test_a_killed_run_with_a_damaged_record_begins_again_and_ends_in_the_same_weights(damage, tmp_path):
+    examples, config, steps = SequenceDataset(histories=cycles(20)), FitConfig(batch_size=8, lr=1e-2), []
+
+    def validate(model):
+        return float(model.scores(cycles(9, 3)).std())
+
+    def dies(step, total, metrics):
+        if step == 7:
+            raise KeyboardInterrupt
+
+    calm, curve = fit(model_of(), examples, config, 3, 0, validate, tmp_path / "calm")
+    killed = tmp_path / "killed"
+    with pytest.raises(KeyboardInterrupt):
+        fit(model_of(), examples, config, 3, 0, validate, killed, dies)
+    file = next(killed.glob("best-*")) if damage == "the best weights" else killed / RECORD
+    data = file.read_bytes()
+    file.unlink() if damage == "no record" else file.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    again, curve_again = fit(model_of(), examples, config, 3, 0, validate, killed, lambda *step: steps.append(step[0]))
+    assert steps == list(range(1, 10)) and curve_again == curve and same(weights(again), weights(calm))
 
 
 def test_validation_can_be_rarer_but_the_last_epoch_always_has_one(tmp_path):

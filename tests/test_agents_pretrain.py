@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from feedgym.agents.generation import beam_sessions
 from feedgym.agents.layers.moe import expert_load
 from feedgym.agents.onerec import OneRec
-from feedgym.agents.pretrain import PretrainConfig, SessionDataset, last_whole_checkpoint, pretrain
+from feedgym.agents.pretrain import PretrainConfig, SessionDataset, pretrain
 from feedgym.agents.session_model import next_token_loss, session_logp
 
 CONFIG = PretrainConfig(steps=12, batch_size=8, lr=1e-2, warmup_steps=2, checkpoint_steps=4, log_steps=1)
@@ -128,19 +128,20 @@ def test_a_finished_run_is_not_trained_again_but_a_longer_one_goes_on(steps, tmp
     assert more == [(steps + 1, steps + 1)] and not same(weights(second), weights(first))
 
 
-def test_the_newest_whole_checkpoint_is_found_and_the_others_stay(tmp_path):
-    assert last_whole_checkpoint(tmp_path) is None
-    for name, state in (
-        ("checkpoint-4", "{}"),
-        ("checkpoint-12", "{}"),
-        ("checkpoint-16", "{"),
-        ("checkpoint-100", None),
-    ):
-        (tmp_path / name).mkdir()
-        if state is not None:
-            (tmp_path / name / "trainer_state.json").write_text(state)
-    assert last_whole_checkpoint(tmp_path) == str(tmp_path / "checkpoint-12")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-12", "checkpoint-4"]
+@pytest.mark.parametrize("damage", ["no trainer_state.json", "no weights", "a bit of the optimizer", "no seal"])
+def test_a_checkpoint_that_is_not_whole_is_passed_over_for_the_one_before(tmp_path, damage):
+    calm, steps = toy_model(), []
+    config = replace(CONFIG, steps=6, checkpoint_steps=2)
+    pretrain(calm, dataset(), config, tmp_path)
+    last = tmp_path / "checkpoint-6"
+    file = last / {"no trainer_state.json": "trainer_state.json", "no weights": "model.safetensors",
+                   "a bit of the optimizer": "optimizer.pt", "no seal": "whole.json"}[damage]  # fmt: skip
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.unlink() if damage.startswith("no") else file.write_bytes(data)
+    again = toy_model(1)
+    pretrain(again, dataset(), config, tmp_path, lambda *step: steps.append(step[0]))
+    assert steps == [5, 6] and same(weights(again), weights(calm))
 
 
 def test_the_seed_decides_the_order_and_the_dropout_and_nothing_else_does(tmp_path):

@@ -212,7 +212,7 @@ def test_every_algorithm_trains_and_leaves_a_recommender(algorithm, ray, tmp_pat
     rows = write_rows(found, here, config, tmp_path / "rows.parquet") if algorithm in ("bc", "marwil", "cql") else None
     untrained = here.network(config)
     metrics = []
-    network = train(here, config, 0, tmp_path, rows, log=lambda found, iteration: metrics.append(found))
+    network, _ = train(here, config, 0, tmp_path, rows, log=lambda found, iteration: metrics.append(found))
     assert len(metrics) == 1 and all(np.isfinite(value) for value in metrics[0].values())
     if rows is None:  # an iteration is as many requests as it is said to be, not RLlib's thousand or a second's
         assert FEW["steps"] <= metrics[0]["requests"] < 2 * FEW["steps"]
@@ -230,7 +230,7 @@ def test_trainings_from_replay_repeat_under_a_seed(algorithm, ray, tmp_path):
     weights = []
     for n, seed in enumerate((3, 3, 4)):
         torch.manual_seed(seed)
-        weights.append(torch.cat([w.flatten() for w in train(here, config, seed, tmp_path / str(n)).parameters()]))
+        weights.append(torch.cat([w.flatten() for w in train(here, config, seed, tmp_path / str(n))[0].parameters()]))
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
@@ -242,7 +242,7 @@ def test_ppo_trains_on_every_registered_feed(env_id, ray, tmp_path):
         options["num_items"] = 40
     if env_id == "feedgym/ShortVideoFresh-v1":
         options["arrivals_a_day"] = 0.2
-    network = train(task(env_id, **options), TrainConfig(**FEW), 0, tmp_path)
+    network, _ = train(task(env_id, **options), TrainConfig(**FEW), 0, tmp_path)
     assert all(torch.isfinite(parameter).all() for parameter in network.parameters())
 
 
@@ -261,5 +261,5 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(ray, tmp_path):
     seen = []
     with pytest.raises(Killed):
         train(here, config, 0, tmp_path, log=kill)
-    train(here, config, 0, tmp_path, log=kill)
-    assert seen == [1, 2, 3, 3, 4]
+    _, curve = train(here, config, 0, tmp_path, log=kill)
+    assert seen == [1, 2, 3, 3, 4] and [row["iteration"] for row in curve] == [1, 2, 3, 4]

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from feedgym.cli import COMMANDS, MISTAKE, main
-from feedgym.experiments.align import stage_names
+from feedgym.experiments.align import plan
 from feedgym.experiments.presets import PRESETS, smoke
 
 PROGRAM = Path(sys.executable).parent / "feedgym"
@@ -81,7 +81,7 @@ def test_a_run_writes_a_summary_for_programs_and_a_report_for_people(finished):
     ratio = agents["aligned"]["true_reward"]["mean"] / agents["base"]["true_reward"]["mean"]
     assert lift["mean"] == pytest.approx(ratio - 1) and lift["low"] < lift["mean"] < lift["high"]
     assert agents["oracle"]["true_reward"]["mean"] > agents["random"]["true_reward"]["high"]
-    assert len(summary["rounds"]) == 3 and set(summary["stages"]) == set(stage_names(smoke()))
+    assert len(summary["rounds"]) == 3 and set(summary["stages"]) == set(plan(smoke()))
     assert all(stage["seconds"] > 0 for stage in summary["stages"].values())
     assert summary["peak_memory_mb"] > 100 and summary["seed"] == 0 and summary["git_revision"]
     report = (finished / "report.html").read_text()

@@ -1,13 +1,14 @@
 """Reading a finished run's agents back: the same agents as the run had, and faults told in one line."""
 
-import json
 import shutil
 
 import pytest
 import torch
 
 from feedgym.agents.baselines import RandomRecommender
+from feedgym.data.whole import write_sealed
 from feedgym.experiments.agents_of import agents_of, read_config
+from feedgym.experiments.run import read_about
 from feedgym.experiments.worlds import Pool
 from feedgym.rewards.compose import Diversity
 from feedgym.rewards.model import RewardModel
@@ -37,22 +38,48 @@ def test_unfinished_and_damaged_runs_are_refused(aligned_run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(aligned_run, copy)
     mark = copy / "stages" / "aligned-1" / "stage.json"
-    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"complete": False}))
+    mark.unlink()
     with pytest.raises(ValueError, match=r"not finished its stage aligned-1; finish it with `feedgym demo --resume"):
         agents_of(copy)
     weights = copy / "stages" / "base" / "model.safetensors"
     mark.write_text((aligned_run / "stages" / "aligned-1" / "stage.json").read_text())
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(ValueError, match="Cannot read the model"):
+    with pytest.raises(
+        ValueError, match=r"model.safetensors is damaged; make it again: feedgym stage base --run \S+ --redo"
+    ):
         agents_of(copy)
 
 
 def test_without_rounds_the_aligned_agent_is_the_base(aligned_run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(aligned_run, copy, ignore=shutil.ignore_patterns("aligned-*"))
-    written = json.loads((copy / "config.json").read_text())
+    written = read_about(copy)
     written["config"]["ipa"]["rounds"] = 0
-    (copy / "config.json").write_text(json.dumps(written))
+    write_sealed(copy / "config.json", written)
     agents = agents_of(copy).agents
     base, aligned = (agents[name].model.state_dict() for name in ("base", "aligned"))
     assert all(torch.equal(base[name], aligned[name]) for name in base)
+
+
+def field_added(config):
+    config["colour"] = "red"
+
+
+def field_removed(config):
+    del config["ipa"]["margin"]
+
+
+def field_renamed(config):
+    config["session_size"] = config.pop("session_length")
+
+
+@pytest.mark.parametrize("change", [field_added, field_removed, field_renamed])
+def test_a_configuration_with_other_fields_is_refused_and_not_filled_with_defaults(aligned_run, tmp_path, change):
+    about = read_about(aligned_run)
+    change(about["config"])
+    write_sealed(tmp_path / "config.json", about)
+    with pytest.raises(
+        ValueError, match=r"is of another version of feedgym \(.*\); start a new run with --run"
+    ) as told:
+        read_config(tmp_path)
+    assert "\n" not in str(told.value)

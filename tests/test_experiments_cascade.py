@@ -13,7 +13,7 @@ from toy_agents import toy_histories
 from feedgym.agents.cascade import Cascade
 from feedgym.cli import MISTAKE, main
 from feedgym.experiments.agents_of import agents_of, read_config
-from feedgym.experiments.cascade import build_ranker, requests, stage_names
+from feedgym.experiments.cascade import build_ranker, plan, requests
 from feedgym.experiments.cascade_presets import COMPARISONS, RANKERS, CascadeRun, CostConfig, RankerConfig
 from feedgym.experiments.cost import cost_of
 from feedgym.experiments.run import Run
@@ -56,7 +56,7 @@ def test_everyone_stands_in_one_table_with_intervals_lifts_and_costs(finished):
     mflop = {name: summary["agents"][name]["cost_mflop"]["mean"] for name in AGENTS - {"oracle"}}
     assert mflop["random"] == mflop["popular"] == 0 < mflop["retrieved"] < mflop["ranked"] < mflop["cascade"]
     assert "cost_ms" not in summary["agents"]["oracle"]  # it is asked with the users' true state
-    assert list(summary["stages"]) == stage_names(read_config(finished))
+    assert list(summary["stages"]) == list(plan(read_config(finished)))
     assert summary["learning_names"] == ["retriever", "ranker"] and len(summary["learning"]) == 2
     report = (finished / "report.html").read_text()
     assert "ms a request" in report and "GenRank" in summary["note"] and "cascade over aligned" in report
@@ -102,9 +102,9 @@ def test_mistakes_are_told_and_leave_nothing(options, says, tmp_path, capsys):
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_presets_come_back_from_a_run_folder(name, tmp_path):
     config = COMPARISONS[name]()
-    Run(tmp_path / "run", config, tracker=False).close()
+    Run(tmp_path / "run", config, plan(config), tracker=False).close()
     assert read_config(tmp_path / "run") == config and isinstance(config, CascadeRun)
-    assert stage_names(config)[0] == "end-to-end"
+    assert next(iter(plan(config))) == "end-to-end"
 
 
 def test_rankers_read_contents_unless_told_not_to(aligned_run):

@@ -15,7 +15,7 @@ import pytest
 
 from feedgym.cli import MISTAKE, main
 from feedgym.experiments.presets import PRESETS
-from feedgym.experiments.retrieval import metric_name, stage_names
+from feedgym.experiments.retrieval import metric_name, plan
 from feedgym.experiments.retrieval_presets import hstu, hstu_large, sasrec
 
 PROGRAM = Path(sys.executable).parent / "feedgym"
@@ -65,7 +65,7 @@ def test_a_run_leaves_figures_with_intervals_and_baselines_in_the_same_form(fini
             value = figures[name]
             assert 0 <= value["low"] <= value["mean"] <= value["high"] <= 1
         assert figures["coverage"]["low"] is None and figures["recall@5"]["mean"] <= figures["recall@10"]["mean"]
-    names = stage_names(PRESETS["hstu-smoke"]())
+    names = list(plan(PRESETS["hstu-smoke"]()))
     assert list(summary["stages"]) == names and names == ["log", "sasrec-ce", "hstu", "ranked"]
     assert "loss sampled_softmax" in summary["note"] and "events stream" in summary["title"]
     assert len(summary["learning"]) == 2 and summary["seed"] == 0

@@ -11,7 +11,7 @@ from scipy.stats import ttest_1samp
 from feedgym.cli import read_config
 from feedgym.experiments.evaluate import Served
 from feedgym.experiments.presets import CONFIGS, PRESETS
-from feedgym.experiments.rl import VISITS_METRIC, mean_of, seeds_compared, stage_names, training_seed
+from feedgym.experiments.rl import VISITS_METRIC, mean_of, plan, seeds_compared, training_seed
 from feedgym.experiments.rl_presets import RL_PRESETS, RLConfig, smoke
 from feedgym.experiments.run import Run
 from feedgym.experiments.statistics import Ratio, over_runs
@@ -60,8 +60,8 @@ def test_trainings_have_seeds_of_their_own():
 @pytest.mark.parametrize("name", RL_PRESETS)
 def test_presets_are_offered_and_come_back_from_a_run_folder(name, tmp_path):
     config = PRESETS[name]()
-    assert CONFIGS[type(config).__name__] is RLConfig and stage_names(config)[-1] == "judged"
-    Run(tmp_path / "run", config, tracker=False).close()
+    assert CONFIGS[type(config).__name__] is RLConfig and list(plan(config))[-1] == "judged"
+    Run(tmp_path / "run", config, plan(config), tracker=False).close()
     assert read_config(tmp_path / "run") == config
 
 

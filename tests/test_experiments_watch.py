@@ -241,4 +241,4 @@ def test_folders_that_hold_no_run_or_other_pictures_are_refused(aligned_run, tmp
     assert "not an empty folder" in refused(capsys, "random", "--simulator", TOY, "--frames", tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps({"config": {"seed": "none"}}))
-    assert "cannot be read" in refused(capsys, tmp_path / "run")
+    assert "is of version 1 of run folders" in refused(capsys, tmp_path / "run")

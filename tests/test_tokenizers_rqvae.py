@@ -211,9 +211,10 @@ def test_a_killed_training_goes_on_to_the_same_codes_and_weights(tmp_path, chang
     assert all(torch.equal(resumed.learned[name], whole.learned[name]) for name in whole.learned)
     with pytest.raises(ValueError, match="another configuration or other content"):
         RQVAE(config).fit(points.flip(0), work=tmp_path)
-    (tmp_path / "rqvae-training.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match=r"is damaged.*delete it"):
-        RQVAE(config).fit(points, work=tmp_path)
+    (tmp_path / "checkpoint-40" / "rqvae-training.safetensors").write_bytes(b"no")
+    steps.clear()
+    RQVAE(config).fit(points, work=tmp_path, progress=lambda done, total, metrics: steps.append(done))
+    assert steps == list(range(31, 41)), "a damaged checkpoint is passed over for the one before"
 
 
 def test_fitting_leaves_the_global_random_state_alone():

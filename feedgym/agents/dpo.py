@@ -18,6 +18,7 @@ pairs' users and not on the whole stream; a fresh AdamW each round.
 from __future__ import annotations
 
 import math
+import shutil
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -36,10 +37,11 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerFast, PrinterCallback
 from transformers.modeling_outputs import ModelOutput
 
-from feedgym.agents.pretrain import Progress, _ProgressCallback, last_whole_checkpoint, on_one_device
+from feedgym.agents.pretrain import Progress, Sealing, _ProgressCallback, on_one_device
 from feedgym.agents.session_model import history_columns
 from feedgym.data.batches import EventBatch, Preferences, TensorRows
 from feedgym.data.parquet import read_batch, write_batch
+from feedgym.data.whole import is_whole, last_whole_checkpoint, seal
 from feedgym.tokenizers.vocabulary import Vocabulary
 
 LossType = Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "nca_pair", "apo_zero", "sppo_hard"]
@@ -185,9 +187,12 @@ def dpo_round(
     pairs = Pairs(model, histories, preferences)
     with lent_to_trl(model), warnings.catch_warnings(action="ignore", category=FutureWarning):
         trainer = round_trainer(model, pairs, config, output_dir, progress)
+        if not is_whole(output_dir / "reference"):  # without it, what was trained since is of no use
+            for path in output_dir.glob("checkpoint-*"):
+                shutil.rmtree(path)
         checkpoint = last_whole_checkpoint(output_dir)
-        pairs.reference = trainer.reference_logps(output_dir / "reference.safetensors", kept=checkpoint is not None)
-        trainer.train(resume_from_checkpoint=checkpoint)
+        pairs.reference = trainer.reference_logps(output_dir / "reference", kept=checkpoint is not None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return _summary(trainer.state.log_history, pairs.reference, trainer.pair_logps(), config)
 
 
@@ -356,7 +361,7 @@ def _trainer_class() -> type:
     """TRL's DPOTrainer for rounds; a function, for importing TRL takes seconds."""
     from trl import DPOTrainer
 
-    class RoundTrainer(DPOTrainer):
+    class RoundTrainer(Sealing, DPOTrainer):
         """DPO on pairs that are tokens already, plus next-token prediction."""
 
         model: Any
@@ -385,14 +390,16 @@ def _trainer_class() -> type:
             chosen_P, rejected_P = torch.cat(logps, dim=1).cpu()
             return PairLogps(chosen_P=chosen_P, rejected_P=rejected_P)
 
-        def reference_logps(self, path: Path, kept: bool) -> PairLogps:
-            """Those under the round's first weights: the model's own, or the ones a killed round left at ``path``."""
+        def reference_logps(self, folder: Path, kept: bool) -> PairLogps:
+            """Those under the round's first weights: the model's own, or the ones a killed round left in ``folder``."""
+            path = folder / "reference.safetensors"
             if not kept:
                 write_batch(self.pair_logps(), path)
+                seal(folder)
             reference = read_batch(PairLogps, path)
             if len(reference.chosen_P) != len(self.pairs):
                 raise ValueError(
-                    f"{path.parent} holds a round of {len(reference.chosen_P)} pairs, not {len(self.pairs)}; give "
+                    f"{folder.parent} holds a round of {len(reference.chosen_P)} pairs, not {len(self.pairs)}; give "
                     "each round a folder of its own."
                 )
             return reference

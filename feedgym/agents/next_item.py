@@ -7,7 +7,7 @@ last checkpoint, which is written whenever validation has spoken, and ends in th
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 
 from feedgym.agents.pretrain import Examples, PretrainConfig, Progress, Schedule, pretrain
 from feedgym.data.parquet import replacing
+from feedgym.data.whole import digest_of, read_sealed, write_sealed
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -107,10 +108,25 @@ class BestEpoch(TrainerCallback):
 
     def __init__(self, model: nn.Module, validate: Callable[[], float], config: FitConfig, folder: Path) -> None:
         self.model, self.validate, self.config, self.folder = model, validate, config, folder
-        record = folder / RECORD
-        known: Any = json.loads(record.read_text()) if record.exists() else {"curve": [], "stopped": False}
-        self.curve: Curve = known["curve"]
-        self.stopped: bool = known["stopped"]
+        self.curve: Curve = []
+        self.stopped = False
+        if not self._go_on():  # without the record, or the weights that it likes best, checkpoints are of no use
+            self.curve, self.stopped = [], False
+            for path in folder.glob("checkpoint-*"):
+                shutil.rmtree(path)
+            self._write()
+
+    def _go_on(self) -> bool:
+        """Take up the record of a killed training, if it and the best weights are whole."""
+        try:
+            known = read_sealed(self.folder / RECORD)
+            self.curve, self.stopped = known["curve"], known["stopped"]
+            return self._best_digest() == known["best"]
+        except (OSError, ValueError):
+            return False
+
+    def _best_digest(self) -> str | None:
+        return digest_of(self.weights(self.best_step)) if self.curve else None
 
     @property
     def best_step(self) -> int:
@@ -148,5 +164,5 @@ class BestEpoch(TrainerCallback):
             save_file({name: value.contiguous() for name, value in self.model.state_dict().items()}, temporary)
 
     def _write(self) -> None:
-        with replacing(self.folder / RECORD) as temporary:
-            temporary.write_text(json.dumps({"curve": self.curve, "stopped": self.stopped}))
+        found = {"curve": self.curve, "stopped": self.stopped, "best": self._best_digest()}
+        write_sealed(self.folder / RECORD, found)

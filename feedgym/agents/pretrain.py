@@ -6,8 +6,6 @@ run that was killed goes on at its last whole checkpoint and ends with the very 
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,10 +18,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import get_last_checkpoint
 
 from feedgym.agents.layers.moe import expert_load
 from feedgym.data.batches import EventBatch
+from feedgym.data.whole import last_whole_checkpoint, seal
 
 Schedule = Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"]
 
@@ -179,23 +177,13 @@ def pretrain(
     trainer.remove_callback(PrinterCallback)
     try:
         with suppress(_Finished):
-            trainer.train(resume_from_checkpoint=last_whole_checkpoint(output_dir))
+            checkpoint = last_whole_checkpoint(output_dir)
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model(str(output_dir))
     finally:  # mixed precision leaves a forward on the instance that would go on computing in bfloat16
         for name in ("forward", "_original_forward"):
             vars(model).pop(name, None)
     return model
-
-
-def last_whole_checkpoint(output_dir: Path) -> str | None:
-    """The newest complete checkpoint below ``output_dir``; a half-written newer one is removed."""
-    while (folder := get_last_checkpoint(str(output_dir))) is not None:
-        try:
-            json.loads((Path(folder) / "trainer_state.json").read_text())  # the Trainer writes this file last
-            return folder
-        except (OSError, ValueError):
-            shutil.rmtree(folder)
-    return None
 
 
 def on_one_device(args: ArgumentsT) -> ArgumentsT:
@@ -238,7 +226,20 @@ def _arguments(config: PretrainConfig, output_dir: Path) -> TrainingArguments:
     return on_one_device(args)
 
 
-class _Trainer(Trainer):
+class Sealing:
+    """Lets a Trainer seal its checkpoints once they are written, so that only whole ones are gone on from.
+
+    It comes before the Trainer's class among the bases.
+    """
+
+    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        self.accelerator.wait_for_everyone()  # each process writes its own random state
+        if self.args.should_save:
+            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+
+class _Trainer(Sealing, Trainer):
     """Takes the model's own loss and logs its parts and the experts' load."""
 
     def __init__(self, **kwargs: Any) -> None:

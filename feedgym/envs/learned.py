@@ -40,6 +40,7 @@ from safetensors.numpy import load_file, save_file
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, BoolArray, Catalog, FloatArray, IntArray
 from feedgym.data.parquet import read_catalog, replacing, write_catalog
+from feedgym.data.whole import check_product
 from feedgym.envs import luck
 from feedgym.envs.history import History, event_batch
 from feedgym.envs.learned_features import (
@@ -342,6 +343,7 @@ class LearnedSimulator:
             ValueError: the folder holds none, or a damaged one, or names a class that nobody trusts.
         """
         folder = Path(folder)
+        check_product(folder)
         try:
             facts = json.loads((folder / FILE).read_text())
             ranker = ranker or _ranker_class(facts["ranker"], folder / FILE, trust)

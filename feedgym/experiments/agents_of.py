@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
 
 from feedgym.agents.generation import GenerativeRecommender
 from feedgym.agents.hstu import HSTU, HSTUConfig
@@ -17,7 +16,11 @@ from feedgym.agents.session_model import SessionModel
 from feedgym.agents.tiger import Tiger, TigerConfig
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import Catalog, EventLog
+from feedgym.data.whole import read_mark, unreadable
+from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.presets import CONFIGS, AlignConfig, HSTUSize, TigerSize
+from feedgym.experiments.rollouts import RolloutConfig
+from feedgym.experiments.run import CONFIG, differences, plain, read_about, read_product
 from feedgym.experiments.worlds import LOG, Pool, World, world_of
 from feedgym.protocols import Recommender, SessionReward, make
 from feedgym.rewards.model import RewardModel
@@ -66,20 +69,15 @@ def agents_of(folder: Path | str, *, trust: bool = False) -> Finished:
     config = read_config(folder)
     if not isinstance(config, AlignConfig):
         raise ValueError(f"{folder} has no base and aligned agents; give a run of a preset that ends in -ipa.")
-    check_config(config, folder / "config.json", trust=trust)
-    last = f"aligned-{config.ipa.rounds}" if config.ipa.rounds else "base"
-    for name in ("log", "tokenizer", "base", "reward", last):
-        _check_complete(folder, name)
-    stages = folder / "stages"
-    try:
-        log, catalog = LOG.load(stages / "log")
-        tokenizer = TOKENIZERS[config.tokenizer].load(stages / "tokenizer")
-        models = {
-            name: load_model(config, stages / stage, tokenizer) for name, stage in (("base", "base"), ("aligned", last))
-        }
-        reward_model = RewardModel.load(stages / "reward")
-    except (KeyError, OSError, SafetensorError) as error:
-        raise ValueError(f"A stage of {folder} cannot be read: {error}; {_remedy(folder)}.") from error
+    check_config(config, folder / CONFIG, trust=trust)
+    stages = {name: _finished(folder, name) for name in _needed(config)}
+    log, catalog = read_product(stages["log"], LOG.load)
+    tokenizer = read_product(stages["tokenizer"], TOKENIZERS[config.tokenizer].load)
+    models = {
+        name: read_product(stages[stage], lambda at: load_model(config, at, tokenizer))
+        for name, stage in (("base", "base"), ("aligned", _needed(config)[-1]))
+    }
+    reward_model = read_product(stages["reward"], RewardModel.load)
     world = world_of(config, trust)
     # A score may count the log: that of the run did so in what was trained on.
     known = Pool.of((log, catalog), world, config).known if config.score and config.data else log
@@ -101,16 +99,39 @@ def read_config(folder: Path) -> Any:
     Raises:
         ValueError: the folder holds no run, or one of another version.
     """
-    path = folder / "config.json"
-    if not path.exists():
-        raise ValueError(f"{folder} holds no run (no config.json in it); give the folder of one.")
+    about = read_about(folder)
+    path, remedy = folder / CONFIG, "start a new run with --run, or go on with the feedgym that began it"
+    if (kind := CONFIGS.get(about["kind"])) is None:
+        raise ValueError(f"{path} is of a kind of experiment that is not known here, {about['kind']!r}; {remedy}.")
     try:
-        kept = json.loads(path.read_text())
-        kind = CONFIGS[kept.get("kind", AlignConfig.__name__)]
-        return TypeAdapter(kind).validate_python(kept["config"])
-    except (json.JSONDecodeError, KeyError, ValidationError) as error:
-        detail = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read ({detail}); start a new run with --run.") from error
+        config = TypeAdapter(kind).validate_python(about["config"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise ValueError(f"{path} is of another version of feedgym ({what}); {remedy}.") from error
+    if unlike := differences(about["config"], plain(config)):  # a field that was filled in, or passed over
+        raise ValueError(f"{path} is of another version of feedgym ({unlike[0]}); {remedy}.")
+    return config
+
+
+def key_of(folder: Path | str) -> Any:
+    """What the agents of a finished run, and their world, are decided by: configuration and content of their stages.
+
+    Raises:
+        ValueError: as in :func:`agents_of`.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    if not isinstance(config, AlignConfig):
+        raise ValueError(f"{folder} has no base and aligned agents; give a run of a preset that ends in -ipa.")
+    # Who judged there and how the work was spread decides nothing elsewhere.
+    config = replace(config, judge=JudgeConfig(), rollouts=RolloutConfig(), ray="off")
+    return [config, {name: read_mark(_finished(folder, name)) for name in _needed(config)}]
+
+
+def _needed(config: AlignConfig) -> list[str]:
+    """The stages that agents are read from; the last one is the aligned agent's."""
+    return ["log", "tokenizer", "reward", "base"] + [f"aligned-{config.ipa.rounds}"] * bool(config.ipa.rounds)
 
 
 def build_model(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer) -> Any:
@@ -165,15 +186,14 @@ class Searching(GenerativeRecommender):
         return self.beams(histories, n)
 
 
-def _check_complete(folder: Path, name: str) -> None:
-    mark = folder / "stages" / name / "stage.json"
+def _finished(folder: Path, name: str) -> Path:
+    """The folder of a stage that is finished."""
+    stage = folder / "stages" / name
     try:
-        complete = json.loads(mark.read_text())["complete"]
-    except (OSError, json.JSONDecodeError, KeyError):
-        complete = False
-    if not complete:
-        raise ValueError(f"The run {folder} has not finished its stage {name}; {_remedy(folder)}.")
-
-
-def _remedy(folder: Path) -> str:
-    return f"finish it with `feedgym demo --resume {folder}`"
+        if read_mark(stage) is not None:
+            return stage
+    except ValueError as error:
+        raise unreadable(stage, error) from error
+    raise ValueError(
+        f"The run {folder} has not finished its stage {name}; finish it with `feedgym demo --resume {folder}`."
+    )

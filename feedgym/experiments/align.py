@@ -27,18 +27,46 @@ from feedgym.agents.generation import GenerativeRecommender
 from feedgym.agents.pretrain import SessionDataset, pretrain
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.experiments.agents_of import TOKENIZERS, build_model, load_model, recommender_of, score_of
+from feedgym.experiments.evaluate import JUDGED
 from feedgym.experiments.exposure import FEW
 from feedgym.experiments.presets import AlignConfig
 from feedgym.experiments.progress import progress, say
 from feedgym.experiments.report import write_report
 from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.rounds import Sampled, choose_pairs, cloud, round_metrics, sample_round
-from feedgym.experiments.run import JSON, Codec, Run, Stage
-from feedgym.experiments.worlds import LOG, Pool, world_of
+from feedgym.experiments.run import Codec, Number, Plan, Run, Stage, json_of
+from feedgym.experiments.worlds import LOG, Pool, plan_log, world_of
 from feedgym.protocols import Recommender, load
 from feedgym.rewards.model import RewardModel, auc_per_tower, fit_reward_model
 from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.quality import quality_report
+
+FIGURES = json_of(dict[str, Number])
+"""Codec of figures by name."""
+
+
+def plan(config: AlignConfig) -> Plan:
+    """The stages in order, with what decides each."""
+    plan = Plan()
+    plan.leave_out("ray", "rollouts.num_actors", because="who draws a block of sessions changes none of them")
+    if not config.ipa.rounds:
+        plan.leave_out("dpo", "ipa.margin", because="without rounds nothing is aligned")
+    log = plan_log(plan, config)
+    codes = [config.tokenizer, config.num_codes, config.rqvae_steps, config.seed]
+    tokenizer = plan.stage("tokenizer", codes, (log,))
+    cut = [config.session_length, config.history_length, config.split, config.split_seed, config.seed]
+    base = plan.stage("base", [config.model, config.pretrain, config.sessions, *cut], (tokenizer,))
+    reward = plan.stage("reward", [config.reward, *cut], (log,))
+    plan.stage("reward-check", parents=(reward,))
+    scored = [config.sampling, config.weights, config.score]
+    drawn = [replace(config.ipa, rounds=0, margin=0.0), config.rollouts.users_per_task, *scored, config.seed]
+    snapshot = base
+    for t in range(config.ipa.rounds + 1):
+        sampled = plan.stage(f"sampled-{t}", drawn, (snapshot, reward))
+        if t < config.ipa.rounds:
+            snapshot = plan.stage(f"aligned-{t + 1}", [config.dpo, config.ipa.margin], (sampled,))
+    plan.stage("judged", [config.judge, *scored, config.ipa.beams], (base, snapshot, reward))
+    return plan
 
 
 def align(config: AlignConfig, run: Run) -> dict[str, Any]:
@@ -56,7 +84,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     world = world_of(config, run.trust)
     rollouts = Rollouts(config.rollouts, config.ray)
 
-    log = run.stage("log", world.collect, LOG, config=world.key)
+    log = run.stage("log", world.collect, LOG)
     pool = Pool.of(log.value, world, config)
 
     codes, kind = config.tokenizer_for(pool.catalog), TOKENIZERS[config.tokenizer]
@@ -64,34 +92,17 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
         "tokenizer",
         lambda _: kind(codes).fit(pool.catalog.content_IE),
         Codec(lambda value, folder: value.save(folder), kind.load),
-        config=codes,
-        parents=[log],
     )
     agents: Codec[Any] = Codec(
         lambda model, folder: model.save_pretrained(folder), lambda f: load_model(config, f, tokenizer.value)
     )
-
-    data_choices = [config.history_length, config.split, config.split_seed, config.seed]
-    base = run.stage(
-        "base",
-        lambda work: pretrained(config, pool, tokenizer.value, work),
-        agents,
-        config=[config.model, config.pretrain, config.sessions, *data_choices],
-        parents=[tokenizer],
-    )
+    base = run.stage("base", lambda work: pretrained(config, pool, tokenizer.value, work), agents)
     reward = run.stage(
         "reward",
         lambda work: fitted_reward(config, pool, work),
         Codec(lambda model, folder: model.save_pretrained(folder), RewardModel.load),
-        config=[config.reward, *data_choices],
-        parents=[log],
     )
-    reward_figures = run.stage(
-        "reward-check",
-        lambda _: reward_check(reward.value, pool),
-        JSON,
-        parents=[reward],
-    )
+    reward_figures = run.stage("reward-check", lambda _: reward_check(reward.value, pool), FIGURES)
     score = score_of(config, pool.known, pool.catalog, reward.value)
 
     def agent(model: Any, beams: int = 0) -> GenerativeRecommender:
@@ -107,10 +118,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
                     sample_round, config, pool, world, rollouts, agent(snapshot.value), agent(base.value), score, t
                 ),
                 Codec(lambda v, folder: write_batch(v, folder / "sampled.safetensors"), read_sampled),
-                config=[replace(config.ipa, rounds=0, margin=0.0),  # these two decide nothing here
-                        config.sampling, config.rollouts.users_per_task, config.weights, config.score, config.seed],
-                parents=[snapshot, reward],
-            )  # fmt: skip
+            )
             rounds.append(round_metrics(sampled.value, pool))
             clouds.append(cloud(sampled.value, t))
             if t < config.ipa.rounds:
@@ -118,23 +126,15 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
                     f"aligned-{t + 1}",
                     partial(dpo_snapshot, config, pool, snapshot.value, sampled.value, t),
                     with_metrics(agents),
-                    config=[config.dpo, config.ipa.margin],
-                    parents=[sampled],
                 )
-                snapshot = Stage(aligned.name, aligned.key, aligned.value[0], aligned.seconds)
+                snapshot = Stage(aligned.name, aligned.value[0])
                 rounds[-1] |= aligned.value[1]
             run.log({f"round/{name}": value for name, value in rounds[-1].items()}, step=t)
 
     compared: dict[str, Recommender] = {"base": agent(base.value), "aligned": agent(snapshot.value)}
     if beams := config.judge.beams:
         compared |= {"base_searched": agent(base.value, beams), "aligned_searched": agent(snapshot.value, beams)}
-    judged = run.stage(
-        "judged",
-        lambda _: world.judge(compared, score, pool),
-        JSON,
-        config=[config.judge, config.sampling, config.weights, config.score],
-        parents=[base, snapshot, reward],
-    )
+    judged = run.stage("judged", lambda _: world.judge(compared, score, pool), JUDGED)
     summary = {
         "title": world.title,
         "note": world.note,
@@ -150,12 +150,6 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     write_report(summary, run.folder)
     run.publish(summary, artifacts={"tokenizer": tokenizer.name, "aligned-agent": snapshot.name})
     return summary
-
-
-def stage_names(config: AlignConfig) -> list[str]:
-    """The stages of an experiment, in order."""
-    rounds = [name for t in range(config.ipa.rounds) for name in (f"sampled-{t}", f"aligned-{t + 1}")]
-    return ["log", "tokenizer", "base", "reward", "reward-check", *rounds, f"sampled-{config.ipa.rounds}", "judged"]
 
 
 def pretrained(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer, work: Path) -> Any:
@@ -210,9 +204,9 @@ def with_metrics(agents: Codec[Any]) -> Codec[tuple[Any, dict[str, float]]]:
 
     def save(product: tuple[Any, dict[str, float]], folder: Path) -> None:
         agents.save(product[0], folder)
-        JSON.save(product[1], folder)
+        FIGURES.save(product[1], folder)
 
-    return Codec(save, lambda folder: (agents.load(folder), JSON.load(folder)))
+    return Codec(save, lambda folder: (agents.load(folder), FIGURES.load(folder)))
 
 
 experiment = align

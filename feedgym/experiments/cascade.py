@@ -10,6 +10,7 @@ candidates, and ``cascade`` lets the re-rank rule choose among these.
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict
 
 from feedgym.agents.cascade import Cascade
 from feedgym.agents.next_item import Curve, fit
@@ -26,12 +28,14 @@ from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
 from feedgym.data.ranking import ranking_requests
 from feedgym.data.sessions import logged_sessions
+from feedgym.data.whole import WORK
 from feedgym.envs.logging import user_seeds
-from feedgym.experiments.agents_of import Finished, agents_of, read_config
+from feedgym.experiments.agents_of import Finished, agents_of, key_of, read_config
 from feedgym.experiments.align import align
+from feedgym.experiments.align import plan as align_plan
 from feedgym.experiments.cascade_presets import CascadeRun, RankerConfig
 from feedgym.experiments.cost import cost_of
-from feedgym.experiments.evaluate import exposure_of, judged_by, references, samples, serve_all
+from feedgym.experiments.evaluate import JUDGED, Table, exposure_of, judged_by, references, samples, serve_all
 from feedgym.experiments.presets import PRESETS, AlignConfig
 from feedgym.experiments.progress import progress
 from feedgym.experiments.rank_agents import KINDS, untrained
@@ -39,13 +43,43 @@ from feedgym.experiments.report import write_report
 from feedgym.experiments.retrieval import iteration_row
 from feedgym.experiments.retrieval_agents import Trained, agent_of
 from feedgym.experiments.retrieval_data import Retrieval
-from feedgym.experiments.run import JSON, Codec, Run, Stage, StageReached, with_curve
+from feedgym.experiments.run import Codec, Plan, Run, Stage, StageReached, json_of, with_curve
 from feedgym.experiments.statistics import interval, lift, resampling_counts
 from feedgym.experiments.worlds import LOG, Requests, last_requests
 from feedgym.protocols import Recommender
 
 OPPONENT = "aligned"
 """The agent that the cascade's lift is taken over; the others stand in ``lifts``."""
+
+
+class Costs(TypedDict):
+    """The stage of the costs, as :func:`costs` makes it."""
+
+    agents: dict[str, Table]
+    requests: int
+    threads: int
+
+
+COSTS: Codec[Any] = json_of(Costs)
+
+
+def plan(config: CascadeRun) -> Plan:
+    """The stages in order, with what decides each."""
+    check(config)
+    plan = Plan()
+    plan.leave_out("ray", because="who draws a block of sessions changes none of them")
+    if config.against:
+        plan.leave_out("end_to_end", because="the end-to-end agent is that of a finished run")
+        log = plan.stage("log", key_of(config.against))
+    else:
+        aligned = replace(end_to_end_config(config), ray="off")  # it changes no figure
+        log = plan.stage("log", parents=(plan.stage("end-to-end", aligned),))
+    retriever = plan.stage("retriever", [config.retriever, config.seed], (log,))
+    ranker = plan.stage("ranker", [config.ranker, config.seed], (log,))
+    cascade = plan.stage("cascade", config.cascade, (retriever, ranker))
+    judged = plan.stage("judged", config.judge, (cascade,))
+    plan.stage("cost", [config.cost, config.judge.beams], (judged,))
+    return plan
 
 
 def experiment(config: CascadeRun, run: Run) -> dict[str, Any]:
@@ -58,33 +92,22 @@ def experiment(config: CascadeRun, run: Run) -> dict[str, Any]:
     Returns:
         The summary, as written to ``summary.json``.
     """
-    check(config)
     finished = agents_of(config.against, trust=run.trust) if config.against else end_to_end(config, run).value
     world = replace(finished.config, judge=config.judge)
-    log = run.stage("log", lambda _: (finished.log, finished.catalog), LOG, config=[finished.config])
+    log = run.stage("log", lambda _: (finished.log, finished.catalog), LOG)
     retriever = retriever_stage(config, log, run)
     ranker = ranker_stage(config, world, log, run)
     cascade = run.stage(
         "cascade",
         lambda _: cascade_of(config, world, finished, retriever.value[0], ranker.value[0]),
         Codec(lambda agent, folder: agent.save(folder), Cascade.load),
-        config=[config.cascade, world.weights],
-        parents=[retriever, ranker],
     )
     agents = contestants(config, finished, cascade.value)
-    judged = run.stage(
-        "judged",
-        lambda _: judge(agents, finished, world),
-        JSON,
-        config=[config.judge, finished.config],
-        parents=[cascade],
-    )
+    judged = run.stage("judged", lambda _: judge(agents, finished, world), JUDGED)
     cost = run.stage(
         "cost",
         lambda _: costs(references(finished.log, finished.catalog, world) | agents, finished, config),
-        JSON,
-        config=[config.cost, config.judge.beams],
-        parents=[judged],
+        COSTS,
     )
     summary = summarised(config, finished, judged.value, cost.value) | {
         "learning": [[iteration_row(row) for row in curve] for _, curve in (retriever.value, ranker.value) if curve],
@@ -96,12 +119,6 @@ def experiment(config: CascadeRun, run: Run) -> dict[str, Any]:
     write_report(summary, run.folder)
     run.publish(summary, artifacts={"cascade-agent": cascade.name})
     return summary
-
-
-def stage_names(config: CascadeRun) -> list[str]:
-    """The stages of a contest, in order."""
-    first = [] if config.against else ["end-to-end"]
-    return [*first, "log", "retriever", "ranker", "cascade", "judged", "cost"]
 
 
 # ---------------------------------------------------------------- the end-to-end agent
@@ -130,25 +147,31 @@ def check(config: CascadeRun) -> None:
             )
 
 
+def end_to_end_config(config: CascadeRun) -> AlignConfig:
+    """The experiment that trains the end-to-end agent."""
+    return replace(PRESETS[config.end_to_end](), seed=config.seed, ray=config.ray)
+
+
 def end_to_end(config: CascadeRun, run: Run) -> Stage[Finished]:
     """The end-to-end agent before and after its alignment, trained in a run folder inside the stage's."""
-    align_config = replace(PRESETS[config.end_to_end](), seed=config.seed, ray=config.ray)
+    align_config = end_to_end_config(config)
     last = f"aligned-{align_config.ipa.rounds}" if align_config.ipa.rounds else "reward-check"
 
     def train(work: Path) -> Finished:
-        folder = work.parent / "run"
-        resume = (folder / "config.json").exists()
-        inner = Run(folder, align_config, resume=resume, stop_after=last, tracker=False)
+        inner = Run(work / "run", align_config, align_plan(align_config), resume=True, stop_after=last, tracker=False)
         try:
             align(align_config, inner)
         except StageReached:
             pass
         finally:
             inner.close()
-        return agents_of(folder)
+        return agents_of(work / "run")
 
-    codec: Codec[Finished] = Codec(lambda finished, folder: None, lambda folder: agents_of(folder / "run"))
-    return run.stage("end-to-end", train, codec, config=replace(align_config, ray="off"))  # it changes no figure
+    codec: Codec[Finished] = Codec(
+        lambda finished, folder: shutil.copytree(folder / WORK / "run", folder / "run"),
+        lambda folder: agents_of(folder / "run"),
+    )
+    return run.stage("end-to-end", train, codec)
 
 
 # ---------------------------------------------------------------- the cascade
@@ -162,8 +185,6 @@ def retriever_stage(config: CascadeRun, log: Stage, run: Run) -> Stage:
         "retriever",
         lambda work: trained.make(Retrieval.of(settings, log.value), work, "the retriever"),
         trained.codec,
-        config=[config.retriever, config.seed],
-        parents=[log],
     )
 
 
@@ -178,8 +199,6 @@ def ranker_stage(config: CascadeRun, world: AlignConfig, log: Stage, run: Run) -
         "ranker",
         lambda work: fitted_ranker(config, world, log.value, work),
         with_curve(Codec(KINDS[config.ranker.kind].save_pretrained, KINDS[config.ranker.kind].load)),
-        config=[config.ranker, config.seed, world.history_length],
-        parents=[log],
     )
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from feedgym.agents.baselines import PopularRecommender, RandomRecommender
 from feedgym.data.batches import EventBatch, SessionBatch
@@ -27,6 +28,7 @@ from feedgym.envs.logging import Visits, event_log
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.exposure import exposure_figures, shown_items, spread_figures
 from feedgym.experiments.progress import Step, progress
+from feedgym.experiments.run import Codec, Number, json_of
 from feedgym.experiments.statistics import Figure, Ratio, interval, lift, resampling_counts
 from feedgym.protocols import Recommender, SessionReward, UserSimulator, take_users
 
@@ -83,6 +85,28 @@ class Served:
         """All metrics that were measured."""
         return {metric: self.ratio(metric) for metric in METRICS if metric in self.sums}
 
+
+Table = dict[str, dict[str, Number]]
+"""Figures by name, each a mean with the ends of its interval, where it has one."""
+
+
+class Judged(TypedDict):
+    """What every judgement of agents says; each adds its own."""
+
+    __pydantic_config__ = {"extra": "allow"}  # type: ignore[misc]  # noqa: RUF012 (pydantic reads it)
+
+    agents: dict[str, Table]
+    judged_by: str
+
+
+class Compared(Judged):
+    """A judgement that compares agents."""
+
+    lift: Table
+
+
+JUDGED: Codec[Any] = json_of(Compared)
+"""How a judgement is kept."""
 
 METRICS = (
     *("true_reward", "model_reward", "watch_s", "session_items", "return_24h", "churn_rate", "diversity"),

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from feedgym.agents.next_item import Curve, fit
 from feedgym.agents.ranker import Ranker, RankingDataset
@@ -29,16 +30,46 @@ from feedgym.envs.learned import LearnedSimulator
 from feedgym.envs.learned_fit import LearnedConfig, fit_figures, fit_simulator
 from feedgym.envs.learned_users import replay_users
 from feedgym.envs.realism import compare
+from feedgym.experiments.evaluate import Table
 from feedgym.experiments.learned_presets import LearnedRun
 from feedgym.experiments.progress import progress
 from feedgym.experiments.realism import write_realism
 from feedgym.experiments.report import write_report
-from feedgym.experiments.run import JSON, Codec, Run, with_curve
+from feedgym.experiments.run import Codec, Plan, Run, json_of, with_curve
 from feedgym.experiments.statistics import Ratio, interval, resampling_counts
 from feedgym.experiments.worlds import LOG, recorded_key, recorded_log, simulated_log, simulator_key
 from feedgym.protocols import load
 
 Data = tuple[EventLog, Catalog]
+
+
+class Judgement(TypedDict):
+    """The stage of the judgement, as :func:`judged` makes it."""
+
+    offline: dict[str, Any]
+    agents: dict[str, Table]
+    distances: list[dict[str, Any]]
+
+
+JUDGEMENT: Codec[Any] = json_of(Judgement)
+
+
+def plan(config: LearnedRun) -> Plan:
+    """The stages in order, with what decides each."""
+    plan = Plan()
+    if config.data is not None:
+        plan.leave_out("simulator", "log", because="a recorded log has no simulated users")
+        log = plan.stage("log", recorded_key(config))
+    else:
+        plan.leave_out("columns", "items", "read", because="no data are given to be read")
+        users = simulator_key(config.simulator)
+        log = plan.stage("log", [users, config.log, config.session_length, config.seed])
+    requests = [config.session_length, config.history_length, config.calibration, config.held_out, config.seed]
+    fitted = [config.ranker, config.d_model, config.min_events, config.epochs, config.fit]
+    ranker = plan.stage("ranker", fitted + requests, (log,))
+    simulator = plan.stage("simulator", [config.session_length, config.known_visits], (ranker,))
+    plan.stage("judged", config.seed, (simulator,))
+    return plan
 
 
 def experiment(config: LearnedRun, run: Run) -> dict[str, Any]:
@@ -51,30 +82,23 @@ def experiment(config: LearnedRun, run: Run) -> dict[str, Any]:
     Returns:
         The summary, as written to ``summary.json``.
     """
-    log = run.stage("log", lambda _: _read_log(config, run.trust), LOG, config=_log_key(config))
+    log = run.stage("log", lambda _: _read_log(config, run.trust), LOG)
     parts = Parts.of(config, log.value)
     kind = load(config.ranker)
     ranker = run.stage(
         "ranker",
         lambda work: _train(config, kind, parts, work),
         with_curve(Codec(kind.save_pretrained, kind.load)),
-        config=[config.ranker, config.d_model, config.history_length, config.min_events, config.epochs, config.fit,
-                config.calibration, config.held_out, config.seed],
-        parents=[log],
-    )  # fmt: skip
+    )
     simulator = run.stage(
         "simulator",
         lambda _: parts.simulator(config, ranker.value[0]),
         Codec(lambda made, folder: made.save(folder), partial(LearnedSimulator.load, ranker=kind)),
-        config=[config.session_length, config.known_visits],
-        parents=[ranker],
     )
     judgement = run.stage(
         "judged",
         lambda _: judged(simulator.value, parts.held_out, config.session_length, config.seed, run.folder),
-        JSON,
-        config=config.seed,
-        parents=[simulator],
+        JUDGEMENT,
     )
     summary = {
         "title": f"A simulator fitted to {Path(config.data).name if config.data else config.simulator}",
@@ -94,21 +118,10 @@ def experiment(config: LearnedRun, run: Run) -> dict[str, Any]:
     return summary
 
 
-def stage_names(config: LearnedRun) -> list[str]:
-    """The stages of an experiment, in order."""
-    return ["log", "ranker", "simulator", "judged"]
-
-
 def _read_log(config: LearnedRun, trust: bool) -> Data:
     if config.data is not None:
         return recorded_log(config)
     return simulated_log(make_simulator(config.simulator, trust=trust), config.log, config.session_length, config.seed)
-
-
-def _log_key(config: LearnedRun) -> Any:
-    if config.data is not None:
-        return recorded_key(config)
-    return [simulator_key(config.simulator), config.log, config.session_length, config.seed]
 
 
 class Parts:

@@ -18,20 +18,22 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from feedgym.agents.next_item import fit
 from feedgym.agents.ranker import Ranker
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
 from feedgym.data.ranking import RankingBatch, RankingRows
 from feedgym.data.splits import leave_last_out, random_exposures, split_time, until
+from feedgym.experiments.evaluate import Table
 from feedgym.experiments.progress import progress
 from feedgym.experiments.rank_agents import KINDS, Known, examples_of, ranker_of, rows_of, windows_of
 from feedgym.experiments.rank_metrics import task_figures, watch_figures
 from feedgym.experiments.rank_presets import MTGRRun, RankRun
 from feedgym.experiments.report import write_report
 from feedgym.experiments.retrieval import iteration_row
-from feedgym.experiments.retrieval_data import log_key, read_log
-from feedgym.experiments.run import JSON, Codec, Run, with_curve
+from feedgym.experiments.retrieval_data import plan_log, read_log
+from feedgym.experiments.run import Codec, Plan, Run, json_of, with_curve
 from feedgym.experiments.statistics import Figure, interval, lift, resampling_counts
 from feedgym.experiments.worlds import LOG
 
@@ -116,6 +118,29 @@ def _frequent(rows: RankingBatch) -> tuple[str, ...]:
     return tasks
 
 
+class Ranked(TypedDict):
+    """The stage of the figures, as :func:`judge` makes it."""
+
+    figures: dict[str, Table]
+    lifts: dict[str, Table]
+    candidates: dict[str, int]
+    protocol: str
+
+
+RANKED: Codec[Any] = json_of(Ranked)
+
+
+def plan(config: RankRun) -> Plan:
+    """The stages in order, with what decides each."""
+    plan = Plan()
+    log = plan_log(plan, config)
+    cut: Any = [config.tasks, config.watch, config.max_candidates, config.validation, config.held_out, config.seed]
+    cut += [getattr(config, name, None) for name in ("window_s", "max_tokens")]
+    ranker = plan.stage(config.name, [vars(config)["model"], config.epochs, config.fit, *cut], (log,))
+    plan.stage("judged", cut, (ranker,))
+    return plan
+
+
 def experiment(config: RankRun, run: Run) -> dict[str, Any]:
     """Train a ranker and judge it beside baselines.
 
@@ -126,28 +151,19 @@ def experiment(config: RankRun, run: Run) -> dict[str, Any]:
     Returns:
         The summary, as written to ``summary.json``.
     """
-    log = run.stage("log", partial(read_log, config), LOG, config=log_key(config))
+    log = run.stage("log", partial(read_log, config), LOG)
     data = RankingData.of(config, log.value)
-    cut: Any = [config.tasks, config.watch, config.max_candidates, config.validation, config.held_out, config.seed]
-    cut += [getattr(config, name, None) for name in ("window_s", "max_tokens")]
     ranker = run.stage(
         config.name,
         partial(train, config, data, run),
         with_curve(Codec(KINDS[config.name].save_pretrained, KINDS[config.name].load)),
-        config=[vars(config)["model"], config.epochs, config.fit, *cut],
-        parents=[log],
     )
-    judged = run.stage("judged", lambda _: judge(config, data, ranker.value[0]), JSON, config=cut, parents=[ranker])
+    judged = run.stage("judged", lambda _: judge(config, data, ranker.value[0]), RANKED)
     summary = _summarised(config, data, judged.value, ranker.value[1]) | {"seed": config.seed, **run.facts()}
     run.finish(summary)
     write_report(summary, run.folder)
     run.publish(summary, artifacts={f"{config.name}-ranker": config.name})
     return summary
-
-
-def stage_names(config: RankRun) -> list[str]:
-    """The stages of an experiment, in order."""
-    return ["log", config.name, "judged"]
 
 
 def train(config: RankRun, data: RankingData, run: Run, work: Path) -> tuple[Ranker, list[dict[str, float]]]:

@@ -14,6 +14,7 @@ from rich.table import Table
 from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
 from feedgym.data.parquet import replacing
 from feedgym.data.readers import load_data
+from feedgym.data.whole import check_product
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log
 from feedgym.envs.realism import Aspect, Distance, compare
@@ -54,6 +55,7 @@ def read_side(
     path = Path(source)
     if (path / "stages" / "log" / "events.parquet").exists():
         path = path / "stages" / "log"
+        check_product(path)
     elif path.name == "events.parquet" and (path.parent / "catalog.parquet").exists():
         path = path.parent
     elif (path / "simulator.json").exists() or (":" in source and not path.exists()):

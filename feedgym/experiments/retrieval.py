@@ -15,18 +15,50 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import TypedDict
 
 from feedgym.agents.baselines import ItemKNNRecommender, PopularRecommender
 from feedgym.data.events import Event
+from feedgym.experiments.evaluate import Table
 from feedgym.experiments.progress import progress
 from feedgym.experiments.ranking import Ranking
 from feedgym.experiments.report import write_report
 from feedgym.experiments.retrieval_agents import Trained, agents_to_train
-from feedgym.experiments.retrieval_data import CHOSEN_BY, SESSION, Retrieval, log_key, read_log
+from feedgym.experiments.retrieval_data import CHOSEN_BY, SESSION, Retrieval, plan_log, read_log
 from feedgym.experiments.retrieval_presets import RetrievalConfig
-from feedgym.experiments.run import JSON, Run, Stage
+from feedgym.experiments.run import Codec, Plan, Run, Stage, json_of
 from feedgym.experiments.statistics import interval, lift, resampling_counts
 from feedgym.experiments.worlds import LOG
+
+
+class Ranked(TypedDict):
+    """The stage of the test figures, as :func:`ranked_all` makes it."""
+
+    figures: dict[str, Table]
+    lifts: dict[str, Table]
+    protocol: str
+    ranked_by: dict[str, str]
+    item_knn_recent: int
+    has_time: bool
+    targets: dict[str, float]
+
+
+RANKED: Codec[Any] = json_of(Ranked)
+
+
+def plan(config: RetrievalConfig) -> Plan:
+    """The stages in order, with what decides each."""
+    plan = Plan()
+    log = plan_log(plan, config)
+    protocol = [config.behaviours, config.min_items, config.validation_targets, config.seed]
+    if config.is_sasrec_ce():
+        plan.leave_out("sasrec_ce", because="the model is that baseline itself")
+    agents = [
+        plan.stage(name, [trained.key, config.epochs, config.fit, config.ranking, *protocol], (log,))
+        for name, trained in agents_to_train(config).items()
+    ]
+    plan.stage("ranked", [config.ranking, config.knn_recent, *protocol], (log, *agents))
+    return plan
 
 
 def experiment(config: RetrievalConfig, run: Run) -> dict[str, Any]:
@@ -39,24 +71,14 @@ def experiment(config: RetrievalConfig, run: Run) -> dict[str, Any]:
     Returns:
         The summary, as written to ``summary.json``.
     """
-    log = run.stage("log", partial(read_log, config), LOG, config=log_key(config))
+    log = run.stage("log", partial(read_log, config), LOG)
     world = Retrieval.of(config, log.value)
-    protocol = [config.behaviours, config.min_items, config.validation_targets, config.seed]
-    agents: dict[str, Stage] = {}
-    for name, trained in agents_to_train(config).items():
-        agents[name] = run.stage(
-            name,
-            partial(_made, trained, world, name, run),
-            trained.codec,
-            config=[trained.key, config.epochs, config.fit, config.ranking, *protocol],
-            parents=[log],
-        )
+    agents: dict[str, Stage] = {
+        name: run.stage(name, partial(_made, trained, world, name, run), trained.codec)
+        for name, trained in agents_to_train(config).items()
+    }
     ranked = run.stage(
-        "ranked",
-        lambda _: ranked_all(world, {name: stage.value[0] for name, stage in agents.items()}),
-        JSON,
-        config=[config.ranking, config.knn_recent, *protocol],
-        parents=[log, *agents.values()],
+        "ranked", lambda _: ranked_all(world, {name: stage.value[0] for name, stage in agents.items()}), RANKED
     )
     curves = {name: stage.value[1] for name, stage in agents.items()}
     summary = summarised(config, ranked.value, curves) | {"seed": config.seed, **run.facts()}
@@ -64,11 +86,6 @@ def experiment(config: RetrievalConfig, run: Run) -> dict[str, Any]:
     write_report(summary, run.folder)
     run.publish(summary, artifacts={f"{config.name}-agent": config.name})
     return summary
-
-
-def stage_names(config: RetrievalConfig) -> list[str]:
-    """The stages of an experiment, in order."""
-    return ["log", *agents_to_train(config), "ranked"]
 
 
 def _made(trained: Trained, world: Retrieval, name: str, run: Run, work: Path) -> tuple[Any, list[dict[str, float]]]:

@@ -10,7 +10,6 @@ by Student's t over their means.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,14 +25,14 @@ from feedgym.data.events import Catalog, EventLog
 from feedgym.envs.logging import collect_log, user_seeds
 from feedgym.envs.recorder import transitions
 from feedgym.envs.truth import RewardWeights
-from feedgym.experiments.agents_of import Finished, agents_of
+from feedgym.experiments.agents_of import Finished, agents_of, key_of
 from feedgym.experiments.configs import JudgeConfig
-from feedgym.experiments.evaluate import Served, judged_by, references, samples, serve_all
+from feedgym.experiments.evaluate import JUDGED, Served, judged_by, references, samples, serve_all
 from feedgym.experiments.progress import progress
 from feedgym.experiments.report import write_report
 from feedgym.experiments.rl_presets import RLConfig
 from feedgym.experiments.rollouts import one_thread, ray_running
-from feedgym.experiments.run import JSON, Codec, Run, Stage
+from feedgym.experiments.run import CURVE, Codec, Plan, Run, Stage
 from feedgym.experiments.statistics import Ratio, interval, lift, over_runs, resampling_counts
 from feedgym.experiments.worlds import LOG
 from feedgym.protocols import Recommender, SessionReward
@@ -83,6 +82,19 @@ class Arena:
         return self.task.world.history_length
 
 
+def plan(config: RLConfig) -> Plan:
+    """The stages in order, with what decides each."""
+    plan = Plan()
+    world = [config.env, config.options(), config.against and key_of(config.against), config.seed]
+    log = plan.stage("log", [world, config.log])
+    parents = (log,) if config.train.algorithm in OFFLINE else ()
+    trained = [
+        plan.stage(f"trained-{n}", [world, config.train, config.sizes, n], parents) for n in range(config.num_seeds)
+    ]
+    plan.stage("judged", [world, config.judge], (log, *trained))
+    return plan
+
+
 def experiment(config: RLConfig, run: Run) -> dict[str, Any]:
     """Train agents and judge them.
 
@@ -96,28 +108,15 @@ def experiment(config: RLConfig, run: Run) -> dict[str, Any]:
     finished = agents_of(config.against, trust=run.trust) if config.against else None
     with ray_running():
         task = task_of(config, finished, run.trust)
-        world_key = [config.env, config.options(), config.against, config.seed]
-        log = run.stage("log", partial(production_log, config, task, finished), LOG, config=[world_key, config.log])
+        log = run.stage("log", partial(production_log, config, task, finished), LOG)
         codec = Codec(lambda trained, folder: save_trained(trained, folder), load_trained)
         trained = [
-            run.stage(
-                f"trained-{n}",
-                partial(train_one, config, task, log.value, n, run),
-                codec,
-                config=[world_key, config.train, config.sizes, n],
-                parents=[log] if config.train.algorithm in OFFLINE else [],
-            )
+            run.stage(f"trained-{n}", partial(train_one, config, task, log.value, n, run), codec)
             for n in range(config.num_seeds)
         ]
     arena = arena_of(config, task, log, finished)
     agents = {f"{config.train.algorithm}-{n}": stage.value[0] for n, stage in enumerate(trained)}
-    judged = run.stage(
-        "judged",
-        lambda _: judge(config.train.algorithm, agents, arena),
-        JSON,
-        config=[world_key, config.judge],
-        parents=[log, *trained],
-    )
+    judged = run.stage("judged", lambda _: judge(config.train.algorithm, agents, arena), JUDGED)
     summary = {
         "title": f"{config.train.algorithm.upper()} on {config.env}",
         "note": f"{config.num_seeds} training(s) of {config.train.iterations} iterations; judged by the truth alone.",
@@ -130,11 +129,6 @@ def experiment(config: RLConfig, run: Run) -> dict[str, Any]:
     write_report(summary, run.folder)
     run.publish(summary, artifacts={"rl-agent": trained[0].name})
     return summary
-
-
-def stage_names(config: RLConfig) -> list[str]:
-    """The stages of an experiment, in order."""
-    return ["log", *(f"trained-{n}" for n in range(config.num_seeds)), "judged"]
 
 
 # ---------------------------------------------------------------- the world
@@ -215,19 +209,15 @@ def train_one(config: RLConfig, task: Task, data: tuple[EventLog, Catalog], n: i
         world = task.world
         found = transitions(*data, world.history_length, world.session_length, task.reward)
         rows = write_rows(found, task, config.train, work / "rows.parquet")
-    curve = work / "curve.jsonl"
 
     def record(metrics: dict[str, float], iteration: int) -> None:
-        with open(curve, "a") as lines:
-            lines.write(json.dumps({"iteration": iteration, **metrics}) + "\n")
         run.log({f"train-{n}/{name.replace(' ', '_')}": value for name, value in metrics.items()})
 
     torch.manual_seed(training_seed(config, n))
     title = f"Training {config.train.algorithm}, {n + 1} of {config.num_seeds}"
     with one_thread(), progress(title) as step:  # the batches are small: two threads wait for each other
-        network = train(task, config.train, training_seed(config, n), work, rows, step, record)
-    metrics = {row["iteration"]: row for row in map(json.loads, curve.read_text().splitlines())}
-    return RLlibRecommender(network, draws=config.train.algorithm in CLONES), list(metrics.values())
+        network, curve = train(task, config.train, training_seed(config, n), work, rows, step, record)
+    return RLlibRecommender(network, draws=config.train.algorithm in CLONES), curve
 
 
 def training_seed(config: RLConfig, n: int) -> int:
@@ -238,12 +228,12 @@ def training_seed(config: RLConfig, n: int) -> int:
 def save_trained(trained: Trained, folder: Path) -> None:
     """An agent and its learning curve."""
     trained[0].save(folder)
-    JSON.save(trained[1], folder)
+    CURVE.save(trained[1], folder)
 
 
 def load_trained(folder: Path) -> Trained:
     """What :func:`save_trained` wrote."""
-    return RLlibRecommender.load(folder), JSON.load(folder)
+    return RLlibRecommender.load(folder), CURVE.load(folder)
 
 
 # ---------------------------------------------------------------- judgement

@@ -3,18 +3,22 @@
 Layout of a run folder::
 
     config.json            the whole configuration, the seed, the git revision: enough to repeat the run
-    stages/NAME/           one folder a stage: its product, and stage.json once it is complete
+    config-1.json, ...     configurations it had before, oldest first
+    run.lock               who works in it
+    stages/NAME/           one folder a stage: its product, and stage.json with the hashes of its files
     metrics.jsonl          every metric, one JSON object a line
     summary.json           the result, for programs          report.html   the result, for people
     wandb/                 W&B's files (offline unless WANDB_MODE says otherwise)
 
 A stage is skipped when its folder holds a product made under the same key: a hash of the stage's own configuration and
-of its parents' keys. A stage that was killed finds its own half-done work again in ``work/``, because a trainer's
-checkpoints lie there; a stage whose key changed starts from nothing.
+of its parents' keys (:class:`Plan`). A stage that was killed finds its own half-done work again in ``work/``, because a
+trainer's checkpoints lie there; a stage whose key changed starts from nothing. Its old product, and the old
+config.json, stay until the new product is there, so a change that is refused or given up loses nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -23,17 +27,39 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import psutil
+from pydantic import TypeAdapter
+from rich.markup import escape
 from safetensors import SafetensorError
 
 from feedgym.data.parquet import replacing
+from feedgym.data.whole import (
+    MARK,
+    WORK,
+    check_product,
+    digests_of,
+    read_mark,
+    read_sealed,
+    unreadable,
+    write_sealed,
+)
+from feedgym.experiments.lock import Lock
 from feedgym.experiments.progress import say
 
 T = TypeVar("T")
+
+CONFIG, BEGUN = "config.json", "begun.json"
+"""The configuration of a run; and in a stage's work folder, the key that the work is for."""
+
+VERSION = 2
+"""Of run folders. Raise it when the same configuration would make another product than before: older folders are then
+refused, as a run that mixes products of both would be repeatable by neither."""
+
+DIFFERENCES_TOLD = 8
 
 
 class StageReached(Exception):
@@ -50,12 +76,42 @@ class Codec(Generic[T]):
 
 @dataclasses.dataclass(frozen=True)
 class Stage(Generic[T]):
-    """A finished stage: its product and the key its children depend on."""
+    """A finished stage and its product."""
 
     name: str
-    key: str
     value: T
-    seconds: float
+
+
+class Plan(dict[str, str]):
+    """The stages of an experiment in order, each with its key.
+
+    Attributes:
+        inert: fields of the configuration that decide no product, by dotted name, with the reason. All others must
+            change some stage's key; a test walks over them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inert: dict[str, str] = {}
+
+    def stage(self, name: str, config: Any = None, parents: tuple[str, ...] = ()) -> str:
+        """Add a stage.
+
+        Args:
+            name: of its folder.
+            config: whatever decides the product besides the parents; hashed.
+            parents: the stages whose products it uses.
+
+        Returns:
+            The name.
+        """
+        text = json.dumps(_whole_numbers(plain([name, config, [self[parent] for parent in parents]])), sort_keys=True)
+        self[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return name
+
+    def leave_out(self, *fields: str, because: str) -> None:
+        """Declare fields, or whole parts of the configuration, that decide no product."""
+        self.inert |= dict.fromkeys(fields, because)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -66,15 +122,27 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all; what is not a finite number becomes null."""
-    value = json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
-    write_text(path, json.dumps(value, indent=1, allow_nan=False))
+    write_text(path, json.dumps(plain(value), indent=1, allow_nan=False))
 
 
-JSON: Codec[Any] = Codec(
-    lambda value, folder: write_json(folder / "value.json", value),
-    lambda folder: json.loads((folder / "value.json").read_text()),
-)
-"""Codec of plain values."""
+def plain(value: Any) -> Any:
+    """A value as JSON has it: dicts, lists and scalars; what is not a finite number becomes None."""
+    return json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
+
+
+def json_of(kind: Any) -> Codec[Any]:
+    """Codec of plain values of a type, which is checked on reading."""
+    adapter = TypeAdapter(kind)
+    return Codec(
+        lambda value, folder: write_json(folder / "value.json", value),
+        lambda folder: adapter.validate_python(json.loads((folder / "value.json").read_text())),
+    )
+
+
+Number = int | float | None
+"""As JSON keeps it: what is not finite is None."""
+CURVE = json_of(list[dict[str, Number]])
+"""Codec of the record of a training, a row a validation or an iteration."""
 
 
 def with_curve(model: Codec[T]) -> Codec[tuple[T, list[dict[str, float]]]]:
@@ -82,9 +150,9 @@ def with_curve(model: Codec[T]) -> Codec[tuple[T, list[dict[str, float]]]]:
 
     def save(product: tuple[T, list[dict[str, float]]], folder: Path) -> None:
         model.save(product[0], folder)
-        JSON.save(product[1], folder)
+        CURVE.save(product[1], folder)
 
-    return Codec(save, lambda folder: (model.load(folder), JSON.load(folder)))
+    return Codec(save, lambda folder: (model.load(folder), CURVE.load(folder)))
 
 
 def _plain(value: Any) -> Any:
@@ -95,12 +163,22 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
+def _whole_numbers(value: Any) -> Any:
+    """JSON whose 1.0 is 1: a configuration that was read back has floats where the one before had whole numbers."""
+    if isinstance(value, dict):
+        return {key: _whole_numbers(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class Run:
-    """One experiment in one folder.
+    """One experiment in one folder, which no other process works in until :meth:`close`.
 
     Args:
         folder: the run folder; created if missing.
         config: a dataclass; written to config.json.
+        plan: the experiment's stages.
         resume: continue what the folder holds. Without it the folder must be new or empty.
         stop_after: raise :class:`StageReached` once the stage of this name is complete.
         redo: a stage to run again though its product is there.
@@ -108,13 +186,15 @@ class Run:
         trust: what folders that the experiment reads name may be imported (:mod:`feedgym.trust`).
 
     Raises:
-        ValueError: the folder holds another run and ``resume`` is false.
+        ValueError: the folder holds another run and ``resume`` is false, or a run of another kind or version; another
+            process works in it; or there is no stage of such a name.
     """
 
     def __init__(
         self,
         folder: Path | str,
         config: Any,
+        plan: Plan,
         *,
         resume: bool = False,
         stop_after: str | None = None,
@@ -122,64 +202,109 @@ class Run:
         tracker: bool = True,
         trust: bool = False,
     ) -> None:
-        self.folder, self.trust = Path(folder), trust
-        if (self.folder / "config.json").exists() and not resume:
-            raise ValueError(f"{self.folder} already holds a run; give --resume {self.folder} or another --run folder.")
-        (self.folder / "stages").mkdir(parents=True, exist_ok=True)
+        self.folder, self.plan, self.trust = Path(folder), plan, trust
+        for name in (stop_after, redo):
+            if name is not None and name not in plan:
+                raise ValueError(f"The run has no stage {name!r}; its stages are {', '.join(plan)}.")
         self.stop_after, self.redo = stop_after, redo
         self.seconds: dict[str, float] = {}
+        self._about = plain(
+            {"version": VERSION, "kind": type(config).__name__, "config": config, "git_revision": git_revision()}
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(self.folder)
+        try:
+            self._begin(resume)
+            self._wandb = self._start_wandb(config) if tracker else None
+        except BaseException:
+            self._lock.release()
+            raise
         self.memory = PeakMemory()
-        about = {"kind": type(config).__name__, "config": config, "git_revision": git_revision()}
-        write_json(self.folder / "config.json", about)
-        self._wandb = self._start_wandb(config) if tracker else None
 
-    def stage(
-        self,
-        name: str,
-        make: Callable[[Path], T],
-        codec: Codec[T],
-        *,
-        config: Any = None,
-        parents: Iterable[Stage] = (),
-    ) -> Stage[T]:
+    def _begin(self, resume: bool) -> None:
+        """Write a new run's configuration, or say what a changed one does to the folder."""
+        self._replaced: list[str] = []  # stages whose products another configuration made
+        if not (self.folder / CONFIG).exists():
+            write_sealed(self.folder / CONFIG, self._about)
+            return
+        if not resume:
+            raise ValueError(f"{self.folder} already holds a run; give --resume {self.folder} or another --run folder.")
+        kept = read_about(self.folder)
+        if kept["kind"] != self._about["kind"]:
+            raise ValueError(
+                f"{self.folder} is a run of {kept['kind']} and not of {self._about['kind']}; give another folder."
+            )
+        if not (changes := differences(kept["config"], self._about["config"])):
+            return
+        there = {name for name in self.plan if (self.folder / "stages" / name / MARK).exists()}
+        self._replaced = [name for name in self.plan if name in there and not self._is_made(name)]
+        told = ", ".join(changes[:DIFFERENCES_TOLD]) + ", ..." * (len(changes) > DIFFERENCES_TOLD)
+        again, stay = ", ".join(self._replaced), ", ".join(name for name in self.plan if self._is_made(name))
+        say(f"[yellow]Another configuration than {escape(str(self.folder / CONFIG))}:[/] {escape(told)}")
+        say(f"[yellow]Made again:[/] {again or 'nothing'}. Kept: {stay or 'nothing'}.")
+
+    def _is_made(self, name: str) -> bool:
+        """Whether a stage's product was made under its present key; what is damaged is told when it is read."""
+        try:
+            mark = read_mark(self.folder / "stages" / name)
+        except ValueError:
+            return True
+        return mark is not None and mark["key"] == self.plan[name]
+
+    def _accept(self) -> None:
+        """Let the present configuration be the folder's; the one whose products are replaced is kept beside it."""
+        kept = read_about(self.folder)
+        if self._replaced and kept["config"] != self._about["config"]:
+            number = 1 + len(list(self.folder.glob("config-*.json")))
+            write_sealed(self.folder / f"config-{number}.json", kept)
+        if kept != self._about:
+            write_sealed(self.folder / CONFIG, self._about)
+
+    def stage(self, name: str, make: Callable[[Path], T], codec: Codec[T]) -> Stage[T]:
         """Make a stage's product, or read it back if it was made under the same configuration and parents.
 
         Args:
-            name: folder name of the stage.
+            name: of a stage of the plan.
             make: called with the stage's work folder (checkpoints go there), returns the product.
             codec: how the product is kept.
-            config: whatever decides the product besides the parents; hashed.
-            parents: the stages whose products ``make`` uses.
+
+        Raises:
+            ValueError: the product is there but is damaged.
+            StageReached: this is the stage to stop after.
         """
-        key = _key(name, config, [parent.key for parent in parents])
         folder = self.folder / "stages" / name
-        mark = folder / "stage.json"
-        done = json.loads(mark.read_text()) if mark.exists() else {}
-        if name == self.redo or done.get("key") != key:
-            shutil.rmtree(folder, ignore_errors=True)
-            done = {}
-        work = folder / "work"
-        work.mkdir(parents=True, exist_ok=True)
-        if done.get("complete"):
-            try:
-                value, seconds = codec.load(folder), done["seconds"]
-            except (ValueError, KeyError, OSError, SafetensorError) as error:
-                again = f"to make it again: feedgym stage {name} --run {self.folder} --redo"
-                raise ValueError(f"Stage {name} cannot be read: {error} ({again})") from error
-        else:
-            write_json(mark, {"key": key, "complete": False})
-            began = time.perf_counter()
-            made = make(work)
-            codec.save(made, folder)
-            value = codec.load(folder)  # what children see is what a resumed run would read
-            seconds = time.perf_counter() - began
-            shutil.rmtree(work, ignore_errors=True)
-            write_json(mark, {"key": key, "complete": True, "seconds": seconds})
-            say(f"[green]done[/] {name} [dim]{seconds:.1f} s[/]")
-        self.seconds[name] = seconds
+        if name == self.redo:
+            shutil.rmtree(folder / WORK, ignore_errors=True)
+        elif (folder / MARK).exists() and self._is_made(name):
+            value = read_product(folder, codec.load)
+            self.seconds[name] = read_mark(folder)["seconds"]  # type: ignore[index]  # read_product has read it
+            return self._reached(name, value)
+        return self._reached(name, self._made(name, folder, make, codec))
+
+    def _reached(self, name: str, value: T) -> Stage[T]:
         if name == self.stop_after:
             raise StageReached(name)
-        return Stage(name, key, value, seconds)
+        return Stage(name, value)
+
+    def _made(self, name: str, folder: Path, make: Callable[[Path], T], codec: Codec[T]) -> T:
+        """Make the product; the one that was there before stays until then."""
+        work, key = folder / WORK, self.plan[name]
+        if not _is_for(work, key):
+            shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True, exist_ok=True)
+        write_sealed(work / BEGUN, {"key": key})
+        began = time.perf_counter()
+        made = make(work)
+        self._accept()
+        _clear(folder)
+        codec.save(made, folder)
+        value = codec.load(folder)  # what children see is what a resumed run would read
+        self.seconds[name] = time.perf_counter() - began
+        files = digests_of(folder, (MARK, WORK))
+        write_sealed(folder / MARK, {"key": key, "seconds": self.seconds[name], "files": files})
+        shutil.rmtree(work, ignore_errors=True)
+        say(f"[green]done[/] {name} [dim]{self.seconds[name]:.1f} s[/]")
+        return value
 
     def log(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Record metrics in metrics.jsonl and W&B."""
@@ -199,6 +324,7 @@ class Run:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Keep the result for programs."""
+        self._accept()
         write_json(self.folder / "summary.json", summary)
 
     def publish(self, summary: Mapping[str, Any], artifacts: Mapping[str, str]) -> None:
@@ -223,10 +349,11 @@ class Run:
             self._wandb.log_artifact(artifact)
 
     def close(self) -> None:
-        """Finish the W&B record and stop watching memory."""
+        """Finish the W&B record, stop watching memory and let others work in the folder."""
         self.memory.stop()
         if self._wandb is not None:
             self._wandb.finish()
+        self._lock.release()
 
     def _start_wandb(self, config: Any) -> Any:
         # Everything W&B writes stays inside the run folder; offline needs no account (WANDB_MODE=online just works).
@@ -286,6 +413,82 @@ def git_revision() -> str:
     return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
 
-def _key(name: str, config: Any, parents: list[str]) -> str:
-    text = json.dumps([name, config, parents], default=_plain, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+# ---------------------------------------------------------------- what a folder holds
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What config.json says: ``version``, ``kind``, ``config`` and ``git_revision``.
+
+    Raises:
+        ValueError: there is none, it is damaged, or it is of another version.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        raise ValueError(f"{folder} holds no run (no {CONFIG} in it); give the folder of one.")
+    try:
+        about = read_sealed(path)
+    except ValueError as error:
+        if (version := _version(path)) is not None and version != VERSION:
+            raise _other_version(path, version) from error
+        raise ValueError(f"{error}; restore it from a copy, or start a new run with --run.") from error
+    if about.get("version") != VERSION or not {"kind", "config"} <= set(about):
+        raise _other_version(path, about.get("version"))
+    return about
+
+
+def _version(path: Path) -> Any:
+    """The version of a configuration that has no hash: 1 had neither."""
+    with contextlib.suppress(ValueError, RecursionError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and "config" in found and "sha256" not in found:
+            return found.get("version", 1)
+    return None
+
+
+def _other_version(path: Path, version: Any) -> ValueError:
+    return ValueError(
+        f"{path} is of version {version} of run folders and this feedgym reads {VERSION}, which would make other "
+        "products of it; start a new run with --run, or go on with the feedgym that began it (git_revision in it)."
+    )
+
+
+def read_product(folder: Path, load: Callable[[Path], T]) -> T:
+    """A stage's product from its folder, if its files are those that the stage wrote.
+
+    Raises:
+        ValueError: they are not, or cannot be read; the line has the command that makes the stage again.
+    """
+    check_product(folder)
+    try:
+        return load(folder)
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        raise unreadable(folder, error) from error
+
+
+def differences(before: Any, after: Any, name: str = "") -> list[str]:
+    """What two configurations, as JSON has them, differ in: "judge.users 1000 -> 30", in order of the fields."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        inside = f"{name}." if name else ""
+        return [
+            found
+            for key in {**after, **before}
+            for found in differences(before.get(key, "nothing"), after.get(key, "nothing"), f"{inside}{key}")
+        ]
+    alike = before == after and isinstance(before, bool) == isinstance(after, bool)  # 1 is 1.0, but is not True
+    return [] if alike else [f"{name} {before} -> {after}"]
+
+
+def _is_for(work: Path, key: str) -> bool:
+    """Whether half-done work is that of a key."""
+    try:
+        return read_sealed(work / BEGUN) == {"key": key}
+    except (OSError, ValueError):
+        return False
+
+
+def _clear(folder: Path) -> None:
+    """Remove a product, its mark first, so that a kill leaves no half product that looks whole."""
+    (folder / MARK).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.name != WORK:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

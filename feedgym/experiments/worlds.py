@@ -6,7 +6,6 @@ rate), ``true_value`` (what sessions are worth to their users, if anyone knows) 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,6 +29,7 @@ from feedgym.data.sessions import (
     user_of_rows,
 )
 from feedgym.data.splits import keep_events, split_time, split_users, until
+from feedgym.data.whole import check_product, digest_of
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log, user_seeds
 from feedgym.envs.replay import states_at
@@ -38,7 +38,7 @@ from feedgym.envs.truth import true_value
 from feedgym.experiments.configs import LogConfig, Recording
 from feedgym.experiments.evaluate import judge_offline, judge_online, session_diversity
 from feedgym.experiments.progress import Step, progress, say
-from feedgym.experiments.run import Codec
+from feedgym.experiments.run import Codec, Plan
 from feedgym.protocols import Recommender, SessionReward, UserSimulator, take_users
 
 if TYPE_CHECKING:  # presets imports no world, so that its --help is light
@@ -85,6 +85,7 @@ def simulated_log(simulator: UserSimulator, log: LogConfig, session_length: int,
 def recorded_log(recording: Recording) -> Data:
     """A real log, read as :func:`feedgym.data.readers.load_data` reads it; what is not read is said."""
     path = data_path(recording)
+    check_product(path)
     columns = dict(column_pair(text) for text in recording.columns)
     source = find_data(path, columns or None, recording.items)
     with progress(f"Reading {path.name}") as step:
@@ -112,12 +113,25 @@ def simulator_key(simulator: str) -> Any:
 def _digests(path: Path) -> list[tuple[str, str]]:
     """Files with the hashes of their contents: data copied or mounted there anew are the same data."""
     found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return [(str(p), _digest(p)) for p in found if p.exists()]
+    return [(str(p), digest_of(p)) for p in found if p.exists()]
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def plan_log(plan: Plan, config: AlignConfig) -> str:
+    """The stage of the log, with what decides it."""
+    if config.data is not None:
+        plan.leave_out("simulator", "short_video", "log", because="a recorded log has no simulated users")
+        return plan.stage("log", recorded_key(config))
+    plan.leave_out("columns", "items", "read", because="no data are given to be read")
+    if config.simulator is not None:
+        plan.leave_out("short_video", because="another simulator is given")
+        users: Any = simulator_key(config.simulator)
+    else:
+        users = _short_video(config)
+    return plan.stage("log", [users, config.log, config.session_length, config.seed])
+
+
+def _short_video(config: AlignConfig) -> Any:
+    return replace(config.short_video, catalog_seed=config.short_video.catalog_seed + config.seed)
 
 
 def data_path(recording: Recording) -> Path:
@@ -263,11 +277,6 @@ class World(Protocol):
     title: str
     note: str
 
-    @property
-    def key(self) -> Any:
-        """What decides the log, for the stage's key."""
-        ...
-
     def collect(self, work: Path) -> Data:
         """The log and its catalogue."""
         ...
@@ -292,13 +301,7 @@ class Simulated:
 
     def __init__(self, config: AlignConfig, trust: bool = False) -> None:
         self.config = config
-        if config.simulator is None:
-            short_video = replace(config.short_video, catalog_seed=config.short_video.catalog_seed + config.seed)
-            self.simulator = make_simulator(ShortVideo(short_video))
-            self.key: Any = [short_video, config.log, config.session_length, config.seed]
-        else:
-            self.simulator = make_simulator(config.simulator, trust=trust)
-            self.key = [simulator_key(config.simulator), config.log, config.session_length, config.seed]
+        self.simulator = make_simulator(config.simulator or ShortVideo(_short_video(config)), trust=trust)
         self.title = f"{config.model.name} + IPA on {type(self.simulator).__name__}, simulated users"
 
     def collect(self, work: Path) -> Data:
@@ -348,11 +351,6 @@ class Recorded:
     def __init__(self, config: AlignConfig) -> None:
         self.config = config
         self.title = f"{config.model.name} + IPA on the log {data_path(config).name}"
-
-    @property
-    def key(self) -> Any:
-        """The files by name and content, and how they are read."""
-        return recorded_key(self.config)
 
     def collect(self, work: Path) -> Data:
         """Reads the data; the run folder keeps its own copy."""

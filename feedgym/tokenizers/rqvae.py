@@ -29,11 +29,11 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from feedgym.data.parquet import replacing
+from feedgym.data.whole import last_whole_checkpoint, new_checkpoint
 from feedgym.tokenizers.assignment import sinkhorn_apart
 from feedgym.tokenizers.codes import CodeTokenizer, append_counter, check_num_codes, checked_content
 from feedgym.tokenizers.rqvae_network import RQVAENetwork
@@ -238,7 +238,7 @@ class _Checkpoint:
     """A training that can go on: network, optimizer and the steps done, in one safetensors file."""
 
     def __init__(self, folder: Path, config: RQVAEConfig, x_IE: Tensor) -> None:
-        self.file = folder / CHECKPOINT
+        self.folder = folder
         digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
         digest.update(x_IE.cpu().numpy().tobytes())
         self.belongs_to = digest.hexdigest()
@@ -247,22 +247,19 @@ class _Checkpoint:
         tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
-        with replacing(self.file) as temporary:
-            save_file(tensors, temporary, metadata={"step": str(step), "belongs_to": self.belongs_to})
+        with new_checkpoint(self.folder, step) as folder:
+            save_file(tensors, folder / CHECKPOINT, metadata={"step": str(step), "belongs_to": self.belongs_to})
 
     def read(self, network: RQVAENetwork, optimizer: torch.optim.Optimizer) -> int:
-        """The steps done, 0 where there is no checkpoint."""
-        if not self.file.exists():
+        """The steps done, 0 where there is no whole checkpoint."""
+        if (folder := last_whole_checkpoint(self.folder)) is None:
             return 0
-        try:
-            with safe_open(self.file, framework="pt") as opened:
-                metadata = opened.metadata() or {}
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{self.file} is damaged ({error}); delete it to train from the start.") from error
+        with safe_open(folder / CHECKPOINT, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if metadata.get("belongs_to") != self.belongs_to:
             raise ValueError(
-                f"{self.file} is of another configuration or other content; give another folder, or delete it."
+                f"{folder} is of another configuration or other content; give another folder, or delete it."
             )
         optimizer_state: dict[int, dict[str, Any]] = {}
         for name in [name for name in tensors if name.startswith("optimizer.")]:

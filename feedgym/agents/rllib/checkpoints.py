@@ -1,4 +1,4 @@
-"""A learner's state on disk: its arrays as safetensors, the rest as JSON, nothing pickled."""
+"""A learner's state on disk, and what it has met: arrays as safetensors, the rest as JSON, nothing pickled."""
 
 from __future__ import annotations
 
@@ -8,32 +8,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from feedgym.data.parquet import replacing
+from feedgym.data.whole import last_whole_checkpoint, new_checkpoint
 
 TENSORS = "learner.safetensors"
 
 
-def write_checkpoint(work: Path, iteration: int, state: Any) -> None:
-    """Keep a learner's state: its arrays as safetensors, the rest as JSON, nothing pickled."""
+Curve = list[dict[str, float]]
+"""Metrics of the iterations so far, a row each."""
+
+
+def write_checkpoint(work: Path, iteration: int, state: Any, curve: Curve) -> None:
+    """Keep a learner's state and the metrics so far."""
     tensors: dict[str, Tensor] = {}
     rest = _split(state, "", tensors)
-    with replacing(work / TENSORS) as temporary:
-        save_file(tensors, temporary, metadata={"iteration": str(iteration), "rest": json.dumps(rest)})
+    told = {"iteration": str(iteration), "rest": json.dumps(rest), "curve": json.dumps(curve)}
+    with new_checkpoint(work, iteration) as folder:
+        save_file(tensors, folder / TENSORS, metadata=told)
 
 
-def read_checkpoint(work: Path) -> tuple[int, Any]:
-    """The iterations done and the learner's state then; 0 and None where there is no checkpoint, or no whole one."""
-    try:
-        with safe_open(work / TENSORS, "pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        return int(metadata["iteration"]), _joined(json.loads(metadata["rest"]), tensors)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        return 0, None
+def read_checkpoint(work: Path) -> tuple[int, Any, Curve]:
+    """The iterations done, the learner's state then and the metrics; 0, None and [] without a whole checkpoint."""
+    if (folder := last_whole_checkpoint(work)) is None:
+        return 0, None, []
+    with safe_open(folder / TENSORS, "pt") as file:
+        told = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    return int(told["iteration"]), _joined(json.loads(told["rest"]), tensors), json.loads(told["curve"])
 
 
 def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:

@@ -13,7 +13,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from feedgym.agents.rl_settings import TrainConfig
-from feedgym.agents.rllib.checkpoints import read_checkpoint, write_checkpoint
+from feedgym.agents.rllib.checkpoints import Curve, read_checkpoint, write_checkpoint
 from feedgym.agents.rllib.configurations import algorithm_config
 from feedgym.agents.rllib.modules import CHOICE_LOSS
 from feedgym.agents.rllib.task import Task
@@ -28,7 +28,7 @@ def train(
     rows: Path | None = None,
     step: Callable[..., None] | None = None,
     log: Callable[[dict[str, float], int], None] | None = None,
-) -> SlateNetwork:
+) -> tuple[SlateNetwork, Curve]:
     """Train an agent, or go on from the last checkpoint that a killed training left.
 
     What goes on are weights, optimisers and target networks; users begin anew, and a replay buffer fills again.
@@ -43,9 +43,9 @@ def train(
         log: takes the metrics of an iteration, and its number.
 
     Returns:
-        The network, for :class:`feedgym.agents.rl_recommender.RLlibRecommender`.
+        The network, for :class:`feedgym.agents.rl_recommender.RLlibRecommender`, and the metrics of all iterations.
     """
-    done, state = read_checkpoint(work)
+    done, state, curve = read_checkpoint(work)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*Overriding environment")  # one id of RLlib's for all trainings
         algorithm = algorithm_config(task, config, seed + done, rows, done).build_algo()
@@ -59,13 +59,14 @@ def train(
         every = max(1, config.iterations // config.checkpoints)
         for iteration in range(done + 1, config.iterations + 1):
             metrics = _metrics(algorithm.train(), before=done * config.steps)
+            curve.append({"iteration": iteration, **metrics})
             if log is not None:
                 log(metrics, iteration)
             if step is not None:
                 step(iteration, config.iterations, {n: v for n, v in metrics.items() if n == "reward a step"})
             if iteration % every == 0 and iteration < config.iterations:
-                write_checkpoint(work, iteration, algorithm.learner_group.get_state())
-        return learned_network(algorithm, task, config)
+                write_checkpoint(work, iteration, algorithm.learner_group.get_state(), curve)
+        return learned_network(algorithm, task, config), curve
     finally:
         algorithm.stop()
 

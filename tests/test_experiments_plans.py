@@ -1,0 +1,153 @@
+"""Every field of every configuration decides a product, and says so by the key of a stage, or is declared inert."""
+
+import types
+import typing
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+
+from feedgym.cli import _kind_of
+from feedgym.envs.truth import RewardWeights
+from feedgym.experiments.presets import COMPARISONS, CONFIGS, PRESETS, AlignConfig
+from feedgym.experiments.retrieval_presets import sasrec_smoke
+
+OTHER: dict[str, list[Any]] = {
+    "data": ["elsewhere.csv"],
+    "columns": [("user_id=uid",)],
+    "items": ["items.csv"],
+    "simulator": ["my_lab.users:Teen"],
+    "score": ["feedgym.rewards.compose:clicks"],
+    "ray": ["off", "local"],
+    "ranker": ["my_lab.rankers:Mine"],
+    "env": ["feedgym/Retention-v0"],
+    "env_options": [("num_items=70",)],
+    "end_to_end": ["tiger-ipa-smoke"],
+    "weights": [RewardWeights(like=0.5)],
+    "behaviours": [("like",)],
+    "tasks": [("like",)],
+}
+"""Other values of fields whose type does not say which there are."""
+
+SMOKES = {name: preset for name, preset in {**PRESETS, **COMPARISONS}.items() if name.endswith("-smoke")}
+
+
+def bases():
+    """Configurations that between them take every branch of the plans."""
+    yield from ((name, preset()) for name, preset in SMOKES.items())
+    for name in ("onerec-ipa-smoke", "sasrec-smoke", "genrank-smoke", "learned-simulator-smoke"):
+        yield f"{name} on a recorded log", replace(SMOKES[name](), data="nowhere.csv")
+    robust = replace(AlignConfig().dpo, loss_type="robust")
+    yield "a robust loss", replace(SMOKES["onerec-ipa-smoke"](), dpo=robust)
+    yield "a simulator of one's own", replace(SMOKES["onerec-ipa-smoke"](), simulator="my_lab.users:Child")
+    yield "without rounds", replace(PRESETS["onerec-ipa-smoke"](), ipa=replace(AlignConfig().ipa, rounds=0))
+    yield "SASRec-CE", replace(sasrec_smoke(), model=replace(sasrec_smoke().model, loss="ce"))
+
+
+BASES = dict(bases())
+
+
+def leaves(config, before=""):
+    """Dotted names of all fields that are no dataclasses themselves."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{before}{field.name}.")
+        else:
+            yield f"{before}{field.name}"
+
+
+def changed(config, name):
+    """The configuration with the first other value that the field takes; None if the other fields allow no other."""
+    head, _, rest = name.partition(".")
+    if rest:
+        part = changed(getattr(config, head), rest)
+        return part and retold(config, head, part)
+    value = getattr(config, head)
+    found = (retold(config, head, other) for other in others(head, value, get_type_hints(type(config))[head]))
+    return next((other for other in found if other and getattr(other, head) != value), None)
+
+
+def retold(config, name, value):
+    """The configuration with another value; None if it is refused."""
+    try:
+        return replace(config, **{name: value})
+    except ValueError:
+        return None
+
+
+def others(name, value, hint):
+    """Candidates for another value of a type."""
+    if name in OTHER:
+        return OTHER[name]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, max(1, value // 2), 2 * value]
+    if isinstance(value, float):
+        return [value / 2, value + 0.25, 2.0 * value, 0.5, 0.9]
+    options = get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else [hint]
+    found = []
+    for option in options:
+        if get_origin(option) is Literal:
+            found += get_args(option)
+        elif get_origin(option) is tuple:
+            found += [(4, 8), value and value[:-1], ("like",)]
+        else:
+            found += {int: [7], float: [0.5], bool: [True], str: ["other"], Path: [Path("other")]}.get(option, [])
+    return [other for other in found if other is not None]
+
+
+def unlike(config, name):
+    """What is wrong with a field: it decides a key and is declared inert, or neither; None if all is well."""
+    if (other := changed(config, name)) is None:
+        return None
+    plan, after = (_kind_of(config).plan(each) for each in (config, other))
+    parts = name.split(".")
+    inert = any(".".join(parts[:depth]) in plan.inert for depth in range(1, len(parts) + 1))
+    if (dict(after) != dict(plan)) is inert:
+        return f"{name} is declared inert and changes a key" if inert else f"{name} changes no key"
+    return None
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_every_field_changes_a_stages_key_or_is_declared_inert(name):
+    found = [unlike(BASES[name], leaf) for leaf in leaves(BASES[name]) if leaf != "against"]  # below
+    assert [fault for fault in found if fault] == []
+
+
+@pytest.mark.parametrize("preset", ["rllib-smoke", "cascade-smoke"])
+def test_beside_the_agents_of_another_run_too(preset, aligned_run):
+    config = replace(SMOKES[preset](), against=str(aligned_run))
+    found = [unlike(config, leaf) for leaf in leaves(config) if leaf != "against"]
+    assert [fault for fault in found if fault] == []
+    assert dict(_kind_of(config).plan(config)) != dict(_kind_of(config).plan(SMOKES[preset]()))
+
+
+def test_all_fields_of_all_kinds_of_configurations_are_walked():
+    assert {type(config) for config in BASES.values()} == set(CONFIGS.values())
+    there, walked = set(), set()
+    for config in BASES.values():
+        names = {(type(config), leaf) for leaf in leaves(config)}
+        there |= names
+        walked |= {name for name in names if name not in walked and changed(config, name[-1]) is not None}
+    fixed = {leaf for _, leaf in there - walked}
+    assert fixed <= {"against"}, "add another value to OTHER, or a configuration to BASES"
+
+
+def test_declared_fields_exist_and_have_reasons():
+    for config in BASES.values():
+        for name, reason in _kind_of(config).plan(config).inert.items():
+            value = config
+            for part in name.split("."):
+                value = getattr(value, part)
+            assert reason
+
+
+def test_session_length_decides_the_base_on_a_recorded_log():
+    config = replace(SMOKES["onerec-ipa-smoke"](), data="nowhere.csv")
+    plan = _kind_of(config).plan
+    before, after = plan(config), plan(replace(config, session_length=3))
+    assert before["log"] == after["log"]
+    assert all(before[name] != after[name] for name in ("base", "reward", "sampled-0", "aligned-1", "judged"))
