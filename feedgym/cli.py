@@ -137,7 +137,8 @@ def demo(arguments: Sequence[str]) -> None:
     from feedgym.experiments.presets import small
 
     config = replace(small(), seed=options.seed) if options.resume is None else read_config(options.resume)
-    config = replace(config, ray=options.ray)
+    if hasattr(config, "ray"):  # a run to be resumed may be of any kind
+        config = replace(config, ray=options.ray)
     if options.resume is not None:
         check_code(config, options.resume, options.trust, arguments)
     _experiment("demo", config, options.run, options.resume, trust=options.trust)

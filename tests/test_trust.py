@@ -21,7 +21,7 @@ from feedgym.experiments.learned_presets import learned_simulator_smoke
 from feedgym.experiments.presets import CONFIGS, smoke
 from feedgym.experiments.rank_presets import RANKERS
 from feedgym.experiments.rl_presets import smoke as rl_smoke
-from feedgym.experiments.run import Run
+from feedgym.experiments.run import Plan, Run
 from feedgym.protocols import load, make
 from feedgym.trust import BUILT_IN, check_config, check_named
 
@@ -40,7 +40,7 @@ def lab(tmp_path, monkeypatch):
 
 
 def written(folder, config):
-    Run(folder, config, tracker=False).close()
+    Run(folder, config, Plan(), tracker=False).close()
     (folder / "summary.json").write_text("{}")
     return str(folder)
 

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 
 import joblib
 import numpy as np
@@ -21,6 +20,7 @@ from toy_ranker import ToyRanker
 
 from feedgym.agents.rllib.checkpoints import TENSORS
 from feedgym.cli import main
+from feedgym.data.whole import MARK, SEAL, WORK, digests_of, read_mark, seal, write_sealed
 from feedgym.envs.learned_fit import LearnedConfig, fit_simulator
 from feedgym.envs.logging import collect_log
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
@@ -80,10 +80,6 @@ def test_the_payloads_would_do_it(lab):
 
 def reseal(folder):
     """Write the hashes of what lies in a run's folder now, as its maker can."""
-    if find_spec("feedgym.data.whole") is None:
-        return
-    from feedgym.data.whole import MARK, WORK, digests_of, read_mark, write_sealed
-
     about = json.loads((folder / "config.json").read_text())
     about.pop("sha256", None)
     write_sealed(folder / "config.json", about)
@@ -122,6 +118,7 @@ def test_a_killed_run_whose_checkpoint_is_a_pickle(killed_run, lab, name):
                 poisoned = [checkpoint / "pytorch_model.bin", checkpoint / "adapter_model.bin"]
             for file in poisoned:
                 shutil.copy(lab / poison, file)
+            seal(checkpoint)
         assert code_of("stage", "base", "--run", folder) in (0, 2)
         assert not (lab / "mark").exists()
 
@@ -135,7 +132,7 @@ def killed_run(tmp_path_factory):
         [sys.executable, "-m", "feedgym", "run", "onerec-ipa-smoke", *more], stdout=subprocess.DEVNULL
     )
     work = folder / "stages" / "base" / "work"
-    while len(list(work.glob("checkpoint-*/trainer_state.json"))) < 2:
+    while len(list(work.glob(f"checkpoint-*/{SEAL}"))) < 2:
         assert run.poll() is None
         time.sleep(0.01)
     run.kill()
@@ -148,13 +145,15 @@ def test_a_killed_training_of_rllibs_whose_checkpoint_is_a_pickle(lab):
     command = ["run", "rllib-smoke", "--num-seeds", "1", "--train.iterations", "4", "--train.checkpoints", "4"]
     run = subprocess.Popen([sys.executable, "-m", "feedgym", *command, "--run", str(folder)], env=environment())
     work = folder / "stages" / "trained-0" / "work"
-    while not (work / TENSORS).exists():
+    while not list(work.glob(f"checkpoint-*/{SEAL}")):
         assert run.poll() is None
         time.sleep(0.01)
     run.kill()
     run.wait()
-    for name in (TENSORS, "algorithm_state.pkl", "class_and_ctor_args.pkl"):
-        shutil.copy(lab / "plain", work / name)
+    for checkpoint in work.glob("checkpoint-*"):
+        for name in (TENSORS, "algorithm_state.pkl", "class_and_ctor_args.pkl"):
+            shutil.copy(lab / "plain", checkpoint / name)
+        seal(checkpoint)
     assert code_of(*command, "--resume", folder) == 0  # that training begins again
 
 
@@ -210,8 +209,8 @@ def test_a_run_folder_does_not_choose_where_weights_and_biases_sends_to(lab):
         (lab / "run" / place).mkdir(parents=True, exist_ok=True)
         (lab / "run" / place / "settings").write_text("[default]\nbase_url = http://evil.example\n")
     code = (
-        "import sys; from feedgym.experiments.run import Run; from feedgym.experiments.presets import smoke; "
-        "run = Run(sys.argv[1], smoke()); told = run._wandb.settings; print('url', told.base_url, told.git_root); "
+        "import sys; from feedgym.experiments.run import Plan, Run; from feedgym.experiments.presets import smoke; "
+        "run = Run(sys.argv[1], smoke(), Plan()); told = run._wandb.settings; print('url', told.base_url, told.git_root); "
         "run.close()"
     )
     done = subprocess.run([sys.executable, "-c", code, lab / "run"], env=environment(), capture_output=True, text=True)

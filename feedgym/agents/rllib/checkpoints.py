@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -34,10 +34,13 @@ def read_checkpoint(work: Path) -> tuple[int, Any, Curve]:
     """The iterations done, the learner's state then and the metrics; 0, None and [] without a whole checkpoint."""
     if (folder := last_whole_checkpoint(work)) is None:
         return 0, None, []
-    with safe_open(folder / TENSORS, "pt") as file:
-        told = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    return int(told["iteration"]), _joined(json.loads(told["rest"]), tensors), json.loads(told["curve"])
+    try:
+        with safe_open(folder / TENSORS, "pt") as file:
+            told = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return int(told["iteration"]), _joined(json.loads(told["rest"]), tensors), json.loads(told["curve"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):  # sealed by somebody else's hand
+        return 0, None, []
 
 
 def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
