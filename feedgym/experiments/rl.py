@@ -131,16 +131,6 @@ def experiment(config: RLConfig, run: Run) -> dict[str, Any]:
     return summary
 
 
-@contextmanager
-def ray_running():
-    """Ray on this machine for as long as RLlib needs it; ended whatever happens, so that the process ends too."""
-    ray = start_ray("local")
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
 # ---------------------------------------------------------------- the world
 
 
