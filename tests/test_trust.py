@@ -13,6 +13,7 @@ from feedgym.agents.ranker import Ranker
 from feedgym.agents.rllib.checkpoints import TENSORS, read_checkpoint
 from feedgym.agents.sasrec import SASRec, SASRecConfig
 from feedgym.cli import check_code, main
+from feedgym.data.whole import new_checkpoint
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.learned import LearnedSimulator
 from feedgym.envs.registration import ENVIRONMENTS
@@ -205,6 +206,7 @@ def test_a_models_weights_are_safetensors(lab):
 
 
 def test_a_learners_checkpoint_is_no_pickle(lab):
-    (lab / TENSORS).write_bytes(pickle.dumps(Payload(lab / "mark")))
-    (lab / "algorithm_state.pkl").write_bytes(pickle.dumps(Payload(lab / "mark")))
-    assert read_checkpoint(lab) == (0, None)
+    with new_checkpoint(lab, 1) as folder:
+        (folder / TENSORS).write_bytes(pickle.dumps(Payload(lab / "mark")))
+        (folder / "algorithm_state.pkl").write_bytes(pickle.dumps(Payload(lab / "mark")))
+    assert read_checkpoint(lab) == (0, None, [])

@@ -16,7 +16,7 @@ from feedgym.agents.session_model import SessionModel
 from feedgym.agents.tiger import Tiger, TigerConfig
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import Catalog, EventLog
-from feedgym.data.whole import read_mark, unreadable
+from feedgym.data.whole import Mark, read_mark, unreadable
 from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.presets import CONFIGS, AlignConfig, HSTUSize, TigerSize
 from feedgym.experiments.rollouts import RolloutConfig
@@ -117,8 +117,10 @@ def read_config(folder: Path) -> Any:
 def key_of(folder: Path | str) -> Any:
     """What the agents of a finished run, and their world, are decided by: configuration and content of their stages.
 
+    A stage that is missing is for :func:`agents_of` to tell.
+
     Raises:
-        ValueError: as in :func:`agents_of`.
+        ValueError: the folder holds no run with agents, one of another version, or a damaged one.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -126,7 +128,7 @@ def key_of(folder: Path | str) -> Any:
         raise ValueError(f"{folder} has no base and aligned agents; give a run of a preset that ends in -ipa.")
     # Who judged there and how the work was spread decides nothing elsewhere.
     config = replace(config, judge=JudgeConfig(), rollouts=RolloutConfig(), ray="off")
-    return [config, {name: read_mark(_finished(folder, name)) for name in _needed(config)}]
+    return [config, {name: _mark(folder / "stages" / name) for name in _needed(config)}]
 
 
 def _needed(config: AlignConfig) -> list[str]:
@@ -189,11 +191,16 @@ class Searching(GenerativeRecommender):
 def _finished(folder: Path, name: str) -> Path:
     """The folder of a stage that is finished."""
     stage = folder / "stages" / name
+    if _mark(stage) is None:
+        raise ValueError(
+            f"The run {folder} has not finished its stage {name}; finish it with `feedgym demo --resume {folder}`."
+        )
+    return stage
+
+
+def _mark(stage: Path) -> Mark | None:
+    """What a stage's folder says of its product, if it has one."""
     try:
-        if read_mark(stage) is not None:
-            return stage
+        return read_mark(stage)
     except ValueError as error:
         raise unreadable(stage, error) from error
-    raise ValueError(
-        f"The run {folder} has not finished its stage {name}; finish it with `feedgym demo --resume {folder}`."
-    )
