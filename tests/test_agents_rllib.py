@@ -16,13 +16,20 @@ from feedgym.agents.rl_recommender import RLlibRecommender
 from feedgym.agents.rl_settings import TrainConfig
 from feedgym.agents.rllib.checkpoints import _joined, _split
 from feedgym.agents.rllib.feeds import TrainingFeed, TrainingItems, make_env, write_rows
-from feedgym.agents.rllib.modules import SACModule, SlateDistribution, SlatePolicyModule, explored
+from feedgym.agents.rllib.modules import (
+    MODULE_OF,
+    NoCatalog,
+    SACModule,
+    SlateDistribution,
+    SlatePolicyModule,
+    explored,
+)
 from feedgym.agents.rllib.task import Task
 from feedgym.agents.rllib.training import train
 from feedgym.agents.slates.layers import SlateNetConfig
 from feedgym.agents.slates.proto import ProtoPolicy
 from feedgym.agents.slates.world import flat_observation, read_histories
-from feedgym.envs.feed import FeedVectorEnv
+from feedgym.envs.feed import FeedVectorEnv, event_batch
 from feedgym.envs.logging import collect_log
 from feedgym.envs.recorder import transitions
 from feedgym.envs.registration import ENVIRONMENTS
@@ -136,6 +143,69 @@ def test_item_by_item_new_users_keep_step_and_their_histories_begin_anew(length)
     assert (met_U >= 2).all()
 
 
+FRESH = {"session_length": K, "history_length": T, "num_items": 40, "arrivals_a_day": 2.0, "arrival_days": 10.0}
+"""A small feed in which half of the items arrive over the first ten days."""
+
+
+def fresh():
+    return task("feedgym/ShortVideoFresh-v1", **FRESH, lifetime_days=0.0)
+
+
+def test_flat_observations_tell_the_time_to_the_microsecond_where_items_come_and_go():
+    here = fresh()
+    observation, _ = here.feed(4).reset(seed=0)
+    later_s = np.array([0.0, 1 / 3, 3e7 + 0.1, 9e9 + 0.7]).reshape(observation["time_s"].shape)
+    observation["time_s"] = observation["time_s"] + later_s
+    time_s_U = observation["time_s"].reshape(-1)
+    assert here.world.dated and not task().world.dated
+    network, flat = here.network(TrainConfig()), torch.from_numpy(flat_observation(observation))
+    for histories in (network.read(flat), network.read({n: torch.from_numpy(c) for n, c in observation.items()})):
+        np.testing.assert_allclose(histories.time_s_U, time_s_U, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(histories.time_s_U[:3], time_s_U[:3], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(network.times(histories).double().sum(1), time_s_U, rtol=0, atol=1e-4)
+        assert histories.profile_UF.tolist() == observation["profile"].tolist()
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "slateq", "dqn", "sac"])
+def test_while_they_train_no_algorithm_chooses_or_explores_what_does_not_exist(algorithm):
+    torch.manual_seed(0)
+    here, config, served = fresh(), TrainConfig(algorithm=algorithm), []
+    feed = here.feed(6, AutoresetMode.DISABLED if algorithm == "dqn" else AutoresetMode.NEXT_STEP)
+    step = feed.step
+
+    def watched(slates_UK):
+        served.append(here.simulator.catalog.exists(feed.state.time_s_U[:, None], slates_UK).all())
+        return step(slates_UK)
+
+    feed.step = watched
+    network = here.network(config)
+    env = TrainingItems(feed) if algorithm == "dqn" else TrainingFeed(feed, network if algorithm == "sac" else None)
+    observation_UX, _ = env.reset(seed=0)
+    settings = {"steps_ahead": 10.0, "exploration": [[0, 1.0], [1000, 0.0]], "twin_q": False}
+    module = MODULE_OF[algorithm](
+        observation_space=env.single_observation_space,
+        action_space=env.single_action_space,
+        model_config={"kind": type(network), "world": here.world, "sizes": SIZES, "more": here.more(config)} | settings,
+        catalog_class=NoCatalog,
+    )
+    for t in range(60):
+        step_of = {"t": 20 * t} if algorithm in ("slateq", "dqn") else {}
+        with torch.no_grad():
+            out = module.forward_exploration({"obs": torch.from_numpy(observation_UX)}, **step_of)
+        if "actions" not in out:
+            out["actions"] = module.action_dist_cls.from_logits(out["action_dist_inputs"]).sample()
+        observation_UX, *_ = env.step(np.asarray(out["actions"]))
+    assert len(served) >= 20 and all(served)
+
+
+def test_random_items_in_explored_slates_exist():
+    exists_UI = torch.rand(200, 9, generator=torch.Generator().manual_seed(0)) < 0.6
+    exists_UI[:, :4] = True
+    slates_UK = explored(torch.arange(4).repeat(200, 1), 9, 1.0, exists_UI)
+    assert exists_UI.gather(1, slates_UK).all() and (slates_UK >= 4).any()
+    assert all(len(set(slate)) == 4 for slate in slates_UK.tolist())
+
+
 def test_rows_hold_the_logs_transitions(tmp_path):
     here = task()
     log = collect_log(here.simulator, num_users=12, num_visits=4, session_length=K, seed=0)
@@ -221,6 +291,22 @@ def test_every_algorithm_trains_and_leaves_a_recommender(algorithm, ray, tmp_pat
     agent.save(tmp_path / "agent")
     histories = toy_histories(6, num_items=ITEMS, length=T)
     check_recommender(RLlibRecommender.load(tmp_path / "agent"), histories, ITEMS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["ppo", "slateq", "dqn", "sac", "bc", "marwil", "cql"])
+def test_what_every_algorithm_leaves_serves_only_what_exists(algorithm, ray, tmp_path):
+    here, config = fresh(), TrainConfig(algorithm=algorithm, **FEW)
+    log = collect_log(here.simulator, num_users=30, num_visits=4, session_length=K, seed=0)
+    found = transitions(log, here.simulator.catalog, T, K, here.reward, dated=True)
+    rows = write_rows(found, here, config, tmp_path / "rows.parquet") if algorithm in ("bc", "marwil", "cql") else None
+    RLlibRecommender(train(here, config, 0, tmp_path, rows), draws=algorithm == "bc").save(tmp_path / "agent")
+    agent, env = RLlibRecommender.load(tmp_path / "agent"), here.feed(20)
+    observation, _ = env.reset(seed=5)
+    for _ in range(8):
+        slates_UK = agent.recommend(event_batch(observation)).item_ids_USK[:, 0].numpy()
+        assert here.simulator.catalog.exists(env.state.time_s_U[:, None], slates_UK).all()
+        observation, *_ = env.step(slates_UK)
 
 
 @pytest.mark.slow

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from itertools import combinations, permutations
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from toy_agents import NUM_ITEMS, K, T, toy_histories, toy_model, toy_tokenizer
+from toy_agents import NUM_ITEMS, K, T, dated, toy_histories, toy_model, toy_tokenizer
 from toy_users import toy_catalog
 
 from feedgym.agents.generation import SamplingConfig, score_sessions
@@ -176,15 +177,16 @@ def logged(user_idx_N):
     )
 
 
-def sample(t=0, world=None, base_seed=0, beams=False, block_seen=False, **sampling):
+def sample(t=0, world=None, base_seed=0, beams=False, block_seen=False, catalog=None, days=None, **sampling):
     users = np.repeat(np.arange(10), 2)
-    requests = Requests(
-        sessions=logged(users), histories=toy_histories(20, length=T - 4), targets_NK=torch.zeros(20, K).long()
-    )
-    pool = pool_of(toy_catalog(NUM_ITEMS), requests)
+    histories = toy_histories(20, length=T - 4)
+    if days is not None:
+        histories = dated(histories, torch.tensor(days, dtype=torch.float64))
+    requests = Requests(sessions=logged(users), histories=histories, targets_NK=torch.zeros(20, K).long())
+    pool = pool_of(catalog or toy_catalog(NUM_ITEMS), requests)
     config = AlignConfig(ipa=IPAConfig(user_share=0.5, num_samples=6, kl_samples=4, beams=beams), session_length=K,
                          sampling=SamplingConfig(block_seen=block_seen, **sampling))  # fmt: skip
-    agent, base = (recommender_of(config, toy_model(seed), toy_tokenizer()) for seed in (0, base_seed))
+    agent, base = (recommender_of(config, toy_model(seed), toy_tokenizer(), pool.catalog) for seed in (0, base_seed))
     with Rollouts(RolloutConfig(users_per_task=2), "off") as rollouts:
         return sample_round(config, pool, world or Knowing(), rollouts, agent, base, Taste(), t), pool, base
 
@@ -228,6 +230,19 @@ def test_entropy_and_divergence_are_right_on_average_as_told_by_every_session_th
         error_U = ((prob_UX * value_UX**2).sum(1) - exact_U**2).clamp_min(1e-10).sqrt() / n**0.5
         assert (exact_U > 0.1).all()
         assert ((drawn_UB.mean(1) - exact_U).abs() < 4 * error_U).all()  # four standard errors, for each user
+
+
+@pytest.mark.parametrize("way", [{}, *WAYS], ids=str)
+def test_a_round_of_items_that_come_and_go_holds_none_that_is_absent_and_neither_do_its_pairs(way):
+    upload_s_I, withdraw_s_I = np.array([0.0, 0, 0, 0, 5, 9]), np.array([np.inf, 5, np.inf, 10, np.inf, 14])
+    catalog = replace(toy_catalog(NUM_ITEMS), upload_s_I=upload_s_I, withdraw_s_I=withdraw_s_I)
+    drawn, pool, _ = sample(base_seed=1, block_seen=True, catalog=catalog, days=list(range(20)), **way)
+    pairs = choose_pairs(drawn, pool.imitate.targets_NK[drawn.row_U], margin=0.0)
+    sessions = (drawn.row_U, drawn.item_ids_USK.flatten(1))
+    for rows, items in (sessions, (pairs.user_idx_P, pairs.chosen_PK), (pairs.user_idx_P, pairs.rejected_PK)):
+        assert len(rows) and catalog.exists(rows.double().numpy()[:, None], items.numpy()).all()
+    assert not catalog.exists(drawn.row_U.double().numpy()).all(axis=1).any(), "something is absent from every request"
+    assert torch.isfinite(drawn.logp_UB).all() and torch.isfinite(drawn.base_logp_UB).all()
 
 
 def test_a_round_keeps_scores_truths_and_the_bases_opinion_in_line_with_their_sessions():

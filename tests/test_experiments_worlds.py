@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from feedgym.data.batches import DatedEventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, Event
 from feedgym.data.interactions import ReadOptions
 from feedgym.data.sessions import SessionFilter, histories, logged_sessions, quality_filter
@@ -151,6 +152,19 @@ def test_every_user_and_each_of_their_sessions_has_its_turn(pool):
 
 
 # ---------------------------------------------------------------- last requests
+
+
+def test_requests_tell_their_time_where_items_come_and_go_and_nowhere_else(pool):
+    lively = replace(CONFIG, short_video=replace(CONFIG.short_video, arrivals_a_day=2, arrival_days=10))
+    world = Simulated(lively)
+    found = Pool.of(world.collect(None), world, lively)
+    for requests in (found.imitate, found.rate, found.unseen, found.unseen_good):
+        assert isinstance(requests.histories, DatedEventBatch)
+        assert requests.histories.time_s_U.tolist() == requests.sessions.start_s_N.tolist()
+        shown_NK = found.catalog.exists(requests.sessions.start_s_N[:, None], requests.sessions.item_ids_NK)
+        assert shown_NK[requests.sessions.item_ids_NK >= 0].all()
+    for requests in (pool.imitate, pool.rate, pool.unseen, pool.unseen_good):
+        assert not isinstance(requests.histories, DatedEventBatch)
 
 
 def test_the_last_request_of_a_user_is_their_latest(pool):

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_users import toy_catalog
 
 from feedgym.tokenizers import Trie
 
@@ -42,6 +45,34 @@ def test_allowed_equals_brute_force_with_and_without_used_items(catalogue, seed)
         for blocked in (None, used):
             got = trie.allowed(nodes, level, blocked)
             sets = [set()] * 12 if blocked is None else [set(row) for row in used.tolist()]
+            expected = [
+                brute_allowed(codes_IL, num_codes, tuple(p), u) for p, u in zip(prefix_RL.tolist(), sets, strict=True)
+            ]
+            assert got.tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(catalogues(), st.integers(0, 2**31))
+def test_allowed_at_a_time_equals_brute_force_over_what_exists(catalogue, seed):
+    num_codes, codes_IL = catalogue
+    rng, num_items = np.random.default_rng(seed), len(codes_IL)
+    upload_s_I, withdraw_s_I = rng.integers(0, 4, (2, num_items)).astype(float)  # some are withdrawn before they come
+    items = replace(toy_catalog(num_items), upload_s_I=upload_s_I, withdraw_s_I=withdraw_s_I)
+    trie, time_s_U = Trie.from_codes(codes_IL, num_codes).dated(items), torch.tensor([0.0, 1.0, 2.5, 9.0]).double()
+    exists_UI = (upload_s_I <= time_s_U[:, None].numpy()) & (time_s_U[:, None].numpy() < withdraw_s_I)
+    assert trie.num_existing(time_s_U).tolist() == exists_UI.sum(1).tolist()
+    assert trie.exists(time_s_U[:, None], torch.arange(num_items)).tolist() == exists_UI.tolist()
+    assert not trie.exists(time_s_U, torch.tensor(-1)).any()
+    absent_R = [set(np.flatnonzero(~exists_I)) for exists_I in exists_UI.repeat(3, axis=0)]
+    for level in range(len(num_codes)):
+        nodes, prefix_RL = trie.root(12), codes_IL[torch.from_numpy(rng.integers(num_items, size=12)), :level]
+        for before in range(level):
+            nodes = trie.child(nodes, prefix_RL[:, before])
+        used = torch.from_numpy(rng.integers(-1, num_items, size=(12, rng.integers(0, 3 * num_items))))
+        used = used.masked_fill(~trie.exists(time_s_U.repeat_interleave(3)[:, None], used), -1)
+        for blocked in (None, used):
+            got = trie.allowed(nodes, level, blocked, trie.supply(time_s_U))
+            sets = absent_R if blocked is None else [a | set(u) for a, u in zip(absent_R, used.tolist(), strict=True)]
             expected = [
                 brute_allowed(codes_IL, num_codes, tuple(p), u) for p, u in zip(prefix_RL.tolist(), sets, strict=True)
             ]

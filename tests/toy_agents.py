@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from feedgym.agents.onerec import OneRec, OneRecConfig
-from feedgym.data.batches import EventBatch
+from feedgym.data.batches import DatedEventBatch, EventBatch
 from feedgym.tokenizers import ResidualKMeans, ResidualKMeansConfig
 
 # Code 2 of level 0 is never used, and of two prefixes one has three items below it, one a single item.
@@ -57,6 +57,11 @@ def toy_histories(num, seed=0, num_items=NUM_ITEMS, length=T):
         profile_UF=torch.stack([torch.randint(n, (num,), generator=rng) for n in (3, 2)], dim=1),
         time_of_day_U=torch.rand(num, generator=rng) * 24,
     )
+
+
+def dated(histories, time_s_U):
+    """The same histories at known times."""
+    return DatedEventBatch(**vars(histories), time_s_U=time_s_U)
 
 
 def scribbled(histories):

@@ -42,7 +42,7 @@ class RandomRecommender:
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
         """``n`` sessions a user, uniform over ordered sessions, with their log-probability."""
         luck_USI = torch.rand(len(histories), n, self.num_items, generator=generator)
-        exists_UI = existing_items(histories, self.catalog)
+        exists_UI = existing_items(histories, self.catalog, self.session_length)
         items_USK = _ruled_out(luck_USI, exists_UI).topk(self.session_length, dim=-1).indices
         num_items_U = torch.full((len(histories),), self.num_items) if exists_UI is None else exists_UI.sum(1)
         left_UK = num_items_U[:, None] - torch.arange(self.session_length)
@@ -52,7 +52,7 @@ class RandomRecommender:
     def recommend(self, histories: EventBatch) -> SessionBatch:
         """One session a user, the same for the same request."""
         luck_UI = request_noise(histories, self.num_items, self.seed)
-        luck_UI = _ruled_out(luck_UI, existing_items(histories, self.catalog))
+        luck_UI = _ruled_out(luck_UI, existing_items(histories, self.catalog, self.session_length))
         return _served(luck_UI.topk(self.session_length, dim=1).indices)
 
 
@@ -77,7 +77,7 @@ class PopularRecommender:
         """``n`` sessions a user, drawn by popularity without replacement (Plackett-Luce)."""
         score_UI = self._scores(histories)
         logit_UI = torch.where(score_UI == LOW_SCORE, LOW_LOGIT, score_UI.clamp_min(1e-9).log())
-        logit_UI = _ruled_out(logit_UI, existing_items(histories, self.catalog))
+        logit_UI = _ruled_out(logit_UI, existing_items(histories, self.catalog, self.session_length))
         return _drawn(logit_UI, n, self.session_length, generator)
 
     def recommend(self, histories: EventBatch) -> SessionBatch:
@@ -92,7 +92,7 @@ class PopularRecommender:
     def _scores(self, histories: EventBatch) -> Tensor:
         """Popularity [U, I], far below zero where the history shows the item, and -inf where it does not exist."""
         scores_UI = _without_seen(self.scores(histories), histories)
-        return _ruled_out(scores_UI, existing_items(histories, self.catalog))
+        return _ruled_out(scores_UI, existing_items(histories, self.catalog, self.session_length))
 
 
 class ItemKNNRecommender:
@@ -108,19 +108,26 @@ class ItemKNNRecommender:
         session_length: K, at most I.
         recent: how many of a history's last events count; all if None. To be chosen on validation targets: where tastes
             drift, a few are far better than all.
+        catalog: serve only what exists by its times, where histories are dated.
 
     Raises:
         ValueError: the sessions are longer than the catalogue, or ``recent`` is below 1.
     """
 
     def __init__(
-        self, similarity_II: sparse.csr_matrix, count_I: Tensor, session_length: int, *, recent: int | None = None
+        self,
+        similarity_II: sparse.csr_matrix,
+        count_I: Tensor,
+        session_length: int,
+        *,
+        recent: int | None = None,
+        catalog: Catalog | None = None,
     ) -> None:
         _check_length(session_length, len(count_I))
         if recent is not None and recent < 1:
             raise ValueError(f"recent={recent} must be 1 or more events of a history, or None for all; raise it.")
         self.similarity_II, self.session_length = similarity_II.tocsr().astype(np.float64), session_length
-        self.count_I, self.recent = count_I.double(), recent
+        self.count_I, self.recent, self.catalog = count_I.double(), recent, catalog
 
     @classmethod
     def fit(
@@ -133,6 +140,7 @@ class ItemKNNRecommender:
         shrink: float = 0.0,
         recent: int | None = None,
         behaviours: tuple[str, ...] = BEHAVIOURS[:-1],
+        catalog: Catalog | None = None,
     ) -> Self:
         """Neighbours from a log of training events.
 
@@ -144,6 +152,7 @@ class ItemKNNRecommender:
             shrink: lowers similarities that few users vouch for.
             recent: how many of a history's last events count; all if None.
             behaviours: an examined exposure with any of these is an item taken.
+            catalog: serve only what exists by its times, where histories are dated.
 
         Raises:
             ValueError: ``neighbours`` is below 1, ``shrink`` negative, or nothing was taken.
@@ -160,7 +169,7 @@ class ItemKNNRecommender:
         taken_UI.data[:] = 1  # an item taken twice counts once
         count_I = np.asarray(taken_UI.sum(axis=0), dtype=np.float64).ravel()
         similarity_II = _nearest(taken_UI, count_I, neighbours, shrink)
-        return cls(similarity_II, torch.from_numpy(count_I), session_length, recent=recent)
+        return cls(similarity_II, torch.from_numpy(count_I), session_length, recent=recent, catalog=catalog)
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
         """``n`` sessions a user, drawn by score without replacement (Plackett-Luce); items near to none are rare."""
@@ -168,6 +177,7 @@ class ItemKNNRecommender:
         # What is near to none has a score in (-1, 0): a hundred times rarer than the least similarity in use.
         logit_UI = torch.where(score_UI > 0, score_UI.clamp_min(1e-6), 1e-8 * (score_UI + 1).clamp_min(1e-3)).log()
         logit_UI = torch.where(score_UI == LOW_SCORE, LOW_LOGIT, logit_UI)
+        logit_UI = torch.where(score_UI == -torch.inf, score_UI, logit_UI)
         return _drawn(logit_UI, n, self.session_length, generator)
 
     def recommend(self, histories: EventBatch) -> SessionBatch:
@@ -192,7 +202,9 @@ class ItemKNNRecommender:
         return torch.where(score_UI > 0, score_UI, popularity_I)
 
     def _scores(self, histories: EventBatch) -> Tensor:
-        return _without_seen(self.scores(histories), histories)
+        """Scores [U, I], far below zero where the history shows the item, and -inf where it does not exist."""
+        scores_UI = _without_seen(self.scores(histories), histories)
+        return _ruled_out(scores_UI, existing_items(histories, self.catalog, self.session_length))
 
 
 KNN_BLOCK = 512

@@ -2,8 +2,9 @@
 
 The history is encoded once a user; the user's S rows share its keys and values and keep their own, cached, for what
 they decoded. A trie restricts every choice to codes that lead to an item that is neither in the session nor, unless
-asked for, in the history. Temperature, top-k and top-p act on the choice alone: log-probabilities are sums of the
-UNMASKED log-softmax over the joint vocabulary in float32, so they equal those of teacher forcing.
+asked for, in the history; where trie (:meth:`feedgym.tokenizers.trie.Trie.dated`) and histories are dated, the item
+must also exist at the user's request. Temperature, top-k and top-p act on the choice alone: log-probabilities are sums
+of the UNMASKED log-softmax over the joint vocabulary in float32, so they equal those of teacher forcing.
 
 BOS before an item is forced, so it is decoded together with the last code of the item before: K·L steps write a
 session, not K·(L + 1). Python loops over items and levels only.
@@ -19,12 +20,16 @@ import torch
 from torch import Tensor
 
 from feedgym.agents.requests import request_noise
-from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.batches import DatedEventBatch, EventBatch, SessionBatch
+from feedgym.data.events import Catalog
+from feedgym.envs.catalog import too_few
 from feedgym.tokenizers.trie import Trie
 from feedgym.tokenizers.vocabulary import Vocabulary
 
 ROWS_PER_BLOCK = 2048
 """Rows decoded at a time: enough to fill the matrix products, few enough to stay in a CPU's cache."""
+SUPPLY_CELLS = 2**22
+"""Users times nodes of the trie held at a time, where items come and go."""
 
 
 class DecodingState(Protocol):
@@ -180,8 +185,8 @@ def score_sessions(
         model: the agent.
         trie: the catalogue's codes, on the histories' device.
         histories: U users.
-        item_ids_USK: int64, S sessions for each of them. One that cannot be drawn, with an item twice or a blocked one,
-            gets a ``logp_allowed_US`` of +inf, so that ``logp_US - logp_allowed_US`` is what it should be.
+        item_ids_USK: int64, S sessions for each of them. One that cannot be drawn, with an item twice, a blocked or an
+            absent one, gets a ``logp_allowed_US`` of +inf, so that ``logp_US - logp_allowed_US`` is what it should be.
         block_seen: whether items of the history count as forbidden.
     """
     codes_USN = trie.codes_IL[item_ids_USK].flatten(2)
@@ -198,6 +203,8 @@ def score_sessions(
     blocked_UJ = _blocked(trie, histories, session_length, block_seen)
     barred_USK = (item_ids_USK[..., None] == item_ids_USK[..., None, :]).triu(1).any(3)
     barred_USK |= (item_ids_USK[..., None] == blocked_UJ[:, None, None]).any(3)
+    if (time_s_U := _request_times(trie, histories)) is not None:
+        barred_USK |= ~trie.exists(time_s_U[:, None, None], item_ids_USK)
     assert scored.logp_allowed_US is not None
     return replace(scored, logp_allowed_US=scored.logp_allowed_US.masked_fill(barred_USK.any(2), torch.inf))
 
@@ -223,8 +230,12 @@ def _generate(
             f"session_length={session_length} exceeds the {trie.num_items} items of the catalogue and a session holds "
             "no item twice; ask for shorter sessions."
         )
-    blocked_UJ = _blocked(trie, histories, session_length, block_seen)
     users_per_block = max(1, ROWS_PER_BLOCK // rows_per_user)
+    if (time_s_U := _request_times(trie, histories)) is not None:
+        if (existing := int(trie.num_existing(time_s_U).min())) < session_length:
+            raise too_few(session_length, existing)
+        users_per_block = max(1, min(users_per_block, SUPPLY_CELLS // len(trie.num_items_X)))
+    blocked_UJ = _blocked(trie, histories, session_length, block_seen)
     was_training = model.training
     model.train(False)
     try:
@@ -237,20 +248,37 @@ def _generate(
 
 
 def _blocked(trie: Trie, histories: EventBatch, session_length: int, block_seen: bool) -> Tensor:
-    """Items [U, J] of the histories not to be generated; enough others are left for a session."""
-    return seen_items(histories, trie.num_items - session_length if block_seen else 0)
+    """Items [U, J] of the histories not to be generated; enough others are left for a session. All of them exist."""
+    if not block_seen:
+        return seen_items(histories, 0)
+    if (time_s_U := _request_times(trie, histories)) is None:
+        return seen_items(histories, trie.num_items - session_length)
+    exists_UT = trie.exists(time_s_U[:, None], histories.item_ids_UT.masked_fill(~histories.mask_UT, -1))
+    limit_U = trie.num_existing(time_s_U) - session_length
+    return seen_items(replace(histories, mask_UT=exists_UT), limit_U)
 
 
-def seen_items(histories: EventBatch, limit: int) -> Tensor:
-    """The ``limit`` different items that each history showed last, int64 [U, J <= T], some repeated; -1 elsewhere."""
-    if limit < 1:
+def _request_times(trie: Trie, histories: EventBatch) -> Tensor | None:
+    """When each request happens, float64 [U]; None where all items can be served, or nobody knows which."""
+    return histories.time_s_U if trie.upload_s_I is not None and isinstance(histories, DatedEventBatch) else None
+
+
+def seen_items(histories: EventBatch, limit: int | Tensor) -> Tensor:
+    """The ``limit`` different items that each history showed last, int64 [U, J <= T], some repeated; -1 elsewhere.
+
+    Args:
+        histories: of U users.
+        limit: one for all, or [U].
+    """
+    limit_U1 = torch.as_tensor(limit, device=histories.item_ids_UT.device).view(-1, 1)
+    if (limit_U1 < 1).all():
         return histories.item_ids_UT.new_empty(len(histories), 0)
     seen_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, -1)
-    if seen_UT.shape[1] <= limit:
+    if (limit_U1 >= seen_UT.shape[1]).all():
         return seen_UT
     again_UT = (seen_UT[:, :, None] == seen_UT[:, None]).triu(1).any(2)  # the item comes again later
     nth_newest_UT = (histories.mask_UT & ~again_UT).flip(1).cumsum(1).flip(1)
-    return seen_UT.masked_fill(nth_newest_UT > limit, -1)
+    return seen_UT.masked_fill(nth_newest_UT > limit_U1, -1)
 
 
 def _block(
@@ -258,6 +286,8 @@ def _block(
 ) -> SessionBatch:
     """Sessions of a few users; ``choose`` draws or selects the codes at each of the K·L steps."""
     vocabulary, num_levels = Vocabulary(trie.num_codes), trie.num_levels
+    time_s_U = _request_times(trie, histories)
+    supply_UX = None if time_s_U is None else trie.supply(time_s_U)
     state = model.start(histories, session_length * (num_levels + 1))
     rows = _Rows.start(len(histories), histories.item_ids_UT.device)
     tokens_USM = torch.full_like(rows.nodes_US, vocabulary.bos_id)[..., None]
@@ -270,8 +300,8 @@ def _block(
         used_RJ = torch.cat([rows.items_USK, blocked_USJ], dim=2).flatten(0, 1)
         nodes_R = rows.nodes_US.flatten()
         logp_USC = logits_USC - logits_USV.logsumexp(-1, keepdim=True)
-        legal_US = _mass(logp_USC, trie.allowed(nodes_R, level))
-        allowed_RC = trie.allowed(nodes_R, level, used_RJ)
+        legal_US = _mass(logp_USC, trie.allowed(nodes_R, level, None, supply_UX))
+        allowed_RC = trie.allowed(nodes_R, level, used_RJ, supply_UX)
         allowed_US = _mass(logp_USC, allowed_RC)
         parent_US, codes_US = choose(
             step, logp_USC.masked_fill(~allowed_RC.view_as(logp_USC), -torch.inf), rows.logp_US
@@ -282,7 +312,7 @@ def _block(
             legal_US, allowed_US = legal_US.gather(1, parent_US), allowed_US.gather(1, parent_US)
             logp_USC = logp_USC.gather(1, parent_US[..., None].expand(-1, -1, logp_USC.shape[-1]))
         rows = rows.advance(trie, codes_US, logp_USC, legal_US, allowed_US)
-        tokens_USM = (codes_US + offset)[..., None]
+        tokens_USM = (codes_US.clamp_min(0) + offset)[..., None]  # a beam without a session reads some token as well
         if level == num_levels - 1:
             rows = rows.with_item(trie)
             tokens_USM = torch.nn.functional.pad(tokens_USM, (0, 1), value=vocabulary.bos_id)
@@ -364,6 +394,7 @@ class GenerativeRecommender:
             :meth:`sample` does, with luck that belongs to the request.
         device: where the agent runs, and the model is moved to; where the model is if left out, so that a model in
             training stays where it trains.
+        catalog: serve only what exists by its times, where histories are dated.
     """
 
     def __init__(
@@ -374,10 +405,13 @@ class GenerativeRecommender:
         sampling: SamplingConfig | None = None,
         num_beams: int = 8,
         device: torch.device | str | None = None,
+        *,
+        catalog: Catalog | None = None,
     ) -> None:
         if num_beams < 0:
             raise ValueError(f"num_beams={num_beams} must be 0 (draw a session), 1 (greedy) or more.")
         self.device = next(model.parameters()).device if device is None else torch.device(device)
+        trie = trie if catalog is None else trie.dated(catalog)
         self.model, self.trie = model.to(self.device), trie.to(self.device)
         self.session_length, self.num_beams = session_length, num_beams
         self.sampling = sampling or SamplingConfig()

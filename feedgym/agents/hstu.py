@@ -42,7 +42,7 @@ from feedgym.agents.layers.hstu import HSTULayer, RelativeBias, time_buckets
 from feedgym.agents.sequences import IGNORED, SequenceConfig, SequenceModel, Sequences
 from feedgym.agents.session_model import history_columns, next_token_loss
 from feedgym.data.batches import EventBatch
-from feedgym.data.events import BEHAVIOURS
+from feedgym.data.events import BEHAVIOURS, Catalog
 from feedgym.tokenizers.item_id import ItemId
 from feedgym.tokenizers.vocabulary import Vocabulary
 
@@ -432,9 +432,12 @@ class HSTURecommender(GenerativeRecommender):
         sampling: SamplingConfig | None = None,
         num_beams: int = 8,
         device: torch.device | str | None = None,
+        *,
+        catalog: Catalog | None = None,
     ) -> None:
         trie = ItemId().fit(torch.zeros(model.config.num_items, 1)).trie()
-        super().__init__(model, trie, session_length or model.config.session_length, sampling, num_beams, device)
+        length = session_length or model.config.session_length
+        super().__init__(model, trie, length, sampling, num_beams, device, catalog=catalog)
 
     def scores(self, histories: EventBatch) -> Tensor:
         """Logits [U, I], of seen items too."""

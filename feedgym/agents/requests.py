@@ -10,6 +10,7 @@ from torch import Tensor
 from feedgym.data.batches import DatedEventBatch, EventBatch
 from feedgym.data.events import Catalog
 from feedgym.envs import luck
+from feedgym.envs.catalog import too_few
 
 
 def request_noise(histories: EventBatch, count: int, seed: int = 0) -> Tensor:
@@ -19,16 +20,32 @@ def request_noise(histories: EventBatch, count: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(luck.draw(key_U[:, None], position, channel))
 
 
-def existing_items(histories: EventBatch, catalog: Catalog | None) -> Tensor | None:
+def existing_items(histories: EventBatch, catalog: Catalog | None, session_length: int = 0) -> Tensor | None:
     """The items that can be served at each request, bool [U, I]; None where all can, or nobody knows.
 
     Args:
         histories: dated ones where items come and go (:class:`feedgym.data.batches.DatedEventBatch`).
         catalog: the items' times; None for agents that do not ask.
+        session_length: as many items are wanted.
+
+    Raises:
+        ValueError: fewer exist at some request.
     """
     if catalog is None or not isinstance(histories, DatedEventBatch):
         return None
-    return torch.from_numpy(catalog.exists(histories.time_s_U.cpu().numpy()))
+    exists_UI = torch.from_numpy(catalog.exists(histories.time_s_U.cpu().numpy()))
+    require_items(exists_UI, session_length)
+    return exists_UI
+
+
+def require_items(exists_UI: Tensor, session_length: int) -> None:
+    """Ask that as many items exist at each request as a session has.
+
+    Raises:
+        ValueError: fewer exist at some request.
+    """
+    if len(exists_UI) and (existing := int(exists_UI.sum(1).min())) < session_length:
+        raise too_few(session_length, existing)
 
 
 def shown_mask(histories: EventBatch, num_items: int) -> Tensor:

@@ -24,7 +24,7 @@ from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.parquet import replacing
 
 WEIGHTS, SIZES = "network.safetensors", "network.json"
-ITEMS = ("features_IF", "points_IE")
+ITEMS, LIVES = ("features_IF", "points_IE"), ("upload_s_I", "withdraw_s_I")
 BLOCK_CELLS = 2**24
 """Scores of users, samples and items held at a time; keeps memory low."""
 
@@ -76,7 +76,8 @@ class RLlibRecommender:
     def save(self, folder: Path) -> None:
         """Write the network to a folder; each file takes its place whole."""
         network = self.network
-        tensors = {f"world.{name}": torch.from_numpy(getattr(network.world, name)) for name in ITEMS}
+        known = ITEMS + (LIVES if network.world.dated else ())
+        tensors = {f"world.{name}": torch.from_numpy(getattr(network.world, name)) for name in known}
         tensors |= {name: value.contiguous() for name, value in network.state_dict().items()}
         sizes = {
             "kind": type(network).__name__,
@@ -103,8 +104,9 @@ class RLlibRecommender:
         try:
             known: dict[str, Any] = json.loads((folder / SIZES).read_text())
             tensors = load_file(folder / WEIGHTS)
+            items = ITEMS + tuple(name for name in LIVES if f"world.{name}" in tensors)
             world = SlateWorld(
-                **{name: tensors.pop(f"world.{name}").numpy() for name in ITEMS},
+                **{name: tensors.pop(f"world.{name}").numpy() for name in items},
                 profile_sizes=tuple(known["profile_sizes"]),
                 session_length=known["session_length"],
                 history_length=known["history_length"],

@@ -26,11 +26,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
-from feedgym.agents.plackett_luce import PlackettLuce
-from feedgym.agents.requests import shown_mask
+from feedgym.agents.plackett_luce import NOWHERE, PlackettLuce
+from feedgym.agents.requests import existing_items, shown_mask
 from feedgym.agents.saved import load_saved
 from feedgym.data.batches import EventBatch, SessionBatch, TensorRows
-from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog
 
 Loss = Literal["bce", "ce", "sampled_softmax"]
 Similarity = Literal["cosine", "dot"]
@@ -410,10 +410,14 @@ class ScoreRecommender:
     Args:
         model: gives ``scores``.
         session_length: K; the model's own if left out.
+        catalog: serve only what exists by its times, where histories are dated.
     """
 
-    def __init__(self, model: SequenceModel, session_length: int | None = None) -> None:
+    def __init__(
+        self, model: SequenceModel, session_length: int | None = None, *, catalog: Catalog | None = None
+    ) -> None:
         self.model, self.session_length = model, session_length or model.config.session_length
+        self.catalog = catalog
         if self.session_length > model.config.num_items:
             raise ValueError(
                 f"session_length={self.session_length} exceeds the {model.config.num_items} items and a session holds "
@@ -437,7 +441,11 @@ class ScoreRecommender:
         parts = []
         for low in range(0, len(histories), size):
             block = histories.rows(slice(low, low + size))
-            choice = PlackettLuce(without_seen(self.scores(block), block), self.session_length)
+            score_UI = without_seen(self.scores(block), block)
+            exists_UI = existing_items(block, self.catalog, self.session_length)
+            if exists_UI is not None:
+                score_UI = score_UI.masked_fill(~exists_UI.to(score_UI.device), NOWHERE)
+            choice = PlackettLuce(score_UI, self.session_length)
             items_USK = choose(choice)
             many = PlackettLuce(choice.logits_UI.repeat_interleave(n, dim=0), self.session_length)
             logp_US = many.log_prob(items_USK.flatten(0, 1)).view(-1, n).clamp_max(0)

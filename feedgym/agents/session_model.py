@@ -26,7 +26,7 @@ from feedgym.agents.generation import GenerativeRecommender, SamplingConfig
 from feedgym.agents.layers.transformer import DecodingState
 from feedgym.agents.saved import load_saved
 from feedgym.data.batches import EventBatch
-from feedgym.data.events import BEHAVIOURS
+from feedgym.data.events import BEHAVIOURS, Catalog
 from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.vocabulary import Vocabulary
 
@@ -295,9 +295,10 @@ class SessionRecommender(GenerativeRecommender):
         sampling: SamplingConfig | None = None,
         num_beams: int = 8,
         device: torch.device | str | None = None,
+        *,
+        catalog: Catalog | None = None,
     ) -> None:
         model.check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
-        super().__init__(
-            model, tokenizer.trie(), session_length or model.config.session_length, sampling, num_beams, device
-        )
+        length = session_length or model.config.session_length
+        super().__init__(model, tokenizer.trie(), length, sampling, num_beams, device, catalog=catalog)

@@ -94,8 +94,9 @@ class SessionBatch(TensorRows):
     Attributes:
         item_ids_USK: int64, ordered sessions of K different items.
         logp_US: float32 log-probability of the session under the unmasked model; NaN for policies without one.
-        logp_legal_US: float32 log of the product over steps of the probability on codes that exist, i.e. of the chance
-            that free sampling would have stayed inside the catalogue on this path; None for policies without codes.
+        logp_legal_US: float32 log of the product over steps of the probability on codes that exist at the request, i.e.
+            of the chance that free sampling would have stayed inside the catalogue on this path; None for policies
+            without codes.
         logp_allowed_US: float32, the same for the codes that could be chosen: those which exist and lead to an item
             that is neither in the session nor blocked. ``logp_US - logp_allowed_US`` is the log-probability with which
             the session is drawn at temperature 1.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from feedgym.data.batches import EventBatch
+from feedgym.data.batches import DatedEventBatch, EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, BoolArray, Catalog, Event, EventLog, LoggedSessions
 
 POSITIVE = ("long_view", "like", "follow", "comment", "forward")
@@ -163,7 +163,14 @@ def _gather(
 
 
 def histories(
-    log: EventLog, catalog: Catalog, user_idx_N: NDArray, row_N: NDArray, now_s_N: NDArray, length: int
+    log: EventLog,
+    catalog: Catalog,
+    user_idx_N: NDArray,
+    row_N: NDArray,
+    now_s_N: NDArray,
+    length: int,
+    *,
+    dated: bool = False,
 ) -> EventBatch:
     """What a recommender knew of users when it was asked: their last T examined items before a row of the log.
 
@@ -177,9 +184,10 @@ def histories(
         row_N: log rows, exclusive ends of the histories (``LoggedSessions.row_N``).
         now_s_N: seconds, when the request happens (``LoggedSessions.start_s_N``).
         length: T.
+        dated: tell the time of the requests, for agents that serve only what exists then.
 
     Returns:
-        N histories; users without an examined event have an empty mask.
+        N histories, dated ones if asked for; users without an examined event have an empty mask.
 
     Raises:
         ValueError: ``length`` is below 1.
@@ -200,7 +208,7 @@ def histories(
     time_NT = log.timestamp_s[row_NT]
     next_NT = np.concatenate([time_NT[:, 1:], np.zeros((len(time_NT), 1))], axis=1)
     next_NT = np.where(place_T == size_N[:, None] - 1, now_s_N[:, None], next_NT)
-    return EventBatch(
+    known = EventBatch(
         item_ids_UT=torch.from_numpy(item_NT.astype(np.int64)),
         behaviours_UTB=torch.from_numpy((log.behaviours[row_NT] * mask_NT[..., None]).astype(np.float32)),
         watch_fraction_UT=torch.from_numpy(np.where(mask_NT, fraction_NT, 0).astype(np.float32)),
@@ -209,6 +217,9 @@ def histories(
         profile_UF=torch.from_numpy(log.profile_UF[user_idx_N].astype(np.int64)),
         time_of_day_U=torch.from_numpy(time_of_day(now_s_N)),
     )
+    if not dated:
+        return known
+    return DatedEventBatch(**vars(known), time_s_U=torch.from_numpy(np.asarray(now_s_N, np.float64)))
 
 
 def time_of_day(time_s: NDArray) -> NDArray[np.float32]:

@@ -84,7 +84,7 @@ def agents_of(folder: Path | str, *, trust: bool = False) -> Finished:
     return Finished(
         config=config,
         world=world,
-        agents={name: recommender_of(config, model, tokenizer) for name, model in models.items()},
+        agents={name: recommender_of(config, model, tokenizer, catalog) for name, model in models.items()},
         reward=score_of(config, known, catalog, reward_model),
         log=log,
         catalog=catalog,
@@ -158,18 +158,22 @@ def load_model(config: AlignConfig, folder: Path, tokenizer: CodeTokenizer) -> A
     return kind.load(folder, tokenizer)
 
 
-def recommender_of(config: AlignConfig, model: Any, tokenizer: CodeTokenizer, beams: int = 0) -> GenerativeRecommender:
+def recommender_of(
+    config: AlignConfig, model: Any, tokenizer: CodeTokenizer, catalog: Catalog, beams: int = 0
+) -> GenerativeRecommender:
     """A run's model as the agent that its rounds sample from and its judge serves.
 
     Args:
         config: the experiment.
         model: base or a snapshot.
         tokenizer: the run's.
+        catalog: the run's; where items come and go, those that do not exist at a request are not served.
         beams: width of the search by which it serves; 0 serves sessions drawn as in a round.
     """
     kind = Searching if config.ipa.beams else GenerativeRecommender
+    options: dict[str, Any] = {"num_beams": beams, "catalog": catalog}
     # Its sessions are sampled in actors that have no GPU, also after a training on one.
-    return kind(model, tokenizer.trie(), config.session_length, config.sampling, num_beams=beams, device="cpu")
+    return kind(model, tokenizer.trie(), config.session_length, config.sampling, **options, device="cpu")
 
 
 def score_of(config: AlignConfig, log: EventLog, catalog: Catalog, model: RewardModel) -> SessionReward:

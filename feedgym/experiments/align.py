@@ -106,7 +106,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     score = score_of(config, pool.known, pool.catalog, reward.value)
 
     def agent(model: Any, beams: int = 0) -> GenerativeRecommender:
-        return recommender_of(config, model, tokenizer.value, beams)
+        return recommender_of(config, model, tokenizer.value, pool.catalog, beams)
 
     rounds: list[dict[str, float]] = []
     snapshot, clouds = base, []

@@ -29,6 +29,7 @@ from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
 from feedgym.data.ranking import ranking_requests
 from feedgym.data.sessions import logged_sessions
 from feedgym.data.whole import WORK
+from feedgym.envs.history import has_arrivals
 from feedgym.envs.logging import user_seeds
 from feedgym.experiments.agents_of import Finished, agents_of, key_of, read_config
 from feedgym.experiments.align import align
@@ -240,7 +241,7 @@ def contestants(config: CascadeRun, finished: Finished, cascade: Cascade) -> dic
         searched.num_beams = config.judge.beams
         agents[f"{name}_searched"] = searched
     retriever: Any = cascade.retriever
-    agents["retrieved"] = ScoreRecommender(retriever, cascade.session_length)
+    agents["retrieved"] = ScoreRecommender(retriever, cascade.session_length, catalog=cascade.catalog)
     if cascade.config.diversity:
         parts = (cascade.retriever, cascade.ranker, cascade.catalog, cascade.session_length)
         agents["ranked"] = Cascade(*parts, replace(cascade.config, diversity=0.0), cascade.weights)
@@ -301,7 +302,9 @@ def requests(finished: Finished, wanted: int) -> EventBatch:
     """The last requests of the log's first users."""
     data = (finished.log, finished.catalog)
     sessions = logged_sessions(finished.log, finished.config.session_length)
-    every = Requests.of(data, sessions.rows(sessions.user_idx_N < wanted), finished.config.history_length)
+    first = sessions.rows(sessions.user_idx_N < wanted)
+    dated = has_arrivals(finished.world.simulator)  # type: ignore[attr-defined]
+    every = Requests.of(data, first, finished.config.history_length, dated=dated)
     return last_requests(every).histories
 
 

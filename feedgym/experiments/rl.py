@@ -207,7 +207,8 @@ def train_one(config: RLConfig, task: Task, data: tuple[EventLog, Catalog], n: i
     rows = None
     if config.train.algorithm in OFFLINE:
         world = task.world
-        found = transitions(*data, world.history_length, world.session_length, task.reward)
+        lengths = world.history_length, world.session_length
+        found = transitions(*data, *lengths, task.reward, dated=world.dated)
         rows = write_rows(found, task, config.train, work / "rows.parquet")
 
     def record(metrics: dict[str, float], iteration: int) -> None:

@@ -180,12 +180,13 @@ def _registered(env: str, options: dict[str, Any]) -> FeedVectorEnv:
 def _reference(name: str, users: UserSimulator, length: int) -> Recommender:
     num_items = users.catalog.num_items
     if name == "random":
-        return RandomRecommender(num_items, length)
+        return RandomRecommender(num_items, length, catalog=users.catalog)
     if hasattr(users, "popularity_I"):
-        return PopularRecommender(torch.as_tensor(users.popularity_I), length)
+        return PopularRecommender(torch.as_tensor(users.popularity_I), length, catalog=users.catalog)
     log = _small_log(users, length)
     seen = (log.event == Event.IMPRESSION) & log.examined
-    return PopularRecommender(torch.from_numpy(np.bincount(log.item_id[seen], minlength=num_items)), length)
+    count_I = torch.from_numpy(np.bincount(log.item_id[seen], minlength=num_items))
+    return PopularRecommender(count_I, length, catalog=users.catalog)
 
 
 def _own(path: str, users: UserSimulator, length: int) -> Recommender:

@@ -31,6 +31,7 @@ from feedgym.data.sessions import (
 from feedgym.data.splits import keep_events, split_time, split_users, until
 from feedgym.data.whole import check_product, digest_of
 from feedgym.envs.feed import make_simulator
+from feedgym.envs.history import has_arrivals
 from feedgym.envs.logging import collect_log, user_seeds
 from feedgym.envs.replay import states_at
 from feedgym.envs.short_video import ShortVideo
@@ -155,10 +156,10 @@ class Requests:
     targets_NK: torch.Tensor
 
     @classmethod
-    def of(cls, data: Data, sessions: LoggedSessions, length: int) -> Requests:
-        """The requests behind logged sessions, with histories of ``length`` events."""
+    def of(cls, data: Data, sessions: LoggedSessions, length: int, *, dated: bool = False) -> Requests:
+        """The requests behind logged sessions, with histories of ``length`` events, which are dated if asked for."""
         log, catalog = data
-        known = histories(log, catalog, sessions.user_idx_N, sessions.row_N, sessions.start_s_N, length)
+        known = histories(log, catalog, sessions.user_idx_N, sessions.row_N, sessions.start_s_N, length, dated=dated)
         targets_NK = np.where(sessions.examined_NK, sessions.item_ids_NK, -1).astype(np.int64)
         return cls(sessions=sessions, histories=known, targets_NK=torch.from_numpy(targets_NK))
 
@@ -310,8 +311,9 @@ class Simulated:
         return simulated_log(self.simulator, config.log, config.session_length, config.seed)
 
     def requests(self, data: Data) -> tuple[Requests, Requests]:
-        """All visits for the reward model, and those that pass the filter to imitate."""
-        every = Requests.of(data, logged_sessions(data[0], self.config.session_length), self.config.history_length)
+        """All visits for the reward model, and those that pass the filter to imitate; dated where items come and go."""
+        sessions = logged_sessions(data[0], self.config.session_length)
+        every = Requests.of(data, sessions, self.config.history_length, dated=has_arrivals(self.simulator))
         return every.rows(quality_filter(every.sessions, self.config.sessions)), every
 
     def true_value(self, pool: Pool, row_U: NDArray, sessions_USK: NDArray, step: Step) -> NDArray[np.float32]:

@@ -4,6 +4,10 @@ Nodes are numbered breadth first, lexicographically inside a level: the root is 
 is ``e + 1``. Edges are sorted by (parent, code), so one ``searchsorted`` walks any number of rows one level down, and
 no table of nodes x codes is needed. The node -1 is "off the tree": nothing is allowed there and it holds no item.
 
+Where items come and go (:meth:`Trie.dated`), what may be generated depends on the time of a request. Then a user's
+nodes have numbers of their own, of the items below them that exist (:meth:`Trie.supply`), and R rows are those of U
+users in order, equally many each.
+
 Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` rows being decoded, ``W`` the widest node's children,
 ``X`` nodes of the tree, ``J`` items blocked in a row.
 """
@@ -16,6 +20,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
+
+from feedgym.data.events import Catalog
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,6 +41,8 @@ class Trie:
         item_X: int64 [X+1] the item of a leaf, -1 elsewhere.
         widest: most children of a node, one number a level.
         fewest: least number of items below a child, one number a level.
+        upload_s_I: float64 [I+1] when each item comes, never for item -1; None where all are always there.
+        withdraw_s_I: float64 [I+1] when it is gone again.
     """
 
     num_codes: tuple[int, ...]
@@ -47,6 +55,8 @@ class Trie:
     item_X: Tensor
     widest: tuple[int, ...]
     fewest: tuple[int, ...]
+    upload_s_I: Tensor | None = None
+    withdraw_s_I: Tensor | None = None
 
     @classmethod
     def from_codes(cls, codes_IL: Tensor, num_codes: tuple[int, ...] | None = None) -> Self:
@@ -114,43 +124,95 @@ class Trie:
         moved: dict[str, Any] = {name: v.to(device) for name, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
+    def dated(self, catalog: Catalog) -> Self:
+        """The tree of items that come and go by the catalogue's times.
+
+        Raises:
+            ValueError: the catalogue has other items than the tree.
+        """
+        if catalog.num_items != self.num_items:
+            raise ValueError(
+                f"The catalogue has {catalog.num_items} items and {self.num_items} have codes; fit the tokenizer to "
+                "the contents of the whole catalogue."
+            )
+        device, upload_s_I, withdraw_s_I = self.codes_IL.device, catalog.upload_s_I, catalog.withdraw_s_I
+        if withdraw_s_I is None:
+            withdraw_s_I = np.full(catalog.num_items, np.inf)
+        return replace(
+            self,
+            upload_s_I=torch.from_numpy(np.append(upload_s_I, np.inf)).to(device),  # so item -1 exists at no time
+            withdraw_s_I=torch.from_numpy(np.append(withdraw_s_I, np.inf)).to(device),
+        )
+
+    def exists(self, time_s: Tensor, items: Tensor) -> Tensor:
+        """Whether items can be served at times, bool of the common shape; :meth:`dated` trees only."""
+        assert self.upload_s_I is not None and self.withdraw_s_I is not None
+        return (self.upload_s_I[items] <= time_s) & (time_s < self.withdraw_s_I[items])
+
+    def num_existing(self, time_s_U: Tensor) -> Tensor:
+        """How many items can be served at each time, int64 [U]; :meth:`dated` trees only."""
+        assert self.upload_s_I is not None and self.withdraw_s_I is not None
+        gone_s_I = torch.maximum(self.upload_s_I, self.withdraw_s_I)  # who is withdrawn before the upload never comes
+        come, gone = (torch.searchsorted(v.sort().values, time_s_U, right=True) for v in (self.upload_s_I, gone_s_I))
+        return come - gone
+
+    def supply(self, time_s_U: Tensor) -> Tensor:
+        """Items below each node that exist at U requests, int32 [U, X+1]; :meth:`dated` trees only.
+
+        Memory is that of U times the tree, so it is for few users at a time.
+        """
+        items_I = torch.arange(self.num_items, device=time_s_U.device)
+        exists_UI = self.exists(time_s_U[:, None], items_I).int()
+        supply_UX = exists_UI.new_zeros(len(time_s_U), len(self.num_items_X))
+        for node_I in self.path_IL[:-1].T:
+            supply_UX.scatter_add_(1, node_I.expand(len(time_s_U), -1), exists_UI)
+        return supply_UX
+
     def root(self, num_rows: int) -> Tensor:
         """int64 [R] the root, once a row."""
         return self.codes_IL.new_zeros(num_rows)
 
-    def allowed(self, nodes_R: Tensor, level: int, used_items_RJ: Tensor | None = None) -> Tensor:
+    def allowed(
+        self, nodes_R: Tensor, level: int, used_items_RJ: Tensor | None = None, supply_UX: Tensor | None = None
+    ) -> Tensor:
         """Which codes may come next.
 
-        A code is masked when every item below it is used, so a prefix never leads to a dead end as long as the row
-        has an unused item left at all.
+        A code is masked when every item below it is used or absent, so a prefix never leads to a dead end as long as
+        the row has an unused item left at all.
 
         Args:
             nodes_R: int64 nodes, all at depth ``level`` (0 is the root) or -1.
             level: the level of the code to choose, 0..L-1.
             used_items_RJ: int64 items the row may not generate (already in the session, or in the history to block),
                 padded with -1; an item may stand there twice.
+            supply_UX: of :meth:`supply`, where only what exists may be generated; the used items must exist then.
 
         Returns:
             bool [R, C], C being the codes of that level.
         """
-        if level == 0:  # all rows are at the root: look its children up once
-            mask_RC = self._children(nodes_R.new_zeros(1), level) & (nodes_R == 0)[:, None]
+        if level == 0:  # all rows of a user are at the root: look its children up once
+            num_users = 1 if supply_UX is None else len(supply_UX)
+            mask_UC = self._children(nodes_R.new_zeros(num_users), level, supply_UX)
+            mask_RC = (mask_UC[:, None] & (nodes_R == 0).view(num_users, -1, 1)).flatten(0, 1)
         else:
-            mask_RC = self._children(nodes_R, level)
-        if used_items_RJ is not None and used_items_RJ.shape[1] >= self.fewest[level]:
-            mask_RC.scatter_(1, self._exhausted(nodes_R, level, used_items_RJ), False)
+            mask_RC = self._children(nodes_R, level, supply_UX)
+        fewest = self.fewest[level] if supply_UX is None else 1
+        if used_items_RJ is not None and used_items_RJ.shape[1] >= fewest:
+            mask_RC.scatter_(1, self._exhausted(nodes_R, level, used_items_RJ, supply_UX), False)
         return mask_RC[:, :-1]
 
-    def _children(self, nodes_R: Tensor, level: int) -> Tensor:
+    def _children(self, nodes_R: Tensor, level: int, supply_UX: Tensor | None) -> Tensor:
         """Bool [R, C+1]: the codes of the nodes' children; the last column collects what is no code."""
         place_W = torch.arange(self.widest[level], device=nodes_R.device)
         edge_RW = (self.first_edge_X[nodes_R][:, None] + place_W).clamp(max=len(self.edge_key) - 1)
         real_RW = place_W < self.num_children_X[nodes_R][:, None]
+        if supply_UX is not None:
+            real_RW &= _of_user(supply_UX, edge_RW + 1) > 0
         code_RW = torch.where(real_RW, self.edge_key[edge_RW] % max(self.num_codes), self.num_codes[level])
         mask_RC = torch.zeros(len(nodes_R), self.num_codes[level] + 1, dtype=torch.bool, device=nodes_R.device)
         return mask_RC.scatter_(1, code_RW, True)
 
-    def _exhausted(self, nodes_R: Tensor, level: int, used_items_RJ: Tensor) -> Tensor:
+    def _exhausted(self, nodes_R: Tensor, level: int, used_items_RJ: Tensor, supply_UX: Tensor | None) -> Tensor:
         """int64 [R, J] codes below which all items are used; C where a used item exhausts none."""
         num_codes, last = self.num_codes[level], level == self.num_levels - 1
         used_RJ = used_items_RJ if last else used_items_RJ.sort(dim=1).values
@@ -162,7 +224,8 @@ class Trie:
             return code_RJ
         count_RC = torch.zeros(len(nodes_R), num_codes + 1, dtype=torch.int32, device=nodes_R.device)
         count_RC.scatter_add_(1, code_RJ, torch.ones_like(code_RJ, dtype=torch.int32))
-        below_RJ = self.num_items_X[self.path_IL[used_RJ, level + 1].clamp(min=0)]
+        child_RJ = self.path_IL[used_RJ, level + 1].clamp(min=0)
+        below_RJ = self.num_items_X[child_RJ] if supply_UX is None else _of_user(supply_UX, child_RJ)
         return torch.where(under_RJ & (count_RC.gather(1, code_RJ) >= below_RJ), code_RJ, num_codes)
 
     def child(self, nodes: Tensor, codes: Tensor) -> Tensor:
@@ -193,6 +256,11 @@ class Trie:
         for level in range(self.num_levels):
             nodes = self.child(nodes, codes[..., level])
         return self.item(nodes)
+
+
+def _of_user(supply_UX: Tensor, nodes_RW: Tensor) -> Tensor:
+    """The entries [R, W] of nodes in their own user's row; R rows are those of U users in order."""
+    return supply_UX.gather(1, nodes_RW.view(len(supply_UX), -1)).view_as(nodes_RW)
 
 
 def _checked_num_codes(codes_IL: np.ndarray, num_codes: tuple[int, ...] | None) -> tuple[int, ...]:

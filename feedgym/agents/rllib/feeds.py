@@ -18,6 +18,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
 from ray.rllib.core import DEFAULT_MODULE_ID
 
 from feedgym.agents.rl_settings import TrainConfig
@@ -25,7 +26,7 @@ from feedgym.agents.rllib.task import Task
 from feedgym.agents.slates.proto import ProtoPolicy
 from feedgym.agents.slates.world import flat_observation
 from feedgym.data.parquet import replacing
-from feedgym.envs.feed import event_batch
+from feedgym.envs.feed import FeedVectorEnv, event_batch
 from feedgym.envs.wrappers import VectorItemByItem
 
 
@@ -66,15 +67,16 @@ class TrainingItems(VectorWrapper):
     """One item a step for many users, flat and without infos; the session so far stands at the end of the observation.
 
     It is in ``NEXT_STEP`` mode, where a slot loses the step after an episode's end. So that all stay at the same place
-    of their sessions, a new user's first session begins with an item drawn at random.
+    of their sessions, a new user's first session begins with an item drawn at random, of those that exist.
 
     Args:
         env: a feed in ``DISABLED`` mode.
     """
 
-    def __init__(self, env: VectorEnv) -> None:
+    def __init__(self, env: FeedVectorEnv) -> None:
         super().__init__(VectorItemByItem(env))
         assert env.metadata["autoreset_mode"] is AutoresetMode.DISABLED
+        self.catalog = env.simulator.catalog
         self.metadata = env.metadata | {"autoreset_mode": AutoresetMode.NEXT_STEP}
         self._over_U = np.zeros(env.num_envs, bool)
         self._luck = np.random.default_rng(0)
@@ -90,14 +92,22 @@ class TrainingItems(VectorWrapper):
         """One item a user, or a new user."""
         new_U, items_U = self._over_U, np.array(actions)
         if new_U.any():
-            self.env.reset(options={"reset_mask": new_U})
-            items_U[new_U] = self._luck.integers(self.env.single_action_space.n, size=int(new_U.sum()))  # type: ignore[attr-defined]
+            observation, _ = self.env.reset(options={"reset_mask": new_U})
+            items_U[new_U] = self._random_items({name: column[new_U] for name, column in observation.items()})
         observation, reward_U, terminated_U, truncated_U, _ = self.env.step(items_U)
         if (gone_U := new_U & (terminated_U | truncated_U)).any():  # sessions of one item: it was a whole visit
             observation, _ = self.env.reset(options={"reset_mask": gone_U})
         terminated_U, truncated_U = terminated_U & ~new_U, truncated_U & ~new_U
         self._over_U = terminated_U | truncated_U
         return flat_observation(observation), np.where(new_U, 0, reward_U), terminated_U, truncated_U, {}
+
+    def _random_items(self, observation: dict[str, Any]) -> NDArray[np.int64]:
+        """An item for each of some users."""
+        num_users, num_items = len(observation["profile"]), int(self.env.single_action_space.n)  # type: ignore[attr-defined]
+        if "time_s" not in observation:
+            return self._luck.integers(num_items, size=num_users)
+        exists_UI = self.catalog.exists(observation["time_s"][:, 0])
+        return np.where(exists_UI, self._luck.random((num_users, num_items)), -1).argmax(axis=1)
 
 
 def flat_space(space: gym.Space) -> spaces.Box:

@@ -97,7 +97,7 @@ class SlatePolicyModule(TorchRLModule, ValueFunctionAPI):
     def setup(self) -> None:
         """Build the network that the configuration names."""
         self.net = _network(self.model_config)
-        self.action_dist_cls = SlateDistribution.of(self.net.scores, self.net.length)
+        self.action_dist_cls = SlateDistribution.of(self.net.of_inputs, self.net.length)
 
     def _forward(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         inputs_UX, state_US = self.net(self.net.read(batch[Columns.OBS]))
@@ -150,7 +150,7 @@ class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
         return {QF_PREDS: self.values(self.target, batch[Columns.OBS])}
 
     def values(self, net: Any, observation: Any) -> Tensor:
-        """What items are ranked by, [U, I]; minus infinity where an item cannot be chosen."""
+        """What items are ranked by, [U, I]; far below all others where an item cannot be chosen."""
         raise NotImplementedError
 
     def now(self, t: int) -> float:
@@ -196,7 +196,8 @@ class SlateQModule(QModule):
 
     def _forward_exploration(self, batch: dict[str, Any], t: int, **kwargs: Any) -> dict[str, Any]:
         best_UK = self._forward_inference(batch)[Columns.ACTIONS]
-        return {Columns.ACTIONS: explored(best_UK, self.net.num_items, self.now(t))}
+        exists_UI = self.net.exists(self.net.times(self.net.read(batch[Columns.OBS])))
+        return {Columns.ACTIONS: explored(best_UK, self.net.num_items, self.now(t), exists_UI)}
 
     def _forward_train(self, batch: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         slates_UK = batch[Columns.ACTIONS].long()
@@ -215,9 +216,11 @@ class SlateQModule(QModule):
         }
 
 
-def explored(slates_UK: Tensor, num_items: int, chance: float) -> Tensor:
-    """Slates whose items are each replaced, with a chance, by random ones which the slate does not hold."""
+def explored(slates_UK: Tensor, num_items: int, chance: float, exists_UI: Tensor | None = None) -> Tensor:
+    """Slates whose items are each replaced, with a chance, by random ones which the slate does not hold, and exist."""
     score_UI = torch.rand(len(slates_UK), num_items)
+    if exists_UI is not None:
+        score_UI = score_UI.masked_fill(~exists_UI, -1)
     kept_UK = torch.rand(slates_UK.shape) >= chance
     # Kept items come first, in their order; random ones fill up.
     place_UK = torch.arange(slates_UK.shape[1], 0, -1.0).expand_as(slates_UK)

@@ -16,6 +16,7 @@ from feedgym.agents.slates.proto import ProtoPolicy
 from feedgym.agents.slates.values import ItemQ, SlateQ
 from feedgym.agents.slates.world import SlateWorld
 from feedgym.envs.feed import FeedEnv, FeedVectorEnv
+from feedgym.envs.history import has_arrivals
 from feedgym.envs.truth import RewardWeights
 from feedgym.protocols import UserSimulator, load
 
@@ -63,7 +64,8 @@ class Task:
         """
         feed = _feed_class(env_id, "vector_entry_point")(1, **_spec(env_id).kwargs | options)
         users = feed.simulator
-        world = SlateWorld.of(users.catalog, users.profile_sizes, feed.session_length, feed.history_length, axes)
+        lengths = feed.session_length, feed.history_length
+        world = SlateWorld.of(users.catalog, users.profile_sizes, *lengths, axes, dated=has_arrivals(users))
         return cls(env_id=env_id, options=options, simulator=users, world=world, sizes=sizes, reward=feed.reward)
 
     def feed(self, num_envs: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP) -> FeedVectorEnv:

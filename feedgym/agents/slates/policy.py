@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from feedgym.agents.plackett_luce import PlackettLuce
+from feedgym.agents.plackett_luce import NOWHERE, PlackettLuce
+from feedgym.agents.requests import require_items
 from feedgym.agents.slates.layers import HistoryEncoder, ItemScores, SlateNetConfig
 from feedgym.agents.slates.world import SlateWorld, read_histories
-from feedgym.data.batches import EventBatch
+from feedgym.data.batches import DatedEventBatch, EventBatch
 
 
 class SlateNetwork(nn.Module):
-    """What the networks share: choosing sessions for histories.
+    """What the networks share: choosing sessions for histories, of items that exist where the world is dated.
 
     Args:
         world: items and lengths.
@@ -22,15 +23,57 @@ class SlateNetwork(nn.Module):
         **more: what else a kind of network is told.
     """
 
+    upload_s_I: Tensor
+    withdraw_s_I: Tensor
+
     def __init__(self, world: SlateWorld, config: SlateNetConfig, **more: Any) -> None:
         super().__init__()
         self.world, self.sizes, self.more = world, config, more
         self.length, self.history_length, self.num_items = world.session_length, world.history_length, world.num_items
         self.encoder = HistoryEncoder(world, config)
+        if world.upload_s_I is not None and world.withdraw_s_I is not None:
+            self.register_buffer("upload_s_I", torch.from_numpy(world.upload_s_I), persistent=False)
+            self.register_buffer("withdraw_s_I", torch.from_numpy(world.withdraw_s_I), persistent=False)
 
     def read(self, observation: Any) -> EventBatch:
         """The histories in an environment's batched observation, flat or not."""
-        return read_histories(observation, self.history_length)
+        return read_histories(observation, self.history_length, dated=self.world.dated)
+
+    def times(self, histories: EventBatch) -> Tensor:
+        """When the requests happen, as :meth:`exists` reads it: nothing, [U, 0], where items do not come and go.
+
+        Else the two parts of :func:`~feedgym.agents.slates.world.split_times`, [U, 2]; NaN where nobody knows.
+        """
+        if not self.world.dated:
+            return histories.time_of_day_U.new_empty(len(histories), 0)
+        if not isinstance(histories, DatedEventBatch):
+            return histories.time_of_day_U.new_full((len(histories), 2), torch.nan)
+        high_U = histories.time_s_U.float()
+        return torch.stack([high_U, (histories.time_s_U - high_U.double()).float()], dim=1)
+
+    def exists(self, times_UX: Tensor) -> Tensor | None:
+        """Which items can be served at times of :meth:`times`, bool [U, I]; None where items do not come and go.
+
+        Raises:
+            ValueError: fewer than K exist at some request.
+        """
+        if not self.world.dated:
+            return None
+        time_s_U1 = times_UX.double().sum(dim=1, keepdim=True)
+        # Of two comparisons with NaN neither is true, so that everything exists at a time that nobody knows.
+        exists_UI = ~((self.upload_s_I > time_s_U1) | (self.withdraw_s_I <= time_s_U1))
+        require_items(exists_UI, self.length)
+        return exists_UI
+
+    def without_times(self, inputs_UX: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers that end in :meth:`times`, and those."""
+        width = inputs_UX.shape[1] - (2 if self.world.dated else 0)
+        return inputs_UX[:, :width], inputs_UX[:, width:]
+
+    def of_existing(self, score_UI: Tensor, times_UX: Tensor, absent: float = NOWHERE) -> Tensor:
+        """Scores [U, I], ``absent`` for items that do not exist then."""
+        exists_UI = self.exists(times_UX)
+        return score_UI if exists_UI is None else score_UI.masked_fill(~exists_UI, absent)
 
     def choose(self, histories: EventBatch, length: int, n: int, generator: torch.Generator | None):
         """Sessions int64 [U, n, length] and their log-probabilities [U, n].
@@ -60,10 +103,15 @@ class SlatePolicy(SlateNetwork):
         self.value = nn.Sequential(nn.Linear(self.encoder.width, config.hidden), nn.SiLU(), nn.Linear(config.hidden, 1))
 
     def forward(self, histories: EventBatch) -> tuple[Tensor, Tensor]:
-        """What :class:`ItemScores` makes scores of, [U, D + F + T], and the states [U, S] for :attr:`value`."""
+        """What :meth:`of_inputs` makes logits of, [U, X], and the states [U, S] for :attr:`value`."""
         state_US = self.encoder(histories)
-        return self.scores.inputs(state_US, histories), state_US
+        return torch.cat([self.scores.inputs(state_US, histories), self.times(histories)], dim=1), state_US
+
+    def of_inputs(self, inputs_UX: Tensor) -> Tensor:
+        """The policy's logits [U, I]."""
+        inputs_UX, times_UX = self.without_times(inputs_UX)
+        return self.of_existing(self.scores(inputs_UX), times_UX)
 
     def logits(self, histories: EventBatch) -> Tensor:
         """The policy's logits [U, I]."""
-        return self.scores(self(histories)[0])
+        return self.of_inputs(self(histories)[0])

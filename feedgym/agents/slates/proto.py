@@ -60,12 +60,15 @@ class ProtoPolicy(SlateNetwork):
     def items(self, action_UA: Tensor, length: int, histories: EventBatch) -> Tensor:
         """Sessions [U, length] of actions within [-1, 1].
 
-        Of the history only the newest events count where the catalogue is small: half of what a session leaves of it.
+        Of the history only the newest events count where few items exist: half of what a session leaves of them.
+
+        Raises:
+            ValueError: fewer items than a session has exist at some request.
         """
         proto_UPE = action_UA.reshape(len(action_UA), self.points, -1).detach().numpy()
         proto_UKE = proto_UPE[:, np.minimum(np.arange(length), self.points - 1)]
-        taken_UI = self._taken(histories, length).numpy()
-        allowed = (lambda users: ~taken_UI[users]) if self.fresh else None
+        barred_UI = self._barred(histories, length)
+        allowed = None if barred_UI is None else lambda users: ~barred_UI[users].numpy()
         return torch.from_numpy(nearest_items(self.points_IE.numpy(), proto_UKE, allowed))
 
     def served(self, action_UA: Tensor, histories: EventBatch) -> Tensor:
@@ -81,17 +84,23 @@ class ProtoPolicy(SlateNetwork):
             return hard_UA
         proto_UPE = action_UA.reshape(len(action_UA), self.points, -1)
         near_UPI = 2 * proto_UPE @ self.points_IE.T - (self.points_IE**2).sum(dim=1)
-        if self.fresh:
-            near_UPI = near_UPI.masked_fill(self._taken(histories, self.length)[:, None], NOWHERE)
+        barred_UI = self._barred(histories, self.length)
+        if barred_UI is not None:
+            near_UPI = near_UPI.masked_fill(barred_UI[:, None], NOWHERE)
         soft_UA = (near_UPI.softmax(dim=-1) @ self.points_IE).flatten(1)
         return hard_UA + soft_UA - soft_UA.detach()
 
-    def _taken(self, histories: EventBatch, length: int) -> Tensor:
+    def _barred(self, histories: EventBatch, length: int) -> Tensor | None:
+        """Items that are passed over, bool [U, I]: those of the history, and those that do not exist."""
+        exists_UI = self.exists(self.times(histories))
+        if not self.fresh:
+            return None if exists_UI is None else ~exists_UI
+        left_U1 = self.num_items if exists_UI is None else exists_UI.sum(1, keepdim=True)
         rank_UT = histories.mask_UT.long().flip(1).cumsum(1).flip(1) - 1
-        row, place = torch.nonzero(histories.mask_UT & (rank_UT < (self.num_items - length) // 2), as_tuple=True)
+        row, place = torch.nonzero(histories.mask_UT & (rank_UT < (left_U1 - length) // 2), as_tuple=True)
         taken_UI = torch.zeros((len(histories), self.num_items), dtype=torch.bool)
         taken_UI[row, histories.item_ids_UT[row, place]] = True
-        return taken_UI
+        return taken_UI if exists_UI is None else taken_UI | ~exists_UI
 
     def choose(self, histories: EventBatch, length: int, n: int, generator: torch.Generator | None):
         """See :meth:`SlateNetwork.choose`; sessions of points have no log-probability, NaN."""

@@ -43,7 +43,7 @@ class SlateQ(SlateNetwork):
     def logits(self, histories: EventBatch) -> Tensor:
         """v(s, i) * (Q(s, i) - Q(s, nothing)), [U, I]."""
         advantage_UI, choice_UI, _ = self(histories)
-        return choice_UI.clamp_max(20.0).exp() * advantage_UI
+        return self.of_existing(choice_UI.clamp_max(20.0).exp() * advantage_UI, self.times(histories))
 
 
 def slate_value(advantage_UK: Tensor, choice_UK: Tensor, nothing_U: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class ItemQ(SlateNetwork):
         return slate_UK.long()
 
     def forward(self, state_US: Tensor, histories: EventBatch, slate_UK: Tensor) -> Tensor:
-        """Inputs [U, 1 + K + D + F + T] of :meth:`values`.
+        """Inputs [U, X] of :meth:`values`: the state's value, the places, what scores are made of, and the time.
 
         Args:
             state_US: of the encoder.
@@ -115,13 +115,14 @@ class ItemQ(SlateNetwork):
         placed_UX = torch.cat([features_UKF, torch.ones_like(real_UK1)], dim=-1).mul(real_UK1).mean(1)
         joined = torch.cat([state_US, self.placed(placed_UX)], dim=1)
         value_U1 = self.state_value(self.join(joined))
-        return torch.cat([value_U1, slate_UK.to(joined.dtype), self.scores.inputs(joined, histories)], dim=1)
+        inputs_UX = self.scores.inputs(joined, histories)
+        return torch.cat([value_U1, slate_UK.to(joined.dtype), inputs_UX, self.times(histories)], dim=1)
 
     def values(self, inputs_UX: Tensor) -> Tensor:
-        """Q [U, I], minus infinity for items placed already."""
-        slots = self.length
+        """Q [U, I], minus infinity for items placed already and for those that do not exist."""
+        slots, (inputs_UX, times_UX) = self.length, self.without_times(inputs_UX)
         value_U1, slate_UK, rest = inputs_UX[:, :1], inputs_UX[:, 1 : 1 + slots], inputs_UX[:, 1 + slots :]
-        q_UI = value_U1 + self.scores(rest)
+        q_UI = self.of_existing(value_U1 + self.scores(rest), times_UX, -torch.inf)
         taken_UI = torch.zeros_like(q_UI).scatter_add(1, slate_UK.clamp_min(0).long(), (slate_UK >= 0).to(q_UI.dtype))
         return q_UI.masked_fill(taken_UI > 0, -torch.inf)
 

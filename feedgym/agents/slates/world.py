@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from feedgym.data.batches import EventBatch
+from feedgym.data.batches import DatedEventBatch, EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, FloatArray
 from feedgym.envs.features import item_points
 
@@ -28,6 +28,8 @@ class SlateWorld:
         profile_sizes: cardinalities of the profile fields.
         session_length: K.
         history_length: T.
+        upload_s_I: float64, when each item comes, where items come and go and observations tell the time; else None.
+        withdraw_s_I: float64, when it is gone again, infinite where it stays; likewise.
     """
 
     features_IF: FloatArray
@@ -35,12 +37,24 @@ class SlateWorld:
     profile_sizes: tuple[int, ...]
     session_length: int
     history_length: int
+    upload_s_I: NDArray[np.float64] | None = None
+    withdraw_s_I: NDArray[np.float64] | None = None
 
     @classmethod
     def of(
-        cls, catalog: Catalog, profile_sizes: tuple[int, ...], session_length: int, history_length: int, axes: int = 20
+        cls,
+        catalog: Catalog,
+        profile_sizes: tuple[int, ...],
+        session_length: int,
+        history_length: int,
+        axes: int = 20,
+        *,
+        dated: bool = False,
     ) -> SlateWorld:
-        """The world of a catalogue; points have ``axes`` principal components, or as many as there are."""
+        """The world of a catalogue; points have ``axes`` principal components, or as many as there are.
+
+        Where it is ``dated``, only what exists at a request by the catalogue's times is served.
+        """
         if session_length > catalog.num_items:
             raise ValueError(
                 f"Sessions of {session_length} different items need more than the catalogue's {catalog.num_items}; "
@@ -52,12 +66,23 @@ class SlateWorld:
             profile_sizes=tuple(int(size) for size in profile_sizes),
             session_length=session_length,
             history_length=history_length,
+            upload_s_I=catalog.upload_s_I if dated else None,
+            withdraw_s_I=_withdrawals(catalog) if dated else None,
         )
+
+    @property
+    def dated(self) -> bool:
+        """Whether items come and go, and observations tell the time."""
+        return self.upload_s_I is not None
 
     @property
     def num_items(self) -> int:
         """I."""
         return len(self.features_IF)
+
+
+def _withdrawals(catalog: Catalog) -> NDArray[np.float64]:
+    return np.full(catalog.num_items, np.inf) if catalog.withdraw_s_I is None else catalog.withdraw_s_I
 
 
 def proto_axes(catalog: Catalog, most: int) -> int:
@@ -86,20 +111,37 @@ def item_features(catalog: Catalog) -> FloatArray:
 def flat_observation(observation: Mapping[str, NDArray]) -> FloatArray:
     """Observations of U users as one vector each, float32 [U, 11 T + F + 1]; ids below 2^24 keep their value.
 
-    The K places of a session under construction (:class:`feedgym.envs.wrappers.ItemByItem`) are at the end.
+    Where they tell the time, it follows as the sum of two float32, right to a microsecond for 300 years; one alone
+    would be a second off after 200 days. The K places of a session under construction
+    (:class:`feedgym.envs.wrappers.ItemByItem`) are at the end.
     """
     columns = [observation[name] for name in PER_EVENT]
     columns += [observation["history_behaviours"].reshape(len(columns[0]), -1), observation["profile"]]
     columns.append(observation["time_of_day"])
+    columns += [split_times(observation["time_s"][:, 0])] if "time_s" in observation else []
     columns += [observation["slate"]] if "slate" in observation else []
     return np.concatenate(columns, axis=1).astype(np.float32)
 
 
-def read_histories(observation: Tensor | Mapping[str, Tensor], history_length: int) -> EventBatch:
-    """Batched observations, as the environment gives them or flat, as histories."""
+def split_times(time_s_U: NDArray[np.float64]) -> FloatArray:
+    """Times as sums of two float32 each, [U, 2]."""
+    high_U = time_s_U.astype(np.float32)
+    return np.stack([high_U, (time_s_U - high_U).astype(np.float32)], axis=1)
+
+
+def read_histories(
+    observation: Tensor | Mapping[str, Tensor], history_length: int, *, dated: bool = False
+) -> EventBatch:
+    """Batched observations, as the environment gives them or flat, as histories.
+
+    Args:
+        observation: of U users.
+        history_length: T.
+        dated: flat ones tell the time; of others it is seen.
+    """
     if isinstance(observation, Tensor):
-        observation = _unflat(observation, history_length)
-    return EventBatch(
+        observation = _unflat(observation, history_length, dated)
+    histories = EventBatch(
         item_ids_UT=observation["history_items"].long(),
         behaviours_UTB=observation["history_behaviours"].float(),
         watch_fraction_UT=observation["history_watch_fraction"].float(),
@@ -108,12 +150,18 @@ def read_histories(observation: Tensor | Mapping[str, Tensor], history_length: i
         profile_UF=observation["profile"].long(),
         time_of_day_U=observation["time_of_day"].float()[:, 0],
     )
+    if "time_s" not in observation:
+        return histories
+    return DatedEventBatch(**vars(histories), time_s_U=observation["time_s"].double().reshape(-1))
 
 
-def _unflat(flat_UX: Tensor, length: int) -> dict[str, Tensor]:
-    per_event = (len(PER_EVENT) + len(BEHAVIOURS)) * length
-    sizes = [length] * len(PER_EVENT) + [len(BEHAVIOURS) * length, flat_UX.shape[1] - per_event - 1, 1]
-    names = (*PER_EVENT, "history_behaviours", "profile", "time_of_day")
+def _unflat(flat_UX: Tensor, length: int, dated: bool) -> dict[str, Tensor]:
+    per_event, after = (len(PER_EVENT) + len(BEHAVIOURS)) * length, [1, 2] if dated else [1]
+    num_fields = flat_UX.shape[1] - per_event - sum(after)
+    sizes = [length] * len(PER_EVENT) + [len(BEHAVIOURS) * length, num_fields, *after]
+    names = (*PER_EVENT, "history_behaviours", "profile", "time_of_day", "time_s")[: len(sizes)]
     parts = dict(zip(names, flat_UX.split(sizes, dim=1), strict=True))
     parts["history_behaviours"] = parts["history_behaviours"].reshape(len(flat_UX), length, len(BEHAVIOURS))
+    if dated:
+        parts["time_s"] = parts["time_s"].double().sum(dim=1)
     return parts
