@@ -300,7 +300,8 @@ def test_what_every_algorithm_leaves_serves_only_what_exists(algorithm, ray, tmp
     log = collect_log(here.simulator, num_users=30, num_visits=4, session_length=K, seed=0)
     found = transitions(log, here.simulator.catalog, T, K, here.reward, dated=True)
     rows = write_rows(found, here, config, tmp_path / "rows.parquet") if algorithm in ("bc", "marwil", "cql") else None
-    RLlibRecommender(train(here, config, 0, tmp_path, rows), draws=algorithm == "bc").save(tmp_path / "agent")
+    network, _ = train(here, config, 0, tmp_path, rows)
+    RLlibRecommender(network, draws=algorithm == "bc").save(tmp_path / "agent")
     agent, env = RLlibRecommender.load(tmp_path / "agent"), here.feed(20)
     observation, _ = env.reset(seed=5)
     for _ in range(8):
