@@ -198,6 +198,30 @@ def test_while_they_train_no_algorithm_chooses_or_explores_what_does_not_exist(a
     assert len(served) >= 20 and all(served)
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "slateq", "dqn", "sac"])
+def test_a_training_minds_too_few_items_where_a_user_asks_and_not_where_the_last_visit_is_over(algorithm):
+    here, config = fresh(), TrainConfig(algorithm=algorithm)
+    network = here.network(config)
+    feed = here.feed(3, AutoresetMode.DISABLED if algorithm == "dqn" else AutoresetMode.NEXT_STEP)
+    env = TrainingItems(feed) if algorithm == "dqn" else TrainingFeed(feed, network if algorithm == "sac" else None)
+    env.reset(seed=0)
+    items = {"ppo": np.arange(K), "slateq": np.arange(K), "dqn": np.zeros((), int), "sac": np.zeros(2, np.float32)}
+    actions = np.tile(items[algorithm], (3, 1)) if algorithm != "dqn" else np.arange(3)
+    env._known["time_s"][1] = -1e9  # nothing is uploaded yet
+    dated = {name: torch.from_numpy(column) for name, column in env._known.items()}
+    histories = network.read(dated)
+    exists_UI = network.exists(network.times(histories))
+    assert exists_UI[1].all() and not exists_UI[0].all() and not exists_UI[2].all()
+    with pytest.raises(ValueError, match="when only 0 exist"):
+        env.step(actions)
+    with pytest.raises(ValueError, match="when only 0 exist"):
+        RLlibRecommender(network).recommend(histories)
+    env._over_U = np.array([False, True, False])
+    if algorithm != "dqn":
+        feed._over_U = env._over_U.copy()
+    env.step(actions)
+
+
 def test_random_items_in_explored_slates_exist():
     exists_UI = torch.rand(200, 9, generator=torch.Generator().manual_seed(0)) < 0.6
     exists_UI[:, :4] = True

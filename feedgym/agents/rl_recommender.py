@@ -57,6 +57,7 @@ class RLlibRecommender:
         for low in range(0, len(histories), size):
             block = histories.rows(slice(low, low + size))
             with torch.inference_mode():
+                self.network.require_supply(block)
                 slates = PlackettLuce(self.network.logits(block), self.session_length)
                 gumbel_UI = -(-request_noise(block, self.network.num_items).clamp(1e-20, 1 - 1e-7).log()).log()
                 items_UK = (slates.logits_UI + gumbel_UI).topk(self.session_length, dim=1).indices
@@ -69,6 +70,8 @@ class RLlibRecommender:
         size = max(1, BLOCK_CELLS // (n * self.network.num_items))
         blocks = [histories.rows(slice(low, low + size)) for low in range(0, len(histories), size)]
         with torch.inference_mode():
+            for block in blocks:
+                self.network.require_supply(block)
             chosen = [self.network.choose(block, self.session_length, n, generator) for block in blocks]
         items_USK, logp_US = (torch.cat(part) for part in zip(*chosen, strict=True))
         return SessionBatch(item_ids_USK=items_USK, logp_US=logp_US)

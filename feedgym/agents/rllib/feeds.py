@@ -21,10 +21,12 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from ray.rllib.core import DEFAULT_MODULE_ID
 
+from feedgym.agents.requests import require_items
 from feedgym.agents.rl_settings import TrainConfig
 from feedgym.agents.rllib.task import Task
 from feedgym.agents.slates.proto import ProtoPolicy
 from feedgym.agents.slates.world import flat_observation
+from feedgym.data.events import Catalog
 from feedgym.data.parquet import replacing
 from feedgym.envs.feed import FeedVectorEnv, event_batch
 from feedgym.envs.wrappers import VectorItemByItem
@@ -33,16 +35,23 @@ from feedgym.envs.wrappers import VectorItemByItem
 class TrainingFeed(VectorWrapper):
     """A feed as RLlib is quickest with: observations flat, and no infos, which it would cut up user by user.
 
+    Where items come and go, a request at which fewer exist than a session has is an error.
+
     Args:
         env: a feed in ``NEXT_STEP`` mode.
         proto: the network whose proto-items are the actions, or None for sessions of item ids.
     """
 
-    def __init__(self, env: VectorEnv, proto: ProtoPolicy | None = None) -> None:
+    def __init__(self, env: FeedVectorEnv, proto: ProtoPolicy | None = None) -> None:
         super().__init__(env)
         assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
         self.proto = proto
         self._known: dict[str, Any] = {}
+        self._over_U, self.catalog, self.length = (
+            np.zeros(env.num_envs, bool),
+            env.simulator.catalog,
+            env.session_length,
+        )
         self.single_observation_space = flat_space(env.single_observation_space)
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
         if proto is not None:
@@ -52,14 +61,17 @@ class TrainingFeed(VectorWrapper):
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """New users."""
         self._known, _ = self.env.reset(**kwargs)
+        self._over_U[:] = False
         return flat_observation(self._known), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """One visit a user."""
+        require_supply(self._known, ~self._over_U, self.catalog, self.length)
         if self.proto is not None:
             proto_UA = torch.as_tensor(np.asarray(actions))
             actions = self.proto.items(proto_UA, self.proto.length, event_batch(self._known)).numpy()
         self._known, reward_U, terminated_U, truncated_U, _ = self.env.step(actions)
+        self._over_U = terminated_U | truncated_U
         return flat_observation(self._known), reward_U, terminated_U, truncated_U, {}
 
 
@@ -76,7 +88,8 @@ class TrainingItems(VectorWrapper):
     def __init__(self, env: FeedVectorEnv) -> None:
         super().__init__(VectorItemByItem(env))
         assert env.metadata["autoreset_mode"] is AutoresetMode.DISABLED
-        self.catalog = env.simulator.catalog
+        self.catalog, self.length = env.simulator.catalog, env.session_length
+        self._known: dict[str, Any] = {}
         self.metadata = env.metadata | {"autoreset_mode": AutoresetMode.NEXT_STEP}
         self._over_U = np.zeros(env.num_envs, bool)
         self._luck = np.random.default_rng(0)
@@ -86,17 +99,20 @@ class TrainingItems(VectorWrapper):
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """New users."""
         self._over_U[:], self._luck = False, np.random.default_rng(seed)
-        return flat_observation(self.env.reset(seed=seed, options=options)[0]), {}
+        self._known, _ = self.env.reset(seed=seed, options=options)
+        return flat_observation(self._known), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """One item a user, or a new user."""
         new_U, items_U = self._over_U, np.array(actions)
+        require_supply(self._known, ~new_U, self.catalog, self.length)
         if new_U.any():
             observation, _ = self.env.reset(options={"reset_mask": new_U})
             items_U[new_U] = self._random_items({name: column[new_U] for name, column in observation.items()})
         observation, reward_U, terminated_U, truncated_U, _ = self.env.step(items_U)
         if (gone_U := new_U & (terminated_U | truncated_U)).any():  # sessions of one item: it was a whole visit
             observation, _ = self.env.reset(options={"reset_mask": gone_U})
+        self._known = observation
         terminated_U, truncated_U = terminated_U & ~new_U, truncated_U & ~new_U
         self._over_U = terminated_U | truncated_U
         return flat_observation(observation), np.where(new_U, 0, reward_U), terminated_U, truncated_U, {}
@@ -108,6 +124,16 @@ class TrainingItems(VectorWrapper):
             return self._luck.integers(num_items, size=num_users)
         exists_UI = self.catalog.exists(observation["time_s"][:, 0])
         return np.where(exists_UI, self._luck.random((num_users, num_items)), -1).argmax(axis=1)
+
+
+def require_supply(observation: dict[str, Any], asking_U: NDArray[np.bool_], catalog: Catalog, length: int) -> None:
+    """Ask that enough items for a session exist at the requests of the users who ask, where observations are dated.
+
+    Raises:
+        ValueError: fewer exist at some request.
+    """
+    if "time_s" in observation:
+        require_items(torch.from_numpy(catalog.exists(observation["time_s"][asking_U, 0])), length)
 
 
 def flat_space(space: gym.Space) -> spaces.Box:

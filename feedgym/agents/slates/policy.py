@@ -54,16 +54,26 @@ class SlateNetwork(nn.Module):
     def exists(self, times_UX: Tensor) -> Tensor | None:
         """Which items can be served at times of :meth:`times`, bool [U, I]; None where items do not come and go.
 
-        Raises:
-            ValueError: fewer than K exist at some request.
+        All of them where fewer than K exist: in a training the user's last visit is over then, or the feed tells.
         """
+        exists_UI = self._exists(times_UX)
+        return None if exists_UI is None else exists_UI | (exists_UI.sum(1, keepdim=True) < self.length)
+
+    def _exists(self, times_UX: Tensor) -> Tensor | None:
         if not self.world.dated:
             return None
         time_s_U1 = times_UX.double().sum(dim=1, keepdim=True)
         # Of two comparisons with NaN neither is true, so that everything exists at a time that nobody knows.
-        exists_UI = ~((self.upload_s_I > time_s_U1) | (self.withdraw_s_I <= time_s_U1))
-        require_items(exists_UI, self.length)
-        return exists_UI
+        return ~((self.upload_s_I > time_s_U1) | (self.withdraw_s_I <= time_s_U1))
+
+    def require_supply(self, histories: EventBatch) -> None:
+        """Ask that as many items exist at each request as a session has.
+
+        Raises:
+            ValueError: fewer exist at some request.
+        """
+        if (exists_UI := self._exists(self.times(histories))) is not None:
+            require_items(exists_UI, self.length)
 
     def without_times(self, inputs_UX: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers that end in :meth:`times`, and those."""

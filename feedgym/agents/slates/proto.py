@@ -61,9 +61,6 @@ class ProtoPolicy(SlateNetwork):
         """Sessions [U, length] of actions within [-1, 1].
 
         Of the history only the newest events count where few items exist: half of what a session leaves of them.
-
-        Raises:
-            ValueError: fewer items than a session has exist at some request.
         """
         proto_UPE = action_UA.reshape(len(action_UA), self.points, -1).detach().numpy()
         proto_UKE = proto_UPE[:, np.minimum(np.arange(length), self.points - 1)]
