@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
+import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.conf import Positional
+
+from feedgym.ranges import Count, CountOrZero, Length, Ranged, Seconds, Seed, Share
 
 MISTAKE, INTERRUPTED = 2, 130
 NO_TENSORS = (
@@ -102,15 +107,49 @@ def prepare_libraries() -> None:
 
 
 def _parse(kind: type[ArgumentsT], command: str, arguments: Sequence[str], default: Any = None) -> ArgumentsT:
+    """Options from a command line.
+
+    Raises:
+        ValueError: one that is unknown, missing, no number or outside of its range, in one line.
+    """
     defaults = {} if default is None else {"default": default}
-    return tyro.cli(kind, prog=f"feedgym {command}", args=arguments, config=(tyro.conf.AvoidSubcommands,), **defaults)
+    asked = {"prog": f"feedgym {command}", "args": arguments, "config": (tyro.conf.AvoidSubcommands,), **defaults}
+    if {"-h", "--help"} & set(arguments):
+        return tyro.cli(kind, **asked)
+    said, columns = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "10000"  # what tyro says in a box shall not be broken at the terminal's width
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, **asked)
+    except SystemExit:
+        raise ValueError(_line_of(said.getvalue(), f"feedgym {command}", kind.__name__)) from None
+    finally:
+        os.environ.pop("COLUMNS")
+        if columns is not None:
+            os.environ["COLUMNS"] = columns
+
+
+def _line_of(box: str, command: str, root: str) -> str:
+    """What tyro says of a mistake, several lines in a box, as one line that names the nearest options."""
+    lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    parts = [list(part) for is_rule, part in groupby(lines[1:], lambda line: set(line) <= set("─-")) if not is_rule]
+    fault, rest = " ".join(parts[0]), [line for part in parts[1:] for line in part]
+    fault = fault.removeprefix(f"Error parsing {root}: ").removeprefix("Error parsing ")
+    if known := re.match(r"([\w.-]+): (?=\w+(\[\d+\])*=)", fault):  # of a part: ipa: rounds=-1, so ipa.rounds=-1
+        fault = f"{known[1].replace('-', '_')}.{fault[known.end() :]}"
+    fault = re.sub(r"no type matching (.*) could be instantiated from \[(.*?)\].*", r"\2 is no \1", fault)
+    fault = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is no whole number", fault)
+    fault = re.sub(r"could not convert string to float: ('.*')", r"\1 is no number", fault)
+    if fault.startswith("Unrecognized options") and (near := re.findall(r"^(--[\w.-]+)", "\n".join(rest), re.M)):
+        fault += f"; perhaps you meant {' or '.join(dict.fromkeys(near))}"
+    return fault if "=" in fault.split(" ")[0] else f"{fault.rstrip('.')}. See {command} --help."
 
 
 # ---------------------------------------------------------------- demo, run, stage, evaluate
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demo:
+class Demo(Ranged):
     """The whole experiment on simulated users, in about 5 minutes.
 
     Pretrains OneRec on the log of 4,000 users, aligns it by iterated DPO against a reward model, serves it to 1,000
@@ -119,7 +158,7 @@ class Demo:
     It is `feedgym run onerec-ipa` with nothing to choose; look there for every option.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     """Decides everything: catalogue, users, weights, samples."""
     run: Path | None = None
     """Folder to write everything to; a new one under runs/ if left out."""
@@ -195,7 +234,7 @@ def _from_preset(command: str, presets: Mapping[str, Callable[[], Any]], argumen
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageArguments:
+class StageArguments(Ranged):
     """Bring a run up to one stage: log, tokenizer, base, reward, reward-check, sampled-0, aligned-1, ..., judged.
 
     Stages that are there already are kept.
@@ -207,7 +246,7 @@ class StageArguments:
     """The run's folder; a new one is begun with the preset."""
     preset: str = "onerec-ipa"
     """What a new run is made of."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of a new run."""
     redo: bool = False
     """Do the stage again though its product is there."""
@@ -233,18 +272,18 @@ def stage(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateArguments:
+class EvaluateArguments(Ranged):
     """Judge a finished run's agents again, by other users or for longer; its summary and report are rewritten."""
 
     run: Positional[Path]
     """The run's folder."""
-    users: int | None = None
+    users: Count | None = None
     """Fresh users."""
-    visits: int | None = None
+    visits: Count | None = None
     """Visits a user."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Another seed is another population of users."""
-    beams: int | None = None
+    beams: CountOrZero | None = None
     """Width of the search by which the agents choose what they serve in the second judgement; 0 leaves it out."""
     trust: bool = False
     """Import what the folder names though it is not feedgym's own: only where you trust who made it."""
@@ -294,10 +333,12 @@ def _experiment(title: str, config: Any, folder: Path | None, resume: Path | Non
     if resume is not None and folder not in (None, resume):
         raise ValueError("Give either --run for a new run or --resume for an old one, not both.")
     folder = resume or folder or RUNS / f"{title}-{time.strftime('%Y%m%d-%H%M%S')}"
+    from feedgym.experiments.memory import check_memory
     from feedgym.experiments.presets import COMPARISONS, PRESETS
     from feedgym.experiments.report import agents_table
     from feedgym.experiments.run import Run
 
+    check_memory(config)
     is_new = not folder.exists() or not any(folder.iterdir())
     kind = _kind_of(config)
     record = Run(folder, config, kind.plan(config), resume=resume is not None, **run_options)
@@ -400,7 +441,7 @@ def _inspect(options: Any, how: Any) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WatchArguments:
+class WatchArguments(Ranged):
     """Watch an agent serve users, visit by visit, with what they did and truly wanted.
 
     AGENT is who chooses the sessions: random, popular, oracle (which sees the users' true state), the folder of a
@@ -422,13 +463,13 @@ class WatchArguments:
     """Gymnasium id of the feed, for agents that belong to no run; feedgym/ShortVideo-v1 if left out."""
     simulator: str | None = None
     """Import path of a user simulator instead."""
-    session_length: int | None = None
+    session_length: Length | None = None
     """K, items in a session; the agent's or the feed's own if left out."""
-    seed: int = 0
+    seed: Seed = 0
     """The first user; when they leave for good or their episode is over, the next one comes."""
-    visits: int = 8
+    visits: Count = 8
     """Visits to watch; pages or requests where these are the environment's steps."""
-    delay: float | None = None
+    delay: Seconds | None = None
     """Seconds between two visits; 1.5 in a terminal and 0 elsewhere if left out."""
     png: Path | None = None
     """PNG file for a picture of the last visit."""
@@ -460,7 +501,7 @@ def watch(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimulateArguments:
+class SimulateArguments(Ranged):
     """Let simulated users visit under the production system, and write their log as events.parquet and catalog.parquet.
 
     `feedgym run onerec-ipa --data OUT` takes the folder as it would take a real log.
@@ -475,17 +516,17 @@ class SimulateArguments:
     trust: bool = False
     """Import the ranker that a learned simulator's folder names though it is not feedgym's own: only where you trust
     who made it."""
-    users: int = 1000
+    users: Count = 1000
     """Users."""
-    visits: int = 14
+    visits: Count = 14
     """Visits a user, unless they churn earlier."""
-    session_length: int = 10
+    session_length: Length = 10
     """K, items in a session."""
-    popularity_share: float = 0.1
+    popularity_share: Share = 0.1
     """Share of the visits served by popularity alone."""
-    random_share: float = 0.1
+    random_share: Share = 0.1
     """Share of the visits served at random; the production system serves the rest."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides who the users are, their luck and the system's."""
 
 
@@ -520,7 +561,7 @@ def simulate(arguments: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealismArguments:
+class RealismArguments(Ranged):
     """Put two logs side by side: popularity, sessions, watching, behaviours, returns, topics, positions, users.
 
     A and B are each a log (what `feedgym data inspect` reads, or events.parquet beside its catalog.parquet), a run's
@@ -535,13 +576,13 @@ class RealismArguments:
     """The second log."""
     out: Path | None = None
     """Folder for realism.html, realism.json and a picture a plot."""
-    users: int = 2000
+    users: Count = 2000
     """Users of a simulator."""
-    visits: int = 14
+    visits: Count = 14
     """Visits of each of them."""
-    session_length: int = 10
+    session_length: Length = 10
     """K, items in a session of a simulator."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides a simulator's log and the halves."""
     trust: bool = False
     """Import the ranker that a learned simulator's folder names though it is not feedgym's own: only where you trust

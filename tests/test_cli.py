@@ -267,20 +267,40 @@ def test_a_mistake_is_told_in_a_line_with_the_remedy(tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "says"),
+    ("options", "says"),
     [
-        ("--sampling.temperature", 0, "temperature=0"),
-        ("--judge.users", 0, "judge.users=0"),
-        ("--score", "feedgym.rewards.compose:nothing", "no 'nothing'"),
-        ("--dpo.beta", "much", "much"),
+        ("--sampling.temperature 0", "sampling.temperature=0.0 must be above 0; raise it."),
+        ("--sampling.temperature inf", "sampling.temperature=inf is no finite number; give one from 0 to 1000000."),
+        ("--judge.users 0", "judge.users=0 must be 1 or more; raise it."),
+        ("--short-video.gap-shape 0", "short_video.gap_shape=0.0 must be 0.05 or more; raise it."),
+        ("--num-codes 8 0", "num_codes[1]=0 must be 1 or more; raise it."),
+        ("--split-seed -1", "split_seed=-1 must be 0 or more; raise it."),
+        ("--score feedgym.rewards.compose:nothing", "no 'nothing'"),
+        ("--dpo.beta much", "--dpo.beta: 'much' is no number. See feedgym run onerec-ipa-smoke --help."),
+        ("--ipa.rounds inf", "--ipa.rounds: 'inf' is no whole number. See feedgym run onerec-ipa-smoke --help."),
+        ("--ipa.num-sampels 3", "--ipa.num-sampels, 3; perhaps you meant --ipa.num-samples. See feedgym run"),
+        ("--model.d-model 15", "model.d_model=15 is no multiple of num_heads=2; change either."),
+        ("--model.num-experts-per-tok 5", "num_experts_per_tok=5 is above num_experts=4; lower it."),
+        ("--rqvae.steps 7", "rqvae is set, which tokenizer='residual_kmeans' does not use"),
+        ("--tokenizer item_id --num-codes 16 16", "num_codes=(16, 16) does nothing to tokenizer='item_id'"),
+        ("--ipa.beams --sampling.top-k 5", "do nothing where ipa.beams searches; leave out one of the two."),
+        ("--tokenizer dance", "Expected one of ('residual_kmeans', 'rqvae', 'item_id')"),
+        ("--seed", "--seed"),
     ],
 )
-def test_a_value_an_option_cannot_take_is_refused_before_work_starts(tmp_path, capsys, option, value, says):
+def test_a_value_an_option_cannot_take_is_refused_in_a_line_before_work_starts(tmp_path, capsys, options, says):
     with pytest.raises(SystemExit) as stop:
-        main(["run", "onerec-ipa-smoke", option, str(value), "--run", str(tmp_path / "run")])
-    said = capsys.readouterr()
-    assert stop.value.code == MISTAKE and says in " ".join((said.err + said.out).replace("│", " ").split())
+        main(["run", "onerec-ipa-smoke", *options.split(), "--run", str(tmp_path / "run")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == MISTAKE and line.startswith("feedgym: ") and says in line
     assert not (tmp_path / "run").exists()
+
+
+def test_help_is_the_librarys_and_shows_no_ranges(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "onerec-ipa-smoke", "--help"])
+    said = capsys.readouterr().out
+    assert not stop.value.code and "--ipa.num-samples INT" in said and "Interval" not in said
 
 
 def test_a_run_folder_is_not_overwritten(copied, capsys):

@@ -302,7 +302,6 @@ def test_quality_filter_asks_for_all_three():
     ("config", "message"),
     [
         (SessionFilter(min_watched=6), "min_watched is 6 but sessions have 5 items"),
-        (SessionFilter(top_share=0.0), "top_share is 0.0"),
         (SessionFilter(interactions=("share",)), "Unknown behaviour 'share'"),
     ],
 )

@@ -85,13 +85,13 @@ def test_content_tells_interests_well_and_quality_and_clickbait_a_little(made):
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("sizes", "message"),
     [
-        (CatalogConfig(num_items=0), "num_items=0"),
-        (CatalogConfig(num_topics=1), "num_topics=1"),
-        (CatalogConfig(content_dim=17), r"content_dim=17 is below latent_dim \+ 2 = 18"),
+        ({"num_items": 0}, "num_items=0 must be 1"),
+        ({"num_topics": 1}, "num_topics=1 must be 2"),
+        ({"content_dim": 17}, r"content_dim=17 is below latent_dim \+ 2 = 18"),
     ],
 )
-def test_too_small_catalogues_are_refused(config, message):
+def test_too_small_catalogues_are_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
-        make_catalog(config, 0)
+        CatalogConfig(**sizes)

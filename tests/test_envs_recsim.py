@@ -418,10 +418,9 @@ def test_oracles_beat_the_myopic_rival_over_episodes(simulator, weights, rival):
     ],
 )
 def test_constants_that_cannot_be_are_named(make, message):
-    config = make()
-    family = next(f for f in FAMILIES if type(config).__name__ == f"{f.__name__}Config")
     with pytest.raises(ValueError, match=message):
-        family(config)
+        config = make()
+        next(f for f in FAMILIES if type(config).__name__ == f"{f.__name__}Config")(config)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

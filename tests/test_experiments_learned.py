@@ -89,7 +89,7 @@ def test_the_three_parts_share_no_user():
         Parts.of(
             config, (collect_log(simulator, num_users=2, num_visits=1, session_length=3, seed=0), simulator.catalog)
         )
-    with pytest.raises(ValueError, match="leave users to train"):
+    with pytest.raises(ValueError, match="leave no users to train"):
         replace(config, calibration=0.6, held_out=0.4)
 
 

@@ -283,5 +283,5 @@ def test_lists_that_count_double_are_refused():
         agent.item = item
         with pytest.raises(ValueError, match=message):
             evaluate_ranking(agent, log, catalog_of(), leave_one_out(log), CONFIG)
-    with pytest.raises(ValueError, match=r"ranking.at is \(0,\) and must be 1 or more"):
+    with pytest.raises(ValueError, match=r"at\[0\]=0 must be 1 or more"):
         RankingConfig(at=(0,))

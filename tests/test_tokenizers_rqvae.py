@@ -241,10 +241,10 @@ def test_content_without_any_difference_can_be_fitted():
     ("wrong", "message"),
     [
         ({"num_codes": ()}, "at least one level"),
-        ({"steps": 0}, "steps=0 must be above 0"),
-        ({"beta": -1.0}, r"beta=-1.0 must not be below 0"),
-        ({"hidden_widths": (3, 0)}, "must all be at least 1"),
-        ({"ema_decay": 1.0}, r"must lie in \[0, 1\)"),
+        ({"steps": 0}, "steps=0 must be 1 or more"),
+        ({"beta": -1.0}, r"beta=-1.0 must be 0 or more"),
+        ({"hidden_widths": (3, 0)}, "hidden_widths\\[1\\]=0 must be 1 or more"),
+        ({"ema_decay": 1.0}, r"must be below 1"),
         ({"codebook": "best"}, "codebook='best' is unknown; choose one of"),
     ],
 )

@@ -36,6 +36,7 @@ from feedgym.data.events import BEHAVIOURS, Catalog
 from feedgym.data.parquet import read_catalog, replacing, write_catalog
 from feedgym.envs.truth import RewardWeights
 from feedgym.protocols import Recommender, load
+from feedgym.ranges import Count, NonNegative, Positive, Ranged
 
 Rule = Literal["mmr", "dpp"]
 
@@ -82,26 +83,22 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CascadeConfig:
+class CascadeConfig(Ranged):
     """How a cascade chooses."""
 
-    candidates: int = 100
+    candidates: Count = 100
     """C, items that the retriever hands to the ranker; all where the catalogue has fewer."""
     rule: Rule = "mmr"
     """What diversity is: mmr (unlike the nearest item placed before) or dpp (unlike all of them together)."""
-    diversity: float = 0.0
+    diversity: NonNegative = 0.0
     """Reward that a place is worth which is wholly unlike those before; 0 serves in the ranker's order."""
-    temperature: float = 0.1
+    temperature: Positive = 0.1
     """Reward by which a place's items must differ to be e times as likely, when sessions are sampled."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.rule not in get_args(Rule):
             raise ValueError(f"rule={self.rule!r} is unknown; choose one of {', '.join(get_args(Rule))}.")
-        if self.candidates < 1 or self.diversity < 0 or self.temperature <= 0:
-            raise ValueError(
-                f"candidates={self.candidates}, diversity={self.diversity} and temperature={self.temperature} must be "
-                "at least 1, at least 0 and above 0; raise them."
-            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

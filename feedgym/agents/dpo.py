@@ -27,10 +27,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MethodType
-from typing import Any, Literal, Protocol, get_args
+from typing import Annotated, Any, Literal, Protocol, get_args
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ from feedgym.agents.session_model import history_columns
 from feedgym.data.batches import EventBatch, Preferences, TensorRows
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.data.whole import is_whole, last_whole_checkpoint, seal
+from feedgym.ranges import Count, CountOrZero, LearningRate, NonNegative, Positive, Ranged, Seed
 from feedgym.tokenizers.vocabulary import Vocabulary
 
 LossType = Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "nca_pair", "apo_zero", "sppo_hard"]
@@ -81,60 +83,45 @@ class Alignable(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPORoundConfig:
+class DPORoundConfig(Ranged):
     """The update of one alignment round."""
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     """How dear it is to leave the reference: the scale of the implicit rewards; IPO's tau."""
     loss_type: LossType = "sigmoid"
     """TRL's name of the preference loss; sigmoid is DPO itself. ipo and sigmoid_norm average over a session's codes,
     the others sum."""
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, Interval(ge=0, lt=0.5)] = 0.0
     """Probability that a pair is the wrong way round, below 0.5; for the loss robust alone."""
-    dpo_weight: float = 1.0
+    dpo_weight: Positive = 1.0
     """Weight of the preference loss."""
-    ntp_weight: float = 0.5
+    ntp_weight: NonNegative = 0.5
     """Weight of next-token prediction on the logged sessions (mean over codes). Without it the preference loss pushes
     probability off the catalogue."""
-    learning_rate: float = 3e-4
+    learning_rate: LearningRate = 3e-4
     """Peak learning rate of AdamW; no weight decay."""
-    warmup_steps: int = 0
+    warmup_steps: CountOrZero = 0
     """Steps in which the learning rate rises from 0."""
     schedule: Schedule = "linear"
     """What the learning rate does afterwards; linear and cosine fall to 0."""
-    epochs: int = 3
+    epochs: Count = 3
     """Passes over the pairs."""
-    batch_size: int = 16
+    batch_size: Count = 16
     """Pairs a step and device."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
     bf16: bool = False
     """Compute in bfloat16, which GPUs and some processors multiply several times as fast."""
-    checkpoint_steps: int = 200
+    checkpoint_steps: Count = 200
     """Steps between checkpoints."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the order of the pairs."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "beta",
-            "dpo_weight",
-            "learning_rate",
-            "epochs",
-            "batch_size",
-            "max_grad_norm",
-            "checkpoint_steps",
-        ):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
-        for name in ("ntp_weight", "warmup_steps"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 turns it off.")
+        super().__post_init__()
         for name, choices in (("loss_type", get_args(LossType)), ("schedule", get_args(Schedule))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}.")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"label_smoothing={self.label_smoothing} must lie in [0, 0.5).")
         if self.label_smoothing and self.loss_type != "robust":
             raise ValueError(
                 f"label_smoothing does nothing to loss_type={self.loss_type!r}; choose robust or set it to 0."

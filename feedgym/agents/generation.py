@@ -23,6 +23,7 @@ from feedgym.agents.requests import request_noise
 from feedgym.data.batches import DatedEventBatch, EventBatch, SessionBatch
 from feedgym.data.events import Catalog
 from feedgym.envs.catalog import too_few
+from feedgym.ranges import CountOrZero, Positive, Ranged, SomeShare
 from feedgym.tokenizers.trie import Trie
 from feedgym.tokenizers.vocabulary import Vocabulary
 
@@ -59,26 +60,18 @@ class GenerativeModel(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
+class SamplingConfig(Ranged):
     """How codes are drawn; the defaults draw from the model itself, restricted to the catalogue."""
 
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Divides the logits; below 1 the choice is sharper."""
-    top_k: int = 0
+    top_k: CountOrZero = 0
     """Draw from the k likeliest codes only; 0 means all."""
-    top_p: float = 1.0
+    top_p: SomeShare = 1.0
     """Draw from the fewest codes whose probabilities reach p."""
     block_seen: bool = True
     """Leave out the items of the history, in sampling and in beam search alike; the newest of them where the catalogue
     has not enough others."""
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature} must be above 0; for a greedy choice use beam search.")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must be 0 (off) or more.")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must lie in (0, 1].")
 
     def weights(self, logp: Tensor) -> Tensor:
         """Probabilities [..., C] to choose by, given log-probabilities that are -inf at forbidden codes."""

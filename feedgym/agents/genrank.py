@@ -41,6 +41,7 @@ from feedgym.agents.sequence_ranker import (
 )
 from feedgym.data.batches import EventBatch
 from feedgym.data.ranking import RankingBatch
+from feedgym.ranges import Seconds
 
 HistoryMask = Literal["causal", "full"]
 
@@ -52,7 +53,7 @@ class GenRankConfig(SequenceRankerConfig):
 
     bias: str = "alibi"
     """Of attention, by distance and time: alibi (without parameters), learned (HSTU's) or none."""
-    request_gap_s: float = 600.0
+    request_gap_s: Seconds = 600.0
     """Events at most so many seconds after the one before belong to the same request."""
     history_mask: str = "causal"
     """causal, or full as an ablation: the history sees all of itself."""
@@ -62,8 +63,6 @@ class GenRankConfig(SequenceRankerConfig):
         if self.history_mask not in get_args(HistoryMask):
             kinds = ", ".join(get_args(HistoryMask))
             raise ValueError(f"history_mask={self.history_mask!r} is unknown; choose one of {kinds}.")
-        if self.request_gap_s < 0:
-            raise ValueError(f"request_gap_s={self.request_gap_s} must be 0 (every time a request) or more seconds.")
         if self.loss_on_history and self.history_mask == "full":
             raise ValueError("loss_on_history would read its answers off a history_mask=full; choose one of the two.")
 

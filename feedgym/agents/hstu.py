@@ -29,10 +29,11 @@ Contextual features besides the profile, and the sampling of users by 1/n, are l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
@@ -43,6 +44,7 @@ from feedgym.agents.sequences import IGNORED, SequenceConfig, SequenceModel, Seq
 from feedgym.agents.session_model import history_columns, next_token_loss
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog
+from feedgym.ranges import Few, Share, Width
 from feedgym.tokenizers.item_id import ItemId
 from feedgym.tokenizers.vocabulary import Vocabulary
 
@@ -57,9 +59,9 @@ class HSTUConfig(SequenceConfig):
 
     model_type = "hstu"
 
-    d_qk: int = 50
+    d_qk: Width = 50
     """Width of a head's queries and keys."""
-    d_v: int = 50
+    d_v: Width = 50
     """Width of a head's values and gate."""
     concat_ua: bool = False
     """Give the output matrix [u, a, u * a] instead of u * a."""
@@ -69,11 +71,11 @@ class HSTUConfig(SequenceConfig):
     """items or events."""
     profile_sizes: tuple[int, ...] | list[int] = ()
     """Cardinalities of the F profile fields; read in the events stream."""
-    num_behaviours: int = len(BEHAVIOURS)
+    num_behaviours: Few = len(BEHAVIOURS)
     """B."""
-    hide_actions: float = 0.1
+    hide_actions: Share = 0.1
     """Events stream: share of actions that training replaces by "unknown"."""
-    stochastic_alpha: float = 0.0
+    stochastic_alpha: Annotated[float, Interval(ge=0, le=2)] = 0.0
     """alpha of the stochastic length, in (1, 2]; 0 trains on whole sequences."""
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -85,8 +87,6 @@ class HSTUConfig(SequenceConfig):
             raise ValueError(
                 f"stochastic_alpha={self.stochastic_alpha} must lie in (1, 2], or be 0 for whole sequences."
             )
-        if not 0 <= self.hide_actions <= 1:
-            raise ValueError(f"hide_actions={self.hide_actions} is a share and must lie in [0, 1].")
 
     @property
     def tokens_per_event(self) -> int:

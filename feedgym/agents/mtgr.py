@@ -37,6 +37,7 @@ from feedgym.agents.ranker import Ranker, RankerConfig
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS
 from feedgym.data.ranking import PER_CANDIDATE, RankingBatch
+from feedgym.ranges import BelowOne, Few, Seconds, check_divides
 
 Mask = Literal["dynamic", "causal", "full"]
 Decided = Literal["exposure", "request"]
@@ -49,15 +50,15 @@ class MTGRConfig(RankerConfig):
 
     model_type = "mtgr"
 
-    num_layers: int = 3
+    num_layers: Few = 3
     """Layers."""
-    num_heads: int = 2
+    num_heads: Few = 2
     """H, attention heads."""
-    dropout: float = 0.1
+    dropout: BelowOne = 0.1
     """Dropout."""
     decided: str = "exposure"
     """When a candidate's real-time events end: at its exposure, or at the request that it was exposed by."""
-    real_time_s: float = 0.0
+    real_time_s: Seconds = 0.0
     """Events of the history younger than so many seconds are real-time and not static."""
     mask: str = "dynamic"
     """dynamic; ablations: causal (by place instead of time) or full (real-time events are seen whenever they were)."""
@@ -72,10 +73,7 @@ class MTGRConfig(RankerConfig):
             if getattr(self, name) not in get_args(kinds):
                 given = getattr(self, name)
                 raise ValueError(f"{name}={given!r} is unknown; choose one of {', '.join(get_args(kinds))}.")
-        if self.d_model % self.num_heads:
-            raise ValueError(f"d_model={self.d_model} is no multiple of num_heads={self.num_heads}; change either.")
-        if self.real_time_s < 0:
-            raise ValueError(f"real_time_s={self.real_time_s} must be 0 (off) or more.")
+        check_divides(self, "num_heads", "d_model")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from feedgym.agents.pretrain import Examples, PretrainConfig, Progress, Schedule, pretrain
 from feedgym.data.parquet import replacing
 from feedgym.data.whole import digest_of, read_sealed, write_sealed
+from feedgym.ranges import BelowOne, Count, CountOrZero, LearningRate, NonNegative, Ranged
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -31,39 +32,33 @@ Curve = list[dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitConfig:
+class FitConfig(Ranged):
     """How a next-item model is trained."""
 
-    batch_size: int = 128
+    batch_size: Count = 128
     """Users a step and device; each brings a whole sequence."""
-    lr: float = 1e-3
+    lr: LearningRate = 1e-3
     """Peak learning rate of AdamW."""
-    warmup_steps: int = 0
+    warmup_steps: CountOrZero = 0
     """Steps in which the learning rate rises from 0."""
     schedule: Schedule = "constant_with_warmup"
     """What the learning rate does afterwards."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """AdamW's decay of matrices."""
-    adam_beta2: float = 0.98
+    adam_beta2: BelowOne = 0.98
     """AdamW's memory of squared gradients."""
-    max_grad_norm: float = 0.0
+    max_grad_norm: NonNegative = 0.0
     """Gradients are clipped to this norm; 0 leaves them as they are."""
     group_by_length: bool = False
     """Put histories of like length into a batch, among 50 batches drawn at random: less padding to compute."""
     bf16: bool = False
     """Compute in bfloat16, which GPUs and some processors multiply several times as fast."""
-    validate_every: int = 1
+    validate_every: Count = 1
     """Epochs between validations."""
-    patience: int = 10
+    patience: CountOrZero = 10
     """Validations without a better one after which training stops; 0 never stops early."""
-    checkpoint_steps: int = 1000
+    checkpoint_steps: Count = 1000
     """Steps between checkpoints inside long epochs."""
-
-    def __post_init__(self) -> None:
-        if self.validate_every < 1 or self.patience < 0:
-            raise ValueError(
-                f"validate_every={self.validate_every} must be 1 or more and patience={self.patience} 0 (off) or more."
-            )
 
     def pretrain(self, epochs: int, seed: int) -> PretrainConfig:
         """The Trainer's part."""

@@ -32,6 +32,7 @@ from feedgym.agents.layers.transformer import DecoderLayer as CrossDecoderLayer
 from feedgym.agents.layers.transformer import DecodingState, EncoderLayer
 from feedgym.agents.session_model import EncoderDecoder, SessionConfig, SessionModel, next_token_loss
 from feedgym.data.batches import EventBatch
+from feedgym.ranges import BelowOne, Few, NonNegative, Positive, Width
 
 
 class OneRecConfig(SessionConfig):
@@ -44,27 +45,27 @@ class OneRecConfig(SessionConfig):
         "num_hidden_layers": "decoder_layers",
     }
 
-    num_heads: int = 4
+    num_heads: Few = 4
     """H, attention heads; divides d_model."""
-    encoder_layers: int = 2
+    encoder_layers: Few = 2
     """Layers that read the history."""
-    decoder_layers: int = 2
+    decoder_layers: Few = 2
     """Layers that write the session."""
-    d_ff: int = 128
+    d_ff: Width = 128
     """Width inside an encoder's feed-forward layer and inside each expert."""
-    num_experts: int = 4
+    num_experts: Few = 4
     """Experts in each decoder layer; the paper has 24."""
-    num_experts_per_tok: int = 2
+    num_experts_per_tok: Few = 2
     """Experts that a token is sent to."""
     gate_renormalise: bool = False
     """Divide the kept gates by their sum; the paper does not."""
     output_router_logits: bool = True
     """Return the router's logits and add the load-balancing loss."""
-    router_aux_loss_coef: float = 0.01
+    router_aux_loss_coef: NonNegative = 0.01
     """Weight of the load-balancing loss."""
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     """Dropout on the embeddings and on every layer's output."""
-    initializer_range: float = 0.06
+    initializer_range: Positive = 0.06
     """Standard deviation of the initial weights."""
 
 

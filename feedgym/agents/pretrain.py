@@ -22,6 +22,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from feedgym.agents.layers.moe import expert_load
 from feedgym.data.batches import EventBatch
 from feedgym.data.whole import last_whole_checkpoint, seal
+from feedgym.ranges import BelowOne, Count, CountOrZero, LearningRate, NonNegative, Ranged, Seed
 
 Schedule = Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"]
 
@@ -63,45 +64,40 @@ ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class PretrainConfig(Ranged):
     """How to pretrain."""
 
-    epochs: float = 1.0
+    epochs: NonNegative = 1.0
     """Passes over the sessions; ignored where ``steps`` is above 0."""
-    steps: int = 0
+    steps: CountOrZero = 0
     """Optimiser steps; 0 goes by epochs."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Sessions a step and device."""
-    lr: float = 3e-3
+    lr: LearningRate = 3e-3
     """Peak learning rate of AdamW."""
-    warmup_steps: int = 50
+    warmup_steps: CountOrZero = 50
     """Steps in which the learning rate rises from 0."""
     schedule: Schedule = "cosine"
     """What the learning rate does afterwards; cosine and linear fall to 0, inverse_sqrt stays high for long."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegative = 0.01
     """AdamW's decay of matrices; norms have none."""
-    adam_beta2: float = 0.999
+    adam_beta2: BelowOne = 0.999
     """AdamW's memory of squared gradients."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: NonNegative = 1.0
     """Gradients are clipped to this norm; 0 leaves them as they are."""
     group_by_length: bool = False
     """Put histories of like length into a batch, among 50 batches drawn at random: less padding to compute."""
     bf16: bool = False
     """Compute in bfloat16, which GPUs and some processors multiply several times as fast."""
-    checkpoint_steps: int = 500
+    checkpoint_steps: Count = 500
     """Steps between checkpoints."""
-    log_steps: int = 20
+    log_steps: Count = 20
     """Steps between metrics."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the order of the sessions and of dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "lr", "checkpoint_steps", "log_steps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
-        for name in ("steps", "warmup_steps", "weight_decay", "max_grad_norm"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative; 0 turns it off.")
+        super().__post_init__()
         if not (self.steps or self.epochs > 0):
             raise ValueError(f"epochs={self.epochs} must be above 0, or give steps.")
         if self.schedule not in get_args(Schedule):

@@ -19,6 +19,7 @@ from feedgym.agents.saved import load_saved
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS
 from feedgym.data.ranking import RankingBatch
+from feedgym.ranges import CountOrZero, Length, Width, check_ranges
 
 USERS_PER_BLOCK = 256
 
@@ -26,13 +27,13 @@ USERS_PER_BLOCK = 256
 class RankerConfig(PreTrainedConfig):
     """Sizes and tasks of a ranker. ``num_items`` and ``profile_sizes`` come from the data."""
 
-    num_items: int = 0
+    num_items: CountOrZero = 0
     """I, items of the catalogue."""
     profile_sizes: tuple[int, ...] | list[int] = ()
     """Cardinalities of the profile's fields."""
-    d_model: int = 64
+    d_model: Width = 64
     """D, width of the model."""
-    history_length: int = 100
+    history_length: Length = 100
     """T, the newest events of a history that are read."""
     tasks: tuple[str, ...] | list[str] = ("click", "long_view", "like")
     """The behaviours that are foretold."""
@@ -42,6 +43,7 @@ class RankerConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.profile_sizes, self.tasks = tuple(self.profile_sizes), tuple(self.tasks)  # JSON brings them back as lists
         super().__post_init__(**kwargs)
+        check_ranges(self)
         if unknown := [name for name in self.tasks if name not in BEHAVIOUR_IDX]:
             raise ValueError(
                 f"tasks name {unknown[0]!r}, which is none of {', '.join(BEHAVIOURS)}; choose among these."

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from feedgym.agents.sequences import SequenceConfig, SequenceModel, Sequences
+from feedgym.ranges import Width, check_divides
 
 Block = Literal["meta", "original"]
 EPS = 1e-8
@@ -29,7 +30,7 @@ class SASRecConfig(SequenceConfig):
 
     model_type = "sasrec"
 
-    d_ff: int = 50
+    d_ff: Width = 50
     """Width inside the feed-forward layer."""
     block: str = "meta"
     """meta or original."""
@@ -38,10 +39,7 @@ class SASRecConfig(SequenceConfig):
         super().__post_init__(**kwargs)
         if self.block not in get_args(Block):
             raise ValueError(f"block={self.block!r} is unknown; choose one of {', '.join(get_args(Block))}.")
-        if self.d_model % self.num_heads:
-            raise ValueError(
-                f"d_model={self.d_model} is not divisible by num_heads={self.num_heads}; choose a divisor."
-            )
+        check_divides(self, "num_heads", "d_model")
 
 
 class SASRecBlock(nn.Module):

@@ -27,6 +27,7 @@ from feedgym.agents.ranker import Ranker, RankerConfig, ranking_loss
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS
 from feedgym.data.ranking import RankingBatch
+from feedgym.ranges import BelowOne, Count, CountOrZero, Few, Width
 
 Bias = Literal["learned", "alibi", "none"]
 HOURS = 24
@@ -40,15 +41,15 @@ Memory = list[tuple[Tensor, Tensor]]
 class SequenceRankerConfig(RankerConfig):
     """Sizes and the layers' options."""
 
-    num_layers: int = 3
+    num_layers: Few = 3
     """Layers."""
-    num_heads: int = 2
+    num_heads: Few = 2
     """H, attention heads."""
-    d_qk: int = 32
+    d_qk: Width = 32
     """Width of a head's queries and keys."""
-    d_v: int = 32
+    d_v: Width = 32
     """Width of a head's values and gate."""
-    dropout: float = 0.1
+    dropout: BelowOne = 0.1
     """Dropout."""
     bias: str = "learned"
     """Of attention, by distance and time: learned (HSTU's), alibi (GenRank's, without parameters) or none."""
@@ -63,12 +64,12 @@ class SequenceRankerConfig(RankerConfig):
     """Give the layers' output matrix [u, x, u * a] instead of u * a."""
     head_norm: bool = False
     """Norm the attended values of each head apart."""
-    content_width: int = 0
+    content_width: CountOrZero = 0
     """E, width of the items' contents, which are read beside their ids; 0 reads ids alone."""
     loss_on_history: bool = False
     """Learn from the history's events too, each foretold where it stands: HSTU's published training, an ablation of
     GenRank."""
-    candidates_per_pass: int = 256
+    candidates_per_pass: Count = 256
     """Candidates that are scored at once when serving; the history is read once for all of them."""
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -82,8 +83,6 @@ class SequenceRankerConfig(RankerConfig):
             raise ValueError(
                 f"attention='decay' decays by bias='alibi' and not by {self.bias!r}; choose alibi or silu."
             )
-        if self.candidates_per_pass < 1:
-            raise ValueError(f"candidates_per_pass={self.candidates_per_pass} must be 1 or more.")
 
     @property
     def num_context(self) -> int:

@@ -31,6 +31,7 @@ from feedgym.agents.requests import existing_items, shown_mask
 from feedgym.agents.saved import load_saved
 from feedgym.data.batches import EventBatch, SessionBatch, TensorRows
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog
+from feedgym.ranges import BelowOne, Count, CountOrZero, Few, Length, Positive, Width, check_ranges
 
 Loss = Literal["bce", "ce", "sampled_softmax"]
 Similarity = Literal["cosine", "dot"]
@@ -50,46 +51,43 @@ BLOCK_CELLS = 2**24
 class SequenceConfig(PreTrainedConfig):
     """Sizes and loss of a next-item model. ``num_items`` comes from the catalogue."""
 
-    d_model: int = 50
+    d_model: Width = 50
     """D, width of the model."""
-    num_layers: int = 2
+    num_layers: Few = 2
     """Blocks."""
-    num_heads: int = 1
+    num_heads: Few = 1
     """H, attention heads."""
-    dropout: float = 0.2
+    dropout: BelowOne = 0.2
     """Dropout."""
-    history_length: int = 200
+    history_length: Length = 200
     """T, the newest events of a history that are read."""
-    session_length: int = 10
+    session_length: Length = 10
     """K, the most items of a session."""
-    num_items: int = 0
+    num_items: CountOrZero = 0
     """I, items of the catalogue."""
     loss: str = "sampled_softmax"
     """bce, ce (over all items) or sampled_softmax."""
-    num_negatives: int = 128
+    num_negatives: Count = 128
     """Items drawn a position, uniformly over all, for bce and sampled_softmax; the original of SASRec draws 1."""
     similarity: str = "cosine"
     """How user and item vectors make a score: cosine (both of length 1) or dot."""
-    temperature: float = 0.05
+    temperature: Positive = 0.05
     """Divides the similarity."""
     positives: tuple[str, ...] | list[str] = BEHAVIOURS[:-1]
     """An event with any of these behaviours is an item taken: only such are foretold."""
     only_positives: bool = True
     """Read only the events that are items taken; otherwise all that were examined."""
-    initializer_range: float = 0.02
+    initializer_range: Positive = 0.02
     """Standard deviation of item embeddings."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.positives = tuple(self.positives)  # JSON brings them back as lists
         super().__post_init__(**kwargs)
+        check_ranges(self)
         for name, kinds in {"loss": Loss, "similarity": Similarity}.items():
             if getattr(self, name) not in get_args(kinds):
                 given = getattr(self, name)
                 raise ValueError(f"{name}={given!r} is unknown; choose one of {', '.join(get_args(kinds))}.")
-        if self.temperature <= 0 or self.num_negatives < 1:
-            raise ValueError(
-                f"temperature={self.temperature} and num_negatives={self.num_negatives} must be above 0; raise them."
-            )
 
     @property
     def num_positions(self) -> int:

@@ -27,6 +27,7 @@ from feedgym.agents.layers.transformer import DecodingState
 from feedgym.agents.saved import load_saved
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog
+from feedgym.ranges import CountOrZero, Few, Length, Width, check_ranges
 from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.vocabulary import Vocabulary
 
@@ -40,21 +41,21 @@ HISTORY_COLUMNS = tuple(f.name for f in fields(EventBatch))
 class SessionConfig(PreTrainedConfig):
     """Sizes that every such model has; ``num_codes``, ``num_items`` and ``tokenizer_hash`` come from the tokenizer."""
 
-    d_model: int = 64
+    d_model: Width = 64
     """D, width of the model."""
     semantic_init: bool = True
     """Let code embeddings start at the tokenizer's centroids, where it has some."""
-    session_length: int = 5
+    session_length: Length = 5
     """K, the most items a session can have."""
-    history_length: int = 64
+    history_length: Length = 64
     """T, the most events a history can have."""
     profile_sizes: tuple[int, ...] | list[int] = ()
     """Cardinalities of the F profile fields."""
-    num_behaviours: int = len(BEHAVIOURS)
+    num_behaviours: Few = len(BEHAVIOURS)
     """B."""
     num_codes: tuple[int, ...] | list[int] = (32, 32)
     """Codes of each of the L levels."""
-    num_items: int = 0
+    num_items: CountOrZero = 0
     """I, items of the catalogue."""
     tokenizer_hash: str = ""
     """Hash of the tokenizer whose codes the weights speak of."""
@@ -65,6 +66,7 @@ class SessionConfig(PreTrainedConfig):
         self.profile_sizes = tuple(self.profile_sizes)  # JSON brings them back as lists
         self.num_codes = tuple(self.num_codes)
         super().__post_init__(**kwargs)
+        check_ranges(self)
 
     @property
     def max_tokens(self) -> int:

@@ -25,10 +25,11 @@ Deviations from the paper:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
@@ -40,6 +41,7 @@ from feedgym.agents.layers.transformer import DecodingState, EncoderLayer
 from feedgym.agents.session_model import EncoderDecoder, SessionConfig, SessionModel
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS
+from feedgym.ranges import BelowOne, Count, Few, Length, Positive, Width
 
 
 class TigerConfig(SessionConfig):
@@ -52,25 +54,25 @@ class TigerConfig(SessionConfig):
         "num_hidden_layers": "decoder_layers",
     }
 
-    d_model: int = 128
+    d_model: Width = 128
     """D, width of the model."""
-    num_heads: int = 6
+    num_heads: Few = 6
     """H, attention heads."""
-    head_width: int = 64
+    head_width: Width = 64
     """Width of a head; H times it need not be D."""
-    encoder_layers: int = 4
+    encoder_layers: Few = 4
     """Layers that read the history."""
-    decoder_layers: int = 4
+    decoder_layers: Few = 4
     """Layers that write the codes."""
-    d_ff: int = 1024
+    d_ff: Width = 1024
     """Width inside a feed-forward layer."""
-    dropout: float = 0.1
+    dropout: BelowOne = 0.1
     """Dropout on the embeddings, on every layer's parts and on both stacks' outputs."""
-    num_buckets: int = 32
+    num_buckets: Annotated[int, Interval(ge=4, le=1024)] = 32
     """Buckets of the relative positions."""
-    max_distance: int = 128
+    max_distance: Length = 128
     """Tokens; larger distances are alike."""
-    num_user_tokens: int = 1
+    num_user_tokens: Count = 1
     """Tokens to which users are hashed by their profile; the paper has 2,000, for user ids. 1: the same for all."""
     only_positives: bool = True
     """Read the events with a behaviour of ``positives`` alone; otherwise all that were examined."""
@@ -80,13 +82,13 @@ class TigerConfig(SessionConfig):
     """Read behaviours, watched fraction and times of the events, the profile and the time of day, too."""
     semantic_init: bool = False
     """Let code embeddings start at the tokenizer's centroids, where it has some."""
-    session_length: int = 1
+    session_length: Length = 1
     """K, the most items a session can have; 1 in the paper."""
-    history_length: int = 20
+    history_length: Length = 20
     """T, the newest events of a history that are read."""
-    initializer_factor: float = 1.0
+    initializer_factor: Positive = 1.0
     """Multiplies T5's standard deviations of the initial weights."""
-    initializer_range: float = 0.06
+    initializer_range: Positive = 0.06
     """Standard deviation of the initial weights that T5 does not have: those of the features."""
 
     def __post_init__(self, **kwargs: Any) -> None:

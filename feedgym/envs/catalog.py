@@ -12,80 +12,95 @@ case. Either leaves every other item as it is without.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 from numpy.typing import NDArray
 
 from feedgym.data.events import Catalog, FloatArray, IntArray
+from feedgym.ranges import Count, Logit, NonNegative, Positive, Ranged, Share, SomeSeconds, Spread, Width
 
 DAY_S = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class CatalogConfig:
+class CatalogConfig(Ranged):
     """A synthetic catalogue. Constants without a source are design choices."""
 
-    num_items: int = 10_000
+    num_items: Count = 10_000
     """I, number of items."""
-    num_topics: int = 32
+    num_topics: Annotated[int, Interval(ge=2, le=65_536)] = 32
     """M, number of topics; 2 or more."""
-    latent_dim: int = 16
+    latent_dim: Width = 16
     """d, width of the latent space in which items and interests live."""
-    content_dim: int = 64
+    content_dim: Width = 64
     """E, width of the content embeddings that recommenders see; at least latent_dim + 2."""
-    topic_concentration: float = 1.5
+    topic_concentration: Positive = 1.5
     """Dirichlet concentration of the topics' shares of the catalogue."""
-    primary_beta: tuple[float, float] = (6.0, 2.0)
+    primary_beta: tuple[Positive, Positive] = (6.0, 2.0)
     """Beta parameters of the primary topic's weight in an item; the secondary topic takes the rest."""
-    item_noise: float = 0.5
+    item_noise: NonNegative = 0.5
     """Length of the noise added to an item's topic mixture before normalising."""
-    clickbait_quality: float = -0.3
+    clickbait_quality: Annotated[float, Interval(ge=-1, le=1)] = -0.3
     """Correlation of the clickbait score with quality: poor items need bait."""
-    clickbait_threshold: float = 0.3
+    clickbait_threshold: Logit = 0.3
     """Clickbait is the score's excess over this; 0.3 leaves about 38% of the items with some."""
-    duration_log_mean: float = 3.4657
+    duration_log_mean: Annotated[float, Interval(ge=-20, le=20)] = 3.4657
     """Mean of the topics' log-durations: ln 32 s."""
-    duration_topic_sd: float = 0.35
+    duration_topic_sd: Spread = 0.35
     """Standard deviation of log-duration between topics."""
-    duration_item_sd: float = 0.6
+    duration_item_sd: Spread = 0.6
     """Standard deviation of log-duration within a topic."""
-    duration_range_s: tuple[float, float] = (5.0, 300.0)
+    duration_range_s: tuple[SomeSeconds, SomeSeconds] = (5.0, 300.0)
     """Shortest and longest item, seconds."""
-    popularity_exponent: float = 0.9
+    popularity_exponent: Annotated[float, Interval(ge=0, le=20)] = 0.9
     """Popularity is (rank + popularity_offset) ** -popularity_exponent."""
-    popularity_offset: float = 10.0
+    popularity_offset: NonNegative = 10.0
     """See popularity_exponent; it flattens the head."""
-    popularity_quality: float = 0.5
+    popularity_quality: Logit = 0.5
     """Weight of quality in the popularity rank."""
-    popularity_clickbait: float = 0.3
+    popularity_clickbait: Logit = 0.3
     """Weight of clickbait in the popularity rank."""
-    popularity_fresh: float = 0.5
+    popularity_fresh: Logit = 0.5
     """Weight of exp(-age / fresh_days) in the popularity rank."""
-    popularity_noise: float = 0.9
+    popularity_noise: NonNegative = 0.9
     """Scale of the Gumbel noise in the popularity rank."""
-    fresh_days: float = 7.0
+    fresh_days: Positive = 7.0
     """Time constant of freshness, days."""
-    upload_days: float = 90.0
+    upload_days: NonNegative = 90.0
     """Items were uploaded uniformly over this many days before the clock's zero."""
-    arrivals_a_day: float = 0.0
+    arrivals_a_day: NonNegative = 0.0
     """Items uploaded a day after the clock's zero; they are the last ones of num_items. 0: none."""
-    arrival_days: float = 60.0
+    arrival_days: NonNegative = 60.0
     """Arrivals go on for this many days."""
-    lifetime_days: float = 0.0
+    lifetime_days: NonNegative = 0.0
     """Mean time until an item is withdrawn, exponential, days: from its upload, or from the clock's zero if it was
     there by then. 0: items stay."""
-    items_per_creator: float = 5.0
+    items_per_creator: Annotated[float, Interval(ge=1, le=10**6)] = 5.0
     """Mean number of items a creator."""
-    creator_exponent: float = 0.8
+    creator_exponent: Annotated[float, Interval(ge=0, le=20)] = 0.8
     """Creators make items in proportion to rank ** -creator_exponent."""
-    content_quality: float = 0.35
+    content_quality: NonNegative = 0.35
     """Length a unit of quality has in the content embedding."""
-    content_clickbait: float = 0.5
+    content_clickbait: NonNegative = 0.5
     """Length a unit of clickbait has in the content embedding."""
-    content_noise: float = 0.4
+    content_noise: NonNegative = 0.4
     """Length of the noise in the content embedding; the latent part has length 1."""
-    tag_error: float = 0.1
+    tag_error: Share = 0.1
     """Share of items whose topic tag is a wrong topic."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if num_arrivals(self) >= self.num_items:
+            raise ValueError(
+                f"{num_arrivals(self)} items would arrive over arrival_days={self.arrival_days:g}, and num_items="
+                f"{self.num_items} must hold those and the ones that are there before; raise num_items or lower either."
+            )
+        if self.content_dim < self.latent_dim + 2:
+            raise ValueError(
+                f"content_dim={self.content_dim} is below latent_dim + 2 = {self.latent_dim + 2}; raise content_dim."
+            )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,7 +143,6 @@ def make_catalog(config: CatalogConfig, seed: int) -> tuple[Catalog, Latents]:
     Raises:
         ValueError: the configuration asks for too few items, topics or content dimensions.
     """
-    _check(config)
     rng = np.random.default_rng(seed)
     num_items = config.num_items
     topic_MD = unit(rng.normal(size=(config.num_topics, config.latent_dim)))
@@ -201,26 +215,6 @@ def too_few(session_length: int, existing: int) -> ValueError:
 def unit(x):
     """Rows scaled to length 1."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
-def _check(config: CatalogConfig) -> None:
-    if config.num_items < 1 or config.num_topics < 2:
-        raise ValueError(
-            f"A catalogue of num_items={config.num_items} and num_topics={config.num_topics} is too small; "
-            "give at least 1 item and 2 topics."
-        )
-    times = {name: getattr(config, name) for name in ("arrivals_a_day", "arrival_days", "lifetime_days")}
-    if min(times.values()) < 0:
-        raise ValueError(f"{times} must be 0 or more; 0 arrivals or a lifetime of 0 leave the catalogue as it is.")
-    if num_arrivals(config) >= config.num_items:
-        raise ValueError(
-            f"{num_arrivals(config)} items would arrive over arrival_days={config.arrival_days:g}, and num_items="
-            f"{config.num_items} must hold those and the ones that are there before; raise num_items or lower either."
-        )
-    if config.content_dim < config.latent_dim + 2:
-        raise ValueError(
-            f"content_dim={config.content_dim} is below latent_dim + 2 = {config.latent_dim + 2}; raise content_dim."
-        )
 
 
 def _two_topics(rng: np.random.Generator, share_M, num_items: int):

@@ -43,6 +43,7 @@ from feedgym.envs.learned_features import (
     visit_features,
 )
 from feedgym.envs.learned_users import donors_of
+from feedgym.ranges import CountOrZero, Length, Ranged
 
 BLOCK = 2048
 """Sessions the ranker is asked about at a time."""
@@ -57,12 +58,12 @@ RARE_SHARE = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedConfig:
+class LearnedConfig(Ranged):
     """How a simulator is fitted to a log."""
 
-    session_length: int = 10
+    session_length: Length = 10
     """K: longer visits of the log are read as several requests of so many items."""
-    known_visits: int = 3
+    known_visits: CountOrZero = 3
     """Visits of the log that users have behind them when the simulation takes them over."""
 
 

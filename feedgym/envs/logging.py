@@ -24,9 +24,10 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval
 from numpy.typing import ArrayLike, NDArray
 
 from feedgym.data.events import BEHAVIOUR_IDX, Event, EventLog, FloatArray, IntArray
@@ -35,6 +36,7 @@ from feedgym.envs import luck
 from feedgym.envs.catalog import DAY_S, too_few
 from feedgym.envs.history import event_times_s, has_arrivals
 from feedgym.protocols import UserSimulator, take_users
+from feedgym.ranges import Count, Positive, Ranged, Share, Weight
 
 BLOCK_USERS = 512
 """Users served at a time; keeps arrays of users by candidates small. Logs do not depend on it."""
@@ -60,26 +62,26 @@ MAX_SEED = 2**63
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoggingConfig:
+class LoggingConfig(Ranged):
     """How the users of the log were served."""
 
-    popularity_share: float = 0.1
+    popularity_share: Share = 0.1
     """Share of the visits served by popularity alone."""
-    random_share: float = 0.1
+    random_share: Share = 0.1
     """Share of the visits served at random; the rest is the production system's. Without the two, a reward model learns
     nothing of what production would not show."""
-    num_candidates: int = 200
+    num_candidates: Count = 200
     """Candidates the production system retrieves a visit, by popularity; an item drawn twice counts once."""
-    temperature: float = 2.0
+    temperature: Positive = 2.0
     """Scale of the Gumbel noise on the production system's scores; higher explores more."""
-    cosine_weight: float = 4.5
+    cosine_weight: Weight = 4.5
     """For simulators without a ``ranker_score``: what a cosine of 1 between an item's content and the mean content of
     what the user watched with pleasure adds to the score."""
-    pilot_users: int = 500
+    pilot_users: Count = 500
     """For simulators without a ``popularity_I``: users served at random, by whose clicks popularity is learned."""
-    pilot_visits: int = 4
+    pilot_visits: Count = 4
     """Visits of each of them."""
-    popularity_exponent: float = 0.9
+    popularity_exponent: Annotated[float, Interval(ge=0, le=20)] = 0.9
     """Learned popularity is (rank + 10) ** -popularity_exponent, as in the synthetic catalogues."""
 
     @property
@@ -536,10 +538,5 @@ def _check_config(config: LoggingConfig, session_length: int, num_items: int) ->
     if not 1 <= session_length <= num_items:
         raise ValueError(f"session_length={session_length} must be in 1..{num_items}, the items of the catalogue.")
     shares = {"popularity_share": config.popularity_share, "random_share": config.random_share}
-    if min(shares.values()) < 0 or sum(shares.values()) > 1:
-        raise ValueError(f"The shares {shares} must be 0 or more and add up to at most 1; production gets the rest.")
-    if config.temperature <= 0:
-        raise ValueError(f"temperature={config.temperature} must be above 0; near 0 the production system is greedy.")
-    for name in ("num_candidates", "pilot_users", "pilot_visits"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} is below 1; give 1 or more.")
+    if sum(shares.values()) > 1:
+        raise ValueError(f"The shares {shares} must add up to at most 1; production gets the rest.")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtr
 
 from feedgym.data.events import BEHAVIOURS, FloatArray, IntArray
 from feedgym.envs import luck
 from feedgym.envs.catalog import DAY_S, CatalogConfig, Latents, unit
+from feedgym.ranges import Count, Logit, NonNegative, Positive, Seconds, Seed, Share, SomeSeconds, Spread
 
 FEEDBACK = BEHAVIOURS[2:]
 """The X = 5 explicit behaviours: like, follow, comment, forward, hate."""
@@ -37,130 +40,130 @@ FIRST_FEEDBACK = FIRST_PROFILE + len(PROFILE_NAMES)
 class ShortVideoConfig(CatalogConfig):
     """The users and their catalogue. Constants without a source were set so that figures agree with KuaiRand's."""
 
-    catalog_seed: int = 0
+    catalog_seed: Seed = 0
     """Seed of the catalogue; users have seeds of their own."""
-    first_day: float = 0.0
+    first_day: NonNegative = 0.0
     """Day of the clock on which users pay their first visit: those who come after a log has ended begin later."""
 
-    interest_topics: tuple[int, int] = (2, 8)
+    interest_topics: tuple[Count, Count] = (2, 8)
     """Fewest and most topics a user loves."""
-    interest_shape: float = 0.7
+    interest_shape: Positive = 0.7
     """Gamma shape of the weights of the loved topics."""
-    profile_tie: float = 0.5
+    profile_tie: Annotated[float, Interval(ge=-1, le=1)] = 0.5
     """Correlation of a profile field's hidden score with the user's interests; 0 makes profiles noise."""
-    patience_sd: float = 0.6
+    patience_sd: Spread = 0.6
     """Spread of patience, in logits of going on."""
-    click_bias_sd: float = 0.7
+    click_bias_sd: Spread = 0.7
     """Spread of the readiness to click."""
-    feedback_sd: float = 1.3
+    feedback_sd: Spread = 1.3
     """Spread of each behaviour's propensity, in logits: few users give most comments."""
-    susceptibility_sd: float = 0.4
+    susceptibility_sd: Spread = 0.4
     """Log-normal spread of the susceptibility to clickbait, median 1."""
-    activity_sd: float = 0.8
+    activity_sd: Spread = 0.8
     """Log-normal spread of activity (visits a day), median 1."""
-    hour_shift_sd: float = 1.5
+    hour_shift_sd: Spread = 1.5
     """Spread of the shift of a user's active hours, hours."""
-    memory_items: int = 128
+    memory_items: Count = 128
     """R, number of last examined items a user remembers."""
 
-    interest_weight: float = 4.5
+    interest_weight: Logit = 4.5
     """Pull of the long-term interests, <theta, z>."""
-    mood_weight: float = 1.2
+    mood_weight: Logit = 1.2
     """Pull of the short-term interests, <s, z>."""
-    quality_weight: float = 0.7
+    quality_weight: Logit = 0.7
     """Pull of quality."""
-    fresh_weight: float = 0.0
+    fresh_weight: Logit = 0.0
     """Pull of an item just uploaded; it falls by 1/e every fresh_days. 0: age does not count."""
-    satiation_weight: float = 2.6
+    satiation_weight: Logit = 2.6
     """Push of satiation with the item's topics, <f, m>."""
-    seen_penalty: float = 2.5
+    seen_penalty: Logit = 2.5
     """Push of an item the user remembers."""
-    novelty_weight: float = 0.5
+    novelty_weight: Logit = 0.5
     """Pull of a primary topic not met lately, times the user's novelty appetite: standard normal, as some shun it."""
-    novelty_satiation: float = 0.02
+    novelty_satiation: Share = 0.02
     """A topic whose satiation is below this was not met lately: about half a day without it."""
 
-    click_logit: float = -2.6
+    click_logit: Logit = -2.6
     """Logit of a click on an item of pull 0; KuaiRand-27K clicks .379 in production and .176 at random."""
-    click_clickbait: float = 0.9
+    click_clickbait: Logit = 0.9
     """What a unit of clickbait adds to the click logit of a user of susceptibility 1."""
-    click_bias_weight: float = 0.5
+    click_bias_weight: Logit = 0.5
     """Weight of the user's readiness to click."""
-    ranker_clickbait: float = 0.5
+    ranker_clickbait: Logit = 0.5
     """What a unit of clickbait adds to a production ranker's score, which was trained on clicks."""
-    enjoyment_clickbait: float = 0.9
+    enjoyment_clickbait: Logit = 0.9
     """What a unit of clickbait takes from enjoyment."""
 
-    complete_logit: float = -0.2
+    complete_logit: Logit = -0.2
     """Logit of watching a clicked item of enjoyment 0 and 32 s to its end. With the two below: watch ratios with bumps
     near 0 and at 1, and a median that falls with duration, as in KuaiRand."""
-    complete_enjoyment: float = 0.9
+    complete_enjoyment: Logit = 0.9
     """What a unit of enjoyment adds to it."""
-    complete_duration: float = 0.55
+    complete_duration: Logit = 0.55
     """What each e-fold of duration over 32 s takes from it."""
-    replay_prob: float = 0.25
+    replay_prob: Share = 0.25
     """Chance of a replay after completion, times sigmoid(enjoyment - 1)."""
-    replay_max: float = 1.5
+    replay_max: NonNegative = 1.5
     """Longest replay, in durations; uniform up to it."""
-    partial_low: float = 0.05
+    partial_low: Share = 0.05
     """Least fraction watched after a click without completion."""
-    partial_span: float = 0.9
+    partial_span: Share = 0.9
     """Range of that fraction."""
-    partial_shape: tuple[float, float] = (0.8, 0.6)
+    partial_shape: tuple[Positive, NonNegative] = (0.8, 0.6)
     """a, b of the Beta(a + b sigmoid(enjoyment), 1) fraction inside the range."""
-    skip_mean_s: float = 2.0
+    skip_mean_s: SomeSeconds = 2.0
     """Mean watch time of a skipped item, exponential. KuaiRand-Pure: 1.8 s."""
-    long_view_s: float = 18.0
+    long_view_s: Seconds = 18.0
     """Watching this long, or to the end, is a long view (KuaiRand's definition)."""
 
-    feedback_logit: tuple[float, ...] = (-6.6, -9.9, -8.2, -9.6, -8.1)
+    feedback_logit: tuple[Logit, ...] = (-6.6, -9.9, -8.2, -9.6, -8.1)
     """Logits of like, follow, comment, forward, hate at enjoyment 0, for rates like KuaiRand-Pure's: .0172, .0013,
     .0025, .0009, .0008 of the items examined."""
-    feedback_enjoyment: tuple[float, ...] = (1.0, 1.1, 0.8, 0.9, -1.0)
+    feedback_enjoyment: tuple[Logit, ...] = (1.0, 1.1, 0.8, 0.9, -1.0)
     """What a unit of enjoyment adds to them. Hate falls with it and needs no click."""
 
-    next_logit: float = 2.8
+    next_logit: Logit = 2.8
     """Logit of going on to the next item at patience and enjoyment 0."""
-    next_enjoyment: float = 0.55
+    next_enjoyment: Logit = 0.55
     """What a unit of enjoyment adds to it."""
-    budget_s: float = 180.0
+    budget_s: SomeSeconds = 180.0
     """Median time a user has for a visit, seconds."""
-    budget_sd: float = 0.9
+    budget_sd: Spread = 0.9
     """Log-normal spread of that time."""
-    budget_active: float = 0.3
+    budget_active: Logit = 0.3
     """What an hour at the day's peak, against one at half of it, adds to the log of that time, times two."""
 
-    mood_rate: float = 0.12
+    mood_rate: Share = 0.12
     """Step of the short-term interests towards a clicked item of enjoyment 1 or more."""
-    mood_hours: float = 12.0
+    mood_hours: Positive = 12.0
     """Time constant with which the mood fades, hours."""
-    satiation_rate: float = 0.22
+    satiation_rate: Share = 0.22
     """Step of satiation at a clicked item."""
-    satiation_skip: float = 0.4
+    satiation_skip: Share = 0.4
     """Share of that step at a skipped item."""
-    satiation_hours: float = 3.0
+    satiation_hours: Positive = 3.0
     """Time constant of the recovery from satiation, hours."""
-    satisfaction_rate: float = 0.06
+    satisfaction_rate: Share = 0.06
     """Step of satisfaction towards tanh(enjoyment) an item."""
-    satisfaction_skip: float = 0.35
+    satisfaction_skip: Share = 0.35
     """Weight of the enjoyment of skipped items in it."""
-    drift_rate: float = 0.02
+    drift_rate: Share = 0.02
     """Step of the long-term interests towards the mood a visit."""
 
-    gap_hours: float = 14.0
+    gap_hours: Positive = 14.0
     """Scale of the gap to the next visit at satisfaction 0 and activity 1, hours."""
-    gap_satisfaction: float = 1.6
+    gap_satisfaction: Logit = 1.6
     """The gap is scaled by exp(-gap_satisfaction * satisfaction)."""
-    gap_shape: float = 0.7
+    gap_shape: Annotated[float, Interval(ge=0.05, le=100)] = 0.7
     """Weibull shape of the gap; below 1, so that most gaps are short and some are long."""
-    churn_logit: float = -5.0
+    churn_logit: Logit = -5.0
     """Logit of leaving for ever after a visit, at satisfaction 0."""
-    churn_satisfaction: float = 2.0
+    churn_satisfaction: Logit = 2.0
     """What a unit of satisfaction takes from it."""
 
-    day_base: float = 0.1
+    day_base: NonNegative = 0.1
     """Activity at the dead of night. This and the bumps follow KuaiRand-27K's exposures by hour."""
-    day_peaks: tuple[tuple[float, float, float], ...] = ((13.0, 4.0, 0.65), (21.5, 2.5, 0.75))
+    day_peaks: tuple[tuple[NonNegative, Positive, NonNegative], ...] = ((13.0, 4.0, 0.65), (21.5, 2.5, 0.75))
     """Hour, width in hours and height of the bumps of the day's activity."""
 
 

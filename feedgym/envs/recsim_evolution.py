@@ -11,15 +11,17 @@ Source: ``recsim/environments/interest_evolution.py``, the model that its ``crea
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Interval
 from numpy.typing import NDArray
 
 from feedgym.data.events import FloatArray, IntArray
 from feedgym.envs import choice, luck
 from feedgym.envs.recsim_steps import TRAITS, RecSimState, best, by_blocks, documents, fresh, next_time_s, one_click
 from feedgym.protocols import Response, checked_slates
+from feedgym.ranges import Count, Few, Logit, NonNegative, Positive, Ranged, Seed, Share, Spread, Weight
 
 CHOICE, FLIP = range(2)
 """Channels of a step's luck."""
@@ -29,46 +31,46 @@ ORACLE_STEPS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterestEvolutionConfig:
+class InterestEvolutionConfig(Ranged):
     """RecSim's constants, in its units: minutes, and scores that are interests."""
 
-    num_items: int = 100
+    num_items: Count = 100
     """I, number of videos."""
-    catalog_seed: int = 0
+    catalog_seed: Seed = 0
     """Seed of the videos."""
-    num_topics: int = 20
+    num_topics: Annotated[int, Interval(ge=2, le=65_536)] = 20
     """M, number of topics; the first 70% are poor, the others good."""
-    quality_range: tuple[float, float] = (-3.0, 3.0)
+    quality_range: tuple[Logit, Logit] = (-3.0, 3.0)
     """Mean quality of the poorest and of the best topic; poor topics are spaced evenly up to 0, good ones from 0."""
-    quality_sd: float = 0.1
+    quality_sd: Spread = 0.1
     """Standard deviation of quality within a topic."""
-    video_minutes: float = 4.0
+    video_minutes: Positive = 4.0
     """Length of every video, minutes."""
-    budget_minutes: float = 200.0
+    budget_minutes: Positive = 200.0
     """Time that a user has, minutes; the last minute ends the episode."""
-    step_penalty_minutes: float = 0.5
+    step_penalty_minutes: Positive = 0.5
     """Time that a slate takes of which nothing is watched, minutes."""
-    payback: float = 0.9
+    payback: Share = 0.9
     """Share of the time watched that a video of quality ``quality_scale`` gives back; poor ones cost it on top."""
-    quality_scale: float = 3.4
+    quality_scale: Positive = 3.4
     """Quality that pays back the most."""
-    alpha_x: float = 1.0
+    alpha_x: Positive = 1.0
     """Strength of an interest from which on it does not move."""
-    alpha_y: float = 0.3
+    alpha_y: Share = 0.3
     """Step of an interest of strength 0."""
     choice: Literal["multinomial_proportional", "multinomial_logit", "proportional_cascade", "exponential_cascade"] = (
         "multinomial_proportional"
     )
     """How users choose from a slate; see :mod:`feedgym.envs.choice`."""
-    no_click_mass: float = 1.0
+    no_click_mass: Weight = 1.0
     """Score of watching nothing, in the multinomial models."""
-    min_normalizer: float = -1.0
+    min_normalizer: Logit = -1.0
     """Least score of the proportional models; -1 or less, as interests reach down to -1."""
-    attention_prob: float = 0.65
+    attention_prob: Share = 0.65
     """Chance that an item is noticed, in the cascades."""
-    score_scaling: float = 0.05
+    score_scaling: NonNegative = 0.05
     """What turns a score into the chance of a click, in the cascades."""
-    profile_levels: int = 4
+    profile_levels: Few = 4
     """Steps in which the profile tells each topic's interest at the beginning; 1 tells nothing."""
 
 
@@ -246,12 +248,6 @@ def _topic_quality(config: InterestEvolutionConfig) -> NDArray[np.float64]:
 
 
 def _check(config: InterestEvolutionConfig) -> None:
-    for name in ("num_items", "num_topics", "profile_levels"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} is below 1; give 1 or more.")
-    for name in ("video_minutes", "budget_minutes", "step_penalty_minutes", "quality_scale", "alpha_x"):
-        if getattr(config, name) <= 0:
-            raise ValueError(f"{name}={getattr(config, name)} must be above 0.")
     if config.min_normalizer > -1:
         raise ValueError(f"min_normalizer={config.min_normalizer} is above -1, the least interest; lower it.")
     if config.payback * max(map(abs, config.quality_range)) >= config.quality_scale:

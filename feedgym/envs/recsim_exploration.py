@@ -19,34 +19,35 @@ from feedgym.data.events import FloatArray, IntArray
 from feedgym.envs import choice, luck
 from feedgym.envs.recsim_steps import TRAITS, RecSimState, best, by_blocks, documents, fresh, next_time_s, one_click
 from feedgym.protocols import Response, checked_slates
+from feedgym.ranges import Count, Logit, NonNegative, Ranged, Seed, Share, SomeSeconds, Spread
 
 TYPE, AFFINITY = range(2)
 """Channels of a user's traits; the affinities to the topics stand at positions of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterestExplorationConfig:
+class InterestExplorationConfig(Ranged):
     """RecSim's constants."""
 
-    num_items: int = 100
+    num_items: Count = 100
     """I, number of documents."""
-    catalog_seed: int = 0
+    catalog_seed: Seed = 0
     """Seed of the documents."""
-    topic_distribution: tuple[float, ...] = (0.2, 0.8)
+    topic_distribution: tuple[Share, ...] = (0.2, 0.8)
     """Shares of the M topics in the catalogue."""
-    topic_quality_mean: tuple[float, ...] = (0.8, 0.2)
+    topic_quality_mean: tuple[Logit, ...] = (0.8, 0.2)
     """Mean of the log-quality of each topic's documents."""
-    topic_quality_sd: tuple[float, ...] = (0.1, 0.1)
+    topic_quality_sd: tuple[Spread, ...] = (0.1, 0.1)
     """Standard deviation of the log-quality of each topic's documents."""
-    user_type_distribution: tuple[float, ...] = (0.3, 0.7)
+    user_type_distribution: tuple[Share, ...] = (0.3, 0.7)
     """Shares of the types of users."""
-    affinity_mean: tuple[tuple[float, ...], ...] = ((0.1, 0.7), (0.7, 0.1))
+    affinity_mean: tuple[tuple[Logit, ...], ...] = ((0.1, 0.7), (0.7, 0.1))
     """Mean of the log-affinity of each type of users to each topic."""
-    affinity_sd: tuple[tuple[float, ...], ...] = ((0.1, 0.1), (0.1, 0.1))
+    affinity_sd: tuple[tuple[Spread, ...], ...] = ((0.1, 0.1), (0.1, 0.1))
     """Standard deviation of the log-affinity of each type of users to each topic."""
-    no_click_mass: float = 5.0
+    no_click_mass: NonNegative = 5.0
     """Score of clicking nothing."""
-    document_s: float = 60.0
+    document_s: SomeSeconds = 60.0
     """Seconds that a clicked document is read; not RecSim's, whose documents have no length."""
 
 
@@ -158,10 +159,6 @@ def _pick(share_X: tuple[float, ...], uniform_U: FloatArray) -> NDArray[np.int64
 
 
 def _check(config: InterestExplorationConfig) -> None:
-    if config.num_items < 1:
-        raise ValueError(f"num_items={config.num_items} is below 1; give 1 or more.")
-    if config.document_s <= 0:
-        raise ValueError(f"document_s={config.document_s} must be above 0.")
     topics, types = len(config.topic_distribution), len(config.user_type_distribution)
     for name in ("topic_distribution", "user_type_distribution"):
         share_X = np.array(getattr(config, name))

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 from numpy.typing import NDArray
 from scipy.special import expit
 
@@ -21,6 +23,7 @@ from feedgym.data.events import IntArray
 from feedgym.envs import luck
 from feedgym.envs.recsim_steps import TRAITS, RecSimState, best, by_blocks, documents, fresh, next_time_s, one_click
 from feedgym.protocols import Response, checked_slates
+from feedgym.ranges import BelowOne, Count, Ranged, Seed, Spread, Weight
 
 ENGAGEMENT, INNOVATION = range(2)
 """Channels of a step's luck."""
@@ -37,28 +40,28 @@ NOISE_SD, NOISE_WEIGHT = np.sqrt(3) * np.array([-1, 0, 1]), np.array([1, 4, 1]) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class LongTermSatisfactionConfig:
+class LongTermSatisfactionConfig(Ranged):
     """RecSim's constants; engagement is in seconds."""
 
-    num_items: int = 100
+    num_items: Count = 100
     """I, number of documents."""
-    catalog_seed: int = 0
+    catalog_seed: Seed = 0
     """Seed of the documents."""
-    memory_discount: float = 0.7
+    memory_discount: BelowOne = 0.7
     """What a step leaves of the net positive exposure before it; in 0..1, below 1."""
-    sensitivity: float = 0.01
+    sensitivity: Weight = 0.01
     """Satisfaction is sigmoid(sensitivity * net positive exposure)."""
-    innovation_sd: float = 0.05
+    innovation_sd: Spread = 0.05
     """Standard deviation of the noise in the exposure."""
-    choc_mean: float = 5.0
+    choc_mean: Annotated[float, Interval(ge=-20, le=20)] = 5.0
     """Mean log-engagement with pure clickbait, at satisfaction 1."""
-    choc_sd: float = 1.0
+    choc_sd: Spread = 1.0
     """Standard deviation of the log-engagement with pure clickbait."""
-    kale_mean: float = 4.0
+    kale_mean: Annotated[float, Interval(ge=-20, le=20)] = 4.0
     """Mean log-engagement with an item free of clickbait, at satisfaction 1."""
-    kale_sd: float = 1.0
+    kale_sd: Spread = 1.0
     """Standard deviation of the log-engagement with an item free of clickbait."""
-    time_budget: int = 60
+    time_budget: Count = 60
     """Steps after which a user leaves."""
 
 
@@ -97,7 +100,6 @@ class LongTermSatisfaction:
         self,
         config: LongTermSatisfactionConfig = LongTermSatisfactionConfig(),
     ) -> None:
-        _check(config)
         self.config = config
         self.clickbait_I = np.random.default_rng(config.catalog_seed).random(config.num_items)
         self.catalog = documents(
@@ -216,14 +218,3 @@ class LongTermSatisfaction:
             later_U1X = np.broadcast_to(value_TX[left - 1], (GRID, 1, GRID))
             value_TX[left] = self._value_of(planned_I, self._grid_X[:, None], later_U1X).max(axis=1)
         return value_TX
-
-
-def _check(config: LongTermSatisfactionConfig) -> None:
-    for name in ("num_items", "time_budget"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name}={getattr(config, name)} is below 1; give 1 or more.")
-    if not 0 <= config.memory_discount < 1:
-        raise ValueError(f"memory_discount={config.memory_discount} is outside 0..1, 1 excluded; exposure would grow.")
-    for name in ("innovation_sd", "choc_sd", "kale_sd"):
-        if getattr(config, name) < 0:
-            raise ValueError(f"{name}={getattr(config, name)} is negative; give 0 or more.")

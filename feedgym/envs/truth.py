@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from feedgym.data.events import BEHAVIOUR_IDX, FloatArray, IntArray
 from feedgym.envs import luck
 from feedgym.protocols import Response, UserSimulator, take_users
+from feedgym.ranges import Ranged, Weight
 
 RETURN_S = 86_400.0
 """A return within this many seconds counts as a return within the day."""
@@ -24,26 +25,26 @@ BLOCK_ROWS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardWeights:
+class RewardWeights(Ranged):
     """What makes up the true reward of a session: a weighted sum of minutes, counts of behaviours and the return."""
 
-    watch_minutes: float = 1.0
+    watch_minutes: Weight = 1.0
     """Weight of a minute watched."""
-    click: float = 0.0
+    click: Weight = 0.0
     """Weight of a click. 0: a click is a promise, and clickbait breaks it."""
-    long_view: float = 0.0
+    long_view: Weight = 0.0
     """Weight of a long view."""
-    like: float = 0.5
+    like: Weight = 0.5
     """Weight of a like."""
-    follow: float = 1.0
+    follow: Weight = 1.0
     """Weight of a follow."""
-    comment: float = 0.3
+    comment: Weight = 0.3
     """Weight of a comment."""
-    forward: float = 0.5
+    forward: Weight = 0.5
     """Weight of a forward."""
-    hate: float = -1.0
+    hate: Weight = -1.0
     """Weight of a hate."""
-    return_24h: float = 2.0
+    return_24h: Weight = 2.0
     """Weight of coming back within 24 hours."""
 
 

@@ -11,21 +11,22 @@ from feedgym.agents.next_item import FitConfig
 from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.rank_presets import RANKERS as RANKERS  # found here as well
 from feedgym.experiments.retrieval_presets import HSTURun, HSTUSizes, hstu_small, hstu_smoke
+from feedgym.ranges import BelowOne, Count, CountOrZero, Few, Ranged, Seed, SplitShare, Width, check_divides
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrieverConfig:
+class RetrieverConfig(Ranged):
     """The cascade's retriever, an HSTU, and how it is trained: each user's last items choose the epoch."""
 
     model: HSTUSizes = field(default_factory=lambda: hstu_small().model)
     """The model."""
     behaviours: tuple[str, ...] = ("click",)
     """An examined exposure with any of these is an item taken: such are foretold."""
-    epochs: int = 20
+    epochs: Count = 20
     """Passes over the users, at most; the best epoch by validation is kept."""
     fit: FitConfig = field(default_factory=lambda: hstu_small().fit)
     """Optimiser, validation and patience."""
-    validation_targets: int = 1000
+    validation_targets: CountOrZero = 1000
     """Validation targets looked at after an epoch, drawn once; 0 looks at all."""
 
     def run(self, seed: int) -> HSTURun:
@@ -34,62 +35,57 @@ class RetrieverConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankerConfig:
+class RankerConfig(Ranged):
     """The cascade's ranker and how it is trained: requests of all users, the latest ones choose the epoch."""
 
     kind: Literal["genrank", "hstu-rank", "mtgr"] = "genrank"
     """GenRank, HSTU ranking, or MTGR with features that cross the history with a candidate."""
-    d_model: int = 64
+    d_model: Width = 64
     """D, width."""
-    num_layers: int = 2
+    num_layers: Few = 2
     """Layers."""
-    num_heads: int = 2
+    num_heads: Few = 2
     """Attention heads."""
-    dropout: float = 0.1
+    dropout: BelowOne = 0.1
     """Dropout."""
     content: bool = True
     """Let GenRank and HSTU ranking read the items' contents beside their ids; MTGR meets them in its cross features."""
-    validation_share: float = 0.1
+    validation_share: SplitShare = 0.1
     """Share of the log's requests, the latest ones, that are not learned from but choose the epoch."""
-    epochs: int = 4
+    epochs: Count = 4
     """Passes over the other requests, at most."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=2e-3, patience=1, max_grad_norm=1.0))
     """Optimiser, validation and patience."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind == "mtgr":
+            check_divides(self, "num_heads", "d_model")
 
     @property
     def label(self) -> str:
         """Its name for people."""
         return RANKERS[self.kind].partition(":")[2]
 
-    def __post_init__(self) -> None:
-        if not 0 < self.validation_share < 1:
-            raise ValueError(f"ranker.validation_share={self.validation_share} must lie between 0 and 1.")
-        if self.epochs < 1:
-            raise ValueError(f"ranker.epochs={self.epochs} must be 1 or more.")
-
 
 @dataclass(frozen=True, kw_only=True)
-class CostConfig:
+class CostConfig(Ranged):
     """How the cost of a request is measured."""
 
-    requests: int = 256
+    requests: Count = 256
     """Requests of a batch: the last ones of so many users of the log."""
-    repeats: int = 5
+    repeats: Count = 5
     """Batches timed, of which the median counts."""
-
-    def __post_init__(self) -> None:
-        if self.requests < 1 or self.repeats < 1:
-            raise ValueError(f"cost.requests={self.requests} and cost.repeats={self.repeats} must be 1 or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CascadeRun:
+class CascadeRun(Ranged):
     """A cascade (retrieve, rank, re-rank) against an end-to-end agent in one simulator, with what a request costs each.
 
     Both learn from the same log, and the same fresh users judge them.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     """Decides weights and batches of the cascade's models and, without --against, the whole world."""
     against: str | None = None
     """Folder of a finished onerec-ipa run (or tiger-ipa, hstu-ipa): its simulator, log, lengths, reward and agents."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 from feedgym.agents.next_item import FitConfig
 from feedgym.envs.feed import SHORT_VIDEO
 from feedgym.experiments.configs import LogConfig, Recording
+from feedgym.ranges import Count, CountOrZero, Length, Seed, SplitShare, Width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,42 +23,39 @@ class LearnedRun(Recording):
 
     name: ClassVar[str] = "learned-simulator"
 
-    seed: int = 0
+    seed: Seed = 0
     """Decides the weights, the order of training, the split and the replay's luck."""
     simulator: str = SHORT_VIDEO
     """Import path of the simulator that leaves the log where no data are given."""
     log: LogConfig = field(default_factory=LogConfig)
     """That log's size."""
-    session_length: int = 5
+    session_length: Length = 5
     """K: items of a simulated log's visits; longer visits of a recorded log are read as several requests."""
-    known_visits: int = 3
+    known_visits: CountOrZero = 3
     """Visits of the log that users have behind them when the simulation takes them over."""
-    calibration: float = 0.15
+    calibration: SplitShare = 0.15
     """Share of the users on whom the ranker is calibrated."""
-    held_out: float = 0.15
+    held_out: SplitShare = 0.15
     """Share of the users by whom the simulator is judged."""
     ranker: str = "feedgym.agents.genrank:GenRank"
     """Import path of the ranker's class."""
-    d_model: int = 64
+    d_model: Width = 64
     """Its width."""
-    history_length: int = 40
+    history_length: Length = 40
     """T, the newest events of a history that it reads."""
-    min_events: int = 100
+    min_events: Count = 100
     """Behaviours that happen less often in the training log are not asked of the ranker but take the log's rate."""
-    epochs: int = 6
+    epochs: Count = 6
     """Passes over the training users' requests, at most; the best one by the calibration users' loss is kept."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=2e-3, batch_size=128, patience=2, max_grad_norm=1.0))
     """How the ranker is trained."""
 
     def __post_init__(self) -> None:
-        if min(self.calibration, self.held_out) <= 0 or self.calibration + self.held_out >= 1:
+        super().__post_init__()
+        if self.calibration + self.held_out >= 1:
             raise ValueError(
-                f"calibration={self.calibration} and held_out={self.held_out} must be above 0 and leave users to train "
-                "on; lower them."
+                f"calibration={self.calibration} and held_out={self.held_out} leave no users to train on; lower them."
             )
-        for name in ("session_length", "epochs", "history_length", "min_events"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be 1 or more.")
 
     def code(self) -> list[tuple[str, str | None]]:
         """What it names besides data; see :mod:`feedgym.trust`."""

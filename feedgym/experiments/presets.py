@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args
+
+from annotated_types import Interval
 
 from feedgym.agents.dpo import DPORoundConfig
 from feedgym.agents.generation import SamplingConfig
@@ -25,10 +27,24 @@ from feedgym.experiments.rank_presets import RANK_CONFIGS, RANK_PRESETS
 from feedgym.experiments.retrieval_presets import RETRIEVAL_CONFIGS, RETRIEVAL_PRESETS
 from feedgym.experiments.rl_presets import RL_PRESETS, RLConfig
 from feedgym.experiments.rollouts import RolloutConfig
+from feedgym.ranges import (
+    BelowOne,
+    Count,
+    Few,
+    Length,
+    NonNegative,
+    Positive,
+    Ranged,
+    Seed,
+    SomeShare,
+    Width,
+    check_divides,
+    check_used,
+)
 from feedgym.rewards.model import RewardModelConfig
 from feedgym.tokenizers.item_id import ItemIdConfig
-from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
-from feedgym.tokenizers.rqvae import RQVAEConfig
+from feedgym.tokenizers.residual_kmeans import KMeansOptions, ResidualKMeansConfig
+from feedgym.tokenizers.rqvae import RQVAEConfig, RQVAEOptions
 
 if TYPE_CHECKING:
     from feedgym.data.events import Catalog
@@ -42,50 +58,64 @@ STRICT: Any = {"extra": "forbid"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Ranged):
     """Size of OneRec."""
 
     name: ClassVar[str] = "OneRec"
     __pydantic_config__: ClassVar[Any] = STRICT
 
-    d_model: int = 64
+    d_model: Width = 64
     """Width."""
-    num_heads: int = 4
+    num_heads: Few = 4
     """Attention heads."""
-    encoder_layers: int = 1
+    encoder_layers: Few = 1
     """Layers reading the history."""
-    decoder_layers: int = 2
+    decoder_layers: Few = 2
     """Layers writing the session."""
-    d_ff: int = 128
+    d_ff: Width = 128
     """Width inside a feed-forward layer and inside an expert."""
-    num_experts: int = 4
-    """Experts a decoder layer; two are active."""
-    dropout: float = 0.0
+    num_experts: Few = 4
+    """Experts of a decoder layer."""
+    num_experts_per_tok: Few = 2
+    """Experts that a token is sent to."""
+    gate_renormalise: bool = False
+    """Divide the gates of those experts by their sum; the paper does not."""
+    router_aux_loss_coef: NonNegative = 0.01
+    """Weight of the loss that balances the load of the experts."""
+    dropout: BelowOne = 0.0
     """Dropout."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_divides(self, "num_heads", "d_model")
+        if self.num_experts_per_tok > self.num_experts:
+            raise ValueError(
+                f"num_experts_per_tok={self.num_experts_per_tok} is above num_experts={self.num_experts}; lower it."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TigerSize:
+class TigerSize(Ranged):
     """Size of TIGER, and what it reads; see :class:`feedgym.agents.tiger.TigerConfig`."""
 
     name: ClassVar[str] = "TIGER"
     __pydantic_config__: ClassVar[Any] = STRICT
 
-    d_model: int = 64
+    d_model: Width = 64
     """Width."""
-    num_heads: int = 4
+    num_heads: Few = 4
     """Attention heads."""
-    head_width: int = 16
+    head_width: Width = 16
     """Width of a head."""
-    encoder_layers: int = 1
+    encoder_layers: Few = 1
     """Layers reading the history."""
-    decoder_layers: int = 2
+    decoder_layers: Few = 2
     """Layers writing the session."""
-    d_ff: int = 128
+    d_ff: Width = 128
     """Width inside a feed-forward layer."""
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     """Dropout."""
-    num_user_tokens: int = 1
+    num_user_tokens: Count = 1
     """Tokens to which users are hashed by their profile; 1 is the same for all."""
     only_positives: bool = False
     """Read positive events alone, as the paper does; otherwise all that were examined."""
@@ -96,7 +126,7 @@ class TigerSize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HSTUSize:
+class HSTUSize(Ranged):
     """Size of HSTU, and what it reads; see :class:`feedgym.agents.hstu.HSTUConfig`.
 
     In alignment it learns sessions by cross-entropy over the whole catalogue, for sampling and DPO go by probabilities
@@ -106,23 +136,23 @@ class HSTUSize:
     name: ClassVar[str] = "HSTU"
     __pydantic_config__: ClassVar[Any] = STRICT
 
-    d_model: int = 64
+    d_model: Width = 64
     """Width."""
-    num_layers: int = 2
+    num_layers: Few = 2
     """Blocks."""
-    num_heads: int = 2
+    num_heads: Few = 2
     """Attention heads."""
-    d_qk: int = 32
+    d_qk: Width = 32
     """Width of a head's queries and keys."""
-    d_v: int = 32
+    d_v: Width = 32
     """Width of a head's values and gate."""
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     """Dropout."""
     only_positives: bool = True
     """Read positive events alone; otherwise all that were examined."""
     use_time: bool = True
     """Bias attention by time."""
-    temperature: float = 0.05
+    temperature: Positive = 0.05
     """Divides the cosine of user and item; the lower, the sharper the choice."""
 
 
@@ -131,22 +161,22 @@ Tokenizing = Literal["residual_kmeans", "rqvae", "item_id"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class IPAConfig:
+class IPAConfig(Ranged):
     """Iterative preference alignment."""
 
-    rounds: int = 6
+    rounds: Annotated[int, Interval(ge=0, le=10_000)] = 6
     """Rounds of sampling, scoring and DPO; each starts from the snapshot the last one left."""
-    user_share: float = 0.1
+    user_share: SomeShare = 0.1
     """r_DPO: share of the training users sampled for in a round, one of their logged sessions each."""
-    num_samples: int = 128
+    num_samples: Annotated[int, Interval(ge=2, le=10**6)] = 128
     """Sessions sampled a user; the best and the worst of them by the reward model become a pair."""
-    margin: float = 0.0
+    margin: NonNegative = 0.0
     """Pairs whose scores differ by less are skipped."""
     beams: bool = False
     """Take the 128 sessions from a beam search, as the paper does, instead of sampling them."""
-    kl_samples: int = 4
+    kl_samples: Count = 4
     """Sessions per user, drawn at temperature 1, on which entropy and divergence from the base agent are measured."""
-    truth_replicas: int = 8
+    truth_replicas: Count = 8
     """Answers a session from which its true value is averaged; only watched, never learned from."""
 
 
@@ -154,7 +184,7 @@ class IPAConfig:
 class AlignConfig(Recording):
     """An alignment experiment from the log to the report."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Decides everything: catalogue, users, weights, samples."""
     simulator: str | None = None
     """Import path of your own user simulator, e.g. my_lab.users:Teen; the flagship ShortVideo if left out."""
@@ -162,22 +192,24 @@ class AlignConfig(Recording):
     """The flagship simulator."""
     log: LogConfig = field(default_factory=LogConfig)
     """How much it logs."""
-    session_length: int = 5
+    session_length: Length = 5
     """K, items in a session."""
-    history_length: int = 40
+    history_length: Length = 40
     """T, events of the history that agents and reward model see."""
     split: Splitting = "users"
     """Of a recorded log, what judges: a tenth of the users, or (time) all users' last sessions, a tenth of all by time,
     while models are trained on what came before that moment."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Which users are held out from training to check the reward model."""
     tokenizer: Tokenizing = "residual_kmeans"
     """What gives items their codes: residual_kmeans (OneRec's), rqvae (TIGER's) or item_id (HSTU's: one an item)."""
-    num_codes: tuple[int, ...] | None = None
+    num_codes: tuple[Width, ...] | None = None
     """Codes of each level of the tokenizer; chosen by the size of the catalogue if left out. item_id has no use for
     it."""
-    rqvae_steps: int = 2000
-    """Training steps of an RQ-VAE."""
+    kmeans: KMeansOptions = field(default_factory=KMeansOptions)
+    """Residual k-means, where tokenizer is residual_kmeans."""
+    rqvae: RQVAEOptions = field(default_factory=lambda: RQVAEOptions(steps=2000))
+    """The RQ-VAE, where tokenizer is rqvae."""
     sessions: SessionFilter = field(
         default_factory=lambda: SessionFilter(min_watched=1, min_watch_s=0.0, min_interactions=0, top_share=0.6)
     )
@@ -208,6 +240,7 @@ class AlignConfig(Recording):
     """How that work is spread."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tokenizer not in get_args(Tokenizing):
             raise ValueError(
                 f"tokenizer={self.tokenizer!r} is unknown; choose one of {', '.join(get_args(Tokenizing))}."
@@ -216,6 +249,13 @@ class AlignConfig(Recording):
             raise ValueError("split='time' cuts a recorded log; give one with --data, or leave it 'users'.")
         if isinstance(self.model, HSTUSize) and self.tokenizer != "item_id":
             raise ValueError(f"HSTU writes item ids and not the codes of tokenizer={self.tokenizer!r}; choose item_id.")
+        check_used(self, chosen="tokenizer", parts={"residual_kmeans": "kmeans", "rqvae": "rqvae"})
+        if self.tokenizer == "item_id" and self.num_codes is not None:
+            raise ValueError(f"num_codes={self.num_codes} does nothing to tokenizer='item_id'; leave it out.")
+        if self.ipa.beams and vars(self.sampling) != vars(SamplingConfig(block_seen=self.sampling.block_seen)):
+            raise ValueError(
+                "sampling.temperature, top_k and top_p do nothing where ipa.beams searches; leave out one of the two."
+            )
 
     def code(self) -> list[tuple[str, str | None]]:
         """What it names besides data; see :mod:`feedgym.trust`."""
@@ -231,8 +271,8 @@ class AlignConfig(Recording):
             return ItemIdConfig()
         num_codes = self.num_codes or codes_for(catalog.num_items)
         if self.tokenizer == "rqvae":
-            return RQVAEConfig(num_codes=num_codes, steps=self.rqvae_steps, seed=self.seed)
-        return ResidualKMeansConfig(num_codes=num_codes, seed=self.seed)
+            return RQVAEConfig(**vars(self.rqvae), num_codes=num_codes, seed=self.seed)
+        return ResidualKMeansConfig(**vars(self.kmeans), num_codes=num_codes, seed=self.seed)
 
     def model_arguments(self, pool: Pool) -> dict[str, Any]:
         """Arguments of the model's own config: the sizes chosen here and those that the data decide."""
@@ -299,14 +339,14 @@ def tiger_small() -> AlignConfig:
 def tiger_smoke() -> AlignConfig:
     """Everything once with TIGER, in seconds; its figures mean nothing."""
     sizes: dict[str, Any] = {"d_model": 16, "num_heads": 2, "head_width": 8, "decoder_layers": 1, "d_ff": 32}
-    return replace(tiger(smoke(), **sizes), rqvae_steps=30)
+    return replace(tiger(smoke(), **sizes), rqvae=RQVAEOptions(steps=30))
 
 
 def tiger_paper() -> AlignConfig:
     """TIGER's published sizes on the larger experiment; for one GPU or more."""
     sizes: dict[str, Any] = {"d_model": 128, "num_heads": 6, "head_width": 64, "encoder_layers": 4}
     sizes |= {"decoder_layers": 4, "d_ff": 1024, "dropout": 0.1, "semantic_init": False}
-    return replace(tiger(paper(), **sizes), num_codes=(256, 256, 256), rqvae_steps=20_000)
+    return replace(tiger(paper(), **sizes), num_codes=(256, 256, 256), rqvae=RQVAEOptions(steps=20_000))
 
 
 def hstu_small() -> AlignConfig:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from feedgym.agents.next_item import FitConfig
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.experiments.configs import DataConfig, LogConfig
+from feedgym.ranges import BelowOne, Count, Few, Length, Ranged, Seconds, SomeSeconds, SplitShare, Width, check_divides
 
 RANKERS = {
     "genrank": "feedgym.agents.genrank:GenRank",
@@ -34,24 +35,23 @@ class RankRun(DataConfig):
     """Behaviours to foretell; left out, those which happen, and fail to, at least 50 times in training."""
     watch: bool = True
     """Foretell the watched fraction too."""
-    max_candidates: int = 32
+    max_candidates: Count = 32
     """K, candidates of a row; requests (or windows) with more become several rows."""
-    validation: float = 0.1
+    validation: SplitShare = 0.1
     """Share of the rows, by time, that choose the epoch: those before the judged ones."""
-    held_out: float = 0.1
+    held_out: SplitShare = 0.1
     """Share of the rows, the last ones, that judge."""
-    epochs: int = 10
+    epochs: Count = 10
     """Passes over the rows, at most; the best epoch by validation is kept."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=2e-3, batch_size=128, weight_decay=0.01, patience=2,
                                                              max_grad_norm=1.0, group_by_length=True))  # fmt: skip
     """Optimiser, validation and patience."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.max_candidates < 1:
-            raise ValueError(f"epochs={self.epochs} and max_candidates={self.max_candidates} must be 1 or more.")
-        if min(self.validation, self.held_out) <= 0 or self.validation + self.held_out >= 1:
+        super().__post_init__()
+        if self.validation + self.held_out >= 1:
             raise ValueError(
-                f"validation={self.validation} and held_out={self.held_out} must be above 0 and sum to less than 1."
+                f"validation={self.validation} and held_out={self.held_out} must sum to less than 1; lower either."
             )
 
     @property
@@ -61,22 +61,22 @@ class RankRun(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceRankerSizes:
+class SequenceRankerSizes(Ranged):
     """Sizes that HSTU ranking and GenRank share."""
 
-    d_model: int = 64
+    d_model: Width = 64
     """D, width."""
-    num_layers: int = 3
+    num_layers: Few = 3
     """Layers."""
-    num_heads: int = 2
+    num_heads: Few = 2
     """Attention heads."""
-    d_qk: int = 32
+    d_qk: Width = 32
     """Width of a head's queries and keys."""
-    d_v: int = 32
+    d_v: Width = 32
     """Width of a head's values and gate."""
-    dropout: float = 0.1
+    dropout: BelowOne = 0.1
     """Dropout."""
-    history_length: int = 100
+    history_length: Length = 100
     """T, the newest events of a history that are read."""
     contents: bool = True
     """Read the items' contents beside their ids."""
@@ -118,7 +118,7 @@ class GenRankSizes(SequenceRankerSizes):
     attention: Literal["silu", "decay", "softmax"] = "silu"
     """What products of queries and keys and the bias become: silu (the SiLU of their sum, in which a falling bias is no
     decay), decay (the SiLU of the products times e to the bias, which must be alibi) or softmax (of their sum)."""
-    request_gap_s: float = 600.0
+    request_gap_s: Seconds = 600.0
     """Events at most so many seconds after the one before belong to the same request."""
     history_mask: Literal["causal", "full"] = "causal"
     """causal, or full as an ablation."""
@@ -149,23 +149,23 @@ class GenRankRun(RankRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MTGRSizes:
+class MTGRSizes(Ranged):
     """Sizes and ablations of MTGR."""
 
-    d_model: int = 64
+    d_model: Width = 64
     """D, width; 512 in the paper's small model, 768 in its medium and large ones."""
-    num_layers: int = 3
+    num_layers: Few = 3
     """Layers; 3, 5 and 15 in the paper's small, medium and large models."""
-    num_heads: int = 2
+    num_heads: Few = 2
     """Attention heads; 2, 3 and 3 in the paper."""
-    dropout: float = 0.1
+    dropout: BelowOne = 0.1
     """Dropout."""
-    history_length: int = 100
+    history_length: Length = 100
     """T, events of the static history; 1,000 in the paper."""
     decided: Literal["exposure", "request"] = "request"
     """When a candidate's real-time events end: at its exposure (the paper), or at the request it was exposed by, which
     is all that may be known where a request's items are ranked at once; the other rankers know no more."""
-    real_time_s: float = 86_400.0
+    real_time_s: Seconds = 86_400.0
     """Events of the history younger than so many seconds are real-time and not static: when a request is served they
     stand for the window before it."""
     mask: Literal["dynamic", "causal", "full"] = "dynamic"
@@ -176,6 +176,8 @@ class MTGRSizes:
     """Give candidates their cross features; otherwise, as an ablation, their items alone."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_divides(self, "num_heads", "d_model")
         if self.mask == "full" and self.decided == "exposure":
             raise ValueError(
                 "mask='full' with decided='exposure' would show judged candidates their own feedback; use "
@@ -190,9 +192,9 @@ class MTGRRun(RankRun):
     name: ClassVar[str] = "mtgr"
     model: MTGRSizes = field(default_factory=MTGRSizes)
     """The model."""
-    window_s: float = 86_400.0
+    window_s: SomeSeconds = 86_400.0
     """Seconds of a user's window, whose candidates share a sample."""
-    max_tokens: int = 8192
+    max_tokens: Count = 8192
     """Tokens of a training batch, in place of --fit.batch-size samples: dynamic batches, whose losses weigh by their
     candidates."""
 

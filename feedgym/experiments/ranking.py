@@ -33,6 +33,7 @@ from feedgym.experiments.evaluate import top_items
 from feedgym.experiments.progress import Step
 from feedgym.experiments.statistics import Ratio, interval, resampling_counts
 from feedgym.protocols import Recommender
+from feedgym.ranges import Count, Length, Ranged
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,24 +48,24 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankingConfig:
+class RankingConfig(Ranged):
     """How retrieval is judged."""
 
-    at: tuple[int, ...] = (5, 10, 50)
+    at: tuple[Count, ...] = (5, 10, 50)
     """Cut-offs k of HR@k and NDCG@k; MRR is cut at the largest."""
-    list_at: int = 10
+    list_at: Count = 10
     """Length of the lists whose coverage, concentration and popularity are told."""
     leave_out_seen: bool = True
     """Rank only items that the user has not examined before."""
-    history_length: int = 200
+    history_length: Length = 200
     """Events of a history that an agent is shown; what was seen is known from all of them."""
-    chunk: int = 256
+    chunk: Count = 256
     """Targets ranked at a time."""
 
     def __post_init__(self) -> None:
-        for name, values in {"at": self.at, "list_at": (self.list_at,), "chunk": (self.chunk,)}.items():
-            if not values or min(values) < 1:
-                raise ValueError(f"ranking.{name} is {getattr(self, name)} and must be 1 or more; raise it.")
+        super().__post_init__()
+        if not self.at:
+            raise ValueError("ranking.at is empty; name at least one cut-off, e.g. 10.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

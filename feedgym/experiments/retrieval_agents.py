@@ -127,10 +127,11 @@ def tiger_tokenizer(config: TigerRun, content_IE: Any, work: Path) -> CodeTokeni
     """The fitted tokenizer that is asked for; a training of it goes on in ``work``."""
     sizes = config.model
     if sizes.tokenizer == "rqvae":
-        codes = RQVAEConfig(num_codes=sizes.num_codes, steps=sizes.rqvae_steps, seed=config.seed)
+        codes = RQVAEConfig(**vars(sizes.rqvae), num_codes=sizes.num_codes, seed=config.seed)
         return RQVAE(codes).fit(content_IE, work=work)
     kind: Any = TIGER_TOKENIZERS[sizes.tokenizer]
-    return kind(kind.config_type(num_codes=sizes.num_codes, seed=config.seed)).fit(content_IE)
+    options = vars(sizes.kmeans) if kind is ResidualKMeans else {}
+    return kind(kind.config_type(**options, num_codes=sizes.num_codes, seed=config.seed)).fit(content_IE)
 
 
 def _save_tiger(agent: SessionRecommender, folder: Path) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Interval
 
 from feedgym.agents.next_item import FitConfig
 from feedgym.agents.sequences import Loss, Similarity
@@ -17,6 +19,21 @@ from feedgym.data.interactions import ReadOptions
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.experiments.configs import DataConfig, LogConfig
 from feedgym.experiments.ranking import RankingConfig
+from feedgym.ranges import (
+    BelowOne,
+    Count,
+    CountOrZero,
+    Few,
+    Length,
+    Positive,
+    Ranged,
+    Share,
+    Width,
+    check_divides,
+    check_used,
+)
+from feedgym.tokenizers.residual_kmeans import KMeansOptions
+from feedgym.tokenizers.rqvae import RQVAEOptions
 
 META: dict[str, Any] = {"epochs": 101, "fit": FitConfig(patience=20)}
 """Length of Meta's trainings on MovieLens-1M; a patience of 10 ends some of them while validation still rises."""
@@ -35,29 +52,25 @@ class RetrievalConfig(DataConfig):
 
     behaviours: tuple[str, ...] = ("click",)
     """An examined exposure with any of these is an item taken: such are foretold."""
-    min_items: int = 3
+    min_items: Count = 3
     """Users with fewer items taken are trained on but not judged."""
-    epochs: int = 100
+    epochs: Count = 100
     """Passes over the users, at most; the best epoch by validation is kept."""
     fit: FitConfig = field(default_factory=FitConfig)
     """Optimiser, validation and patience."""
-    validation_targets: int = 0
+    validation_targets: CountOrZero = 0
     """Validation targets looked at after an epoch, drawn once; 0 looks at all."""
     ranking: RankingConfig = field(default_factory=lambda: RankingConfig(at=(5, 10, 50, 200)))
     """How the final figures are taken."""
-    knn_recent: tuple[int, ...] = (0, 1, 3, 10, 30)
+    knn_recent: tuple[CountOrZero, ...] = (0, 1, 3, 10, 30)
     """How many of the last events ItemKNN may look at, 0 being all; validation chooses."""
     sasrec_ce: bool = True
     """Train SASRec with cross-entropy over all items as a baseline too, unless it is the model itself."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.validation_targets < 0:
-            raise ValueError(
-                f"epochs={self.epochs} must be 1 or more and validation_targets={self.validation_targets} 0 (all) or "
-                "more."
-            )
-        if not self.knn_recent or min(self.knn_recent) < 0:
-            raise ValueError(f"knn_recent={self.knn_recent} must name at least one number, 0 (all) or more.")
+        super().__post_init__()
+        if not self.knn_recent:
+            raise ValueError("knn_recent is empty and must name at least one number, 0 (all) or more.")
 
     @property
     def label(self) -> str:
@@ -70,28 +83,28 @@ class RetrievalConfig(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceSizes:
+class SequenceSizes(Ranged):
     """Sizes and loss that SASRec and HSTU share."""
 
-    d_model: int = 50
+    d_model: Width = 50
     """D, width."""
-    num_layers: int = 2
+    num_layers: Few = 2
     """Blocks."""
-    num_heads: int = 1
+    num_heads: Few = 1
     """Attention heads."""
-    dropout: float = 0.2
+    dropout: BelowOne = 0.2
     """Dropout."""
-    history_length: int = 200
+    history_length: Length = 200
     """T, the newest events of a history that are read."""
-    session_length: int = 10
+    session_length: Length = 10
     """K, the most items of a session."""
     loss: Loss = "sampled_softmax"
     """bce, ce (over all items) or sampled_softmax."""
-    num_negatives: int = 128
+    num_negatives: Count = 128
     """Items drawn a position for bce and sampled_softmax; SASRec's original draws 1."""
     similarity: Similarity = "cosine"
     """cosine, over the temperature, or dot."""
-    temperature: float = 0.05
+    temperature: Positive = 0.05
     """Divides the similarity; 1 with dot is SASRec's original."""
     only_positives: bool = True
     """Read only events that are items taken; otherwise all that were examined."""
@@ -101,10 +114,14 @@ class SequenceSizes:
 class SASRecSizes(SequenceSizes):
     """Sizes and loss of SASRec."""
 
-    d_ff: int = 50
+    d_ff: Width = 50
     """Width inside a feed-forward layer."""
     block: Literal["meta", "original"] = "meta"
     """meta (of generative-recommenders) or original (the authors')."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_divides(self, "num_heads", "d_model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +146,9 @@ class SASRecRun(RetrievalConfig):
 class HSTUSizes(SequenceSizes):
     """Sizes, stream and loss of HSTU."""
 
-    d_qk: int = 50
+    d_qk: Width = 50
     """Width of a head's queries and keys."""
-    d_v: int = 50
+    d_v: Width = 50
     """Width of a head's values and gate."""
     concat_ua: bool = False
     """Give the output matrix [u, a, u * a] instead of u * a."""
@@ -139,9 +156,9 @@ class HSTUSizes(SequenceSizes):
     """items, or events: profile, items and actions on one timeline."""
     use_time: bool = True
     """Bias attention by the time between an event and the request; off by itself where the data have no times."""
-    hide_actions: float = 0.1
+    hide_actions: Share = 0.1
     """Events stream: share of actions that training replaces by "unknown", so that sessions can be written."""
-    stochastic_alpha: float = 0.0
+    stochastic_alpha: Annotated[float, Interval(ge=0, le=2)] = 0.0
     """alpha of the stochastic length, in (1, 2]; 0 trains on whole sequences."""
 
 
@@ -160,38 +177,44 @@ class HSTURun(RetrievalConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TigerSizes:
+class TigerSizes(Ranged):
     """Sizes of TIGER and of the RQ-VAE before it; the defaults are the paper's."""
 
-    d_model: int = 128
+    d_model: Width = 128
     """D, width."""
-    num_heads: int = 6
+    num_heads: Few = 6
     """Attention heads."""
-    head_width: int = 64
+    head_width: Width = 64
     """Width of a head."""
-    encoder_layers: int = 4
+    encoder_layers: Few = 4
     """Layers reading the history."""
-    decoder_layers: int = 4
+    decoder_layers: Few = 4
     """Layers writing the codes."""
-    d_ff: int = 1024
+    d_ff: Width = 1024
     """Width inside a feed-forward layer."""
-    dropout: float = 0.1
+    dropout: BelowOne = 0.1
     """Dropout."""
-    history_length: int = 20
+    history_length: Length = 20
     """T, the newest items of a history that are read."""
-    num_user_tokens: int = 1
+    num_user_tokens: Count = 1
     """Tokens to which users are hashed by their profile; 1 is the same for all."""
     tokenizer: Literal["rqvae", "residual_kmeans", "lsh", "random"] = "rqvae"
     """What makes the codes: RQ-VAE, balanced residual k-means, random hyperplanes, or a draw that knows no content."""
-    num_codes: tuple[int, ...] = (256, 256, 256)
+    num_codes: tuple[Width, ...] = (256, 256, 256)
     """Codes of each level; with rqvae and lsh a level that counts colliding items comes after them."""
-    rqvae_steps: int = 20_000
-    """Training steps of the RQ-VAE."""
+    kmeans: KMeansOptions = field(default_factory=KMeansOptions)
+    """Residual k-means, where tokenizer is residual_kmeans."""
+    rqvae: RQVAEOptions = field(default_factory=lambda: RQVAEOptions(steps=20_000))
+    """The RQ-VAE, where tokenizer is rqvae."""
     semantic_init: bool = False
     """Let code embeddings start at the tokenizer's centroids, where it has some (rqvae, residual_kmeans), instead of at
     random, as in the paper."""
     sliding_window: bool = True
     """Learn every item taken from the items before it; otherwise each user's last one alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_used(self, chosen="tokenizer", parts={"residual_kmeans": "kmeans", "rqvae": "rqvae"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +245,7 @@ def tiger_small() -> TigerRun:
     Two codes an item, from balanced k-means without collisions, are half the tokens of three and a counter.
     """
     sizes = TigerSizes(num_heads=4, head_width=32, encoder_layers=2, decoder_layers=2, d_ff=512,
-                       tokenizer="residual_kmeans", num_codes=(256, 256), rqvae_steps=3000)  # fmt: skip
+                       tokenizer="residual_kmeans", num_codes=(256, 256))  # fmt: skip
     fit = FitConfig(batch_size=256, lr=1e-3, warmup_steps=500, schedule="cosine", weight_decay=0.01, adam_beta2=0.999,
                     max_grad_norm=1.0, group_by_length=True, patience=5)  # fmt: skip
     return replace(tiger(), model=sizes, fit=fit, epochs=40, validation_targets=2000,
@@ -232,7 +255,7 @@ def tiger_small() -> TigerRun:
 def tiger_smoke() -> TigerRun:
     """TIGER in seconds, on a small simulated log; its figures mean nothing."""
     sizes = TigerSizes(d_model=16, num_heads=2, head_width=8, encoder_layers=1, decoder_layers=1, d_ff=32,
-                       num_codes=(8, 16), rqvae_steps=20)  # fmt: skip
+                       num_codes=(8, 16), rqvae=RQVAEOptions(steps=20))  # fmt: skip
     return replace(
         tiger(), model=sizes, short_video=ShortVideoConfig(num_items=80), log=LogConfig(users=60, visits=3), epochs=1,
         fit=FitConfig(batch_size=64), ranking=RankingConfig(at=(5, 10)), sasrec_ce=False,

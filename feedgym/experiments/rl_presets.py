@@ -11,15 +11,16 @@ from feedgym.agents.rl_settings import TrainConfig
 from feedgym.agents.slates.layers import SlateNetConfig
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.configs import JudgeConfig, LogConfig
+from feedgym.ranges import Few, Length, Ranged, Seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class RLConfig:
+class RLConfig(Ranged):
     """An agent trained with RLlib on a registered environment, or from its log, and judged beside all others."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Decides the log, the judging users and, with the number of the training, weights and samples."""
-    num_seeds: int = 1
+    num_seeds: Few = 1
     """Trainings, each of another seed; with 2 or more, intervals over trainings are given too."""
     env: str = "feedgym/ShortVideo-v1"
     """Id of the environment."""
@@ -28,9 +29,9 @@ class RLConfig:
     against: str | None = None
     """Folder of a finished onerec-ipa run: train and judge in its world, beside its agents. Its simulator, lengths,
     reward and log take the place of those here."""
-    session_length: int | None = None
+    session_length: Length | None = None
     """K, items a session; the environment's own if left out."""
-    history_length: int | None = None
+    history_length: Length | None = None
     """T, events of the history that the agent sees; the environment's own if left out."""
     weights: RewardWeights | None = None
     """What a visit is worth; the environment's own if left out."""
@@ -44,8 +45,7 @@ class RLConfig:
     """Who judges."""
 
     def __post_init__(self) -> None:
-        if self.num_seeds < 1:
-            raise ValueError(f"num_seeds={self.num_seeds} must be 1 or more.")
+        super().__post_init__()
         self.options()
 
     def options(self) -> dict[str, Any]:

@@ -27,15 +27,16 @@ from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.experiments import ray_watch
 from feedgym.experiments.progress import Step
 from feedgym.protocols import Recommender, SessionReward
+from feedgym.ranges import Count, Few, Ranged
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutConfig:
+class RolloutConfig(Ranged):
     """How sampling and scoring are spread."""
 
-    num_actors: int = 2
+    num_actors: Few = 2
     """Ray actors, one core each. The answer does not depend on it."""
-    users_per_task: int = 16
+    users_per_task: Count = 16
     """Users in one block; memory grows with it. The answer depends on it, as it decides who shares a generator."""
 
 

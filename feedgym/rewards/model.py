@@ -40,6 +40,19 @@ from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, LoggedSessions
 from feedgym.data.parquet import replacing
 from feedgym.envs.truth import RewardWeights
+from feedgym.ranges import (
+    BelowOne,
+    Count,
+    Few,
+    LearningRate,
+    NonNegative,
+    Positive,
+    Ranged,
+    Seed,
+    SomeSeconds,
+    Width,
+    check_divides,
+)
 from feedgym.rewards.answers import NEXT, RETURN, TOWERS, WATCH, Answers, observed_bce
 from feedgym.rewards.network import ItemVectors, RelationAttention, SessionLayer, Sizes, Tower
 
@@ -47,46 +60,40 @@ WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "reward_model.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardModelConfig:
+class RewardModelConfig(Ranged):
     """The session reward model and its training."""
 
-    width: int = 64
+    width: Width = 64
     """D, width of the model."""
-    heads: int = 4
+    heads: Few = 4
     """Attention heads; divides width."""
-    layers: int = 1
+    layers: Few = 1
     """Self-attention layers inside the session."""
-    dropout: float = 0.0
+    dropout: BelowOne = 0.0
     """Dropout inside the network."""
-    id_dropout: float = 0.2
+    id_dropout: BelowOne = 0.2
     """Share of item-id embeddings left out in training, so that content speaks for rare items."""
-    watch_cap_s: float = 300.0
+    watch_cap_s: SomeSeconds = 300.0
     """Seconds watched of one item that count as a full label; more is clipped."""
-    max_weight: float = 1.0
+    max_weight: Positive = 1.0
     """Clip of the inverse propensity weights by which the log's favouritism is undone, where it has propensities; 1
     takes the log at face value."""
-    lr: float = 5e-3
+    lr: LearningRate = 5e-3
     """Peak learning rate of AdamW, warmed up and decayed by a cosine."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegative = 0.01
     """AdamW's decay of matrices and embeddings."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Sessions a step and device."""
-    epochs: float = 2.0
+    epochs: Positive = 2.0
     """Passes over the logged sessions."""
-    checkpoint_steps: int = 500
+    checkpoint_steps: Count = 500
     """Steps between checkpoints."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights, the order of the sessions and dropout."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "heads", "layers", "watch_cap_s", "lr", "batch_size", "epochs", "checkpoint_steps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
-        for name in ("dropout", "id_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
-        if self.width % self.heads:
-            raise ValueError(f"width={self.width} is not divisible by heads={self.heads}; choose a divisor.")
+        super().__post_init__()
+        check_divides(self, "heads", "width")
 
 
 class Predictions(NamedTuple):

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from feedgym.ranges import Ranged, Seed, Width
 from feedgym.tokenizers.codes import CodeTokenizer, check_enough_tuples, check_num_codes, checked_content
 
 
@@ -41,15 +42,16 @@ class ItemId(CodeTokenizer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomCodesConfig:
+class RandomCodesConfig(Ranged):
     """How many tuples there are to draw from."""
 
-    num_codes: tuple[int, ...] = (256, 256, 256)
+    num_codes: tuple[Width, ...] = (256, 256, 256)
     """Codes of each level, one number a level. Their product must be at least the number of items."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draw."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_num_codes(self.num_codes)
         if prod(self.num_codes) >= 2**63:
             raise ValueError(f"num_codes={self.num_codes} makes 2^63 tuples or more; lower it or leave out a level.")

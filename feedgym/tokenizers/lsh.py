@@ -19,19 +19,21 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from feedgym.ranges import Ranged, Seed, Width
 from feedgym.tokenizers.codes import CodeTokenizer, append_counter, check_num_codes, checked_content
 
 
 @dataclass(frozen=True, kw_only=True)
-class LSHConfig:
+class LSHConfig(Ranged):
     """How many hyperplanes there are."""
 
-    num_codes: tuple[int, ...] = (256, 256, 256)
+    num_codes: tuple[Width, ...] = (256, 256, 256)
     """Codes of each level, powers of two; a level that counts colliding items comes after them."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the hyperplanes."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_num_codes(self.num_codes)
         if any(size & (size - 1) for size in self.num_codes):
             raise ValueError(f"num_codes={self.num_codes}; hyperplanes halve space, so give powers of two.")

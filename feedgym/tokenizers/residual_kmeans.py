@@ -32,6 +32,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from feedgym.ranges import Count, Ranged, Seed, Width
 from feedgym.tokenizers.assignment import (
     Assignment,
     Ints,
@@ -54,30 +55,38 @@ Collisions = Literal["apart", "counter", "sinkhorn"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResidualKMeansConfig:
-    """How items become codes."""
+class KMeansOptions(Ranged):
+    """What may be chosen of residual k-means beside its codes and its seed."""
 
-    num_codes: tuple[int, ...] = (256, 256, 256)
-    """Codes of each level, one number a level. Their product must be at least the number of items where collisions are
-    kept apart."""
     assignment: Assignment = "auction"
     """How clusters are filled: of exact sizes by auction (at the least total distance) or greedy (the paper's Algorithm
     1, cluster after cluster), or of any size with the items nearest to them (plain k-means)."""
     collisions: Collisions = "apart"
     """What becomes of items with the same codes: apart (chosen so that there are none), counter (one more level counts
     them) or sinkhorn (spread over the last level; what still collides is counted)."""
-    max_iterations: int = 30
+    max_iterations: Count = 30
     """Most passes of k-means at a level; it stops earlier once no item changes its cluster."""
-    seed: int = 0
-    """Seed of the starting centroids."""
 
     def __post_init__(self) -> None:
-        check_num_codes(self.num_codes)
-        if self.max_iterations < 1:
-            raise ValueError(f"max_iterations={self.max_iterations} must be at least 1.")
+        super().__post_init__()
         for name, known in (("assignment", get_args(Assignment)), ("collisions", get_args(Collisions))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {known}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResidualKMeansConfig(KMeansOptions):
+    """How items become codes."""
+
+    num_codes: tuple[Width, ...] = (256, 256, 256)
+    """Codes of each level, one number a level. Their product must be at least the number of items where collisions are
+    kept apart."""
+    seed: Seed = 0
+    """Seed of the starting centroids."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_num_codes(self.num_codes)
 
 
 class ResidualKMeans(CodeTokenizer):

@@ -34,6 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from feedgym.data.whole import last_whole_checkpoint, new_checkpoint
+from feedgym.ranges import BelowOne, Count, CountOrZero, LearningRate, NonNegative, Ranged, Seed, Width
 from feedgym.tokenizers.assignment import sinkhorn_apart
 from feedgym.tokenizers.codes import CodeTokenizer, append_counter, check_num_codes, checked_content
 from feedgym.tokenizers.rqvae_network import RQVAENetwork
@@ -46,53 +47,39 @@ _ENCODED_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
-class RQVAEConfig:
-    """Sizes and training of an RQ-VAE."""
+class RQVAEOptions(Ranged):
+    """Sizes and training of an RQ-VAE, beside its codes and its seed."""
 
-    num_codes: tuple[int, ...] = (256, 256, 256)
-    """Codes of each level, one number a level; a level that counts colliding items comes after them."""
-    hidden_widths: tuple[int, ...] | None = None
+    hidden_widths: tuple[Width, ...] | None = None
     """Widths of the encoder's hidden layers, and of the decoder's in reverse; by the content's width if left out."""
-    latent_width: int = 32
+    latent_width: Width = 32
     """Width of the latents and codewords."""
-    beta: float = 0.25
+    beta: NonNegative = 0.25
     """Weight of the commitment of latents to their codewords."""
     codebook: Literal["gradient", "ema"] = "gradient"
     """How codewords learn: by gradient, or as moving averages of what they quantize."""
-    ema_decay: float = 0.99
+    ema_decay: BelowOne = 0.99
     """Decay of the moving averages."""
-    revive_steps: int = 100
+    revive_steps: CountOrZero = 100
     """Steps without use after which a codeword starts again at a random residual of the batch; 0 for never."""
     collisions: Literal["counter", "sinkhorn"] = "counter"
     """What becomes of items with the same codes: counter (one more level counts them) or sinkhorn (spread over the last
     level; what still collides is counted)."""
     optimizer: Literal["adam", "adagrad"] = "adam"
     """What trains the network."""
-    lr: float = 1e-3
+    lr: LearningRate = 1e-3
     """Learning rate, constant."""
-    batch_size: int = 1024
+    batch_size: Count = 1024
     """Items a step."""
-    steps: int = 5000
+    steps: Count = 5000
     """Training steps."""
-    kmeans_iterations: int = 30
+    kmeans_iterations: Count = 30
     """Most passes of the k-means that starts each codebook."""
-    checkpoint_steps: int = 1000
+    checkpoint_steps: Count = 1000
     """Steps between checkpoints, where a folder for them is given."""
-    seed: int = 0
-    """Seed of the initial weights, of k-means, of the order of the items and of revived codewords."""
 
     def __post_init__(self) -> None:
-        check_num_codes(self.num_codes)
-        for name in ("latent_width", "lr", "batch_size", "steps", "kmeans_iterations", "checkpoint_steps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0.")
-        for name in ("beta", "revive_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be below 0.")
-        if self.hidden_widths and min(self.hidden_widths) < 1:
-            raise ValueError(f"hidden_widths={self.hidden_widths} must all be at least 1.")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1).")
+        super().__post_init__()
         for name, known in _CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {known}.")
@@ -103,6 +90,20 @@ class RQVAEConfig:
         if hidden is None:
             hidden = tuple(max(round(content_width * share / 6), self.latent_width) for share in (4, 2, 1))
         return (content_width, *hidden, self.latent_width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RQVAEConfig(RQVAEOptions):
+    """An RQ-VAE."""
+
+    num_codes: tuple[Width, ...] = (256, 256, 256)
+    """Codes of each level, one number a level; a level that counts colliding items comes after them."""
+    seed: Seed = 0
+    """Seed of the initial weights, of k-means, of the order of the items and of revived codewords."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_num_codes(self.num_codes)
 
 
 _CHOICES = {

@@ -13,20 +13,21 @@ from feedgym.agents.layers.history import LOG_SECONDS_SCALE, ages_s
 from feedgym.agents.slates.world import SlateWorld
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS
+from feedgym.ranges import Few, Ranged, Width
 
 EVENT_NUMBERS = len(BEHAVIOURS) + 4
 """Of :func:`event_numbers`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlateNetConfig:
+class SlateNetConfig(Ranged):
     """Size of the networks."""
 
-    width: int = 32
+    width: Width = 32
     """Width of item and query vectors."""
-    heads: int = 4
+    heads: Few = 4
     """Weighted means of the history that are taken."""
-    hidden: int = 64
+    hidden: Width = 64
     """Width of the layers between."""
 
 

@@ -1,0 +1,217 @@
+"""How much memory an experiment needs at least, so that one that cannot fit is refused before any work.
+
+The estimates are rough and low: they count what must be held at one time and leave out what libraries hold beside it.
+They are there for the slip of the finger (a billion users), not to plan a run by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+from itertools import pairwise
+from math import prod
+from typing import Any, NamedTuple
+
+import psutil
+
+from feedgym.envs.short_video import ShortVideoConfig
+from feedgym.experiments.cascade_presets import CascadeRun
+from feedgym.experiments.configs import LogConfig
+from feedgym.experiments.learned_presets import LearnedRun
+from feedgym.experiments.presets import AlignConfig, HSTUSize, codes_for
+from feedgym.experiments.rank_presets import RankRun
+from feedgym.experiments.retrieval_presets import RetrievalConfig, TigerSizes
+from feedgym.experiments.rl_presets import RLConfig
+
+EVENT = 40
+"""Bytes of a row of a log: ids, time, watch time, behaviours."""
+WEIGHT = 16
+"""Bytes of a weight in training: itself, its gradient and the two moments of Adam."""
+PROCESS = 200 * 2**20
+"""Bytes of a process with torch."""
+
+
+class Need(NamedTuple):
+    """One thing that must be held in memory.
+
+    Attributes:
+        what: its name for people.
+        options: the dotted fields that decide its size.
+        num_bytes: its size, bytes.
+    """
+
+    what: str
+    options: tuple[str, ...]
+    num_bytes: float
+
+
+def check_memory(config: Any) -> None:
+    """Refuse an experiment that cannot fit into this machine's memory.
+
+    Args:
+        config: the whole experiment, of any kind.
+
+    Raises:
+        ValueError: names what is too large, the options that make it so, and both sizes.
+    """
+    memory = psutil.virtual_memory().total + psutil.swap_memory().total
+    need = max(needs(config), key=lambda need: need.num_bytes, default=None)
+    if need is not None and need.num_bytes > memory:
+        values = ", ".join(f"{name}={reduce(getattr, name.split('.'), config)}" for name in need.options)
+        raise ValueError(
+            f"{values}: {need.what} would take {need.num_bytes / 2**30:,.1f} GiB or more, and this machine has "
+            f"{memory / 2**30:,.1f} GiB; lower {'it' if len(need.options) == 1 else 'one of them'}."
+        )
+
+
+def needs(config: Any) -> Iterator[Need]:
+    """What an experiment must hold, by its kind."""
+    if isinstance(config, AlignConfig):
+        yield from _alignment(config)
+    elif isinstance(config, RLConfig):
+        yield from _rl(config)
+    elif isinstance(config, RetrievalConfig):
+        yield from _retrieval(config)
+    elif isinstance(config, RankRun):
+        yield from _ranking(config)
+    elif isinstance(config, CascadeRun):
+        model, ranker = config.retriever.model, config.ranker
+        yield _model("retriever.model", model, 0)
+        yield _model("ranker", ranker, 0)
+        yield _judge(config)
+    elif isinstance(config, LearnedRun):
+        yield _log(config.log, config.session_length)
+        yield _model("", config, 0)
+
+
+def log_bytes(users: int, visits: int, session_length: int) -> float:
+    """Bytes of a log in which half of each session is looked at."""
+    return users * visits * (1 + session_length / 2) * EVENT
+
+
+def _alignment(config: AlignConfig) -> Iterator[Need]:
+    length, model = config.session_length, config.model
+    items = 0
+    if config.data is None:
+        yield Need("the log", ("log.users", "log.visits", "session_length"), _log(config.log, length).num_bytes)
+        if config.simulator is None:
+            items = config.short_video.num_items
+            yield from _catalog("short_video.", config.short_video)
+    num_codes = config.num_codes or codes_for(items)
+    levels = 1 if isinstance(model, HSTUSize) else len(num_codes)
+    vocabulary = items if config.tokenizer == "item_id" else sum(num_codes)
+    if config.tokenizer == "rqvae":
+        widths = (*(config.rqvae.hidden_widths or ()), config.rqvae.latent_width)
+        yield Need("the RQ-VAE", ("rqvae.hidden_widths", "rqvae.latent_width"), _chain(widths) * WEIGHT)
+    yield _model("model", model, vocabulary)
+    positions = config.history_length + length * (levels + 1)
+    yield Need(
+        "the weights of one sequence's attention",
+        ("history_length", "session_length", "model.num_heads"),
+        positions**2 * model.num_heads * 4,
+    )
+    users = min(config.rollouts.users_per_task, _known_users(config))
+    state = length * (levels + 1) * model.d_model * 4
+    for name, number in {"ipa.num_samples": config.ipa.num_samples, "ipa.kl_samples": config.ipa.kl_samples,
+                         "judge.beams": config.judge.beams}.items():  # fmt: skip
+        options = ("rollouts.users_per_task", name, "session_length", "model.d_model")
+        yield Need("what is sampled at a time", options, users * number * state)
+    sampled = _known_users(config) * config.ipa.user_share * config.ipa.num_samples * length * 8
+    yield Need("a round's samples", ("log.users", "ipa.user_share", "ipa.num_samples", "session_length"), sampled)
+    answers = users * length * config.ipa.truth_replicas * EVENT
+    yield Need("a session's answers", ("rollouts.users_per_task", "ipa.truth_replicas", "session_length"), answers)
+    reward = config.reward.layers * 12 * config.reward.width**2 * WEIGHT
+    yield Need("training the reward model", ("reward.width", "reward.layers"), reward)
+    yield Need("the actors", ("rollouts.num_actors",), config.rollouts.num_actors * PROCESS * (config.ray == "local"))
+    yield _judge(config)
+
+
+def _rl(config: RLConfig) -> Iterator[Need]:
+    length, history = config.session_length or 1, config.history_length or 1
+    row = (length + history) * EVENT
+    train = config.train
+    yield _log(config.log, length)
+    yield _judge(config)
+    yield Need("the users served side by side", ("train.num_envs", "history_length"), train.num_envs * row)
+    yield Need("an iteration's requests", ("train.steps", "history_length"), train.steps * row)
+    yield Need("the replay buffer", ("train.buffer", "history_length"), train.buffer * row)
+    yield Need("an update's batch", ("train.batch_size", "history_length"), train.batch_size * row)
+    sizes = config.sizes
+    yield Need("the networks", ("sizes.width", "sizes.hidden"), (sizes.width + sizes.hidden) ** 2 * WEIGHT)
+
+
+def _retrieval(config: RetrievalConfig) -> Iterator[Need]:
+    model: Any = config.model  # type: ignore[attr-defined]
+    yield from _data(config)
+    items = 0 if config.data else config.short_video.num_items
+    is_tiger = isinstance(model, TigerSizes)
+    yield _model("model", model, sum(model.num_codes) if is_tiger else items)
+    yield Need("the weights of one sequence's attention", ("model.history_length", "model.num_heads"),
+               model.history_length**2 * model.num_heads * 4)  # fmt: skip
+    if not is_tiger and model.loss != "ce":
+        rows = min(config.fit.batch_size, config.log.users if config.data is None else 1)
+        options = ("fit.batch_size", "model.num_negatives", "model.d_model")
+        yield Need("a batch's negatives", options, rows * model.num_negatives * model.d_model * 4)
+
+
+def _ranking(config: RankRun) -> Iterator[Need]:
+    model: Any = config.model  # type: ignore[attr-defined]
+    yield from _data(config)
+    yield _model("model", model, 0 if config.data else config.short_video.num_items)
+    yield Need("the weights of one sequence's attention", ("model.history_length", "model.num_heads"),
+               model.history_length**2 * model.num_heads * 4)  # fmt: skip
+
+
+def _data(config: Any) -> Iterator[Need]:
+    if config.data is None:
+        yield _log(config.log, 10)
+        yield from _catalog("short_video.", config.short_video)
+
+
+def _log(log: LogConfig, session_length: int) -> Need:
+    return Need("the log", ("log.users", "log.visits"), log_bytes(log.users, log.visits, session_length))
+
+
+def _catalog(path: str, c: ShortVideoConfig) -> Iterator[Need]:
+    """The catalogue, and what is known of the users of a block."""
+    names = ("num_items", "content_dim", "latent_dim", "num_topics")
+    widths = c.content_dim + c.latent_dim + c.num_topics
+    yield Need("the catalogue", tuple(path + name for name in names), c.num_items * widths * 4)
+    topics = ("latent_dim", "num_topics")
+    yield Need("the topics", tuple(path + name for name in topics), c.latent_dim * c.num_topics * 4)
+    yield Need("what 512 users remember", (path + "memory_items",), 512 * c.memory_items * 4)
+
+
+def _judge(config: Any) -> Need:
+    length = getattr(config, "session_length", None) or 1
+    judge = config.judge
+    return Need("the judging users' visits", ("judge.users", "judge.visits"), judge.users * judge.visits * length * 8)
+
+
+def _model(path: str, sizes: Any, vocabulary: int) -> Need:
+    """Training the model: embeddings, and layers of attention, feed-forward and experts."""
+    has = {name: getattr(sizes, name) for name in SIZES if hasattr(sizes, name)}
+    width = has["d_model"]
+    heads = has.get("num_heads", 1) * max(has.get(name, 1) for name in ("head_width", "d_qk", "d_v"))
+    layers = sum(has.get(name, 0) for name in ("num_layers", "encoder_layers", "decoder_layers"))
+    inside = 2 * has.get("d_ff", 0) * has.get("num_experts", 1)
+    weights = (
+        width * vocabulary + width * has.get("history_length", 0) + layers * width * (4 * max(heads, width) + inside)
+    )
+    options = tuple(f"{path}.{name}".strip(".") for name in has)
+    return Need("training the model", options, weights * WEIGHT)
+
+
+SIZES = ("d_model", "num_heads", "head_width", "d_qk", "d_v", "num_layers", "encoder_layers", "decoder_layers", "d_ff",
+         "num_experts", "history_length")  # fmt: skip
+"""Fields that decide how many weights a model has."""
+
+
+def _chain(widths: tuple[int, ...]) -> float:
+    """Weights of a network with layers of such widths."""
+    return sum(prod(pair) for pair in pairwise(widths)) or widths[0]
+
+
+def _known_users(config: AlignConfig) -> int:
+    """Users of the log, as far as the configuration tells."""
+    return config.log.users if config.data is None else config.rollouts.users_per_task

@@ -1,0 +1,153 @@
+"""Ranges of numeric options: each is declared in the field's type, and one check holds all of them.
+
+A field says ``users: Count = 4000`` or, where no name below fits, ``core: Annotated[int, Interval(ge=1, le=500)] = 1``.
+A configuration that inherits from :class:`Ranged` then refuses what lies outside, and so does pydantic when it reads a
+run's config.json. Infinity and NaN lie outside of every range. The upper limits are far beyond what anybody uses: they
+are there so that a slip of the finger is told at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from functools import cache
+from typing import Annotated, Any, cast, get_args, get_origin
+
+from annotated_types import Interval
+
+Seed = Annotated[int, Interval(ge=0, le=2**31 - 1)]
+"""Two of them added are still a seed for NumPy."""
+Count = Annotated[int, Interval(ge=1, le=10**9)]
+"""Number of users, items, steps, passes."""
+CountOrZero = Annotated[int, Interval(ge=0, le=10**9)]
+"""The same where 0 means none, off or all."""
+Few = Annotated[int, Interval(ge=1, le=1024)]
+"""Layers, heads, experts."""
+Width = Annotated[int, Interval(ge=1, le=65_536)]
+"""Width of a vector, or codes of a level."""
+Length = Annotated[int, Interval(ge=1, le=1_000_000)]
+"""Items of a session, events of a history."""
+
+Share = Annotated[float, Interval(ge=0, le=1)]
+"""A share or a probability."""
+SomeShare = Annotated[float, Interval(gt=0, le=1)]
+"""The same, and not 0."""
+SplitShare = Annotated[float, Interval(gt=0, lt=1)]
+"""A share that leaves something on both sides."""
+BelowOne = Annotated[float, Interval(ge=0, lt=1)]
+"""A share that leaves something; the decay of a moving average."""
+LearningRate = Annotated[float, Interval(gt=0, le=10)]
+"""Step of an optimiser."""
+
+Positive = Annotated[float, Interval(gt=0, le=10**6)]
+"""A scale, a temperature, a time constant in hours or days."""
+NonNegative = Annotated[float, Interval(ge=0, le=10**6)]
+"""A strength that 0 turns off."""
+Seconds = Annotated[float, Interval(ge=0, le=10**10)]
+"""A time; 10**10 s are 317 years."""
+SomeSeconds = Annotated[float, Interval(gt=0, le=10**10)]
+"""A time, and not 0."""
+Weight = Annotated[float, Interval(ge=-(10**6), le=10**6)]
+"""A weight that may be negative."""
+Logit = Annotated[float, Interval(ge=-100, le=100)]
+"""A logarithm, or what is added to one."""
+Spread = Annotated[float, Interval(ge=0, le=20)]
+"""A standard deviation of logarithms or of standard scores."""
+
+
+class Ranged:
+    """Base of configurations: a number outside of its declared range is a ValueError.
+
+    A subclass with checks of its own calls ``super().__post_init__()`` first.
+    """
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+def check_ranges(config: Any) -> None:
+    """Refuse numbers outside of the ranges in the types of a configuration's fields.
+
+    Raises:
+        ValueError: names the field, the value, the limit and the remedy.
+    """
+    kind: Any = type(config)
+    for name, hint in field_types(kind).items():
+        for path, value, interval in _numbers(name, hint, getattr(config, name)):
+            if interval is not None and (fault := _fault(value, interval)):
+                raise ValueError(f"{path}={value} {fault}")
+
+
+def check_divides(config: Any, heads: str, width: str) -> None:
+    """Refuse a width that its heads do not divide."""
+    if getattr(config, width) % getattr(config, heads):
+        raise ValueError(
+            f"{width}={getattr(config, width)} is no multiple of {heads}={getattr(config, heads)}; change either."
+        )
+
+
+def check_used(config: Any, *, chosen: str, parts: Mapping[str, str]) -> None:
+    """Refuse options that were changed in a part which the choice does not use.
+
+    Args:
+        config: the configuration.
+        chosen: its field that chooses.
+        parts: the part that each choice uses, by the choice.
+    """
+    for field in fields(config):
+        users, default = (
+            [choice for choice, part in parts.items() if part == field.name],
+            cast(Any, field.default_factory),
+        )
+        if users and getattr(config, chosen) not in users and getattr(config, field.name) != default():
+            raise ValueError(
+                f"{field.name} is set, which {chosen}={getattr(config, chosen)!r} does not use; leave it out or give "
+                f"{chosen}={users[0]!r}."
+            )
+
+
+@cache
+def field_types(kind: type) -> dict[str, Any]:
+    """Type of each annotated field of a class, its ranges included."""
+    types: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        if base.__module__.partition(".")[0] != "transformers":  # its types name what only type checkers import
+            types |= inspect.get_annotations(base, eval_str=True)
+    return types
+
+
+def _numbers(path: str, hint: Any, value: Any) -> Iterator[tuple[str, Any, Interval | None]]:
+    """The numbers of a field with their ranges: itself, or the elements of a tuple."""
+    if isinstance(value, (tuple, list)):
+        for variant in (hint, *get_args(hint)):  # the tuple itself, or the tuple of "a tuple or None"
+            if get_origin(variant) in (tuple, list):
+                element, *others = get_args(variant)
+                elements = [element] * len(value) if others in ([], [...]) else [element, *others]
+                for idx, (part, its_hint) in enumerate(zip(value, elements, strict=False)):
+                    yield from _numbers(f"{path}[{idx}]", its_hint, part)
+                return
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        for variant in (hint, *get_args(hint)):
+            for mark in getattr(variant, "__metadata__", ()):
+                if isinstance(mark, Interval):
+                    yield path, value, mark
+                    return
+
+
+def _fault(value: Any, interval: Interval) -> str | None:
+    """What is wrong with a number and what to do, if anything is."""
+    low = interval.gt if interval.ge is None else interval.ge
+    high = interval.lt if interval.le is None else interval.le
+    if not math.isfinite(value):
+        return f"is no finite number; give one from {low} to {high}."
+    if interval.gt is not None and not value > interval.gt:
+        return f"must be above {low}; raise it."
+    if interval.ge is not None and not value >= interval.ge:
+        return f"must be {low} or more; raise it."
+    if interval.lt is not None and not value < interval.lt:
+        return f"must be below {high}; lower it."
+    if interval.le is not None and not value <= interval.le:
+        return f"must be {high} or less; lower it."
+    return None

@@ -1,0 +1,58 @@
+"""What cannot fit into memory is refused before any work, and every preset fits."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from feedgym.cli import MISTAKE, main
+from feedgym.experiments.memory import check_memory, needs
+from feedgym.experiments.presets import COMPARISONS, PRESETS, smoke
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """A machine of 32 GiB."""
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=32 * 2**30))
+    monkeypatch.setattr(psutil, "swap_memory", lambda: SimpleNamespace(total=0))
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *COMPARISONS])
+def test_every_preset_fits_and_is_looked_at(name):
+    config = {**PRESETS, **COMPARISONS}[name]()
+    check_memory(config)
+    assert max(need.num_bytes for need in needs(config)) > 0
+    assert any(need.what == "training the model" for need in needs(config)) or name.startswith("rllib")
+
+
+@pytest.mark.parametrize(
+    ("part", "sizes", "what"),
+    [
+        ("log", {"users": 10**9}, "the log"),
+        ("log", {"visits": 10**9}, "the log"),
+        ("judge", {"users": 10**9}, "the judging users' visits"),
+        ("judge", {"beams": 10**9}, "what is sampled at a time"),
+        ("ipa", {"kl_samples": 10**9}, "what is sampled at a time"),
+        ("ipa", {"truth_replicas": 10**9}, "a session's answers"),
+        ("model", {"d_model": 65_536}, "training the model"),
+        ("model", {"d_ff": 65_536, "num_experts": 1024}, "training the model"),
+        ("short_video", {"num_items": 10**9}, "the catalogue"),
+        ("short_video", {"memory_items": 10**9}, "what 512 users remember"),
+        ("reward", {"width": 65_536}, "training the reward model"),
+        ("rollouts", {"num_actors": 1024}, "the actors"),
+    ],
+)
+def test_what_is_too_large_is_named_with_the_options_and_both_sizes(part, sizes, what):
+    config = replace(smoke(), **{part: replace(getattr(smoke(), part), **sizes)})
+    with pytest.raises(ValueError, match=rf"{what} would take [\d,.]+ GiB or more, and this machine has 32.0") as error:
+        check_memory(config)
+    assert f"{part}.{next(iter(sizes))}=" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("option", ["--session-length", "--history-length"])
+def test_the_command_line_refuses_it_and_leaves_nothing(option, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "onerec-ipa-smoke", option, "1000000", "--run", str(tmp_path / "run")])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == MISTAKE and "lower one of them" in line and not (tmp_path / "run").exists()
