@@ -52,7 +52,7 @@ def plan(config: AlignConfig) -> Plan:
     if not config.ipa.rounds:
         plan.leave_out("dpo", "ipa.margin", because="without rounds nothing is aligned")
     log = plan_log(plan, config)
-    codes = [config.tokenizer, config.num_codes, config.rqvae_steps, config.seed]
+    codes = [config.tokenizer, config.num_codes, config.kmeans, config.rqvae, config.seed]
     tokenizer = plan.stage("tokenizer", codes, (log,))
     cut = [config.session_length, config.history_length, config.split, config.split_seed, config.seed]
     base = plan.stage("base", [config.model, config.pretrain, config.sessions, *cut], (tokenizer,))
