@@ -2,26 +2,29 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from pydantic import TypeAdapter
-from toy_agents import NUM_ITEMS, K, T, toy_histories
+from toy_agents import NUM_ITEMS, K, T, toy_histories, toy_tokenizer
 
 from feedgym.agents.dpo import DPORoundConfig, dpo_round
+from feedgym.agents.generation import SamplingConfig
 from feedgym.agents.hstu import HSTU, HSTUConfig
+from feedgym.agents.layers.moe import SparseMoE
 from feedgym.agents.session_model import session_logp
 from feedgym.cli import main
 from feedgym.data.batches import Preferences
 from feedgym.data.sessions import SessionFilter
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.experiments.agents_of import agents_of, build_model
+from feedgym.experiments.align import fitted_tokenizer
 from feedgym.experiments.presets import PRESETS, AlignConfig, HSTUSize, ModelConfig, TigerSize, codes_for, smoke
 from feedgym.tokenizers.quality import quality_report
-from feedgym.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
-from feedgym.tokenizers.rqvae import RQVAE
+from feedgym.tokenizers.residual_kmeans import KMeansOptions, ResidualKMeans, ResidualKMeansConfig
+from feedgym.tokenizers.rqvae import RQVAE, RQVAEOptions
 
 SIZES = {"onerec-ipa": ModelConfig, "tiger-ipa": TigerSize, "hstu-ipa": HSTUSize}
 
@@ -86,6 +89,53 @@ def test_the_papers_preset_has_what_the_paper_publishes():
     assert (config.ipa.num_samples, config.ipa.user_share, config.ipa.beams) == (128, 0.01, True)
     assert (config.history_length, config.model.num_experts, config.judge.beams) == (256, 24, 128)
     assert config.pretrain.lr == config.dpo.learning_rate == 2e-4 and config.dpo.epochs == 1
+
+
+@pytest.mark.parametrize("changes", [{"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.9}])
+def test_a_beam_search_refuses_the_options_of_sampling(changes):
+    beams = replace(smoke().ipa, beams=True)
+    with pytest.raises(ValueError, match=r"top_k and top_p do nothing where ipa\.beams searches; leave out"):
+        replace(smoke(), ipa=beams, sampling=SamplingConfig(**changes))
+    assert replace(smoke(), ipa=beams, sampling=SamplingConfig(block_seen=False)).ipa.beams  # the search obeys it
+
+
+def test_options_of_the_experts_reach_the_built_model():
+    sizes = {"num_experts_per_tok": 3, "gate_renormalise": True, "router_aux_loss_coef": 0.25}
+    config = replace(smoke(), model=replace(smoke().model, **sizes))
+    pool = SimpleNamespace(catalog=SimpleNamespace(num_items=NUM_ITEMS), profile_sizes=(3, 2))
+    model = build_model(config, pool, toy_tokenizer())
+    usual = build_model(smoke(), pool, toy_tokenizer())
+    assert {name: getattr(model.config, name) for name in sizes} == sizes
+    assert not any(getattr(usual.config, name) == value for name, value in sizes.items())
+    experts = [module for module in model.modules() if isinstance(module, SparseMoE)]
+    assert [(layer.experts_per_token, layer.renormalise) for layer in experts] == [(3, True)]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "options"),
+    [
+        ("residual_kmeans", {"kmeans": KMeansOptions(assignment="nearest", collisions="counter", max_iterations=2)}),
+        (
+            "rqvae",
+            {
+                "rqvae": RQVAEOptions(
+                    hidden_widths=(12,), latent_width=6, beta=0.5, codebook="ema", ema_decay=0.9, revive_steps=3,
+                    collisions="sinkhorn", optimizer="adagrad", lr=0.01, batch_size=16, steps=4, kmeans_iterations=2,
+                    checkpoint_steps=2,
+                )
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_options_of_a_tokenizer_reach_the_fitted_one(tokenizer, options, tmp_path):
+    config = replace(smoke(), tokenizer=tokenizer, num_codes=(4, 8), **options)
+    content_IE = torch.randn(24, 10, generator=torch.Generator().manual_seed(0)).numpy()
+    fitted = fitted_tokenizer(config, SimpleNamespace(num_items=24, content_IE=content_IE), tmp_path)
+    (given,) = options.values()
+    assert vars(given).items() <= vars(fitted.config).items()
+    assert all(getattr(given, f.name) != f.default for f in fields(given))  # none was left as it is
+    kept = {folder.name for folder in tmp_path.iterdir()}
+    assert kept == ({"checkpoint-2", "checkpoint-4"} if tokenizer == "rqvae" else set())
 
 
 def test_hstu_says_by_which_loss_it_learned_sessions():

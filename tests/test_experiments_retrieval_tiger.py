@@ -1,6 +1,7 @@
 """TIGER in next-item retrieval: its windows, and the whole experiment through the command line."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ import pytest
 from feedgym.cli import main
 from feedgym.data.events import Event
 from feedgym.experiments.presets import PRESETS
-from feedgym.experiments.retrieval_agents import TIGER_TOKENIZERS, _load_tiger
+from feedgym.experiments.retrieval_agents import TIGER_TOKENIZERS, _load_tiger, tiger_tokenizer
 from feedgym.experiments.retrieval_data import Retrieval, read_log
+from feedgym.experiments.retrieval_presets import TigerSizes
+from feedgym.tokenizers.residual_kmeans import KMeansOptions
+from feedgym.tokenizers.rqvae import RQVAEOptions
 
 
 def test_windows_are_every_item_taken_with_what_came_before_it():
@@ -29,6 +33,23 @@ def test_windows_are_every_item_taken_with_what_came_before_it():
     assert found == [seen for _, seen, _ in want] and len(want) > 50
     assert every.item_ids_NK[:, 0].tolist() == [item for _, _, item in want]
     assert last.item_ids_NK[:, 0].tolist() == list({u: item for u, _, item in want}.values())
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "options"),
+    [
+        ("residual_kmeans", {"kmeans": KMeansOptions(assignment="nearest", collisions="counter", max_iterations=2)}),
+        ("rqvae", {"rqvae": RQVAEOptions(steps=3, latent_width=6, optimizer="adagrad", codebook="ema")}),
+    ],
+)
+def test_options_of_a_tokenizer_reach_the_fitted_one(tokenizer, options, tmp_path):
+    config = PRESETS["tiger-smoke"]()
+    usual = {"kmeans": KMeansOptions(), "rqvae": TigerSizes().rqvae}
+    sizes = replace(config.model, tokenizer=tokenizer, num_codes=(4, 8), **usual | options)
+    content_IE = np.random.default_rng(0).normal(size=(24, 10)).astype(np.float32)
+    fitted = tiger_tokenizer(replace(config, model=sizes), content_IE, tmp_path)
+    (given,) = options.values()
+    assert vars(given).items() <= vars(fitted.config).items()
 
 
 @pytest.mark.parametrize("tokenizer", ["rqvae", "random"])

@@ -25,6 +25,7 @@ import torch
 from feedgym.agents.dpo import dpo_round
 from feedgym.agents.generation import GenerativeRecommender
 from feedgym.agents.pretrain import SessionDataset, pretrain
+from feedgym.data.events import Catalog
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.experiments.agents_of import TOKENIZERS, build_model, load_model, recommender_of, score_of
 from feedgym.experiments.evaluate import JUDGED
@@ -40,6 +41,7 @@ from feedgym.protocols import Recommender, load
 from feedgym.rewards.model import RewardModel, auc_per_tower, fit_reward_model
 from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.quality import quality_report
+from feedgym.tokenizers.rqvae import RQVAE
 
 FIGURES = json_of(dict[str, Number])
 """Codec of figures by name."""
@@ -87,11 +89,10 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     log = run.stage("log", world.collect, LOG)
     pool = Pool.of(log.value, world, config)
 
-    codes, kind = config.tokenizer_for(pool.catalog), TOKENIZERS[config.tokenizer]
     tokenizer = run.stage(
         "tokenizer",
-        lambda _: kind(codes).fit(pool.catalog.content_IE),
-        Codec(lambda value, folder: value.save(folder), kind.load),
+        lambda work: fitted_tokenizer(config, pool.catalog, work),
+        Codec(lambda value, folder: value.save(folder), TOKENIZERS[config.tokenizer].load),
     )
     agents: Codec[Any] = Codec(
         lambda model, folder: model.save_pretrained(folder), lambda f: load_model(config, f, tokenizer.value)
@@ -150,6 +151,14 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     write_report(summary, run.folder)
     run.publish(summary, artifacts={"tokenizer": tokenizer.name, "aligned-agent": snapshot.name})
     return summary
+
+
+def fitted_tokenizer(config: AlignConfig, catalog: Catalog, work: Path) -> CodeTokenizer:
+    """The fitted tokenizer; the training of an RQ-VAE goes on from its checkpoints in ``work``."""
+    tokenizer = TOKENIZERS[config.tokenizer](config.tokenizer_for(catalog))
+    if isinstance(tokenizer, RQVAE):
+        return tokenizer.fit(catalog.content_IE, work=work)
+    return tokenizer.fit(catalog.content_IE)
 
 
 def pretrained(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer, work: Path) -> Any:
