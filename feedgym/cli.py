@@ -23,9 +23,10 @@ from pickle import UnpicklingError
 from typing import Annotated, Any, TypeVar
 
 import tyro
+from annotated_types import Interval
 from tyro.conf import Positional
 
-from feedgym.ranges import Count, CountOrZero, Length, Ranged, Seconds, Seed, Share
+from feedgym.ranges import Count, CountOrZero, Length, Ranged, Seed, Share, Visits
 
 MISTAKE, INTERRUPTED = 2, 130
 NO_TENSORS = (
@@ -279,7 +280,7 @@ class EvaluateArguments(Ranged):
     """The run's folder."""
     users: Count | None = None
     """Fresh users."""
-    visits: Count | None = None
+    visits: Visits | None = None
     """Visits a user."""
     seed: Seed | None = None
     """Another seed is another population of users."""
@@ -467,9 +468,9 @@ class WatchArguments(Ranged):
     """K, items in a session; the agent's or the feed's own if left out."""
     seed: Seed = 0
     """The first user; when they leave for good or their episode is over, the next one comes."""
-    visits: Count = 8
+    visits: Visits = 8
     """Visits to watch; pages or requests where these are the environment's steps."""
-    delay: Seconds | None = None
+    delay: Annotated[float, Interval(ge=0, le=3600)] | None = None
     """Seconds between two visits; 1.5 in a terminal and 0 elsewhere if left out."""
     png: Path | None = None
     """PNG file for a picture of the last visit."""
@@ -518,7 +519,7 @@ class SimulateArguments(Ranged):
     who made it."""
     users: Count = 1000
     """Users."""
-    visits: Count = 14
+    visits: Visits = 14
     """Visits a user, unless they churn earlier."""
     session_length: Length = 10
     """K, items in a session."""
@@ -537,8 +538,10 @@ def simulate(arguments: Sequence[str]) -> None:
     from feedgym.data.parquet import write_catalog, write_log
     from feedgym.envs.feed import make_simulator
     from feedgym.envs.logging import LoggingConfig, collect_log
+    from feedgym.experiments.memory import check_simulated
     from feedgym.experiments.progress import progress
 
+    check_simulated(options)
     simulator = make_simulator(options.simulator, trust=options.trust)
     served = LoggingConfig(popularity_share=options.popularity_share, random_share=options.random_share)
     with progress("Simulating") as step:
@@ -578,7 +581,7 @@ class RealismArguments(Ranged):
     """Folder for realism.html, realism.json and a picture a plot."""
     users: Count = 2000
     """Users of a simulator."""
-    visits: Count = 14
+    visits: Visits = 14
     """Visits of each of them."""
     session_length: Length = 10
     """K, items in a session of a simulator."""
@@ -594,8 +597,10 @@ def realism(arguments: Sequence[str]) -> None:
     options = _parse(RealismArguments, "realism", arguments)
     from rich.console import Console
 
+    from feedgym.experiments.memory import check_simulated
     from feedgym.experiments.realism import read_side, realism, table_of, write_realism
 
+    check_simulated(options)
     sizes = {name: getattr(options, name) for name in ("users", "visits", "session_length", "seed", "trust")}
     a, b = read_side(options.a, **sizes), read_side(options.b, **sizes)
     found = realism((options.a, options.b), a, b, seed=options.seed)

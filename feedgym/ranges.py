@@ -20,9 +20,17 @@ from annotated_types import Interval
 Seed = Annotated[int, Interval(ge=0, le=2**31 - 1)]
 """Two of them added are still a seed for NumPy."""
 Count = Annotated[int, Interval(ge=1, le=10**9)]
-"""Number of users, items, steps, passes."""
+"""Number of users, items, samples, or of steps between two events."""
 CountOrZero = Annotated[int, Interval(ge=0, le=10**9)]
 """The same where 0 means none, off or all."""
+Steps = Annotated[int, Interval(ge=1, le=10**7)]
+"""Optimiser steps, or requests of an iteration: months of work on one machine."""
+StepsOrZero = Annotated[int, Interval(ge=0, le=10**7)]
+"""The same where 0 means that something else decides."""
+Passes = Annotated[int, Interval(ge=1, le=10_000)]
+"""Passes over data: epochs, iterations, repeats."""
+Visits = Annotated[int, Interval(ge=1, le=100_000)]
+"""Visits of a user: ten a day for 27 years."""
 Few = Annotated[int, Interval(ge=1, le=1024)]
 """Layers, heads, experts."""
 Width = Annotated[int, Interval(ge=1, le=65_536)]
@@ -45,6 +53,8 @@ Positive = Annotated[float, Interval(gt=0, le=10**6)]
 """A scale, a temperature, a time constant in hours or days."""
 NonNegative = Annotated[float, Interval(ge=0, le=10**6)]
 """A strength that 0 turns off."""
+PartPasses = Annotated[float, Interval(gt=0, le=10_000)]
+"""Passes over data, the last of them perhaps in part."""
 Seconds = Annotated[float, Interval(ge=0, le=10**10)]
 """A time; 10**10 s are 317 years."""
 SomeSeconds = Annotated[float, Interval(gt=0, le=10**10)]
@@ -86,6 +96,13 @@ def check_divides(config: Any, heads: str, width: str) -> None:
         raise ValueError(
             f"{width}={getattr(config, width)} is no multiple of {heads}={getattr(config, heads)}; change either."
         )
+
+
+def check_order(config: Any, name: str) -> None:
+    """Refuse a pair whose first number is above its second."""
+    low, high = getattr(config, name)
+    if low > high:
+        raise ValueError(f"{name}={getattr(config, name)} goes from the higher to the lower; change their order.")
 
 
 def check_used(config: Any, *, chosen: str, parts: Mapping[str, str]) -> None:

@@ -43,7 +43,7 @@ from feedgym.agents.session_model import history_columns
 from feedgym.data.batches import EventBatch, Preferences, TensorRows
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.data.whole import is_whole, last_whole_checkpoint, seal
-from feedgym.ranges import Count, CountOrZero, LearningRate, NonNegative, Positive, Ranged, Seed
+from feedgym.ranges import Count, CountOrZero, LearningRate, NonNegative, Passes, Positive, Ranged, Seed
 from feedgym.tokenizers.vocabulary import Vocabulary
 
 LossType = Literal["sigmoid", "hinge", "ipo", "robust", "sigmoid_norm", "nca_pair", "apo_zero", "sppo_hard"]
@@ -104,7 +104,7 @@ class DPORoundConfig(Ranged):
     """Steps in which the learning rate rises from 0."""
     schedule: Schedule = "linear"
     """What the learning rate does afterwards; linear and cosine fall to 0."""
-    epochs: Count = 3
+    epochs: Passes = 3
     """Passes over the pairs."""
     batch_size: Count = 16
     """Pairs a step and device."""

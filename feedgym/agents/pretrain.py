@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast, get_args
+from typing import Annotated, Any, Literal, Protocol, TypeVar, cast, get_args
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
@@ -22,7 +23,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from feedgym.agents.layers.moe import expert_load
 from feedgym.data.batches import EventBatch
 from feedgym.data.whole import last_whole_checkpoint, seal
-from feedgym.ranges import BelowOne, Count, CountOrZero, LearningRate, NonNegative, Ranged, Seed
+from feedgym.ranges import BelowOne, Count, CountOrZero, LearningRate, NonNegative, Ranged, Seed, StepsOrZero
 
 Schedule = Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"]
 
@@ -67,9 +68,9 @@ ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 class PretrainConfig(Ranged):
     """How to pretrain."""
 
-    epochs: NonNegative = 1.0
+    epochs: Annotated[float, Interval(ge=0, le=10_000)] = 1.0
     """Passes over the sessions; ignored where ``steps`` is above 0."""
-    steps: CountOrZero = 0
+    steps: StepsOrZero = 0
     """Optimiser steps; 0 goes by epochs."""
     batch_size: Count = 64
     """Sessions a step and device."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from feedgym.ranges import Count, Few, LearningRate, NonNegative, Positive, Ranged, Share, SomeShare
+from annotated_types import Interval
+
+from feedgym.ranges import Count, Few, LearningRate, NonNegative, Passes, Positive, Ranged, Share, SomeShare, Steps
 
 Algorithm = Literal["ppo", "slateq", "dqn", "sac", "bc", "marwil", "cql"]
 OFFLINE = ("bc", "marwil", "cql")
@@ -24,18 +26,18 @@ class TrainConfig(Ranged):
 
     algorithm: Algorithm = "ppo"
     """ppo, slateq, dqn and sac learn by serving users; bc, marwil and cql from a log alone."""
-    iterations: Count = 60
+    iterations: Passes = 60
     """Iterations of RLlib's training loop."""
     num_envs: Count = 64
     """Users served side by side."""
-    steps: Count = 2560
+    steps: Steps = 2560
     """Requests answered an iteration, or a few more (ppo, slateq, dqn, sac), one item each for dqn; offline: updates an
     iteration."""
     batch_size: Count = 512
     """Transitions in an update."""
-    epochs: Count = 4
+    epochs: Passes = 4
     """Passes over the iteration's requests (ppo)."""
-    updates: Positive = 0.05
+    updates: Annotated[float, Interval(gt=0, le=1000)] = 0.05
     """Updates a request (slateq, dqn, sac)."""
     lr: LearningRate = 2e-3
     """Learning rate."""

@@ -19,7 +19,7 @@ from annotated_types import Interval
 from numpy.typing import NDArray
 
 from feedgym.data.events import Catalog, FloatArray, IntArray
-from feedgym.ranges import Count, Logit, NonNegative, Positive, Ranged, Share, SomeSeconds, Spread, Width
+from feedgym.ranges import Count, Logit, NonNegative, Positive, Ranged, Share, SomeSeconds, Spread, Width, check_order
 
 DAY_S = 86_400.0
 
@@ -92,6 +92,7 @@ class CatalogConfig(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_order(self, "duration_range_s")
         if num_arrivals(self) >= self.num_items:
             raise ValueError(
                 f"{num_arrivals(self)} items would arrive over arrival_days={self.arrival_days:g}, and num_items="

@@ -13,7 +13,7 @@ from scipy.special import gammaincinv, ndtr
 from feedgym.data.events import BEHAVIOURS, FloatArray, IntArray
 from feedgym.envs import luck
 from feedgym.envs.catalog import DAY_S, CatalogConfig, Latents, unit
-from feedgym.ranges import Count, Logit, NonNegative, Positive, Seconds, Seed, Share, SomeSeconds, Spread
+from feedgym.ranges import Count, Logit, NonNegative, Positive, Seconds, Seed, Share, SomeSeconds, Spread, check_order
 
 FEEDBACK = BEHAVIOURS[2:]
 """The X = 5 explicit behaviours: like, follow, comment, forward, hate."""
@@ -165,6 +165,16 @@ class ShortVideoConfig(CatalogConfig):
     """Activity at the dead of night. This and the bumps follow KuaiRand-27K's exposures by hour."""
     day_peaks: tuple[tuple[NonNegative, Positive, NonNegative], ...] = ((13.0, 4.0, 0.65), (21.5, 2.5, 0.75))
     """Hour, width in hours and height of the bumps of the day's activity."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self, "interest_topics")
+        for name in ("feedback_logit", "feedback_enjoyment"):
+            if len(getattr(self, name)) != len(FEEDBACK):
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} numbers; give {len(FEEDBACK)}, one for each of "
+                    f"{', '.join(FEEDBACK)}."
+                )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

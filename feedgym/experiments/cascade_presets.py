@@ -11,7 +11,7 @@ from feedgym.agents.next_item import FitConfig
 from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.rank_presets import RANKERS as RANKERS  # found here as well
 from feedgym.experiments.retrieval_presets import HSTURun, HSTUSizes, hstu_small, hstu_smoke
-from feedgym.ranges import BelowOne, Count, CountOrZero, Few, Ranged, Seed, SplitShare, Width, check_divides
+from feedgym.ranges import BelowOne, Count, CountOrZero, Few, Passes, Ranged, Seed, SplitShare, Width, check_divides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class RetrieverConfig(Ranged):
     """The model."""
     behaviours: tuple[str, ...] = ("click",)
     """An examined exposure with any of these is an item taken: such are foretold."""
-    epochs: Count = 20
+    epochs: Passes = 20
     """Passes over the users, at most; the best epoch by validation is kept."""
     fit: FitConfig = field(default_factory=lambda: hstu_small().fit)
     """Optimiser, validation and patience."""
@@ -52,7 +52,7 @@ class RankerConfig(Ranged):
     """Let GenRank and HSTU ranking read the items' contents beside their ids; MTGR meets them in its cross features."""
     validation_share: SplitShare = 0.1
     """Share of the log's requests, the latest ones, that are not learned from but choose the epoch."""
-    epochs: Count = 4
+    epochs: Passes = 4
     """Passes over the other requests, at most."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=2e-3, patience=1, max_grad_norm=1.0))
     """Optimiser, validation and patience."""
@@ -74,7 +74,7 @@ class CostConfig(Ranged):
 
     requests: Count = 256
     """Requests of a batch: the last ones of so many users of the log."""
-    repeats: Count = 5
+    repeats: Passes = 5
     """Batches timed, of which the median counts."""
 
 

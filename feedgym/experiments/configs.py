@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from feedgym.data.interactions import ReadOptions
 from feedgym.envs.short_video import ShortVideoConfig
-from feedgym.ranges import Count, CountOrZero, NonNegative, Ranged, Seed
+from feedgym.ranges import Count, CountOrZero, NonNegative, Ranged, Seed, Visits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,7 @@ class LogConfig(Ranged):
 
     users: Count = 4000
     """Users in the log."""
-    visits: Count = 14
+    visits: Visits = 14
     """Visits a user, unless they churn earlier."""
     days: NonNegative = 0.0
     """The log ends on this day of the simulator's clock, whatever visits are left. 0: no end."""
@@ -62,7 +62,7 @@ class JudgeConfig(Ranged):
 
     users: Count = 1000
     """Fresh users served by every agent, with the same luck."""
-    visits: Count = 8
+    visits: Visits = 8
     """Visits a user, unless they churn earlier."""
     seed: Seed = 0
     """Another seed is another population of users."""

@@ -9,7 +9,7 @@ from typing import ClassVar
 from feedgym.agents.next_item import FitConfig
 from feedgym.envs.feed import SHORT_VIDEO
 from feedgym.experiments.configs import LogConfig, Recording
-from feedgym.ranges import Count, CountOrZero, Length, Seed, SplitShare, Width
+from feedgym.ranges import Count, CountOrZero, Length, Passes, Seed, SplitShare, Width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class LearnedRun(Recording):
     """T, the newest events of a history that it reads."""
     min_events: Count = 100
     """Behaviours that happen less often in the training log are not asked of the ranker but take the log's rate."""
-    epochs: Count = 6
+    epochs: Passes = 6
     """Passes over the training users' requests, at most; the best one by the calibration users' loss is kept."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=2e-3, batch_size=128, patience=2, max_grad_norm=1.0))
     """How the ranker is trained."""

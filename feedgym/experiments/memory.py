@@ -6,7 +6,7 @@ They are there for the slip of the finger (a billion users), not to plan a run b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import reduce
 from itertools import pairwise
 from math import prod
@@ -54,8 +54,26 @@ def check_memory(config: Any) -> None:
     Raises:
         ValueError: names what is too large, the options that make it so, and both sizes.
     """
+    _refuse(config, needs(config))
+
+
+def check_simulated(config: Any) -> None:
+    """Refuse a simulated log that cannot fit into this machine's memory.
+
+    Args:
+        config: has ``users``, ``visits`` and ``session_length``.
+
+    Raises:
+        ValueError: as for :func:`check_memory`.
+    """
+    num_bytes = log_bytes(config.users, config.visits, config.session_length)
+    _refuse(config, [Need("the log", ("users", "visits", "session_length"), num_bytes)])
+
+
+def _refuse(config: Any, needs: Iterable[Need]) -> None:
+    """Refuse what needs more than there is, naming the values of its options."""
     memory = psutil.virtual_memory().total + psutil.swap_memory().total
-    need = max(needs(config), key=lambda need: need.num_bytes, default=None)
+    need = max(needs, key=lambda need: need.num_bytes, default=None)
     if need is not None and need.num_bytes > memory:
         values = ", ".join(f"{name}={reduce(getattr, name.split('.'), config)}" for name in need.options)
         raise ValueError(

@@ -12,7 +12,19 @@ from typing import Any, ClassVar, Literal
 from feedgym.agents.next_item import FitConfig
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.experiments.configs import DataConfig, LogConfig
-from feedgym.ranges import BelowOne, Count, Few, Length, Ranged, Seconds, SomeSeconds, SplitShare, Width, check_divides
+from feedgym.ranges import (
+    BelowOne,
+    Count,
+    Few,
+    Length,
+    Passes,
+    Ranged,
+    Seconds,
+    SomeSeconds,
+    SplitShare,
+    Width,
+    check_divides,
+)
 
 RANKERS = {
     "genrank": "feedgym.agents.genrank:GenRank",
@@ -41,7 +53,7 @@ class RankRun(DataConfig):
     """Share of the rows, by time, that choose the epoch: those before the judged ones."""
     held_out: SplitShare = 0.1
     """Share of the rows, the last ones, that judge."""
-    epochs: Count = 10
+    epochs: Passes = 10
     """Passes over the rows, at most; the best epoch by validation is kept."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=2e-3, batch_size=128, weight_decay=0.01, patience=2,
                                                              max_grad_norm=1.0, group_by_length=True))  # fmt: skip

@@ -25,6 +25,7 @@ from feedgym.ranges import (
     CountOrZero,
     Few,
     Length,
+    Passes,
     Positive,
     Ranged,
     Share,
@@ -54,7 +55,7 @@ class RetrievalConfig(DataConfig):
     """An examined exposure with any of these is an item taken: such are foretold."""
     min_items: Count = 3
     """Users with fewer items taken are trained on but not judged."""
-    epochs: Count = 100
+    epochs: Passes = 100
     """Passes over the users, at most; the best epoch by validation is kept."""
     fit: FitConfig = field(default_factory=FitConfig)
     """Optimiser, validation and patience."""

@@ -46,6 +46,7 @@ from feedgym.ranges import (
     Few,
     LearningRate,
     NonNegative,
+    PartPasses,
     Positive,
     Ranged,
     Seed,
@@ -84,7 +85,7 @@ class RewardModelConfig(Ranged):
     """AdamW's decay of matrices and embeddings."""
     batch_size: Count = 256
     """Sessions a step and device."""
-    epochs: Positive = 2.0
+    epochs: PartPasses = 2.0
     """Passes over the logged sessions."""
     checkpoint_steps: Count = 500
     """Steps between checkpoints."""

@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from feedgym.ranges import Count, Ranged, Seed, Width
+from feedgym.ranges import Passes, Ranged, Seed, Width
 from feedgym.tokenizers.assignment import (
     Assignment,
     Ints,
@@ -64,7 +64,7 @@ class KMeansOptions(Ranged):
     collisions: Collisions = "apart"
     """What becomes of items with the same codes: apart (chosen so that there are none), counter (one more level counts
     them) or sinkhorn (spread over the last level; what still collides is counted)."""
-    max_iterations: Count = 30
+    max_iterations: Passes = 30
     """Most passes of k-means at a level; it stops earlier once no item changes its cluster."""
 
     def __post_init__(self) -> None:

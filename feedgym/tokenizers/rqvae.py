@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from feedgym.data.whole import last_whole_checkpoint, new_checkpoint
-from feedgym.ranges import BelowOne, Count, CountOrZero, LearningRate, NonNegative, Ranged, Seed, Width
+from feedgym.ranges import BelowOne, Count, CountOrZero, LearningRate, NonNegative, Passes, Ranged, Seed, Steps, Width
 from feedgym.tokenizers.assignment import sinkhorn_apart
 from feedgym.tokenizers.codes import CodeTokenizer, append_counter, check_num_codes, checked_content
 from feedgym.tokenizers.rqvae_network import RQVAENetwork
@@ -71,9 +71,9 @@ class RQVAEOptions(Ranged):
     """Learning rate, constant."""
     batch_size: Count = 1024
     """Items a step."""
-    steps: Count = 5000
+    steps: Steps = 5000
     """Training steps."""
-    kmeans_iterations: Count = 30
+    kmeans_iterations: Passes = 30
     """Most passes of the k-means that starts each codebook."""
     checkpoint_steps: Count = 1000
     """Steps between checkpoints, where a folder for them is given."""
