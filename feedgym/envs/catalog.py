@@ -56,7 +56,7 @@ class CatalogConfig(Ranged):
     """Shortest and longest item, seconds."""
     popularity_exponent: Annotated[float, Interval(ge=0, le=20)] = 0.9
     """Popularity is (rank + popularity_offset) ** -popularity_exponent."""
-    popularity_offset: NonNegative = 10.0
+    popularity_offset: Annotated[float, Interval(ge=0.001, le=10**6)] = 10.0
     """See popularity_exponent; it flattens the head."""
     popularity_quality: Logit = 0.5
     """Weight of quality in the popularity rank."""

@@ -175,6 +175,8 @@ class ShortVideoConfig(CatalogConfig):
                     f"{name} has {len(getattr(self, name))} numbers; give {len(FEEDBACK)}, one for each of "
                     f"{', '.join(FEEDBACK)}."
                 )
+        if not (self.day_base or any(height for _, _, height in self.day_peaks)):
+            raise ValueError(f"day_base={self.day_base} and no height in day_peaks: nobody is active; raise either.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -150,7 +150,9 @@ class ShortVideo:
 
         The affinity is that of long-term interests and mood together, weighed as in a choice.
         """
-        felt_UD = state.interest_UD + self.config.mood_weight / self.config.interest_weight * state.mood_UD
+        c = self.config
+        unit = c.interest_weight or 1.0  # where long-term interests count nothing, the mood alone is felt
+        felt_UD = c.interest_weight / unit * state.interest_UD + c.mood_weight / unit * state.mood_UD
         return np.einsum("ud,md->um", felt_UD, self.latents.topic_MD), state.satiation_UM
 
     def _checked(self, slates_UK: IntArray, num_users: int) -> IntArray:
