@@ -30,7 +30,7 @@ def test_every_preset_fits_and_is_looked_at(name):
     ("part", "sizes", "what"),
     [
         ("log", {"users": 10**9}, "the log"),
-        ("log", {"visits": 10**9}, "the log"),
+        ("log", {"users": 10**6, "visits": 10**5}, "the log"),
         ("judge", {"users": 10**9}, "the judging users' visits"),
         ("judge", {"beams": 10**9}, "what is sampled at a time"),
         ("ipa", {"kl_samples": 10**9}, "what is sampled at a time"),
@@ -56,3 +56,13 @@ def test_the_command_line_refuses_it_and_leaves_nothing(option, tmp_path, capsys
         main(["run", "onerec-ipa-smoke", option, "1000000", "--run", str(tmp_path / "run")])
     (line,) = capsys.readouterr().err.splitlines()
     assert stop.value.code == MISTAKE and "lower one of them" in line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [["simulate", "--out", "out"], ["realism", "random:a", "random:b", "--out", "out"]])
+def test_simulated_logs_are_refused_before_the_simulator_is_made(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--users", "1000000000"])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == MISTAKE and "users=1000000000" in line and "lower one of them" in line
+    assert not list(tmp_path.iterdir())

@@ -8,15 +8,23 @@ import pkgutil
 import types
 import typing
 
+import numpy as np
 import pytest
 from annotated_types import Interval
 from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedConfig
 
 import feedgym
+from feedgym.agents.dpo import DPORoundConfig
 from feedgym.agents.onerec import OneRecConfig
+from feedgym.agents.pretrain import PretrainConfig
+from feedgym.agents.rl_settings import TrainConfig
+from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
+from feedgym.experiments.configs import JudgeConfig, LogConfig
 from feedgym.experiments.presets import IPAConfig, small
 from feedgym.ranges import Ranged, check_ranges, field_types
+from feedgym.rewards.model import RewardModelConfig
+from feedgym.tokenizers.rqvae import RQVAEOptions
 
 READ_OFF_THE_DATA = {"feedgym.rewards.network.Sizes"}
 """What looks like options and is none: nobody chooses it."""
@@ -141,3 +149,45 @@ def test_pydantic_checks_the_ranges_of_a_file():
         TypeAdapter(IPAConfig).validate_python({"num_samples": 0})
     assert error.value.errors()[0]["loc"] == ("num_samples",)
     assert "greater than or equal to 2" in error.value.errors()[0]["msg"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"interest_topics": (8, 2)}, r"interest_topics=\(8, 2\) goes from the higher to the lower"),
+        ({"duration_range_s": (300.0, 5.0)}, "duration_range_s=.* goes from the higher to the lower"),
+        ({"feedback_logit": (0.0,)}, "feedback_logit has 1 numbers; give 5, one for each of like, follow"),
+        ({"feedback_enjoyment": (0.0,) * 6}, "feedback_enjoyment has 6 numbers; give 5"),
+        ({"day_base": 0.0, "day_peaks": ((12.0, 1.0, 0.0),)}, "nobody is active; raise either"),
+        ({"popularity_offset": 0.0}, "popularity_offset=0.0 must be 0.001 or more; raise it"),
+    ],
+)
+def test_numbers_that_do_not_fit_each_other_are_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        ShortVideoConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [
+        (PretrainConfig, "steps"),
+        (PretrainConfig, "epochs"),
+        (RQVAEOptions, "steps"),
+        (DPORoundConfig, "epochs"),
+        (TrainConfig, "iterations"),
+        (TrainConfig, "steps"),
+        (RewardModelConfig, "epochs"),
+        (LogConfig, "visits"),
+        (JudgeConfig, "visits"),
+    ],
+)
+def test_a_billion_of_what_takes_time_is_refused(kind, field):
+    with pytest.raises(ValueError, match=f"{field}=1000000000 must be .* or less; lower it"):
+        kind(**{field: 10**9})
+
+
+def test_interests_of_no_weight_leave_the_mood():
+    simulator = ShortVideo(ShortVideoConfig(num_items=40, interest_weight=0.0))
+    state = simulator.reset(np.arange(3, dtype=np.uint64))
+    affinity_UM, _ = simulator.interests(state)
+    assert np.isfinite(affinity_UM).all() and not affinity_UM.any()  # no mood yet
