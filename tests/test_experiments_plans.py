@@ -11,7 +11,7 @@ import pytest
 from feedgym.cli import _kind_of
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.presets import COMPARISONS, CONFIGS, PRESETS, AlignConfig
-from feedgym.experiments.retrieval_presets import sasrec_smoke
+from feedgym.experiments.retrieval_presets import sasrec_smoke, tiger_smoke
 
 OTHER: dict[str, list[Any]] = {
     "data": ["elsewhere.csv"],
@@ -42,6 +42,8 @@ def bases():
     yield "a robust loss", replace(SMOKES["onerec-ipa-smoke"](), dpo=robust)
     yield "a simulator of one's own", replace(SMOKES["onerec-ipa-smoke"](), simulator="my_lab.users:Child")
     yield "without rounds", replace(PRESETS["onerec-ipa-smoke"](), ipa=replace(AlignConfig().ipa, rounds=0))
+    codes = type(tiger_smoke().model)(tokenizer="residual_kmeans", num_codes=(8, 16))
+    yield "TIGER over balanced codes", replace(tiger_smoke(), model=codes)
     yield "SASRec-CE", replace(sasrec_smoke(), model=replace(sasrec_smoke().model, loss="ce"))
 
 
