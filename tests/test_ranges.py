@@ -123,6 +123,23 @@ def test_what_lies_outside_is_refused_in_one_line(kind):
             assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "kind", [kind for kind in configurations() if issubclass(kind, Ranged) and not issubclass(kind, PreTrainedConfig)]
+)
+def test_own_checks_of_a_class_come_after_its_ranges(kind):
+    fields = {name: list(numbers(hint)) for name, hint in field_types(kind).items()}
+    name = next((name for name, found in fields.items() if found and found[0][1]), None)
+    if name is None:
+        return
+    config = object.__new__(kind)
+    value = outside(*fields[name][0])[1]
+    for other in fields:
+        object.__setattr__(config, other, None)
+    object.__setattr__(config, name, shaped(field_types(kind)[name], value))
+    with pytest.raises(ValueError, match=f"^{name}.*must be"):
+        config.__post_init__()
+
+
 def shaped(hint, value):
     """The value in as many tuples as the type has."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):

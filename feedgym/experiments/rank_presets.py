@@ -136,6 +136,7 @@ class GenRankSizes(SequenceRankerSizes):
     """causal, or full as an ablation."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.attention == "decay" and self.bias != "alibi":
             raise ValueError(
                 f"attention='decay' decays by bias='alibi' and not by {self.bias!r}; choose alibi or silu."
