@@ -97,6 +97,27 @@ def test_a_killed_run_ends_in_the_same_weights(dies_at, tmp_path):
     assert [row["validation"] for row in curve_resumed] == [row["validation"] for row in curve]
 
 
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_a_run_killed_while_it_validates_misses_no_validation(epoch, tmp_path):
+    config = FitConfig(batch_size=8, lr=1e-2, checkpoint_steps=1)  # also at the end of each epoch
+    examples, calls = SequenceDataset(histories=cycles(20)), []
+
+    def validate(model):
+        return float(model.scores(cycles(9, 3)).std())
+
+    def dies(model):
+        calls.append(model)
+        if len(calls) == epoch:
+            raise KeyboardInterrupt
+        return validate(model)
+
+    calm, curve = fit(model_of(), examples, config, 3, 0, validate, tmp_path / "calm")
+    with pytest.raises(KeyboardInterrupt):
+        fit(model_of(), examples, config, 3, 0, dies, tmp_path / "killed")
+    again, curve_again = fit(model_of(), examples, config, 3, 0, validate, tmp_path / "killed")
+    assert curve_again == curve and same(weights(again), weights(calm))
+
+
 @pytest.mark.parametrize("damage", ["the record", "the best weights", "no record"])
 def test_a_killed_run_with_a_damaged_record_begins_again_and_ends_in_the_same_weights(damage, tmp_path):
     examples, config, steps = SequenceDataset(histories=cycles(20)), FitConfig(batch_size=8, lr=1e-2), []

@@ -132,6 +132,10 @@ class BestEpoch(TrainerCallback):
         """Where the weights of a step lie."""
         return self.folder / f"best-{step}.safetensors"
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """No checkpoint between an epoch's last step and its validation: a run that went on there would miss it."""
+        control.should_save &= state.epoch != round(state.epoch)
+
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Validate, unless it is not yet time."""
         epoch = round(state.epoch)
