@@ -191,7 +191,7 @@ def test_the_fifth_video_of_a_topic_is_dull_and_hours_make_it_good_again():
 
 
 def test_enjoyed_items_put_users_in_the_mood_for_more():
-    simulator = ShortVideo(replace(SMALL, **PATIENT, satiation_weight=0.0, novelty_weight=0.0, mood_hours=1e9))
+    simulator = ShortVideo(replace(SMALL, **PATIENT, satiation_weight=0.0, novelty_weight=0.0, mood_hours=1e6))
     own, _ = same_topic_and_others(simulator)
     state = users(simulator, 8000)
     z = simulator.latents.z_ID[own[4]]

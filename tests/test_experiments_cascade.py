@@ -148,7 +148,7 @@ def test_costs_are_told_a_request():
     found = cost_of(agent, toy_histories(4), 3)
     assert agent.calls == 4 and found["cost_mflop"]["mean"] == 2 * 3 * 11 / 1e6
     assert 5 <= found["cost_ms"]["low"] <= found["cost_ms"]["mean"] <= found["cost_ms"]["high"] < 500
-    with pytest.raises(ValueError, match=r"cost.requests=0"):
+    with pytest.raises(ValueError, match="requests=0 must be 1 or more"):
         CostConfig(requests=0)
 
 

@@ -228,5 +228,5 @@ def opinion(histories, sessions):
 def test_only_simulators_that_can_begin_later_do():
     with pytest.raises(ValueError, match="give it a method starting"):
         starting(ToyUsers(), 3.0)
-    with pytest.raises(ValueError, match=r"log\.days=-1"):
+    with pytest.raises(ValueError, match="days=-1 must be 0 or more"):
         LogConfig(days=-1)

@@ -25,6 +25,8 @@ OTHER: dict[str, list[Any]] = {
     "env_options": [("num_items=70",)],
     "end_to_end": ["tiger-ipa-smoke"],
     "weights": [RewardWeights(like=0.5)],
+    "feedback_logit": [(-6.0,) * 5],
+    "feedback_enjoyment": [(1.0,) * 5],
     "behaviours": [("like",)],
     "tasks": [("like",)],
 }

@@ -54,7 +54,8 @@ def test_options_of_a_tokenizer_reach_the_fitted_one(tokenizer, options, tmp_pat
 
 @pytest.mark.parametrize("tokenizer", ["rqvae", "random"])
 def test_tiger_is_trained_and_ranked_through_the_command_line(tokenizer, tmp_path):
-    main(["run", "tiger-smoke", "--run", str(tmp_path / "run"), "--model.tokenizer", tokenizer])
+    unused = [] if tokenizer == "rqvae" else ["--model.rqvae.steps", "20000"]  # the smoke's own would be refused
+    main(["run", "tiger-smoke", "--run", str(tmp_path / "run"), "--model.tokenizer", tokenizer, *unused])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["ranked_by"]["tiger"] == "lists"
     assert np.isfinite(summary["agents"]["tiger"]["ndcg@10"]["mean"])

@@ -48,7 +48,7 @@ def test_options_reach_the_environment_and_mistakes_are_told():
         RLConfig(env_options=("num_items",))
     with pytest.raises(ValueError, match="num_seeds=0"):
         RLConfig(num_seeds=0)
-    with pytest.raises(ValueError, match=r"train.gamma=1.5"):
+    with pytest.raises(ValueError, match=r"gamma=1\.5 must be 1 or less"):
         replace(smoke().train, gamma=1.5)
 
 

@@ -15,6 +15,7 @@ from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.envs.truth import replica_seeds, session_reward
 from feedgym.experiments import worlds
 from feedgym.experiments.presets import AlignConfig, IPAConfig, JudgeConfig, LogConfig
+from feedgym.experiments.run import Plan
 from feedgym.experiments.worlds import (
     HELD_OUT,
     LOG,
@@ -23,6 +24,7 @@ from feedgym.experiments.worlds import (
     Simulated,
     column_pair,
     last_requests,
+    plan_log,
     simulator_key,
     world_of,
 )
@@ -218,16 +220,22 @@ def test_the_truth_does_not_depend_on_how_many_are_asked_at_a_time(world, pool, 
     assert heard == [(number, len(row_U)) for number in done] and len(done) > 1
 
 
+def log_key(config):
+    plan = Plan()
+    plan_log(plan, config)
+    return dict(plan)["log"]
+
+
 def test_the_log_is_decided_by_the_key(world, data):
     again, other = Simulated(CONFIG), Simulated(replace(CONFIG, seed=4))
-    assert again.key == world.key != other.key
+    assert log_key(again.config) == log_key(world.config) != log_key(other.config)
     assert (again.collect(None)[0].item_id == data[0].item_id).all()
     log, catalog = other.collect(None)
     assert not np.array_equal(log.item_id, data[0].item_id)
     assert not np.array_equal(catalog.content_IE, data[1].content_IE), "another seed is another catalogue too"
     for changes in ({"session_length": 3}, {"log": LogConfig(users=50, visits=2)}, {"simulator": "toy_users:ToyUsers"}):
-        assert Simulated(replace(CONFIG, **changes)).key != world.key
-    assert Simulated(replace(CONFIG, history_length=9, judge=JudgeConfig(users=5))).key == world.key
+        assert log_key(replace(CONFIG, **changes)) != log_key(CONFIG)
+    assert log_key(replace(CONFIG, history_length=9, judge=JudgeConfig(users=5))) == log_key(CONFIG)
 
 
 def test_a_simulator_of_ones_own_is_found_by_its_path():
@@ -349,23 +357,23 @@ def test_a_split_by_time_needs_a_recorded_log_with_times(tmp_path):
 
 def test_the_key_follows_the_file_and_how_it_is_read(tmp_path):
     world, path = recorded(tmp_path)
-    key = world.key
-    assert Recorded(world.config).key == key
+    key = log_key(world.config)
+    assert log_key(world.config) == key
     others = ({"columns": ()}, {"columns": ("user_id=uid", "click=like")}, {"data": str(tmp_path)})
     for changes in (*others, {"read": ReadOptions(ties="file")}):
-        assert Recorded(replace(world.config, **changes)).key != key
-    assert Recorded(replace(world.config, seed=9, history_length=3)).key == key, "these do not change the log"
+        assert log_key(replace(world.config, **changes)) != key
+    assert log_key(replace(world.config, seed=9, history_length=3)) == key, "these do not change the log"
     stat = path.stat()
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
-    assert world.key == key, "the same data, copied or mounted there anew"
+    assert log_key(world.config) == key, "the same data, copied or mounted there anew"
     write_table(path, likes=False)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert path.stat().st_size == stat.st_size
-    touched = world.key
+    touched = log_key(world.config)
     assert touched != key
     write_table(path, users=41)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    assert world.key not in (key, touched)
+    assert log_key(world.config) not in (key, touched)
 
 
 def test_the_key_follows_the_items_file_and_all_files_of_a_folder(tmp_path):
@@ -373,16 +381,16 @@ def test_the_key_follows_the_items_file_and_all_files_of_a_folder(tmp_path):
     items = tmp_path / "items.csv"
     items.write_text("item_id,topic\n0,a\n")
     with_items = Recorded(replace(world.config, items=str(items)))
-    key = with_items.key
-    assert key != world.key
+    key = log_key(with_items.config)
+    assert key != log_key(world.config)
     items.write_text("item_id,topic\n0,bb\n")
-    assert with_items.key != key
+    assert log_key(with_items.config) != key
     folder = Recorded(replace(world.config, data=str(tmp_path), columns=()))
-    key = folder.key
+    key = log_key(folder.config)
     (tmp_path / "deep").mkdir()
-    assert folder.key == key
+    assert log_key(folder.config) == key
     (tmp_path / "deep/more.csv").write_text("x")
-    assert folder.key != key
+    assert log_key(folder.config) != key
 
 
 def test_the_key_of_a_simulator_in_a_folder_follows_its_files(tmp_path):

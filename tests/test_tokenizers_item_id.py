@@ -114,7 +114,7 @@ def test_random_codes_are_even_and_know_nothing_of_content():
     with pytest.raises(ValueError, match="makes 16 tuples, too few for 17"):
         RandomCodes(RandomCodesConfig(num_codes=(4, 4))).fit(torch.zeros(17, 1))
     with pytest.raises(ValueError, match=r"2\^63 tuples or more"):
-        RandomCodesConfig(num_codes=(2**32, 2**32))
+        RandomCodesConfig(num_codes=(2**16,) * 4)
 
 
 def test_lsh_codes_are_the_sides_of_the_hyperplanes():
