@@ -9,7 +9,7 @@ from toy_agents import toy_histories
 from feedgym.agents.next_item import RECORD, BestEpoch, FitConfig, fit
 from feedgym.agents.sasrec import SASRec, SASRecConfig
 from feedgym.agents.sequences import SequenceDataset
-from feedgym.data.whole import read_sealed
+from feedgym.data.whole import read_sealed, write_sealed
 
 NUM_ITEMS = 10
 
@@ -118,7 +118,7 @@ def test_a_run_killed_while_it_validates_misses_no_validation(epoch, tmp_path):
     assert curve_again == curve and same(weights(again), weights(calm))
 
 
-@pytest.mark.parametrize("damage", ["the record", "the best weights", "no record"])
+@pytest.mark.parametrize("damage", ["the record", "the best weights", "no record", "another record"])
 def test_a_killed_run_with_a_damaged_record_begins_again_and_ends_in_the_same_weights(damage, tmp_path):
     examples, config, steps = SequenceDataset(histories=cycles(20)), FitConfig(batch_size=8, lr=1e-2), []
 
@@ -135,7 +135,12 @@ def test_a_killed_run_with_a_damaged_record_begins_again_and_ends_in_the_same_we
         fit(model_of(), examples, config, 3, 0, validate, killed, dies)
     file = next(killed.glob("best-*")) if damage == "the best weights" else killed / RECORD
     data = file.read_bytes()
-    file.unlink() if damage == "no record" else file.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    if damage == "another record":
+        write_sealed(file, {"key": "of a stage"})
+    elif damage == "no record":
+        file.unlink()
+    else:
+        file.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
     again, curve_again = fit(model_of(), examples, config, 3, 0, validate, killed, lambda *step: steps.append(step[0]))
     assert steps == list(range(1, 10)) and curve_again == curve and same(weights(again), weights(calm))
 

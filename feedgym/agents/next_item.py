@@ -117,7 +117,7 @@ class BestEpoch(TrainerCallback):
             known = read_sealed(self.folder / RECORD)
             self.curve, self.stopped = known["curve"], known["stopped"]
             return self._best_digest() == known["best"]
-        except (OSError, ValueError):
+        except (OSError, ValueError, KeyError, TypeError):  # none, a damaged one, or another file in its place
             return False
 
     def _best_digest(self) -> str | None:
