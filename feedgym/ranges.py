@@ -113,15 +113,12 @@ def check_used(config: Any, *, chosen: str, parts: Mapping[str, str]) -> None:
         chosen: its field that chooses.
         parts: the part that each choice uses, by the choice.
     """
-    for field in fields(config):
-        users, default = (
-            [choice for choice, part in parts.items() if part == field.name],
-            cast(Any, field.default_factory),
-        )
-        if users and getattr(config, chosen) not in users and getattr(config, field.name) != default():
+    defaults = {field.name: cast(Any, field.default_factory) for field in fields(config)}
+    for choice, part in parts.items():
+        if getattr(config, chosen) != choice and getattr(config, part) != defaults[part]():
             raise ValueError(
-                f"{field.name} is set, which {chosen}={getattr(config, chosen)!r} does not use; leave it out or give "
-                f"{chosen}={users[0]!r}."
+                f"{part} is set, which {chosen}={getattr(config, chosen)!r} does not use; leave it out or give "
+                f"{chosen}={choice!r}."
             )
 
 

@@ -24,7 +24,7 @@ from feedgym.experiments.worlds import (
     Simulated,
     column_pair,
     last_requests,
-    plan_log,
+    plan_world,
     simulator_key,
     world_of,
 )
@@ -222,7 +222,7 @@ def test_the_truth_does_not_depend_on_how_many_are_asked_at_a_time(world, pool, 
 
 def log_key(config):
     plan = Plan()
-    plan_log(plan, config)
+    plan_world(plan, config)
     return dict(plan)["log"]
 
 

@@ -18,7 +18,6 @@ pairs' users and not on the whole stream; a fresh AdamW each round.
 from __future__ import annotations
 
 import math
-import shutil
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -42,7 +41,7 @@ from feedgym.agents.pretrain import Progress, Sealing, _ProgressCallback, on_one
 from feedgym.agents.session_model import history_columns
 from feedgym.data.batches import EventBatch, Preferences, TensorRows
 from feedgym.data.parquet import read_batch, write_batch
-from feedgym.data.whole import is_whole, last_whole_checkpoint, seal
+from feedgym.data.whole import drop_checkpoints, is_whole, last_whole_checkpoint, seal
 from feedgym.ranges import Count, CountOrZero, LearningRate, NonNegative, Passes, Positive, Ranged, Seed
 from feedgym.tokenizers.vocabulary import Vocabulary
 
@@ -175,8 +174,7 @@ def dpo_round(
     with lent_to_trl(model), warnings.catch_warnings(action="ignore", category=FutureWarning):
         trainer = round_trainer(model, pairs, config, output_dir, progress)
         if not is_whole(output_dir / "reference"):  # without it, what was trained since is of no use
-            for path in output_dir.glob("checkpoint-*"):
-                shutil.rmtree(path)
+            drop_checkpoints(output_dir)
         checkpoint = last_whole_checkpoint(output_dir)
         pairs.reference = trainer.reference_logps(output_dir / "reference", kept=checkpoint is not None)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -7,7 +7,6 @@ last checkpoint, which is written whenever validation has spoken, and ends in th
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from transformers import TrainerCallback
 
 from feedgym.agents.pretrain import Examples, PretrainConfig, Progress, Schedule, pretrain
 from feedgym.data.parquet import replacing
-from feedgym.data.whole import digest_of, read_sealed, write_sealed
+from feedgym.data.whole import digest_of, drop_checkpoints, read_sealed, write_sealed
 from feedgym.ranges import BelowOne, Count, CountOrZero, LearningRate, NonNegative, Ranged
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -107,8 +106,7 @@ class BestEpoch(TrainerCallback):
         self.stopped = False
         if not self._go_on():  # without the record, or the weights that it likes best, checkpoints are of no use
             self.curve, self.stopped = [], False
-            for path in folder.glob("checkpoint-*"):
-                shutil.rmtree(path)
+            drop_checkpoints(folder)
             self._write()
 
     def _go_on(self) -> bool:

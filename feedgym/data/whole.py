@@ -154,6 +154,12 @@ def _steps(folder: Path) -> list[int]:
     return [int(match[1]) for match in found if match]
 
 
+def drop_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints below a folder: what they belong to is gone."""
+    for step in _steps(folder):
+        shutil.rmtree(folder / f"checkpoint-{step}")
+
+
 def last_whole_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint below a folder; newer ones that are not whole are removed."""
     for step in sorted(_steps(folder), reverse=True):

@@ -199,7 +199,7 @@ class LearnedSimulator:
         if not len(self._judges_P):
             raise ValueError(f"{len(self.donors.seed_U)} user(s) of the log are no two groups; fit it to a longer one.")
         other = copy.copy(self)
-        other.drawn_P, other._judges_P = self._judges_P, self._judges_P
+        other.drawn_P = self._judges_P
         return other
 
     def known_history(self, state: LearnedState, length: int) -> History:

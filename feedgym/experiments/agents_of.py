@@ -66,9 +66,7 @@ def agents_of(folder: Path | str, *, trust: bool = False) -> Finished:
             code that nobody trusts.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    if not isinstance(config, AlignConfig):
-        raise ValueError(f"{folder} has no base and aligned agents; give a run of a preset that ends in -ipa.")
+    config = _align_config(folder)
     check_config(config, folder / CONFIG, trust=trust)
     stages = {name: _finished(folder, name) for name in _needed(config)}
     log, catalog = read_product(stages["log"], LOG.load)
@@ -123,12 +121,18 @@ def key_of(folder: Path | str) -> Any:
         ValueError: the folder holds no run with agents, one of another version, or a damaged one.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    if not isinstance(config, AlignConfig):
-        raise ValueError(f"{folder} has no base and aligned agents; give a run of a preset that ends in -ipa.")
+    config = _align_config(folder)
     # Who judged there and how the work was spread decides nothing elsewhere.
     config = replace(config, judge=JudgeConfig(), rollouts=RolloutConfig(), ray="off")
     return [config, {name: _mark(folder / "stages" / name) for name in _needed(config)}]
+
+
+def _align_config(folder: Path) -> AlignConfig:
+    """The configuration of a run that has agents to read."""
+    config = read_config(folder)
+    if not isinstance(config, AlignConfig):
+        raise ValueError(f"{folder} has no base and aligned agents; give a run of a preset that ends in -ipa.")
+    return config
 
 
 def _needed(config: AlignConfig) -> list[str]:

@@ -35,13 +35,13 @@ from feedgym.experiments.progress import progress, say
 from feedgym.experiments.report import write_report
 from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.rounds import Sampled, choose_pairs, cloud, round_metrics, sample_round
-from feedgym.experiments.run import Codec, Number, Plan, Run, Stage, json_of
-from feedgym.experiments.worlds import LOG, Pool, plan_log, world_of
+from feedgym.experiments.run import Codec, Number, Plan, Run, Stage, json_of, with_record
+from feedgym.experiments.worlds import LOG, Pool, plan_world, world_of
 from feedgym.protocols import Recommender, load
 from feedgym.rewards.model import RewardModel, auc_per_tower, fit_reward_model
 from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.quality import quality_report
-from feedgym.tokenizers.rqvae import RQVAE
+from feedgym.tokenizers.rqvae import fit_in
 
 FIGURES = json_of(dict[str, Number])
 """Codec of figures by name."""
@@ -53,7 +53,7 @@ def plan(config: AlignConfig) -> Plan:
     plan.leave_out("ray", "rollouts.num_actors", because="who draws a block of sessions changes none of them")
     if not config.ipa.rounds:
         plan.leave_out("dpo", "ipa.margin", because="without rounds nothing is aligned")
-    log = plan_log(plan, config)
+    log = plan_world(plan, config)
     codes = [config.tokenizer, config.num_codes, config.kmeans, config.rqvae, config.seed]
     tokenizer = plan.stage("tokenizer", codes, (log,))
     cut = [config.session_length, config.history_length, config.split, config.split_seed, config.seed]
@@ -126,7 +126,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
                 aligned = run.stage(
                     f"aligned-{t + 1}",
                     partial(dpo_snapshot, config, pool, snapshot.value, sampled.value, t),
-                    with_metrics(agents),
+                    with_record(agents, FIGURES),
                 )
                 snapshot = Stage(aligned.name, aligned.value[0])
                 rounds[-1] |= aligned.value[1]
@@ -155,10 +155,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
 
 def fitted_tokenizer(config: AlignConfig, catalog: Catalog, work: Path) -> CodeTokenizer:
     """The fitted tokenizer; the training of an RQ-VAE goes on from its checkpoints in ``work``."""
-    tokenizer = TOKENIZERS[config.tokenizer](config.tokenizer_for(catalog))
-    if isinstance(tokenizer, RQVAE):
-        return tokenizer.fit(catalog.content_IE, work=work)
-    return tokenizer.fit(catalog.content_IE)
+    return fit_in(TOKENIZERS[config.tokenizer](config.tokenizer_for(catalog)), catalog.content_IE, work)
 
 
 def pretrained(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer, work: Path) -> Any:
@@ -206,16 +203,6 @@ def dpo_snapshot(
 def read_sampled(folder: Path) -> Sampled:
     """A round's sessions from its stage folder."""
     return read_batch(Sampled, folder / "sampled.safetensors")
-
-
-def with_metrics(agents: Codec[Any]) -> Codec[tuple[Any, dict[str, float]]]:
-    """An agent and the metrics of the round that made it."""
-
-    def save(product: tuple[Any, dict[str, float]], folder: Path) -> None:
-        agents.save(product[0], folder)
-        FIGURES.save(product[1], folder)
-
-    return Codec(save, lambda folder: (agents.load(folder), FIGURES.load(folder)))
 
 
 experiment = align

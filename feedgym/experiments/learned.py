@@ -37,7 +37,7 @@ from feedgym.experiments.realism import write_realism
 from feedgym.experiments.report import write_report
 from feedgym.experiments.run import Codec, Plan, Run, json_of, with_curve
 from feedgym.experiments.statistics import Ratio, interval, resampling_counts
-from feedgym.experiments.worlds import LOG, recorded_key, recorded_log, simulated_log, simulator_key
+from feedgym.experiments.worlds import LOG, plan_log, recorded_log, simulated_log, simulator_key
 from feedgym.protocols import load
 
 Data = tuple[EventLog, Catalog]
@@ -57,13 +57,8 @@ JUDGEMENT: Codec[Any] = json_of(Judgement)
 def plan(config: LearnedRun) -> Plan:
     """The stages in order, with what decides each."""
     plan = Plan()
-    if config.data is not None:
-        plan.leave_out("simulator", "log", because="a recorded log has no simulated users")
-        log = plan.stage("log", recorded_key(config))
-    else:
-        plan.leave_out("columns", "items", "read", because="no data are given to be read")
-        users = simulator_key(config.simulator)
-        log = plan.stage("log", [users, config.log, config.session_length, config.seed])
+    simulated = [simulator_key(config.simulator), config.log, config.session_length, config.seed]
+    log = plan_log(plan, config, simulated, "simulator")
     requests = [config.session_length, config.history_length, config.calibration, config.held_out, config.seed]
     fitted = [config.ranker, config.d_model, config.min_events, config.epochs, config.fit]
     ranker = plan.stage("ranker", fitted + requests, (log,))

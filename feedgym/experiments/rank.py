@@ -32,7 +32,7 @@ from feedgym.experiments.rank_metrics import task_figures, watch_figures
 from feedgym.experiments.rank_presets import MTGRRun, RankRun
 from feedgym.experiments.report import write_report
 from feedgym.experiments.retrieval import iteration_row
-from feedgym.experiments.retrieval_data import plan_log, read_log
+from feedgym.experiments.retrieval_data import plan_data, read_log
 from feedgym.experiments.run import Codec, Plan, Run, json_of, with_curve
 from feedgym.experiments.statistics import Figure, interval, lift, resampling_counts
 from feedgym.experiments.worlds import LOG
@@ -133,7 +133,7 @@ RANKED: Codec[Any] = json_of(Ranked)
 def plan(config: RankRun) -> Plan:
     """The stages in order, with what decides each."""
     plan = Plan()
-    log = plan_log(plan, config)
+    log = plan_data(plan, config)
     cut: Any = [config.tasks, config.watch, config.max_candidates, config.validation, config.held_out, config.seed]
     cut += [getattr(config, name, None) for name in ("window_s", "max_tokens")]
     ranker = plan.stage(config.name, [vars(config)["model"], config.epochs, config.fit, *cut], (log,))

@@ -24,7 +24,7 @@ from feedgym.experiments.progress import progress
 from feedgym.experiments.ranking import Ranking
 from feedgym.experiments.report import write_report
 from feedgym.experiments.retrieval_agents import Trained, agents_to_train
-from feedgym.experiments.retrieval_data import CHOSEN_BY, SESSION, Retrieval, plan_log, read_log
+from feedgym.experiments.retrieval_data import CHOSEN_BY, SESSION, Retrieval, plan_data, read_log
 from feedgym.experiments.retrieval_presets import RetrievalConfig
 from feedgym.experiments.run import Codec, Plan, Run, Stage, json_of
 from feedgym.experiments.statistics import interval, lift, resampling_counts
@@ -49,7 +49,7 @@ RANKED: Codec[Any] = json_of(Ranked)
 def plan(config: RetrievalConfig) -> Plan:
     """The stages in order, with what decides each."""
     plan = Plan()
-    log = plan_log(plan, config)
+    log = plan_data(plan, config)
     protocol = [config.behaviours, config.min_items, config.validation_targets, config.seed]
     if config.is_sasrec_ce():
         plan.leave_out("sasrec_ce", because="the model is that baseline itself")

@@ -24,7 +24,7 @@ from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.item_id import RandomCodes
 from feedgym.tokenizers.lsh import LSH
 from feedgym.tokenizers.residual_kmeans import ResidualKMeans
-from feedgym.tokenizers.rqvae import RQVAE, RQVAEConfig
+from feedgym.tokenizers.rqvae import RQVAE, fit_in
 
 TIGER_TOKENIZERS: dict[str, type[CodeTokenizer]] = {
     "rqvae": RQVAE,
@@ -126,12 +126,9 @@ def _(config: TigerRun) -> Trained:
 def tiger_tokenizer(config: TigerRun, content_IE: Any, work: Path) -> CodeTokenizer:
     """The fitted tokenizer that is asked for; a training of it goes on in ``work``."""
     sizes = config.model
-    if sizes.tokenizer == "rqvae":
-        codes = RQVAEConfig(**vars(sizes.rqvae), num_codes=sizes.num_codes, seed=config.seed)
-        return RQVAE(codes).fit(content_IE, work=work)
     kind: Any = TIGER_TOKENIZERS[sizes.tokenizer]
-    options = vars(sizes.kmeans) if kind is ResidualKMeans else {}
-    return kind(kind.config_type(**options, num_codes=sizes.num_codes, seed=config.seed)).fit(content_IE)
+    options = {"rqvae": vars(sizes.rqvae), "residual_kmeans": vars(sizes.kmeans)}.get(sizes.tokenizer, {})
+    return fit_in(kind(kind.config_type(**options, num_codes=sizes.num_codes, seed=config.seed)), content_IE, work)
 
 
 def _save_tiger(agent: SessionRecommender, folder: Path) -> None:

@@ -20,7 +20,7 @@ from feedgym.experiments.configs import DataConfig
 from feedgym.experiments.ranking import Ranking, RankingConfig, evaluate_ranking
 from feedgym.experiments.retrieval_presets import RetrievalConfig
 from feedgym.experiments.run import Plan
-from feedgym.experiments.worlds import recorded_key, recorded_log, simulated_log
+from feedgym.experiments.worlds import plan_log, recorded_log, simulated_log
 
 CHOSEN_BY = "NDCG@10"
 """The validation figure by which epochs and baselines are chosen."""
@@ -93,13 +93,9 @@ class Retrieval:
         return evaluate_ranking(agent, self.log, self.catalog, self.split, config, targets=targets, step=step)
 
 
-def plan_log(plan: Plan, config: DataConfig) -> str:
-    """The stage of the log, with what decides it: the simulation, or the files and how they are read."""
-    if config.data is not None:
-        plan.leave_out("short_video", "log", because="a recorded log has no simulated users")
-        return plan.stage("log", recorded_key(config))
-    plan.leave_out("columns", "items", "read", because="no data are given to be read")
-    return plan.stage("log", [config.short_video, config.log, config.seed])
+def plan_data(plan: Plan, config: DataConfig) -> str:
+    """The stage of the log of an experiment that looks at a log alone."""
+    return plan_log(plan, config, [config.short_video, config.log, config.seed], "short_video")
 
 
 def read_log(config: DataConfig, work: Path) -> tuple[EventLog, Catalog]:

@@ -32,7 +32,7 @@ from feedgym.experiments.progress import progress
 from feedgym.experiments.report import write_report
 from feedgym.experiments.rl_presets import RLConfig
 from feedgym.experiments.rollouts import one_thread, ray_running
-from feedgym.experiments.run import CURVE, Codec, Plan, Run, Stage
+from feedgym.experiments.run import Codec, Plan, Run, Stage, with_curve
 from feedgym.experiments.statistics import Ratio, interval, lift, over_runs, resampling_counts
 from feedgym.experiments.worlds import LOG
 from feedgym.protocols import Recommender, SessionReward
@@ -109,7 +109,7 @@ def experiment(config: RLConfig, run: Run) -> dict[str, Any]:
     with ray_running():
         task = task_of(config, finished, run.trust)
         log = run.stage("log", partial(production_log, config, task, finished), LOG)
-        codec = Codec(lambda trained, folder: save_trained(trained, folder), load_trained)
+        codec = with_curve(Codec(lambda agent, folder: agent.save(folder), RLlibRecommender.load))
         trained = [
             run.stage(f"trained-{n}", partial(train_one, config, task, log.value, n, run), codec)
             for n in range(config.num_seeds)
@@ -224,17 +224,6 @@ def train_one(config: RLConfig, task: Task, data: tuple[EventLog, Catalog], n: i
 def training_seed(config: RLConfig, n: int) -> int:
     """A seed far from those of other trainings: RLlib's users have seeds that follow it."""
     return int(np.random.SeedSequence((config.seed, n)).generate_state(1)[0] >> 2)
-
-
-def save_trained(trained: Trained, folder: Path) -> None:
-    """An agent and its learning curve."""
-    trained[0].save(folder)
-    CURVE.save(trained[1], folder)
-
-
-def load_trained(folder: Path) -> Trained:
-    """What :func:`save_trained` wrote."""
-    return RLlibRecommender.load(folder), CURVE.load(folder)
 
 
 # ---------------------------------------------------------------- judgement

@@ -51,13 +51,18 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def generator_of(seed: tuple[int, ...]) -> torch.Generator:
+    """Random numbers that a tuple of whole numbers decides."""
+    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    return torch.Generator().manual_seed(int(state))
+
+
 def sample_and_score(
     agent: Recommender, reward: SessionReward, histories: EventBatch, n: int, seed: tuple[int, ...]
 ) -> tuple[SessionBatch, Tensor]:
     """One block: ``n`` sessions a user and their scores [U, n]."""
-    state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)
     with torch.inference_mode():
-        sessions = agent.sample(histories, n, torch.Generator().manual_seed(int(state)))
+        sessions = agent.sample(histories, n, generator_of(seed))
         return sessions, reward(histories, sessions)
 
 

@@ -13,7 +13,7 @@ from feedgym.agents.generation import GenerativeRecommender, SamplingConfig, sam
 from feedgym.data.batches import EventBatch, Preferences, TensorRows
 from feedgym.experiments.presets import AlignConfig
 from feedgym.experiments.progress import progress
-from feedgym.experiments.rollouts import Rollouts
+from feedgym.experiments.rollouts import Rollouts, generator_of
 from feedgym.experiments.statistics import within_user_correlation
 from feedgym.experiments.worlds import Pool, World
 from feedgym.protocols import SessionReward
@@ -96,8 +96,7 @@ def drift(
         n: sessions a user.
         seed: decides the draws.
     """
-    state = np.random.SeedSequence((*seed, DRIFT)).generate_state(1, np.uint64)[0] >> np.uint64(1)
-    generator, block_seen = torch.Generator().manual_seed(int(state)), agent.sampling.block_seen
+    generator, block_seen = generator_of((*seed, DRIFT)), agent.sampling.block_seen
     histories, plain = histories.to(agent.device), SamplingConfig(block_seen=block_seen)
     drawn = sample_sessions(agent.model, agent.trie, histories, n, agent.session_length, generator, plain)
     of_base = score_sessions(base.model, base.trie, histories, drawn.item_ids_USK, block_seen)

@@ -145,14 +145,19 @@ CURVE = json_of(list[dict[str, Number]])
 """Codec of the record of a training, a row a validation or an iteration."""
 
 
+def with_record(model: Codec[T], record: Codec[Any]) -> Codec[tuple[T, Any]]:
+    """Codec of a trained model with the record of its training, from those of the two."""
+
+    def save(product: tuple[T, Any], folder: Path) -> None:
+        model.save(product[0], folder)
+        record.save(product[1], folder)
+
+    return Codec(save, lambda folder: (model.load(folder), record.load(folder)))
+
+
 def with_curve(model: Codec[T]) -> Codec[tuple[T, list[dict[str, float]]]]:
     """Codec of a trained model with the record of its validations, from that of the model alone."""
-
-    def save(product: tuple[T, list[dict[str, float]]], folder: Path) -> None:
-        model.save(product[0], folder)
-        CURVE.save(product[1], folder)
-
-    return Codec(save, lambda folder: (model.load(folder), CURVE.load(folder)))
+    return with_record(model, CURVE)
 
 
 def _plain(value: Any) -> Any:
@@ -215,7 +220,7 @@ class Run:
         self._lock = Lock(self.folder)
         try:
             self._begin(resume)
-            self._wandb = self._start_wandb(config) if tracker else None
+            self._wandb = self._start_wandb() if tracker else None
         except BaseException:
             self._lock.release()
             raise
@@ -236,10 +241,11 @@ class Run:
             )
         if not (changes := differences(kept["config"], self._about["config"])):
             return
-        there = {name for name in self.plan if (self.folder / "stages" / name / MARK).exists()}
-        self._replaced = [name for name in self.plan if name in there and not self._is_made(name)]
+        there = [name for name in self.plan if (self.folder / "stages" / name / MARK).exists()]
+        made = [name for name in there if self._is_made(name)]
+        self._replaced = [name for name in there if name not in made]
         told = ", ".join(changes[:DIFFERENCES_TOLD]) + ", ..." * (len(changes) > DIFFERENCES_TOLD)
-        again, stay = ", ".join(self._replaced), ", ".join(name for name in self.plan if self._is_made(name))
+        again, stay = ", ".join(self._replaced), ", ".join(made)
         say(f"[yellow]Another configuration than {escape(str(self.folder / CONFIG))}:[/] {escape(told)}")
         say(f"[yellow]Made again:[/] {again or 'nothing'}. Kept: {stay or 'nothing'}.")
 
@@ -355,7 +361,7 @@ class Run:
             self._wandb.finish()
         self._lock.release()
 
-    def _start_wandb(self, config: Any) -> Any:
+    def _start_wandb(self) -> Any:
         # Everything W&B writes stays inside the run folder; offline needs no account (WANDB_MODE=online just works).
         # Its settings are the user's own: those in a folder could name another server to send the user's key to.
         for variable, place in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
@@ -370,7 +376,7 @@ class Run:
             resume="allow",
             dir=str(self.folder),
             mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
-            config=json.loads(json.dumps(config, default=_plain)),
+            config=self._about["config"],
             settings=wandb.Settings(disable_git=True),  # git runs what a repository's own settings say
         )
 

@@ -117,18 +117,31 @@ def _digests(path: Path) -> list[tuple[str, str]]:
     return [(str(p), digest_of(p)) for p in found if p.exists()]
 
 
-def plan_log(plan: Plan, config: AlignConfig) -> str:
-    """The stage of the log, with what decides it."""
+def plan_log(plan: Plan, config: Recording, simulated: Any, *users: str) -> str:
+    """The stage of the log, with what decides it: the files and how they are read, or the simulation.
+
+    Args:
+        plan: gets the stage.
+        config: says whether there are data.
+        simulated: what decides a simulated log.
+        users: the fields that say who leaves it.
+    """
     if config.data is not None:
-        plan.leave_out("simulator", "short_video", "log", because="a recorded log has no simulated users")
+        plan.leave_out(*users, "log", because="a recorded log has no simulated users")
         return plan.stage("log", recorded_key(config))
     plan.leave_out("columns", "items", "read", because="no data are given to be read")
-    if config.simulator is not None:
-        plan.leave_out("short_video", because="another simulator is given")
-        users: Any = simulator_key(config.simulator)
+    return plan.stage("log", simulated)
+
+
+def plan_world(plan: Plan, config: AlignConfig) -> str:
+    """The stage of an alignment's log."""
+    if config.simulator is None:
+        users: Any = _short_video(config)
     else:
-        users = _short_video(config)
-    return plan.stage("log", [users, config.log, config.session_length, config.seed])
+        plan.leave_out("short_video", because="another simulator is given")
+        users = simulator_key(config.simulator)
+    simulated = [users, config.log, config.session_length, config.seed]
+    return plan_log(plan, config, simulated, "simulator", "short_video")
 
 
 def _short_video(config: AlignConfig) -> Any:

@@ -235,6 +235,11 @@ def _spread(codes_IL: Tensor, residual_ID: Tensor, network: RQVAENetwork) -> Ten
     return torch.cat([codes_IL[:, :-1], torch.from_numpy(last_I)[:, None]], dim=1)
 
 
+def fit_in(tokenizer: Any, content_IE: Tensor | ArrayLike, work: Path) -> CodeTokenizer:
+    """Fit any tokenizer; one that trains keeps its checkpoints in ``work`` and goes on from them."""
+    return tokenizer.fit(content_IE, work=work) if isinstance(tokenizer, RQVAE) else tokenizer.fit(content_IE)
+
+
 class _Checkpoint:
     """A training that can go on: network, optimizer and the steps done, in one safetensors file."""
 
