@@ -19,15 +19,15 @@ from feedgym.agents.rllib.task import Task
 from feedgym.agents.rllib.training import train
 from feedgym.agents.slates.layers import SlateNetConfig
 from feedgym.data.parquet import read_batch
-from feedgym.envs.logging import user_seeds
-from feedgym.experiments.agents_of import agents_of
-from feedgym.experiments.align import align, plan
+from feedgym.envs.luck import user_seeds
+from feedgym.experiments.align.agents import agents_of
+from feedgym.experiments.align.experiment import align, plan
+from feedgym.experiments.align.presets import hstu, smoke, tiger
+from feedgym.experiments.align.rounds import Sampled, choose_pairs
+from feedgym.experiments.align.world import Pool
 from feedgym.experiments.evaluate import references, serve
-from feedgym.experiments.presets import hstu, smoke, tiger
 from feedgym.experiments.rollouts import ray_running
-from feedgym.experiments.rounds import Sampled, choose_pairs
 from feedgym.experiments.run import Run
-from feedgym.experiments.worlds import Pool
 from feedgym.tokenizers.rqvae import RQVAEOptions
 
 FRESH = dict(num_items=1000, arrivals_a_day=15.0, arrival_days=40.0, lifetime_days=30.0, fresh_weight=1.0)

@@ -41,7 +41,7 @@ from feedgym.data.readers import load_data
 from feedgym.data.splits import split_time
 from feedgym.envs.logging import collect_log
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
-from feedgym.experiments.rank_metrics import AUC, grouped_auc
+from feedgym.experiments.rank.metrics import AUC, grouped_auc
 
 BASE = "HSTU interleaved"
 KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {

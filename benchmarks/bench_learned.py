@@ -22,8 +22,8 @@ from feedgym.agents.baselines import ItemKNNRecommender
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.envs.feed import judging, make_simulator
-from feedgym.envs.logging import user_seeds
-from feedgym.experiments.agents_of import Finished, agents_of
+from feedgym.envs.luck import user_seeds
+from feedgym.experiments.align.agents import Finished, agents_of
 from feedgym.experiments.evaluate import references, serve
 from feedgym.experiments.progress import progress
 from feedgym.experiments.run import write_json

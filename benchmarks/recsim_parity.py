@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from feedgym.envs.feed import FeedVectorEnv
-from feedgym.envs.logging import user_seeds
+from feedgym.envs.luck import user_seeds
 from feedgym.envs.recsim import (
     INTEREST_EVOLUTION_REWARD,
     INTEREST_EXPLORATION_REWARD,

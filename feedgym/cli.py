@@ -35,16 +35,16 @@ NO_TENSORS = (
 )
 RUNS = Path("runs")
 EXPERIMENTS = {
-    "AlignConfig": "feedgym.experiments.align",
-    "RLConfig": "feedgym.experiments.rl",
-    "SASRecRun": "feedgym.experiments.retrieval",
-    "HSTURun": "feedgym.experiments.retrieval",
-    "TigerRun": "feedgym.experiments.retrieval",
-    "HSTURankRun": "feedgym.experiments.rank",
-    "GenRankRun": "feedgym.experiments.rank",
-    "MTGRRun": "feedgym.experiments.rank",
-    "CascadeRun": "feedgym.experiments.cascade",
-    "LearnedRun": "feedgym.experiments.learned",
+    "AlignConfig": "feedgym.experiments.align.experiment",
+    "RLConfig": "feedgym.experiments.rl.experiment",
+    "SASRecRun": "feedgym.experiments.retrieval.experiment",
+    "HSTURun": "feedgym.experiments.retrieval.experiment",
+    "TigerRun": "feedgym.experiments.retrieval.experiment",
+    "HSTURankRun": "feedgym.experiments.rank.experiment",
+    "GenRankRun": "feedgym.experiments.rank.experiment",
+    "MTGRRun": "feedgym.experiments.rank.experiment",
+    "CascadeRun": "feedgym.experiments.cascade.experiment",
+    "LearnedRun": "feedgym.experiments.simulator.experiment",
 }
 """The module of each kind of configuration; it has ``experiment(config, run)`` and ``plan(config)``, its stages."""
 
@@ -174,7 +174,7 @@ class Demo(Ranged):
 def demo(arguments: Sequence[str]) -> None:
     """Pretrain, align and judge OneRec on simulated users: the whole experiment in about 5 minutes."""
     options = _parse(Demo, "demo", arguments)
-    from feedgym.experiments.presets import small
+    from feedgym.experiments.align.presets import small
 
     config = replace(small(), seed=options.seed) if options.resume is None else read_config(options.resume)
     if hasattr(config, "ray"):  # a run to be resumed may be of any kind
@@ -309,8 +309,8 @@ def _preset(name: str, presets: Mapping[str, Callable[[], Any]]) -> Any:
 
 
 def read_config(folder: Path) -> Any:
-    """See :func:`feedgym.experiments.agents_of.read_config`, which is imported when it is needed."""
-    from feedgym.experiments.agents_of import read_config
+    """See :func:`feedgym.experiments.align.agents.read_config`, which is imported when it is needed."""
+    from feedgym.experiments.align.agents import read_config
 
     return read_config(folder)
 
@@ -537,7 +537,8 @@ def simulate(arguments: Sequence[str]) -> None:
     from feedgym.data.events import BEHAVIOURS, Event
     from feedgym.data.parquet import write_catalog, write_log
     from feedgym.envs.feed import make_simulator
-    from feedgym.envs.logging import LoggingConfig, collect_log
+    from feedgym.envs.logging import collect_log
+    from feedgym.envs.logging_policy import LoggingConfig
     from feedgym.experiments.memory import check_simulated
     from feedgym.experiments.progress import progress
 
@@ -598,7 +599,7 @@ def realism(arguments: Sequence[str]) -> None:
     from rich.console import Console
 
     from feedgym.experiments.memory import check_simulated
-    from feedgym.experiments.realism import read_side, realism, table_of, write_realism
+    from feedgym.experiments.simulator.realism import read_side, realism, table_of, write_realism
 
     check_simulated(options)
     sizes = {name: getattr(options, name) for name in ("users", "visits", "session_length", "seed", "trust")}

@@ -183,6 +183,14 @@ def checked_slates(slates_UK: IntArray, num_users: int, num_items: int) -> IntAr
     return slates_UK
 
 
+def too_few(session_length: int, existing: int) -> ValueError:
+    """The error of a moment at which there are not enough items for a session."""
+    return ValueError(
+        f"A session of {session_length} different items is asked for when only {existing} exist; give more items, or "
+        "a longer lifetime_days."
+    )
+
+
 def make(path: str, **given: Any) -> Any:
     """The object an import path names, or what the class or function there makes.
 

@@ -30,8 +30,8 @@ def one_thread():
 @pytest.fixture(scope="session")
 def aligned_run(tmp_path_factory):
     """The folder of a tiny run brought up to the snapshot of its only round, which is all that its agents need."""
-    from feedgym.experiments.align import align, plan
-    from feedgym.experiments.presets import smoke
+    from feedgym.experiments.align.experiment import align, plan
+    from feedgym.experiments.align.presets import smoke
     from feedgym.experiments.run import Run, StageReached
 
     folder = tmp_path_factory.mktemp("runs") / "one"

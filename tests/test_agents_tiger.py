@@ -7,7 +7,7 @@ import torch
 from toy_agents import CODES, NUM_CODES, NUM_ITEMS, K, T, scribbled, toy_histories, toy_tokenizer
 from transformers import T5Config, T5ForConditionalGeneration
 
-from feedgym.agents.dpo import DPORoundConfig, dpo_round
+from feedgym.agents.alignment.dpo import DPORoundConfig, dpo_round
 from feedgym.agents.generation import beam_sessions, sample_sessions, score_sessions
 from feedgym.agents.layers.history import ages_s, newest_events
 from feedgym.agents.layers.relative_bias import RelativeBias, bucket_of

@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 
 from feedgym.cli import COMMANDS, MISTAKE, main
-from feedgym.experiments.align import plan
-from feedgym.experiments.presets import PRESETS, smoke
+from feedgym.experiments.align.experiment import plan
+from feedgym.experiments.align.presets import smoke
+from feedgym.experiments.presets import PRESETS
 
 PROGRAM = Path(sys.executable).parent / "feedgym"
 AGENTS = {"random", "popular", "base", "aligned", "base_searched", "aligned_searched", "oracle"}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from feedgym.data.events import BEHAVIOURS, Event
-from feedgym.data.interactions import ReadOptions
+from feedgym.data.public.interactions import ReadOptions
 from feedgym.data.readers import find_data, load_data
 
 QUICK = ReadOptions(text="off", ties="file")

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feedgym.data.events import BEHAVIOURS, Event
-from feedgym.data.kuairand import (
+from feedgym.data.parquet import read_log, write_log
+from feedgym.data.public.kuairand import (
     BEIJING_S,
     FIRST_DAY_S,
     LONG_VIEW_S,
@@ -18,7 +19,6 @@ from feedgym.data.kuairand import (
     is_kuairand,
     read_kuairand,
 )
-from feedgym.data.parquet import read_log, write_log
 from feedgym.data.readers import ReadOptions, find_data
 from feedgym.data.sessions import logged_sessions, positive_sessions, time_of_day
 from feedgym.data.splits import random_exposures
@@ -468,7 +468,7 @@ def test_a_repeated_user_or_video_is_refused(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_share_of_the_users_is_read_chunk_by_chunk_with_the_videos_they_saw(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr("feedgym.data.kuairand.CHUNK", 3)
+    monkeypatch.setattr("feedgym.data.public.kuairand.CHUNK", 3)
     log = pd.DataFrame([exposure(u, (70, 5, 31, 8)[u % 3], s) for u in range(1, 25) for s in (0, 1)])
     folder = folder_of(tmp_path, log, suffix=suffix, earlier=None)
     whole, catalog = read_kuairand(folder)

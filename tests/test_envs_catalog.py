@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from feedgym.data.events import Catalog
-from feedgym.envs.catalog import CatalogConfig, make_catalog
+from feedgym.envs.short_video.catalog import CatalogConfig, make_catalog
 
 CONFIG = CatalogConfig(num_items=6000)
 

@@ -18,13 +18,15 @@ from feedgym.agents.requests import existing_items
 from feedgym.data.batches import DatedEventBatch
 from feedgym.data.events import Event
 from feedgym.data.parquet import read_catalog, write_catalog
-from feedgym.envs.catalog import CatalogConfig, freshness, make_catalog, num_arrivals
 from feedgym.envs.check import check_simulator
 from feedgym.envs.feed import FeedVectorEnv, event_batch
 from feedgym.envs.history import observation_space
-from feedgym.envs.logging import LoggingConfig, LoggingPolicy, collect_log, user_seeds
+from feedgym.envs.logging import collect_log
+from feedgym.envs.logging_policy import LoggingConfig, LoggingPolicy
+from feedgym.envs.luck import user_seeds
 from feedgym.envs.replay import states_at
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
+from feedgym.envs.short_video.catalog import CatalogConfig, freshness, make_catalog, num_arrivals
 from feedgym.protocols import take_users
 
 DAY_S = 86_400.0

@@ -8,17 +8,20 @@ import torch
 from scipy import stats
 from toy_ranker import ToyConfig, ToyRanker
 
+from feedgym.data import realism
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS
 from feedgym.data.sessions import histories, logged_sessions
 from feedgym.data.splits import take_users
-from feedgym.envs import learned_features, learned_fit, realism
 from feedgym.envs.check import check_simulator
 from feedgym.envs.feed import FeedVectorEnv, make_simulator
 from feedgym.envs.history import History
 from feedgym.envs.learned import LearnedSimulator
-from feedgym.envs.learned_fit import LearnedConfig, fit_figures, fit_simulator
-from feedgym.envs.learned_users import replay_users
-from feedgym.envs.logging import collect_log, user_seeds
+from feedgym.envs.learned import features as learned_features
+from feedgym.envs.learned import fit as learned_fit
+from feedgym.envs.learned.fit import LearnedConfig, fit_figures, fit_simulator
+from feedgym.envs.learned.users import replay_users
+from feedgym.envs.logging import collect_log
+from feedgym.envs.luck import user_seeds
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.protocols import put_users
 from feedgym.protocols import take_users as take_states

@@ -16,7 +16,9 @@ from feedgym.envs.levels import (
     SessionVectorEnv,
     require_causal,
 )
-from feedgym.envs.logging import LoggingPolicy, collect_log, user_seeds
+from feedgym.envs.logging import collect_log
+from feedgym.envs.logging_policy import LoggingPolicy
+from feedgym.envs.luck import user_seeds
 from feedgym.envs.recsim import InterestEvolution
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.envs.truth import RewardWeights, session_reward

@@ -11,7 +11,9 @@ from feedgym.data.sessions import histories, logged_sessions
 from feedgym.data.splits import take_users as take_log_users
 from feedgym.envs import logging, replay
 from feedgym.envs.feed import FeedVectorEnv, event_batch
-from feedgym.envs.logging import LoggingConfig, LoggingPolicy, collect_log, user_seeds
+from feedgym.envs.logging import collect_log
+from feedgym.envs.logging_policy import LoggingConfig, LoggingPolicy
+from feedgym.envs.luck import user_seeds
 from feedgym.envs.replay import states_at
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.protocols import take_users

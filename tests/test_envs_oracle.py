@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from toy_users import ToyUsers
 
-from feedgym.envs import oracle
-from feedgym.envs.logging import LoggingConfig, LoggingPolicy, user_seeds
-from feedgym.envs.oracle import expected_reward, greedy_sessions, oracle_sessions
-from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
-from feedgym.envs.truth import RewardWeights, true_value
+from feedgym.envs.logging_policy import LoggingConfig, LoggingPolicy
+from feedgym.envs.luck import user_seeds
+from feedgym.envs.short_video import ShortVideo, ShortVideoConfig, oracle
+from feedgym.envs.short_video.oracle import expected_reward, greedy_sessions
+from feedgym.envs.truth import RewardWeights, oracle_sessions, true_value
 from feedgym.protocols import take_users
 
 NO_RETURN = RewardWeights(return_24h=0.0)

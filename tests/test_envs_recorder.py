@@ -11,7 +11,9 @@ from feedgym.data.parquet import read_catalog, read_log
 from feedgym.data.readers import load_data
 from feedgym.data.sessions import logged_sessions
 from feedgym.envs.feed import FeedEnv, FeedVectorEnv, observation_space
-from feedgym.envs.logging import LoggingPolicy, collect_log, user_seeds
+from feedgym.envs.logging import collect_log
+from feedgym.envs.logging_policy import LoggingPolicy
+from feedgym.envs.luck import user_seeds
 from feedgym.envs.recorder import RecordLog, VectorRecordLog, read_seeds, replay, transitions
 from feedgym.envs.registration import ENVIRONMENTS
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig

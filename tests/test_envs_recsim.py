@@ -16,7 +16,8 @@ from feedgym.data.events import BEHAVIOURS
 from feedgym.envs import luck
 from feedgym.envs.check import check_simulator
 from feedgym.envs.feed import FeedVectorEnv, make_simulator
-from feedgym.envs.logging import collect_log, user_seeds
+from feedgym.envs.logging import collect_log
+from feedgym.envs.luck import user_seeds
 from feedgym.envs.recsim import (
     INTEREST_EVOLUTION_REWARD,
     INTEREST_EXPLORATION_REWARD,
@@ -28,7 +29,7 @@ from feedgym.envs.recsim import (
     LongTermSatisfaction,
     LongTermSatisfactionConfig,
 )
-from feedgym.envs.recsim_steps import STEP_GAP_S
+from feedgym.envs.recsim.steps import STEP_GAP_S
 from feedgym.envs.truth import session_reward
 
 B = {name: idx for idx, name in enumerate(BEHAVIOURS)}

@@ -17,8 +17,8 @@ from toy_users import ToyUsers
 from feedgym.data.events import BEHAVIOURS
 from feedgym.envs.check import check_simulator
 from feedgym.envs.feed import FeedEnv, FeedVectorEnv
-from feedgym.envs.picture import BLUE, UNSEEN, VERMILION, WATCHED, picture_height
-from feedgym.envs.render import BAR, TRAIL, bar, clock, span
+from feedgym.envs.render.picture import BLUE, UNSEEN, VERMILION, WATCHED, picture_height
+from feedgym.envs.render.view import BAR, TRAIL, bar, clock, span
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 
 LENGTH = 4

@@ -7,7 +7,9 @@ from scipy.special import ndtri
 
 from feedgym.data.events import BEHAVIOURS
 from feedgym.envs import luck
-from feedgym.envs.logging import LoggingConfig, collect_log, user_seeds
+from feedgym.envs.logging import collect_log
+from feedgym.envs.logging_policy import LoggingConfig
+from feedgym.envs.luck import user_seeds
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 
 B = {name: idx for idx, name in enumerate(BEHAVIOURS)}

@@ -6,7 +6,7 @@ from toy_users import ToyUsers
 
 from feedgym.data.events import BEHAVIOURS
 from feedgym.envs import truth
-from feedgym.envs.logging import user_seeds
+from feedgym.envs.luck import user_seeds
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.envs.truth import RewardWeights, replica_seeds, session_reward, true_value
 from feedgym.protocols import Response, take_users

@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter
 from toy_agents import NUM_ITEMS, K, T, toy_histories, toy_tokenizer
 
-from feedgym.agents.dpo import DPORoundConfig, dpo_round
+from feedgym.agents.alignment.dpo import DPORoundConfig, dpo_round
 from feedgym.agents.generation import SamplingConfig
 from feedgym.agents.hstu import HSTU, HSTUConfig
 from feedgym.agents.layers.moe import SparseMoE
@@ -19,9 +19,11 @@ from feedgym.cli import main
 from feedgym.data.batches import Preferences
 from feedgym.data.sessions import SessionFilter
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
-from feedgym.experiments.agents_of import agents_of, build_model
-from feedgym.experiments.align import fitted_tokenizer
-from feedgym.experiments.presets import PRESETS, AlignConfig, HSTUSize, ModelConfig, TigerSize, codes_for, smoke
+from feedgym.experiments.align.agents import agents_of, build_model
+from feedgym.experiments.align.experiment import fitted_tokenizer
+from feedgym.experiments.align.presets import AlignConfig, HSTUSize, ModelConfig, TigerSize, smoke
+from feedgym.experiments.presets import PRESETS
+from feedgym.tokenizers.codes import codes_for
 from feedgym.tokenizers.quality import quality_report
 from feedgym.tokenizers.residual_kmeans import KMeansOptions, ResidualKMeans, ResidualKMeansConfig
 from feedgym.tokenizers.rqvae import RQVAE, RQVAEOptions

@@ -12,10 +12,10 @@ from toy_agents import toy_histories
 
 from feedgym.agents.cascade import Cascade
 from feedgym.cli import MISTAKE, main
-from feedgym.experiments.agents_of import agents_of, read_config
-from feedgym.experiments.cascade import build_ranker, plan, requests
-from feedgym.experiments.cascade_presets import COMPARISONS, RANKERS, CascadeRun, CostConfig, RankerConfig
-from feedgym.experiments.cost import cost_of
+from feedgym.experiments.align.agents import agents_of, read_config
+from feedgym.experiments.cascade.cost import cost_of
+from feedgym.experiments.cascade.experiment import build_ranker, plan, requests
+from feedgym.experiments.cascade.presets import COMPARISONS, RANKERS, CascadeRun, CostConfig, RankerConfig
 from feedgym.experiments.run import Run
 
 END_TO_END = {"base", "aligned", "base_searched", "aligned_searched"}

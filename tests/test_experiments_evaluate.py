@@ -15,10 +15,14 @@ from feedgym.agents.generation import SamplingConfig, score_sessions
 from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.batches import SessionBatch
 from feedgym.data.events import BEHAVIOURS
-from feedgym.envs.logging import collect_log, user_seeds
+from feedgym.data.requests import Requests
+from feedgym.envs.logging import collect_log
+from feedgym.envs.luck import user_seeds
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.envs.truth import RewardWeights, reward_components, session_reward
 from feedgym.experiments import evaluate
+from feedgym.experiments.align.presets import AlignConfig
+from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.evaluate import (
     METRICS,
     Served,
@@ -32,9 +36,7 @@ from feedgym.experiments.evaluate import (
     session_diversity,
     top_items,
 )
-from feedgym.experiments.presets import AlignConfig, JudgeConfig
 from feedgym.experiments.statistics import Ratio
-from feedgym.experiments.worlds import Requests
 
 ITEMS, LENGTH, HISTORY, VISITS = 40, 4, 5, 6
 EXPOSURE_METRICS = {"creator_gini", "creators_unseen", "catalog_coverage", "top_1pct_share", "cold_share",
@@ -395,7 +397,7 @@ def test_a_catalogue_of_which_users_have_seen_nearly_all_can_be_judged_offline(m
     log = collect_log(ToyUsers(NUM_ITEMS), num_users=5, num_visits=2, session_length=K, seed=0)
     requests = Requests(sessions=None, histories=histories, targets_NK=torch.tensor([[4, 2, -1]] * 6))
     found = judge_offline({"base": agent, "aligned": agent}, opinion, log, toy_catalog(NUM_ITEMS), requests,
-                          AlignConfig(session_length=K))  # fmt: skip
+                          AlignConfig(session_length=K), "nobody")  # fmt: skip
     assert found["agents"]["random"]["recall@6 of next item"]["mean"] == 1, "it names the whole catalogue"
     assert 0 < found["agents"]["base"]["recall@6 of next item"]["mean"] < 1
     assert found["agents"]["base"] == found["agents"]["aligned"]
@@ -430,8 +432,8 @@ def test_offline_one_who_knows_the_future_is_told_from_one_who_does_not_whatever
     requests = Requests(sessions=None, histories=histories, targets_NK=targets_NK)
     agents = {"base": Knowing(requests, known=False), "aligned": Knowing(requests)}
     config = AlignConfig(session_length=K, history_length=HISTORY)
-    found = judge_offline(agents, opinion, log, simulator.catalog, requests, config)
-    assert found["judged_by"] == "what 8 held-out users watched next"
+    found = judge_offline(agents, opinion, log, simulator.catalog, requests, config, "what they watched next")
+    assert found["judged_by"] == "what they watched next"
     assert list(found["agents"]) == ["random", "popular", "base", "aligned"]
     foretold = ("recall@3 of session", "ndcg@3 of session", "recall@10 of next item", "ndcg@10 of next item")
     for metric in foretold:

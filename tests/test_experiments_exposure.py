@@ -8,9 +8,11 @@ from toy_users import ToyUsers
 
 from feedgym.agents.baselines import PopularRecommender, RandomRecommender
 from feedgym.data.events import BEHAVIOURS, Event
-from feedgym.envs.logging import collect_log, user_seeds
+from feedgym.envs.logging import collect_log
+from feedgym.envs.luck import user_seeds
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
+from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.configs import JudgeConfig, LogConfig
 from feedgym.experiments.evaluate import judge_online, starting
 from feedgym.experiments.exposure import (
@@ -22,7 +24,6 @@ from feedgym.experiments.exposure import (
     gini,
     top_share,
 )
-from feedgym.experiments.presets import AlignConfig
 from feedgym.experiments.statistics import interval, resampling_counts
 
 DAY_S = 86_400.0

@@ -7,8 +7,9 @@ import psutil
 import pytest
 
 from feedgym.cli import MISTAKE, main
+from feedgym.experiments.align.presets import smoke
 from feedgym.experiments.memory import check_memory, needs
-from feedgym.experiments.presets import COMPARISONS, PRESETS, smoke
+from feedgym.experiments.presets import COMPARISONS, PRESETS
 
 
 @pytest.fixture(autouse=True)

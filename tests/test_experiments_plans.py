@@ -10,8 +10,9 @@ import pytest
 
 from feedgym.cli import _kind_of
 from feedgym.envs.truth import RewardWeights
-from feedgym.experiments.presets import COMPARISONS, CONFIGS, PRESETS, AlignConfig
-from feedgym.experiments.retrieval_presets import sasrec_smoke, tiger_smoke
+from feedgym.experiments.align.presets import AlignConfig
+from feedgym.experiments.presets import COMPARISONS, CONFIGS, PRESETS
+from feedgym.experiments.retrieval.presets import sasrec_smoke, tiger_smoke
 
 OTHER: dict[str, list[Any]] = {
     "data": ["elsewhere.csv"],

@@ -9,11 +9,11 @@ import torch
 
 from feedgym.cli import main
 from feedgym.data.events import Event
-from feedgym.experiments import rank
 from feedgym.experiments.presets import PRESETS
-from feedgym.experiments.rank import RankingData, figures_of, item_rates, mean_auc
-from feedgym.experiments.rank_agents import KINDS, ranker_of
-from feedgym.experiments.retrieval_data import read_log
+from feedgym.experiments.rank import experiment as rank
+from feedgym.experiments.rank.agents import KINDS, ranker_of
+from feedgym.experiments.rank.experiment import RankingData, figures_of, item_rates, mean_auc
+from feedgym.experiments.retrieval.data import read_log
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss, roc_auc_score
 
-from feedgym.experiments.rank_metrics import task_figures, watch_figures
+from feedgym.experiments.rank.metrics import task_figures, watch_figures
 from feedgym.experiments.statistics import interval, resampling_counts
 
 USERS = 6

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from feedgym.experiments.presets import PRESETS
-from feedgym.experiments.rank import RankingData
-from feedgym.experiments.rank_agents import ranker_of
-from feedgym.experiments.retrieval_data import read_log
+from feedgym.experiments.rank.agents import ranker_of
+from feedgym.experiments.rank.experiment import RankingData
+from feedgym.experiments.retrieval.data import read_log
 
 
 def data_of(preset):

@@ -15,8 +15,8 @@ import pytest
 
 from feedgym.cli import MISTAKE, main
 from feedgym.experiments.presets import PRESETS
-from feedgym.experiments.retrieval import metric_name, plan
-from feedgym.experiments.retrieval_presets import hstu, hstu_large, sasrec
+from feedgym.experiments.retrieval.experiment import metric_name, plan
+from feedgym.experiments.retrieval.presets import hstu, hstu_large, sasrec
 
 PROGRAM = Path(sys.executable).parent / "feedgym"
 METRICS = {"recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr", "coverage", "gini"}

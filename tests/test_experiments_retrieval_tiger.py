@@ -9,9 +9,9 @@ import pytest
 from feedgym.cli import main
 from feedgym.data.events import Event
 from feedgym.experiments.presets import PRESETS
-from feedgym.experiments.retrieval_agents import TIGER_TOKENIZERS, _load_tiger, tiger_tokenizer
-from feedgym.experiments.retrieval_data import Retrieval, read_log
-from feedgym.experiments.retrieval_presets import TigerSizes
+from feedgym.experiments.retrieval.agents import TIGER_TOKENIZERS, _load_tiger, tiger_tokenizer
+from feedgym.experiments.retrieval.data import Retrieval, read_log
+from feedgym.experiments.retrieval.presets import TigerSizes
 from feedgym.tokenizers.residual_kmeans import KMeansOptions
 from feedgym.tokenizers.rqvae import RQVAEOptions
 

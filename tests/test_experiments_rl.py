@@ -11,8 +11,8 @@ from scipy.stats import ttest_1samp
 from feedgym.cli import read_config
 from feedgym.experiments.evaluate import Served
 from feedgym.experiments.presets import CONFIGS, PRESETS
-from feedgym.experiments.rl import VISITS_METRIC, mean_of, plan, seeds_compared, training_seed
-from feedgym.experiments.rl_presets import RL_PRESETS, RLConfig, smoke
+from feedgym.experiments.rl.experiment import VISITS_METRIC, mean_of, plan, seeds_compared, training_seed
+from feedgym.experiments.rl.presets import RL_PRESETS, RLConfig, smoke
 from feedgym.experiments.run import Run
 from feedgym.experiments.statistics import Ratio, over_runs
 

@@ -18,7 +18,7 @@ from feedgym.cli import INTERRUPTED, MISTAKE, main
 from feedgym.data.events import Event
 from feedgym.envs.feed import FeedVectorEnv
 from feedgym.envs.logging import collect_log
-from feedgym.envs.picture import picture_height
+from feedgym.envs.render.picture import picture_height
 from feedgym.experiments.watch import show_of, styled, visits_of
 
 TOY = "toy_users:ToyUsers"
@@ -139,7 +139,7 @@ def test_a_runs_agents_are_watched_in_the_runs_own_world(aligned_run, capsys):
 
 def test_a_runs_agent_serves_what_it_would_recommend(aligned_run):
     from feedgym.envs.feed import event_batch
-    from feedgym.experiments.agents_of import agents_of
+    from feedgym.experiments.align.agents import agents_of
 
     finished = agents_of(aligned_run)
     env = FeedVectorEnv(1, finished.world.simulator, session_length=4, history_length=finished.config.history_length)

@@ -13,7 +13,7 @@ ROOT = Path(feedgym.__file__).parent
 LAYERS = ("data", "protocols", "envs", "tokenizers", "agents", "rewards", "experiments", "cli")
 BESIDE_EACH_OTHER = {"envs": "tokenizers", "tokenizers": "envs"}
 ONLY_IN = {
-    "trl": {"agents/dpo.py"},
+    "trl": {"agents/alignment/"},
     "ray": {"experiments/rollouts.py", "agents/rllib/"},
     "wandb": {"experiments/run.py"},
     "stable_baselines3": {"envs/sb3.py"},

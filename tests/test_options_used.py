@@ -30,16 +30,16 @@ UNPACKED = {
     "feedgym.experiments.presets:ModelConfig": ("feedgym.agents.onerec:OneRecConfig",),
     "feedgym.experiments.presets:TigerSize": ("feedgym.agents.tiger:TigerConfig",),
     "feedgym.experiments.presets:HSTUSize": ("feedgym.agents.hstu:HSTUConfig",),
-    "feedgym.experiments.rank_presets:HSTURankerSizes": ("feedgym.agents.hstu_rank:HSTURankerConfig",),
-    "feedgym.experiments.rank_presets:GenRankSizes": ("feedgym.agents.genrank:GenRankConfig",),
-    "feedgym.experiments.rank_presets:MTGRSizes": ("feedgym.agents.mtgr:MTGRConfig",),
-    "feedgym.experiments.retrieval_presets:TigerSizes": ("feedgym.agents.tiger:TigerConfig",),
+    "feedgym.experiments.rank.presets:HSTURankerSizes": ("feedgym.agents.hstu_rank:HSTURankerConfig",),
+    "feedgym.experiments.rank.presets:GenRankSizes": ("feedgym.agents.genrank:GenRankConfig",),
+    "feedgym.experiments.rank.presets:MTGRSizes": ("feedgym.agents.mtgr:MTGRConfig",),
+    "feedgym.experiments.retrieval.presets:TigerSizes": ("feedgym.agents.tiger:TigerConfig",),
 }
 """Configurations that are unpacked where the sources do not say into which."""
 
 OPEN = {
     "feedgym.cli:_inspect.options": ["feedgym.cli:InspectArguments"],
-    "feedgym.experiments.rank_agents:rows_of.config": ["feedgym.experiments.rank_presets:RankRun"],
+    "feedgym.experiments.rank.agents:rows_of.config": ["feedgym.experiments.rank.presets:RankRun"],
     "feedgym.agents.session_model:from_tokenizer.config": [
         "feedgym.agents.onerec:OneRecConfig",
         "feedgym.agents.tiger:TigerConfig",
@@ -49,9 +49,9 @@ OPEN = {
 
 NOT_READ = {
     "feedgym.agents.tiger:TigerConfig.initializer_range": "transformers' _init_weights reads it",
-    "feedgym.experiments.rank_presets:SequenceRankerSizes.contents": "an argument of rank_agents.untrained()",
-    "feedgym.experiments.rank_presets:HSTURankerSizes.contents": "the same",
-    "feedgym.experiments.rank_presets:GenRankSizes.contents": "the same",
+    "feedgym.experiments.rank.presets:SequenceRankerSizes.contents": "an argument of rank_agents.untrained()",
+    "feedgym.experiments.rank.presets:HSTURankerSizes.contents": "the same",
+    "feedgym.experiments.rank.presets:GenRankSizes.contents": "the same",
 }
 """Options that are used and not read as attributes, each with its use."""
 

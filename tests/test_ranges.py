@@ -15,13 +15,13 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import PreTrainedConfig
 
 import feedgym
-from feedgym.agents.dpo import DPORoundConfig
+from feedgym.agents.alignment.dpo import DPORoundConfig
 from feedgym.agents.onerec import OneRecConfig
 from feedgym.agents.pretrain import PretrainConfig
 from feedgym.agents.rl_settings import TrainConfig
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
+from feedgym.experiments.align.presets import IPAConfig, small
 from feedgym.experiments.configs import JudgeConfig, LogConfig
-from feedgym.experiments.presets import IPAConfig, small
 from feedgym.ranges import Ranged, check_ranges, field_types
 from feedgym.rewards.model import RewardModelConfig
 from feedgym.tokenizers.rqvae import RQVAEOptions

@@ -18,11 +18,12 @@ from feedgym.envs.feed import make_simulator
 from feedgym.envs.learned import LearnedSimulator
 from feedgym.envs.registration import ENVIRONMENTS
 from feedgym.envs.truth import RewardWeights
-from feedgym.experiments.learned_presets import learned_simulator_smoke
-from feedgym.experiments.presets import CONFIGS, smoke
-from feedgym.experiments.rank_presets import RANKERS
-from feedgym.experiments.rl_presets import smoke as rl_smoke
+from feedgym.experiments.align.presets import smoke
+from feedgym.experiments.presets import CONFIGS
+from feedgym.experiments.rank.presets import RANKERS
+from feedgym.experiments.rl.presets import smoke as rl_smoke
 from feedgym.experiments.run import Plan, Run
+from feedgym.experiments.simulator.presets import learned_simulator_smoke
 from feedgym.protocols import load, make
 from feedgym.trust import BUILT_IN, check_config, check_named
 

@@ -1,6 +1,6 @@
 """Agents without a network: random items, the most popular ones, and neighbours of what the user took.
 
-Those with ``scores`` can be judged by full ranking (:mod:`feedgym.experiments.ranking`).
+Those with ``scores`` can be judged by full ranking (:mod:`feedgym.experiments.retrieval.metrics`).
 """
 
 from __future__ import annotations

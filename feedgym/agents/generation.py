@@ -22,7 +22,7 @@ from torch import Tensor
 from feedgym.agents.requests import request_noise
 from feedgym.data.batches import DatedEventBatch, EventBatch, SessionBatch
 from feedgym.data.events import Catalog
-from feedgym.envs.catalog import too_few
+from feedgym.protocols import too_few
 from feedgym.ranges import CountOrZero, Positive, Ranged, SomeShare
 from feedgym.tokenizers.trie import Trie
 from feedgym.tokenizers.vocabulary import Vocabulary

@@ -10,7 +10,7 @@ from torch import Tensor
 from feedgym.data.batches import DatedEventBatch, EventBatch
 from feedgym.data.events import Catalog
 from feedgym.envs import luck
-from feedgym.envs.catalog import too_few
+from feedgym.protocols import too_few
 
 
 def request_noise(histories: EventBatch, count: int, seed: int = 0) -> Tensor:

@@ -3,7 +3,7 @@
 A subclass names its ``config_class`` and has a backbone ``model`` (:class:`SessionBackbone`) below one output matrix
 ``lm_head`` over the joint vocabulary of all levels. The sessions it reads and writes have BOS before every item,
 [BOS, s1^1..s1^L, BOS, s2^1, ...]. With that it can be pretrained (:mod:`feedgym.agents.pretrain`), sampled and searched
-(:mod:`feedgym.agents.generation`), and aligned (:mod:`feedgym.agents.dpo`).
+(:mod:`feedgym.agents.generation`), and aligned (:mod:`feedgym.agents.alignment.dpo`).
 
 Rows: the backbone decodes R rows for U histories, R a multiple of U; row r belongs to history r mod U. So a batch of
 preference pairs, [all chosen; all rejected], needs its histories only once.

@@ -27,6 +27,8 @@ FloatArray = NDArray[np.float32]
 IntArray = NDArray[np.integer]
 BoolArray = NDArray[np.bool_]
 
+DAY_S = 86_400.0
+
 BEHAVIOURS = ("click", "long_view", "like", "follow", "comment", "forward", "hate")
 """The B behaviours, in the order of every ``_B`` axis. "click" in a one-column feed means "did not skip"."""
 

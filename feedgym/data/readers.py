@@ -19,13 +19,14 @@ import pandas as pd
 from numpy.typing import NDArray
 from pyarrow.parquet import read_schema as parquet_schema
 
-from feedgym.data.amazon import META, find_amazon
 from feedgym.data.build import assemble_log, cut_visits, encode_profile
 from feedgym.data.columns import unread
 from feedgym.data.content import attribute_embeddings
 from feedgym.data.events import BEHAVIOURS, BoolArray, Catalog, EventLog, FloatArray
-from feedgym.data.files import RawFile, numbers, plain, raw_files, refuse
-from feedgym.data.interactions import (
+from feedgym.data.parquet import PROFILE_PREFIX, read_catalog, read_log
+from feedgym.data.public.amazon import META, find_amazon
+from feedgym.data.public.files import RawFile, numbers, plain, raw_files, refuse
+from feedgym.data.public.interactions import (
     CONTENT_WIDTH,
     ReadOptions,
     Source,
@@ -38,7 +39,7 @@ from feedgym.data.interactions import (
     texts_of,
     time_order,
 )
-from feedgym.data.kuairand import (
+from feedgym.data.public.kuairand import (
     EARLIER,
     EARLIER_RULE,
     RANDOM_PATTERN,
@@ -47,9 +48,8 @@ from feedgym.data.kuairand import (
     kuairand_files,
     read_kuairand,
 )
-from feedgym.data.movielens import find_movielens
-from feedgym.data.parquet import PROFILE_PREFIX, read_catalog, read_log
-from feedgym.data.sequences import find_recbole, find_sequences
+from feedgym.data.public.lists import find_recbole, find_sequences
+from feedgym.data.public.movielens import find_movielens
 from feedgym.data.splits import take_users
 from feedgym.data.times import log_seconds
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from feedgym.data.files import refuse
+from feedgym.data.public.files import refuse
 
 UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 LIMITS = (1e11, 1e14, 1e17)

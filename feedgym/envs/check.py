@@ -16,7 +16,7 @@ from feedgym.data.events import BEHAVIOURS, Catalog
 from feedgym.envs.check_environment import check_shells
 from feedgym.envs.check_luck import check_luck
 from feedgym.envs.feed import FeedEnv, FeedVectorEnv
-from feedgym.envs.logging import user_seeds
+from feedgym.envs.luck import user_seeds
 from feedgym.protocols import Response, UserSimulator, take_users
 
 NUM_USERS = 16

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import chdtrc
 
-from feedgym.envs.logging import user_seeds
+from feedgym.envs.luck import user_seeds
 from feedgym.protocols import Response, UserSimulator, cat_users, take_users
 
 NUM_USERS = 48

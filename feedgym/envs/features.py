@@ -13,8 +13,8 @@ from scipy import sparse
 
 from feedgym.data.events import BEHAVIOUR_IDX, BoolArray, Catalog, FloatArray, IntArray
 from feedgym.data.sessions import POSITIVE, WEEK_DAYS
-from feedgym.envs.catalog import too_few
 from feedgym.envs.history import Observation
+from feedgym.protocols import too_few
 
 BLOCK_CELLS = 2**22
 """Distances between points and items held at a time; keeps memory low. Answers do not depend on it."""

@@ -31,7 +31,7 @@ from feedgym.envs.history import MAX_GAP_S as MAX_GAP_S  # these three are found
 from feedgym.envs.history import History, Observation, first_history, has_arrivals, observation_space
 from feedgym.envs.history import event_batch as event_batch
 from feedgym.envs.history import event_times_s as event_times_s
-from feedgym.envs.logging import LoggingPolicy
+from feedgym.envs.logging_policy import LoggingPolicy
 from feedgym.envs.render import RENDER_FPS, RENDER_MODES, Screen
 from feedgym.envs.truth import RewardWeights, reward_components, weighted_sum
 from feedgym.envs.warmup import warm_up

@@ -25,10 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from feedgym.data.events import BoolArray, FloatArray, IntArray
-from feedgym.envs.catalog import DAY_S
+from feedgym.data.events import DAY_S, BoolArray, FloatArray, IntArray
 from feedgym.envs.feed import SHORT_VIDEO, FeedEnv, FeedVectorEnv
-from feedgym.envs.logging import user_seeds
+from feedgym.envs.luck import user_seeds
 from feedgym.envs.truth import RewardWeights
 from feedgym.protocols import Response, UserSimulator, cat_users, put_users, take_users
 

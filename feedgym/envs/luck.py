@@ -7,6 +7,8 @@ workers, and two recommenders can be served to the same users under the same luc
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
@@ -18,6 +20,12 @@ VISIT = -1
 
 CHANNELS = 256
 """Channels a position: ``channel`` must be in 0..CHANNELS-1."""
+
+LOG_GROUP = "log"
+"""The population whose visits are logged."""
+
+MAX_SEED = 2**63
+"""Seeds are below this."""
 
 TRAITS = 0x747261697473
 """Salt of the luck that makes a user who they are; no visit has such a number."""
@@ -102,3 +110,27 @@ def exponential(uniform: FloatArray) -> FloatArray:
 def weibull(uniform: FloatArray, shape: float) -> FloatArray:
     """Weibull numbers of scale 1 from uniform ones; a shape below 1 has a heavy tail."""
     return exponential(uniform) ** np.float32(1 / shape)
+
+
+def user_seeds(num_users: int, seed: int, group: str) -> NDArray[np.uint64]:
+    """Seeds of the users 0..num_users-1 of a population, uint64 [U], all different.
+
+    Args:
+        num_users: U; the first users of a larger population are those of a smaller one.
+        seed: the experiment's seed.
+        group: the population's name, such as "log" or "judge"; populations of different names share no users.
+
+    Raises:
+        ValueError: ``num_users`` is below 1 or the seed is negative or too large.
+    """
+    if num_users < 1:
+        raise ValueError(f"num_users={num_users} is below 1; give 1 or more.")
+    return seeds_of(np.arange(num_users), seed, group)
+
+
+def seeds_of(ids_U: ArrayLike, seed: int, group: str) -> NDArray[np.uint64]:
+    """Seeds uint64 [U] of the users with the given numbers in a population; see :func:`user_seeds`."""
+    if not 0 <= seed < MAX_SEED:
+        raise ValueError(f"seed={seed} is outside 0..2**63-1; give one inside.")
+    population = derive(np.uint64(seed), zlib.crc32(group.encode()))
+    return derive(population, ids_U)

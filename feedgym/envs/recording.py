@@ -22,7 +22,9 @@ from feedgym.data.events import BoolArray, Event, EventLog, FloatArray, IntArray
 from feedgym.data.parquet import write_batch, write_catalog, write_log
 from feedgym.data.sessions import user_of_rows
 from feedgym.envs.feed import FeedEnv, FeedVectorEnv
-from feedgym.envs.logging import LoggingPolicy, Visits, event_log
+from feedgym.envs.logging import event_log
+from feedgym.envs.logging_policy import LoggingPolicy
+from feedgym.envs.visits import Visits
 from feedgym.envs.wrappers import of_feeds
 from feedgym.protocols import Response, UserSimulator
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from feedgym.data.events import BoolArray, Event, EventLog, IntArray, LoggedSessions
 from feedgym.data.sessions import logged_sessions, user_of_rows
-from feedgym.envs.logging import BLOCK_USERS, LOG_GROUP, seeds_of
+from feedgym.envs.logging import BLOCK_USERS
+from feedgym.envs.luck import LOG_GROUP, seeds_of
 from feedgym.envs.wrappers import of_feeds
 from feedgym.protocols import Response, UserSimulator, cat_users, take_users
 

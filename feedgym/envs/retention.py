@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from feedgym.envs.catalog import DAY_S
+from feedgym.data.events import DAY_S
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -128,3 +128,16 @@ def replica_seeds(seed_U: NDArray[np.uint64], replicas: int, seed: int) -> NDArr
     """The seeds of each user's replicas [U, replicas] under :func:`true_value`."""
     judge_U = luck.derive(luck.derive(seed_U, 1), seed)
     return luck.derive(judge_U[:, None], np.arange(replicas))
+
+
+def oracle_sessions(simulator: Any, state: Any, session_length: int) -> NDArray[np.int64]:
+    """The simulator's own choice of sessions [U, K] for its users.
+
+    Raises:
+        ValueError: the simulator has no ``oracle(state, session_length)`` method.
+    """
+    if not hasattr(simulator, "oracle"):
+        raise ValueError(
+            f"{type(simulator).__name__} has no oracle; give it a method oracle(state, session_length) -> ids [U, K]."
+        )
+    return simulator.oracle(state, session_length)

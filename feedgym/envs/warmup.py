@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from feedgym.envs.history import History
-from feedgym.envs.logging import BLOCK_USERS, LoggingPolicy
+from feedgym.envs.logging import BLOCK_USERS
+from feedgym.envs.logging_policy import LoggingPolicy
 from feedgym.protocols import cat_users, take_users
 
 

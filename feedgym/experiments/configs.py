@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from feedgym.data.interactions import ReadOptions
+from feedgym.data.public.interactions import ReadOptions
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.ranges import Count, CountOrZero, NonNegative, Ranged, Seed, Visits
 

@@ -32,7 +32,7 @@ from feedgym.data.sessions import logged_sessions
 from feedgym.envs.check import check_simulator
 from feedgym.envs.check_environment import check_environment
 from feedgym.envs.feed import make_simulator
-from feedgym.envs.learned_fit import LearnedConfig, fit_simulator
+from feedgym.envs.learned.fit import LearnedConfig, fit_simulator
 from feedgym.envs.logging import collect_log
 from feedgym.envs.registration import ENVIRONMENTS
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig

@@ -10,7 +10,7 @@ import copy
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,19 +22,18 @@ from typing_extensions import TypedDict
 from feedgym.agents.baselines import PopularRecommender, RandomRecommender
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, Event, EventLog
+from feedgym.data.requests import Requests
 from feedgym.envs.feed import FeedVectorEnv, event_batch, judging
 from feedgym.envs.history import has_arrivals
-from feedgym.envs.logging import Visits, event_log
+from feedgym.envs.logging import event_log
 from feedgym.envs.truth import RewardWeights
+from feedgym.envs.visits import Visits
+from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.exposure import exposure_figures, shown_items, spread_figures
 from feedgym.experiments.progress import Step, progress
 from feedgym.experiments.run import Codec, Number, json_of
 from feedgym.experiments.statistics import Figure, Ratio, interval, lift, resampling_counts
 from feedgym.protocols import Recommender, SessionReward, UserSimulator, take_users
-
-if TYPE_CHECKING:
-    from feedgym.experiments.presets import AlignConfig, JudgeConfig
-    from feedgym.experiments.worlds import Requests
 
 Choose = Callable[[EventBatch, Any], SessionBatch]
 """Chooses one session a user (S = 1), given their histories and, for the oracle alone, their true state."""
@@ -254,7 +253,7 @@ def judge_online(
     reward: SessionReward,
     log: EventLog,
     seeds_U: NDArray[np.uint64],
-    config: AlignConfig,
+    config: JudgedConfig,
 ) -> dict[str, Any]:
     """Serve all agents and the references to the same users.
 
@@ -416,7 +415,8 @@ def judge_offline(
     log: EventLog,
     catalog: Catalog,
     requests: Requests,
-    config: AlignConfig,
+    config: JudgedConfig,
+    judged_by: str,
 ) -> dict[str, Any]:
     """Who foretells what held-out users watched next, and what the reward model thinks of what each would serve.
 
@@ -431,14 +431,13 @@ def judge_offline(
         catalog: the items.
         requests: one held-out request a user.
         config: lengths and seed.
+        judged_by: who they are, in words.
     """
     ratios = {}
     for name, agent in (references(log, catalog, config) | agents).items():
         with progress(f"Testing {name}") as step:
             ratios[name] = _offline_ratios(agent, reward, catalog, requests, step)
-    users = f"{len(requests):,} held-out users" if config.split == "users" else f"{len(requests):,} users"
-    when = "next" if config.split == "users" else "after the moment at which training ends"
-    return {**compared(ratios, config.seed), "judged_by": f"what {users} watched {when}"}
+    return {**compared(ratios, config.seed), "judged_by": judged_by}
 
 
 def _offline_ratios(

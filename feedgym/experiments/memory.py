@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import psutil
 
 from feedgym.envs.short_video import ShortVideoConfig
-from feedgym.experiments.cascade_presets import CascadeRun
+from feedgym.experiments.align.presets import AlignConfig, HSTUSize
+from feedgym.experiments.cascade.presets import CascadeRun
 from feedgym.experiments.configs import LogConfig
-from feedgym.experiments.learned_presets import LearnedRun
-from feedgym.experiments.presets import AlignConfig, HSTUSize, codes_for
-from feedgym.experiments.rank_presets import RankRun
-from feedgym.experiments.retrieval_presets import RetrievalConfig, TigerSizes
-from feedgym.experiments.rl_presets import RLConfig
+from feedgym.experiments.rank.presets import RankRun
+from feedgym.experiments.retrieval.presets import RetrievalConfig, TigerSizes
+from feedgym.experiments.rl.presets import RLConfig
+from feedgym.experiments.simulator.presets import LearnedRun
+from feedgym.tokenizers.codes import codes_for
 
 EVENT = 40
 """Bytes of a row of a log: ids, time, watch time, behaviours."""

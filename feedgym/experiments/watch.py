@@ -26,7 +26,7 @@ from feedgym.data.events import Event, EventLog
 from feedgym.data.parquet import replacing
 from feedgym.envs.feed import FeedVectorEnv, event_batch
 from feedgym.envs.logging import collect_log
-from feedgym.envs.oracle import oracle_sessions
+from feedgym.envs.truth import oracle_sessions
 from feedgym.protocols import Recommender, UserSimulator, load, make
 
 REFERENCES = ("random", "popular", "oracle")
@@ -81,7 +81,7 @@ def show_of(
         simulator: import path of a user simulator.
         session_length: K; the agent's or the environment's own if None.
         visits: horizon of episodes that have none of their own.
-        trust: of the folders; as for :func:`feedgym.experiments.agents_of.agents_of`.
+        trust: of the folders; as for :func:`feedgym.experiments.align.agents.agents_of`.
 
     Raises:
         ValueError: there is no such agent or environment, or the arguments contradict each other.
@@ -106,7 +106,9 @@ def show_of(
 
 def _run_show(folder: Path, which: str, visits: int, trust: bool) -> Show:
     """An agent of a finished run among the run's own users."""
-    from feedgym.experiments.agents_of import agents_of  # these two bring in all models, which take seconds to import
+    from feedgym.experiments.align.agents import (
+        agents_of,  # these two bring in all models, which take seconds to import
+    )
     from feedgym.experiments.evaluate import references
 
     finished = agents_of(folder, trust=trust)

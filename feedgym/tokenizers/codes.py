@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
@@ -256,3 +257,20 @@ def _tuples(config: dict[str, Any]) -> dict[str, Any]:
 def _file(path: Path | str) -> Path:
     path = Path(path)
     return path if path.suffix == ".safetensors" else path / FILE_NAME
+
+
+SLACK = 4
+"""Code tuples per item, at least: in tight codes nearly every tuple is an item, so that writing an existing one is no
+feat, an item's last code follows from those before it, and no new item finds a tuple that is free."""
+
+
+def codes_for(num_items: int) -> tuple[int, ...]:
+    """Codes of each level for a catalogue: powers of two whose product is at least ``SLACK`` times the items.
+
+    Two levels up to 16,384 tuples, else three; more for a few items, as no level may have more codes than there are.
+    """
+    bits = math.ceil(math.log2(SLACK * max(num_items, 2)))
+    levels = 2 if bits <= 14 else 3
+    while 2 ** math.ceil(bits / levels) > max(num_items, 2):
+        levels += 1
+    return tuple(2 ** ((bits + level) // levels) for level in range(levels))

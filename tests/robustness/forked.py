@@ -20,8 +20,9 @@ from trl import DPOConfig, DPOTrainer  # noqa: F401
 
 from feedgym.cli import _kind_of, main
 from feedgym.experiments import align, retrieval
-from feedgym.experiments.agents_of import agents_of, read_config
-from feedgym.experiments.presets import PRESETS, smoke
+from feedgym.experiments.align.agents import agents_of, read_config
+from feedgym.experiments.align.presets import smoke
+from feedgym.experiments.presets import PRESETS
 from feedgym.experiments.run import Run
 
 torch.set_num_threads(1)

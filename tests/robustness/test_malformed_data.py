@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from feedgym.data.events import BEHAVIOURS, Event
-from feedgym.data.interactions import ReadOptions
-from feedgym.data.kuairand import PROFILE_FIELDS
 from feedgym.data.parquet import write_catalog, write_log
+from feedgym.data.public.interactions import ReadOptions
+from feedgym.data.public.kuairand import PROFILE_FIELDS
 from feedgym.data.readers import load_data
 
 COUNT = int(os.environ.get("FEEDGYM_MALFORMED", "300"))

@@ -21,7 +21,7 @@ from toy_ranker import ToyRanker
 from feedgym.agents.rllib.checkpoints import TENSORS
 from feedgym.cli import main
 from feedgym.data.whole import MARK, SEAL, WORK, digests_of, read_mark, seal, write_sealed
-from feedgym.envs.learned_fit import LearnedConfig, fit_simulator
+from feedgym.envs.learned.fit import LearnedConfig, fit_simulator
 from feedgym.envs.logging import collect_log
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 

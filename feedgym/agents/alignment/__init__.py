@@ -1,0 +1,1 @@
+"""Methods of alignment: the only place that imports TRL."""

@@ -1,0 +1,1 @@
+"""Public data sets, by the files that they are known by."""

@@ -1,0 +1,188 @@
+"""Amazon's reviews (McAuley lab) of 2014, 2018 and 2023: reviews or ratings of a category, and its products.
+
+Recognised by their fields, not by their names: ``reviewerID, asin, overall, unixReviewTime`` (2014, 2018) or ``user_id,
+parent_asin, rating, timestamp`` in milliseconds (2023) as JSON lines or, for 2023, CSV with a header; 2014's and 2018's
+CSV have none, and their item is the column of ten-character ids. The benchmark's train, valid and test files of 2023
+are one log again, for feedgym splits it itself. Products (``meta_*``) are JSON lines, of 2014 Python literals.
+
+A product's text is its title, brand (2023: store), categories, price and the beginning of its description or features;
+its topic is the second category (the first is the whole file's), its creator the brand. In 2023 items are parents: all
+sizes and colours of a product are one. Times are days (2014, 2018), so ties are many.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from feedgym.data.events import Catalog, EventLog
+from feedgym.data.public.files import RawFile, decoded, delimited, need, numbers, refuse
+from feedgym.data.public.interactions import RULE, Ratings, ReadOptions, Source, ratings_log
+
+OLD = {"reviewerID": "user_id", "asin": "item_id", "overall": "rating", "unixReviewTime": "timestamp"}
+NEW = {"user_id": "user_id", "parent_asin": "item_id", "rating": "rating", "timestamp": "timestamp"}
+JSON = re.compile(r".*\.(json|jsonl)")
+META = re.compile(r"meta_.*\.(json|jsonl)")
+DESCRIPTION = 300
+"""Characters of a description that are kept: the sentence model reads 256 tokens."""
+PEEK = 4_194_304
+"""Bytes of a first line that are looked at; reviews are long, and so are the addresses of their pictures."""
+
+
+def find_amazon(files: dict[str, RawFile]) -> Source | None:
+    """Amazon's reviews among files by the fields of their first line, or None.
+
+    Raises:
+        ValueError: there are reviews of several categories, and nobody said which to read.
+    """
+    reviews = {n: fields for n, f in files.items() if not META.fullmatch(n) and (fields := _fields(f)) is not None}
+    parts = [n for n in reviews if re.fullmatch(r".*\.(train|valid|test)\.csv", n)]
+    if parts and len({name.rsplit(".", 2)[0] for name in parts}) == 1:
+        reviews = {name: reviews[name] for name in sorted(parts)}
+    elif len(reviews) > 1:  # a category's reviews say more than its ratings alone
+        reviews = {name: fields for name, fields in reviews.items() if JSON.fullmatch(name)} or reviews
+    if not reviews:
+        return None
+    if len(reviews) > 1 and reviews.keys() != {*parts}:
+        where = next(iter(files.values())).path.parent
+        raise ValueError(f"{where}: holds reviews of several categories ({', '.join(reviews)}); give one file.")
+    fields, chosen = next(iter(reviews.values())), [files[name] for name in reviews]
+    meta = _meta_of(chosen[0], files)
+
+    def read(options: ReadOptions) -> tuple[EventLog, Catalog]:
+        events = pd.concat([_events(file, fields) for file in chosen], ignore_index=True)
+        items = _products(meta, set(events["item_id"])) if meta else pd.DataFrame({"item_id": []})
+        return ratings_log(chosen[0], Ratings(events=events, items=items), options)
+
+    year = "2023" if fields is NEW else "2014/2018"
+    days = () if fields is NEW else ("times are days: mind the ties",)
+    found = (*chosen, meta) if meta else tuple(chosen)
+    return Source(name=f"Amazon reviews {year}", files=found, says=(RULE, *days), read=read)
+
+
+def _meta_of(reviews: RawFile, files: dict[str, RawFile]) -> RawFile | None:
+    """The products of the reviews' category by its name; the only ones, where no name fits."""
+    category = re.sub(r"^(reviews|ratings)_|(_5|\.train|\.valid|\.test)?\.(json|jsonl|csv)$", "", reviews.stem)
+    meta = {name: file for name, file in files.items() if META.fullmatch(name)}
+    fitting = [file for name, file in meta.items() if name.rpartition(".")[0] == f"meta_{category}"]
+    return next(iter(fitting or (meta.values() if len(meta) == 1 else ())), None)
+
+
+def _fields(file: RawFile) -> dict[str, str] | None:
+    """Which of the two forms a file's first line has, or None."""
+    if not (JSON.fullmatch(file.stem) or file.stem.endswith(".csv")):
+        return None
+    try:
+        with file.opened() as stream:
+            line = decoded(stream.readline(PEEK)).strip()
+    except ValueError:  # damaged: whoever reads it will say so
+        return None
+    if file.stem.endswith(".csv"):
+        cells = [cell.strip('"') for cell in line.split(",")]
+        if {*NEW} <= {*cells}:
+            return NEW
+        return OLD if len(cells) == 4 and sum(_is_product(cell) for cell in cells[:2]) == 1 else None
+    # By its keys alone, for a line may be cut off above.
+    return next((fields for fields in (OLD, NEW) if all(f'"{key}"' in line for key in fields)), None)
+
+
+def _is_product(cell: str) -> bool:
+    """Amazon's product ids have ten characters, users' have more."""
+    return bool(re.fullmatch(r"[0-9A-Z]{10}", cell.strip()))
+
+
+def _events(file: RawFile, fields: dict[str, str]) -> pd.DataFrame:
+    if not file.stem.endswith(".csv"):
+        rows = [[row.get(name) for name in fields] for row in _lines(file, json.loads)]
+        table = pd.DataFrame(rows, columns=list(fields))
+    elif fields is NEW:
+        table = need(file, delimited(file, ",", None, quoted=True, words=tuple(fields)[:2]), tuple(fields))
+    else:
+        table = delimited(file, ",", tuple(fields), words=tuple(fields)[:2])
+        if _is_product(str(table["reviewerID"].iloc[0])):  # 2018 has the product first
+            table = table.set_axis(["asin", "reviewerID", *table.columns[2:]], axis=1)
+    user, item, stars, when = fields
+    for name in (user, item):
+        bad = table[name].isna()
+        if table[name].dtype == object:  # JSON holds anything
+            bad |= ~table[name].map(type).isin((str, int))
+        refuse(file, table, name, bad, "is empty or no id", "drop those reviews")
+    rating, time = numbers(file, table, stars), numbers(file, table, when)
+    refuse(file, table, stars, ~((rating >= 0) & (rating <= 5)), "is empty or outside 0 to 5", "drop those reviews")
+    refuse(file, table, when, ~(time > 0), "is empty or not positive", "drop those reviews")
+    ids = {"user_id": table[user].astype(str), "item_id": table[item].astype(str)}
+    return pd.DataFrame({**ids, "rating": rating, "timestamp": time / (1000 if fields is NEW else 1)})
+
+
+def _lines(file: RawFile, parse: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
+    """A JSON object a line; the line is named where there is none."""
+    with file.opened() as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = parse(decoded(line))
+            except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+                detail = str(error).splitlines()[0]
+                raise ValueError(f"{file}: line {number} cannot be read ({detail}); fetch the file again.") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{file}: line {number} is no JSON object; give one review or product a line.")
+            yield row
+
+
+def _literal(line: str) -> Any:
+    """JSON, or the Python literal that 2014's products are written as; nothing is executed."""
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return ast.literal_eval(line)
+
+
+def _products(file: RawFile, wanted: set[str]) -> pd.DataFrame:
+    """Texts, topics and brands of the wanted products."""
+    rows = []
+    for product in _lines(file, _literal):
+        item_id = product.get("parent_asin") or product.get("asin")
+        if item_id not in wanted:
+            continue
+        brand = _plain(product.get("brand") or product.get("store"))
+        categories = _categories(product)
+        parts = {
+            "": _plain(product.get("title")),
+            "Brand: ": brand,
+            "Categories: ": ", ".join(categories),
+            "Price: ": _plain(product.get("price")),
+            "Description: ": (_plain(product.get("description")) or _plain(product.get("features")))[:DESCRIPTION],
+        }
+        text = ". ".join(name + value for name, value in parts.items() if value)
+        topic = categories[min(1, len(categories) - 1)] if categories else None
+        rows.append((item_id, text, topic, brand or None))
+    if not rows:
+        raise ValueError(f"{file}: holds none of the {len(wanted)} reviewed products; take both files of one category.")
+    return pd.DataFrame(rows, columns=["item_id", "text", "topic", "creator"])
+
+
+def _categories(product: dict[str, Any]) -> list[str]:
+    """The path of categories; 2014 has several paths, of which the first counts."""
+    found = product.get("categories") or product.get("category") or product.get("main_category") or []
+    if isinstance(found, str):
+        found = [found]
+    if found and isinstance(found[0], list):
+        found = found[0]
+    return [name for name in (_plain(name) for name in found) if name]
+
+
+def _plain(value: Any) -> str:
+    """A field as one line of text: lists are joined, markup and a missing value vanish."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    if isinstance(value, list):
+        value = " ".join(_plain(part) for part in value)
+    text = " ".join(re.sub(r"<[^>]*>", " ", str(value)).split())
+    return "" if text.lower() in ("none", "nan") else text

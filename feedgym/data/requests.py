@@ -1,0 +1,57 @@
+"""Logged sessions as requests: with the history that was known when each was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from feedgym.data.batches import EventBatch
+from feedgym.data.events import Catalog, EventLog, LoggedSessions
+from feedgym.data.sessions import (
+    histories,
+)
+
+Data = tuple[EventLog, Catalog]
+"""A log and its items."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Requests:
+    """Logged sessions with what was known when they were asked for, row by row.
+
+    Attributes:
+        sessions: N sessions.
+        histories: N histories.
+        targets_NK: int64 items the user examined, -1 after the last one.
+    """
+
+    sessions: LoggedSessions
+    histories: EventBatch
+    targets_NK: torch.Tensor
+
+    @classmethod
+    def of(cls, data: Data, sessions: LoggedSessions, length: int, *, dated: bool = False) -> Requests:
+        """The requests behind logged sessions, with histories of ``length`` events, which are dated if asked for."""
+        log, catalog = data
+        known = histories(log, catalog, sessions.user_idx_N, sessions.row_N, sessions.start_s_N, length, dated=dated)
+        targets_NK = np.where(sessions.examined_NK, sessions.item_ids_NK, -1).astype(np.int64)
+        return cls(sessions=sessions, histories=known, targets_NK=torch.from_numpy(targets_NK))
+
+    def rows(self, idx: NDArray) -> Requests:
+        """The requests at ``idx``, an index or a boolean array."""
+        rows = torch.from_numpy(np.arange(len(self))[idx])
+        return Requests(
+            sessions=self.sessions.rows(idx), histories=self.histories.rows(rows), targets_NK=self.targets_NK[rows]
+        )
+
+    def __len__(self) -> int:
+        return len(self.targets_NK)
+
+
+def last_requests(requests: Requests) -> Requests:
+    """Each user's last session (requests are sorted by user and time)."""
+    user = requests.sessions.user_idx_N
+    return requests.rows(np.append(user[1:] != user[:-1], True))

@@ -1,0 +1,346 @@
+"""The logs that simulated users leave behind, with the exact propensities of the policy which served them.
+
+A visit is served by one of three rules, drawn for the visit:
+
+* production: candidates retrieved by popularity, ranked by a noisy relevance score and sampled without replacement in
+  proportion to exp(score / temperature) (a Plackett-Luce ranking, drawn with Gumbel noise);
+* popularity: items by their popularity, without replacement;
+* random: any item, without replacement.
+
+The propensity is that of the whole mixture: the probability of the shown item given the items above it and the visit's
+candidates, which are retrieved whatever the rule. The items above tell which rule is at work, so the shares are those
+of Bayes' rule. As every item can be shown at every position, weighting by the inverse propensity is unbiased.
+
+Where items come and go (the simulator's ``has_arrivals``), all of this is about the items that exist when the visit
+begins: only those can be retrieved, lie in the urns and share the propensities.
+
+The policy's randomness is counter-based like the users' own (:mod:`feedgym.envs.luck`), so a log depends neither on
+the block size nor on the other users, and a user's state at any logged visit can be had again by replaying the log
+(:func:`feedgym.envs.replay.states_at`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Interval
+from numpy.typing import NDArray
+
+from feedgym.data.events import BEHAVIOUR_IDX, DAY_S, FloatArray, IntArray
+from feedgym.data.sessions import POSITIVE
+from feedgym.envs import luck
+from feedgym.envs.history import has_arrivals
+from feedgym.envs.luck import user_seeds
+from feedgym.envs.visits import served_visits
+from feedgym.protocols import UserSimulator, too_few
+from feedgym.ranges import Count, Positive, Ranged, Share, Weight
+
+POLICY = 0x706F6C696379
+"""Salt of the policy's luck, which lies apart from the user's own."""
+RULE, DRAW, DRAW_FINE = range(3)
+"""Channels of the policy's luck at a position, or at ``luck.VISIT``."""
+RETRIEVE, RANK = 1, 2
+"""Salts of the policy's luck a candidate."""
+
+PRODUCTION, POPULARITY, RANDOM = range(3)
+"""The rules, in the order of every ``_R`` axis."""
+
+WEIGHT_UNIT = 2**40
+"""Popularities are integers of about this total, so that drawing without replacement has no rounding to mind."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig(Ranged):
+    """How the users of the log were served."""
+
+    popularity_share: Share = 0.1
+    """Share of the visits served by popularity alone."""
+    random_share: Share = 0.1
+    """Share of the visits served at random; the rest is the production system's. Without the two, a reward model learns
+    nothing of what production would not show."""
+    num_candidates: Count = 200
+    """Candidates the production system retrieves a visit, by popularity; an item drawn twice counts once."""
+    temperature: Positive = 2.0
+    """Scale of the Gumbel noise on the production system's scores; higher explores more."""
+    cosine_weight: Weight = 4.5
+    """For simulators without a ``ranker_score``: what a cosine of 1 between an item's content and the mean content of
+    what the user watched with pleasure adds to the score."""
+    pilot_users: Count = 500
+    """For simulators without a ``popularity_I``: users served at random, by whose clicks popularity is learned."""
+    pilot_visits: Count = 4
+    """Visits of each of them."""
+    popularity_exponent: Annotated[float, Interval(ge=0, le=20)] = 0.9
+    """Learned popularity is (rank + 10) ** -popularity_exponent, as in the synthetic catalogues."""
+
+    @property
+    def shares_R(self) -> NDArray[np.float64]:
+        """Shares of production, popularity and random."""
+        production = 1.0 - self.popularity_share - self.random_share
+        return np.array([production, self.popularity_share, self.random_share], np.float64)
+
+
+class _Urns:
+    """Draw items by weight without replacement, by inversion of the cumulative weights.
+
+    G urns stand one behind the other on one axis of cumulative weights: one for all users, or one a user.
+
+    Args:
+        weight_GI: whole weights; items of weight 0 are not in the urn.
+    """
+
+    def __init__(self, weight_GI: NDArray[np.int64]) -> None:
+        self.weight_GI, self.num_items = weight_GI, weight_GI.shape[1]
+        self._end_X = np.cumsum(weight_GI)
+        end_G = self._end_X[self.num_items - 1 :: self.num_items]
+        self.total_G = np.diff(end_G, prepend=0)
+        self._begin_G = end_G - self.total_G
+
+    def urn_of(self, users: NDArray[np.integer]) -> NDArray[np.int64]:
+        """The users' urns [U], given their rows."""
+        return np.asarray(users) if len(self.total_G) > 1 else np.zeros(len(users), np.int64)
+
+    def weight(self, urn_U: NDArray[np.int64], item_U: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Weights of items in urns."""
+        return self.weight_GI[urn_U, item_U]
+
+    def pick(self, urn_U: NDArray[np.int64], uniform_UC: NDArray[np.floating]) -> NDArray[np.int64]:
+        """Items [U, C] by weight from uniform numbers."""
+        mark_UC = (uniform_UC * self.total_G[urn_U, None]).astype(np.int64)
+        return self._at(urn_U[:, None], mark_UC + self._begin_G[urn_U, None])
+
+    def pick_others(
+        self, urn_U: NDArray[np.int64], uniform_U: NDArray[np.float64], taken_UK: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Items [U] by weight from uniform numbers, none of those already taken."""
+        left_U = self.total_G[urn_U] - self.weight(urn_U[:, None], taken_UK).sum(axis=1)
+        mark_U = (uniform_U * left_U).astype(np.int64) + self._begin_G[urn_U]
+        for item_U in np.sort(taken_UK, axis=1).T:  # step over the taken ones, in the order of the cumulative weights
+            weight_U = self.weight(urn_U, item_U)
+            begin_U = self._end_X[urn_U * self.num_items + item_U] - weight_U
+            mark_U += np.where(mark_U >= begin_U, weight_U, 0)
+        return self._at(urn_U, mark_U)
+
+    def _at(self, urn: NDArray[np.int64], mark: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.searchsorted(self._end_X, mark, side="right") - urn * self.num_items
+
+
+@dataclass(frozen=True, eq=False)
+class _Supply:
+    """What can be served to U users.
+
+    Attributes:
+        popular: one urn by popularity, or one a user.
+        top_GK: the K items of most weight in each of them, so that there are K candidates at least.
+        exists_UI: the items that exist at the users' requests; None if all do.
+    """
+
+    popular: _Urns
+    top_GK: NDArray[np.int64]
+    exists_UI: NDArray[np.bool_] | None = None
+
+    def uniform(self, users: NDArray[np.int64]) -> _Urns:
+        """One urn, or one for each of some users, in which all items weigh the same."""
+        if self.exists_UI is None:
+            return _Urns(_whole_weights(np.ones(self.popular.num_items))[None])
+        return _Urns(self.exists_UI[users].astype(np.int64))
+
+
+def _whole_weights(weight_I: NDArray) -> NDArray[np.int64]:
+    weight_I = np.asarray(weight_I, np.float64)
+    return np.maximum(np.rint(weight_I / weight_I.sum() * WEIGHT_UNIT), 1).astype(np.int64)
+
+
+class LoggingPolicy:
+    """The mixture of production system, popularity and random exposure; see the module's docstring.
+
+    A simulator may offer ``popularity_I`` (weights of the items) and ``ranker_score(state, items_UC)`` (what a trained
+    ranker would say). Without them, popularity is learned from a pilot of random exposures, and the score is the cosine
+    between an item's content and the user's taste. One with ``has_arrivals`` may offer ``popularity_on(day)``, the
+    items' weights on a day of the clock.
+
+    Args:
+        simulator: the users.
+        session_length: K, at most the number of items.
+        config: shares, temperature and so on.
+        seed: of the pilot.
+
+    Raises:
+        ValueError: a share, length or count which cannot be.
+    """
+
+    def __init__(
+        self, simulator: UserSimulator, session_length: int, config: LoggingConfig = LoggingConfig(), seed: int = 0
+    ) -> None:
+        num_items = simulator.catalog.num_items
+        _check_config(config, session_length, num_items)
+        self.simulator, self.session_length, self.config = simulator, session_length, config
+        weight_I = np.ones(num_items)
+        if config.random_share < 1:
+            weight_I = _popularity(simulator, session_length, config, seed)
+        weight_1I = _whole_weights(weight_I)[None]
+        top_1K = np.argsort(-weight_1I, axis=1, kind="stable")[:, :session_length]
+        self._whole = _Supply(_Urns(weight_1I), top_1K)
+        self._weight_of_day: dict[int, NDArray[np.int64]] = {}
+        self._content_IE = simulator.catalog.content_IE / np.maximum(
+            np.linalg.norm(simulator.catalog.content_IE, axis=1, keepdims=True), np.float32(1e-12)
+        )
+        self._positive_B = [BEHAVIOUR_IDX[name] for name in POSITIVE]
+
+    def no_taste(self, num_users: int) -> FloatArray:
+        """The taste [U, E] of users of whom nothing is known."""
+        return np.zeros((num_users, self._content_IE.shape[1]), np.float32)
+
+    def learn(self, taste_UE: FloatArray, slates_UK: IntArray, behaviours_UKB: NDArray[np.uint8]) -> FloatArray:
+        """The users' tastes, sums of the contents of the items that pleased them, after one more visit."""
+        pleased_UK = behaviours_UKB[:, :, self._positive_B].max(axis=2)
+        return taste_UE + (self._content_IE[slates_UK] * pleased_UK[:, :, None]).sum(axis=1)
+
+    def serve(self, state: Any, taste_UE: FloatArray) -> tuple[NDArray[np.int64], FloatArray]:
+        """The sessions of U users' next visits, int64 [U, K], and the propensities of their items, float32 [U, K]."""
+        key_U = luck.stream(luck.derive(state.seed_U, POLICY), state.visit_U)
+        rule_U = np.searchsorted(np.cumsum(self.config.shares_R)[:-1], luck.draw(key_U, luck.VISIT, RULE), side="right")
+        supply = self._supply(state)
+        items_UC, logit_UC = self._candidates(state, taste_UE, key_U, supply)
+        slates_UK = np.empty((len(key_U), self.session_length), np.int64)
+        ranked_U = rule_U == PRODUCTION
+        slates_UK[ranked_U] = self._rank(key_U[ranked_U], items_UC[ranked_U], logit_UC[ranked_U])
+        popular, random = np.flatnonzero(rule_U == POPULARITY), np.flatnonzero(rule_U == RANDOM)
+        slates_UK[popular] = self._lottery(key_U[popular], supply.popular, supply.popular.urn_of(popular))
+        uniform = supply.uniform(random)
+        slates_UK[random] = self._lottery(key_U[random], uniform, uniform.urn_of(np.arange(len(random))))
+        return slates_UK, self._propensity(slates_UK, items_UC, logit_UC, supply)
+
+    def _supply(self, state: Any) -> _Supply:
+        """What exists at the users' requests.
+
+        Raises:
+            ValueError: fewer items exist than a session has.
+        """
+        if not has_arrivals(self.simulator):
+            return self._whole
+        exists_UI = self.simulator.catalog.exists(state.time_s_U)
+        existing_U = exists_UI.sum(axis=1)
+        if (existing_U < self.session_length).any():
+            raise too_few(self.session_length, int(existing_U.min()))
+        weight_UI = self._daily_weights(state.time_s_U) * exists_UI
+        last = weight_UI.shape[1] - self.session_length
+        top_UK = np.argpartition(weight_UI, last, axis=1)[:, last:]
+        return _Supply(_Urns(weight_UI), top_UK, exists_UI)
+
+    def _daily_weights(self, time_s_U: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Weights of the items by popularity on the users' day, [U, I], or [1, I] where they never change."""
+        if self.config.random_share == 1 or not hasattr(self.simulator, "popularity_on"):
+            return self._whole.popular.weight_GI
+        day_D, row_U = np.unique(np.floor(time_s_U / DAY_S).astype(np.int64), return_inverse=True)
+        for day in day_D.tolist():
+            if day not in self._weight_of_day:
+                self._weight_of_day[day] = _whole_weights(self.simulator.popularity_on(day))
+        return np.stack([self._weight_of_day[day] for day in day_D.tolist()])[row_U]
+
+    def _candidates(
+        self, state: Any, taste_UE: FloatArray, key_U: NDArray[np.uint64], supply: _Supply
+    ) -> tuple[NDArray[np.int64], FloatArray]:
+        """Retrieved items [U, C] and their logits, -inf for second copies and for what does not exist."""
+        if self.config.shares_R[PRODUCTION] <= 0:
+            return np.zeros((len(key_U), 0), np.int64), np.zeros((len(key_U), 0), np.float32)
+        num_items = self.simulator.catalog.num_items
+        if self.config.num_candidates >= num_items:
+            items_UC = np.tile(np.arange(num_items), (len(key_U), 1))
+            out_UC = np.zeros(items_UC.shape, bool) if supply.exists_UI is None else ~supply.exists_UI
+        else:
+            urn_U = supply.popular.urn_of(np.arange(len(key_U)))
+            luck_UC = _candidate_luck(key_U, RETRIEVE, self.config.num_candidates).astype(float)
+            items_UC = np.concatenate([supply.popular.pick(urn_U, luck_UC), supply.top_GK[urn_U]], axis=1)
+            items_UC.sort(axis=1)
+            out_UC = np.zeros(items_UC.shape, dtype=bool)
+            out_UC[:, 1:] = items_UC[:, 1:] == items_UC[:, :-1]
+        logit_UC = self._score(state, taste_UE, items_UC) / np.float32(self.config.temperature)
+        logit_UC[out_UC] = -np.inf
+        return items_UC, logit_UC
+
+    def _score(self, state: Any, taste_UE: FloatArray, items_UC: IntArray) -> FloatArray:
+        """The production ranker's scores, float32 [U, C]."""
+        if hasattr(self.simulator, "ranker_score"):
+            return np.asarray(self.simulator.ranker_score(state, items_UC), np.float32)
+        length_U1 = np.linalg.norm(taste_UE, axis=1, keepdims=True)
+        taste_UE = taste_UE / np.maximum(length_U1, np.float32(1e-12))
+        return np.float32(self.config.cosine_weight) * np.vecdot(self._content_IE[items_UC], taste_UE[:, None])
+
+    def _rank(self, key_U: NDArray[np.uint64], items_UC: NDArray[np.int64], logit_UC: FloatArray) -> NDArray[np.int64]:
+        """Plackett-Luce: the K best of logit plus Gumbel noise."""
+        if not len(key_U):
+            return np.zeros((0, self.session_length), np.int64)
+        noise_UC = -np.log(luck.exponential(_candidate_luck(key_U, RANK, items_UC.shape[1])))
+        place_UK = np.argsort(-(logit_UC + noise_UC), axis=1, kind="stable")[:, : self.session_length]
+        return np.take_along_axis(items_UC, place_UK, axis=1)
+
+    def _lottery(self, key_U: NDArray[np.uint64], urns: _Urns, urn_U: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Items drawn from the users' urns one after another."""
+        slates_UK = np.empty((len(key_U), self.session_length), np.int64)
+        if not len(key_U):
+            return slates_UK
+        for k in range(self.session_length):
+            coarse_U, fine_U = luck.draw(key_U, k, np.array([[DRAW], [DRAW_FINE]])).astype(np.float64)
+            uniform_U = coarse_U + (fine_U - 0.5) * 2.0**-23  # 46 bits: a rare item's weight needs more than 23
+            slates_UK[:, k] = urns.pick_others(urn_U, uniform_U, slates_UK[:, :k])
+        return slates_UK
+
+    def _propensity(
+        self, slates_UK: NDArray[np.int64], items_UC: IntArray, logit_UC: FloatArray, supply: _Supply
+    ) -> FloatArray:
+        """Chance of each shown item given those above it and the candidates, under the mixture, float32 [U, K]."""
+        belief_UR = np.tile(self.config.shares_R, (len(slates_UK), 1))
+        chance_UR = np.zeros_like(belief_UR)
+        left_UC = logit_UC.copy()
+        urn_U = supply.popular.urn_of(np.arange(len(slates_UK)))
+        popular_left_U = supply.popular.total_G[urn_U]
+        existing = self.simulator.catalog.num_items if supply.exists_UI is None else supply.exists_UI.sum(axis=1)
+        propensity_UK = np.empty(slates_UK.shape, np.float32)
+        for k, item_U in enumerate(slates_UK.T):
+            if left_UC.shape[1]:
+                weight_UC = np.exp(left_UC - left_UC.max(axis=1, keepdims=True))
+                here_UC = items_UC == item_U[:, None]
+                chance_UR[:, PRODUCTION] = (weight_UC * here_UC).sum(axis=1) / weight_UC.sum(axis=1)
+                left_UC[here_UC] = -np.inf
+            weight_U = supply.popular.weight(urn_U, item_U)
+            chance_UR[:, POPULARITY] = weight_U / popular_left_U
+            chance_UR[:, RANDOM] = 1 / (existing - k)
+            popular_left_U = popular_left_U - weight_U
+            joint_UR = belief_UR * chance_UR
+            chance_U = joint_UR.sum(axis=1)
+            propensity_UK[:, k] = chance_U
+            belief_UR = joint_UR / chance_U[:, None]
+        return propensity_UK
+
+
+def _candidate_luck(key_U: NDArray[np.uint64], salt: int, count: int) -> FloatArray:
+    """A uniform number a candidate, [U, C]."""
+    position_C, channel_C = np.divmod(np.arange(count), luck.CHANNELS)
+    return luck.draw(luck.derive(key_U, salt)[:, None], position_C, channel_C)
+
+
+def _popularity(simulator: UserSimulator, session_length: int, config: LoggingConfig, seed: int) -> NDArray:
+    """The simulator's own popularity of its items, or what clicks on random exposures teach."""
+    known_I = getattr(simulator, "popularity_I", None)
+    if known_I is not None:
+        return known_I
+    pilot = LoggingPolicy(simulator, session_length, replace(config, popularity_share=0.0, random_share=1.0))
+    users = np.arange(config.pilot_users)
+    visits = served_visits(pilot, simulator.reset(user_seeds(len(users), seed, "pilot")), users, config.pilot_visits)
+    num_items = simulator.catalog.num_items
+    click_NK = visits.behaviours_NKB[:, :, BEHAVIOUR_IDX["click"]]
+    clicks_I = np.bincount(visits.slates_NK.ravel(), click_NK.ravel(), num_items)
+    shown_I = np.bincount(visits.slates_NK.ravel(), visits.examined_NK.ravel(), num_items)
+    mean = clicks_I.sum() / max(shown_I.sum(), 1)
+    rate_I = (clicks_I + mean) / (shown_I + 1)
+    return (np.argsort(np.argsort(-rate_I, kind="stable")) + 10.0) ** -config.popularity_exponent
+
+
+def _check_config(config: LoggingConfig, session_length: int, num_items: int) -> None:
+    if not 1 <= session_length <= num_items:
+        raise ValueError(f"session_length={session_length} must be in 1..{num_items}, the items of the catalogue.")
+    shares = {"popularity_share": config.popularity_share, "random_share": config.random_share}
+    if sum(shares.values()) > 1:
+        raise ValueError(f"The shares {shares} must add up to at most 1; production gets the rest.")

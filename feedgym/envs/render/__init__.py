@@ -1,0 +1,5 @@
+"""What people see of a feed, as text or as a picture."""
+
+from feedgym.envs.render.screen import RENDER_FPS, RENDER_MODES, Screen
+
+__all__ = ["RENDER_FPS", "RENDER_MODES", "Screen"]

@@ -1,0 +1,320 @@
+"""Who the users of the short-video feed are: the constants, a user's state, fresh users and their daily rhythm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from annotated_types import Interval
+from numpy.typing import NDArray
+from scipy.special import gammaincinv, ndtr
+
+from feedgym.data.events import BEHAVIOURS, DAY_S, FloatArray, IntArray
+from feedgym.envs import luck
+from feedgym.envs.short_video.catalog import CatalogConfig, Latents, unit
+from feedgym.ranges import Count, Logit, NonNegative, Positive, Seconds, Seed, Share, SomeSeconds, Spread, check_order
+
+FEEDBACK = BEHAVIOURS[2:]
+"""The X = 5 explicit behaviours: like, follow, comment, forward, hate."""
+
+PROFILE_NAMES = ("age_group", "gender", "device")
+PROFILE_SIZES = (6, 2, 3)
+
+INTEREST, WEIGHT, NORMAL, UNIFORM = range(4)
+"""Positions of a user's traits in their luck; the channels count the topics or the traits."""
+(
+    PATIENCE,
+    CLICK_BIAS,
+    SUSCEPTIBILITY,
+    ACTIVITY,
+    HOUR_SHIFT,
+    NOVELTY,
+    FIRST_PROFILE,
+) = range(7)
+"""Channels of the normal traits; the profile fields and the FEEDBACK follow them."""
+FIRST_FEEDBACK = FIRST_PROFILE + len(PROFILE_NAMES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortVideoConfig(CatalogConfig):
+    """The users and their catalogue. Constants without a source were set so that figures agree with KuaiRand's."""
+
+    catalog_seed: Seed = 0
+    """Seed of the catalogue; users have seeds of their own."""
+    first_day: NonNegative = 0.0
+    """Day of the clock on which users pay their first visit: those who come after a log has ended begin later."""
+
+    interest_topics: tuple[Count, Count] = (2, 8)
+    """Fewest and most topics a user loves."""
+    interest_shape: Positive = 0.7
+    """Gamma shape of the weights of the loved topics."""
+    profile_tie: Annotated[float, Interval(ge=-1, le=1)] = 0.5
+    """Correlation of a profile field's hidden score with the user's interests; 0 makes profiles noise."""
+    patience_sd: Spread = 0.6
+    """Spread of patience, in logits of going on."""
+    click_bias_sd: Spread = 0.7
+    """Spread of the readiness to click."""
+    feedback_sd: Spread = 1.3
+    """Spread of each behaviour's propensity, in logits: few users give most comments."""
+    susceptibility_sd: Spread = 0.4
+    """Log-normal spread of the susceptibility to clickbait, median 1."""
+    activity_sd: Spread = 0.8
+    """Log-normal spread of activity (visits a day), median 1."""
+    hour_shift_sd: Spread = 1.5
+    """Spread of the shift of a user's active hours, hours."""
+    memory_items: Count = 128
+    """R, number of last examined items a user remembers."""
+
+    interest_weight: Logit = 4.5
+    """Pull of the long-term interests, <theta, z>."""
+    mood_weight: Logit = 1.2
+    """Pull of the short-term interests, <s, z>."""
+    quality_weight: Logit = 0.7
+    """Pull of quality."""
+    fresh_weight: Logit = 0.0
+    """Pull of an item just uploaded; it falls by 1/e every fresh_days. 0: age does not count."""
+    satiation_weight: Logit = 2.6
+    """Push of satiation with the item's topics, <f, m>."""
+    seen_penalty: Logit = 2.5
+    """Push of an item the user remembers."""
+    novelty_weight: Logit = 0.5
+    """Pull of a primary topic not met lately, times the user's novelty appetite: standard normal, as some shun it."""
+    novelty_satiation: Share = 0.02
+    """A topic whose satiation is below this was not met lately: about half a day without it."""
+
+    click_logit: Logit = -2.6
+    """Logit of a click on an item of pull 0; KuaiRand-27K clicks .379 in production and .176 at random."""
+    click_clickbait: Logit = 0.9
+    """What a unit of clickbait adds to the click logit of a user of susceptibility 1."""
+    click_bias_weight: Logit = 0.5
+    """Weight of the user's readiness to click."""
+    ranker_clickbait: Logit = 0.5
+    """What a unit of clickbait adds to a production ranker's score, which was trained on clicks."""
+    enjoyment_clickbait: Logit = 0.9
+    """What a unit of clickbait takes from enjoyment."""
+
+    complete_logit: Logit = -0.2
+    """Logit of watching a clicked item of enjoyment 0 and 32 s to its end. With the two below: watch ratios with bumps
+    near 0 and at 1, and a median that falls with duration, as in KuaiRand."""
+    complete_enjoyment: Logit = 0.9
+    """What a unit of enjoyment adds to it."""
+    complete_duration: Logit = 0.55
+    """What each e-fold of duration over 32 s takes from it."""
+    replay_prob: Share = 0.25
+    """Chance of a replay after completion, times sigmoid(enjoyment - 1)."""
+    replay_max: NonNegative = 1.5
+    """Longest replay, in durations; uniform up to it."""
+    partial_low: Share = 0.05
+    """Least fraction watched after a click without completion."""
+    partial_span: Share = 0.9
+    """Range of that fraction."""
+    partial_shape: tuple[Positive, NonNegative] = (0.8, 0.6)
+    """a, b of the Beta(a + b sigmoid(enjoyment), 1) fraction inside the range."""
+    skip_mean_s: SomeSeconds = 2.0
+    """Mean watch time of a skipped item, exponential. KuaiRand-Pure: 1.8 s."""
+    long_view_s: Seconds = 18.0
+    """Watching this long, or to the end, is a long view (KuaiRand's definition)."""
+
+    feedback_logit: tuple[Logit, ...] = (-6.6, -9.9, -8.2, -9.6, -8.1)
+    """Logits of like, follow, comment, forward, hate at enjoyment 0, for rates like KuaiRand-Pure's: .0172, .0013,
+    .0025, .0009, .0008 of the items examined."""
+    feedback_enjoyment: tuple[Logit, ...] = (1.0, 1.1, 0.8, 0.9, -1.0)
+    """What a unit of enjoyment adds to them. Hate falls with it and needs no click."""
+
+    next_logit: Logit = 2.8
+    """Logit of going on to the next item at patience and enjoyment 0."""
+    next_enjoyment: Logit = 0.55
+    """What a unit of enjoyment adds to it."""
+    budget_s: SomeSeconds = 180.0
+    """Median time a user has for a visit, seconds."""
+    budget_sd: Spread = 0.9
+    """Log-normal spread of that time."""
+    budget_active: Logit = 0.3
+    """What an hour at the day's peak, against one at half of it, adds to the log of that time, times two."""
+
+    mood_rate: Share = 0.12
+    """Step of the short-term interests towards a clicked item of enjoyment 1 or more."""
+    mood_hours: Positive = 12.0
+    """Time constant with which the mood fades, hours."""
+    satiation_rate: Share = 0.22
+    """Step of satiation at a clicked item."""
+    satiation_skip: Share = 0.4
+    """Share of that step at a skipped item."""
+    satiation_hours: Positive = 3.0
+    """Time constant of the recovery from satiation, hours."""
+    satisfaction_rate: Share = 0.06
+    """Step of satisfaction towards tanh(enjoyment) an item."""
+    satisfaction_skip: Share = 0.35
+    """Weight of the enjoyment of skipped items in it."""
+    drift_rate: Share = 0.02
+    """Step of the long-term interests towards the mood a visit."""
+
+    gap_hours: Positive = 14.0
+    """Scale of the gap to the next visit at satisfaction 0 and activity 1, hours."""
+    gap_satisfaction: Logit = 1.6
+    """The gap is scaled by exp(-gap_satisfaction * satisfaction)."""
+    gap_shape: Annotated[float, Interval(ge=0.05, le=100)] = 0.7
+    """Weibull shape of the gap; below 1, so that most gaps are short and some are long."""
+    churn_logit: Logit = -5.0
+    """Logit of leaving for ever after a visit, at satisfaction 0."""
+    churn_satisfaction: Logit = 2.0
+    """What a unit of satisfaction takes from it."""
+
+    day_base: NonNegative = 0.1
+    """Activity at the dead of night. This and the bumps follow KuaiRand-27K's exposures by hour."""
+    day_peaks: tuple[tuple[NonNegative, Positive, NonNegative], ...] = ((13.0, 4.0, 0.65), (21.5, 2.5, 0.75))
+    """Hour, width in hours and height of the bumps of the day's activity."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_order(self, "interest_topics")
+        for name in ("feedback_logit", "feedback_enjoyment"):
+            if len(getattr(self, name)) != len(FEEDBACK):
+                raise ValueError(
+                    f"{name} has {len(getattr(self, name))} numbers; give {len(FEEDBACK)}, one for each of "
+                    f"{', '.join(FEEDBACK)}."
+                )
+        if not (self.day_base or any(height for _, _, height in self.day_peaks)):
+            raise ValueError(f"day_base={self.day_base} and no height in day_peaks: nobody is active; raise either.")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShortVideoState:
+    """U users between two visits. Luck is in ``seed_U`` alone: replacing it changes no trait.
+
+    Attributes:
+        seed_U: uint64 the user's luck.
+        visit_U: int64 visits answered.
+        time_s_U: float64 when the next visit begins.
+        profile_UF: int64 age group, gender, device.
+        interest_UD: float32 unit vectors, long-term interests (theta).
+        mood_UD: float32 short-term interests (s).
+        satiation_UM: float32 in [0, 1) satiation a topic (f).
+        satisfaction_U: float32 in [-1, 1] (S).
+        patience_U: float32 logits of going on.
+        click_bias_U: float32 readiness to click.
+        feedback_UX: float32 propensity of each explicit behaviour, logits.
+        susceptibility_U: float32 > 0, to clickbait.
+        novelty_U: float32 appetite for topics not met lately; negative for those who shun them.
+        activity_U: float32 > 0, relative frequency of visits.
+        hour_shift_U: int64 shift of the day's rhythm, hours.
+        seen_UR: int32 ring of the items examined last, -1 where empty.
+        num_seen_U: int64 items examined so far.
+    """
+
+    seed_U: NDArray[np.uint64]
+    visit_U: NDArray[np.int64]
+    time_s_U: NDArray[np.float64]
+    profile_UF: NDArray[np.int64]
+    interest_UD: FloatArray
+    mood_UD: FloatArray
+    satiation_UM: FloatArray
+    satisfaction_U: FloatArray
+    patience_U: FloatArray
+    click_bias_U: FloatArray
+    feedback_UX: FloatArray
+    susceptibility_U: FloatArray
+    novelty_U: FloatArray
+    activity_U: FloatArray
+    hour_shift_U: IntArray
+    seen_UR: IntArray
+    num_seen_U: NDArray[np.int64]
+
+
+class Population:
+    """Draws users and knows when they are active.
+
+    Args:
+        config: the constants.
+        latents: the catalogue's truth, for its topics.
+    """
+
+    def __init__(self, config: ShortVideoConfig, latents: Latents) -> None:
+        self.config, self.latents = config, latents
+        rng = np.random.default_rng([config.catalog_seed, 1])
+        self._profile_FD = unit(rng.normal(size=(len(PROFILE_NAMES), config.latent_dim))).astype(np.float32)
+        self._day_H = _day(config.day_peaks, config.day_base)
+
+    def draw(self, seeds_U: NDArray[np.uint64]) -> ShortVideoState:
+        """Fresh users; row u depends on ``seeds_U[u]`` alone."""
+        c = self.config
+        seeds_U = np.array(seeds_U, np.uint64)
+        num_users = len(seeds_U)
+        traits_U = luck.stream(luck.derive(seeds_U, 0), 0)  # older than luck.traits, and as much apart from all visits
+        interest_UD = self._interests(traits_U)
+        normal_CU = luck.normal(luck.draw(traits_U, NORMAL, np.arange(FIRST_FEEDBACK + len(FEEDBACK))[:, None]))
+        start_U, bar_U, minute_U = luck.draw(traits_U, UNIFORM, np.arange(3)[:, None])
+        shift_U = np.rint(c.hour_shift_sd * normal_CU[HOUR_SHIFT]).astype(np.int64)
+        start_s_U = (start_U.astype(np.float64) + c.first_day) * DAY_S
+        return ShortVideoState(
+            seed_U=seeds_U,
+            visit_U=np.zeros(num_users, np.int64),
+            time_s_U=self.next_active(start_s_U, shift_U, bar_U, minute_U),
+            profile_UF=self._profiles(interest_UD, normal_CU[FIRST_PROFILE:FIRST_FEEDBACK]),
+            interest_UD=interest_UD,
+            mood_UD=np.zeros((num_users, c.latent_dim), np.float32),
+            satiation_UM=np.zeros((num_users, c.num_topics), np.float32),
+            satisfaction_U=np.zeros(num_users, np.float32),
+            patience_U=c.patience_sd * normal_CU[PATIENCE],
+            click_bias_U=c.click_bias_sd * normal_CU[CLICK_BIAS],
+            feedback_UX=np.ascontiguousarray(c.feedback_sd * normal_CU[FIRST_FEEDBACK:].T),
+            susceptibility_U=np.exp(c.susceptibility_sd * normal_CU[SUSCEPTIBILITY]),
+            novelty_U=normal_CU[NOVELTY].copy(),
+            activity_U=np.exp(c.activity_sd * normal_CU[ACTIVITY]),
+            hour_shift_U=shift_U,
+            seen_UR=np.full((num_users, c.memory_items), -1, np.int32),
+            num_seen_U=np.zeros(num_users, np.int64),
+        )
+
+    def activity(self, time_s_U: NDArray[np.float64], shift_U: IntArray) -> FloatArray:
+        """Activity of the users' hour, in (0, 1], 1 at the day's peak."""
+        return self._day_H.take(_hour(time_s_U) - shift_U, mode="wrap")
+
+    def next_active(self, time_s_U: NDArray[np.float64], shift_U: IntArray, bar_U: FloatArray, minute_U: FloatArray):
+        """``time_s_U`` where its hour is active, else a time in the next active hour; float64 [U].
+
+        An hour is active when the day's activity is above the visit's bar, in (0, 1); the peak always is.
+        ``minute_U`` in (0, 1) places the visit in the hour.
+        """
+        hour_U = _hour(time_s_U)
+        level_UH = self._day_H.take((hour_U - shift_U)[:, None] + np.arange(24), mode="wrap")
+        wait_U = (level_UH > bar_U[:, None]).argmax(axis=1)
+        return np.where(wait_U > 0, (hour_U + wait_U + minute_U.astype(np.float64)) * 3600, time_s_U)
+
+    def _interests(self, traits_U: NDArray[np.uint64]) -> FloatArray:
+        """A Gamma-weighted mixture of a few topics, drawn by their shares with an exponential race; unit vectors."""
+        c = self.config
+        low, high = c.interest_topics
+        high = min(high, c.num_topics)
+        race_UM = luck.exponential(luck.draw(traits_U[:, None], INTEREST, np.arange(c.num_topics)))
+        loved_UJ = np.argsort(race_UM / self.latents.topic_share_M, axis=1)[:, :high]
+        weight_UJ = gammaincinv(np.float32(c.interest_shape), luck.draw(traits_U[:, None], WEIGHT, np.arange(high)))
+        count_U = low + luck.draw(traits_U, WEIGHT, high) * (high + 1 - low)
+        weight_UJ *= np.arange(1, high + 1) <= count_U[:, None]
+        interest_UD = np.zeros((len(traits_U), c.latent_dim), np.float32)
+        for j in range(high):
+            interest_UD += weight_UJ[:, j, None] * self.latents.topic_MD[loved_UJ[:, j]]
+        return unit(interest_UD)
+
+    def _profiles(self, interest_UD: FloatArray, noise_FU: FloatArray) -> NDArray[np.int64]:
+        """Profile fields cut from hidden scores which are partly the interests along a direction a field."""
+        tie = self.config.profile_tie
+        along_UF = np.vecdot(interest_UD[:, None], self._profile_FD) * np.sqrt(np.float32(self.config.latent_dim))
+        quantile_UF = ndtr(tie * along_UF + np.sqrt(1 - tie**2) * noise_FU.T)
+        sizes_F = np.array(PROFILE_SIZES)
+        return np.minimum(quantile_UF * sizes_F, sizes_F - 1).astype(np.int64)
+
+
+def _hour(time_s_U: NDArray[np.float64]) -> NDArray[np.int64]:
+    return np.floor(time_s_U / 3600).astype(np.int64)
+
+
+def _day(peaks: tuple[tuple[float, float, float], ...], base: float) -> FloatArray:
+    """Activity of the 24 hours: bumps on a base, 1 at the peak."""
+    hour_H = np.arange(24) + 0.5
+    day_H = np.full(24, base)
+    for centre, width, height in peaks:
+        away_H = np.abs((hour_H - centre + 12) % 24 - 12)
+        day_H += height * np.exp(-0.5 * (away_H / width) ** 2)
+    return (day_H / day_H.max()).astype(np.float32)

@@ -1,0 +1,355 @@
+"""The flagship simulator: users of a one-column short-video feed who answer whole sessions.
+
+A user examines the items of a session one after another until patience or time runs out. Each item meets long-term
+interests, the mood of the day, satiation with its topics and the memory of items already seen; clickbait raises the
+click and lowers the enjoyment; enjoyment, never observed, drives completion, feedback, going on, satisfaction, the
+return and churn. So order and diversity matter, and engagement is not satisfaction.
+
+With arrivals or lifetimes (:class:`feedgym.envs.short_video.catalog.CatalogConfig`; off by default) items come and go
+on the clock that all users live by. A session may name any item of the catalogue. Where an item is not there yet, or
+was withdrawn before the visit began, its place is empty: the user has nothing to watch, is as displeased as by a click
+on the worst item, and leaves. So every action has an answer and an empty place pays nothing; and neither it nor what
+stands behind it is examined, so that no log or history can take it for an item which users dislike.
+
+All randomness is the user's own luck (:mod:`feedgym.envs.luck`). Only the positions are looped over; a step makes no
+array of users by items. Arrays which the loop reads put the position first ([K, U]), so that each step is contiguous.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feedgym.data.events import BEHAVIOURS, DAY_S, BoolArray, FloatArray, IntArray
+from feedgym.envs import luck
+from feedgym.envs.short_video.catalog import freshness, make_catalog, num_arrivals, popularity, unit
+from feedgym.envs.short_video.oracle import greedy_sessions
+from feedgym.envs.short_video.population import (
+    FEEDBACK,
+    PROFILE_NAMES,
+    PROFILE_SIZES,
+    Population,
+    ShortVideoConfig,
+    ShortVideoState,
+)
+from feedgym.protocols import Response
+
+CLICK, COMPLETE, REPLAY, EXTENT, NEXT = range(5)
+"""Channels of luck at a position; the FEEDBACK channels follow them."""
+CHANNELS_C1 = np.arange(NEXT + 1 + len(FEEDBACK))[:, None]
+BUDGET, GAP, ACTIVE_HOUR, MINUTE, CHURN = range(5)
+"""Channels of luck of a whole visit."""
+
+
+@dataclass(kw_only=True, eq=False)
+class _Visit:
+    """Working memory of one visit of U users; the arrays below ``spent_s_U`` change from item to item."""
+
+    stream_U: NDArray[np.uint64]
+    budget_s_U: NDArray[np.floating]
+    z_KUD: FloatArray
+    pull_KU: FloatArray
+    bait_KU: FloatArray
+    click_KU: FloatArray
+    duration_s_KU: FloatArray
+    topic_weight_2KU: FloatArray
+    topic_cell_2KU: IntArray
+    wait_s_KU: NDArray[np.float64] | None
+    feedback_XU: FloatArray
+    novelty_U: FloatArray
+    patience_U: FloatArray
+    spent_s_U: FloatArray
+    here_U: BoolArray
+    mood_UD: FloatArray
+    satiation_UM: FloatArray
+    recovery_U: FloatArray
+    satisfaction_U: FloatArray
+    behaviours_UKB: NDArray[np.uint8]
+    watch_s_KU: FloatArray
+    examined_KU: BoolArray
+
+
+class ShortVideo:
+    """The flagship user simulator; see the module's docstring.
+
+    Args:
+        config: the catalogue's and the users' constants.
+
+    Attributes:
+        catalog: what recommenders may know of the items.
+        latents: the truth of the items, for judges and logging policies.
+        popularity_I: float32 share of the exposures that each item has in a feed by popularity.
+        population: who the users are and when they are active.
+        has_arrivals: items come or go, so that what can be served depends on the clock.
+    """
+
+    profile_names: tuple[str, ...] = PROFILE_NAMES
+    profile_sizes: tuple[int, ...] = PROFILE_SIZES
+
+    def __init__(self, config: ShortVideoConfig = ShortVideoConfig()) -> None:  # noqa: B008 (frozen)
+        self.config = config
+        self.catalog, self.latents = make_catalog(config, config.catalog_seed)
+        self.popularity_I = self.latents.popularity_I
+        self.has_arrivals = bool(num_arrivals(config) or config.lifetime_days)
+        self.population = Population(config, self.latents)
+        self._topic_2I = np.ascontiguousarray(self.latents.topic_I2.T)
+        self._topic_weight_2I = np.ascontiguousarray(self.latents.weight_I2.T)
+        self._feedback_logit_X1 = np.array(config.feedback_logit, np.float32)[:, None]
+        self._feedback_enjoyment_X1 = np.array(config.feedback_enjoyment, np.float32)[:, None]
+
+    def reset(self, seeds_U: NDArray[np.uint64]) -> ShortVideoState:
+        """Fresh users, before their first visit, which falls in an active hour of the clock's first day or so."""
+        return self.population.draw(seeds_U)
+
+    def starting(self, first_day: float) -> ShortVideo:
+        """The same catalogue and users, who pay their first visits on another day of the clock."""
+        return ShortVideo(replace(self.config, first_day=first_day))
+
+    def respond(self, state: ShortVideoState, slates_UK: IntArray) -> tuple[Response, ShortVideoState]:
+        """The users' answers to one session each, and the users at their next visit.
+
+        Args:
+            state: U users; not changed.
+            slates_UK: item ids in 0..I-1, the same number K of items for all users.
+
+        Raises:
+            ValueError: the slates have another shape, are no integers, or hold an unknown item.
+        """
+        slates_KU = np.ascontiguousarray(self._checked(slates_UK, len(state.seed_U)).T)
+        visit = self._begin(state, slates_KU)
+        for k in range(len(slates_KU)):
+            self._examine(visit, k)
+        return self._end(state, visit, slates_KU)
+
+    def ranker_score(self, state: ShortVideoState, items_UC: IntArray) -> FloatArray:
+        """What a trained production ranker would say of C candidates a user: interest, quality and clickbait [U, C]."""
+        c, latents = self.config, self.latents
+        affinity_UC = np.vecdot(latents.z_ID.take(items_UC, axis=0), state.interest_UD[:, None])
+        quality_UC, bait_UC = latents.quality_I.take(items_UC), latents.clickbait_I.take(items_UC)
+        score_UC = c.interest_weight * affinity_UC + c.quality_weight * quality_UC + c.ranker_clickbait * bait_UC
+        return score_UC + self.fresh_pull(state.time_s_U[:, None], items_UC) if c.fresh_weight else score_UC
+
+    def popularity_on(self, day: int) -> FloatArray:
+        """Weights [I] of the items in a feed by popularity on a day of the clock, by their age when it begins."""
+        age_s_I = day * DAY_S - self.catalog.upload_s_I
+        return popularity(self.config, self.latents.fame_I, age_s_I).astype(np.float32)
+
+    def fresh_pull(self, time_s: NDArray[np.float64], items: IntArray) -> FloatArray:
+        """What freshness adds to the pull of items at a time, float32 of their common shape."""
+        age_s = time_s - self.catalog.upload_s_I.take(items)
+        return (self.config.fresh_weight * freshness(self.config, age_s)).astype(np.float32)
+
+    def oracle(self, state: ShortVideoState, session_length: int) -> NDArray[np.int64]:
+        """Sessions [U, K] chosen with the truth in hand (:func:`feedgym.envs.short_video.oracle.greedy_sessions`)."""
+        return greedy_sessions(self, state, session_length)
+
+    def interests(self, state: ShortVideoState) -> tuple[FloatArray, FloatArray]:
+        """What renderings show of the truth: affinity to the topics and satiation with them, [U, M] each.
+
+        The affinity is that of long-term interests and mood together, weighed as in a choice.
+        """
+        c = self.config
+        unit = c.interest_weight or 1.0  # where long-term interests count nothing, the mood alone is felt
+        felt_UD = c.interest_weight / unit * state.interest_UD + c.mood_weight / unit * state.mood_UD
+        return np.einsum("ud,md->um", felt_UD, self.latents.topic_MD), state.satiation_UM
+
+    def _checked(self, slates_UK: IntArray, num_users: int) -> IntArray:
+        slates_UK = np.asarray(slates_UK)
+        if slates_UK.ndim != 2 or len(slates_UK) != num_users or slates_UK.shape[1] == 0:
+            raise ValueError(
+                f"Slates of shape {slates_UK.shape} do not fit {num_users} users; give [{num_users}, K >= 1]."
+            )
+        if not np.issubdtype(slates_UK.dtype, np.integer):
+            raise ValueError(f"Slates of dtype {slates_UK.dtype} are no item ids; give integers.")
+        low, high = slates_UK.min(initial=0), slates_UK.max(initial=0)
+        if low < 0 or high >= self.config.num_items:
+            wrong = low if low < 0 else high
+            raise ValueError(
+                f"Item id {wrong} is outside 0..{self.config.num_items - 1}; serve ids of the catalogue only."
+            )
+        return slates_UK
+
+    def _begin(self, state: ShortVideoState, slates_KU: IntArray) -> _Visit:
+        c, latents = self.config, self.latents
+        num_items, num_users = slates_KU.shape
+        stream_U = luck.stream(state.seed_U, state.visit_U)
+        active_U = self.population.activity(state.time_s_U, state.hour_shift_U)
+        budget_U = luck.normal(luck.draw(stream_U, luck.VISIT, BUDGET))
+        bait_KU = latents.clickbait_I.take(slates_KU)
+        z_KUD = latents.z_ID.take(slates_KU, axis=0)
+        pull_KU = (
+            c.interest_weight * np.einsum("kud,ud->ku", z_KUD, state.interest_UD)
+            + c.quality_weight * latents.quality_I.take(slates_KU)
+            - np.float32(c.seen_penalty) * _seen(state.seen_UR, slates_KU)
+        )
+        if c.fresh_weight:
+            pull_KU += self.fresh_pull(state.time_s_U, slates_KU)
+        return _Visit(
+            stream_U=stream_U,
+            budget_s_U=c.budget_s * np.exp(c.budget_sd * budget_U + c.budget_active * (2 * active_U - 1)),
+            z_KUD=z_KUD,
+            pull_KU=pull_KU,
+            bait_KU=bait_KU,
+            click_KU=c.click_logit
+            + c.click_clickbait * state.susceptibility_U * bait_KU
+            + c.click_bias_weight * state.click_bias_U,
+            duration_s_KU=self.catalog.duration_s_I.take(slates_KU),
+            topic_weight_2KU=self._topic_weight_2I.take(slates_KU, axis=1),
+            topic_cell_2KU=self._topic_2I.take(slates_KU, axis=1) + c.num_topics * np.arange(num_users),
+            wait_s_KU=self._waits(state.time_s_U, slates_KU) if self.has_arrivals else None,
+            feedback_XU=self._feedback_logit_X1 + state.feedback_UX.T,
+            novelty_U=c.novelty_weight * state.novelty_U,
+            patience_U=c.next_logit + state.patience_U,
+            spent_s_U=np.zeros(num_users, np.float32),
+            here_U=np.ones(num_users, bool),
+            mood_UD=state.mood_UD.copy(),
+            satiation_UM=state.satiation_UM.copy(),
+            recovery_U=np.ones(num_users, np.float32),
+            satisfaction_U=state.satisfaction_U.copy(),
+            behaviours_UKB=np.zeros((num_users, num_items, len(BEHAVIOURS)), np.uint8),
+            watch_s_KU=np.zeros((num_items, num_users), np.float32),
+            examined_KU=np.zeros((num_items, num_users), bool),
+        )
+
+    def _waits(self, login_s_U: NDArray[np.float64], slates_KU: IntArray) -> NDArray[np.float64]:
+        """Seconds into the visit from which the items are there, infinite if they were withdrawn before it."""
+        wait_s_KU = self.catalog.upload_s_I.take(slates_KU) - login_s_U
+        if self.catalog.withdraw_s_I is not None:
+            wait_s_KU[self.catalog.withdraw_s_I.take(slates_KU) <= login_s_U] = np.inf
+        return wait_s_KU
+
+    def _examine(self, visit: _Visit, k: int) -> None:
+        """Position k: what those still here feel and do, and who goes on to the next one."""
+        c = self.config
+        if visit.wait_s_KU is not None:
+            empty_U = visit.here_U & (visit.spent_s_U < visit.wait_s_KU[k])
+            visit.satisfaction_U += c.satisfaction_rate * empty_U * (-1 - visit.satisfaction_U)
+            visit.here_U = visit.here_U & ~empty_U
+        uniform_CU = luck.draw(visit.stream_U, k, CHANNELS_C1)
+        here_U, cell_2U, weight_2U = visit.here_U, visit.topic_cell_2KU[:, k], visit.topic_weight_2KU[:, k]
+        # All topics recover alike within a visit, so one factor a user keeps a step from touching all M of them.
+        satiation_2U = visit.satiation_UM.reshape(-1).take(cell_2U) * visit.recovery_U
+        pull_U = (
+            visit.pull_KU[k]
+            + c.mood_weight * np.einsum("ud,ud->u", visit.mood_UD, visit.z_KUD[k])
+            - c.satiation_weight * (satiation_2U * weight_2U).sum(axis=0)
+            + visit.novelty_U * (satiation_2U[0] < c.novelty_satiation)
+        )
+        click_U = here_U & _happens(uniform_CU[CLICK], pull_U + visit.click_KU[k])
+        enjoyment_U = pull_U - c.enjoyment_clickbait * visit.bait_KU[k]
+        watch_s_U = self._watch(visit, k, uniform_CU, click_U, enjoyment_U)
+
+        behaviours_UB = visit.behaviours_UKB[:, k]
+        behaviours_UB[:, 0] = click_U
+        behaviours_UB[:, 1] = here_U & (watch_s_U >= np.minimum(c.long_view_s, visit.duration_s_KU[k]))
+        feedback_XU = _happens(uniform_CU[NEXT + 1 :], visit.feedback_XU + self._feedback_enjoyment_X1 * enjoyment_U)
+        feedback_XU[:-1] &= click_U
+        feedback_XU[-1] &= here_U  # one may hate what one skipped
+        behaviours_UB[:, 2:] = feedback_XU.T
+        visit.examined_KU[k] = here_U
+
+        self._learn(visit, k, click_U, enjoyment_U, satiation_2U)
+        visit.recovery_U *= np.exp(watch_s_U * np.float32(-1 / (3600 * c.satiation_hours)))
+        goes_on_U = _happens(uniform_CU[NEXT], visit.patience_U + c.next_enjoyment * enjoyment_U)
+        visit.here_U = here_U & goes_on_U & (watch_s_U < visit.budget_s_U - visit.spent_s_U)
+        visit.spent_s_U += watch_s_U
+
+    def _watch(self, visit: _Visit, k: int, uniform_CU: FloatArray, click_U: BoolArray, enjoyment_U: FloatArray):
+        """Seconds watched: skip or watch, in part or to the end and again; never beyond the user's time."""
+        c = self.config
+        duration_s_U, extent_U = visit.duration_s_KU[k], uniform_CU[EXTENT]
+        skip_s_U = np.minimum(c.skip_mean_s * luck.exponential(extent_U), duration_s_U)
+        logit_U = c.complete_logit + c.complete_enjoyment * enjoyment_U
+        logit_U -= c.complete_duration * (np.log(duration_s_U) - np.float32(np.log(32)))
+        completes_U = _happens(uniform_CU[COMPLETE], logit_U)
+        replays_U = uniform_CU[REPLAY] < c.replay_prob * _sigmoid(enjoyment_U - 1)
+        full_U = 1 + replays_U * (np.float32(c.replay_max) * extent_U)
+        low, slope = c.partial_shape
+        part_U = c.partial_low + c.partial_span * np.exp(np.log(extent_U) / (low + slope * _sigmoid(enjoyment_U)))
+        watch_s_U = np.where(click_U, duration_s_U * np.where(completes_U, full_U, part_U), skip_s_U)
+        watch_s_U = np.where(visit.here_U, np.minimum(watch_s_U, visit.budget_s_U - visit.spent_s_U), 0)
+        visit.watch_s_KU[k] = watch_s_U
+        return watch_s_U
+
+    def _learn(self, visit: _Visit, k: int, click_U: BoolArray, enjoyment_U: FloatArray, satiation_2U: FloatArray):
+        """What position k leaves behind in mood, satiation and satisfaction."""
+        c = self.config
+        feeling_U, clicked_U, here_U = np.tanh(enjoyment_U), click_U.astype(np.float32), visit.here_U
+        visit.mood_UD += (c.mood_rate * feeling_U * clicked_U)[:, None] * (visit.z_KUD[k] - visit.mood_UD)
+        step_U = c.satiation_rate * here_U.astype(np.float32) * (c.satiation_skip + (1 - c.satiation_skip) * clicked_U)
+        satiation_2U += step_U * visit.topic_weight_2KU[:, k] * (1 - satiation_2U)
+        visit.satiation_UM.reshape(-1)[visit.topic_cell_2KU[:, k]] = satiation_2U / visit.recovery_U
+        weight_U = c.satisfaction_skip + (1 - c.satisfaction_skip) * clicked_U
+        visit.satisfaction_U += c.satisfaction_rate * here_U * (feeling_U * weight_U - visit.satisfaction_U)
+
+    def _end(self, state: ShortVideoState, visit: _Visit, slates_KU: IntArray) -> tuple[Response, ShortVideoState]:
+        """Logout: churn or the gap to the next visit, and what time does to the user meanwhile."""
+        c = self.config
+        churn_U, gap_U, bar_U, minute_U = (
+            luck.draw(visit.stream_U, luck.VISIT, channel) for channel in (CHURN, GAP, ACTIVE_HOUR, MINUTE)
+        )
+        churned_U = _happens(churn_U, c.churn_logit - c.churn_satisfaction * visit.satisfaction_U)
+        gap_s_U = 3600 * c.gap_hours * np.exp(-c.gap_satisfaction * visit.satisfaction_U) / state.activity_U
+        gap_s_U *= luck.weibull(gap_U, c.gap_shape)
+        logout_s_U = state.time_s_U + visit.spent_s_U
+        next_s_U = self.population.next_active(logout_s_U + gap_s_U, state.hour_shift_U, bar_U, minute_U)
+        gap_s_U = (next_s_U - logout_s_U).astype(np.float32)
+        num_examined_U = visit.examined_KU.sum(axis=0)
+        response = Response(
+            behaviours_UKB=visit.behaviours_UKB,
+            watch_s_UK=np.ascontiguousarray(visit.watch_s_KU.T),
+            examined_UK=np.ascontiguousarray(visit.examined_KU.T),
+            elapsed_s_U=visit.spent_s_U,
+            left_U=num_examined_U < len(slates_KU),
+            return_gap_s_U=gap_s_U,
+            churned_U=churned_U,
+        )
+        satiation_UM = visit.satiation_UM
+        satiation_UM *= (visit.recovery_U * np.exp(gap_s_U * np.float32(-1 / (3600 * c.satiation_hours))))[:, None]
+        satiation_UM[satiation_UM < 1e-6] = 0  # denormal floats are slow
+        interest_UD = unit(state.interest_UD + c.drift_rate * (visit.mood_UD - state.interest_UD))
+        next_state = replace(
+            state,
+            visit_U=state.visit_U + 1,
+            time_s_U=next_s_U,
+            interest_UD=interest_UD,
+            mood_UD=visit.mood_UD * np.exp(gap_s_U * np.float32(-1 / (3600 * c.mood_hours)))[:, None],
+            satiation_UM=satiation_UM,
+            satisfaction_U=visit.satisfaction_U,
+            seen_UR=_remember(state, visit.examined_KU, slates_KU),
+            num_seen_U=state.num_seen_U + num_examined_U,
+        )
+        return response, next_state
+
+
+def _sigmoid(x: NDArray) -> NDArray:
+    return 1 / (1 + np.exp(-x))
+
+
+def _happens(uniform: FloatArray, logit: FloatArray) -> BoolArray:
+    """Bernoulli(sigmoid(logit)) by a uniform number."""
+    return uniform * (1 + np.exp(-logit)) < 1
+
+
+def _seen(seen_UR: IntArray, slates_KU: IntArray) -> BoolArray:
+    """Whether the user remembers the item of position k, from before or from an earlier position.
+
+    Who examines position k has examined all positions before it, so this is known before the session begins.
+    """
+    items_KU = slates_KU.astype(np.int32)
+    seen_KU = np.empty(items_KU.shape, bool)
+    for k, item_U in enumerate(items_KU):
+        seen_KU[k] = (seen_UR == item_U[:, None]).any(axis=1) | (items_KU[:k] == item_U).any(axis=0)
+    return seen_KU
+
+
+def _remember(state: ShortVideoState, examined_KU: BoolArray, slates_KU: IntArray) -> IntArray:
+    """The rings with the examined items written over the oldest ones."""
+    seen_UR = state.seen_UR.copy()
+    rows_U = np.arange(len(seen_UR))
+    for k, (item_U, examined_U) in enumerate(zip(slates_KU, examined_KU, strict=True)):
+        slot_U = (state.num_seen_U + k) % seen_UR.shape[1]
+        seen_UR[rows_U, slot_U] = np.where(examined_U, item_U, seen_UR[rows_U, slot_U])
+    return seen_UR

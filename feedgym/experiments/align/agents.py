@@ -1,0 +1,236 @@
+"""The agents of a finished run, in the world they were made for: for watching them, or for a contest with others."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from feedgym.agents.generation import GenerativeRecommender
+from feedgym.agents.hstu import HSTU, HSTUConfig
+from feedgym.agents.onerec import OneRec, OneRecConfig
+from feedgym.agents.session_model import SessionModel
+from feedgym.agents.tiger import Tiger, TigerConfig
+from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.events import Catalog, EventLog
+from feedgym.data.whole import Mark, read_mark, unreadable
+from feedgym.experiments.align.presets import AlignConfig, HSTUSize, TigerSize
+from feedgym.experiments.align.world import Pool, World, world_of
+from feedgym.experiments.configs import JudgeConfig
+from feedgym.experiments.logs import LOG
+from feedgym.experiments.presets import CONFIGS
+from feedgym.experiments.rollouts import RolloutConfig
+from feedgym.experiments.run import CONFIG, differences, plain, read_about, read_product
+from feedgym.protocols import Recommender, SessionReward, make
+from feedgym.rewards.model import RewardModel
+from feedgym.tokenizers.codes import CodeTokenizer, codes_for
+from feedgym.tokenizers.item_id import ItemId, ItemIdConfig
+from feedgym.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
+from feedgym.tokenizers.rqvae import RQVAE, RQVAEConfig
+from feedgym.trust import check_config
+
+TOKENIZERS: dict[str, Any] = {"residual_kmeans": ResidualKMeans, "rqvae": RQVAE, "item_id": ItemId}
+"""What gives items their codes, by the name in the configuration."""
+
+
+class Finished(NamedTuple):
+    """What a finished run leaves.
+
+    Attributes:
+        config: the whole experiment.
+        world: where its log came from; ``world.simulator`` are its users, unless the log was a recorded one.
+        agents: "base", as pretrained, and "aligned", after the last round; they serve as in the run's judgement.
+        reward: what chose the pairs: the reward model, or the run's own score.
+        log: the event log they learned from.
+        catalog: its items.
+    """
+
+    config: AlignConfig
+    world: World
+    agents: dict[str, Recommender]
+    reward: SessionReward
+    log: EventLog
+    catalog: Catalog
+
+
+def agents_of(folder: Path | str, *, trust: bool = False) -> Finished:
+    """Read a finished run's agents and reward back.
+
+    Args:
+        folder: the run's folder.
+        trust: import what the folder names, though it is none of feedgym's (:mod:`feedgym.trust`).
+
+    Raises:
+        ValueError: the folder holds no run, one of another version, or a stage in it is missing or damaged; or it names
+            code that nobody trusts.
+    """
+    folder = Path(folder)
+    config = _align_config(folder)
+    check_config(config, folder / CONFIG, trust=trust)
+    stages = {name: _finished(folder, name) for name in _needed(config)}
+    log, catalog = read_product(stages["log"], LOG.load)
+    tokenizer = read_product(stages["tokenizer"], TOKENIZERS[config.tokenizer].load)
+    models = {
+        name: read_product(stages[stage], lambda at: load_model(config, at, tokenizer))
+        for name, stage in (("base", "base"), ("aligned", _needed(config)[-1]))
+    }
+    reward_model = read_product(stages["reward"], RewardModel.load)
+    world = world_of(config, trust)
+    # A score may count the log: that of the run did so in what was trained on.
+    known = Pool.of((log, catalog), world, config).known if config.score and config.data else log
+    return Finished(
+        config=config,
+        world=world,
+        agents={name: recommender_of(config, model, tokenizer, catalog) for name, model in models.items()},
+        reward=score_of(config, known, catalog, reward_model),
+        log=log,
+        catalog=catalog,
+    )
+
+
+def read_config(folder: Path) -> Any:
+    """The configuration a run folder was begun with, of whatever kind of experiment; nothing it names is imported.
+
+    Use what it names only after :func:`feedgym.trust.check_config`.
+
+    Raises:
+        ValueError: the folder holds no run, or one of another version.
+    """
+    about = read_about(folder)
+    path, remedy = folder / CONFIG, "start a new run with --run, or go on with the feedgym that began it"
+    if (kind := CONFIGS.get(about["kind"])) is None:
+        raise ValueError(f"{path} is of a kind of experiment that is not known here, {about['kind']!r}; {remedy}.")
+    try:
+        config = TypeAdapter(kind).validate_python(about["config"])
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise ValueError(f"{path} is of another version of feedgym ({what}); {remedy}.") from error
+    if unlike := differences(about["config"], plain(config)):  # a field that was filled in, or passed over
+        raise ValueError(f"{path} is of another version of feedgym ({unlike[0]}); {remedy}.")
+    return config
+
+
+def key_of(folder: Path | str) -> Any:
+    """What the agents of a finished run, and their world, are decided by: configuration and content of their stages.
+
+    A stage that is missing is for :func:`agents_of` to tell.
+
+    Raises:
+        ValueError: the folder holds no run with agents, one of another version, or a damaged one.
+    """
+    folder = Path(folder)
+    config = _align_config(folder)
+    # Who judged there and how the work was spread decides nothing elsewhere.
+    config = replace(config, judge=JudgeConfig(), rollouts=RolloutConfig(), ray="off")
+    return [config, {name: _mark(folder / "stages" / name) for name in _needed(config)}]
+
+
+def _align_config(folder: Path) -> AlignConfig:
+    """The configuration of a run that has agents to read."""
+    config = read_config(folder)
+    if not isinstance(config, AlignConfig):
+        raise ValueError(f"{folder} has no base and aligned agents; give a run of a preset that ends in -ipa.")
+    return config
+
+
+def _needed(config: AlignConfig) -> list[str]:
+    """The stages that agents are read from; the last one is the aligned agent's."""
+    return ["log", "tokenizer", "reward", "base"] + [f"aligned-{config.ipa.rounds}"] * bool(config.ipa.rounds)
+
+
+def build_model(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer) -> Any:
+    """An untrained model of the experiment's kind; see :class:`feedgym.agents.alignment.dpo.Alignable`."""
+    sizes = model_arguments(config, pool)
+    if isinstance(config.model, HSTUSize):
+        return HSTU(HSTUConfig(**sizes, num_items=pool.catalog.num_items, loss="ce"))
+    if isinstance(config.model, TigerSize):
+        return Tiger.from_tokenizer(tokenizer, TigerConfig(**sizes))
+    return OneRec.from_tokenizer(tokenizer, OneRecConfig(**sizes))
+
+
+def model_arguments(config: AlignConfig, pool: Pool) -> dict[str, Any]:
+    """Arguments of the model's own config: the sizes chosen and those that the data decide."""
+    return {
+        **{f.name: getattr(config.model, f.name) for f in fields(config.model)},
+        "session_length": config.session_length,
+        "history_length": config.history_length,
+        "profile_sizes": pool.profile_sizes,
+    }
+
+
+def new_tokenizer(config: AlignConfig, catalog: Catalog) -> Any:
+    """The experiment's tokenizer for a catalogue, not yet fitted."""
+    if config.tokenizer == "item_id":
+        return ItemId(ItemIdConfig())
+    num_codes = config.num_codes or codes_for(catalog.num_items)
+    if config.tokenizer == "rqvae":
+        return RQVAE(RQVAEConfig(**vars(config.rqvae), num_codes=num_codes, seed=config.seed))
+    return ResidualKMeans(ResidualKMeansConfig(**vars(config.kmeans), num_codes=num_codes, seed=config.seed))
+
+
+def load_model(config: AlignConfig, folder: Path, tokenizer: CodeTokenizer) -> Any:
+    """A model of the experiment's kind from a folder.
+
+    Raises:
+        ValueError: it is missing or damaged, or was trained with another tokenizer.
+    """
+    if isinstance(config.model, HSTUSize):
+        return HSTU.load(folder)
+    kind: type[SessionModel] = Tiger if isinstance(config.model, TigerSize) else OneRec
+    return kind.load(folder, tokenizer)
+
+
+def recommender_of(
+    config: AlignConfig, model: Any, tokenizer: CodeTokenizer, catalog: Catalog, beams: int = 0
+) -> GenerativeRecommender:
+    """A run's model as the agent that its rounds sample from and its judge serves.
+
+    Args:
+        config: the experiment.
+        model: base or a snapshot.
+        tokenizer: the run's.
+        catalog: the run's; where items come and go, those that do not exist at a request are not served.
+        beams: width of the search by which it serves; 0 serves sessions drawn as in a round.
+    """
+    kind = Searching if config.ipa.beams else GenerativeRecommender
+    options: dict[str, Any] = {"num_beams": beams, "catalog": catalog}
+    # Its sessions are sampled in actors that have no GPU, also after a training on one.
+    return kind(model, tokenizer.trie(), config.session_length, config.sampling, **options, device="cpu")
+
+
+def score_of(config: AlignConfig, log: EventLog, catalog: Catalog, model: RewardModel) -> SessionReward:
+    """What chooses the pairs: the reward model with the weights of the reward, or a reward of the user's own."""
+    model = model.with_weights(config.weights)
+    if config.score is None:
+        return model
+    return make(config.score, catalog=catalog, log=log, reward_model=model)
+
+
+class Searching(GenerativeRecommender):
+    """An agent whose "samples" are the sessions of a beam search, as in the paper."""
+
+    def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
+        """The ``n`` best sessions a user; the generator is not needed."""
+        return self.beams(histories, n)
+
+
+def _finished(folder: Path, name: str) -> Path:
+    """The folder of a stage that is finished."""
+    stage = folder / "stages" / name
+    if _mark(stage) is None:
+        raise ValueError(
+            f"The run {folder} has not finished its stage {name}; finish it with `feedgym demo --resume {folder}`."
+        )
+    return stage
+
+
+def _mark(stage: Path) -> Mark | None:
+    """What a stage's folder says of its product, if it has one."""
+    try:
+        return read_mark(stage)
+    except ValueError as error:
+        raise unreadable(stage, error) from error

@@ -1,0 +1,1 @@
+"""Recommenders of several stages, compared with generative ones."""

@@ -1,0 +1,333 @@
+"""The seeds' story in one table: a cascade against an end-to-end agent in the same simulator, with the cost a request.
+
+    an aligned run's world and log -> retriever -> ranker -> cascade -> judge (the same users for everyone) -> cost
+
+The end-to-end agent comes from a finished run (``against``) or is trained first, by a preset, in a run folder inside
+this one. ``retrieved`` serves the retriever's best items, ``ranked`` those that the ranker puts first among its
+candidates, and ``cascade`` lets the re-rank rule choose among these.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from typing_extensions import TypedDict
+
+from feedgym.agents.cascade import Cascade
+from feedgym.agents.next_item import Curve, fit
+from feedgym.agents.ranker import Ranker, RankingDataset
+from feedgym.agents.sequences import ScoreRecommender
+from feedgym.data.batches import EventBatch
+from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
+from feedgym.data.ranking import ranking_requests
+from feedgym.data.requests import Requests, last_requests
+from feedgym.data.sessions import logged_sessions
+from feedgym.data.whole import WORK
+from feedgym.envs.history import has_arrivals
+from feedgym.envs.luck import user_seeds
+from feedgym.experiments.align.agents import Finished, agents_of, key_of, read_config
+from feedgym.experiments.align.experiment import align
+from feedgym.experiments.align.experiment import plan as align_plan
+from feedgym.experiments.align.presets import AlignConfig
+from feedgym.experiments.cascade.cost import cost_of
+from feedgym.experiments.cascade.presets import CascadeRun, RankerConfig
+from feedgym.experiments.evaluate import JUDGED, Table, exposure_of, judged_by, references, samples, serve_all
+from feedgym.experiments.logs import LOG
+from feedgym.experiments.presets import PRESETS
+from feedgym.experiments.progress import progress
+from feedgym.experiments.rank.agents import KINDS, untrained
+from feedgym.experiments.report import write_report
+from feedgym.experiments.retrieval.agents import Trained, agent_of
+from feedgym.experiments.retrieval.data import Retrieval
+from feedgym.experiments.retrieval.experiment import iteration_row
+from feedgym.experiments.run import Codec, Plan, Run, Stage, StageReached, json_of, with_curve
+from feedgym.experiments.statistics import interval, lift, resampling_counts
+from feedgym.protocols import Recommender
+
+OPPONENT = "aligned"
+"""The agent that the cascade's lift is taken over; the others stand in ``lifts``."""
+
+
+class Costs(TypedDict):
+    """The stage of the costs, as :func:`costs` makes it."""
+
+    agents: dict[str, Table]
+    requests: int
+    threads: int
+
+
+COSTS: Codec[Any] = json_of(Costs)
+
+
+def plan(config: CascadeRun) -> Plan:
+    """The stages in order, with what decides each."""
+    check(config)
+    plan = Plan()
+    plan.leave_out("ray", because="who draws a block of sessions changes none of them")
+    if config.against:
+        plan.leave_out("end_to_end", because="the end-to-end agent is that of a finished run")
+        log = plan.stage("log", key_of(config.against))
+    else:
+        aligned = replace(end_to_end_config(config), ray="off")  # it changes no figure
+        log = plan.stage("log", parents=(plan.stage("end-to-end", aligned),))
+    retriever = plan.stage("retriever", [config.retriever, config.seed], (log,))
+    ranker = plan.stage("ranker", [config.ranker, config.seed], (log,))
+    cascade = plan.stage("cascade", config.cascade, (retriever, ranker))
+    judged = plan.stage("judged", config.judge, (cascade,))
+    plan.stage("cost", [config.cost, config.judge.beams], (judged,))
+    return plan
+
+
+def experiment(config: CascadeRun, run: Run) -> dict[str, Any]:
+    """Train a cascade and judge it beside an end-to-end agent.
+
+    Args:
+        config: the whole contest.
+        run: the folder that keeps it; stages found there are not done again.
+
+    Returns:
+        The summary, as written to ``summary.json``.
+    """
+    finished = agents_of(config.against, trust=run.trust) if config.against else end_to_end(config, run).value
+    world = replace(finished.config, judge=config.judge)
+    log = run.stage("log", lambda _: (finished.log, finished.catalog), LOG)
+    retriever = retriever_stage(config, log, run)
+    ranker = ranker_stage(config, world, log, run)
+    cascade = run.stage(
+        "cascade",
+        lambda _: cascade_of(config, world, finished, retriever.value[0], ranker.value[0]),
+        Codec(lambda agent, folder: agent.save(folder), Cascade.load),
+    )
+    agents = contestants(config, finished, cascade.value)
+    judged = run.stage("judged", lambda _: judge(agents, finished, world), JUDGED)
+    cost = run.stage(
+        "cost",
+        lambda _: costs(references(finished.log, finished.catalog, world) | agents, finished, config),
+        COSTS,
+    )
+    summary = summarised(config, finished, judged.value, cost.value) | {
+        "learning": [[iteration_row(row) for row in curve] for _, curve in (retriever.value, ranker.value) if curve],
+        "learning_names": [stage.name for stage in (retriever, ranker) if stage.value[1]],
+        "seed": config.seed,
+        **run.facts(),
+    }
+    run.finish(summary)
+    write_report(summary, run.folder)
+    run.publish(summary, artifacts={"cascade-agent": cascade.name})
+    return summary
+
+
+# ---------------------------------------------------------------- the end-to-end agent
+
+
+def check(config: CascadeRun) -> None:
+    """Tell mistakes before anything is trained.
+
+    Raises:
+        ValueError: the end-to-end agent has no simulated users, or the preset is none of an agent that is aligned.
+    """
+    if config.against is None:
+        align_config = PRESETS[config.end_to_end]() if config.end_to_end in PRESETS else None
+        if not isinstance(align_config, AlignConfig):
+            known = [name for name, preset in PRESETS.items() if "-ipa" in name]
+            raise ValueError(f"end_to_end={config.end_to_end!r} aligns no agent; choose one of {', '.join(known)}.")
+    else:
+        align_config = read_config(Path(config.against))
+    if isinstance(align_config, AlignConfig):
+        if align_config.data is not None:
+            raise ValueError(f"{config.against} learned from a recorded log and has no users to be judged by.")
+        if align_config.session_length > config.cascade.candidates:
+            raise ValueError(
+                f"cascade.candidates={config.cascade.candidates} are fewer than the {align_config.session_length} "
+                "items of a session; raise it."
+            )
+
+
+def end_to_end_config(config: CascadeRun) -> AlignConfig:
+    """The experiment that trains the end-to-end agent."""
+    return replace(PRESETS[config.end_to_end](), seed=config.seed, ray=config.ray)
+
+
+def end_to_end(config: CascadeRun, run: Run) -> Stage[Finished]:
+    """The end-to-end agent before and after its alignment, trained in a run folder inside the stage's."""
+    align_config = end_to_end_config(config)
+    last = f"aligned-{align_config.ipa.rounds}" if align_config.ipa.rounds else "reward-check"
+
+    def train(work: Path) -> Finished:
+        inner = Run(work / "run", align_config, align_plan(align_config), resume=True, stop_after=last, tracker=False)
+        try:
+            align(align_config, inner)
+        except StageReached:
+            pass
+        finally:
+            inner.close()
+        return agents_of(work / "run")
+
+    codec: Codec[Finished] = Codec(
+        lambda finished, folder: shutil.copytree(folder / WORK / "run", folder / "run"),
+        lambda folder: agents_of(folder / "run"),
+    )
+    return run.stage("end-to-end", train, codec)
+
+
+# ---------------------------------------------------------------- the cascade
+
+
+def retriever_stage(config: CascadeRun, log: Stage, run: Run) -> Stage:
+    """The retriever and its learning curve."""
+    settings = config.retriever.run(config.seed)
+    trained: Trained = agent_of(settings)
+    return run.stage(
+        "retriever",
+        lambda work: trained.make(Retrieval.of(settings, log.value), work, "the retriever"),
+        trained.codec,
+    )
+
+
+def cascade_of(config: CascadeRun, world: AlignConfig, finished: Finished, retriever: Any, ranker: Any) -> Cascade:
+    """Both models and the re-rank rule as one agent."""
+    return Cascade(retriever, ranker, finished.catalog, world.session_length, config.cascade, world.weights)
+
+
+def ranker_stage(config: CascadeRun, world: AlignConfig, log: Stage, run: Run) -> Stage:
+    """The ranker and its learning curve."""
+    return run.stage(
+        "ranker",
+        lambda work: fitted_ranker(config, world, log.value, work),
+        with_curve(Codec(KINDS[config.ranker.kind].save_pretrained, KINDS[config.ranker.kind].load)),
+    )
+
+
+def fitted_ranker(
+    config: CascadeRun, world: AlignConfig, data: tuple[EventLog, Catalog], work: Path
+) -> tuple[Ranker, Curve]:
+    """A ranker trained on the log's requests, with the weights of the epoch that foretold the latest ones best."""
+    settings, (log, catalog) = config.ranker, data
+    rows = ranking_requests(log, catalog, world.history_length)
+    late_N = rows.start_s_N >= np.quantile(rows.start_s_N, 1 - settings.validation_share)
+    early, late = rows.rows(np.flatnonzero(~late_N)).batch, rows.rows(np.flatnonzero(late_N)).batch
+    torch.manual_seed(config.seed)
+    sizes = {name: getattr(settings, name) for name in ("d_model", "num_layers", "num_heads", "dropout")}
+    model = build_ranker(settings, log, catalog, history_length=world.history_length, **sizes)
+    dataset = RankingDataset(rows=early)
+
+    def validate(model: Ranker) -> float:
+        return -model.mean_loss(late)
+
+    with progress("Training the ranker") as step:
+        return fit(model, dataset, settings.fit, settings.epochs, config.seed, validate, work, step)
+
+
+def build_ranker(settings: RankerConfig, log: EventLog, catalog: Catalog, **sizes: Any) -> Ranker:
+    """An untrained ranker of all behaviours and the watched fraction."""
+    known: dict[str, Any] = {"num_items": catalog.num_items, "profile_sizes": log.profile_sizes, "tasks": BEHAVIOURS}
+    contents = settings.content and settings.kind != "mtgr"
+    return untrained(settings.kind, catalog, contents=contents, **known, **sizes)
+
+
+# ---------------------------------------------------------------- judgement
+
+
+def contestants(config: CascadeRun, finished: Finished, cascade: Cascade) -> dict[str, Recommender]:
+    """Everyone who is judged besides the references: the end-to-end agents, and the cascade grown part by part."""
+    agents = dict(finished.agents)
+    for name, agent in finished.agents.items() if config.judge.beams else ():
+        searched: Any = copy.copy(agent)
+        searched.num_beams = config.judge.beams
+        agents[f"{name}_searched"] = searched
+    retriever: Any = cascade.retriever
+    agents["retrieved"] = ScoreRecommender(retriever, cascade.session_length, catalog=cascade.catalog)
+    if cascade.config.diversity:
+        parts = (cascade.retriever, cascade.ranker, cascade.catalog, cascade.session_length)
+        agents["ranked"] = Cascade(*parts, replace(cascade.config, diversity=0.0), cascade.weights)
+    return agents | {"cascade": cascade}
+
+
+def judge(agents: Mapping[str, Recommender], finished: Finished, world: AlignConfig) -> dict[str, Any]:
+    """Serve everyone to the same fresh users.
+
+    Returns:
+        ``agents``, ``lift``, ``lift_names``, ``lifts`` (of the cascade over each), ``samples`` and ``judged_by``.
+    """
+    simulator = finished.world.simulator  # type: ignore[attr-defined]  # check() left no other worlds
+    seeds_U = user_seeds(world.judge.users, world.seed + world.judge.seed, "judge")
+    everyone = references(finished.log, finished.catalog, world) | dict(agents)
+    served = serve_all(simulator, everyone, finished.reward, seeds_U, world)
+    figures = {
+        name: {**result.ratios(), **exposure_of(result, simulator, finished.log, world)}
+        for name, result in served.items()
+    }
+    counts_RU = resampling_counts(len(seeds_U), world.seed)
+    ours = figures["cascade"]
+    lifts = {
+        f"cascade over {name}": {
+            metric: found
+            for metric, figure in other.items()
+            if metric in ours and (found := lift(ours[metric], figure, counts_RU)) is not None
+        }
+        for name, other in figures.items()
+        if name != "cascade"
+    }
+    read = {name: served[name] for name in ("base", "aligned", "cascade")}
+    return {
+        "agents": {
+            name: {metric: interval(figure, counts_RU) for metric, figure in metrics.items()}
+            for name, metrics in figures.items()
+        },
+        "lift": lifts[f"cascade over {OPPONENT}"],
+        "lift_names": ["cascade", OPPONENT],
+        "lifts": lifts,
+        "samples": samples(read, finished.catalog),
+        "judged_by": judged_by(len(seeds_U), world),
+    }
+
+
+def costs(agents: Mapping[str, Recommender], finished: Finished, config: CascadeRun) -> dict[str, Any]:
+    """What a request costs each agent, all measured in one go at one batch."""
+    histories = requests(finished, config.cost.requests)
+    found = {}
+    with progress("Timing requests") as step:
+        for done, (name, agent) in enumerate(agents.items()):
+            found[name] = cost_of(agent, histories, config.cost.repeats)
+            step(done + 1, len(agents))
+    return {"agents": found, "requests": len(histories), "threads": torch.get_num_threads()}
+
+
+def requests(finished: Finished, wanted: int) -> EventBatch:
+    """The last requests of the log's first users."""
+    data = (finished.log, finished.catalog)
+    sessions = logged_sessions(finished.log, finished.config.session_length)
+    first = sessions.rows(sessions.user_idx_N < wanted)
+    dated = has_arrivals(finished.world.simulator)  # type: ignore[attr-defined]
+    every = Requests.of(data, first, finished.config.history_length, dated=dated)
+    return last_requests(every).histories
+
+
+def summarised(
+    config: CascadeRun, finished: Finished, judged: Mapping[str, Any], cost: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What summary.json says of the contest."""
+    agents = {name: metrics | cost["agents"].get(name, {}) for name, metrics in judged["agents"].items()}
+    simulator = finished.world.simulator  # type: ignore[attr-defined]
+    rule = f"{config.cascade.rule}, diversity {config.cascade.diversity:g}"
+    model = finished.config.model.name
+    note = (
+        f"The cascade ranks {config.cascade.candidates} candidates of HSTU by {config.ranker.label} and orders them by "
+        f"{rule}. {model} (base) and {model} + IPA (aligned) serve drawn sessions; as _searched the best of a beam "
+        f"search. Cost a request: batches of {cost['requests']}, {cost['threads']} thread(s), median of "
+        f"{config.cost.repeats} with fastest and slowest; MFLOP count products of matrices alone."
+    )
+    return {
+        "title": f"Cascade against {model} on {type(simulator).__name__}, simulated users",
+        "note": note,
+        **judged,
+        "agents": agents,
+        "cost": cost,
+    }

@@ -1,0 +1,132 @@
+"""Comparisons as functions: each returns the whole configuration of a contest, to be changed field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from feedgym.agents.cascade import CascadeConfig
+from feedgym.agents.next_item import FitConfig
+from feedgym.experiments.configs import JudgeConfig
+from feedgym.experiments.rank.presets import RANKERS as RANKERS  # found here as well
+from feedgym.experiments.retrieval.presets import HSTURun, HSTUSizes, hstu_small, hstu_smoke
+from feedgym.ranges import BelowOne, Count, CountOrZero, Few, Passes, Ranged, Seed, SplitShare, Width, check_divides
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrieverConfig(Ranged):
+    """The cascade's retriever, an HSTU, and how it is trained: each user's last items choose the epoch."""
+
+    model: HSTUSizes = field(default_factory=lambda: hstu_small().model)
+    """The model."""
+    behaviours: tuple[str, ...] = ("click",)
+    """An examined exposure with any of these is an item taken: such are foretold."""
+    epochs: Passes = 20
+    """Passes over the users, at most; the best epoch by validation is kept."""
+    fit: FitConfig = field(default_factory=lambda: hstu_small().fit)
+    """Optimiser, validation and patience."""
+    validation_targets: CountOrZero = 1000
+    """Validation targets looked at after an epoch, drawn once; 0 looks at all."""
+
+    def run(self, seed: int) -> HSTURun:
+        """The retriever as an experiment of its own, for a log that is there already."""
+        return HSTURun(seed=seed, **{name: getattr(self, name) for name in self.__dataclass_fields__})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerConfig(Ranged):
+    """The cascade's ranker and how it is trained: requests of all users, the latest ones choose the epoch."""
+
+    kind: Literal["genrank", "hstu-rank", "mtgr"] = "genrank"
+    """GenRank, HSTU ranking, or MTGR with features that cross the history with a candidate."""
+    d_model: Width = 64
+    """D, width."""
+    num_layers: Few = 2
+    """Layers."""
+    num_heads: Few = 2
+    """Attention heads."""
+    dropout: BelowOne = 0.1
+    """Dropout."""
+    content: bool = True
+    """Let GenRank and HSTU ranking read the items' contents beside their ids; MTGR meets them in its cross features."""
+    validation_share: SplitShare = 0.1
+    """Share of the log's requests, the latest ones, that are not learned from but choose the epoch."""
+    epochs: Passes = 4
+    """Passes over the other requests, at most."""
+    fit: FitConfig = field(default_factory=lambda: FitConfig(lr=2e-3, patience=1, max_grad_norm=1.0))
+    """Optimiser, validation and patience."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind == "mtgr":
+            check_divides(self, "num_heads", "d_model")
+
+    @property
+    def label(self) -> str:
+        """Its name for people."""
+        return RANKERS[self.kind].partition(":")[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostConfig(Ranged):
+    """How the cost of a request is measured."""
+
+    requests: Count = 256
+    """Requests of a batch: the last ones of so many users of the log."""
+    repeats: Passes = 5
+    """Batches timed, of which the median counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeRun(Ranged):
+    """A cascade (retrieve, rank, re-rank) against an end-to-end agent in one simulator, with what a request costs each.
+
+    Both learn from the same log, and the same fresh users judge them.
+    """
+
+    seed: Seed = 0
+    """Decides weights and batches of the cascade's models and, without --against, the whole world."""
+    against: str | None = None
+    """Folder of a finished onerec-ipa run (or tiger-ipa, hstu-ipa): its simulator, log, lengths, reward and agents."""
+    end_to_end: str = "onerec-ipa"
+    """Without --against: the preset by which the end-to-end agent is trained first, inside this run's folder."""
+    ray: str = "local"
+    """Where that agent's sessions are sampled: local, off (in this process), or the address of a Ray cluster."""
+    retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
+    """What names the candidates."""
+    ranker: RankerConfig = field(default_factory=RankerConfig)
+    """What values them: behaviours and the watched fraction, in the weights of the true reward."""
+    cascade: CascadeConfig = field(default_factory=lambda: CascadeConfig(diversity=0.1))
+    """How many candidates are ranked, and how a session is made of them."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """Who judges."""
+    cost: CostConfig = field(default_factory=CostConfig)
+    """How the cost of a request is measured."""
+
+    def code(self) -> list[tuple[str, str | None]]:
+        """What it names besides data; see :mod:`feedgym.trust`."""
+        return [("ray", self.ray)]
+
+
+def cascade() -> CascadeRun:
+    """HSTU retrieval, GenRank and a diverse re-rank against OneRec before and after alignment."""
+    return CascadeRun()
+
+
+def cascade_smoke() -> CascadeRun:
+    """The contest in seconds; its figures mean nothing."""
+    small = hstu_smoke()
+    model = replace(small.model, stream="items", stochastic_alpha=0.0, only_positives=True)
+    return CascadeRun(
+        end_to_end="onerec-ipa-smoke",
+        retriever=RetrieverConfig(model=model, epochs=1, fit=small.fit, validation_targets=50),
+        ranker=RankerConfig(d_model=8, num_layers=1, epochs=1),
+        cascade=CascadeConfig(candidates=20, diversity=0.2),
+        judge=JudgeConfig(users=12, visits=2, beams=2),
+        cost=CostConfig(requests=8, repeats=2),
+    )
+
+
+COMPARISONS: dict[str, Callable[[], CascadeRun]] = {"cascade": cascade, "cascade-smoke": cascade_smoke}
+"""What `feedgym compare` offers."""

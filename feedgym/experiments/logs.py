@@ -1,0 +1,103 @@
+"""Where an experiment's log comes from: simulated users, or recorded data; how it is kept, and what decides it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from feedgym.data import parquet
+from feedgym.data.readers import column_pair, find_data
+from feedgym.data.requests import Data
+from feedgym.data.whole import check_product, digest_of
+from feedgym.envs.logging import collect_log
+from feedgym.experiments.configs import LogConfig, Recording
+from feedgym.experiments.progress import progress, say
+from feedgym.experiments.run import Codec, Plan
+from feedgym.protocols import UserSimulator
+
+
+def _save_log(data: Data, folder: Path) -> None:
+    parquet.write_log(data[0], folder / "events.parquet")
+    parquet.write_catalog(data[1], folder / "catalog.parquet")
+
+
+def _load_log(folder: Path) -> Data:
+    catalog = parquet.read_catalog(folder / "catalog.parquet")
+    return parquet.read_log(folder / "events.parquet", catalog), catalog
+
+
+LOG: Codec[Data] = Codec(_save_log, _load_log)
+"""How the log stage keeps its product: two parquet files, readable by ``--data`` too."""
+
+
+def simulated_log(simulator: UserSimulator, log: LogConfig, session_length: int, seed: int) -> Data:
+    """The log that fresh users leave under the production system, with the simulator's items."""
+    with progress("Logging simulated users") as step:
+        events = collect_log(
+            simulator,
+            num_users=log.users,
+            num_visits=log.visits,
+            session_length=session_length,
+            seed=seed,
+            until_s=log.until_s,
+            progress=step,
+        )
+    return events, simulator.catalog
+
+
+def recorded_log(recording: Recording) -> Data:
+    """A real log, read as :func:`feedgym.data.readers.load_data` reads it; what is not read is said."""
+    path = data_path(recording)
+    check_product(path)
+    columns = dict(column_pair(text) for text in recording.columns)
+    source = find_data(path, columns or None, recording.items)
+    with progress(f"Reading {path.name}") as step:
+        data = source.read(recording.read)
+        step(1, 1)
+    say(escape(f"{path.name}: {'; '.join((source.name, *source.says))}"))
+    for line in source.warns:
+        say(f"[bold yellow]{escape(line)}[/]")
+    return data
+
+
+def recorded_key(recording: Recording) -> Any:
+    """What decides a real log: its files by name and content, and how they are read."""
+    path = data_path(recording)
+    digests = _digests(path) + (_digests(Path(recording.items)) if recording.items else [])
+    return [str(path), recording.columns, recording.items, recording.read, digests]
+
+
+def simulator_key(simulator: str) -> Any:
+    """What decides a simulator: its import path, or its folder and the files in it by name and content."""
+    path = Path(simulator)
+    return [simulator, _digests(path)] if path.is_dir() else simulator
+
+
+def _digests(path: Path) -> list[tuple[str, str]]:
+    """Files with the hashes of their contents: data copied or mounted there anew are the same data."""
+    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return [(str(p), digest_of(p)) for p in found if p.exists()]
+
+
+def plan_log(plan: Plan, config: Recording, simulated: Any, *users: str) -> str:
+    """The stage of the log, with what decides it: the files and how they are read, or the simulation.
+
+    Args:
+        plan: gets the stage.
+        config: says whether there are data.
+        simulated: what decides a simulated log.
+        users: the fields that say who leaves it.
+    """
+    if config.data is not None:
+        plan.leave_out(*users, "log", because="a recorded log has no simulated users")
+        return plan.stage("log", recorded_key(config))
+    plan.leave_out("columns", "items", "read", because="no data are given to be read")
+    return plan.stage("log", simulated)
+
+
+def data_path(recording: Recording) -> Path:
+    """Where the real log lies."""
+    assert recording.data is not None
+    return Path(recording.data)

@@ -1,0 +1,312 @@
+"""Ranking: a model trained on a log's exposures and judged by those of a later time, beside simple baselines.
+
+    log -> rows by time: training | validation | judged -> training, best epoch by validation -> figures a behaviour
+
+Rows are requests; MTGR trains on windows of them, which end before validation begins. What happens after a candidate
+is decided on is never read; histories of judged rows hold what came before them, as in use. Nothing is chosen by judged
+rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from typing_extensions import TypedDict
+
+from feedgym.agents.next_item import fit
+from feedgym.agents.ranker import Ranker
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
+from feedgym.data.ranking import RankingBatch, RankingRows
+from feedgym.data.splits import leave_last_out, random_exposures, split_time, until
+from feedgym.experiments.evaluate import Table
+from feedgym.experiments.logs import LOG
+from feedgym.experiments.progress import progress
+from feedgym.experiments.rank.agents import KINDS, Known, examples_of, ranker_of, rows_of, windows_of
+from feedgym.experiments.rank.metrics import task_figures, watch_figures
+from feedgym.experiments.rank.presets import MTGRRun, RankRun
+from feedgym.experiments.report import write_report
+from feedgym.experiments.retrieval.data import plan_data, read_log
+from feedgym.experiments.retrieval.experiment import iteration_row
+from feedgym.experiments.run import Codec, Plan, Run, json_of, with_curve
+from feedgym.experiments.statistics import Figure, interval, lift, resampling_counts
+
+MIN_EVENTS = 50
+"""Behaviours that happen, or fail to, less often in training are no tasks by themselves."""
+SMOOTHING = 20.0
+"""Exposures with the mean rate that baselines add to an item's own."""
+ROWS_PER_BLOCK = 1024
+AT_RANDOM = ", drawn at random"
+"""Ends the names of figures on exposures that were drawn at random."""
+NUM_RESAMPLES = 500
+"""Of users: an AUC is sorted out again for each."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RankingData:
+    """Rows of a log, cut by time.
+
+    Attributes:
+        catalog: the items.
+        train: rows to learn from.
+        validation: rows that choose the epoch.
+        judged: rows that judge.
+        drawn: exposures of the judged time that were drawn at random, which judge without exposure bias; None where a
+            log has none. They are no candidates anywhere else, but stand in histories.
+        known: what the data decide of a ranker.
+        protocol: how the log was cut, in words.
+    """
+
+    catalog: Catalog
+    train: RankingRows
+    validation: RankingRows
+    judged: RankingRows
+    drawn: RankingRows | None
+    known: Known
+    protocol: str
+
+    @classmethod
+    def of(cls, config: RankRun, data: tuple[EventLog, Catalog]) -> RankingData:
+        """Cut a log.
+
+        Raises:
+            ValueError: a part is empty, or no behaviour can be foretold.
+        """
+        log, catalog = data
+        random = random_exposures(log)
+        only = ~random if random.any() else None
+        rows: Any = rows_of(config, log, catalog, only)
+        if log.has_time:
+            split = split_time(rows, validation=config.validation, held_out=config.held_out)
+            protocol = f"the last {config.held_out:.0%} of the rows by time"
+        else:
+            split, protocol = leave_last_out(rows), "each user's last row (the log knows no times)"
+        parts = [rows.rows(keep_N) for keep_N in (split.train_N, split.validation_N, split.held_out_N)]
+        if not all(map(len, parts)):
+            raise ValueError(f"{len(rows)} rows leave a part of the split without any; give a longer log.")
+        if isinstance(config, MTGRRun) and log.has_time:  # trained on windows, judged as it serves
+            past = until(log, parts[1].start_s_N.min())
+            parts[0] = windows_of(config, past, catalog, None if only is None else ~random_exposures(past))
+        tasks = config.tasks or _frequent(parts[0].batch)
+        known = Known(num_items=catalog.num_items, profile_sizes=log.profile_sizes, tasks=tasks, watch=config.watch)
+        drawn = None
+        if random.any() and log.has_time:
+            drawn = rows_of(config, log, catalog, random)
+            drawn = drawn.rows(drawn.start_s_N >= parts[2].start_s_N.min())
+        return cls(catalog=catalog, train=parts[0], validation=parts[1], judged=parts[2],
+                   drawn=drawn if drawn is not None and len(drawn) else None, known=known,
+                   protocol=protocol)  # fmt: skip
+
+
+def _frequent(rows: RankingBatch) -> tuple[str, ...]:
+    """The behaviours that happen, and fail to, often enough to be learnt."""
+    labels_NB = rows.behaviours_NKB[rows.mask_NK]
+    happened_B = labels_NB.sum(0)
+    often_B = torch.minimum(happened_B, len(labels_NB) - happened_B) >= MIN_EVENTS
+    tasks = tuple(name for name, often in zip(BEHAVIOURS, often_B.tolist(), strict=True) if often)
+    if not tasks:
+        raise ValueError(
+            f"No behaviour both happens and fails to happen {MIN_EVENTS} times in training; name some with --tasks or "
+            "give a longer log."
+        )
+    return tasks
+
+
+class Ranked(TypedDict):
+    """The stage of the figures, as :func:`judge` makes it."""
+
+    figures: dict[str, Table]
+    lifts: dict[str, Table]
+    candidates: dict[str, int]
+    protocol: str
+
+
+RANKED: Codec[Any] = json_of(Ranked)
+
+
+def plan(config: RankRun) -> Plan:
+    """The stages in order, with what decides each."""
+    plan = Plan()
+    log = plan_data(plan, config)
+    cut: Any = [config.tasks, config.watch, config.max_candidates, config.validation, config.held_out, config.seed]
+    cut += [getattr(config, name, None) for name in ("window_s", "max_tokens")]
+    ranker = plan.stage(config.name, [vars(config)["model"], config.epochs, config.fit, *cut], (log,))
+    plan.stage("judged", cut, (ranker,))
+    return plan
+
+
+def experiment(config: RankRun, run: Run) -> dict[str, Any]:
+    """Train a ranker and judge it beside baselines.
+
+    Args:
+        config: the whole experiment.
+        run: the folder that keeps it; stages found there are not done again.
+
+    Returns:
+        The summary, as written to ``summary.json``.
+    """
+    log = run.stage("log", partial(read_log, config), LOG)
+    data = RankingData.of(config, log.value)
+    ranker = run.stage(
+        config.name,
+        partial(train, config, data, run),
+        with_curve(Codec(KINDS[config.name].save_pretrained, KINDS[config.name].load)),
+    )
+    judged = run.stage("judged", lambda _: judge(config, data, ranker.value[0]), RANKED)
+    summary = _summarised(config, data, judged.value, ranker.value[1]) | {"seed": config.seed, **run.facts()}
+    run.finish(summary)
+    write_report(summary, run.folder)
+    run.publish(summary, artifacts={f"{config.name}-ranker": config.name})
+    return summary
+
+
+def train(config: RankRun, data: RankingData, run: Run, work: Path) -> tuple[Ranker, list[dict[str, float]]]:
+    """The trained ranker and its validations."""
+    torch.manual_seed(config.seed)
+    ranker = ranker_of(config, data.known, data.catalog)
+    examples, batch_size = examples_of(config, data.train.batch)
+    settings = replace(config.fit, batch_size=batch_size)
+    with progress(f"Training {config.name}") as step:
+        validate = partial(mean_auc, rows=data.validation)
+        ranker, curve = fit(ranker, examples, settings, config.epochs, config.seed, validate, work, step)
+    for row in curve:
+        run.log({f"{config.name}/{key}": value for key, value in row.items()})
+    return ranker, curve
+
+
+# ---------------------------------------------------------------- judgement
+
+
+def mean_auc(ranker: Ranker, rows: RankingRows) -> float:
+    """The mean of the tasks' areas under the ROC curve, of those that have both outcomes."""
+    found = figures_of(scores_of(ranker, rows), ranker.config.tasks, rows)
+    return float(np.nanmean([found[f"auc.{task}"].mean() for task in ranker.config.tasks]))
+
+
+def scores_of(ranker: Ranker, rows: RankingRows, step: Any = None) -> NDArray[np.float32]:
+    """Probabilities [candidates, M] of all real candidates, row by row."""
+    parts = []
+    for low in range(0, len(rows), ROWS_PER_BLOCK):
+        block = rows.batch.rows(slice(low, low + ROWS_PER_BLOCK)).trimmed()
+        parts.append(torch.sigmoid(ranker.scores_UKM(block))[block.mask_NK])
+        if step is not None:
+            step(min(low + ROWS_PER_BLOCK, len(rows)), len(rows))
+    return torch.cat(parts).numpy()
+
+
+def figures_of(scores: NDArray, tasks: Any, rows: RankingRows) -> dict[str, Figure]:
+    """The figures of all tasks, users being those who have a candidate."""
+    real_NK = rows.batch.mask_NK
+    users, user_N = np.unique(rows.user_idx_N, return_inverse=True)
+    user = np.repeat(user_N, real_NK.sum(1).numpy())
+    labels = rows.batch.behaviours_NKB[real_NK].numpy() > 0
+    found: dict[str, Figure] = {}
+    for m, task in enumerate(tasks):
+        found |= task_figures(task, labels[:, BEHAVIOUR_IDX[task]], scores[:, m], user, len(users))
+    if scores.shape[1] > len(tasks):
+        found |= watch_figures(rows.batch.watch_fraction_NK[real_NK].numpy(), scores[:, -1], user, len(users))
+    return found
+
+
+def item_rates(data: RankingData) -> NDArray[np.float32]:
+    """What the baseline foretells of each item, [I, M]: its rates in training, drawn to the mean of all items."""
+    rows = data.train.batch
+    columns = [BEHAVIOUR_IDX[name] for name in data.known.tasks]
+    outcome = rows.behaviours_NKB[rows.mask_NK][:, columns]
+    if data.known.watch:
+        outcome = torch.cat([outcome, rows.watch_fraction_NK[rows.mask_NK].clamp_max(1)[:, None]], dim=1)
+    item_ids = rows.item_ids_NK[rows.mask_NK]
+    sum_IM = torch.zeros(data.known.num_items, outcome.shape[1]).index_add_(0, item_ids, outcome)
+    count_I1 = torch.bincount(item_ids, minlength=data.known.num_items)[:, None]
+    return ((sum_IM + SMOOTHING * outcome.mean(0)) / (count_I1 + SMOOTHING)).numpy()
+
+
+def judge(config: RankRun, data: RankingData, ranker: Ranker) -> dict[str, Any]:
+    """The figures of ranker and baselines, with intervals over users, and the ranker's lifts over them."""
+    measured = _measured(config, data, data.judged, ranker)
+    counts_RU = resampling_counts(len(np.unique(data.judged.user_idx_N)), config.seed, NUM_RESAMPLES)
+    table = _table(measured, counts_RU)
+    if data.drawn is not None:
+        drawn_RU = resampling_counts(len(np.unique(data.drawn.user_idx_N)), config.seed, NUM_RESAMPLES)
+        at_random = _table(_measured(config, data, data.drawn, ranker), drawn_RU)
+        table |= {f"{name}{AT_RANDOM}": figures for name, figures in at_random.items()}
+    lifts = {
+        f"{config.name} over {name}": {
+            metric: found
+            for metric, figure in measured[config.name].items()
+            if metric.startswith("gauc") and (found := lift(figure, measured[name][metric], counts_RU)) is not None
+        }
+        for name in ("item_rate", "constant")
+    }
+    parts = {"train": data.train, "validation": data.validation, "judged": data.judged, "drawn at random": data.drawn}
+    sizes = {name: int(rows.batch.mask_NK.sum()) for name, rows in parts.items() if rows is not None}
+    return {"figures": table, "lifts": lifts, "candidates": sizes, "protocol": data.protocol}
+
+
+def _measured(config: RankRun, data: RankingData, rows: RankingRows, ranker: Ranker) -> dict[str, dict[str, Figure]]:
+    """The figures of ranker and baselines on some rows."""
+    rate_IM = item_rates(data)
+    item_ids = rows.batch.item_ids_NK[rows.batch.mask_NK].numpy()
+    with progress(f"Judging {config.name}") as step:
+        scores = {config.name: scores_of(ranker, rows, step)}
+    train_items = data.train.batch.item_ids_NK[data.train.batch.mask_NK].numpy()
+    rate_M = rate_IM[train_items].mean(0)
+    scores |= {"item_rate": rate_IM[item_ids], "constant": np.broadcast_to(rate_M, scores[config.name].shape)}
+    return {name: figures_of(found, data.known.tasks, rows) for name, found in scores.items()}
+
+
+def _table(
+    measured: Mapping[str, Mapping[str, Figure]], counts_RU: NDArray
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Figures with intervals over users."""
+    table = {}
+    with progress("Intervals") as step:
+        for done, (name, figures) in enumerate(measured.items()):
+            table[name] = {metric: _known(interval(figure, counts_RU)) for metric, figure in figures.items()}
+            step(done + 1, len(measured))
+    return table
+
+
+def _known(found: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN: what cannot be told is null."""
+    return {name: None if np.isnan(value) else value for name, value in found.items()}
+
+
+def _summarised(
+    config: RankRun, data: RankingData, judged: Mapping[str, Any], curve: list[dict[str, float]]
+) -> dict[str, Any]:
+    """What summary.json says of figures and learning."""
+    figures, sizes = judged["figures"], judged["candidates"]
+    title = f"{config.label} on {Path(config.data).name if config.data else 'ShortVideo, simulated users'}"
+    note = (
+        f"{config.label}; foretold: {', '.join(data.known.tasks)}{', watched fraction' * data.known.watch}. "
+        f"{sizes['train']:,} exposures to learn from, {sizes['validation']:,} to choose the epoch by mean AUC, "
+        f"{sizes['judged']:,} judged: {judged['protocol']}. item_rate knows each item's rates in training, constant "
+        "those of all items."
+    )
+    if "drawn at random" in sizes:
+        note += (
+            f" Beside them {sizes['drawn at random']:,} exposures of that time that were drawn at random, whoever the "
+            "user: figures on them are free of exposure bias. They are candidates nowhere else."
+        )
+    over = f"{config.name} over item_rate"
+    return {
+        "title": title,
+        "note": note,
+        "judged_by": judged["protocol"],
+        "offline": figures[config.name],
+        "baselines": {name: found for name, found in figures.items() if name != config.name},
+        "agents": figures,
+        "lift": judged["lifts"][over],
+        "lift_names": [config.name, "item_rate"],
+        "lifts": judged["lifts"],
+        "candidates": sizes,
+        "learning": [[iteration_row(row) for row in curve]],
+        "learning_names": [config.name],
+    }

@@ -1,0 +1,1 @@
+"""Next-item retrieval: training and judging by the full ranking."""

@@ -1,0 +1,106 @@
+"""What next-item retrieval learns from and is judged by: a log, of users or of a data set, cut by leave-one-out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from feedgym.agents.pretrain import SessionDataset
+from feedgym.data.batches import EventBatch
+from feedgym.data.events import BEHAVIOUR_IDX, Catalog, Event, EventLog
+from feedgym.data.sessions import histories, user_of_rows
+from feedgym.data.splits import ItemSplit, NextItems, leave_one_out
+from feedgym.envs.feed import make_simulator
+from feedgym.envs.short_video import ShortVideo
+from feedgym.experiments.configs import DataConfig
+from feedgym.experiments.logs import plan_log, recorded_log, simulated_log
+from feedgym.experiments.retrieval.metrics import Ranking, RankingConfig, evaluate_ranking
+from feedgym.experiments.retrieval.presets import RetrievalConfig
+from feedgym.experiments.run import Plan
+
+CHOSEN_BY = "NDCG@10"
+"""The validation figure by which epochs and baselines are chosen."""
+SESSION = 10
+"""Items in the sessions of the baselines; only their scores are used here."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Retrieval:
+    """What agents learn from and are judged by.
+
+    Attributes:
+        config: the whole experiment.
+        log: the whole log.
+        catalog: its items.
+        split: what may be learnt from, and the targets.
+    """
+
+    config: RetrievalConfig
+    log: EventLog
+    catalog: Catalog
+    split: ItemSplit
+
+    @classmethod
+    def of(cls, config: RetrievalConfig, data: tuple[EventLog, Catalog]) -> Retrieval:
+        """Cut the log."""
+        split = leave_one_out(data[0], behaviours=config.behaviours, min_items=config.min_items)
+        return cls(config=config, log=data[0], catalog=data[1], split=split)
+
+    def training_histories(self, length: int) -> EventBatch:
+        """The newest ``length`` training events of every user who has at least one."""
+        train = self.split.train
+        end_U = train.offsets_U1[1:]
+        last_U = np.maximum(end_U - 1, 0)
+        now_s_U = train.timestamp_s[last_U] if train.num_events else np.zeros(len(end_U))
+        every = histories(train, self.catalog, np.arange(train.num_users), end_U, now_s_U, length)
+        return every.rows(every.mask_UT.any(1))
+
+    def windows(self, length: int, every: bool) -> SessionDataset:
+        """Items taken in training with what came before them: every one, or each user's last one alone."""
+        train = self.split.train
+        chosen = [BEHAVIOUR_IDX[name] for name in self.config.behaviours]
+        taken = (train.event == Event.IMPRESSION) & train.examined & train.behaviours[:, chosen].any(axis=1)
+        row_N = np.flatnonzero(taken)
+        user_N = user_of_rows(train)[row_N]
+        if not every:
+            last_N = np.append(user_N[1:] != user_N[:-1], True)
+            row_N, user_N = row_N[last_N], user_N[last_N]
+        before = histories(train, self.catalog, user_N, row_N, train.timestamp_s[row_N], length)
+        return SessionDataset(
+            histories=before, item_ids_NK=torch.from_numpy(train.item_id[row_N].astype(np.int64))[:, None]
+        )
+
+    def validation(self, agent: Any) -> float:
+        """The figure by which an agent, or an epoch of it, is chosen."""
+        return self.rank(agent, RankingConfig(at=(10,), leave_out_seen=self.config.ranking.leave_out_seen,
+                                              history_length=self.config.ranking.history_length),
+                         self.validation_targets()).mean(CHOSEN_BY)  # fmt: skip
+
+    def validation_targets(self) -> NextItems:
+        """All validation targets, or the drawn ones."""
+        targets, wanted = self.split.validation, self.config.validation_targets
+        if not 0 < wanted < len(targets):
+            return targets
+        drawn = np.random.default_rng(0).choice(len(targets), wanted, replace=False)
+        return targets.rows(np.sort(drawn))
+
+    def rank(self, agent: Any, config: RankingConfig, targets: NextItems | None = None, step: Any = None) -> Ranking:
+        """Rank targets; the test targets if none are given."""
+        return evaluate_ranking(agent, self.log, self.catalog, self.split, config, targets=targets, step=step)
+
+
+def plan_data(plan: Plan, config: DataConfig) -> str:
+    """The stage of the log of an experiment that looks at a log alone."""
+    return plan_log(plan, config, [config.short_video, config.log, config.seed], "short_video")
+
+
+def read_log(config: DataConfig, work: Path) -> tuple[EventLog, Catalog]:
+    """The log of the data, or of simulated users."""
+    if config.data is not None:
+        return recorded_log(config)
+    short_video = replace(config.short_video, catalog_seed=config.short_video.catalog_seed + config.seed)
+    return simulated_log(make_simulator(ShortVideo(short_video)), config.log, SESSION, config.seed)

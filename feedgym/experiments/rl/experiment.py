@@ -1,0 +1,295 @@
+"""Reinforcement learning in the same world as alignment: train with RLlib, and judge beside all other agents.
+
+    log of the production system -> agents of several seeds (online, or from the log alone) -> judge
+
+Training users are made from small seeds and judging users from hashed ones, so they never meet. Several trainings stand
+in the table as one agent, each user's outcome being its mean over them; ``over_seeds`` tells how the trainings differ,
+by Student's t over their means.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from feedgym.agents.rl_recommender import RLlibRecommender
+from feedgym.agents.rl_settings import CLONES, OFFLINE
+from feedgym.data.events import Catalog, EventLog
+from feedgym.envs.logging import collect_log
+from feedgym.envs.luck import user_seeds
+from feedgym.envs.recorder import transitions
+from feedgym.envs.truth import RewardWeights
+from feedgym.experiments.align.agents import Finished, agents_of, key_of
+from feedgym.experiments.configs import JudgeConfig
+from feedgym.experiments.evaluate import JUDGED, Served, judged_by, references, samples, serve_all
+from feedgym.experiments.logs import LOG
+from feedgym.experiments.progress import progress
+from feedgym.experiments.report import write_report
+from feedgym.experiments.rl.presets import RLConfig
+from feedgym.experiments.rollouts import one_thread, ray_running
+from feedgym.experiments.run import Codec, Plan, Run, Stage, with_curve
+from feedgym.experiments.statistics import Ratio, interval, lift, over_runs, resampling_counts
+from feedgym.protocols import Recommender, SessionReward
+
+if TYPE_CHECKING:
+    from feedgym.agents.rllib.task import Task
+
+VISITS_METRIC = "reward_a_user"
+"""True reward summed over all visits of a user: who leaves early brings less. The metric of reinforcement learning."""
+
+OVER = ("popular", "random")
+"""Whom the learned agent is compared with in pairs; with ``against`` also the agents of that run."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Arena:
+    """Where agents are trained and judged; what the judge asks for has the names of an experiment's configuration.
+
+    Attributes:
+        task: the environment and its users.
+        seed: of the judging users.
+        judge: how many they are, and for how long.
+        weights: what their visits are worth.
+        log: the production system's log, for popularity.
+        catalog: its items.
+        others: agents of another run.
+        reward: that run's reward model.
+    """
+
+    task: Task
+    seed: int
+    judge: JudgeConfig
+    weights: RewardWeights
+    log: EventLog
+    catalog: Catalog
+    others: Mapping[str, Recommender]
+    reward: SessionReward | None
+
+    @property
+    def session_length(self) -> int:
+        """K."""
+        return self.task.world.session_length
+
+    @property
+    def history_length(self) -> int:
+        """T."""
+        return self.task.world.history_length
+
+
+def plan(config: RLConfig) -> Plan:
+    """The stages in order, with what decides each."""
+    plan = Plan()
+    world = [config.env, config.options(), config.against and key_of(config.against), config.seed]
+    log = plan.stage("log", [world, config.log])
+    parents = (log,) if config.train.algorithm in OFFLINE else ()
+    trained = [
+        plan.stage(f"trained-{n}", [world, config.train, config.sizes, n], parents) for n in range(config.num_seeds)
+    ]
+    plan.stage("judged", [world, config.judge], (log, *trained))
+    return plan
+
+
+def experiment(config: RLConfig, run: Run) -> dict[str, Any]:
+    """Train agents and judge them.
+
+    Args:
+        config: the whole experiment.
+        run: the folder that keeps it; stages found there are not done again.
+
+    Returns:
+        The summary, as written to ``summary.json``.
+    """
+    finished = agents_of(config.against, trust=run.trust) if config.against else None
+    with ray_running():
+        task = task_of(config, finished, run.trust)
+        log = run.stage("log", partial(production_log, config, task, finished), LOG)
+        codec = with_curve(Codec(lambda agent, folder: agent.save(folder), RLlibRecommender.load))
+        trained = [
+            run.stage(f"trained-{n}", partial(train_one, config, task, log.value, n, run), codec)
+            for n in range(config.num_seeds)
+        ]
+    arena = arena_of(config, task, log, finished)
+    agents = {f"{config.train.algorithm}-{n}": stage.value[0] for n, stage in enumerate(trained)}
+    judged = run.stage("judged", lambda _: judge(config.train.algorithm, agents, arena), JUDGED)
+    summary = {
+        "title": f"{config.train.algorithm.upper()} on {config.env}",
+        "note": f"{config.num_seeds} training(s) of {config.train.iterations} iterations; judged by the truth alone.",
+        **judged.value,
+        "learning": [stage.value[1] for stage in trained],
+        "seed": config.seed,
+        **run.facts(),
+    }
+    run.finish(summary)
+    write_report(summary, run.folder)
+    run.publish(summary, artifacts={"rl-agent": trained[0].name})
+    return summary
+
+
+# ---------------------------------------------------------------- the world
+
+
+def task_of(config: RLConfig, finished: Finished | None, trust: bool = False) -> Task:
+    """What is trained for: the environment, or the world of a finished run.
+
+    Args:
+        config: the whole experiment.
+        finished: the run that ``config.against`` names.
+        trust: as for :func:`feedgym.envs.feed.make_simulator`.
+    """
+    from feedgym.agents.rllib.task import Task
+
+    options = config.options() | {"trust": trust}
+    if finished is not None:
+        align = finished.config
+        if align.data is not None:
+            raise ValueError(f"{config.against} learned from a recorded log and has no users to learn from by serving.")
+        options |= {"simulator": finished.world.simulator, "reward": align.weights}  # type: ignore[attr-defined]
+        options |= {"session_length": align.session_length, "history_length": align.history_length}
+    return Task.of(config.env, options, config.sizes, config.train.proto_axes)
+
+
+def production_log(config: RLConfig, task: Task, finished: Finished | None, work: Path) -> tuple[EventLog, Catalog]:
+    """The log of the other run, or a new one of this environment's users under the production system."""
+    if finished is not None:
+        return finished.log, finished.catalog
+    with progress("Logging simulated users") as step:
+        log = collect_log(
+            task.simulator,
+            num_users=config.log.users,
+            num_visits=config.log.visits,
+            session_length=task.world.session_length,
+            seed=config.seed,
+            until_s=config.log.until_s,
+            progress=step,
+        )
+    return log, task.simulator.catalog
+
+
+def arena_of(config: RLConfig, task: Task, log: Stage, finished: Finished | None) -> Arena:
+    """Who judges, and who else is judged."""
+    others: dict[str, Recommender] = {}
+    if finished is not None:
+        others |= finished.agents
+        for name, agent in finished.agents.items() if config.judge.beams else ():
+            if hasattr(agent, "num_beams"):
+                searched: Any = copy.copy(agent)
+                searched.num_beams = config.judge.beams
+                others[f"{name}_searched"] = searched
+    worthless = not any(vars(task.reward).values())  # the return alone is rewarded, and not through the weights
+    return Arena(
+        task=task,
+        seed=config.seed if finished is None else finished.config.seed,
+        judge=config.judge,
+        weights=RewardWeights() if worthless else task.reward,
+        log=log.value[0],
+        catalog=log.value[1],
+        others=others,
+        reward=None if finished is None else finished.reward,
+    )
+
+
+# ---------------------------------------------------------------- training
+
+Trained = tuple[RLlibRecommender, list[dict[str, float]]]
+
+
+def train_one(config: RLConfig, task: Task, data: tuple[EventLog, Catalog], n: int, run: Run, work: Path) -> Trained:
+    """One training, and its metrics iteration by iteration."""
+    from feedgym.agents.rllib.feeds import write_rows
+    from feedgym.agents.rllib.training import train
+
+    rows = None
+    if config.train.algorithm in OFFLINE:
+        world = task.world
+        lengths = world.history_length, world.session_length
+        found = transitions(*data, *lengths, task.reward, dated=world.dated)
+        rows = write_rows(found, task, config.train, work / "rows.parquet")
+
+    def record(metrics: dict[str, float], iteration: int) -> None:
+        run.log({f"train-{n}/{name.replace(' ', '_')}": value for name, value in metrics.items()})
+
+    torch.manual_seed(training_seed(config, n))
+    title = f"Training {config.train.algorithm}, {n + 1} of {config.num_seeds}"
+    with one_thread(), progress(title) as step:  # the batches are small: two threads wait for each other
+        network, curve = train(task, config.train, training_seed(config, n), work, rows, step, record)
+    return RLlibRecommender(network, draws=config.train.algorithm in CLONES), curve
+
+
+def training_seed(config: RLConfig, n: int) -> int:
+    """A seed far from those of other trainings: RLlib's users have seeds that follow it."""
+    return int(np.random.SeedSequence((config.seed, n)).generate_state(1)[0] >> 2)
+
+
+# ---------------------------------------------------------------- judgement
+
+
+def judge(algorithm: str, agents: Mapping[str, RLlibRecommender], arena: Arena) -> dict[str, Any]:
+    """Serve everyone to the same fresh users.
+
+    Args:
+        algorithm: name of the learned agent in the table.
+        agents: one a training.
+        arena: users, references and other agents.
+
+    Returns:
+        ``agents``, ``lift`` (of the learned agent, over popular), ``lifts``, ``over_seeds``, ``samples`` and
+        ``judged_by`` of the summary.
+    """
+    seeds_U = user_seeds(arena.judge.users, arena.seed + arena.judge.seed, "judge")
+    everyone = references(arena.log, arena.catalog, arena) | dict(arena.others) | dict(agents)
+    served = serve_all(arena.task.simulator, everyone, arena.reward, seeds_U, arena)
+    each = {name: _ratios(result) for name, result in served.items()}
+    learned = [each.pop(name) for name in agents]
+    ratios = each | {algorithm: {metric: mean_of([one[metric] for one in learned]) for metric in learned[0]}}
+    counts_RU = resampling_counts(len(seeds_U), arena.seed)
+    lifts = {}
+    for other in (*OVER, *arena.others):
+        found = {metric: lift(ratios[algorithm][metric], ratios[other][metric], counts_RU) for metric in learned[0]}
+        lifts[f"{algorithm} over {other}"] = {metric: value for metric, value in found.items() if value is not None}
+    first = {f"{algorithm}": served[next(iter(agents))]} | {name: served[name] for name in (*arena.others, "popular")}
+    return {
+        "agents": {
+            name: {metric: interval(ratio, counts_RU) for metric, ratio in metrics.items()}
+            for name, metrics in ratios.items()
+        },
+        "lift": lifts[f"{algorithm} over {OVER[0]}"],
+        "lift_names": [algorithm, OVER[0]],
+        "lifts": lifts,
+        "over_seeds": seeds_compared(algorithm, learned, {name: each[name] for name in (*OVER, *arena.others)}),
+        "samples": samples(first, arena.catalog),
+        "judged_by": judged_by(len(seeds_U), arena),
+    }
+
+
+def _ratios(served: Served) -> dict[str, Ratio]:
+    total_U = served.sums["true_reward"]
+    return served.ratios() | {VISITS_METRIC: Ratio(total_U, np.ones_like(total_U))}
+
+
+def mean_of(ratios: Sequence[Ratio]) -> Ratio:
+    """The same users under several agents, as one: numerators and denominators are means over the agents."""
+    return Ratio(
+        np.mean([ratio.numerator_U for ratio in ratios], axis=0),
+        np.mean([ratio.denominator_U for ratio in ratios], axis=0),
+    )
+
+
+def seeds_compared(
+    algorithm: str, learned: Sequence[Mapping[str, Ratio]], others: Mapping[str, Mapping[str, Ratio]]
+) -> dict[str, Any]:
+    """True reward of each training, a visit and a user, and its lifts, with intervals over the trainings."""
+    table = {}
+    for metric in ("true_reward", VISITS_METRIC):
+        mean_N = np.array([one[metric].mean() for one in learned])
+        table[f"{metric} of {algorithm}"] = over_runs(mean_N)
+        for name, other in others.items():
+            if (base := other[metric].mean()) > 0:
+                table[f"{metric} of {algorithm} over {name}"] = over_runs(mean_N / base - 1)
+    return table

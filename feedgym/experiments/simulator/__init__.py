@@ -1,0 +1,1 @@
+"""Simulators learned from logs, and how real a log looks."""

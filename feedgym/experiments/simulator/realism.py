@@ -1,0 +1,215 @@
+"""``feedgym realism A B``: two logs side by side, as a table, a page with plots, pictures and figures for machines."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
+from feedgym.data.parquet import replacing
+from feedgym.data.readers import load_data
+from feedgym.data.realism import Aspect, Distance, compare
+from feedgym.data.whole import check_product
+from feedgym.envs.feed import make_simulator
+from feedgym.envs.logging import collect_log
+from feedgym.experiments.progress import progress
+from feedgym.experiments.report import COLOURS, axes_row, html_table, image, number, page, section
+from feedgym.experiments.run import write_json, write_text
+
+COLOUR_A, COLOUR_B = COLOURS["truth"], COLOURS["model"]
+SIDES = ("A", "B")
+
+
+def read_side(
+    source: str,
+    *,
+    users: int,
+    visits: int,
+    session_length: int,
+    seed: int,
+    columns: Mapping[str, str] | None = None,
+    trust: bool = False,
+) -> tuple[EventLog, Catalog]:
+    """The log that an argument of ``feedgym realism`` names.
+
+    Args:
+        source: a run's folder, whose log it is; whatever ``feedgym data inspect`` reads, also ``events.parquet`` beside
+            its ``catalog.parquet``; the import path of a user simulator, or the folder of a learned one, which leaves a
+            log under the logging policy.
+        users: of a simulator.
+        visits: a user of a simulator.
+        session_length: of a simulator.
+        seed: of a simulator's users.
+        columns: of a table.
+        trust: of a learned simulator's folder; as for :func:`feedgym.envs.feed.make_simulator`.
+
+    Raises:
+        ValueError: it names none of these.
+    """
+    path = Path(source)
+    if (path / "stages" / "log" / "events.parquet").exists():
+        path = path / "stages" / "log"
+        check_product(path)
+    elif path.name == "events.parquet" and (path.parent / "catalog.parquet").exists():
+        path = path.parent
+    elif (path / "simulator.json").exists() or (":" in source and not path.exists()):
+        simulator = make_simulator(source, trust=trust)
+        with progress(f"Simulating {source}") as step:
+            log = collect_log(
+                simulator,
+                num_users=users,
+                num_visits=visits,
+                session_length=session_length,
+                seed=seed,
+                progress=step,
+            )
+        return log, simulator.catalog
+    return load_data(path, columns)
+
+
+def realism(
+    names: tuple[str, str], a: tuple[EventLog, Catalog], b: tuple[EventLog, Catalog], *, seed: int = 0
+) -> dict[str, Any]:
+    """Two logs compared, ready for :func:`table_of` and :func:`write_realism`.
+
+    Returns:
+        ``names``, the ``aspects`` of both and their ``distances``.
+    """
+    of_a, of_b, found = compare(a, b, seed=seed)
+    return {"names": names, "aspects": (of_a, of_b), "distances": found}
+
+
+def table_of(found: Mapping[str, Any]) -> Table:
+    """The figures and distances for the terminal."""
+    title = "A = {}   B = {}".format(*found["names"])
+    shown = Table(title=title, title_justify="left", caption_justify="left", caption=CAPTION)
+    for name, side in (("", "left"), ("A", "right"), ("B", "right"), ("distance", "right"), ("A's halves", "right")):
+        shown.add_column(name, justify=side)  # type: ignore[arg-type]
+    before = ""
+    for distance in found["distances"]:
+        if distance.aspect != before:
+            why = f"   ({distance.missing})" if distance.missing else ""
+            shown.add_row(f"[bold]{distance.aspect}[/bold]{why}", "", "", "", "")
+            before = distance.aspect
+        shown.add_row(*_cells(distance))
+    return shown
+
+
+CAPTION = (
+    "The distance of two figures is their absolute difference. A's halves: the same distance between two halves of A's "
+    "users, which is what luck alone makes of it; a mean over four ways to halve them."
+)
+
+
+def _cells(distance: Distance) -> list[str]:
+    kind = "" if distance.kind == "absolute difference" else f": {distance.kind}"
+    values = [number(value) for value in (distance.a, distance.b, distance.distance, distance.halves)]
+    return [f"  {distance.figure}{kind}", *values]
+
+
+def write_realism(found: Mapping[str, Any], folder: Path) -> Path:
+    """Write ``realism.html``, ``realism.json`` and a PNG a plot.
+
+    Args:
+        found: what :func:`realism` returned.
+        folder: where to; made if it is not there.
+
+    Returns:
+        The page's path.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = [f"<h1>{html.escape(' and '.join(found['names']))}</h1>", f"<p class='facts'>{html.escape(CAPTION)}</p>"]
+    of_a, of_b = found["aspects"]
+    legend = [f"{side}: {name}" for side, name in zip(SIDES, found["names"], strict=True)]
+    for name in of_a:
+        figure = _figure(name, of_a[name], of_b[name], legend)
+        picture = ""
+        if figure is not None:
+            _write_png(figure, folder / f"{name.replace(' ', '_')}.png")
+            picture = image(figure)
+        rows = [_cells(distance) for distance in found["distances"] if distance.aspect == name]
+        why = "".join(
+            f"<p>{side}: {html.escape(aspect.missing)}.</p>"
+            for side, aspect in zip(SIDES, (of_a[name], of_b[name]), strict=True)
+            if aspect.missing
+        )
+        parts.append(
+            section(name.capitalize(), picture, why, html_table(["", "A", "B", "distance", "A's halves"], rows))
+        )
+    facts = {"A": found["names"][0], "B": found["names"][1], "distances": [vars(d) for d in found["distances"]]}
+    write_json(folder / "realism.json", facts)
+    path = folder / "realism.html"
+    write_text(path, page(" and ".join(found["names"]), parts))
+    return path
+
+
+def _write_png(figure: Any, path: Path) -> None:
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130, bbox_inches="tight")
+    with replacing(path) as temporary:
+        temporary.write_bytes(picture.getvalue())
+
+
+# ---------------------------------------------------------------- plots
+
+
+def _figure(name: str, a: Aspect, b: Aspect, legend: list[str]) -> Any:
+    """The plot of an aspect, or None where neither log has one."""
+    draw = PLOTS.get(name)
+    if draw is None or (a.missing and b.missing):
+        return None
+    figure, (axis,) = axes_row(1, width=5.2)
+    for aspect, colour, label in zip((a, b), (COLOUR_A, COLOUR_B), legend, strict=True):
+        if not aspect.missing:
+            draw(axis, aspect, colour, label)
+    axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _draw_sample(axis: Any, aspect: Aspect, colour: str, label: str) -> None:
+    """A histogram of relative frequencies; the two logs' bins are the same where their ranges are."""
+    assert aspect.sample is not None
+    top = {"items seen": 30, "durations": 2, "exposures a user over their mean": 5}.get(aspect.unit)
+    if aspect.unit == "items seen":
+        bins = np.arange(0.5, 31.5)
+    elif top is None:
+        bins = np.linspace(-3.5, 3, 40)
+    else:
+        bins = np.linspace(0, top, 41)
+    values = np.clip(aspect.sample, bins[0], bins[-1])
+    share, _ = np.histogram(values, bins)
+    axis.stairs(share / max(len(values), 1), bins, color=colour, label=label, linewidth=1.4)
+    axis.set_xlabel(aspect.unit)
+    axis.set_ylabel("share")
+
+
+def _draw_curve(axis: Any, aspect: Aspect, colour: str, label: str) -> None:
+    assert aspect.curve is not None
+    axis.plot(np.arange(1, len(aspect.curve) + 1), aspect.curve, color=colour, label=label, linewidth=1.4, marker=".")
+    axis.set_title(aspect.unit, fontsize=9)
+
+
+def _draw_rates(axis: Any, aspect: Aspect, colour: str, label: str) -> None:
+    offset = -0.2 if colour == COLOUR_A else 0.2
+    rates = [max(aspect.figures[name], 1e-6) for name in BEHAVIOURS]
+    axis.bar(np.arange(len(rates)) + offset, rates, width=0.38, color=colour, label=label)
+    axis.set_yscale("log")
+    axis.set_xticks(range(len(rates)), BEHAVIOURS, rotation=25, fontsize=8)
+
+
+PLOTS: dict[str, Callable[[Any, Aspect, str, str], None]] = {
+    "item popularity": _draw_curve,
+    "session length": _draw_sample,
+    "watch ratio": _draw_sample,
+    "behaviour rates": _draw_rates,
+    "return gaps": _draw_sample,
+    "repeat-topic autocorrelation": _draw_curve,
+    "position effect": _draw_curve,
+    "user heterogeneity": _draw_sample,
+}

@@ -1,0 +1,269 @@
+from dataclasses import replace
+from itertools import combinations, permutations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from toy_agents import NUM_ITEMS, K, T, dated, toy_histories, toy_model, toy_tokenizer
+from toy_users import toy_catalog
+
+from feedgym.agents.generation import SamplingConfig, score_sessions
+from feedgym.agents.session_model import SessionRecommender
+from feedgym.data.events import BEHAVIOURS, LoggedSessions
+from feedgym.data.requests import Requests
+from feedgym.experiments.align.agents import recommender_of
+from feedgym.experiments.align.presets import AlignConfig, IPAConfig
+from feedgym.experiments.align.rounds import Sampled, choose_pairs, cloud, drift, round_metrics, sample_round
+from feedgym.experiments.align.world import Pool
+from feedgym.experiments.rollouts import RolloutConfig, Rollouts
+
+USERS, SAMPLES, BASE_SAMPLES, ITEMS = 9, 7, 3, 30
+
+
+def sampled(seed=0, **columns):
+    rng = torch.Generator().manual_seed(seed)
+    items = torch.rand(USERS, SAMPLES, ITEMS, generator=rng).topk(4).indices
+    drawn = {
+        "row_U": torch.randperm(50, generator=rng)[:USERS],
+        "item_ids_USK": items,
+        "logp_legal_US": -torch.rand(USERS, SAMPLES, generator=rng),
+        "logp_UB": -5 - torch.rand(USERS, BASE_SAMPLES, generator=rng),
+        "base_logp_UB": -5 - torch.rand(USERS, BASE_SAMPLES, generator=rng),
+        "score_US": torch.randn(USERS, SAMPLES, generator=rng),
+        "truth_US": torch.randn(USERS, SAMPLES, generator=rng),
+    }
+    return Sampled(**drawn | columns)
+
+
+def pool_of(catalog, imitate=None):
+    """A pool of which nothing but its catalogue and what is imitated is looked at."""
+    return Pool(log=None, known=None, catalog=catalog, imitate=imitate, rate=None, unseen=None, unseen_good=None)
+
+
+# ---------------------------------------------------------------- pairs
+
+
+def test_the_best_session_meets_the_worst_of_the_same_user():
+    drawn, logged = sampled(), torch.arange(USERS * 4).reshape(USERS, 4)
+    pairs = choose_pairs(drawn, logged, margin=0.0)
+    assert len(pairs) == USERS
+    for u in range(USERS):
+        by_score = sorted(range(SAMPLES), key=lambda s: drawn.score_US[u, s].item())
+        assert pairs.user_idx_P[u] == drawn.row_U[u]
+        assert pairs.chosen_PK[u].tolist() == drawn.item_ids_USK[u, by_score[-1]].tolist()
+        assert pairs.rejected_PK[u].tolist() == drawn.item_ids_USK[u, by_score[0]].tolist()
+        assert pairs.score_chosen_P[u] == drawn.score_US[u].max()
+        assert pairs.score_rejected_P[u] == drawn.score_US[u].min()
+        assert pairs.logged_PK[u].tolist() == logged[u].tolist()
+
+
+def test_pairs_below_the_margin_are_left_out_and_the_others_keep_their_own_history_and_log():
+    drawn, logged = sampled(), torch.arange(USERS * 4).reshape(USERS, 4)
+    gaps = drawn.score_US.amax(1) - drawn.score_US.amin(1)
+    margin = gaps.sort().values[4].item()  # this pair's difference is the margin itself, and it stays
+    pairs = choose_pairs(drawn, logged, margin)
+    kept = [u for u in range(USERS) if gaps[u] >= margin]
+    assert len(kept) == len(pairs) == USERS - 4
+    assert pairs.user_idx_P.tolist() == drawn.row_U[kept].tolist()
+    assert pairs.logged_PK.tolist() == logged[kept].tolist()
+    assert (pairs.score_chosen_P - pairs.score_rejected_P).tolist() == gaps[kept].tolist()
+
+
+def test_users_whose_sessions_score_alike_or_not_at_all_give_no_pair_at_any_margin():
+    drawn = sampled()
+    drawn.score_US[2], drawn.score_US[5, 3] = 0.7, torch.nan
+    for margin in (0.0, -1.0):
+        pairs = choose_pairs(drawn, torch.zeros(USERS, 4, dtype=torch.long), margin)
+        assert pairs.user_idx_P.tolist() == [drawn.row_U[u] for u in range(USERS) if u not in (2, 5)]
+    assert len(choose_pairs(drawn, torch.zeros(USERS, 4, dtype=torch.long), margin=1e6)) == 0
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def plain_diversity(catalog, session):
+    def cosine(a, b):
+        a, b = catalog.content_IE[a].astype(float), catalog.content_IE[b].astype(float)
+        return a @ b / np.sqrt((a @ a) * (b @ b))
+
+    return np.mean([1 - cosine(a, b) for a, b in combinations(session, 2)])
+
+
+def test_metrics_of_a_round_are_those_worked_out_by_hand():
+    drawn, catalog = sampled(), toy_catalog(ITEMS)
+    found = round_metrics(drawn, pool_of(catalog))
+    score, truth = drawn.score_US.double().numpy(), drawn.truth_US.double().numpy()
+    every = [(u, s) for u in range(USERS) for s in range(SAMPLES)]
+    few = [(u, b) for u in range(USERS) for b in range(BASE_SAMPLES)]
+    assert found == pytest.approx(
+        {
+            "model_mean": np.mean([score[at] for at in every]),
+            "model_max": np.mean([max(row) for row in score]),
+            "true_mean": np.mean([truth[at] for at in every]),
+            "true_max": np.mean([max(row) for row in truth]),
+            "true_of_best": np.mean([truth[u, list(score[u]).index(max(score[u]))] for u in range(USERS)]),
+            "rank_correlation": np.mean([spearmanr(score[u], truth[u]).statistic for u in range(USERS)]),
+            "legality": np.mean([np.exp(drawn.logp_legal_US[at].item()) for at in every]),
+            "diversity": np.mean([plain_diversity(catalog, drawn.item_ids_USK[at].tolist()) for at in every]),
+            "entropy": -np.mean([drawn.logp_UB[at].item() for at in few]),
+            "kl_to_base": np.mean([(drawn.logp_UB[at] - drawn.base_logp_UB[at]).item() for at in few]),
+        },
+        rel=1e-5,
+        abs=1e-6,
+    )
+
+
+def test_without_a_truth_a_round_says_nothing_of_it():
+    found = round_metrics(sampled(truth_US=None), pool_of(toy_catalog(ITEMS)))
+    whole = round_metrics(sampled(), pool_of(toy_catalog(ITEMS)))
+    assert not [name for name in found if "true" in name or "correlation" in name]
+    assert found == {name: whole[name] for name in found}
+
+
+# ---------------------------------------------------------------- points to look at
+
+
+@pytest.mark.parametrize("points", [5, 20, 1500])
+def test_points_pair_a_score_with_the_truth_of_the_same_session_each_once_at_most(points):
+    drawn = sampled()
+    found = cloud(drawn, t=3, points=points)
+    pairs = list(zip(found["model"], found["true"], strict=True))
+    every = list(zip(drawn.score_US.flatten().tolist(), drawn.truth_US.flatten().tolist(), strict=True))
+    assert found["round"] == 3
+    assert set(pairs) <= set(every)
+    assert len(set(pairs)) == len(pairs) == min(points, len(every))
+    assert (pairs[0], pairs[-1]) == (every[0], every[-1])
+
+
+def test_there_are_no_points_without_a_truth():
+    assert cloud(sampled(truth_US=None), t=0) == {}
+
+
+# ---------------------------------------------------------------- sampling
+
+
+class Taste:
+    """Scores a session by its items and its user's profile."""
+
+    def __call__(self, histories, sessions):
+        return sessions.item_ids_USK.float().mean(-1) + 10 * histories.profile_UF[:, :1]
+
+
+class Knowing:
+    """A world whose truth tells the row and the session it was asked about."""
+
+    def true_value(self, pool, row_U, sessions_USK, step):
+        step(len(row_U), len(row_U))
+        return (100 * row_U[:, None] + sessions_USK[..., 0]).astype(np.float32)
+
+
+class Silent:
+    def true_value(self, pool, row_U, sessions_USK, step):
+        return None
+
+
+def logged(user_idx_N):
+    shape = (len(user_idx_N), K)
+    return LoggedSessions(
+        user_idx_N=user_idx_N,
+        row_N=np.arange(len(user_idx_N)),
+        start_s_N=np.zeros(len(user_idx_N)),
+        item_ids_NK=np.zeros(shape, np.int32),
+        examined_NK=np.ones(shape, bool),
+        watch_s_NK=np.ones(shape, np.float32),
+        behaviours_NKB=np.zeros((*shape, len(BEHAVIOURS)), np.uint8),
+        propensity_NK=np.full(shape, np.nan, np.float32),
+        return_gap_s_N=np.full(len(user_idx_N), np.nan),
+    )
+
+
+def sample(t=0, world=None, base_seed=0, beams=False, block_seen=False, catalog=None, days=None, **sampling):
+    users = np.repeat(np.arange(10), 2)
+    histories = toy_histories(20, length=T - 4)
+    if days is not None:
+        histories = dated(histories, torch.tensor(days, dtype=torch.float64))
+    requests = Requests(sessions=logged(users), histories=histories, targets_NK=torch.zeros(20, K).long())
+    pool = pool_of(catalog or toy_catalog(NUM_ITEMS), requests)
+    config = AlignConfig(ipa=IPAConfig(user_share=0.5, num_samples=6, kl_samples=4, beams=beams), session_length=K,
+                         sampling=SamplingConfig(block_seen=block_seen, **sampling))  # fmt: skip
+    agent, base = (recommender_of(config, toy_model(seed), toy_tokenizer(), pool.catalog) for seed in (0, base_seed))
+    with Rollouts(RolloutConfig(users_per_task=2), "off") as rollouts:
+        return sample_round(config, pool, world or Knowing(), rollouts, agent, base, Taste(), t), pool, base
+
+
+@pytest.mark.parametrize("block_seen", [False, True])
+def test_before_the_first_update_the_agent_is_no_way_off_its_base(block_seen):
+    drawn, pool, _ = sample(block_seen=block_seen)
+    found = round_metrics(drawn, pool)
+    assert found["kl_to_base"] == pytest.approx(0, abs=1e-5)
+    assert found["entropy"] > 0
+
+
+WAYS = [{"temperature": 0.5}, {"temperature": 2.0}, {"top_k": 2}, {"top_p": 0.6}, {"beams": True}]
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("block_seen", [False, True])
+def test_entropy_and_divergence_are_those_of_the_model_however_the_sessions_were_made(way, block_seen):
+    plain, pool, _ = sample(base_seed=1, block_seen=block_seen)
+    drawn, _, _ = sample(base_seed=1, block_seen=block_seen, **way)
+    assert not torch.equal(plain.item_ids_USK, drawn.item_ids_USK)
+    expected, found = round_metrics(plain, pool), round_metrics(drawn, pool)
+    for name in ("entropy", "kl_to_base"):
+        assert found[name] == expected[name] and expected[name] > 0
+
+
+@pytest.mark.parametrize("block_seen", [False, True])
+def test_entropy_and_divergence_are_right_on_average_as_told_by_every_session_there_is(block_seen):
+    histories, n = toy_histories(6, seed=2), 3000
+    every_USK = torch.tensor(list(permutations(range(NUM_ITEMS), K))).expand(len(histories), -1, -1)
+    sampling = SamplingConfig(temperature=0.3, top_k=1, block_seen=block_seen)
+    agent, base = (SessionRecommender(toy_model(seed), toy_tokenizer(), K, sampling) for seed in (0, 1))
+    scored = [score_sessions(one.model, one.trie, histories, every_USK, block_seen) for one in (agent, base)]
+    logp_UX, base_UX = (one.logp_US - one.logp_allowed_US for one in scored)
+    prob_UX = logp_UX.exp()
+    torch.testing.assert_close(prob_UX.sum(1), torch.ones(len(histories)))
+    found_UB, base_UB = drift(agent, base, histories, n, (3, 1))
+    surprise_UX, gap_UX = (torch.where(prob_UX > 0, x, 0.0) for x in (-logp_UX, logp_UX - base_UX))
+    for value_UX, drawn_UB in ((surprise_UX, -found_UB), (gap_UX, found_UB - base_UB)):
+        exact_U = (prob_UX * value_UX).sum(1)
+        error_U = ((prob_UX * value_UX**2).sum(1) - exact_U**2).clamp_min(1e-10).sqrt() / n**0.5
+        assert (exact_U > 0.1).all()
+        assert ((drawn_UB.mean(1) - exact_U).abs() < 4 * error_U).all()  # four standard errors, for each user
+
+
+@pytest.mark.parametrize("way", [{}, *WAYS], ids=str)
+def test_a_round_of_items_that_come_and_go_holds_none_that_is_absent_and_neither_do_its_pairs(way):
+    upload_s_I, withdraw_s_I = np.array([0.0, 0, 0, 0, 5, 9]), np.array([np.inf, 5, np.inf, 10, np.inf, 14])
+    catalog = replace(toy_catalog(NUM_ITEMS), upload_s_I=upload_s_I, withdraw_s_I=withdraw_s_I)
+    drawn, pool, _ = sample(base_seed=1, block_seen=True, catalog=catalog, days=list(range(20)), **way)
+    pairs = choose_pairs(drawn, pool.imitate.targets_NK[drawn.row_U], margin=0.0)
+    sessions = (drawn.row_U, drawn.item_ids_USK.flatten(1))
+    for rows, items in (sessions, (pairs.user_idx_P, pairs.chosen_PK), (pairs.user_idx_P, pairs.rejected_PK)):
+        assert len(rows) and catalog.exists(rows.double().numpy()[:, None], items.numpy()).all()
+    assert not catalog.exists(drawn.row_U.double().numpy()).all(axis=1).any(), "something is absent from every request"
+    assert torch.isfinite(drawn.logp_UB).all() and torch.isfinite(drawn.base_logp_UB).all()
+
+
+def test_a_round_keeps_scores_truths_and_the_bases_opinion_in_line_with_their_sessions():
+    drawn, pool, base = sample(base_seed=1)
+    assert len(drawn.row_U) == 5 and drawn.item_ids_USK.shape == (5, 6, K)
+    histories = pool.imitate.histories.rows(drawn.row_U)
+    expected = drawn.item_ids_USK.float().mean(-1) + 10 * histories.profile_UF[:, :1]
+    torch.testing.assert_close(drawn.score_US, expected)
+    assert drawn.truth_US.tolist() == (100 * drawn.row_U[:, None] + drawn.item_ids_USK[..., 0]).tolist()
+    agent = SessionRecommender(toy_model(0), toy_tokenizer(), K, SamplingConfig(block_seen=False))
+    expected = drift(agent, base, histories, 4, (0, 0))
+    assert torch.equal(drawn.logp_UB, expected[0]) and torch.equal(drawn.base_logp_UB, expected[1])
+    assert abs(round_metrics(drawn, pool)["kl_to_base"]) > 0.01
+
+
+def test_a_round_is_the_same_again_and_another_round_meets_other_users_and_luck():
+    first, again, other = (sample(t)[0] for t in (1, 1, 2))
+    assert torch.equal(first.row_U, again.row_U) and torch.equal(first.item_ids_USK, again.item_ids_USK)
+    assert not torch.equal(first.row_U, other.row_U) and not torch.equal(first.item_ids_USK, other.item_ids_USK)
+
+
+def test_a_world_that_knows_no_truth_leaves_none():
+    assert sample(world=Silent())[0].truth_US is None
