@@ -607,7 +607,9 @@ def test_load_data_knows_kuairands_folder(tmp_path, monkeypatch):
     (tmp_path / "log_standard_1.csv").touch()
     (tmp_path / "events.parquet").touch()
     known = read(tmp_path)
-    monkeypatch.setattr("feedgym.data.readers.read_kuairand", lambda path, options: known if path == tmp_path else None)
+    monkeypatch.setattr(
+        "feedgym.data.public.kuairand.read_kuairand", lambda path, options: known if path == tmp_path else None
+    )
     with pytest.raises(ValueError, match=r"catalog.parquet: no such file"):
         load_data(tmp_path)  # a log without videos is not KuaiRand's
     (tmp_path / "video_features_basic_1.csv").touch()

@@ -16,13 +16,14 @@ import ast
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from feedgym.data.events import Catalog, EventLog
-from feedgym.data.public.files import RawFile, decoded, delimited, need, numbers, refuse
+from feedgym.data.public.files import RawFile, decoded, delimited, need, numbers, refuse, with_neighbours
 from feedgym.data.public.interactions import RULE, Ratings, ReadOptions, Source, ratings_log
 
 OLD = {"reviewerID": "user_id", "asin": "item_id", "overall": "rating", "unixReviewTime": "timestamp"}
@@ -35,7 +36,7 @@ PEEK = 4_194_304
 """Bytes of a first line that are looked at; reviews are long, and so are the addresses of their pictures."""
 
 
-def find_amazon(files: dict[str, RawFile]) -> Source | None:
+def find_amazon(path: Path, files: dict[str, RawFile]) -> Source | None:
     """Amazon's reviews among files by the fields of their first line, or None.
 
     Raises:
@@ -53,7 +54,7 @@ def find_amazon(files: dict[str, RawFile]) -> Source | None:
         where = next(iter(files.values())).path.parent
         raise ValueError(f"{where}: holds reviews of several categories ({', '.join(reviews)}); give one file.")
     fields, chosen = next(iter(reviews.values())), [files[name] for name in reviews]
-    meta = _meta_of(chosen[0], files)
+    meta = _meta_of(chosen[0], with_neighbours(path, files, META.pattern))
 
     def read(options: ReadOptions) -> tuple[EventLog, Catalog]:
         events = pd.concat([_events(file, fields) for file in chosen], ignore_index=True)
@@ -62,8 +63,8 @@ def find_amazon(files: dict[str, RawFile]) -> Source | None:
 
     year = "2023" if fields is NEW else "2014/2018"
     days = () if fields is NEW else ("times are days: mind the ties",)
-    found = (*chosen, meta) if meta else tuple(chosen)
-    return Source(name=f"Amazon reviews {year}", files=found, says=(RULE, *days), read=read)
+    files_read = (*chosen, meta) if meta else tuple(chosen)
+    return Source(name=f"Amazon reviews {year}", files=files_read, says=(RULE, *days), read=read)
 
 
 def _meta_of(reviews: RawFile, files: dict[str, RawFile]) -> RawFile | None:
@@ -170,12 +171,12 @@ def _products(file: RawFile, wanted: set[str]) -> pd.DataFrame:
 
 def _categories(product: dict[str, Any]) -> list[str]:
     """The path of categories; 2014 has several paths, of which the first counts."""
-    found = product.get("categories") or product.get("category") or product.get("main_category") or []
-    if isinstance(found, str):
-        found = [found]
-    if found and isinstance(found[0], list):
-        found = found[0]
-    return [name for name in (_plain(name) for name in found) if name]
+    path = product.get("categories") or product.get("category") or product.get("main_category") or []
+    if isinstance(path, str):
+        path = [path]
+    if path and isinstance(path[0], list):
+        path = path[0]
+    return [name for name in (_plain(name) for name in path) if name]
 
 
 def _plain(value: Any) -> str:

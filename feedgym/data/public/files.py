@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import lzma
+import re
 import warnings
 import zipfile
 import zlib
@@ -87,8 +88,8 @@ def raw_files(path: Path) -> dict[str, RawFile]:
     Of files that share a name, the one nearest to the top is kept.
     """
     if path.is_dir():
-        found = sorted((p for pattern in ("*", "*/*") for p in path.glob(pattern) if p.is_file()), key=_depth)
-        files = [RawFile(p) for p in found]
+        paths = sorted((p for pattern in ("*", "*/*") for p in path.glob(pattern) if p.is_file()), key=_depth)
+        files = [RawFile(p) for p in paths]
     elif path.suffix == ".zip":
         try:
             with zipfile.ZipFile(path) as archive:
@@ -99,6 +100,19 @@ def raw_files(path: Path) -> dict[str, RawFile]:
     else:
         files = [RawFile(path)]
     return {file.stem: file for file in reversed(files)}
+
+
+def with_neighbours(path: Path, files: dict[str, RawFile], beside: str) -> dict[str, RawFile]:
+    """The files at a path; where that is a single file, also those in its folder that belong to it.
+
+    Args:
+        path: a folder, a zip or a file.
+        files: what is there.
+        beside: pattern of the names of files that belong to another one, without a compression's suffix.
+    """
+    if not path.is_file() or path.suffix == ".zip":
+        return files
+    return {name: file for name, file in raw_files(path.parent).items() if re.fullmatch(beside, name)} | files
 
 
 def _depth(path: Path) -> tuple[int, str]:

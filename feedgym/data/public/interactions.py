@@ -241,13 +241,13 @@ def joined(table: pd.DataFrame, separator: str) -> list[str]:
 
 
 def _catalog(raw_ids_I: pd.Index, items: pd.DataFrame, log: EventLog, options: ReadOptions) -> Catalog:
-    known = items.drop_duplicates("item_id").set_index("item_id").reindex(raw_ids_I)
+    item_facts = items.drop_duplicates("item_id").set_index("item_id").reindex(raw_ids_I)
     count, begin_s = len(raw_ids_I), float(log.timestamp_s.min())
-    text_I = texts_of(known["text"]) if "text" in known else None
+    text_I = texts_of(item_facts["text"]) if "text" in item_facts else None
     content_IE, content_from = content_of(text_I, log, count, options)
     unknown = pd.Series(np.full(count, np.nan))
-    codes = {name: pd.factorize(known.get(name, unknown), sort=True)[0] for name in ("topic", "creator")}
-    upload_s_I = known["upload_s"].fillna(begin_s) if "upload_s" in known else np.full(count, begin_s)
+    codes = {name: pd.factorize(item_facts.get(name, unknown), sort=True)[0] for name in ("topic", "creator")}
+    upload_s_I = item_facts["upload_s"].fillna(begin_s) if "upload_s" in item_facts else np.full(count, begin_s)
     return Catalog(
         raw_ids_I=plain_ids(raw_ids_I),
         content_IE=content_IE,

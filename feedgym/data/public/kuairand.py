@@ -19,8 +19,8 @@ from pyarrow.parquet import read_schema as parquet_schema
 from feedgym.data.build import assemble_log, cut_visits, encode_profile
 from feedgym.data.content import attribute_embeddings, collaborative_embeddings, default_cutoff_s
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
-from feedgym.data.public.files import BROKEN, numbers, plain, whole_numbers
-from feedgym.data.public.interactions import ReadOptions, k_core, keeps_clock, time_order
+from feedgym.data.public.files import BROKEN, RawFile, numbers, plain, whole_numbers
+from feedgym.data.public.interactions import ReadOptions, Source, k_core, keeps_clock, time_order
 from feedgym.data.splits import RANDOM
 
 BEIJING_S = 8 * 3600
@@ -72,6 +72,21 @@ def is_kuairand(folder: str | Path) -> bool:
     """Whether a folder holds KuaiRand's files."""
     logs = (*Path(folder).glob(LOG_PATTERN), *Path(folder).glob(RANDOM_PATTERN)) if Path(folder).is_dir() else ()
     return bool(logs) and any(Path(folder).glob(VIDEOS))
+
+
+def find_kuairand(path: Path, _: dict[str, RawFile]) -> Source | None:
+    """A folder with KuaiRand's files by their names, or None."""
+    if not is_kuairand(path):
+        return None
+    says = ["every exposure was examined"]
+    says += [RANDOM_RULE] if any(path.glob(RANDOM_PATTERN)) else []
+    says += [EARLIER_RULE] if (path / EARLIER).exists() else []
+    return Source(
+        name="KuaiRand",
+        files=tuple(RawFile(file) for file in kuairand_files(path)),
+        says=tuple(says),
+        read=lambda options: read_kuairand(path, options=options),
+    )
 
 
 def read_kuairand(
@@ -265,8 +280,8 @@ def _exposures(path: Path, raw: pd.DataFrame, videos: pd.DataFrame) -> pd.DataFr
 def _known_durations(videos: pd.DataFrame, parts: list[pd.DataFrame]) -> pd.Series:
     """Lengths in milliseconds, from the logs where the video file has none."""
     longest = pd.concat([part.groupby("item_id")["duration_ms"].max() for part in parts]).groupby(level=0).max()
-    known = videos["video_duration"].where(videos["video_duration"] > 0)
-    return known.fillna(longest.where(longest > 0).reindex(videos.index))
+    published = videos["video_duration"].where(videos["video_duration"] > 0)
+    return published.fillna(longest.where(longest > 0).reindex(videos.index))
 
 
 def _earlier_exposures(path: Path, videos: pd.DataFrame) -> pd.DataFrame:

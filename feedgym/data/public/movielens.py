@@ -9,12 +9,13 @@ Profiles, where there are users (100K, 1M), are gender, age group and occupation
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from feedgym.data.events import Catalog, EventLog
-from feedgym.data.public.files import RawFile, delimited, need, numbers, refuse, whole_numbers
+from feedgym.data.public.files import RawFile, delimited, need, numbers, refuse, whole_numbers, with_neighbours
 from feedgym.data.public.interactions import ORDER_ONLY, RULE, Ratings, ReadOptions, Source, ratings_log
 
 EVENTS = ("user_id", "item_id", "rating", "timestamp")
@@ -29,10 +30,12 @@ AGES = (18, 25, 35, 45, 50, 56)
 """The first years of MovieLens-1M's age groups, into which 100K's ages are sorted too."""
 ORDERED = re.compile(r".*_sas\.txt")
 ID_MAP = "sas_to_original_items.txt"
+BESIDE = r"(movies|users)\.(dat|csv)|u\.(item|user)|sas_to_original_.*\.txt"
 
 
-def find_movielens(files: dict[str, RawFile]) -> Source | None:
+def find_movielens(path: Path, files: dict[str, RawFile]) -> Source | None:
     """MovieLens among files by their names, or None."""
+    files = with_neighbours(path, files, BESIDE)
     if "u.data" in files:
         return _source("MovieLens-100K", files, ("u.data", "u.item", "u.user"), _read_100k, RULE)
     if "ratings.dat" in files:
@@ -78,13 +81,13 @@ def _read_dat(files: dict[str, RawFile], _: RawFile) -> Ratings:
 
 def _beside(files: dict[str, RawFile]) -> dict[str, pd.DataFrame]:
     """Films and users of 1M and 10M, where they are there."""
-    found = {}
+    tables = {}
     if "movies.dat" in files:
-        found["items"] = _films(delimited(files["movies.dat"], "::", ("item_id", "title", "genres")))
+        tables["items"] = _films(delimited(files["movies.dat"], "::", ("item_id", "title", "genres")))
     if "users.dat" in files:
         table = delimited(files["users.dat"], "::", ("user_id", "gender", "age", "occupation", "zip"))
-        found["users"] = _people(files["users.dat"], table)
-    return found
+        tables["users"] = _people(files["users.dat"], table)
+    return tables
 
 
 def _read_csv(files: dict[str, RawFile], _: RawFile) -> Ratings:
@@ -103,8 +106,8 @@ def _read_ordered(files: dict[str, RawFile], ordered: RawFile) -> Ratings:
             pairs = _whole(files[name], delimited(files[name], " ", ("own", "original")), ("own", "original"))
             for side in ("own", "original"):
                 refuse(files[name], pairs, side, pairs[side].duplicated(), "repeats an id", "keep one line an id")
-            known = events[column].isin(pairs["own"])
-            refuse(ordered, events, column, ~known, f"has an id that {name} lacks", "take both files from one source")
+            listed = events[column].isin(pairs["own"])
+            refuse(ordered, events, column, ~listed, f"has an id that {name} lacks", "take both files from one source")
             events[column] = events[column].map(pairs.set_index("own")["original"])
         else:  # numbered anew: films and users cannot be told which they are
             beside.pop("items" if column == "item_id" else "users", None)
