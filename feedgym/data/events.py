@@ -1,10 +1,41 @@
 """The columnar data of the project, in NumPy: catalogues, event logs and logged sessions.
 
-THE LEGEND. Array names end in the letters of their axes, everywhere in this project::
+THE LEGEND. Array names end in the letters of their axes, everywhere in this project: ``watch_s_UK`` holds the seconds
+that each user watched each item of their session. First what a letter means in most places, then what else it means in
+some parts; in a module whose docstring says so, that counts::
 
-    U users          S samples a user      T history length   K session length   N rows (sessions)
-    I items          L code levels         C codes a level    V vocabulary       D model width
-    B behaviours     E content width       F profile fields   P preference pairs A actions / agents
+    U users
+    S samples a user                    agents/sequences: negatives drawn for a row
+    T history length                    text: tokens of a text; slates, render: topics; recsim: steps of time
+    K session length: the places of a session or a slate, the candidates of a request
+    N rows: logged sessions, requests; in networks and tokenizers whatever is taken one by one (tokens, points, draws)
+    I items
+    B behaviours                        tokenizers: bits of a hash, points of a block
+    E content width                     mixtures of experts: experts
+    F profile fields                    feed-forward layers: their width; slates: features of an item
+    L code levels
+    C codes a level                     clusters; cascade, logging policies: candidates; rankers: tokens of the context
+    V vocabulary                        realism, replay: visits
+    D model width                       simulators: latent width; logging policies, retention: days
+    P preference pairs                  networks: places of the sequence, profile and context among them; learned users:
+                                        donors; proto-actions: points of one
+    M positions of the sequence of tokens that a network reads
+                                        simulators, render: topics; rankers: tasks; rewards: positions of all sessions
+    Q queries of attention              ranking: requests of a row; learned users: quantiles
+    H heads of attention                simulators: hours or parts of the day
+    R rows decoded together             experiments: resamples; realism: ranks; logging policies: rules;
+                                        truth: replicas; short video: the items remembered
+    J items of a short list, such as those that must not be served again
+                                        short video: the topics that a user loves
+    G groups                            assignment: points of one group; logging policies: distributions of an urn
+    W children of a node, at most       ranking networks: places of a window, thresholds of watching;
+                                        short video: the width of what an item shows of itself
+    O outputs of the reward model
+    A numbers of a continuous action
+    Y numbers that describe an event
+    X whatever has no letter: features, numbers of a row, nodes of a tree
+
+A digit is an axis of that many entries: ``limit_U1`` is [U, 1]. Offsets (``offsets_U1``, ``first_U1``) have U + 1.
 
 Units stand in names: ``_s`` seconds, ``prob_``/``logp_``/``logit_`` probabilities and their logs, ``num_`` counts,
 ``_id`` identifiers and ``_idx`` positions in an array. Item ids inside feedgym are dense: 0..I-1, the row of the item
@@ -105,8 +136,8 @@ class Catalog:
         time_s = np.asarray(time_s)
         if item_ids is None:
             time_s, item_ids = time_s[..., None], np.arange(self.num_items)
-        found = self.upload_s_I[item_ids] <= time_s
-        return found if self.withdraw_s_I is None else found & (time_s < self.withdraw_s_I[item_ids])
+        uploaded = self.upload_s_I[item_ids] <= time_s
+        return uploaded if self.withdraw_s_I is None else uploaded & (time_s < self.withdraw_s_I[item_ids])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

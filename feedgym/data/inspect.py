@@ -72,8 +72,8 @@ def _quantiles(values: NDArray) -> dict[str, float]:
 
 
 def _mean(values: NDArray) -> float:
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
 
 
 def _share(part: float, whole: float) -> float:

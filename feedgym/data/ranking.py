@@ -4,7 +4,7 @@ A request is what was shown after one login; in logs without logins, what was sh
 request (:func:`ranking_requests`), or the requests of a user's window (:func:`ranking_windows`), as MTGR aggregates
 them. Only exposures that were examined are candidates: of the others nobody knows what they would have got.
 
-Axes: N rows, K candidates, T history, B behaviours; see :mod:`feedgym.data.events`.
+Axes: N rows, K candidates, Q requests of a row, T history, B behaviours; see :mod:`feedgym.data.events`.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ within minutes have not returned.
 An aspect that a log cannot tell (no times, no watch seconds, no topics, one visit a user) holds the reason instead.
 Distances of finite logs are never 0, so :func:`compare` puts beside each the mean distance between two halves of the
 first log's users: what smaller ones mean nobody can tell.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` ranks of items, ``V`` visits.
 """
 
 from __future__ import annotations
@@ -162,10 +164,10 @@ def compare(
         The aspects of both, and all distances.
     """
     of_a, of_b = describe(*a), describe(*b)
-    found = distances(of_a, of_b)
+    apart = distances(of_a, of_b)
     noise = _noise(*a, seed)
-    found = [replace(d, halves=noise.get((d.aspect, d.figure, d.kind), float("nan"))) for d in found]
-    return of_a, of_b, found
+    apart = [replace(d, halves=noise.get((d.aspect, d.figure, d.kind), float("nan"))) for d in apart]
+    return of_a, of_b, apart
 
 
 def distances(a: dict[str, Aspect], b: dict[str, Aspect]) -> list[Distance]:
@@ -195,14 +197,14 @@ def bimodality(values: NDArray) -> float:
 def _noise(log: EventLog, catalog: Catalog, seed: int) -> dict[tuple[str, str, str], float]:
     """Mean distances between two halves of a log's users, over several ways to halve them."""
     user = user_of_rows(log)[(log.event == Event.IMPRESSION) & log.examined]
-    found: dict[tuple[str, str, str], list[float]] = {}
+    values_of: dict[tuple[str, str, str], list[float]] = {}
     for number in range(NUM_HALVINGS):
         first_U = user_luck(log.user_ids_U, seed + HALVES + number) < 0.5
         if first_U[user].any() and not first_U[user].all():
             halves = (describe(take_users(log, half_U), catalog) for half_U in (first_U, ~first_U))
             for d in distances(*halves):
-                found.setdefault((d.aspect, d.figure, d.kind), []).append(d.distance)
-    return {key: float(np.mean(values)) for key, values in found.items()}
+                values_of.setdefault((d.aspect, d.figure, d.kind), []).append(d.distance)
+    return {key: float(np.mean(values)) for key, values in values_of.items()}
 
 
 def _aspect_distances(name: str, a: Aspect, b: Aspect) -> list[Distance]:
@@ -214,11 +216,11 @@ def _aspect_distances(name: str, a: Aspect, b: Aspect) -> list[Distance]:
                      b=b.figures.get(figure), distance=float("nan"), missing=why)
             for figure in figures or ("all",)
         ]  # fmt: skip
-    found = []
+    rows = []
     if a.sample is not None and b.sample is not None and len(a.sample) and len(b.sample):
         kinds = {"KS": ks(a.sample, b.sample)}
         kinds[f"Wasserstein ({a.unit})"] = float(stats.wasserstein_distance(a.sample, b.sample))
-        found += [
+        rows += [
             Distance(aspect=name, figure="distribution", kind=kind, a=None, b=None, distance=value)
             for kind, value in kinds.items()
         ]
@@ -227,12 +229,12 @@ def _aspect_distances(name: str, a: Aspect, b: Aspect) -> list[Distance]:
         apart = np.abs(a.curve[:shared] - b.curve[:shared])
         value = float(apart[np.isfinite(apart)].mean()) if np.isfinite(apart).any() else float("nan")
         kind = "mean absolute difference"
-        found.append(Distance(aspect=name, figure=a.unit, kind=kind, a=None, b=None, distance=value))
+        rows.append(Distance(aspect=name, figure=a.unit, kind=kind, a=None, b=None, distance=value))
     for figure, value in a.figures.items():
         other = b.figures.get(figure, float("nan"))
         kind = "absolute difference"
-        found.append(Distance(aspect=name, figure=figure, kind=kind, a=value, b=other, distance=abs(value - other)))
-    return found
+        rows.append(Distance(aspect=name, figure=figure, kind=kind, a=value, b=other, distance=abs(value - other)))
+    return rows
 
 
 # ---------------------------------------------------------------- the aspects
@@ -337,9 +339,9 @@ def _topic_autocorrelation(seen: _Seen) -> Aspect:
     with few and with many topics can be compared: (P(same) - P(by chance)) / (1 - P(by chance)).
     """
     topic = seen.catalog.topic_I[seen.item]
-    known = topic >= 0
-    topic, user = topic[known], seen.user[known]
-    if not known.any() or len(np.unique(topic)) < 2:
+    tagged = topic >= 0
+    topic, user = topic[tagged], seen.user[tagged]
+    if not tagged.any() or len(np.unique(topic)) < 2:
         return Aspect(missing="the items' topics are not known")
     chance = float((np.bincount(topic) / len(topic)) @ (np.bincount(topic) / len(topic)))
     curve = np.full(LAGS, np.nan)

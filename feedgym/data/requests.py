@@ -36,9 +36,9 @@ class Requests:
     def of(cls, data: Data, sessions: LoggedSessions, length: int, *, dated: bool = False) -> Requests:
         """The requests behind logged sessions, with histories of ``length`` events, which are dated if asked for."""
         log, catalog = data
-        known = histories(log, catalog, sessions.user_idx_N, sessions.row_N, sessions.start_s_N, length, dated=dated)
+        batch = histories(log, catalog, sessions.user_idx_N, sessions.row_N, sessions.start_s_N, length, dated=dated)
         targets_NK = np.where(sessions.examined_NK, sessions.item_ids_NK, -1).astype(np.int64)
-        return cls(sessions=sessions, histories=known, targets_NK=torch.from_numpy(targets_NK))
+        return cls(sessions=sessions, histories=batch, targets_NK=torch.from_numpy(targets_NK))
 
     def rows(self, idx: NDArray) -> Requests:
         """The requests at ``idx``, an index or a boolean array."""

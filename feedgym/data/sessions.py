@@ -209,7 +209,7 @@ def histories(
     time_NT = log.timestamp_s[row_NT]
     next_NT = np.concatenate([time_NT[:, 1:], np.zeros((len(time_NT), 1))], axis=1)
     next_NT = np.where(place_T == size_N[:, None] - 1, now_s_N[:, None], next_NT)
-    known = EventBatch(
+    batch = EventBatch(
         item_ids_UT=torch.from_numpy(item_NT.astype(np.int64)),
         behaviours_UTB=torch.from_numpy((log.behaviours[row_NT] * mask_NT[..., None]).astype(np.float32)),
         watch_fraction_UT=torch.from_numpy(np.where(mask_NT, fraction_NT, 0).astype(np.float32)),
@@ -219,8 +219,8 @@ def histories(
         time_of_day_U=torch.from_numpy(time_of_day(now_s_N)),
     )
     if not dated:
-        return known
-    return DatedEventBatch(**vars(known), time_s_U=torch.from_numpy(np.asarray(now_s_N, np.float64)))
+        return batch
+    return DatedEventBatch(**vars(batch), time_s_U=torch.from_numpy(np.asarray(now_s_N, np.float64)))
 
 
 def time_of_day(time_s: NDArray) -> NDArray[np.float32]:

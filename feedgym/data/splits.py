@@ -298,8 +298,8 @@ def temporal_split(
     first_s, second_s = (ordered_s[int(len(row) * (1 - share))] for share in (validation + test, test))
     seen = np.cumsum((log.event == Event.IMPRESSION) & log.examined)
     before = np.concatenate([[0], seen])
-    known = before[row] > before[log.offsets_U1[user]]  # an examined event of the user lies before the row
-    row, user = row[known], user[known]
+    has_history = before[row] > before[log.offsets_U1[user]]  # an examined event of the user lies before the row
+    row, user = row[has_history], user[has_history]
     time_s = log.timestamp_s[row]
     parts = []
     for begin_s, end_s in ((first_s, second_s), (second_s, np.inf)):

@@ -6,6 +6,8 @@ Sentences are averaged over their tokens and brought to length 1, as the model w
 
 What is computed once is kept on disk, under a hash of the model's name and size and of all texts; see
 :func:`cache_folder`.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` texts of a batch, ``T`` tokens of a text.
 """
 
 from __future__ import annotations
@@ -85,8 +87,8 @@ def tfidf_embeddings(texts_I: Sequence[str], width: int = TFIDF_WIDTH) -> FloatA
 
 def model_folder() -> Path | None:
     """Where the sentence model's package keeps its files; None if it is not installed. The package is not imported."""
-    found = importlib.util.find_spec(MODEL_PACKAGE)
-    places = [Path(place) / "model" for place in (found.submodule_search_locations or [])] if found else []
+    package = importlib.util.find_spec(MODEL_PACKAGE)
+    places = [Path(place) / "model" for place in (package.submodule_search_locations or [])] if package else []
     return next((place for place in places if (place / "model.safetensors").is_file()), None)
 
 

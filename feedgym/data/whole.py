@@ -40,8 +40,8 @@ def digest_of(path: Path) -> str:
 
 def digests_of(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
     """The hashes of all files below a folder, by relative path; ``leave_out`` names files and folders in it."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    relative = {path.relative_to(folder): path for path in found}
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    relative = {path.relative_to(folder): path for path in paths}
     return {name.as_posix(): digest_of(path) for name, path in relative.items() if name.parts[0] not in leave_out}
 
 
@@ -101,10 +101,10 @@ def check_product(folder: Path) -> None:
     try:
         if (mark := read_mark(folder)) is None:
             return
-        found, wanted = digests_of(folder, (MARK, WORK)), mark["files"]
-        for name in sorted({*found, *wanted}):
-            if found.get(name) != wanted.get(name):
-                what = "is missing" if name not in found else "was added" if name not in wanted else "is damaged"
+        present, wanted = digests_of(folder, (MARK, WORK)), mark["files"]
+        for name in sorted({*present, *wanted}):
+            if present.get(name) != wanted.get(name):
+                what = "is missing" if name not in present else "was added" if name not in wanted else "is damaged"
                 raise ValueError(f"{name} {what}")
     except ValueError as error:
         raise unreadable(folder, error) from error
@@ -150,8 +150,8 @@ def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
 
 def _steps(folder: Path) -> list[int]:
     """The steps of the checkpoints below a folder, whole or not."""
-    found = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*"))
-    return [int(match[1]) for match in found if match]
+    matches = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*"))
+    return [int(match[1]) for match in matches if match]
 
 
 def drop_checkpoints(folder: Path) -> None:
