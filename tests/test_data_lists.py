@@ -66,6 +66,7 @@ def test_one_list_must_be_chosen_and_prose_is_none(tmp_path):
     (tmp_path / "Toys.txt").write_text(LISTS)
     with pytest.raises(ValueError, match=r"several lists of items \(.*\); give one file"):
         find_data(tmp_path)
+    (tmp_path / "sas_to_original_users.txt").write_text("1 7\n2 4\n")  # MovieLens's, and a list by its looks
     assert find_data(tmp_path / "Toys.txt").files[0].name == "Toys.txt"
 
 
