@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 import feedgym
+from feedgym.data.events import BEHAVIOUR_IDX
 from feedgym.envs.check import check_simulator
 from feedgym.envs.check_environment import check_environment
-from feedgym.envs.feed import make_simulator
+from feedgym.envs.feed import FeedVectorEnv, make_simulator
 
 ROOT = Path(feedgym.__file__).parent.parent
 SIMULATORS = {
+    "examples.minimal_users:MinimalUsers": None,
     "examples.own_users:Teens": "examples/Teens-v0",
     "examples.table_users:TableUsers": "examples/Table-v0",
 }
@@ -30,11 +32,22 @@ def at_the_root(monkeypatch):
 @pytest.mark.parametrize("path", SIMULATORS)
 def test_simulators_and_their_ids_pass_every_check(path):
     check_simulator(make_simulator(path))
-    check_environment(f"{path.partition(':')[0]}:{SIMULATORS[path]}")
+    if SIMULATORS[path]:
+        check_environment(f"{path.partition(':')[0]}:{SIMULATORS[path]}")
 
 
-def test_a_simulator_from_scratch_fits_into_60_lines():
-    assert len((ROOT / "examples/own_users.py").read_text().splitlines()) < 60
+def test_the_smallest_simulator_is_small():
+    assert len((ROOT / "examples/minimal_users.py").read_text().splitlines()) < 66
+
+
+def test_minimal_users_click_what_they_like_without_an_id_of_their_own():
+    env = FeedVectorEnv(400, make_simulator("examples.minimal_users:MinimalUsers"), session_length=4)
+    observation, _ = env.reset(seed=0)
+    parity_U1 = observation["profile"].astype(int)
+    liked, other = (env.step((parity_U1 + shift) % 2 + 2 * np.arange(4)) for shift in (0, 1))
+    click = BEHAVIOUR_IDX["click"]
+    assert liked[4]["behaviours"][..., click].mean() > 0.75
+    assert other[4]["behaviours"][..., click].mean() < 0.25
 
 
 def test_teens_like_what_they_love():
