@@ -240,7 +240,7 @@ BROKEN = [
     (response_with(churned_U=lambda r: r.churned_U[:, None]), r"churned_U of type bool and shape \(16, 1\)"),
     (response_with(behaviours_UKB=lambda r: r.behaviours_UKB * 2), "behaviours up to 2"),
     (response_with(behaviours_UKB=hate_unseen), "behaviours on items that were not examined"),
-    (response_with(examined_UK=hole), "examined behind one that was not"),
+    (response_with(examined_UK=hole), "examined after one that was not"),
     (response_with(watch_s_UK=lambda r: r.watch_s_UK + np.float32(1)), "watch_s_UK above 0 on items that were not"),
     (response_with(watch_s_UK=lambda r: -r.watch_s_UK), "watch_s_UK that is negative"),
     (

@@ -286,18 +286,18 @@ def test_users_who_judge_are_others_than_those_who_train(fitted, tmp_path):
     drawn, judging = ({tuple(row) for row in s.reset(seeds_U).items_UT.tolist()} for s in (fitted, judges))
     donors = {tuple(row) for row in fitted.donors.items_UT.tolist()}
     assert drawn | judging == donors and len(drawn & judging) < 0.05 * len(donors)  # but for histories that are alike
-    everyone = np.concatenate([fitted.drawn_P, judges.drawn_P])
+    everyone = np.concatenate([fitted.drawn_G, judges.drawn_G])
     assert sorted(everyone.tolist()) == list(range(len(fitted.donors.seed_U)))
-    assert 0.2 < len(judges.drawn_P) / len(everyone) < 0.4
-    assert (judges.judging().drawn_P == judges.drawn_P).all()
+    assert 0.2 < len(judges.drawn_G) / len(everyone) < 0.4
+    assert (judges.judging().drawn_G == judges.drawn_G).all()
     fitted.save(tmp_path / "kept")
     kept = LearnedSimulator.load(tmp_path / "kept", trust=True)
-    assert (kept.drawn_P == fitted.drawn_P).all() and (kept.judging().drawn_P == judges.drawn_P).all()
+    assert (kept.drawn_G == fitted.drawn_G).all() and (kept.judging().drawn_G == judges.drawn_G).all()
 
 
 def test_the_test_population_of_the_environment_is_of_judges(fitted):
     train, test = (FeedVectorEnv(5, fitted, session_length=LENGTH, population=name) for name in ("train", "test"))
-    assert train.simulator is fitted and (test.simulator.drawn_P == fitted.judging().drawn_P).all()
+    assert train.simulator is fitted and (test.simulator.drawn_G == fitted.judging().drawn_G).all()
 
 
 def test_too_few_users_judge_nobody(fitted):

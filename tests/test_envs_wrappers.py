@@ -362,8 +362,8 @@ def test_an_item_chosen_again_is_replaced_by_its_nearest_neighbour():
         (lambda: act(ProtoItems, np.zeros((K, 3))), r"shape \(4, 3\)"),
         (lambda: act(ProtoItems, np.full((K, 4), np.nan)), "NaN"),
         (lambda: act(ItemByItem, 40), r"Item id 40 is outside 0\.\.39"),
-        (lambda: act(ItemByItem, 1.5), "one item id a slot"),
-        (lambda: act(ItemByItem, [1, 2]), "one item id a slot"),
+        (lambda: act(ItemByItem, 1.5), "one item id per slot"),
+        (lambda: act(ItemByItem, [1, 2]), "one item id per slot"),
     ],
 )
 def test_user_faults_are_named(call, message):

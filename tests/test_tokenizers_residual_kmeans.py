@@ -224,7 +224,7 @@ def test_bad_content_and_configs_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             fitted(20, num_codes)
-    with pytest.raises(ValueError, match="one row of embeddings an item"):
+    with pytest.raises(ValueError, match="one row of embeddings per item"):
         ResidualKMeans().fit(torch.zeros(20))
     with pytest.raises(ValueError, match=r"num_codes\[1\]=0 must be 1 or more"):
         ResidualKMeansConfig(num_codes=(4, 0))

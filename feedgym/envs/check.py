@@ -122,13 +122,13 @@ def _check_state(simulator: UserSimulator, name: str, state: Any, method: str) -
     )
     columns = {f.name: getattr(state, f.name) for f in fields(state)}
     for key, dtype in STATE_TYPES.items():
-        found = getattr(columns.get(key), "dtype", None)
-        _require(found == dtype, f"{name}.{method} gives a state whose {key} is {found}; it must be a {dtype} array.")
+        actual = getattr(columns.get(key), "dtype", None)
+        _require(actual == dtype, f"{name}.{method} gives a state whose {key} is {actual}; it must be a {dtype} array.")
     for key, column in columns.items():
         _require(
             isinstance(column, np.ndarray) and column.ndim > 0 and len(column) == NUM_USERS,
             f"{name}.{method} gives {key} of shape {np.shape(column)} for {NUM_USERS} users; every field of the state "
-            "must be an array with one row a user.",
+            "must be an array with one row per user.",
         )
         _require(
             column.dtype.kind != "f" or bool(np.isfinite(column).all()),
@@ -170,10 +170,10 @@ def _check_types(name: str, response: Response, session_length: int) -> None:
     for key, dtype in RESPONSE_TYPES.items():
         column = getattr(response, key)
         shape = tuple(sizes[axis] for axis in key.rsplit("_", 1)[1])
-        found = getattr(column, "dtype", type(column).__name__)
+        actual = getattr(column, "dtype", type(column).__name__)
         _require(
             isinstance(column, np.ndarray) and column.dtype == dtype and column.shape == shape,
-            f"{name}.respond() gives {key} of type {found} and shape {np.shape(column)}; give {dtype} of {shape}.",
+            f"{name}.respond() gives {key} of type {actual} and shape {np.shape(column)}; give {dtype} of {shape}.",
         )
 
 
@@ -193,7 +193,7 @@ def _check_answers(name: str, response: Response) -> None:
     )
     _require(
         not (examined_UK[:, 1:] & ~examined_UK[:, :-1]).any(),
-        f"{name}.respond() gives examined_UK with an item examined behind one that was not; users go through a session "
+        f"{name}.respond() gives examined_UK with an item examined after one that was not; users go through a session "
         "from its beginning and stop once.",
     )
     _require(
@@ -220,7 +220,7 @@ def _check_next(name: str, state: Any, next_state: Any, response: Response) -> N
     """The users at their next visit: one visit older, at the time of their return, and the same people."""
     _require(
         bool((next_state.visit_U == state.visit_U + 1).all()),
-        f"{name}.respond() takes visit_U from {state.visit_U[0]} to {next_state.visit_U[0]}; add 1 a visit.",
+        f"{name}.respond() takes visit_U from {state.visit_U[0]} to {next_state.visit_U[0]}; add 1 per visit.",
     )
     passed_s_U = next_state.time_s_U - state.time_s_U
     expected_s_U = response.elapsed_s_U.astype(np.float64) + response.return_gap_s_U

@@ -1,7 +1,7 @@
 """Conformance of a simulator's randomness: with another seed a user has another day, and remains the same person.
 
 Judges (:func:`feedgym.envs.truth.true_value`) replace ``seed_U`` to draw fresh luck. That is right if what happens is a
-function of seed, visit and position, and who the user is stands in the other columns of the state.
+function of seed, visit and position, and who the user is lies in the other columns of the state.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Choice models: which item of a slate users take, if any, given what they think of each.
 
 A model turns scores [..., K] into the probabilities of the K positions; what they leave of 1 is the probability of
-taking nothing. :func:`choose` draws from them by one uniform number a user, so that the same luck meets the same
+taking nothing. :func:`choose` draws from them by one uniform number per user, so that the same luck meets the same
 numbers whatever the model. The four named models are those of RecSim (Ie et al., arXiv:1909.04847, section 4.2, and
 ``recsim/choice_model.py``); any simulator can use them, and any other probabilities with :func:`choose`.
 

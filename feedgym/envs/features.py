@@ -1,6 +1,8 @@
 """What the wrappers compute, as functions of batches: a feed's observations as vectors, points as the items near them.
 
 They read observations and the catalogue, which recommenders may know, and nothing of the users' state.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics.
 """
 
 from __future__ import annotations
@@ -140,7 +142,7 @@ def nearest_items(
     proto_UKE: NDArray[np.floating],
     allowed: Callable[[slice], BoolArray] | None = None,
 ) -> NDArray[np.int64]:
-    """For each place of a session the item nearest to a point, of those that may be served and stand not before it.
+    """For each place of a session the item nearest to a point, of those that may be served and are not before it.
 
     Wolpertinger's step from a continuous proto-action to a discrete one (Dulac-Arnold et al., arXiv:1512.07679, eq. 4,
     k = 1), place by place. Choosing by a critic among k > 1 candidates is a matter of the agent.

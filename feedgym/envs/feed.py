@@ -108,7 +108,7 @@ class FeedVectorEnv(VectorEnv):
         session_length: K.
         history_length: T, examined events that are observed.
         horizon: visits after which an episode is truncated.
-        warmup_visits: visits under the logging policy that users have behind them when their episode begins.
+        warmup_visits: visits under the logging policy that users have paid when their episode begins.
         reward: weights of the reward's components, or the import path of such; ``default_reward`` if None.
         population: "train", or "test" for users whom no seed gives in the other.
         weekday: observations tell the day of the week, so that a weekly rhythm can be seen.
@@ -188,9 +188,9 @@ class FeedVectorEnv(VectorEnv):
         """New users in all slots, or in those of ``options["reset_mask"]``.
 
         Args:
-            seed: slot i gets the user of seed + i; or one seed (or None) a slot. So of N slots, seeds s and s + 1 share
-                N - 1 users: take seeds N apart, and another ``population`` for tests. Without a seed a slot goes on to
-                its next user, and a slot that never had a seed draws one from ``np_random``.
+            seed: slot i gets the user of seed + i; or one seed (or None) per slot. So of N slots, seeds s and s + 1
+                share N - 1 users: take seeds N apart, and another ``population`` for tests. Without a seed a slot goes
+                on to its next user, and a slot that never had a seed draws one from ``np_random``.
             options: ``reset_mask``, bool [num_envs], leaves the other slots as they are.
 
         Raises:
@@ -240,7 +240,7 @@ class FeedVectorEnv(VectorEnv):
         return self._observation(), reward_U, terminated_U, truncated_U, info
 
     def render(self) -> tuple[Any, ...] | None:
-        """The visits just paid, one a slot: strings, or pictures uint8 [H, W, 3] of one size; None without a mode.
+        """The visits just paid, one per slot: strings, or pictures uint8 [H, W, 3] of one size; None without a mode.
 
         Raises:
             ResetNeeded: before the first reset.
@@ -305,7 +305,7 @@ class FeedVectorEnv(VectorEnv):
         over_U = self._over_U
         info = _masked(_rows(measured, ~over_U), ~over_U) if not over_U.all() else {}
         last = self._observation()
-        final_obs = np.full(self.num_envs, None, dtype=object)  # Gymnasium wants one unbatched observation a slot
+        final_obs = np.full(self.num_envs, None, dtype=object)  # Gymnasium wants one unbatched observation per slot
         for slot in np.flatnonzero(over_U):
             final_obs[slot] = {name: np.asarray(column[slot]) for name, column in last.items()}
         info |= {"final_obs": final_obs, "_final_obs": over_U.copy()}
@@ -321,7 +321,7 @@ class FeedVectorEnv(VectorEnv):
             seeds = [None] * self.num_envs if seed is None else list(seed)
         if len(seeds) != self.num_envs:
             raise ValueError(
-                f"{len(seeds)} seeds do not fit {self.num_envs} slots; give one seed a slot, or an integer."
+                f"{len(seeds)} seeds do not fit {self.num_envs} slots; give one seed per slot, or an integer."
             )
         if any(s is not None and s < 0 for s in seeds):
             raise ValueError(f"Seed {min(s for s in seeds if s is not None)} is negative; give 0 or more.")
@@ -382,13 +382,13 @@ class FeedEnv(gym.Env):
     A :class:`FeedVectorEnv` of one slot without its leading axis, which takes the same keywords.
 
     ### Action space
-    ``MultiDiscrete([I] * K)``: an ordered session of K item ids. An item may stand in a session twice; the user answers
+    ``MultiDiscrete([I] * K)``: an ordered session of K item ids. An item may be in a session twice; the user answers
     its second copy like any item already seen. Whether order matters is the simulator's matter: the short-video feed's
     users go from the first item to the last until they have had enough.
 
     ### Observation space
     A ``Dict``; what a platform knows at a request, and nothing of the user's state of mind. The T last items that the
-    user reached come oldest first, with zeros behind them while there are fewer.
+    user reached come oldest first, with zeros after them while there are fewer.
 
     | key | space | meaning |
     |---|---|---|
@@ -492,7 +492,7 @@ def _rows(measured: dict[str, Any], rows_U: BoolArray) -> dict[str, Any]:
 
 
 def _masked(measured: dict[str, Any], mask_U: BoolArray) -> dict[str, Any]:
-    """Gymnasium's vector info: columns over all slots, zero outside the mask, which stands under ``_key``."""
+    """Gymnasium's vector info: columns over all slots, zero outside the mask, which is under ``_key``."""
     info: dict[str, Any] = {}
     for key, value in measured.items():
         if isinstance(value, dict):

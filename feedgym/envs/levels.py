@@ -15,6 +15,8 @@ can be served at any other.
 Deviations from KuaiSim (Zhao et al., arXiv:2309.12645): responses come from any simulator instead of one model trained
 on KuaiRand; whether users leave and when they return is the simulator's, not a temper budget's or a return-day model's;
 returning is rewarded within a window of hours, and gaps are in fractions of days.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` places of an episode's pages in one row.
 """
 
 from __future__ import annotations
@@ -240,7 +242,7 @@ def require_causal(simulator: UserSimulator, page_length: int) -> None:
     """Make sure that users answer a page before they have seen the next one.
 
     Raises:
-        ValueError: the answers to a page depend on what stands behind it.
+        ValueError: the answers to a page depend on what follows it.
     """
     num_items = simulator.catalog.num_items
     state = simulator.reset(user_seeds(CAUSALITY_USERS, 0, "causality"))

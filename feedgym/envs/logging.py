@@ -1,4 +1,4 @@
-"""The logs that simulated users leave behind, with the exact propensities of the policy which served them.
+"""The logs that simulated users leave, with the exact propensities of the policy which served them.
 
 A visit is served by one of three rules, drawn for the visit:
 
@@ -55,7 +55,7 @@ def collect_log(
         simulator: the users.
         num_users: U; their ids in the log are 0..U-1, and :func:`user_seeds` of the group "log" are their seeds.
         num_visits: visits a user at most.
-        session_length: K different items a visit.
+        session_length: K different items per visit.
         seed: same seed, same log.
         config: the logging policy.
         until_s: the log ends at this time of the simulator's clock: later visits are left out, but for first ones.

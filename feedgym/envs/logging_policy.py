@@ -1,4 +1,4 @@
-"""The logs that simulated users leave behind, with the exact propensities of the policy which served them.
+"""The logs that simulated users leave, with the exact propensities of the policy which served them.
 
 A visit is served by one of three rules, drawn for the visit:
 
@@ -17,6 +17,9 @@ begins: only those can be retrieved, lie in the urns and share the propensities.
 The policy's randomness is counter-based like the users' own (:mod:`feedgym.envs.luck`), so a log depends neither on
 the block size nor on the other users, and a user's state at any logged visit can be had again by replaying the log
 (:func:`feedgym.envs.replay.states_at`).
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` rules, ``G`` urns, ``X`` items of all urns in one row. ``C``
+counts candidates here.
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ POLICY = 0x706F6C696379
 RULE, DRAW, DRAW_FINE = range(3)
 """Channels of the policy's luck at a position, or at ``luck.VISIT``."""
 RETRIEVE, RANK = 1, 2
-"""Salts of the policy's luck a candidate."""
+"""Salts of the policy's luck per candidate."""
 
 PRODUCTION, POPULARITY, RANDOM = range(3)
 """The rules, in the order of every ``_R`` axis."""
@@ -61,7 +64,7 @@ class LoggingConfig(Ranged):
     """Share of the visits served at random; the rest is the production system's. Without the two, a reward model learns
     nothing of what production would not show."""
     num_candidates: Count = 200
-    """Candidates the production system retrieves a visit, by popularity; an item drawn twice counts once."""
+    """Candidates the production system retrieves per visit, by popularity; an item drawn twice counts once."""
     temperature: Positive = 2.0
     """Scale of the Gumbel noise on the production system's scores; higher explores more."""
     cosine_weight: Weight = 4.5
@@ -84,13 +87,15 @@ class LoggingConfig(Ranged):
 class _Urns:
     """Draw items by weight without replacement, by inversion of the cumulative weights.
 
-    G urns stand one behind the other on one axis of cumulative weights: one for all users, or one a user.
+    G urns follow one another on one axis of cumulative weights: one for all users, or one per user.
 
     Args:
         weight_GI: whole weights; items of weight 0 are not in the urn.
     """
 
     def __init__(self, weight_GI: NDArray[np.int64]) -> None:
+        # One ascending row of cumulative weights, so that one ``searchsorted`` draws for all users from all urns.
+        # Integers as weights: sums are exact, so an item that was taken leaves no sliver by which it is drawn again.
         self.weight_GI, self.num_items = weight_GI, weight_GI.shape[1]
         self._end_X = np.cumsum(weight_GI)
         end_G = self._end_X[self.num_items - 1 :: self.num_items]
@@ -114,9 +119,12 @@ class _Urns:
         self, urn_U: NDArray[np.int64], uniform_U: NDArray[np.float64], taken_UK: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Items [U] by weight from uniform numbers, none of those already taken."""
+        # Inversion among what is left, without a smaller urn per user: the mark is drawn as if the taken items were
+        # gone, and each of them that begins at or before it moves it on by its weight. In ascending order, so that the
+        # mark already counts all taken items before the one it is compared with.
         left_U = self.total_G[urn_U] - self.weight(urn_U[:, None], taken_UK).sum(axis=1)
         mark_U = (uniform_U * left_U).astype(np.int64) + self._begin_G[urn_U]
-        for item_U in np.sort(taken_UK, axis=1).T:  # step over the taken ones, in the order of the cumulative weights
+        for item_U in np.sort(taken_UK, axis=1).T:
             weight_U = self.weight(urn_U, item_U)
             begin_U = self._end_X[urn_U * self.num_items + item_U] - weight_U
             mark_U += np.where(mark_U >= begin_U, weight_U, 0)
@@ -131,7 +139,7 @@ class _Supply:
     """What can be served to U users.
 
     Attributes:
-        popular: one urn by popularity, or one a user.
+        popular: one urn by popularity, or one per user.
         top_GK: the K items of most weight in each of them, so that there are K candidates at least.
         exists_UI: the items that exist at the users' requests; None if all do.
     """
@@ -253,6 +261,8 @@ class LoggingPolicy:
             urn_U = supply.popular.urn_of(np.arange(len(key_U)))
             luck_UC = _candidate_luck(key_U, RETRIEVE, self.config.num_candidates).astype(float)
             items_UC = np.concatenate([supply.popular.pick(urn_U, luck_UC), supply.top_GK[urn_U]], axis=1)
+            # The top K are always candidates, so that there are K different ones. Sorted, second copies are neighbours;
+            # they would double an item's chance.
             items_UC.sort(axis=1)
             out_UC = np.zeros(items_UC.shape, dtype=bool)
             out_UC[:, 1:] = items_UC[:, 1:] == items_UC[:, :-1]
@@ -291,6 +301,9 @@ class LoggingPolicy:
         self, slates_UK: NDArray[np.int64], items_UC: IntArray, logit_UC: FloatArray, supply: _Supply
     ) -> FloatArray:
         """Chance of each shown item given those above it and the candidates, under the mixture, float32 [U, K]."""
+        # The rule is drawn once per visit, so positions are not independent: the items above tell which rule is at
+        # work. ``belief_UR`` is each rule's probability given them (Bayes); the propensity is the mean of the rules'
+        # chances under it. Mixing by the shares at every position instead would be wrong from the second item on.
         belief_UR = np.tile(self.config.shares_R, (len(slates_UK), 1))
         chance_UR = np.zeros_like(belief_UR)
         left_UC = logit_UC.copy()
@@ -300,6 +313,8 @@ class LoggingPolicy:
         propensity_UK = np.empty(slates_UK.shape, np.float32)
         for k, item_U in enumerate(slates_UK.T):
             if left_UC.shape[1]:
+                # Plackett-Luce: of the candidates not shown yet, in proportion to exp(logit); less the maximum, as exp
+                # overflows otherwise. An item that was no candidate has chance 0 under this rule.
                 weight_UC = np.exp(left_UC - left_UC.max(axis=1, keepdims=True))
                 here_UC = items_UC == item_U[:, None]
                 chance_UR[:, PRODUCTION] = (weight_UC * here_UC).sum(axis=1) / weight_UC.sum(axis=1)
@@ -316,16 +331,16 @@ class LoggingPolicy:
 
 
 def _candidate_luck(key_U: NDArray[np.uint64], salt: int, count: int) -> FloatArray:
-    """A uniform number a candidate, [U, C]."""
+    """A uniform number per candidate, [U, C]."""
     position_C, channel_C = np.divmod(np.arange(count), luck.CHANNELS)
     return luck.draw(luck.derive(key_U, salt)[:, None], position_C, channel_C)
 
 
 def _popularity(simulator: UserSimulator, session_length: int, config: LoggingConfig, seed: int) -> NDArray:
     """The simulator's own popularity of its items, or what clicks on random exposures teach."""
-    known_I = getattr(simulator, "popularity_I", None)
-    if known_I is not None:
-        return known_I
+    own_I = getattr(simulator, "popularity_I", None)
+    if own_I is not None:
+        return own_I
     pilot = LoggingPolicy(simulator, session_length, replace(config, popularity_share=0.0, random_share=1.0))
     users = np.arange(config.pilot_users)
     visits = served_visits(pilot, simulator.reset(user_seeds(len(users), seed, "pilot")), users, config.pilot_visits)

@@ -19,7 +19,7 @@ VISIT = -1
 """The position of draws which belong to the whole visit, not to one item of it."""
 
 CHANNELS = 256
-"""Channels a position: ``channel`` must be in 0..CHANNELS-1."""
+"""Channels per position: ``channel`` must be in 0..CHANNELS-1."""
 
 LOG_GROUP = "log"
 """The population whose visits are logged."""

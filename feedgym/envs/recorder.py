@@ -50,7 +50,7 @@ class _Recorder:
 class RecordLog(_Recorder, gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Records a feed of any kind in feedgym's own log format.
 
-    Given a vector environment it makes a :class:`VectorRecordLog`, which works alike. It stands around the feed itself,
+    Given a vector environment it makes a :class:`VectorRecordLog`, which works alike. It goes around the feed itself,
     below wrappers that change actions. Every episode is a user of their own; users are numbered by their first visit.
 
     Set ``propensity`` to the probabilities with which the agent chose the items, [K] or [num_envs, K], before a step;
@@ -142,7 +142,7 @@ def transitions(
     dated: bool = False,
     weekday: bool = False,
 ) -> dict[str, Any]:
-    """A log as the transitions of :class:`feedgym.envs.feed.FeedEnv`, one a visit, for offline learners.
+    """A log as the transitions of :class:`feedgym.envs.feed.FeedEnv`, one per visit, for offline learners.
 
     Visits of more than K items become several transitions; what is left over, and visits of fewer items, are no
     actions of the environment and are left out, but stay in the histories.

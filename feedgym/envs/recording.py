@@ -87,8 +87,8 @@ class Recording:
             propensity_UK = _checked(propensity, slates_UK.shape)
         states = of_feeds(self.env, "state")
         names = ("seed_U", "visit_U", "time_s_U", "profile_UF")
-        known = {name: np.concatenate([getattr(state, name) for state in states]) for name in names}
-        return known | {"slates_NK": slates_UK, "propensity_NK": propensity_UK}
+        at_login = {name: np.concatenate([getattr(state, name) for state in states]) for name in names}
+        return at_login | {"slates_NK": slates_UK, "propensity_NK": propensity_UK}
 
     def step(
         self, login: dict[str, NDArray], terminated_U: BoolArray, truncated_U: BoolArray, info: dict[str, Any]
@@ -182,7 +182,7 @@ class Recording:
 def _checked(propensity: Any, shape: tuple[int, ...]) -> FloatArray:
     propensity_UK = np.asarray(propensity, np.float32)
     if propensity_UK.shape != shape:
-        raise ValueError(f"Propensities of shape {propensity_UK.shape} do not fit; give one an item, {shape}.")
+        raise ValueError(f"Propensities of shape {propensity_UK.shape} do not fit; give one per item, {shape}.")
     if ((propensity_UK <= 0) | (propensity_UK > 1)).any():
         raise ValueError(
             f"Propensities from {np.nanmin(propensity_UK)} to {np.nanmax(propensity_UK)} are no probabilities of what "
@@ -192,7 +192,7 @@ def _checked(propensity: Any, shape: tuple[int, ...]) -> FloatArray:
 
 
 def _answers(info: dict[str, Any], num_slots: int) -> tuple[BoolArray, dict[str, NDArray]]:
-    """Which slots' users were served, and what was measured; finished slots may stand under ``final_info``."""
+    """Which slots' users were served, and what was measured; those of finished slots may be under ``final_info``."""
     served_U = np.zeros(num_slots, bool)
     measured: dict[str, NDArray] = {}
     for part in (info, info.get("final_info", {})):

@@ -82,7 +82,7 @@ def register(env_id: str, simulator: Any, *, level: str = "visit", **defaults: A
         **defaults: keywords of the environment (``session_length``, ``reward``, ...) and of the simulator.
 
     Raises:
-        ValueError: an unknown level, a malformed id, or an id that stands for something else already.
+        ValueError: an unknown level, a malformed id, or an id that names something else already.
     """
     if level not in LEVELS:
         raise ValueError(f"There is no task level {level!r}; the levels are {', '.join(LEVELS)}.")
@@ -90,13 +90,13 @@ def register(env_id: str, simulator: Any, *, level: str = "visit", **defaults: A
         raise ValueError(f"{simulator!r} is no import path; write it as 'package.module:Name'.")
     path, level_defaults = LEVELS[level]
     kwargs = {"simulator": simulator, **level_defaults, **defaults}
-    known = gym.registry.get(env_id)
-    if known is not None:
-        if (known.entry_point, known.kwargs) == (f"{path}Env", kwargs):
+    registered = gym.registry.get(env_id)
+    if registered is not None:
+        if (registered.entry_point, registered.kwargs) == (f"{path}Env", kwargs):
             return
         raise ValueError(
-            f"{env_id} is registered already, for {known.entry_point} with {known.kwargs}; give the new one another "
-            "name or version."
+            f"{env_id} is registered already, for {registered.entry_point} with {registered.kwargs}; give the new one "
+            "another name or version."
         )
     try:
         gym.register(env_id, f"{path}Env", vector_entry_point=f"{path}VectorEnv", kwargs=kwargs)

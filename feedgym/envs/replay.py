@@ -109,13 +109,13 @@ def replay(env: Any, log: EventLog, seeds_U: NDArray[np.uint64]) -> Response:
 
     Returns:
         The answers to the log's N visits, in its order, with what the log does not tell. Visits of fewer items than the
-        longest one have zeros behind them.
+        longest one end in zeros.
 
     Raises:
-        ValueError: an answer is not to the bit what was logged, or there is not one seed a user.
+        ValueError: an answer is not to the bit what was logged, or there is not one seed per user.
     """
     if len(seeds_U) != log.num_users:
-        raise ValueError(f"{len(seeds_U)} seeds do not fit the log's {log.num_users} users; give one a user.")
+        raise ValueError(f"{len(seeds_U)} seeds do not fit the log's {log.num_users} users; give one per user.")
     simulator = of_feeds(env, "simulator")[0] if hasattr(env, "unwrapped") else env
     served, is_visit_N = _served(log)
     first_U1 = np.searchsorted(served.user_idx_N, np.arange(log.num_users + 1))
@@ -133,7 +133,7 @@ def served_visits(log: EventLog) -> tuple[LoggedSessions, NDArray[np.int64]]:
 
 
 def _served(log: EventLog) -> tuple[LoggedSessions, BoolArray]:
-    """All that users were served, a row a visit, visits that are history only included, and which are none of those."""
+    """All that users were served, one row per visit, history-only visits included, and which are none of those."""
     row = np.flatnonzero(log.event == Event.IMPRESSION)
     user = user_of_rows(log)[row]
     begins = (np.diff(user, prepend=-1) != 0) | (np.diff(log.session_id[row], prepend=-1) != 0)

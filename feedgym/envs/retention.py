@@ -15,7 +15,7 @@ from feedgym.data.events import DAY_S
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Returns:
+class ReturnStatistics:
     """How N visits were followed by a return.
 
     Attributes:
@@ -33,8 +33,8 @@ class Returns:
     num_visits: int
 
 
-def return_statistics(return_gap_days: ArrayLike, num_days: int = 10) -> Returns:
-    """Statistics of the gaps behind visits.
+def return_statistics(return_gap_days: ArrayLike, num_days: int = 10) -> ReturnStatistics:
+    """Statistics of the gaps after visits.
 
     Args:
         return_gap_days: days to the next visit [N], infinite where there was none; the info of the retention level.
@@ -48,7 +48,7 @@ def return_statistics(return_gap_days: ArrayLike, num_days: int = 10) -> Returns
         raise ValueError(f"{len(gap_N)} gaps, least {gap_N.min(initial=np.inf)}; give one or more, of 0 days or more.")
     _check_days(num_days)
     back_N = np.isfinite(gap_N)
-    return Returns(
+    return ReturnStatistics(
         share_D=(gap_N[:, None] <= np.arange(1, num_days + 1)).mean(axis=0),
         mean_days=float(gap_N[back_N].mean()) if back_N.any() else np.inf,
         median_days=float(np.median(gap_N[back_N])) if back_N.any() else np.inf,
@@ -83,7 +83,9 @@ def retention_curve(
     passed_N = elapsed_s_N[order] / DAY_S + gap_N[order]
     seen_UD = np.zeros((len(users), num_days + 1), bool)
     row_N = np.repeat(np.arange(len(users)), np.diff(np.append(first_N, len(order))))
-    # The next login after each visit, counted from the user's first one. An infinite gap is a user's last.
+    # The next login after each visit, counted from the user's first one: one running sum over all users, less what it
+    # was where the user begins, needs no loop over users. An infinite gap is a user's last and would spoil the sums of
+    # all users after it, so it counts 0 there and is left out of what was seen.
     finite_N = np.where(np.isfinite(passed_N), passed_N, 0)
     total_N = np.cumsum(finite_N)
     next_days_N = total_N - (total_N - finite_N)[first_N][row_N]

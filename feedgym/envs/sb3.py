@@ -101,8 +101,8 @@ class SB3VecEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Indices = None) -> list[bool]:
         """Whether a wrapper of the class is there."""
-        found = any(isinstance(env, wrapper_class) for env in self._chain())
-        return [found] * len(list(self._get_indices(indices)))
+        is_wrapped = any(isinstance(env, wrapper_class) for env in self._chain())
+        return [is_wrapped] * len(list(self._get_indices(indices)))
 
     def _chain(self) -> Iterable[Any]:
         """The environment and those it wraps, outermost first."""

@@ -2,6 +2,8 @@
 
 The truth costs nothing more than replies: copy a user, let the copies answer each session several times with fresh
 luck, and average. All sessions of a user meet the same luck, so that comparing them is paired.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` replies of a user to the same session.
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ def true_value(
         state: U users about to be served; not changed.
         sessions_UNK: item ids.
         weights: what counts.
-        replicas: answers a session.
+        replicas: answers per session.
         seed: another seed gives independent estimates.
 
     Returns:

@@ -1,9 +1,9 @@
 """Other observations and actions of a feed, for learners that take neither histories nor sessions of item ids.
 
 ========================  ==================================================================================
-observation               the history window as it is, or :class:`CompactObservation`, one vector a user
+observation               the history window as it is, or :class:`CompactObservation`, one vector per user
 action                    a session of item ids as it is, :class:`ProtoItems` (a point in content space for
-                          each place) or :class:`ItemByItem` (one item id a step)
+                          each place) or :class:`ItemByItem` (one item id per step)
 ========================  ==================================================================================
 
 Each has a twin for vector environments (``Vector...``) which gives the same numbers. They go together: learners of
@@ -56,7 +56,7 @@ def _existing(env: Any, simulator: UserSimulator) -> Callable[[slice], BoolArray
 # ---------------------------------------------------------------- observations
 
 
-class _Compact:
+class _CompactState:
     """:func:`compact_state` for one environment: its constants, its space, and action masks handed through."""
 
     def __init__(self, env: Any, space: gym.Space, width: int | None, half_life: float, satiation_hours: float) -> None:
@@ -87,7 +87,7 @@ class _Compact:
 
 
 class CompactObservation(gym.ObservationWrapper, RecordConstructorArgs):
-    """One vector a user instead of the history window; see :func:`compact_state`.
+    """One vector per user instead of the history window; see :func:`compact_state`.
 
     Where the observation has an action mask (:class:`ItemByItem`), the result is a dict of ``observations``, which is
     the vector, and ``action_mask``, as RLlib's masking modules and Stable-Baselines3's ``MultiInputPolicy`` take it.
@@ -107,7 +107,7 @@ class CompactObservation(gym.ObservationWrapper, RecordConstructorArgs):
     ) -> None:
         RecordConstructorArgs.__init__(self, width=width, half_life=half_life, satiation_hours=satiation_hours)
         gym.ObservationWrapper.__init__(self, env)
-        self._compact = _Compact(env, env.observation_space, width, half_life, satiation_hours)
+        self._compact = _CompactState(env, env.observation_space, width, half_life, satiation_hours)
         self.observation_space = self._compact.space
 
     def observation(self, observation: Observation) -> Any:
@@ -123,7 +123,7 @@ class VectorCompactObservation(VectorObservationWrapper):
     ) -> None:
         # Gymnasium's class refuses SAME_STEP, for it would leave the final observations as they are; step() does not.
         VectorWrapper.__init__(self, env)
-        self._compact = _Compact(env, env.single_observation_space, width, half_life, satiation_hours)
+        self._compact = _CompactState(env, env.single_observation_space, width, half_life, satiation_hours)
         self.single_observation_space = self._compact.space
         self.observation_space = batch_space(self._compact.space, env.num_envs)
 
@@ -165,7 +165,7 @@ def _change_final(info: dict[str, Any], change: Callable[[Any], Any]) -> dict[st
 
 
 class _ProtoSpace:
-    """Points for K places of a session, and the items they stand for."""
+    """Points for K places of a session, and the items served for them."""
 
     def __init__(self, env: Any, space: gym.Space, width: int | None) -> None:
         self._env, self._simulator = env, of_feeds(env, "simulator")[0]
@@ -222,8 +222,8 @@ class VectorProtoItems(VectorActionWrapper):
         return self._proto.slates(actions, (self.num_envs, *self._proto.space.shape))
 
 
-class _Slates:
-    """U sessions that grow by one item a step, all at the same place."""
+class _GrowingSlates:
+    """U sessions that grow by one item per step, all at the same place."""
 
     def __init__(self, env: Any, num_slots: int, observation_space: gym.Space, action_space: gym.Space) -> None:
         self._env, self._simulator = env, of_feeds(env, "simulator")[0]
@@ -232,12 +232,12 @@ class _Slates:
         self._points_IE = item_points(catalog)
         self.slate_UK = np.full((num_slots, self.length), -1, np.int64)
         self.position = 0
-        known = {"observations": observation_space}
+        observed = {"observations": observation_space}
         if isinstance(observation_space, spaces.Dict):
-            known = observation_space.spaces
+            observed = observation_space.spaces
         self.space = spaces.Dict(
             {
-                **known,
+                **observed,
                 "slate": spaces.Box(-1, self.num_items - 1, (self.length,), np.int64),
                 "position": spaces.Discrete(self.length),
                 "action_mask": spaces.MultiBinary(self.num_items),
@@ -251,7 +251,7 @@ class _Slates:
         """Puts one item into each session, and tells whether the sessions are whole."""
         item_U = np.asarray(actions)
         if item_U.shape != self.slate_UK.shape[:1] or not np.issubdtype(item_U.dtype, np.integer):
-            raise ValueError(f"Actions of shape {item_U.shape}, {item_U.dtype}, do not fit; give one item id a slot.")
+            raise ValueError(f"Actions of shape {item_U.shape}, {item_U.dtype}, do not fit; give one item id per slot.")
         if ((item_U < 0) | (item_U >= self.num_items)).any():
             wrong = item_U[(item_U < 0) | (item_U >= self.num_items)][0]
             raise ValueError(f"Item id {wrong} is outside 0..{self.num_items - 1}; choose where action_mask is 1.")
@@ -283,12 +283,12 @@ class _Slates:
 
     def extend_final(self, observation: Any) -> Observation:
         """The last observations of some users, whose next sessions would be empty."""
-        known = _named(observation)
-        num_users = len(next(iter(known.values())))
+        observed = _named(observation)
+        num_users = len(next(iter(observed.values())))
         mask_UI = np.ones((num_users, self.num_items), np.int8)
-        if "time_s" in known:
-            mask_UI[:] = self._simulator.catalog.exists(known["time_s"][:, 0])
-        return known | {
+        if "time_s" in observed:
+            mask_UI[:] = self._simulator.catalog.exists(observed["time_s"][:, 0])
+        return observed | {
             "slate": np.full((num_users, self.length), -1),
             "position": np.zeros(num_users, np.int64),
             "action_mask": mask_UI,
@@ -305,7 +305,7 @@ class ItemByItem(gym.Wrapper, RecordConstructorArgs):
     Observations have three keys more: ``slate`` (item ids so far, -1 for places still empty), ``position`` and
     ``action_mask`` (1 for items that exist and are not in the slate). Until the last place rewards are 0 and infos
     empty. An item chosen against the mask is replaced by the allowed one that is nearest to it in content, for learners
-    which know no masks; so no item stands in a session twice.
+    which know no masks; so no item is in a session twice.
 
     Args:
         env: a feed whose actions are sessions of item ids.
@@ -317,7 +317,7 @@ class ItemByItem(gym.Wrapper, RecordConstructorArgs):
     def __init__(self, env: gym.Env) -> None:
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
-        self._slates = _Slates(env, 1, env.observation_space, env.action_space)
+        self._slates = _GrowingSlates(env, 1, env.observation_space, env.action_space)
         self.action_space = spaces.Discrete(self._slates.num_items)
         self.observation_space = self._slates.space
         self._known: Any = None
@@ -363,7 +363,7 @@ class VectorItemByItem(VectorWrapper):
                 "autoreset_mode NextStep lets slots fall out of step; make the environment with "
                 "autoreset_mode='SameStep' or 'Disabled', or vectorise ItemByItem(FeedEnv(...)) by Gymnasium."
             )
-        self._slates = _Slates(env, env.num_envs, env.single_observation_space, env.single_action_space)
+        self._slates = _GrowingSlates(env, env.num_envs, env.single_observation_space, env.single_action_space)
         self.single_action_space = spaces.Discrete(self._slates.num_items)
         self.action_space = batch_space(self.single_action_space, env.num_envs)
         self.single_observation_space = self._slates.space

@@ -1,4 +1,7 @@
-"""Logged answers as the labels of the reward model's towers."""
+"""Logged answers as the labels of the reward model's towers.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``O`` towers.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class Answers(TensorRows):
     """What N users answered, as labels in [0, 1]; NaN where nothing was observed.
 
     Attributes:
-        labels_NKO: float32, one column a tower of TOWERS, NaN where the position was not examined.
+        labels_NKO: float32, one column per tower of TOWERS, NaN where the position was not examined.
         return_N: float32, 1 for a return within a day, NaN where the return was not observed.
         weight_NK: float32, how much a position counts; see :func:`propensity_weights`.
     """

@@ -12,7 +12,9 @@ Deviations from the paper:
       items count for more than late ones. The paper scores all items of a session alike.
     - Towers for every behaviour, for seconds watched and for the return within a day; the paper has session watch time,
       view, follow and like. Watch time is a soft label, seconds over ``watch_cap_s``.
-    - Each attention is told which keys are the same item, topic or creator as the query, by one learned bias a head.
+    - Each attention is told which keys are the same item, topic or creator as the query, by one learned bias per head.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``O`` towers, ``Q`` items of all sessions of a user in one row.
 """
 
 from __future__ import annotations
@@ -98,7 +100,7 @@ class RewardModelConfig(Ranged):
 
 
 class Predictions(NamedTuple):
-    """What the towers say of S sessions a user.
+    """What the towers say of S sessions per user.
 
     Attributes:
         logit_USKO: a logit a position and tower of TOWERS, given that the position is reached.
@@ -165,7 +167,7 @@ class RewardModel(nn.Module):
         return (predictions.prob_reach_USK * value_USK).sum(-1) + weights.return_24h * prob_return_US
 
     def predict(self, histories: EventBatch, item_ids_USK: Tensor) -> Predictions:
-        """The towers' answers; the history is encoded once a user, whatever the number of sessions.
+        """The towers' answers; the history is encoded once per user, whatever the number of sessions.
 
         Raises:
             ValueError: a session or history is longer than those of the training data, or an item is unknown.
@@ -184,14 +186,14 @@ class RewardModel(nn.Module):
         return Predictions(logit_USKO, prob_reach_USK, self.return_tower(both).squeeze(-1))
 
     def _encode(self, histories: EventBatch) -> tuple[Tensor, Tensor]:
-        """Events [U, T, D] and one vector a user [U, D]."""
+        """Events [U, T, D] and one vector per user [U, D]."""
         mask_UT = histories.mask_UT
         limit_F = torch.tensor(self.sizes.profile_sizes, device=mask_UT.device)
-        known = replace(histories, profile_UF=histories.profile_UF.clamp_max(limit_F))
+        clamped = replace(histories, profile_UF=histories.profile_UF.clamp_max(limit_F))
         items_UTD = self.items(histories.item_ids_UT.masked_fill(~mask_UT, 0))
-        events_UTD = self.norm_events(items_UTD + self.events(known)).masked_fill(~mask_UT[..., None], 0.0)
+        events_UTD = self.norm_events(items_UTD + self.events(clamped)).masked_fill(~mask_UT[..., None], 0.0)
         mean_UD = events_UTD.sum(1) / mask_UT.sum(1, keepdim=True).clamp_min(1)
-        return events_UTD, self.user(torch.cat([mean_UD, self.request(known).sum(1)], dim=-1))
+        return events_UTD, self.user(torch.cat([mean_UD, self.request(clamped).sum(1)], dim=-1))
 
     def _meet(self, histories: EventBatch, events_UTD: Tensor, user_UD: Tensor, item_ids_USK: Tensor) -> Tensor:
         """The session's items after meeting the history and each other, [U, S, K, D]."""
@@ -200,8 +202,8 @@ class RewardModel(nn.Module):
         event_ids_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, 0)
         items_UQD = self.norm_items(self.items(ids_UQ))
         relations = self.items.relations(ids_UQ, event_ids_UT)
-        found_UQD = self.attention(items_UQD, events_UTD, relations, histories.mask_UT[:, None, None])
-        joined = self.fuse_item(torch.cat([items_UQD, found_UQD, items_UQD * found_UQD], dim=-1))
+        attended_UQD = self.attention(items_UQD, events_UTD, relations, histories.mask_UT[:, None, None])
+        joined = self.fuse_item(torch.cat([items_UQD, attended_UQD, items_UQD * attended_UQD], dim=-1))
         x_UQD = items_UQD + self.fuse(joined + self.fuse_user(user_UD)[:, None])
         x_NKD = x_UQD.view(num_users * num_samples, length, -1) + self.position.weight[:length]
         ids_NK, real_NK = ids_UQ.view(-1, length), item_ids_USK.view(-1, length) >= 0
@@ -227,8 +229,8 @@ class RewardModel(nn.Module):
 
     def loss(self, predictions: Predictions, answers: Answers) -> Tensor:
         """Binary cross-entropy of all towers over what was observed; sessions lie at S = 1."""
-        logits_MO, labels_MO = predictions.logit_USKO.squeeze(1).flatten(0, 1), answers.labels_NKO.flatten(0, 1)
-        towers = observed_bce(logits_MO, labels_MO, answers.weight_NK.flatten())
+        logits_NO, labels_NO = predictions.logit_USKO.squeeze(1).flatten(0, 1), answers.labels_NKO.flatten(0, 1)
+        towers = observed_bce(logits_NO, labels_NO, answers.weight_NK.flatten())
         returns = observed_bce(predictions.logit_return_US, answers.return_N[:, None], answers.weight_NK[:, -1])
         return (towers * self.occurs_O).sum() + returns[0]
 
@@ -295,16 +297,16 @@ class _Fitting(nn.Module):
     def forward(self, **batch: Tensor) -> Any:
         histories = EventBatch(**{f.name: batch[f.name] for f in fields(EventBatch)})
         answers = Answers(**{f.name: batch[f.name] for f in fields(Answers)})
-        return _Output(self.model.loss(self.model.predict(histories, batch["item_ids_NK"][:, None]), answers))
+        return _LossOutput(self.model.loss(self.model.predict(histories, batch["item_ids_NK"][:, None]), answers))
 
 
-class _Output(NamedTuple):
+class _LossOutput(NamedTuple):
     loss: Tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _AnsweredDataset(SessionDataset):
-    """Logged sessions with their answers."""
+class _LabelledSessions(SessionDataset):
+    """Logged sessions with the labels of their positions."""
 
     answers: Answers
 
@@ -342,7 +344,7 @@ def fit_reward_model(
     output_dir = Path(output_dir)
     answers = Answers.of(sessions, config.watch_cap_s, config.max_weight)
     item_ids_NK = torch.from_numpy(sessions.item_ids_NK.astype(np.int64))
-    dataset = _AnsweredDataset(histories=histories, item_ids_NK=item_ids_NK, answers=answers)
+    dataset = _LabelledSessions(histories=histories, item_ids_NK=item_ids_NK, answers=answers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = RewardModel(config, Sizes.of(catalog, histories, item_ids_NK.shape[1]))
@@ -390,11 +392,11 @@ def auc_per_tower(
             predictions = model.predict(histories.rows(rows), item_ids_NSK[rows])
             logits.append(predictions.logit_USKO.flatten(0, 2).cpu())
             returns.append(predictions.logit_return_US.flatten().cpu())
-    labels_MO, logits_MO = answers.labels_NKO.flatten(0, 1), torch.cat(logits)
+    labels_NO, logits_NO = answers.labels_NKO.flatten(0, 1), torch.cat(logits)
     if only_I is not None:
-        others_M = torch.from_numpy(~only_I[sessions.item_ids_NK]).flatten()
-        labels_MO = labels_MO.masked_fill(others_M[:, None], torch.nan)
-    columns = {name: (labels_MO[:, o], logits_MO[:, o]) for o, name in enumerate(TOWERS)}
+        others_N = torch.from_numpy(~only_I[sessions.item_ids_NK]).flatten()
+        labels_NO = labels_NO.masked_fill(others_N[:, None], torch.nan)
+    columns = {name: (labels_NO[:, o], logits_NO[:, o]) for o, name in enumerate(TOWERS)}
     columns[WATCH] = (_above_mean(columns[WATCH][0]), columns[WATCH][1])
     if only_I is None:
         columns[RETURN] = (answers.return_N, torch.cat(returns))

@@ -1,4 +1,8 @@
-"""The parts of the session reward model: item vectors, attention that knows relations, and towers."""
+"""The parts of the session reward model: item vectors, attention that knows relations, and towers.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``J`` different items, ``Q`` queries, ``H`` heads, ``O`` outputs
+of a tower.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Points to clusters: nearest, in exact sizes, and apart from those they would collide with.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` points, ``C`` clusters, ``G`` points of one group, ``X``
-groups.
+groups, ``M`` centroids that points are measured against. In ``_bids`` and ``auction``, ``L`` counts the points left.
+
 Everything is float64 on the CPU and draws no random numbers.
 """
 
@@ -65,12 +66,15 @@ def auction(points_ND: Matrix, centroids_CD: Matrix, sizes_C: Ints) -> Ints:
     as good; a cluster keeps its highest bids, the lower-numbered point's among equals, and once it is full its price is
     the lowest of them. Clusters may have more places than there are points; those left over cost nothing.
     """
+    # Prices settle who goes where: in the end no point could gain more than ``least_bid`` by moving, which bounds the
+    # total. Bids of at least so much make the auction end; a smaller one is more exact and takes more rounds.
     worth_NC = -squared_distance(points_ND, centroids_CD)
     worth_NC[:, sizes_C == 0] = -np.inf
     least_bid = PRECISION * float(np.ptp(worth_NC[:, sizes_C > 0])) or 1.0
     no_second_best = np.count_nonzero(sizes_C) == 1
     price_C, sizes = np.zeros(len(sizes_C)), sizes_C.tolist()
-    kept: list[list[tuple[float, int]]] = [[] for _ in sizes]  # a heap a cluster: of the lowest bids, the last point's
+    # One heap per cluster: first the lowest bid, among equals that of the last point.
+    kept: list[list[tuple[float, int]]] = [[] for _ in sizes]
     left = list(range(len(points_ND)))
     while left:
         best_L, bid_L = _bids(worth_NC, left, price_C, least_bid, no_second_best)
@@ -95,14 +99,15 @@ def _bids(
     worth_NC: Matrix, left: list[int], price_C: Matrix, least_bid: float, no_second_best: bool
 ) -> tuple[list[int], list[float]]:
     """The cluster that each point left prefers, and what it bids for it."""
-    if (
-        len(left) == 1
-    ):  # thousands of rounds end an auction with one bidder, and vectors are faster than matrices of one
+    if len(left) == 1:
+        # Thousands of rounds end an auction with one bidder, and vectors are faster than matrices of one.
         gain_C = worth_NC[left[0]] - price_C
         best = int(gain_C.argmax())
         best_gain, gain_C[best] = gain_C[best], -np.inf
         ahead = 0.0 if no_second_best else best_gain - gain_C.max()
         return [best], [float(price_C[best] + ahead + least_bid)]
+    # A bid makes the second best cluster as good, and a little more: the most that a point can pay without regret, so
+    # that prices rise as fast as they may. Gains at flat places, because the best one is struck out to find the second.
     gain_LC = worth_NC.take(left, axis=0) - price_C
     best_L = gain_LC.argmax(axis=1)
     place_L = np.arange(0, gain_LC.size, gain_LC.shape[1]) + best_L
@@ -138,7 +143,7 @@ def assign_apart(
 
     Balanced: prefixes that hold more than ``limit`` points choose first, the largest first, each by the cheapest
     assignment of its points; the others cannot break the limit and share what is left as in any balanced assignment.
-    Nearest: only prefixes that break the limit move, each by an auction of ``limit`` places a code.
+    Nearest: only prefixes that break the limit move, each by an auction of ``limit`` places per code.
 
     Args:
         points_ND: N points.
@@ -185,7 +190,7 @@ def _nearest_apart(
 
 
 def _room(size_of_prefix: Ints, places_C: Ints) -> Ints:
-    """For k = 1..C: how many points of all prefixes any k clusters can hold, given ``places_C[k-1]`` a prefix."""
+    """For k = 1..C: how many points of all prefixes any k clusters can hold, given ``places_C[k-1]`` per prefix."""
     sizes, counts = np.unique(size_of_prefix, return_counts=True)
     return (np.minimum(sizes[:, None], places_C) * counts[:, None]).sum(axis=0)
 
@@ -197,6 +202,8 @@ def _assign_group(distance_GC: Matrix, left_C: Ints, room_C: Ints, limit: int) -
     says the later prefixes can give them (Gale and Ryser's theorem, with ``limit`` for 1). Choosing the clusters with
     most places left always keeps that true, so a price on scarce clusters is raised until it holds.
     """
+    # ``linear_sum_assignment`` gives one column to one point, so a cluster appears once per place it may give; the n-th
+    # copy counts one place fewer left, so that the price makes points prefer clusters with most room.
     copies_C = np.minimum(left_C, min(limit, len(distance_GC)))
     nearest_G = distance_GC.argmin(axis=1)
     if _fits(nearest_G, copies_C) and _leaves_room(nearest_G, left_C, room_C):

@@ -54,7 +54,7 @@ def _check_codes(fitted: ItemTokenizer, name: str, num_items: int) -> Tensor:
     )
     _require(
         codes.ndim == 2 and len(codes) == num_items and codes.shape[1] > 0,
-        f"{name}.encode() of {num_items} items has shape {tuple(codes.shape)}; return [I, L], one row an item.",
+        f"{name}.encode() of {num_items} items has shape {tuple(codes.shape)}; return [I, L], one row per item.",
     )
     num_codes = getattr(fitted, "num_codes", None)
     _require(
@@ -83,7 +83,7 @@ def _check_codes(fitted: ItemTokenizer, name: str, num_items: int) -> Tensor:
 
 
 def _check_shapes(fitted: ItemTokenizer, name: str, codes_IL: Tensor) -> None:
-    """Leading dimensions are kept, and each answer is the item's own, whatever stands beside it."""
+    """Leading dimensions are kept, and each answer is the item's own, whatever is beside it."""
     generator = torch.Generator().manual_seed(0)
     item_ids = torch.randint(len(codes_IL), (2, 3, 4), generator=generator)
     codes = fitted.encode(item_ids)
@@ -108,8 +108,8 @@ def _check_illegal(fitted: ItemTokenizer, name: str, codes_IL: Tensor) -> None:
     guesses = torch.from_numpy(generator.integers(0, num_codes.numpy(), size=(256, len(num_codes))))
     illegal = [guess for guess in guesses.tolist() if tuple(guess) not in legal]
     illegal += [num_codes.tolist(), [-1] * len(num_codes)]
-    found = fitted.decode(torch.tensor(illegal))
-    wrong = (found != -1).nonzero().flatten().tolist()
+    decoded = fitted.decode(torch.tensor(illegal))
+    wrong = (decoded != -1).nonzero().flatten().tolist()
     _require(
         not wrong,
         f"{name}.decode({illegal[wrong[0]] if wrong else None}) gave an item although none has these codes; return -1.",

@@ -26,7 +26,7 @@ _FORMAT = "feedgym.tokenizer/1"
 
 
 class CodeTokenizer:
-    """Base of the tokenizers: a table of frozen codes, one tuple an item.
+    """Base of the tokenizers: a table of frozen codes, one tuple per item.
 
     A subclass is made from its config, names the config's class in ``config_type`` and calls :meth:`freeze` at the end
     of its ``fit``. Answers lie on the device of the question; a trie is kept for each device that asked.
@@ -93,7 +93,7 @@ class CodeTokenizer:
 
     @property
     def codebooks(self) -> list[Tensor]:
-        """The vectors [C, E] that the codes of the first levels stand for; levels that only count have none."""
+        """The vectors [C, E] of the codes of the first levels; levels that only count have none."""
         names = (f"codebook_{level}" for level in range(self.num_levels))
         return [self.learned[name] for name in names if name in self.learned]
 
@@ -212,7 +212,7 @@ def checked_content(content_IE: Tensor | ArrayLike, num_codes: tuple[int, ...]) 
         content_IE = content_IE.detach().cpu().numpy()
     content = np.asarray(content_IE, dtype=np.float64)
     if content.ndim != 2 or 0 in content.shape:
-        raise ValueError(f"content_IE has shape {content.shape}; give one row of embeddings an item.")
+        raise ValueError(f"content_IE has shape {content.shape}; give one row of embeddings per item.")
     bad_I = ~np.isfinite(content).all(axis=1)
     if bad_I.any():
         raise ValueError(

@@ -46,7 +46,7 @@ class RandomCodesConfig(Ranged):
     """How many tuples there are to draw from."""
 
     num_codes: tuple[Width, ...] = (256, 256, 256)
-    """Codes of each level, one number a level. Their product must be at least the number of items."""
+    """Codes of each level, one number per level. Their product must be at least the number of items."""
     seed: Seed = 0
     """Seed of the draw."""
 

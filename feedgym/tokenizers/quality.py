@@ -31,7 +31,7 @@ def quality_report(
     Returns:
         A dict that json can write:
 
-        * ``num_items``, ``num_codes`` (a list, one number a level), ``num_content_levels`` (the one that counts left
+        * ``num_items``, ``num_codes`` (a list, one number per level), ``num_content_levels`` (the one that counts left
           out), ``items_per_tuple``: items over possible tuples; near 1 the last levels have no freedom left to mean
           anything.
         * ``utilisation``: share of a level's codes in use; ``entropy_bits``: of a level's codes over items;

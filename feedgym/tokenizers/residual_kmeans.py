@@ -69,9 +69,9 @@ class KMeansOptions(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("assignment", get_args(Assignment)), ("collisions", get_args(Collisions))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {known}.")
+        for name, choices in (("assignment", get_args(Assignment)), ("collisions", get_args(Collisions))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {choices}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +79,8 @@ class ResidualKMeansConfig(KMeansOptions):
     """How items become codes."""
 
     num_codes: tuple[Width, ...] = (256, 256, 256)
-    """Codes of each level, one number a level. Their product must be at least the number of items where collisions are
-    kept apart."""
+    """Codes of each level, one number per level. Their product must be at least the number of items where collisions
+    are kept apart."""
     seed: Seed = 0
     """Seed of the starting centroids."""
 
@@ -140,7 +140,7 @@ class ResidualKMeans(CodeTokenizer):
         return code_I
 
     def reconstruct(self, codes: Tensor) -> Tensor:
-        """float32 content [..., E] that codes [..., L] stand for: the sum of their centroids."""
+        """float32 content [..., E] that codes [..., L] describe: the sum of their centroids."""
         books = (book.to(codes.device) for book in self.codebooks)
         return torch.stack([book[codes[..., level]] for level, book in enumerate(books)]).sum(dim=0)
 

@@ -70,7 +70,7 @@ class RQVAEOptions(Ranged):
     lr: LearningRate = 1e-3
     """Learning rate, constant."""
     batch_size: Count = 1024
-    """Items a step."""
+    """Items per step."""
     steps: Steps = 5000
     """Training steps."""
     kmeans_iterations: Passes = 30
@@ -80,9 +80,9 @@ class RQVAEOptions(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {known}.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {choices}.")
 
     def widths(self, content_width: int) -> tuple[int, ...]:
         """Widths of the encoder's layers, from the content to the latents."""
@@ -97,7 +97,7 @@ class RQVAEConfig(RQVAEOptions):
     """An RQ-VAE."""
 
     num_codes: tuple[Width, ...] = (256, 256, 256)
-    """Codes of each level, one number a level; a level that counts colliding items comes after them."""
+    """Codes of each level, one number per level; a level that counts colliding items comes after them."""
     seed: Seed = 0
     """Seed of the initial weights, of k-means, of the order of the items and of revived codewords."""
 
@@ -160,7 +160,7 @@ class RQVAE(CodeTokenizer):
         return _nearest_codes(network, (content - self.learned["mean_E"]) / self.learned["scale"])[0]
 
     def reconstruct(self, codes: Tensor) -> Tensor:
-        """float32 content [..., E] that codes [..., L] stand for: the sum of their codewords, decoded."""
+        """float32 content [..., E] that codes [..., L] describe: the sum of their codewords, decoded."""
         network = self.network().to(codes.device)
         with torch.no_grad():
             x = network.decoder(network.quantizer.words(codes))

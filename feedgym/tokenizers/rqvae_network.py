@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from feedgym.tokenizers.residual_kmeans import fit_centroids
 
 
-class Quantized(NamedTuple):
+class QuantizedLatents(NamedTuple):
     """Latents [N, D] after quantization.
 
     Attributes:
@@ -92,6 +92,8 @@ class Codebook(nn.Module):
         self.idle_steps_C += 1
         self.idle_steps_C[count_C > 0] = 0
         if self.ema_decay is not None:
+            # Counts and sums are averaged apart, so that their quotient weighs each row alike however many a step had;
+            # unused codewords stay where they are, as both would shrink alike.
             sum_CD = torch.zeros_like(self.weight).index_add_(0, code_N, residual_ND)
             self.mean_count_C.lerp_(count_C, 1 - self.ema_decay)
             self.mean_sum_CD.lerp_(sum_CD, 1 - self.ema_decay)
@@ -100,6 +102,9 @@ class Codebook(nn.Module):
 
     def revive(self, residual_ND: Tensor, after_steps: int, rng: np.random.Generator) -> int:
         """Let codewords unused for ``after_steps`` steps start again at random rows; returns how many."""
+        # A codeword that is nearest to nothing gets no gradient and never comes back by itself. On a residual of the
+        # batch it is nearest to that one at once. Different rows, since of two codewords in one place only one is ever
+        # used.
         dead = (self.idle_steps_C >= after_steps).nonzero().flatten()
         if len(dead):
             rows = torch.from_numpy(rng.permutation(len(residual_ND))[: len(dead)]).to(dead.device)
@@ -130,7 +135,7 @@ class ResidualQuantizer(nn.Module):
         """The codebooks of the L levels."""
         return cast(list[Codebook], list(self.books))
 
-    def forward(self, latent_ND: Tensor) -> Quantized:
+    def forward(self, latent_ND: Tensor) -> QuantizedLatents:
         """Quantize; nothing in the module changes."""
         residual_ND, sum_ND = latent_ND, torch.zeros_like(latent_ND)
         loss_N = latent_ND.new_zeros(len(latent_ND))
@@ -146,7 +151,7 @@ class ResidualQuantizer(nn.Module):
             residual_ND = residual_ND - word_ND.detach()
             sum_ND = sum_ND + word_ND.detach()
         straight_ND = latent_ND + (sum_ND - latent_ND).detach()
-        return Quantized(torch.stack(codes, dim=1), straight_ND, loss_N, torch.stack(residuals))
+        return QuantizedLatents(torch.stack(codes, dim=1), straight_ND, loss_N, torch.stack(residuals))
 
     def words(self, codes: Tensor) -> Tensor:
         """The sum of the codewords [..., D] of codes [..., L or more]; levels without a codebook are passed over."""
@@ -165,7 +170,7 @@ class ResidualQuantizer(nn.Module):
             residual_ND = residual_ND - book.weight[book.nearest(residual_ND)]
         self.initialised.fill_(True)
 
-    def follow(self, quantized: Quantized, revive_after_steps: int, rng: np.random.Generator) -> None:
+    def follow(self, quantized: QuantizedLatents, revive_after_steps: int, rng: np.random.Generator) -> None:
         """What a step changes besides gradients: moving averages, and codewords nobody uses (0: left alone)."""
         for level, book in enumerate(self.levels):
             book.follow(quantized.residuals_LND[level], quantized.codes_NL[:, level])
@@ -189,12 +194,12 @@ class RQVAENetwork(nn.Module):
         self.decoder = _mlp(widths[::-1])
         self.quantizer = ResidualQuantizer(num_codes, widths[-1], beta, ema_decay)
 
-    def forward(self, content_NE: Tensor) -> tuple[Tensor, Quantized]:
+    def forward(self, content_NE: Tensor) -> tuple[Tensor, QuantizedLatents]:
         """The content as the codes tell it, [N, E], and the codes."""
         quantized = self.quantizer(self.encoder(content_NE))
         return self.decoder(quantized.vectors_ND), quantized
 
-    def losses(self, content_NE: Tensor) -> tuple[Losses, Quantized]:
+    def losses(self, content_NE: Tensor) -> tuple[Losses, QuantizedLatents]:
         """TIGER §3.1: |x - x'|^2 + sum over levels of |sg[r] - e|^2 + beta |r - sg[e]|^2."""
         rebuilt_NE, quantized = self(content_NE)
         reconstruction = (rebuilt_NE - content_NE).square().sum(1).mean()

@@ -39,8 +39,8 @@ class Trie:
         num_children_X: int64 [X+1].
         num_items_X: int64 [X+1] items below the node.
         item_X: int64 [X+1] the item of a leaf, -1 elsewhere.
-        widest: most children of a node, one number a level.
-        fewest: least number of items below a child, one number a level.
+        widest: most children of a node, one number per level.
+        fewest: least number of items below a child, one number per level.
         upload_s_I: float64 [I+1] when each item comes, never for item -1; None where all are always there.
         withdraw_s_I: float64 [I+1] when it is gone again.
     """
@@ -72,6 +72,8 @@ class Trie:
         codes = codes_IL.detach().cpu().numpy().astype(np.int64)
         num_codes = _checked_num_codes(codes, num_codes)
         num_items, num_levels = codes.shape
+        # Sorted by their codes, the items below any node are neighbours: a level's nodes begin where the prefix
+        # changes, and a node has as many items as it is rows to the next beginning.
         order_I = np.lexsort(codes.T[::-1])
         path_IL, starts = _number_nodes(codes[order_I])
         if len(starts[-1]) < num_items:
@@ -164,12 +166,13 @@ class Trie:
         items_I = torch.arange(self.num_items, device=time_s_U.device)
         exists_UI = self.exists(time_s_U[:, None], items_I).int()
         supply_UX = exists_UI.new_zeros(len(time_s_U), len(self.num_items_X))
+        # Each item counts in all nodes on its way, level by level; ``scatter_add_`` adds for all users at once.
         for node_I in self.path_IL[:-1].T:
             supply_UX.scatter_add_(1, node_I.expand(len(time_s_U), -1), exists_UI)
         return supply_UX
 
     def root(self, num_rows: int) -> Tensor:
-        """int64 [R] the root, once a row."""
+        """int64 [R] the root, once per row."""
         return self.codes_IL.new_zeros(num_rows)
 
     def allowed(
@@ -184,7 +187,7 @@ class Trie:
             nodes_R: int64 nodes, all at depth ``level`` (0 is the root) or -1.
             level: the level of the code to choose, 0..L-1.
             used_items_RJ: int64 items the row may not generate (already in the session, or in the history to block),
-                padded with -1; an item may stand there twice.
+                padded with -1; an item may be there twice.
             supply_UX: of :meth:`supply`, where only what exists may be generated; the used items must exist then.
 
         Returns:
@@ -203,6 +206,8 @@ class Trie:
 
     def _children(self, nodes_R: Tensor, level: int, supply_UX: Tensor | None) -> Tensor:
         """Bool [R, C+1]: the codes of the nodes' children; the last column collects what is no code."""
+        # As many places per row as the widest node has children, so that rows of different nodes make one array. Places
+        # that are no child write into one column more than there are codes, which spares a mask over (row, place).
         place_W = torch.arange(self.widest[level], device=nodes_R.device)
         edge_RW = (self.first_edge_X[nodes_R][:, None] + place_W).clamp(max=len(self.edge_key) - 1)
         real_RW = place_W < self.num_children_X[nodes_R][:, None]
@@ -215,6 +220,8 @@ class Trie:
     def _exhausted(self, nodes_R: Tensor, level: int, used_items_RJ: Tensor, supply_UX: Tensor | None) -> Tensor:
         """int64 [R, J] codes below which all items are used; C where a used item exhausts none."""
         num_codes, last = self.num_codes[level], level == self.num_levels - 1
+        # A child is exhausted if as many different used items lie below it as it has items. Only the used items' own
+        # children can be, so J codes per row are looked at and not all C. Sorting brings an item's copies together.
         used_RJ = used_items_RJ if last else used_items_RJ.sort(dim=1).values
         under_RJ = self.path_IL[used_RJ, level] == nodes_R[:, None]
         if not last:  # an item listed twice counts once; at the last level a child is one item and nothing is counted
@@ -230,6 +237,8 @@ class Trie:
 
     def child(self, nodes: Tensor, codes: Tensor) -> Tensor:
         """The nodes [...] reached from ``nodes`` by ``codes`` (shapes broadcast); -1 where the code is illegal."""
+        # One number per (parent, code), ascending like the edges, so that a lookup is a binary search. Codes outside
+        # 0..base-1 are refused apart: their numbers are those of other parents' edges.
         base = max(self.num_codes)
         key = nodes * base + codes
         edge = torch.searchsorted(self.edge_key, key.contiguous()).clamp(max=len(self.edge_key) - 1)
@@ -271,7 +280,7 @@ def _checked_num_codes(codes_IL: np.ndarray, num_codes: tuple[int, ...] | None) 
     if len(num_codes) != codes_IL.shape[1]:
         raise ValueError(
             f"num_codes={num_codes} names {len(num_codes)} levels, but the codes have {codes_IL.shape[1]}; "
-            "give one number a level."
+            "give one number per level."
         )
     outside_IL = (codes_IL < 0) | (codes_IL >= num_codes)
     if outside_IL.any():
@@ -290,6 +299,8 @@ def _number_nodes(sorted_codes_IL: np.ndarray) -> tuple[np.ndarray, list[np.ndar
         int64 [I, L+1] node numbers, root first, and for each level the rows where a new node begins.
     """
     num_items, num_levels = sorted_codes_IL.shape
+    # A node begins where the code differs from the row above or the parent does, so ``new_I`` only grows from level to
+    # level, and counting its beginnings numbers the nodes breadth first.
     new_I = np.arange(num_items) == 0
     path_IL, starts, num_nodes = np.zeros((num_items, num_levels + 1), dtype=np.int64), [], 1
     for level in range(num_levels):

@@ -1,4 +1,4 @@
-"""The tokens a generative model reads and writes: padding, BOS and one block of codes a level.
+"""The tokens a generative model reads and writes: padding, BOS and one block of codes per level.
 
 Token ids never leave :mod:`feedgym.tokenizers` and :mod:`feedgym.agents`; everything else speaks of item ids.
 """
@@ -76,7 +76,7 @@ class Vocabulary:
     def _per_level(self, values: tuple[int, ...], like: Tensor) -> Tensor:
         if like.shape[-1] != self.num_levels:
             raise ValueError(
-                f"Expected {self.num_levels} codes in the last axis, one a level, but the shape is "
+                f"Expected {self.num_levels} codes in the last axis, one per level, but the shape is "
                 f"{tuple(like.shape)}; encode with the tokenizer this vocabulary was made for."
             )
         return torch.tensor(values, device=like.device)

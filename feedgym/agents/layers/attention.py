@@ -1,6 +1,8 @@
 """Multi-head attention for encoder-decoders whose users each own many decoded rows.
 
-Head tensors are [rows, H, positions, D/H]. Attention dropout is left out: with it no fused kernel runs on a CPU.
+Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` decoded rows, ``M`` positions (keys), ``Q`` queries,
+``H`` heads. Head tensors are [rows, H, positions, D/H]. Attention dropout is left out: with it no fused kernel runs on
+a CPU.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of each user's decoded positions to the user's encoded history, without biases.
 
-    All rows of a user share the user's keys and values, which are never copied a row. Arguments as of
+    All rows of a user share the user's keys and values, which are never copied per row. Arguments as of
     :class:`SelfAttention`.
     """
 
@@ -104,7 +106,7 @@ class CrossAttention(nn.Module):
         return k.contiguous(), v.contiguous()
 
     def forward(self, x_UQD: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Output [U, Q, D] of Q queries a user; ``mask`` [U, 1, 1, T] is true at real positions."""
+        """Output [U, Q, D] of Q queries per user; ``mask`` [U, 1, 1, T] is true at real positions."""
         q = self.q(x_UQD).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         out = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=self.scale)
         return self.out(out.transpose(1, 2).flatten(2))

@@ -5,6 +5,9 @@
 There is no softmax, no 1/sqrt(d) and no feed-forward layer. N is constant (the longest sequence), so attention weighs
 how much of something a user did, not its share. The mask multiplies AFTER the SiLU: before it, -inf would make NaN.
 Norms have no weights. So it is in Meta's code of retrieval; that of ranking differs in what the layer's options name.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` rows, ``M`` positions (keys), ``Q`` queries, ``H`` heads of
+width ``d`` (``d_qk`` or ``d_v``). In the formulas N is the number of positions of the longest sequence.
 """
 
 from __future__ import annotations
@@ -44,12 +47,12 @@ class RelativeBias(nn.Module):
         self.time = nn.Parameter(torch.empty(NUM_TIME_BUCKETS)) if use_time else None
 
     def forward(self, query_pos: Tensor, key_pos: Tensor, buckets: Tensor | None) -> Tensor:
-        """Bias [..., Q, P].
+        """Bias [..., Q, M].
 
         Args:
             query_pos: int64 positions [..., Q] of the queries.
-            key_pos: int64 positions [..., P] of the keys.
-            buckets: time buckets [..., Q, P] from each key's event to the query's request.
+            key_pos: int64 positions [..., M] of the keys.
+            buckets: time buckets [..., Q, M] from each key's event to the query's request.
         """
         distance = query_pos[..., :, None] - key_pos[..., None, :] + self.num_positions - 1
         bias = _looked_up(self.position, distance)
@@ -139,7 +142,7 @@ class HSTULayer(nn.Module):
         v, q, k = (part.unflatten(-1, (self.num_heads, -1)) for part in vqk)
         return u, v, q, k
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask_RQP: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask_RQM: Tensor) -> Tensor:
         """Values weighed as ``attention`` says, SiLU(q k + bias) * mask · v / N; [R, Q, H, d_v] of R rows.
 
         Unless it is softmax's, this is a sum over keys without normalisation, so that parts of the keys can be attended
@@ -147,26 +150,26 @@ class HSTULayer(nn.Module):
 
         Args:
             q: queries [R, Q, H, d_qk].
-            k: keys [R, P, H, d_qk].
-            v: values [R, P, H, d_v].
-            bias: [R, Q, P], for all heads, or [R, H, Q, P], as decay needs it.
-            mask_RQP: bool, who sees whom; [1, Q, P] if it is the same for all rows. Under softmax all see someone.
+            k: keys [R, M, H, d_qk].
+            v: values [R, M, H, d_v].
+            bias: [R, Q, M], for all heads, or [R, H, Q, M], as decay needs it.
+            mask_RQM: bool, who sees whom; [1, Q, M] if it is the same for all rows. Under softmax all see someone.
         """
         if self.attention == "softmax":
-            score_RHQP = self._scores(q, k, bias).masked_fill(~mask_RQP[:, None], -torch.inf)
-            return torch.einsum("rhqp,rphd->rqhd", score_RHQP.softmax(-1), v)
+            score_RHQM = self._scores(q, k, bias).masked_fill(~mask_RQM[:, None], -torch.inf)
+            return torch.einsum("rhqm,rmhd->rqhd", score_RHQM.softmax(-1), v)
         if self.attention == "decay" and bias is not None:
-            weight_RHQP = F.silu(self._scores(q, k, None)) * bias.exp()
+            weight_RHQM = F.silu(self._scores(q, k, None)) * bias.exp()
         else:
-            weight_RHQP = F.silu(self._scores(q, k, bias))
-        return torch.einsum("rhqp,rphd->rqhd", weight_RHQP * mask_RQP[:, None], v / self.num_positions)
+            weight_RHQM = F.silu(self._scores(q, k, bias))
+        return torch.einsum("rhqm,rmhd->rqhd", weight_RHQM * mask_RQM[:, None], v / self.num_positions)
 
     def _scores(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-        """Products of queries and keys plus their bias, [R, H, Q, P]."""
-        score_RHQP = torch.einsum("rqhd,rphd->rhqp", q if self.scale == 1 else q * self.scale, k)
+        """Products of queries and keys plus their bias, [R, H, Q, M]."""
+        score_RHQM = torch.einsum("rqhd,rmhd->rhqm", q if self.scale == 1 else q * self.scale, k)
         if bias is None:
-            return score_RHQP
-        return score_RHQP + (bias[:, None] if bias.ndim == 3 else bias)
+            return score_RHQM
+        return score_RHQM + (bias[:, None] if bias.ndim == 3 else bias)
 
     def attend_itself(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
         """What each position attends to in itself, [..., H, d_v] of [..., H, d]; to be added to :meth:`attend`'s."""
@@ -180,27 +183,27 @@ class HSTULayer(nn.Module):
         own: tuple[Tensor, Tensor],
         bias: Tensor | None,
         own_bias: Tensor | float,
-        mask_RQP: Tensor,
+        mask_RQM: Tensor,
     ) -> Tensor:
         """What positions attend to in the keys and values of a memory and in their own, [R, Q, H, d_v].
 
         Args:
             q: queries [R, Q, H, d_qk].
-            memory: keys and values [R, P, H, d].
+            memory: keys and values [R, M, H, d].
             own: keys and values [R, Q, H, d], of which each query sees its own.
             bias: towards the memory; see :meth:`attend`.
             own_bias: of a position towards itself.
-            mask_RQP: bool, who sees whom in the memory.
+            mask_RQM: bool, who sees whom in the memory.
         """
         if self.attention != "softmax":
-            return self.attend(q, *memory, bias, mask_RQP) + self.attend_itself(q, *own, own_bias)
+            return self.attend(q, *memory, bias, mask_RQM) + self.attend_itself(q, *own, own_bias)
         # One softmax over both: the own score is a last column.
         (keys, values), (k, v) = memory, own
-        score_RHQP = self._scores(q, keys, bias).masked_fill(~mask_RQP[:, None], -torch.inf)
+        score_RHQM = self._scores(q, keys, bias).masked_fill(~mask_RQM[:, None], -torch.inf)
         own_RHQ1 = (((q * k).sum(-1) * self.scale) + own_bias).transpose(1, 2)[..., None]
-        weight_RHQP = torch.cat([score_RHQP, own_RHQ1], dim=-1).softmax(-1)
-        attended = torch.einsum("rhqp,rphd->rqhd", weight_RHQP[..., :-1], values)
-        return attended + weight_RHQP[..., -1:].transpose(1, 2) * v
+        weight_RHQM = torch.cat([score_RHQM, own_RHQ1], dim=-1).softmax(-1)
+        attended = torch.einsum("rhqm,rmhd->rqhd", weight_RHQM[..., :-1], values)
+        return attended + weight_RHQM[..., -1:].transpose(1, 2) * v
 
     def finish(self, x: Tensor, u: Tensor, attended: Tensor) -> Tensor:
         """Output [..., D] of raw inputs, gates and attended values [..., H, d_v]."""
@@ -210,10 +213,10 @@ class HSTULayer(nn.Module):
             gated = torch.cat([u, a if self.concat_ua else attended.flatten(-2), gated], dim=-1)
         return x + self.out(self.dropout(gated))
 
-    def forward(self, x_UPD: Tensor, buckets_UPP: Tensor | None, mask_UPP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Output [U, P, D] of whole sequences, with their keys and values [U, P, H, d]; the mask may be [1, P, P]."""
-        u, v, q, k = self.project(x_UPD)
+    def forward(self, x_UMD: Tensor, buckets_UMM: Tensor | None, mask_UMM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Output [U, M, D] of whole sequences, with their keys and values [U, M, H, d]; the mask may be [1, M, M]."""
+        u, v, q, k = self.project(x_UMD)
         assert self.bias is not None
-        place_1P = torch.arange(x_UPD.shape[1], device=x_UPD.device)[None]
-        attended = self.attend(q, k, v, self.bias(place_1P, place_1P, buckets_UPP), mask_UPP)
-        return self.finish(x_UPD, u, attended), k, v
+        place_1M = torch.arange(x_UMD.shape[1], device=x_UMD.device)[None]
+        attended = self.attend(q, k, v, self.bias(place_1M, place_1M, buckets_UMM), mask_UMM)
+        return self.finish(x_UMD, u, attended), k, v

@@ -1,6 +1,9 @@
 """Sparse mixture-of-experts feed-forward layer and its load statistics.
 
 Dropless: every token reaches its experts whatever the others chose, so a token's output does not depend on the batch.
+
+Axes that differ from the legend of :mod:`feedgym.data.events`: ``N`` tokens, ``E`` experts, ``k`` experts of a token,
+``F`` width inside an expert.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ def expert_load(router_logits: Sequence[Tensor], experts_per_token: int) -> Tens
     """Share of the (token, expert) pairs that each expert received, [layers, E]; 1/E is balance.
 
     Args:
-        router_logits: [N, E] a layer.
+        router_logits: [N, E] per layer.
         experts_per_token: k.
     """
     logits = torch.stack(list(router_logits)).detach()

@@ -3,11 +3,14 @@
     X' = GroupLN(X);   K, Q, V, U = MLP(X');   V' = SiLU(Q K^T) / (tokens of the sample) * mask · V;
     X <- MLP(GroupLN(V' * U)) + X
 
-The candidates of a sample see its context and themselves, so their queries never meet one another's keys: a sample of P
-context tokens and K candidates costs P (P + K) products a layer and not (P + K)^2.
+The candidates of a sample see its context and themselves, so their queries never meet one another's keys: a sample of M
+context tokens and K candidates costs M (M + K) products per layer and not (M + K)^2.
 
 The second norm undoes the division up to its eps, which is therefore tiny: scores do not depend on how many candidates
 share a sample. The MLPs are single matrices, K, Q, V and U pass a SiLU as in HSTU, and there is no 1/sqrt(d).
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` context tokens (keys), ``Q`` queries, ``H`` heads of width
+``d``.
 """
 
 from __future__ import annotations
@@ -70,7 +73,7 @@ class MTGRLayer(nn.Module):
     Args:
         d_model: D.
         num_heads: H, heads of width D / H.
-        grouped: one norm a domain; otherwise one for all.
+        grouped: one norm per domain; otherwise one for all.
         dropout: before the output matrix.
     """
 
@@ -85,36 +88,36 @@ class MTGRLayer(nn.Module):
 
     def forward(
         self,
-        context_NPD: Tensor,
+        context_NMD: Tensor,
         candidates_NKD: Tensor,
-        domain_NP: Tensor,
-        mask_NPP: Tensor,
-        mask_NKP: Tensor,
+        domain_NM: Tensor,
+        mask_NMM: Tensor,
+        mask_NKM: Tensor,
         num_tokens_N: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Context [N, P, D] and candidates [N, K, D] after the layer.
+        """Context [N, M, D] and candidates [N, K, D] after the layer.
 
         Args:
-            context_NPD: tokens of user, sequence and real-time events.
+            context_NMD: tokens of user, sequence and real-time events.
             candidates_NKD: tokens of candidates.
-            domain_NP: int64 :class:`Domain` of the context's tokens.
-            mask_NPP: bool, query p sees key p'.
-            mask_NKP: bool, candidate k sees key p; itself it sees anyway, and no other candidate.
+            domain_NM: int64 :class:`Domain` of the context's tokens.
+            mask_NMM: bool, query m sees key m'.
+            mask_NKM: bool, candidate k sees key m; itself it sees anyway, and no other candidate.
             num_tokens_N: real tokens of the sample, candidates included.
         """
-        k_NPHd, q_NPHd, v_NPHd, u_NPD = self._project(context_NPD, domain_NP)
+        k_NMHd, q_NMHd, v_NMHd, u_NMD = self._project(context_NMD, domain_NM)
         own_k, q_NKHd, own_v, u_NKD = self._project(candidates_NKD, Domain.CANDIDATE)
-        share_N111 = 1 / num_tokens_N.to(context_NPD.dtype)[:, None, None, None]
-        seen_NPHd = _attend(q_NPHd, k_NPHd, v_NPHd, mask_NPP) * share_N111
+        share_N111 = 1 / num_tokens_N.to(context_NMD.dtype)[:, None, None, None]
+        seen_NMHd = _attend(q_NMHd, k_NMHd, v_NMHd, mask_NMM) * share_N111
         itself_NKHd = F.silu((q_NKHd * own_k).sum(-1, keepdim=True)) * own_v
-        seen_NKHd = (_attend(q_NKHd, k_NPHd, v_NPHd, mask_NKP) + itself_NKHd) * share_N111
+        seen_NKHd = (_attend(q_NKHd, k_NMHd, v_NMHd, mask_NKM) + itself_NKHd) * share_N111
         return (
-            context_NPD + self._finish(seen_NPHd, u_NPD, domain_NP),
+            context_NMD + self._finish(seen_NMHd, u_NMD, domain_NM),
             candidates_NKD + self._finish(seen_NKHd, u_NKD, Domain.CANDIDATE),
         )
 
     def _project(self, x: Tensor, domain: Tensor | Domain) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Keys, queries and values [N, P, H, d] and gates [N, P, D]."""
+        """Keys, queries and values [N, M, H, d] and gates [N, M, D]."""
         k, q, v, u = F.silu(self.kqvu(self.norm(x, domain))).chunk(4, dim=-1)
         k, q, v = (part.unflatten(-1, (self.num_heads, -1)) for part in (k, q, v))
         return k, q, v, u
@@ -123,7 +126,7 @@ class MTGRLayer(nn.Module):
         return self.out(self.dropout(self.gated_norm(seen.flatten(-2) * u, domain)))
 
 
-def _attend(q_NQHd: Tensor, k_NPHd: Tensor, v_NPHd: Tensor, mask_NQP: Tensor) -> Tensor:
+def _attend(q_NQHd: Tensor, k_NMHd: Tensor, v_NMHd: Tensor, mask_NQM: Tensor) -> Tensor:
     """SiLU(q k) · mask · v; the mask multiplies after the SiLU, where a zero is a zero gradient too."""
-    weight_NHQP = F.silu(torch.einsum("nqhd,nphd->nhqp", q_NQHd, k_NPHd)) * mask_NQP[:, None]
-    return torch.einsum("nhqp,nphd->nqhd", weight_NHQP, v_NPHd)
+    weight_NHQM = F.silu(torch.einsum("nqhd,nmhd->nhqm", q_NQHd, k_NMHd)) * mask_NQM[:, None]
+    return torch.einsum("nhqm,nmhd->nqhd", weight_NHQM, v_NMHd)

@@ -2,6 +2,8 @@
 
 Half of the buckets hold one distance each; the others grow with the logarithm of the distance, and the last one holds
 everything from ``max_distance`` on. Fully visible attention has buckets of its own for keys after the query.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``H`` heads, ``Q`` queries, ``M`` keys.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Pre-norm with RMS norms and without biases, as in T5 (arXiv:1910.10683). Rows: the decoder writes R rows for U
 histories, R a multiple of U; whole sequences have row r read history r mod U, so that a batch of preference pairs,
 [all chosen; all rejected], needs its histories only once. While decoding step by step, rows lie user by user.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` rows, ``M`` positions of a row, ``Q`` queries, ``H`` heads.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class DecodingState:
     """What decoding remembers: each user's memory, and the keys and values of the rows decoded so far.
 
     Attributes:
-        memory: cross-attention keys and values a layer, [U, H, T', head width].
+        memory: cross-attention keys and values per layer, [U, H, T', head width].
         mask: [U, 1, 1, T'].
         cache: [layers, 2, max positions, U·S, H * head width], allocated once.
         length: positions filled.

@@ -1,4 +1,8 @@
-"""Parts of slate networks: the encoder of histories, scores of items, and the wide part."""
+"""Parts of slate networks: the encoder of histories, scores of items, and the wide part.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``H`` weighted means of the history, ``X`` numbers of an input or
+features of items. ``S`` is the width of the state here.
+"""
 
 from __future__ import annotations
 
@@ -100,8 +104,8 @@ class HistoryEncoder(nn.Module):
         )
         self.item = nn.Linear(world.features_IF.shape[1], config.width)
         self.profile = nn.ModuleList(nn.Embedding(size, 8) for size in world.profile_sizes)
-        known = config.heads * config.width + EVENT_NUMBERS + 8 * len(world.profile_sizes) + 2
-        self.mix = nn.Sequential(nn.Linear(known, config.hidden), nn.SiLU(), nn.LayerNorm(config.hidden))
+        mixed_width = config.heads * config.width + EVENT_NUMBERS + 8 * len(world.profile_sizes) + 2
+        self.mix = nn.Sequential(nn.Linear(mixed_width, config.hidden), nn.SiLU(), nn.LayerNorm(config.hidden))
         self.width = config.hidden + config.heads * config.width
 
     def forward(self, histories: EventBatch) -> Tensor:
@@ -116,8 +120,8 @@ class HistoryEncoder(nn.Module):
         mean_UX = event_UTX.sum(1) / (1 + mask_UT.sum(1, keepdim=True))
         angle_U = histories.time_of_day_U * (2 * math.pi / 24)
         profile = [field(histories.profile_UF[:, f]) for f, field in enumerate(self.profile)]
-        known = [pooled_UX, mean_UX, *profile, angle_U.sin()[:, None], angle_U.cos()[:, None]]
-        return torch.cat([self.mix(torch.cat(known, dim=1)), pooled_UX], dim=1)
+        mixed = [pooled_UX, mean_UX, *profile, angle_U.sin()[:, None], angle_U.cos()[:, None]]
+        return torch.cat([self.mix(torch.cat(mixed, dim=1)), pooled_UX], dim=1)
 
 
 class ItemScores(nn.Module):

@@ -1,4 +1,8 @@
-"""What slate networks share, and a Plackett-Luce policy."""
+"""What slate networks share, and a Plackett-Luce policy.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` numbers of an input. ``S`` is the width of the state in
+``state_US``, else samples per user.
+"""
 
 from __future__ import annotations
 
@@ -90,8 +94,8 @@ class SlateNetwork(nn.Module):
 
         Args:
             histories: of U users.
-            length: items a session.
-            n: sessions a user.
+            length: items per session.
+            n: sessions per user.
             generator: what they are drawn with; None for the one session that the agent would serve.
         """
         distribution = PlackettLuce(self.logits(histories), length)
@@ -100,7 +104,7 @@ class SlateNetwork(nn.Module):
         return items_USK, torch.stack(logp_SU, dim=1)
 
     def logits(self, histories: EventBatch) -> Tensor:
-        """One score an item, [U, I]; those of greatest score are served."""
+        """One score per item, [U, I]; those of greatest score are served."""
         raise NotImplementedError
 
 

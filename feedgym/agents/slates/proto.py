@@ -1,4 +1,7 @@
-"""Actors and critics of continuous control: actions are points of content space, served as the items nearest."""
+"""Actors and critics of continuous control: actions are points of content space, served as the items nearest.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``J`` points of an action, ``X`` numbers of an input.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +56,7 @@ class ProtoPolicy(SlateNetwork):
         return torch.cat([self.encoder(histories), self.wide(histories).repeat(1, self.points)], dim=1)
 
     def proto(self, slates_NK: NDArray[np.integer]) -> FloatArray:
-        """Actions [N, A] which stand for given sessions: their items' points, or the one in the middle of them."""
+        """Actions [N, A] for given sessions: their items' points, or the one in the middle of them."""
         points_NKE = self.points_IE.numpy()[slates_NK]
         return points_NKE.reshape(len(slates_NK), -1) if self.points > 1 else points_NKE.mean(axis=1)
 
@@ -62,14 +65,14 @@ class ProtoPolicy(SlateNetwork):
 
         Of the history only the newest events count where few items exist: half of what a session leaves of them.
         """
-        proto_UPE = action_UA.reshape(len(action_UA), self.points, -1).detach().numpy()
-        proto_UKE = proto_UPE[:, np.minimum(np.arange(length), self.points - 1)]
+        proto_UJE = action_UA.reshape(len(action_UA), self.points, -1).detach().numpy()
+        proto_UKE = proto_UJE[:, np.minimum(np.arange(length), self.points - 1)]
         barred_UI = self._barred(histories, length)
         allowed = None if barred_UI is None else lambda users: ~barred_UI[users].numpy()
         return torch.from_numpy(nearest_items(self.points_IE.numpy(), proto_UKE, allowed))
 
     def served(self, action_UA: Tensor, histories: EventBatch) -> Tensor:
-        """The actions that stand for what is served, :meth:`proto` of :meth:`items`, [U, A].
+        """The actions of what is served, :meth:`proto` of :meth:`items`, [U, A].
 
         Between two items nothing changes that a user could answer to, so critics look at these. A step function has no
         gradient; its place takes that of the items' points weighted by the softmax of their nearness, straight through
@@ -79,12 +82,12 @@ class ProtoPolicy(SlateNetwork):
         hard_UA = torch.from_numpy(self.proto(slates_UK.numpy())).to(action_UA.dtype)
         if not (torch.is_grad_enabled() and action_UA.requires_grad):
             return hard_UA
-        proto_UPE = action_UA.reshape(len(action_UA), self.points, -1)
-        near_UPI = 2 * proto_UPE @ self.points_IE.T - (self.points_IE**2).sum(dim=1)
+        proto_UJE = action_UA.reshape(len(action_UA), self.points, -1)
+        near_UJI = 2 * proto_UJE @ self.points_IE.T - (self.points_IE**2).sum(dim=1)
         barred_UI = self._barred(histories, self.length)
         if barred_UI is not None:
-            near_UPI = near_UPI.masked_fill(barred_UI[:, None], NOWHERE)
-        soft_UA = (near_UPI.softmax(dim=-1) @ self.points_IE).flatten(1)
+            near_UJI = near_UJI.masked_fill(barred_UI[:, None], NOWHERE)
+        soft_UA = (near_UJI.softmax(dim=-1) @ self.points_IE).flatten(1)
         return hard_UA + soft_UA - soft_UA.detach()
 
     def _barred(self, histories: EventBatch, length: int) -> Tensor | None:

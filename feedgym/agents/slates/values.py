@@ -4,6 +4,9 @@ Deviations of :class:`SlateQ` from Ie et al. (arXiv:1905.12767): several items o
 choice model is fitted to the share of each item among those clicked, and the decomposed value is regressed on the
 value of the whole slate, because the reward of the single item is not observed. Values are relative to that of
 choosing nothing, which is not 0 in a feed that rewards the return; the top-K rule (their eq. 21) uses the difference.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` numbers of an input; in ``choose``, rows: a user's samples
+one after another. ``S`` is the width of the state in ``state_US`` and ``state_XS``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What slate networks are built for, and the observations that they read: whole, or flat as buffers keep them."""
+"""What slate networks are built for, and the observations that they read: whole, or flat as buffers keep them.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` numbers of a flat observation. ``F`` counts item features in
+``features_IF``, else profile fields.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 A request is a slate with the ranker's predictions for it. To these come numbers of the slate, of the visit so far and
 of the user's habits. They are the same to the bit whichever other users are asked about beside.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` the ranker's tasks, ``X`` features of a regression, ``Q``
+evenly spaced quantiles, ``k`` the positions up to k.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ TYPICAL_GAP = float(np.log(12 * 3600.0))
 
 
 class Prediction(Protocol):
-    """What a ranker foretells: ``prob_UKM`` [U, K, M] of the M tasks, ``watch_fraction_UK`` [U, K] or None."""
+    """What a ranker predicts: ``prob_UKM`` [U, K, M] of the M tasks, ``watch_fraction_UK`` [U, K] or None."""
 
     @property
     def prob_UKM(self) -> torch.Tensor: ...  # noqa: D102
@@ -47,7 +50,7 @@ class ResponseModel(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Items:
+class ItemColumns:
     """Columns of the catalogue as the features want them."""
 
     direction_IE: FloatArray
@@ -55,7 +58,7 @@ class Items:
     duration_s_I: FloatArray
 
     @classmethod
-    def of(cls, catalog: Catalog) -> Items:
+    def of(cls, catalog: Catalog) -> ItemColumns:
         """Of a catalogue; contents as unit vectors."""
         norm_I1 = np.linalg.norm(catalog.content_IE, axis=1, keepdims=True)
         direction_IE = catalog.content_IE / np.maximum(norm_I1, np.float32(1e-12))
@@ -81,7 +84,7 @@ class Request:
     hour_U: NDArray[np.float64]
 
     @classmethod
-    def of(cls, ranker: ResponseModel, items: Items, histories: EventBatch, slates_UK: IntArray) -> Request:
+    def of(cls, ranker: ResponseModel, items: ItemColumns, histories: EventBatch, slates_UK: IntArray) -> Request:
         """Ask the ranker, once for all positions."""
         prob_UKM, fraction_UK = _predicted(ranker, histories, slates_UK)
         logit_UKB = np.zeros((*slates_UK.shape, len(BEHAVIOURS)))
@@ -104,7 +107,7 @@ class Request:
 def _predicted(
     ranker: ResponseModel, histories: EventBatch, slates_UK: IntArray
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The ranker's probabilities [U, K, M] and watch fractions [U, K] (0 where it foretells none), in even blocks.
+    """The ranker's probabilities [U, K, M] and watch fractions [U, K] (0 where it predicts none), in even blocks.
 
     Every block holds a made-up user with a full history, so that a ranker which trims its input trims all alike.
     """
@@ -116,16 +119,18 @@ def _predicted(
         users = slice(low, low + BLOCK_USERS - 1)
         more = torch.zeros(BLOCK_USERS - len(items_UK[users]), dtype=torch.int64)
         block = EventBatch.cat([histories.rows(users), filler.rows(more)])
-        found = ranker.predict(block, torch.cat([items_UK[users], torch.zeros(len(more), items_UK.shape[1]).long()]))
+        predicted = ranker.predict(
+            block, torch.cat([items_UK[users], torch.zeros(len(more), items_UK.shape[1]).long()])
+        )
         kept = slice(len(items_UK[users]))
-        prob.append(found.prob_UKM[kept].double().cpu().numpy())
-        watch_UK = found.watch_fraction_UK
+        prob.append(predicted.prob_UKM[kept].double().cpu().numpy())
+        watch_UK = predicted.watch_fraction_UK
         fraction.append(np.zeros(items_UK[users].shape) if watch_UK is None else watch_UK[kept].double().cpu().numpy())
     return np.concatenate(prob), np.concatenate(fraction)
 
 
-def context(items: Items, histories: EventBatch, slates_UK: IntArray) -> NDArray[np.float64]:
-    """What stands around each item of a slate, [U, K, 5]; who reaches an item has examined all before it.
+def context(items: ItemColumns, histories: EventBatch, slates_UK: IntArray) -> NDArray[np.float64]:
+    """What surrounds each item of a slate, [U, K, 5]; who reaches an item has examined all before it.
 
     The place (log1p), how many earlier items have its topic, the cosine of its content with the sum of theirs, whether
     the history or the slate showed it before, and its log duration over 32 s.
@@ -153,7 +158,7 @@ def surplus(clicks: NDArray[np.float64], expected: NDArray[np.float64], k: int |
 
 
 def habits(histories: EventBatch) -> NDArray[np.float64]:
-    """The users' ways as their history shows them, [U, 3]: log items a visit, mean log gap, log1p of visits seen.
+    """The users' ways as their history shows them, [U, 3]: log items per visit, mean log gap, log1p of visits seen.
 
     A pause of more than half an hour ends a visit; both means lean to a typical user's by one visit.
     """
@@ -177,7 +182,7 @@ def leave_features(
     prob_UB: NDArray[np.float64],
     habits_U3: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """What decides whether the session ends behind position k, [U, X]; ``watch_s_Uk`` up to and with it."""
+    """What decides whether the session ends after position k, [U, X]; ``watch_s_Uk`` up to and with it."""
     spent_s_U = watch_s_Uk.sum(axis=1, dtype=np.float64)
     logit_U = np.log(prob_UB[:, CLICK]) - np.log1p(-prob_UB[:, CLICK])
     columns = [
@@ -232,12 +237,12 @@ def hour_bin(time_s_U: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.minimum(np.mod(time_s_U, 86_400.0) * (HOUR_BINS / 86_400.0), HOUR_BINS - 1).astype(np.int64)
 
 
-def quantile(values_UQ: NDArray[np.float64], uniform_U: NDArray[np.float64]) -> NDArray[np.float64]:
+def quantile(quantiles_UQ: NDArray[np.float64], uniform_U: NDArray[np.float64]) -> NDArray[np.float64]:
     """Draws from distributions by their evenly spaced quantiles, linear in between."""
-    place_U = uniform_U * (values_UQ.shape[1] - 1)
+    place_U = uniform_U * (quantiles_UQ.shape[1] - 1)
     low_U = place_U.astype(np.int64)
-    low = np.take_along_axis(values_UQ, low_U[:, None], axis=1)[:, 0]
-    high = np.take_along_axis(values_UQ, np.minimum(low_U + 1, values_UQ.shape[1] - 1)[:, None], axis=1)[:, 0]
+    low = np.take_along_axis(quantiles_UQ, low_U[:, None], axis=1)[:, 0]
+    high = np.take_along_axis(quantiles_UQ, np.minimum(low_U + 1, quantiles_UQ.shape[1] - 1)[:, None], axis=1)[:, 0]
     return low + (high - low) * (place_U - low_U)
 
 

@@ -5,10 +5,13 @@ on: on its own training users it is too sure. What does not (return, churn) is f
 
 What a log tells of leaving and churn has to be read with care:
 
-* A session ends behind its last examined item if served items follow. Where a log holds examined items only, a visit's
+* A session ends after its last examined item if served items follow. Where a log holds examined items only, a visit's
   last item ends it; else a session that was seen to its end tells nothing of what came then, and is left out there.
 * A user's last visit means churn only if enough time passed until the end of the log (the longest 1% of the gaps are
   longer), and not if the log itself stopped counting: users with as many visits as anyone are left out.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` features of a regression, ``H`` parts of the day, ``Q``
+evenly spaced quantiles, ``R`` examined items.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from feedgym.envs.learned.features import (
     CLICK,
     HOUR_BINS,
     LONG_VIEW,
-    Items,
+    ItemColumns,
     Request,
     ResponseModel,
     habits,
@@ -41,7 +44,7 @@ from feedgym.envs.learned.features import (
     surplus,
     visit_features,
 )
-from feedgym.envs.learned.simulator import LearnedSimulator, Numbers
+from feedgym.envs.learned.simulator import FittedNumbers, LearnedSimulator
 from feedgym.envs.learned.users import donors_of
 from feedgym.ranges import CountOrZero, Length, Ranged
 
@@ -64,7 +67,7 @@ class LearnedConfig(Ranged):
     session_length: Length = 10
     """K: longer visits of the log are read as several requests of so many items."""
     known_visits: CountOrZero = 3
-    """Visits of the log that users have behind them when the simulation takes them over."""
+    """Visits of the log that users have paid when the simulation takes them over."""
 
 
 def fit_simulator(
@@ -90,11 +93,11 @@ def fit_simulator(
     """
     if not log.has_time:
         raise ValueError("The log tells the order of events only, so nobody can leave or return; give one with times.")
-    rows = Rows.of(log, catalog, config.session_length, ranker.config.history_length)
+    rows = SessionsWithHistory.of(log, catalog, config.session_length, ranker.config.history_length)
     unseen_N = unseen_U[rows.sessions.user_idx_N]
     if not unseen_N.any():
         raise ValueError(f"None of {int(unseen_U.sum())} users for calibration has a visit; give more of them.")
-    calibration = Answered.of(ranker, catalog, rows.take(unseen_N))
+    calibration = PredictedSessions.of(ranker, catalog, rows.take(unseen_N))
     response_BX, probability_NKB = _fit_response(calibration)
     edges_s, fraction_edges, watch_22DFQ = _fit_watch(calibration)
     clicked_B = _clicked(calibration)
@@ -103,7 +106,7 @@ def fit_simulator(
         catalog,
         log.profile_names,
         log.profile_sizes,
-        Numbers(
+        FittedNumbers(
             response_BX=response_BX,
             clicked_B=clicked_B,
             duration_edges_s=edges_s,
@@ -122,7 +125,7 @@ def fit_simulator(
 
 
 @dataclass(frozen=True, eq=False)
-class Rows:
+class SessionsWithHistory:
     """N sessions of a log with their histories.
 
     Attributes:
@@ -138,18 +141,18 @@ class Rows:
     only_examined: bool
 
     @classmethod
-    def of(cls, log: EventLog, catalog: Catalog, session_length: int, history_length: int) -> Rows:
+    def of(cls, log: EventLog, catalog: Catalog, session_length: int, history_length: int) -> SessionsWithHistory:
         """All sessions of a log in which something was examined."""
         sessions = logged_sessions(log, session_length)
         opens_N = log.event[sessions.row_N] == Event.LOGIN
         closes_N = np.append(opens_N[1:], True)
         kept = np.flatnonzero(sessions.examined_NK[:, 0])
         sessions = sessions.rows(kept)
-        known = histories(log, catalog, sessions.user_idx_N, sessions.row_N, sessions.start_s_N, history_length)
+        before = histories(log, catalog, sessions.user_idx_N, sessions.row_N, sessions.start_s_N, history_length)
         shown = log.event == Event.IMPRESSION
-        return cls(sessions, known, closes_N[kept], bool(log.examined[shown].all()))
+        return cls(sessions, before, closes_N[kept], bool(log.examined[shown].all()))
 
-    def take(self, idx: NDArray) -> Rows:
+    def take(self, idx: NDArray) -> SessionsWithHistory:
         """Some of the sessions."""
         rows = np.arange(len(self.sessions))[idx]
         return replace(
@@ -161,17 +164,17 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class Answered:
+class PredictedSessions:
     """Sessions with the ranker's opinion of their items, all [N, K] or [N, K, ...]."""
 
-    rows: Rows
+    rows: SessionsWithHistory
     request: Request
     habits_N3: NDArray[np.float64]
 
     @classmethod
-    def of(cls, ranker: ResponseModel, catalog: Catalog, rows: Rows) -> Answered:
+    def of(cls, ranker: ResponseModel, catalog: Catalog, rows: SessionsWithHistory) -> PredictedSessions:
         """Asks the ranker, block by block."""
-        items = Items.of(catalog)
+        items = ItemColumns.of(catalog)
         slates_NK = np.maximum(rows.sessions.item_ids_NK, 0)
         parts = [
             Request.of(ranker, items, rows.histories.rows(slice(low, low + BLOCK)), slates_NK[low : low + BLOCK])
@@ -202,52 +205,58 @@ class Answered:
 # ---------------------------------------------------------------- response
 
 
-def _fit_response(found: Answered) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _fit_response(predicted: PredictedSessions) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weights of every behaviour, and the calibrated probabilities [N, K, B].
 
     Clicks come first without the surplus, which needs their probabilities, and then once more with it.
     """
-    shape = (*found.examined_NK.shape, len(BEHAVIOURS))
-    first_X = _fit_behaviour(found, CLICK, np.zeros(shape[:2]))
-    surplus_NK = found.surplus(_probability(found, CLICK, first_X, np.zeros(shape[:2])))
-    weights = [_fit_behaviour(found, b, surplus_NK) for b in range(len(BEHAVIOURS))]
-    probability = [_probability(found, b, weight_X, surplus_NK) for b, weight_X in enumerate(weights)]
+    shape = (*predicted.examined_NK.shape, len(BEHAVIOURS))
+    first_X = _fit_behaviour(predicted, CLICK, np.zeros(shape[:2]))
+    surplus_NK = predicted.surplus(_probability(predicted, CLICK, first_X, np.zeros(shape[:2])))
+    weights = [_fit_behaviour(predicted, b, surplus_NK) for b in range(len(BEHAVIOURS))]
+    probability = [_probability(predicted, b, weight_X, surplus_NK) for b, weight_X in enumerate(weights)]
     return np.stack(weights), np.stack(probability, axis=2)
 
 
-def _behaviour_features(found: Answered, b: int, surplus_NK: NDArray[np.float64]) -> NDArray[np.float64]:
-    request = found.request
+def _behaviour_features(predicted: PredictedSessions, b: int, surplus_NK: NDArray[np.float64]) -> NDArray[np.float64]:
+    request = predicted.request
     return np.concatenate([request.logit_UKB[:, :, b, None], request.context_UKX, surplus_NK[:, :, None]], axis=2)
 
 
-def _fit_behaviour(found: Answered, b: int, surplus_NK: NDArray[np.float64]) -> NDArray[np.float64]:
-    seen_NK = found.examined_NK
-    return _fit_logistic(_behaviour_features(found, b, surplus_NK)[seen_NK], found.label(b)[seen_NK])
+def _fit_behaviour(predicted: PredictedSessions, b: int, surplus_NK: NDArray[np.float64]) -> NDArray[np.float64]:
+    seen_NK = predicted.examined_NK
+    return _fit_logistic(_behaviour_features(predicted, b, surplus_NK)[seen_NK], predicted.label(b)[seen_NK])
 
 
-def _probability(found: Answered, b: int, weight_X: NDArray[np.float64], surplus_NK: NDArray[np.float64]) -> NDArray:
-    logit_NK = linear(_behaviour_features(found, b, surplus_NK), weight_X)
+def _probability(
+    predicted: PredictedSessions, b: int, weight_X: NDArray[np.float64], surplus_NK: NDArray[np.float64]
+) -> NDArray:
+    logit_NK = linear(_behaviour_features(predicted, b, surplus_NK), weight_X)
     return np.clip(sigmoid(logit_NK), 1e-6, 1 - 1e-6)
 
 
-def _clicked(found: Answered) -> NDArray[np.float64]:
+def _clicked(predicted: PredictedSessions) -> NDArray[np.float64]:
     """Share of each behaviour's occurrences that come with a click, leaning to the click rate by one occurrence."""
-    did_XB = found.rows.sessions.behaviours_NKB[found.examined_NK].astype(np.float64)
-    rate = did_XB[:, CLICK].mean()
-    share_B = ((did_XB * did_XB[:, [CLICK]]).sum(axis=0) + rate) / (did_XB.sum(axis=0) + 1)
-    never_without_B = (did_XB * (1 - did_XB[:, [CLICK]])).sum(axis=0) == 0
-    share_B[never_without_B & (did_XB.sum(axis=0) >= FEW)] = 1  # a rule, not chance
+    # Behaviours such as likes come nearly always with a click. Drawn apart from it they would happen without one, so
+    # their association is measured here; the one occurrence of leaning keeps rare behaviours off 0 and 1.
+    did_RB = predicted.rows.sessions.behaviours_NKB[predicted.examined_NK].astype(np.float64)
+    rate = did_RB[:, CLICK].mean()
+    share_B = ((did_RB * did_RB[:, [CLICK]]).sum(axis=0) + rate) / (did_RB.sum(axis=0) + 1)
+    never_without_B = (did_RB * (1 - did_RB[:, [CLICK]])).sum(axis=0) == 0
+    share_B[never_without_B & (did_RB.sum(axis=0) >= FEW)] = 1  # a rule, not chance
     share_B[CLICK] = 1
     return share_B
 
 
-def _fit_watch(found: Answered) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _fit_watch(predicted: PredictedSessions) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Quantiles of the watch ratio by click, long view, duration and predicted fraction, and the bins' inner edges."""
-    seen_NK = found.examined_NK
+    seen_NK = predicted.examined_NK
     duration_s, fraction, ratio = (
-        x[seen_NK] for x in (found.request.duration_s_UK, found.request.fraction_UK, found.ratio())
+        x[seen_NK] for x in (predicted.request.duration_s_UK, predicted.request.fraction_UK, predicted.ratio())
     )
-    click, long = (found.label(b)[seen_NK].astype(int) for b in (CLICK, LONG_VIEW))
+    click, long = (predicted.label(b)[seen_NK].astype(int) for b in (CLICK, LONG_VIEW))
+    # Watch ratios have no shape that a common distribution fits, so their quantiles are kept, by what they depend on.
+    # Bins hold equally many exposures, so that as few cells as possible are too small for quantiles of their own.
     edges_s = np.quantile(duration_s, np.arange(1, DURATION_BINS) / DURATION_BINS)
     of_duration = np.searchsorted(edges_s, duration_s, side="right")
     parts = np.arange(1, FRACTION_BINS) / FRACTION_BINS
@@ -267,44 +276,46 @@ def _fit_watch(found: Answered) -> tuple[NDArray[np.float64], NDArray[np.float64
     return edges_s, fraction_edges, table
 
 
-def _long_view_rule(found: Answered) -> float:
+def _long_view_rule(predicted: PredictedSessions) -> float:
     """Seconds of KuaiRand's rule if the log keeps to it, else 0."""
-    seen_NK = found.examined_NK
-    least_s = np.minimum(LONG_VIEW_S, found.request.duration_s_UK)
-    agrees = (found.rows.sessions.watch_s_NK >= least_s * (1 - 1e-6)) == found.label(LONG_VIEW)
+    seen_NK = predicted.examined_NK
+    least_s = np.minimum(LONG_VIEW_S, predicted.request.duration_s_UK)
+    agrees = (predicted.rows.sessions.watch_s_NK >= least_s * (1 - 1e-6)) == predicted.label(LONG_VIEW)
     return LONG_VIEW_S if agrees[seen_NK].mean() >= RULE_HOLDS else 0.0
 
 
 # ---------------------------------------------------------------- leaving, returning, churn
 
 
-def _leave_rows(found: Answered, probability_NKB: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
-    """Features and labels of all items behind which the log tells whether the user went on."""
-    sessions, seen_NK = found.rows.sessions, found.examined_NK
-    surplus_NK = found.surplus(probability_NKB[:, :, CLICK])
+def _leave_rows(predicted: PredictedSessions, probability_NKB: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
+    """Features and labels of all items after which the log tells whether the user went on."""
+    sessions, seen_NK = predicted.rows.sessions, predicted.examined_NK
+    surplus_NK = predicted.surplus(probability_NKB[:, :, CLICK])
     count_N, served_N = seen_NK.sum(axis=1), (sessions.item_ids_NK >= 0).sum(axis=1)
+    # Position by position, because the features are of the visit up to and with it, as they are when the simulator
+    # asks. Only items after which the log tells: who saw a session to its end may have left or been served no more.
     features, labels = [], []
     for k in range(seen_NK.shape[1]):
         is_last_N = count_N == k + 1
-        ends_N = is_last_N & ((served_N > count_N) | (found.rows.only_examined & found.rows.closes_N))
-        goes_on_N = (count_N > k + 1) | (is_last_N & found.rows.only_examined & ~found.rows.closes_N)
+        ends_N = is_last_N & ((served_N > count_N) | (predicted.rows.only_examined & predicted.rows.closes_N))
+        goes_on_N = (count_N > k + 1) | (is_last_N & predicted.rows.only_examined & ~predicted.rows.closes_N)
         told = np.flatnonzero(ends_N | goes_on_N)
         features.append(
             leave_features(
-                found.request.rows(told),
+                predicted.request.rows(told),
                 k,
                 sessions.behaviours_NKB[told, k],
                 sessions.watch_s_NK[told, : k + 1],
                 surplus_NK[told, k],
                 probability_NKB[told, k],
-                found.habits_N3[told],
+                predicted.habits_N3[told],
             )
         )
         labels.append(ends_N[told].astype(np.float64))
     return np.concatenate(features), np.concatenate(labels)
 
 
-def _visit_rows(log: EventLog, rows: Rows) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+def _visit_rows(log: EventLog, rows: SessionsWithHistory) -> tuple[NDArray, NDArray, NDArray, NDArray]:
     """Of sessions that end a visit: features, logouts, return gaps and churn.
 
     The gap is NaN where nobody came back, and churn (0 or 1) is NaN where the log cannot tell.
@@ -315,6 +326,8 @@ def _visit_rows(log: EventLog, rows: Rows) -> tuple[NDArray, NDArray, NDArray, N
     features_NX = visit_features(
         sessions.behaviours_NKB, sessions.watch_s_NK, sessions.examined_NK, logout_s_N, habits(ending.histories)
     )
+    # A last visit is churn only if a return would have been seen: the log must go on for longer than almost all gaps
+    # last, and must not have been cut at a number of visits. Else the end of the log would look like churn.
     gap_s_N = sessions.return_gap_s_N
     churned_N = np.isnan(gap_s_N)
     visits_U = np.bincount(sessions.user_idx_N, minlength=log.num_users)
@@ -324,11 +337,13 @@ def _visit_rows(log: EventLog, rows: Rows) -> tuple[NDArray, NDArray, NDArray, N
     return features_NX, logout_s_N, gap_s_N, np.where(watched_N & ~stopped_N, churned_N, np.nan)
 
 
-def _fit_return(log: EventLog, rows: Rows) -> dict[str, NDArray[np.float64]]:
+def _fit_return(log: EventLog, rows: SessionsWithHistory) -> dict[str, NDArray[np.float64]]:
     features_NX, logout_s_N, gap_s_N, churned_N = _visit_rows(log, rows)
     back_N, told_N = ~np.isnan(gap_s_N), ~np.isnan(churned_N)
     if back_N.sum() <= features_NX.shape[1]:
         raise ValueError(f"Only {int(back_N.sum())} visits of the log are followed by another; give a longer log.")
+    # Gaps range from seconds to weeks, so the model is linear in their logs. What it leaves is not normal and depends
+    # on the hour of the logout, with a night in between or not: hence quantiles by part of the day.
     log_gap_N = np.log(np.maximum(gap_s_N[back_N], 1.0))
     model = LinearRegression().fit(features_NX[back_N], log_gap_N)
     residual_N, bin_N = log_gap_N - model.predict(features_NX[back_N]), hour_bin(logout_s_N[back_N])
@@ -362,7 +377,7 @@ def _fit_logistic(features_NX: NDArray, label_N: NDArray) -> NDArray[np.float64]
 
 
 def fit_figures(simulator: LearnedSimulator, log: EventLog, session_length: int = 10) -> dict[str, dict[str, float]]:
-    """How well each part foretells what the users of a log did, given what really came before.
+    """How well each part predicts what the users of a log did, given what really came before.
 
     Args:
         simulator: fitted without these users.
@@ -371,31 +386,31 @@ def fit_figures(simulator: LearnedSimulator, log: EventLog, session_length: int 
 
     Returns:
         For each behaviour, "click on rare items", "leave" and "churn": ``auc``, ``log_loss``, ``base_log_loss`` (of the
-        mean), ``calibration`` (foretold over observed rate) and ``events``. For "watch": the rank correlation of
-        foretold and true fraction. For "gap": that of log seconds, and ``r2``. Rare items are the least examined ones
+        mean), ``calibration`` (predicted over observed rate) and ``events``. For "watch": the rank correlation of
+        predicted and true fraction. For "gap": that of log seconds, and ``r2``. Rare items are the least examined ones
         of the log which make up a tenth of these users' exposures: they tell how far to trust answers off the beaten
         track. Behaviours that never or always happened are left out, and so is churn if no visit tells of it.
     """
     length = simulator.donors.items_UT.shape[1]
-    rows = Rows.of(log, simulator.catalog, session_length, length)
-    found, numbers = Answered.of(simulator.ranker, simulator.catalog, rows), simulator.numbers
-    seen_NK = found.examined_NK
+    rows = SessionsWithHistory.of(log, simulator.catalog, session_length, length)
+    predicted, numbers = PredictedSessions.of(simulator.ranker, simulator.catalog, rows), simulator.numbers
+    seen_NK = predicted.examined_NK
     zero_NK = np.zeros(seen_NK.shape)
-    surplus_NK = found.surplus(_probability(found, CLICK, numbers.response_BX[CLICK], zero_NK))
-    probability = [_probability(found, b, numbers.response_BX[b], surplus_NK) for b in range(len(BEHAVIOURS))]
-    figures = {name: _binary(found.label(b)[seen_NK], probability[b][seen_NK]) for b, name in enumerate(BEHAVIOURS)}
+    surplus_NK = predicted.surplus(_probability(predicted, CLICK, numbers.response_BX[CLICK], zero_NK))
+    probability = [_probability(predicted, b, numbers.response_BX[b], surplus_NK) for b in range(len(BEHAVIOURS))]
+    figures = {name: _binary(predicted.label(b)[seen_NK], probability[b][seen_NK]) for b, name in enumerate(BEHAVIOURS)}
     exposures = simulator.exposures_I[rows.sessions.item_ids_NK[seen_NK]]
     rare = exposures <= np.quantile(exposures, RARE_SHARE)
-    figures["click on rare items"] = _binary(found.label(CLICK)[seen_NK][rare], probability[CLICK][seen_NK][rare])
-    features, labels = _leave_rows(found, np.stack(probability, axis=2))
+    figures["click on rare items"] = _binary(predicted.label(CLICK)[seen_NK][rare], probability[CLICK][seen_NK][rare])
+    features, labels = _leave_rows(predicted, np.stack(probability, axis=2))
     figures["leave"] = _binary(labels, sigmoid(linear(features, numbers.leave_X)))
     features, _, gap_s, churned = _visit_rows(log, rows)
     told, back = ~np.isnan(churned), ~np.isnan(gap_s)
     figures["churn"] = _binary(churned[told], sigmoid(linear(features[told], numbers.churn_X)))
-    log_gap, foretold = np.log(np.maximum(gap_s[back], 1)), linear(features[back], numbers.gap_X)
-    error = ((log_gap - foretold) ** 2).mean() / log_gap.var() if len(log_gap) > 1 else np.nan
-    figures["gap"] = {"rank_correlation": _rank_correlation(log_gap, foretold), "r2": float(1 - error)}
-    ratio = _rank_correlation(found.ratio()[seen_NK], found.request.fraction_UK[seen_NK])
+    log_gap, predicted_log_gap = np.log(np.maximum(gap_s[back], 1)), linear(features[back], numbers.gap_X)
+    error = ((log_gap - predicted_log_gap) ** 2).mean() / log_gap.var() if len(log_gap) > 1 else np.nan
+    figures["gap"] = {"rank_correlation": _rank_correlation(log_gap, predicted_log_gap), "r2": float(1 - error)}
+    ratio = _rank_correlation(predicted.ratio()[seen_NK], predicted.request.fraction_UK[seen_NK])
     figures["watch"] = {"rank_correlation": ratio}
     return {name: value for name, value in figures.items() if value}
 

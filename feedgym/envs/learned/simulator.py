@@ -2,11 +2,11 @@
 
 A visit is answered from four fitted parts, whose numbers :mod:`feedgym.envs.learned.fit` learns:
 
-* response: the ranker foretells every behaviour and the watch fraction of the slate's items from the history before the
-  visit; a logistic regression on its logits, on what stands earlier in the slate and on the visit so far calibrates
+* response: the ranker predicts every behaviour and the watch fraction of the slate's items from the history before the
+  visit; a logistic regression on its logits, on what is earlier in the slate and on the visit so far calibrates
   them. Click comes first, then the other behaviours given the click (in the log's own association with it, so that the
   marginal probabilities stay the ranker's), then the seconds watched, from the log's quantiles among like exposures;
-* leaving: whether the session ends behind an item, by logistic regression on the visit so far;
+* leaving: whether the session ends after an item, by logistic regression on the visit so far;
 * returning: a linear model of the log seconds to the next visit, with the log's residuals by hour of the day;
 * churn: by logistic regression.
 
@@ -22,6 +22,9 @@ examined in it; answers to rarely shown items are the ranker's extrapolation.
 
 Deviations: KuaiSim (arXiv:2309.12645) leaves by a temper budget and returns by a day model of their own; here both are
 fitted to the log. Users' differences beyond their history and profile are not modelled.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``G`` donors, the log's users; ``X`` features of a regression,
+``H`` parts of the day, ``Q`` evenly spaced quantiles.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ from feedgym.envs.history import History, event_batch
 from feedgym.envs.learned.features import (
     CLICK,
     LONG_VIEW,
-    Items,
+    ItemColumns,
     Request,
     ResponseModel,
     habits,
@@ -76,7 +79,7 @@ FILE, NUMBERS, RANKER = "simulator.json", "simulator.safetensors", "ranker"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Numbers:
+class FittedNumbers:
     """The fitted numbers. X are the features of each model, in the order of the functions below.
 
     Attributes:
@@ -143,16 +146,16 @@ class LearnedState:
 
 def _groups(donors: LearnedState) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the donors for logs and training, and of those for judges; disjoint, and the same for the same log."""
-    luck_P = luck.draw(luck.derive(donors.seed_U, JUDGE), luck.VISIT, 0)
-    judges = np.sort(np.argsort(luck_P, kind="stable")[: round(JUDGES * len(luck_P))])
-    return np.setdiff1d(np.arange(len(luck_P)), judges), judges
+    luck_G = luck.draw(luck.derive(donors.seed_U, JUDGE), luck.VISIT, 0)
+    judges = np.sort(np.argsort(luck_G, kind="stable")[: round(JUDGES * len(luck_G))])
+    return np.setdiff1d(np.arange(len(luck_G)), judges), judges
 
 
 class LearnedSimulator:
     """Users fitted to a log; see the module's docstring.
 
     Args:
-        ranker: foretells behaviours and watch fractions.
+        ranker: predicts behaviours and watch fractions.
         catalog: the log's items.
         profile_names: of the log's profile fields.
         profile_sizes: their cardinalities.
@@ -162,7 +165,7 @@ class LearnedSimulator:
 
     Attributes:
         popularity_I: float32 weights of the items in a feed by popularity.
-        drawn_P: int64 rows of the donors that fresh users are drawn from: seven tenths of the log's users for logs and
+        drawn_G: int64 rows of the donors that fresh users are drawn from: seven tenths of the log's users for logs and
             training, or, of :meth:`judging`, the others.
     """
 
@@ -172,23 +175,23 @@ class LearnedSimulator:
         catalog: Catalog,
         profile_names: tuple[str, ...],
         profile_sizes: tuple[int, ...],
-        numbers: Numbers,
+        numbers: FittedNumbers,
         donors: LearnedState,
         exposures_I: NDArray[np.int64],
     ) -> None:
         self.ranker, self.catalog, self.numbers, self.donors = ranker, catalog, numbers, donors
         self.profile_names, self.profile_sizes = tuple(profile_names), tuple(profile_sizes)
         self.exposures_I = exposures_I
-        self.drawn_P, self._judges_P = _groups(donors)
+        self.drawn_G, self._judges_G = _groups(donors)
         self.popularity_I = (exposures_I + 1).astype(np.float32)
-        self.items = Items.of(catalog)
+        self.items = ItemColumns.of(catalog)
 
     def reset(self, seeds_U: NDArray[np.uint64]) -> LearnedState:
         """Users of the log, drawn with replacement by their seeds, after their first visits."""
         seeds_U = np.array(seeds_U, np.uint64)
         uniform_U = luck.draw(luck.derive(seeds_U, DONOR), luck.VISIT, 0).astype(np.float64)
-        at_U = np.minimum((uniform_U * len(self.drawn_P)).astype(np.int64), len(self.drawn_P) - 1)
-        return replace(take_users(self.donors, self.drawn_P[at_U]), seed_U=seeds_U)
+        at_U = np.minimum((uniform_U * len(self.drawn_G)).astype(np.int64), len(self.drawn_G) - 1)
+        return replace(take_users(self.donors, self.drawn_G[at_U]), seed_U=seeds_U)
 
     def judging(self) -> Self:
         """The same simulator, whose fresh users are drawn from the donors that it never draws from otherwise.
@@ -196,10 +199,10 @@ class LearnedSimulator:
         Raises:
             ValueError: the log has too few users for two groups.
         """
-        if not len(self._judges_P):
+        if not len(self._judges_G):
             raise ValueError(f"{len(self.donors.seed_U)} user(s) of the log are no two groups; fit it to a longer one.")
         other = copy.copy(self)
-        other.drawn_P = self._judges_P
+        other.drawn_G = self._judges_G
         return other
 
     def known_history(self, state: LearnedState, length: int) -> History:
@@ -353,7 +356,7 @@ class LearnedSimulator:
                 read_catalog(folder / "catalog.parquet"),
                 tuple(facts["profile_names"]),
                 tuple(facts["profile_sizes"]),
-                Numbers(**{f.name: tensors[f"numbers.{f.name}"] for f in fields(Numbers)}),
+                FittedNumbers(**{f.name: tensors[f"numbers.{f.name}"] for f in fields(FittedNumbers)}),
                 LearnedState(**{f.name: tensors[f"donors.{f.name}"] for f in fields(LearnedState)}),
                 tensors["exposures_I"],
             )

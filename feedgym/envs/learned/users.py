@@ -1,4 +1,8 @@
-"""The users of a log in :class:`feedgym.envs.learned.LearnedSimulator`: taken over from it, or visiting once more."""
+"""The users of a log in :class:`feedgym.envs.learned.LearnedSimulator`: taken over from it, or visiting once more.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``G`` users of the log who have a visit, ``R`` exposures of all
+users in one row.
+"""
 
 from __future__ import annotations
 
@@ -24,29 +28,29 @@ OTHER_ITEMS = 0x6F74686572
 def donors_of(log: EventLog, catalog: Catalog, history_length: int, known_visits: int) -> LearnedState:
     """The users of a log at their visit number ``known_visits``, or at their last one if they have fewer."""
     served, first_U1 = served_visits(log)
-    user_P = np.flatnonzero(np.diff(first_U1) > 0)
-    row_P = np.minimum(first_U1[user_P] + known_visits, first_U1[user_P + 1] - 1)
-    return states_before(log, catalog, served.rows(row_P), history_length)
+    user_G = np.flatnonzero(np.diff(first_U1) > 0)
+    row_G = np.minimum(first_U1[user_G] + known_visits, first_U1[user_G + 1] - 1)
+    return states_before(log, catalog, served.rows(row_G), history_length)
 
 
 def states_before(log: EventLog, catalog: Catalog, sessions: LoggedSessions, history_length: int) -> LearnedState:
     """The users of logged sessions just before them, with seeds of their own by the row of the user in the log."""
-    user_P = sessions.user_idx_N
-    known = histories(log, catalog, user_P, sessions.row_N, sessions.start_s_N, history_length)
-    mask_PT = known.mask_UT.numpy()
-    gap_s_PT = np.where(mask_PT, known.gap_s_UT.double().numpy(), 0)
+    user_N = sessions.user_idx_N
+    logged = histories(log, catalog, user_N, sessions.row_N, sessions.start_s_N, history_length)
+    mask_NT = logged.mask_UT.numpy()
+    gap_s_NT = np.where(mask_NT, logged.gap_s_UT.double().numpy(), 0)
     # A time is the request's less all gaps from then on.
-    time_s_PT = np.where(mask_PT, sessions.start_s_N[:, None] - np.cumsum(gap_s_PT[:, ::-1], axis=1)[:, ::-1], 0)
+    time_s_NT = np.where(mask_NT, sessions.start_s_N[:, None] - np.cumsum(gap_s_NT[:, ::-1], axis=1)[:, ::-1], 0)
     return LearnedState(
-        seed_U=user_P.astype(np.uint64),
-        visit_U=np.zeros(len(user_P), np.int64),
+        seed_U=user_N.astype(np.uint64),
+        visit_U=np.zeros(len(user_N), np.int64),
         time_s_U=sessions.start_s_N.astype(np.float64),
-        profile_UF=log.profile_UF[user_P].astype(np.int64),
-        items_UT=known.item_ids_UT.numpy(),
-        behaviours_UTB=known.behaviours_UTB.numpy().astype(np.int8),
-        watch_fraction_UT=known.watch_fraction_UT.numpy(),
-        time_s_UT=time_s_PT,
-        length_U=mask_PT.sum(axis=1),
+        profile_UF=log.profile_UF[user_N].astype(np.int64),
+        items_UT=logged.item_ids_UT.numpy(),
+        behaviours_UTB=logged.behaviours_UTB.numpy().astype(np.int8),
+        watch_fraction_UT=logged.watch_fraction_UT.numpy(),
+        time_s_UT=time_s_NT,
+        length_U=mask_NT.sum(axis=1),
     )
 
 
@@ -55,8 +59,8 @@ def replay_users(simulator: LearnedSimulator, log: EventLog, *, session_length: 
 
     They behave, leave and return as the simulator has it; they never see what they really did. Where all sessions of
     the log have one length, the visits' own slates are served. Else (a log of examined items only, or a ragged one) a
-    user's exposures are a stream, from which each visit takes the next K items and goes on behind the last one that was
-    seen; behind its end come items drawn by the log's exposures.
+    user's exposures are a stream, from which each visit takes the next K items and goes on after the last one that was
+    seen; after its end come items drawn by the log's exposures.
 
     Args:
         simulator: fitted without these users.
@@ -109,13 +113,13 @@ def replay_users(simulator: LearnedSimulator, log: EventLog, *, session_length: 
 
 
 class _Streams:
-    """What each user was served, as one stream, and other items behind its end."""
+    """What each user was served, as one stream, and other items after its end."""
 
     def __init__(
         self, simulator: LearnedSimulator, served: LoggedSessions, first_U1: NDArray[np.int64], session_length: int
     ) -> None:
         is_item_NK = served.item_ids_NK >= 0
-        self.item_X = served.item_ids_NK[is_item_NK].astype(np.int64)
+        self.item_R = served.item_ids_NK[is_item_NK].astype(np.int64)
         self.offset_U1 = np.append(0, np.cumsum(is_item_NK.sum(axis=1)))[first_U1]
         self.share_I = np.cumsum(simulator.exposures_I) / simulator.exposures_I.sum()
         self.session_length = session_length
@@ -129,4 +133,4 @@ class _Streams:
         key_U = luck.derive(luck.derive(seed_U, OTHER_ITEMS), taken_U)
         uniform_UK = luck.draw(key_U[:, None], np.arange(self.session_length), 0)
         other_UK = np.minimum(np.searchsorted(self.share_I, uniform_UK), len(self.share_I) - 1)
-        return np.where(inside_UK, self.item_X[np.minimum(place_UK, len(self.item_X) - 1)], other_UK)
+        return np.where(inside_UK, self.item_R[np.minimum(place_UK, len(self.item_R) - 1)], other_UK)

@@ -11,7 +11,7 @@ weights make a feed's reward RecSim's own.
 
 Deviations from RecSim:
 - Documents are a fixed catalogue that all users share, as with RecSim's ``resample_documents=False``; a catalogue seed
-  stands for RecSim's document sampler.
+  replaces RecSim's document sampler.
 - Luck is counter-based (:mod:`feedgym.envs.luck`), so distributions are RecSim's and single draws are not.
 - Observations are feedgym's: what was served and how it was answered, and a profile. RecSim shows the current
   interests of interest evolution's users, and the quality of served videos; here the profile tells the interests at the

@@ -6,6 +6,8 @@ better a video was, the more of its time they get back.
 
 Source: ``recsim/environments/interest_evolution.py``, the model that its ``create_environment`` builds
 (``UtilityModelUserSampler``, ``UtilityModelVideoSampler``, ``IEvUserModel``).
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ for.
 
 Source: ``recsim/environments/interest_exploration.py`` (``IEClusterUserSampler``, ``IETopicDocumentSampler``,
 ``IEUserModel``).
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics, ``X`` shares of topics or of types of users.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from feedgym.protocols import Response, checked_slates
 from feedgym.ranges import Count, Logit, NonNegative, Ranged, Seed, Share, SomeSeconds, Spread
 
 TYPE, AFFINITY = range(2)
-"""Channels of a user's traits; the affinities to the topics stand at positions of their own."""
+"""Channels of a user's traits; the affinities to the topics have positions of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +174,8 @@ def _check(config: InterestExplorationConfig) -> None:
     }
     for name, shape in shapes.items():
         try:
-            found = np.array(getattr(config, name), np.float64).shape
+            actual = np.array(getattr(config, name), np.float64).shape
         except ValueError:
-            found = ("ragged",)  # type: ignore[assignment]
-        if found != shape:
-            raise ValueError(f"{name} has shape {found}; {topics} topics and {types} types of users need {shape}.")
+            actual = ("ragged",)  # type: ignore[assignment]
+        if actual != shape:
+            raise ValueError(f"{name} has shape {actual}; {topics} topics and {types} types of users need {shape}.")

@@ -6,6 +6,9 @@ the engagement with all that follows; wholesome items ("kale") raise it. Satisfa
 Source: ``recsim/environments/long_term_satisfaction.py`` (``LTSStaticUserSampler``, ``LTSUserModel``). With RecSim's
 own constants a sensitivity of 0.01 leaves satisfaction within a percent or two of one half, so choc always pays; raise
 ``sensitivity`` for a real conflict.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` points of the grid of exposures. ``T`` counts steps left in
+``value_TX``.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Drawn with Pillow, in the colours of Okabe and Ito that the colour-blind can tell apart; what they say is written too.
 All pictures of an environment have the same size, which the session length decides.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics.
 """
 
 from __future__ import annotations
@@ -167,7 +169,7 @@ def _draw_interests(draw: ImageDraw.ImageDraw, view: View) -> None:
 
 
 def _draw_rewards(draw: ImageDraw.ImageDraw, view: View) -> None:
-    """A bar a visit: what the last visits were worth, the last one darkest."""
+    """A bar per visit: what the last visits were worth, the last one darkest."""
     x, right = MARGIN + FEED + 24, WIDTH - MARGIN
     y = HEAD + 40 + TOPICS * 24 + 14
     floor = HEAD + AREA - 4

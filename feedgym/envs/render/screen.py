@@ -3,6 +3,9 @@
 Rendering is for people, as Gymnasium's is: where a simulator has a method ``interests(state)`` that gives what its
 users truly want, two arrays [U, M] of affinities to the topics and satiation with them, that is shown and labelled as
 truth. For other simulators it is the share of the time watched that each topic got, which a platform sees too.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics. ``V`` counts the visits shown here, ``T`` the topics
+shown.
 """
 
 from __future__ import annotations
@@ -23,11 +26,11 @@ from feedgym.protocols import Response, UserSimulator
 
 RENDER_MODES = ["ansi", "rgb_array"]
 RENDER_FPS = 2
-"""Visits a second in a video."""
+"""Visits per second of a video."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Visits:
+class _RenderedStep:
     """One step of the environment, all slots; rows of slots outside the mask mean nothing."""
 
     mask_U: BoolArray
@@ -57,7 +60,7 @@ class Screen:
         if mode not in RENDER_MODES:
             raise ValueError(f"render_mode={mode!r} is unknown; give one of {', '.join(RENDER_MODES)}, or None.")
         self.mode, self.simulator, self.session_length, self.weights = mode, simulator, session_length, weights
-        self._steps: deque[_Visits] = deque(maxlen=TRAIL)
+        self._steps: deque[_RenderedStep] = deque(maxlen=TRAIL)
         self._visits_U: NDArray[np.int64] = np.zeros(0, np.int64)
         self._watched_s_UM: FloatArray = np.zeros((0, 0), np.float32)
 
@@ -101,7 +104,7 @@ class Screen:
         self._watch(slates_UK, response.watch_s_UK)
         taste_UM, tired_UM = self._interests(state)
         self._steps.append(
-            _Visits(
+            _RenderedStep(
                 mask_U=mask_U.copy(),
                 state=state,
                 slates_UK=slates_UK.copy(),
@@ -114,7 +117,7 @@ class Screen:
         )
 
     def frames(self, state: Any) -> tuple[Any, ...]:
-        """A string, or a picture uint8 [H, W, 3], a slot.
+        """A string, or a picture uint8 [H, W, 3], per slot.
 
         Args:
             state: the users now; None before the first reset.
@@ -178,10 +181,10 @@ class Screen:
         return share_UM, np.zeros_like(share_UM)
 
 
-def _session(visits: _Visits, slot: int) -> Session:
-    answer = visits.response
+def _session(step: _RenderedStep, slot: int) -> Session:
+    answer = step.response
     return Session(
-        items_K=visits.slates_UK[slot],
+        items_K=step.slates_UK[slot],
         examined_K=answer.examined_UK[slot],
         watch_s_K=answer.watch_s_UK[slot],
         behaviours_KB=answer.behaviours_UKB[slot],
@@ -189,6 +192,6 @@ def _session(visits: _Visits, slot: int) -> Session:
         left=bool(answer.left_U[slot]),
         return_gap_s=float(answer.return_gap_s_U[slot]),
         churned=bool(answer.churned_U[slot]),
-        reward=float(visits.reward_U[slot]),
-        parts={name: float(part[slot]) for name, part in visits.parts.items() if part[slot]},
+        reward=float(step.reward_U[slot]),
+        parts={name: float(part[slot]) for name, part in step.parts.items() if part[slot]},
     )

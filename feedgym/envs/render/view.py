@@ -1,4 +1,7 @@
-"""One user at one moment, as people see it: the visit that was just paid, and its text."""
+"""One user at one moment, as people see it: the visit that was just paid, and its text.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics.
+"""
 
 from __future__ import annotations
 

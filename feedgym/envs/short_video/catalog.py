@@ -1,4 +1,4 @@
-"""Synthetic short-video catalogues: what recommenders may see of the items, and the truth behind it.
+"""Synthetic short-video catalogues: what recommenders may see of the items, and the hidden truth.
 
 An item is a unit vector near a mixture of two topics, with a quality, a clickbait strength, a duration, a creator, an
 upload time and a popularity. Recommenders see a noisy linear view of it (:class:`feedgym.data.events.Catalog`); the
@@ -7,6 +7,9 @@ upload time and a popularity. Recommenders see a noisy linear view of it (:class
 Off by default, the catalogue lives: the last items arrive after the clock's zero at a steady rate, in the order of
 their ids, and items are withdrawn after a lifetime without memory, so that those of the clock's zero are no special
 case. Either leaves every other item as it is without.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics, ``W`` width of the signal in the content. ``D`` is
+the width of the latent vectors.
 """
 
 from __future__ import annotations
@@ -137,7 +140,7 @@ class Latents:
 
 
 def make_catalog(config: CatalogConfig, seed: int) -> tuple[Catalog, Latents]:
-    """A catalogue and the truth behind it, from one integer seed.
+    """A catalogue and its hidden truth, from one integer seed.
 
     Raises:
         ValueError: the configuration asks for too few items, topics or content dimensions.
@@ -209,7 +212,7 @@ def unit(x):
 
 
 def _two_topics(rng: np.random.Generator, share_M, num_items: int):
-    """Two different topics an item, by share; an exponential race draws without replacement."""
+    """Two different topics per item, by share; an exponential race draws without replacement."""
     race_IM = rng.exponential(size=(num_items, len(share_M))) / share_M
     return np.argsort(race_IM, axis=1)[:, :2]
 

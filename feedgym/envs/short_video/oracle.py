@@ -1,4 +1,8 @@
-"""Sessions chosen with the truth in hand: the ceiling that recommenders are measured against."""
+"""Sessions chosen with the truth in hand: the ceiling that recommenders are measured against.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics, ``R`` remembered items, ``X`` explicit behaviours.
+``C`` counts candidates here.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from feedgym.envs.truth import RewardWeights
 from feedgym.protocols import take_users, too_few
 
 
-class Truth(Protocol):
+class SimulatorWithTruth(Protocol):
     """What is asked of :class:`feedgym.envs.short_video.ShortVideo`, which calls this module."""
 
     config: ShortVideoConfig
@@ -32,11 +36,11 @@ BLOCK_USERS = 64
 """Users at a time: a block makes arrays of users by items."""
 
 SHORTLIST = 512
-"""Candidates a user, those of greatest enjoyment before satiation; all 10,000 gain 0.2% in 15 times the time."""
+"""Candidates per user, those of greatest enjoyment before satiation; all 10,000 gain 0.2% in 15 times the time."""
 
 
 def greedy_sessions(
-    simulator: Truth,
+    simulator: SimulatorWithTruth,
     state: ShortVideoState,
     session_length: int,
     weights: RewardWeights = RewardWeights(),  # noqa: B008 (frozen)
@@ -68,7 +72,7 @@ def greedy_sessions(
     return sessions_UK
 
 
-def _greedy_block(simulator: Truth, state: ShortVideoState, session_length: int, weights: RewardWeights):
+def _greedy_block(simulator: SimulatorWithTruth, state: ShortVideoState, session_length: int, weights: RewardWeights):
     c, latents = simulator.config, simulator.latents
     items_UC, pull_UC = _shortlist(simulator, state, max(SHORTLIST, session_length))
     rows_U = np.arange(len(items_UC))
@@ -97,7 +101,7 @@ def _greedy_block(simulator: Truth, state: ShortVideoState, session_length: int,
     return sessions_UK
 
 
-def _shortlist(simulator: Truth, state: ShortVideoState, size: int) -> tuple[IntArray, FloatArray]:
+def _shortlist(simulator: SimulatorWithTruth, state: ShortVideoState, size: int) -> tuple[IntArray, FloatArray]:
     """The items of greatest long-term enjoyment a user and their pull before mood, satiation and novelty, [U, C]."""
     c, latents = simulator.config, simulator.latents
     pull_UI = c.interest_weight * state.interest_UD @ latents.z_ID.T + c.quality_weight * latents.quality_I
@@ -116,7 +120,11 @@ def _shortlist(simulator: Truth, state: ShortVideoState, size: int) -> tuple[Int
 
 
 def expected_reward(
-    simulator: Truth, state: ShortVideoState, items_UC: IntArray, pull_UC: FloatArray, weights: RewardWeights
+    simulator: SimulatorWithTruth,
+    state: ShortVideoState,
+    items_UC: IntArray,
+    pull_UC: FloatArray,
+    weights: RewardWeights,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Chance of a click, enjoyment and expected reward (without the return) of items of a given pull, float32 [U, C].
 

@@ -1,4 +1,8 @@
-"""Who the users of the short-video feed are: the constants, a user's state, fresh users and their daily rhythm."""
+"""Who the users of the short-video feed are: the constants, a user's state, fresh users and their daily rhythm.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics, ``J`` topics that a user may love, ``R`` remembered
+items, ``X`` explicit behaviours, ``H`` hours of the day. ``C`` counts channels of random numbers here.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +64,7 @@ class ShortVideoConfig(CatalogConfig):
     susceptibility_sd: Spread = 0.4
     """Log-normal spread of the susceptibility to clickbait, median 1."""
     activity_sd: Spread = 0.8
-    """Log-normal spread of activity (visits a day), median 1."""
+    """Log-normal spread of activity (visits per day), median 1."""
     hour_shift_sd: Spread = 1.5
     """Spread of the shift of a user's active hours, hours."""
     memory_items: Count = 128
@@ -144,11 +148,11 @@ class ShortVideoConfig(CatalogConfig):
     satiation_hours: Positive = 3.0
     """Time constant of the recovery from satiation, hours."""
     satisfaction_rate: Share = 0.06
-    """Step of satisfaction towards tanh(enjoyment) an item."""
+    """Step of satisfaction towards tanh(enjoyment) per item."""
     satisfaction_skip: Share = 0.35
     """Weight of the enjoyment of skipped items in it."""
     drift_rate: Share = 0.02
-    """Step of the long-term interests towards the mood a visit."""
+    """Step of the long-term interests towards the mood per visit."""
 
     gap_hours: Positive = 14.0
     """Scale of the gap to the next visit at satisfaction 0 and activity 1, hours."""
@@ -298,7 +302,7 @@ class Population:
         return unit(interest_UD)
 
     def _profiles(self, interest_UD: FloatArray, noise_FU: FloatArray) -> NDArray[np.int64]:
-        """Profile fields cut from hidden scores which are partly the interests along a direction a field."""
+        """Profile fields cut from hidden scores which are partly the interests along a direction per field."""
         tie = self.config.profile_tie
         along_UF = np.vecdot(interest_UD[:, None], self._profile_FD) * np.sqrt(np.float32(self.config.latent_dim))
         quantile_UF = ndtr(tie * along_UF + np.sqrt(1 - tie**2) * noise_FU.T)

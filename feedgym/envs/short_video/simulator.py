@@ -9,10 +9,13 @@ With arrivals or lifetimes (:class:`feedgym.envs.short_video.catalog.CatalogConf
 on the clock that all users live by. A session may name any item of the catalogue. Where an item is not there yet, or
 was withdrawn before the visit began, its place is empty: the user has nothing to watch, is as displeased as by a click
 on the worst item, and leaves. So every action has an answer and an empty place pays nothing; and neither it nor what
-stands behind it is examined, so that no log or history can take it for an item which users dislike.
+follows it is examined, so that no log or history can take it for an item which users dislike.
 
 All randomness is the user's own luck (:mod:`feedgym.envs.luck`). Only the positions are looped over; a step makes no
 array of users by items. Arrays which the loop reads put the position first ([K, U]), so that each step is contiguous.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics, ``R`` remembered items, ``X`` explicit behaviours.
+``C`` counts channels of random numbers, or candidates in ``ranker_score``.
 """
 
 from __future__ import annotations
@@ -119,12 +122,14 @@ class ShortVideo:
         """
         slates_KU = np.ascontiguousarray(self._checked(slates_UK, len(state.seed_U)).T)
         visit = self._begin(state, slates_KU)
+        # Positions one after another, since mood, satiation and the time left depend on the items before; users all at
+        # once. Who left is computed further and masked, so that no array changes its shape on the way.
         for k in range(len(slates_KU)):
             self._examine(visit, k)
         return self._end(state, visit, slates_KU)
 
     def ranker_score(self, state: ShortVideoState, items_UC: IntArray) -> FloatArray:
-        """What a trained production ranker would say of C candidates a user: interest, quality and clickbait [U, C]."""
+        """What a production ranker would say of C candidates per user: interest, quality, clickbait, [U, C]."""
         c, latents = self.config, self.latents
         affinity_UC = np.vecdot(latents.z_ID.take(items_UC, axis=0), state.interest_UD[:, None])
         quality_UC, bait_UC = latents.quality_I.take(items_UC), latents.clickbait_I.take(items_UC)
@@ -229,7 +234,7 @@ class ShortVideo:
             visit.here_U = visit.here_U & ~empty_U
         uniform_CU = luck.draw(visit.stream_U, k, CHANNELS_C1)
         here_U, cell_2U, weight_2U = visit.here_U, visit.topic_cell_2KU[:, k], visit.topic_weight_2KU[:, k]
-        # All topics recover alike within a visit, so one factor a user keeps a step from touching all M of them.
+        # All topics recover alike within a visit, so one factor per user keeps a step from touching all M of them.
         satiation_2U = visit.satiation_UM.reshape(-1).take(cell_2U) * visit.recovery_U
         pull_U = (
             visit.pull_KU[k]
@@ -244,6 +249,8 @@ class ShortVideo:
         behaviours_UB = visit.behaviours_UKB[:, k]
         behaviours_UB[:, 0] = click_U
         behaviours_UB[:, 1] = here_U & (watch_s_U >= np.minimum(c.long_view_s, visit.duration_s_KU[k]))
+        # Explicit feedback follows enjoyment, which clickbait lowers, while clicks follow the pull: so a log can tell
+        # what pleased from what only lured.
         feedback_XU = _happens(uniform_CU[NEXT + 1 :], visit.feedback_XU + self._feedback_enjoyment_X1 * enjoyment_U)
         feedback_XU[:-1] &= click_U
         feedback_XU[-1] &= here_U  # one may hate what one skipped
@@ -266,6 +273,7 @@ class ShortVideo:
         completes_U = _happens(uniform_CU[COMPLETE], logit_U)
         replays_U = uniform_CU[REPLAY] < c.replay_prob * _sigmoid(enjoyment_U - 1)
         full_U = 1 + replays_U * (np.float32(c.replay_max) * extent_U)
+        # One uniform number serves skipping, replaying and watching in part, since a user does only one of them.
         low, slope = c.partial_shape
         part_U = c.partial_low + c.partial_span * np.exp(np.log(extent_U) / (low + slope * _sigmoid(enjoyment_U)))
         watch_s_U = np.where(click_U, duration_s_U * np.where(completes_U, full_U, part_U), skip_s_U)
@@ -274,11 +282,13 @@ class ShortVideo:
         return watch_s_U
 
     def _learn(self, visit: _Visit, k: int, click_U: BoolArray, enjoyment_U: FloatArray, satiation_2U: FloatArray):
-        """What position k leaves behind in mood, satiation and satisfaction."""
+        """What position k changes in mood, satiation and satisfaction."""
         c = self.config
         feeling_U, clicked_U, here_U = np.tanh(enjoyment_U), click_U.astype(np.float32), visit.here_U
         visit.mood_UD += (c.mood_rate * feeling_U * clicked_U)[:, None] * (visit.z_KUD[k] - visit.mood_UD)
         step_U = c.satiation_rate * here_U.astype(np.float32) * (c.satiation_skip + (1 - c.satiation_skip) * clicked_U)
+        # ``satiation_UM`` lacks the recovery since the login (see ``_examine``), so what is written back is divided by
+        # the factor that later reads multiply by. An item's two topics differ, so no cell is written twice.
         satiation_2U += step_U * visit.topic_weight_2KU[:, k] * (1 - satiation_2U)
         visit.satiation_UM.reshape(-1)[visit.topic_cell_2KU[:, k]] = satiation_2U / visit.recovery_U
         weight_U = c.satisfaction_skip + (1 - c.satisfaction_skip) * clicked_U
