@@ -238,7 +238,7 @@ def test_a_stream_is_served_from_where_the_user_stopped(feed, fitted):
 
 def test_the_log_says_who_left_and_who_churned_only_where_it_can(feed, fitted):
     _, log, _ = feed
-    rows = learned_fit.Rows.of(log, fitted.catalog, LENGTH, 12)
+    rows = learned_fit.SessionsWithHistory.of(log, fitted.catalog, LENGTH, 12)
     features, _, gap_s, churned = learned_fit._visit_rows(log, rows)
     user = rows.sessions.user_idx_N
     visits_U = np.bincount(user)
