@@ -17,17 +17,16 @@ some parts; in a module whose docstring says so, that counts::
     C codes a level                     clusters; cascade, logging policies: candidates; rankers: tokens of the context
     V vocabulary                        realism, replay: visits
     D model width                       simulators: latent width; logging policies, retention: days
-    P preference pairs                  networks: places of the sequence, profile and context among them; learned users:
-                                        donors; proto-actions: points of one
+    P preference pairs                  networks: places of the sequence, profile and context among them
     M positions of the sequence of tokens that a network reads
-                                        simulators, render: topics; rankers: tasks; rewards: positions of all sessions
+                                        simulators, render: topics; rankers: tasks
     Q queries of attention              ranking: requests of a row; learned users: quantiles
     H heads of attention                simulators: hours or parts of the day
     R rows decoded together             experiments: resamples; realism: ranks; logging policies: rules;
                                         truth: replicas; short video: the items remembered
     J items of a short list, such as those that must not be served again
-                                        short video: the topics that a user loves
-    G groups                            assignment: points of one group; logging policies: distributions of an urn
+                                        short video: the topics that a user loves; proto-actions: points of one
+    G groups                            assignment: points of one group; logging policies: urns; learned users: donors
     W children of a node, at most       ranking networks: places of a window, thresholds of watching;
                                         short video: the width of what an item shows of itself
     O outputs of the reward model
