@@ -165,6 +165,8 @@ class Demo(Ranged):
     """Folder to write everything to; a new one under runs/ if left out."""
     resume: Path | None = None
     """Continue the run in this folder where it stopped, with its own configuration."""
+    store: Path | None = None
+    """Keep the stages in this folder, by what decides them, and take from it what another run has made."""
     ray: str = "local"
     """Where sessions are sampled: local (two processes), off (this one), or the address of a Ray cluster."""
     trust: bool = False
@@ -181,7 +183,7 @@ def demo(arguments: Sequence[str]) -> None:
         config = replace(config, ray=options.ray)
     if options.resume is not None:
         check_code(config, options.resume, options.trust, arguments)
-    _experiment("demo", config, options.run, options.resume, trust=options.trust)
+    _experiment("demo", config, options.run, options.resume, trust=options.trust, store=options.store)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -217,6 +219,9 @@ def _from_preset(command: str, presets: Mapping[str, Callable[[], Any]], argumen
         resume: Path | None = None
         """Continue the run in this folder where it stopped. Options change its configuration, and what depends on them
         is done again: --ipa.rounds 8 adds rounds to a finished run."""
+        store: Path | None = None
+        """Keep the stages in this folder, by what decides them, and take from it what another run has made: runs that
+        differ in --ipa.rounds alone share all before. A run to be resumed knows its store; say it if it was moved."""
         trust: bool = False
         """Import what folders name though it is not feedgym's own, such as the simulator of a run to go on with: only
         where you trust who made them. What this command line names itself needs no such word."""
@@ -231,7 +236,7 @@ def _from_preset(command: str, presets: Mapping[str, Callable[[], Any]], argumen
     config = kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
     if options.resume is not None:
         check_code(config, options.resume, options.trust, arguments)
-    _experiment(name, config, options.run, options.resume, trust=options.trust)
+    _experiment(name, config, options.run, options.resume, trust=options.trust, store=options.store)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,7 +255,10 @@ class StageArguments(Ranged):
     seed: Seed = 0
     """Seed of a new run."""
     redo: bool = False
-    """Do the stage again though its product is there."""
+    """Do the stage again though its product is there. One in a store (--store) is done again only if it is damaged:
+    other runs use it."""
+    store: Path | None = None
+    """Where a new run keeps its stages, by what decides them, and takes what another run has made."""
     trust: bool = False
     """Import what the folder names though it is not feedgym's own: only where you trust who made it."""
 
@@ -269,7 +277,8 @@ def stage(arguments: Sequence[str]) -> None:
     folders = (None, options.run) if known else (options.run, None)
     redo = options.name if options.redo else None
     with contextlib.suppress(StageReached):
-        _experiment("stage", config, *folders, stop_after=options.name, redo=redo, trust=options.trust)
+        asked: dict[str, Any] = {"stop_after": options.name, "redo": redo}
+        _experiment("stage", config, *folders, **asked, trust=options.trust, store=options.store)
 
 
 @dataclass(frozen=True, kw_only=True)

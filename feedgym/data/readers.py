@@ -21,6 +21,7 @@ from feedgym.data.public.kuairand import is_kuairand, read_kuairand
 from feedgym.data.public.lists import find_sequences
 from feedgym.data.splits import take_users
 from feedgym.data.table import item_words, read_table, table_source
+from feedgym.data.whole import product_of
 
 __all__ = ["ReadOptions", "column_pair", "find_data", "load_data", "read_kuairand", "read_table"]
 
@@ -71,14 +72,15 @@ def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, ite
 
     Args:
         path: a folder (or a zip) with the files of KuaiRand, MovieLens, Amazon's reviews, RecBole or lists of items, a
-            folder with feedgym's ``events.parquet`` and ``catalog.parquet``, one such file, or a CSV or parquet table.
+            folder with feedgym's ``events.parquet`` and ``catalog.parquet`` (also RUN/stages/log), one such file, or a
+            CSV or parquet table.
         column_map: names a table's columns, see :func:`read_table`; such a file is nothing but a table.
         items: the items of a table or of lists.
 
     Raises:
         ValueError: nothing readable stands there.
     """
-    path, items = Path(path), None if items is None else Path(items)
+    path, items = product_of(Path(path)), None if items is None else Path(items)
     if not path.exists():
         raise ValueError(f"{path}: no such file or folder; check the path.")
     source = None if column_map else _recognised(path, items)

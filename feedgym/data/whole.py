@@ -22,6 +22,8 @@ from feedgym.data.parquet import replacing
 
 SEAL, MARK, WORK = "whole.json", "stage.json", "work"
 """Of a checkpoint's folder; of a stage's folder; and where a stage keeps its half-done work."""
+CONFIG, STORED = "config.json", "stored.json"
+"""Of a run's folder, with the place of its store if it has one; and of a stage whose product lies in that store."""
 
 
 class Mark(TypedDict):
@@ -77,13 +79,63 @@ def _hash_of(value: Mapping[str, Any]) -> str:
 # ---------------------------------------------------------------- stages
 
 
-def read_mark(folder: Path) -> Mark | None:
-    """What ``stage.json`` says of the product in a stage's folder; None where there is none.
+def product_of(folder: Path) -> Path:
+    """The folder that a stage's product lies in: the stage's own, or one in the store that its run names.
+
+    Args:
+        folder: RUN/stages/NAME; any folder that is no stage's is its own.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the store is gone, or the record of the stage is damaged or leads out of the store.
     """
-    path = folder / MARK
+    record, run = folder / STORED, folder.parent.parent
+    if not record.exists():
+        return folder
+    mend = f"mend it: feedgym demo --resume {run}"
+    try:
+        name = read_sealed(record).get("folder")
+    except ValueError as error:
+        raise ValueError(f"{error}; {mend}") from error
+    if not (isinstance(name, str) and re.fullmatch(r"[\w-]+", name)):
+        raise ValueError(f"{record} names {name!r}, which is no stage of a store; {mend}")
+    return stored_in(store_of(run), name)
+
+
+def store_of(run: Path) -> Path:
+    """The store that a run's folder names.
+
+    Raises:
+        ValueError: it names none, or the store is gone.
+    """
+    store = read_sealed(run / CONFIG).get("store") if (run / CONFIG).exists() else None
+    if not isinstance(store, str):
+        raise ValueError(f"{run} names no store; start a new run with --run.")
+    if not Path(store).is_dir():
+        raise ValueError(
+            f"The store {store} of {run} is gone; bring it back, or say where it is now (what an empty folder lacks is "
+            f"made again): feedgym demo --resume {run} --store DIR"
+        )
+    return Path(store)
+
+
+def stored_in(store: Path, name: str) -> Path:
+    """A stage's folder in a store, there or not.
+
+    Raises:
+        ValueError: it is a link, which may lead anywhere.
+    """
+    if (place := store / name).is_symlink():
+        raise ValueError(f"{place} is a link, and products lie in the store itself; remove it.")
+    return place
+
+
+def read_mark(folder: Path) -> Mark | None:
+    """What ``stage.json`` says of a stage's product, wherever that lies; None where there is none.
+
+    Raises:
+        ValueError: it is damaged, or its store is gone.
+    """
+    path = product_of(folder) / MARK
     if not path.exists():
         return None
     try:
@@ -96,12 +148,14 @@ def check_product(folder: Path) -> None:
     """Refuse a stage's product whose files are not those that the stage wrote; other folders are let through.
 
     Raises:
-        ValueError: a file is damaged, missing, or was added, with the command that makes the stage again.
+        ValueError: a file is damaged, missing, or was added, with the command that makes the stage again; or its store
+            is gone.
     """
+    product = product_of(folder)
     try:
         if (mark := read_mark(folder)) is None:
             return
-        present, wanted = digests_of(folder, (MARK, WORK)), mark["files"]
+        present, wanted = digests_of(product, (MARK, WORK)), mark["files"]
         for name in sorted({*present, *wanted}):
             if present.get(name) != wanted.get(name):
                 what = "is missing" if name not in present else "was added" if name not in wanted else "is damaged"

@@ -1,4 +1,4 @@
-"""One process at a time in a run folder.
+"""One process at a time in a run folder, and at the making of a stage that many runs share.
 
 The lock is the kernel's (``flock`` on ``run.lock``), so it ends with its holder, however that ends, and two takers
 cannot both get it. The file says who the holder is, for the message to the second one. Machines that share a file
@@ -14,27 +14,36 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 LOCK = "run.lock"
+POLL_S = 0.2
+"""Seconds between two looks whether a lock that is waited for is free."""
+
+
+class Held(ValueError):
+    """Another process holds a lock."""
 
 
 class Lock:
-    """The lock of a run folder, held until :meth:`release` or the end of this process.
+    """The lock of a folder, held until :meth:`release` or the end of this process.
 
     Args:
-        folder: the run folder, which is there.
+        folder: what is locked.
+        file: the lock's file; ``run.lock`` in the folder if None.
 
     Raises:
-        ValueError: another process holds it; the line says which.
+        Held: another process holds it; the line says which.
+        OSError: the file is a link, which may lead to a file that is none of ours to write.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, file: Path | None = None) -> None:
         self.folder = folder
-        self._file = open(folder / LOCK, "a+")  # noqa: SIM115 (it is the lock, and stays open)
+        self._file = open(file or folder / LOCK, "a+", opener=_no_link)  # noqa: SIM115 (it is the lock, and stays open)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -64,14 +73,37 @@ class Lock:
         except ValueError:
             return {}
 
-    def _held(self) -> ValueError:
+    def _held(self) -> Held:
         holder = self._holder()
         self._file.close()
         who = "another process"  # it has the lock and has not said yet who it is
         if holder:
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("started", 0)))
             who = f"process {holder.get('pid')} on {holder.get('host')}, which began {since}"
-        return ValueError(f"{self.folder} is in use by {who}; wait for it to end, or end it.")
+        return Held(f"{self.folder} is in use by {who}; wait for it to end, or end it.")
+
+
+def wait_for(folder: Path, file: Path, tell: Callable[[Held], Any]) -> Lock:
+    """The lock of a folder as soon as nobody else holds it.
+
+    Args:
+        folder: what is locked.
+        file: the lock's file.
+        tell: called once if somebody holds it.
+    """
+    told = False
+    while True:
+        try:
+            return Lock(folder, file)
+        except Held as held:
+            if not told:
+                tell(held)
+            told = True
+        time.sleep(POLL_S)
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _lives(holder: dict[str, Any]) -> bool:

@@ -10,12 +10,14 @@ from rich.markup import escape
 from feedgym.data import parquet
 from feedgym.data.readers import column_pair, find_data
 from feedgym.data.requests import Data
-from feedgym.data.whole import check_product, digest_of
+from feedgym.data.whole import check_product, digest_of, product_of
+from feedgym.envs.learned.simulator import ranker_named
 from feedgym.envs.logging import collect_log
 from feedgym.experiments.configs import LogConfig, Recording
 from feedgym.experiments.progress import progress, say
 from feedgym.experiments.run import Codec, Plan
 from feedgym.protocols import UserSimulator
+from feedgym.trust import BUILT_IN
 
 
 def _save_log(data: Data, folder: Path) -> None:
@@ -70,13 +72,17 @@ def recorded_key(recording: Recording) -> Any:
 
 
 def simulator_key(simulator: str) -> Any:
-    """What decides a simulator: its import path, or its folder and the files in it by name and content."""
+    """What decides a simulator: its import path; or its folder, the files in it, and a ranker's code of one's own."""
     path = Path(simulator)
-    return [simulator, _digests(path)] if path.is_dir() else simulator
+    if not path.is_dir():
+        return simulator
+    ranker = ranker_named(product_of(path))
+    return [simulator, _digests(path), *([ranker] if ranker not in BUILT_IN["ranker"] | {None} else [])]
 
 
 def _digests(path: Path) -> list[tuple[str, str]]:
     """Files with the hashes of their contents: data copied or mounted there anew are the same data."""
+    path = product_of(path)
     found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     return [(str(p), digest_of(p)) for p in found if p.exists()]
 

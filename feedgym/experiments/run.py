@@ -5,7 +5,8 @@ Layout of a run folder::
     config.json            the whole configuration, the seed, the git revision: enough to repeat the run
     config-1.json, ...     configurations it had before, oldest first
     run.lock               who works in it
-    stages/NAME/           one folder a stage: its product, and stage.json with the hashes of its files
+    stages/NAME/           one folder a stage: its product, and stage.json with the hashes of its files; or stored.json,
+                           which says where the product lies in the store (feedgym/experiments/store.py)
     metrics.jsonl          every metric, one JSON object a line
     summary.json           the result, for programs          report.html   the result, for people
     wandb/                 W&B's files (offline unless WANDB_MODE says otherwise)
@@ -23,11 +24,12 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -38,22 +40,28 @@ from safetensors import SafetensorError
 
 from feedgym.data.parquet import replacing
 from feedgym.data.whole import (
+    CONFIG,
     MARK,
+    STORED,
     WORK,
     check_product,
     digests_of,
+    product_of,
     read_mark,
     read_sealed,
+    store_of,
+    stored_in,
     unreadable,
     write_sealed,
 )
 from feedgym.experiments.lock import Lock
 from feedgym.experiments.progress import say
+from feedgym.experiments.store import is_recorded, maker_of, making, record
 
 T = TypeVar("T")
 
-CONFIG, BEGUN = "config.json", "begun.json"
-"""The configuration of a run; and in a stage's work folder, the key that the work is for."""
+BEGUN = "begun.json"
+"""In a stage's work folder, the key that the work is for."""
 
 VERSION = 2
 """Of run folders. Raise it when the same configuration would make another product than before: older folders are then
@@ -88,25 +96,38 @@ class Plan(dict[str, str]):
     Attributes:
         inert: fields of the configuration that decide no product, by dotted name, with the reason. All others must
             change some stage's key; a test walks over them.
+        shared: keys that tell a stage's product from those of all other runs, where a run's keys need only tell it from
+            others of that run; in them is, besides, of which classes the parts of the configuration are.
+        own: stages that no other run may take from a store, with the reason.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.inert: dict[str, str] = {}
+        self.shared: dict[str, str] = {}
+        self.own: dict[str, str] = {}
 
-    def stage(self, name: str, config: Any = None, parents: tuple[str, ...] = ()) -> str:
+    def stage(self, name: str, config: Any = None, parents: tuple[str, ...] = (), own: str | None = None) -> str:
         """Add a stage.
 
         Args:
             name: of its folder.
             config: whatever decides the product besides the parents; hashed.
             parents: the stages whose products it uses.
+            own: why the product is this run's alone, though the configuration is another's too. What is made of it is
+                this run's as well; so is what the user's own code makes, for no key tells whether that has changed.
 
         Returns:
             The name.
         """
-        text = json.dumps(_whole_numbers(plain([name, config, [self[parent] for parent in parents]])), sort_keys=True)
-        self[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
+        known = plain(config)
+        self[name] = key_of_stage([name, known, [self[parent] for parent in parents]])
+        kinds = json.loads(json.dumps(config, default=_with_kind))
+        self.shared[name] = key_of_stage([name, kinds, [self.shared[parent] for parent in parents]])
+        code = next(_own_code(known), None)
+        reasons = [own, code and f"{code} is code of your own", *(self.own.get(parent) for parent in parents)]
+        if reason := next(filter(None, reasons), None):
+            self.own[name] = reason
         return name
 
     def leave_out(self, *fields: str, because: str) -> None:
@@ -168,6 +189,27 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else str(value)
 
 
+def key_of_stage(decides: Any) -> str:
+    """The hash of what decides a stage, as JSON has it."""
+    return hashlib.sha256(json.dumps(_whole_numbers(decides), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _with_kind(value: Any) -> Any:
+    """As :func:`_plain`, but of a dataclass with its name: two of the same fields may mean two models."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {"": type(value).__name__, **{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}}
+    return _plain(value)
+
+
+def _own_code(value: Any) -> Iterator[str]:
+    """The import paths in a value, as JSON has it, that are not feedgym's."""
+    if isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _own_code(part)
+    elif isinstance(value, str) and re.fullmatch(r"(?!feedgym\.)[A-Za-z_][\w.]*:[\w./-]+", value):
+        yield value
+
+
 def _whole_numbers(value: Any) -> Any:
     """JSON whose 1.0 is 1: a configuration that was read back has floats where the one before had whole numbers."""
     if isinstance(value, dict):
@@ -189,10 +231,12 @@ class Run:
         redo: a stage to run again though its product is there.
         tracker: keep a W&B record.
         trust: what folders that the experiment reads name may be imported (:mod:`feedgym.trust`).
+        store: the folder of the store that keeps the stages; of a run to be resumed it is known, and given only to say
+            that it was moved. Without one a new run keeps them itself.
 
     Raises:
         ValueError: the folder holds another run and ``resume`` is false, or a run of another kind or version; another
-            process works in it; or there is no stage of such a name.
+            process works in it; there is no stage of such a name; or the run's store is gone.
     """
 
     def __init__(
@@ -206,8 +250,10 @@ class Run:
         redo: str | None = None,
         tracker: bool = True,
         trust: bool = False,
+        store: Path | str | None = None,
     ) -> None:
         self.folder, self.plan, self.trust = Path(folder), plan, trust
+        self.store = None if store is None else Path(store).resolve()
         for name in (stop_after, redo):
             if name is not None and name not in plan:
                 raise ValueError(f"The run has no stage {name!r}; its stages are {', '.join(plan)}.")
@@ -230,6 +276,7 @@ class Run:
         """Write a new run's configuration, or say what a changed one does to the folder."""
         self._replaced: list[str] = []  # stages whose products another configuration made
         if not (self.folder / CONFIG).exists():
+            self._use_store()
             write_sealed(self.folder / CONFIG, self._about)
             return
         if not resume:
@@ -239,20 +286,61 @@ class Run:
             raise ValueError(
                 f"{self.folder} is a run of {kept['kind']} and not of {self._about['kind']}; give another folder."
             )
+        self._reuse_store(kept)
         if not (changes := differences(kept["config"], self._about["config"])):
             return
-        there = [name for name in self.plan if (self.folder / "stages" / name / MARK).exists()]
-        made = [name for name in there if self._is_made(name)]
+        there = [name for name in self.plan if any((self._home(name) / file).exists() for file in (MARK, STORED))]
+        made = [name for name in there if self._is_kept(name)]
         self._replaced = [name for name in there if name not in made]
         told = ", ".join(changes[:DIFFERENCES_TOLD]) + ", ..." * (len(changes) > DIFFERENCES_TOLD)
         again, stay = ", ".join(self._replaced), ", ".join(made)
         say(f"[yellow]Another configuration than {escape(str(self.folder / CONFIG))}:[/] {escape(told)}")
         say(f"[yellow]Made again:[/] {again or 'nothing'}. Kept: {stay or 'nothing'}.")
 
+    def _use_store(self) -> None:
+        """Let the store, if there is one, be the run's, and say what it will not keep."""
+        if self.store is None:
+            return
+        self.store.mkdir(parents=True, exist_ok=True)
+        self._about["store"] = str(self.store)
+        for reason in dict.fromkeys(self.plan.own.values()):
+            names = ", ".join(name for name, why in self.plan.own.items() if why == reason)
+            say(f"[yellow]Kept in the run's folder and not in the store:[/] {names}. {escape(reason)}.")
+
+    def _reuse_store(self, kept: dict[str, Any]) -> None:
+        """Find the store that a run was begun with, or note where it was moved to."""
+        if "store" not in kept:
+            if self.store is not None:
+                raise ValueError(f"{self.folder} keeps its stages itself; --store is for a new run, so give --run too.")
+            return
+        self.store = self.store or store_of(self.folder)
+        self._use_store()
+        if kept["store"] != self._about["store"]:
+            write_sealed(self.folder / CONFIG, kept | {"store": self._about["store"]})
+
+    def _home(self, name: str) -> Path:
+        """A stage's folder in the run's."""
+        return self.folder / "stages" / name
+
+    def _place(self, name: str) -> Path:
+        """Where a stage's product is to lie: in the store, or in the run's folder."""
+        if self.store is None or name in self.plan.own:
+            return self._home(name)
+        key = key_of_stage([VERSION, self._about["kind"], self.plan.shared[name]])
+        return stored_in(self.store, f"{name}-{key}")
+
+    def _is_kept(self, name: str) -> bool:
+        """Whether the product that the run's folder has, or names, is that of the present configuration."""
+        home, place = self._home(name), self._place(name)
+        return self._is_made(name) if place == home else is_recorded(home, place)
+
     def _is_made(self, name: str) -> bool:
         """Whether a stage's product was made under its present key; what is damaged is told when it is read."""
+        place = self._place(name)
+        if place == self._home(name) and (place / STORED).exists():
+            return False  # a stored product of another configuration
         try:
-            mark = read_mark(self.folder / "stages" / name)
+            mark = read_mark(place)
         except ValueError:
             return True
         return mark is not None and mark["key"] == self.plan[name]
@@ -275,27 +363,64 @@ class Run:
             codec: how the product is kept.
 
         Raises:
-            ValueError: the product is there but is damaged.
+            ValueError: the product is there but is damaged, or it is whole, in a store, and to be made again.
             StageReached: this is the stage to stop after.
         """
-        folder = self.folder / "stages" / name
-        if name == self.redo:
-            shutil.rmtree(folder / WORK, ignore_errors=True)
-        elif (folder / MARK).exists() and self._is_made(name):
-            value = read_product(folder, codec.load)
-            self.seconds[name] = read_mark(folder)["seconds"]  # type: ignore[index]  # read_product has read it
-            return self._reached(name, value)
-        return self._reached(name, self._made(name, folder, make, codec))
-
-    def _reached(self, name: str, value: T) -> Stage[T]:
+        if name != self.redo and self._is_made(name):
+            value = self._read(name, codec)
+        elif (place := self._place(name)) == self._home(name):
+            value = self._made(name, make, codec)
+        else:
+            with making(place):
+                value = self._made_for_all(name, make, codec)
         if name == self.stop_after:
             raise StageReached(name)
         return Stage(name, value)
 
-    def _made(self, name: str, folder: Path, make: Callable[[Path], T], codec: Codec[T]) -> T:
+    def _read(self, name: str, codec: Codec[T]) -> T:
+        """Read the product back."""
+        home, place = self._home(name), self._place(name)
+        if place != home and not is_recorded(home, place):
+            self._record(home, place)  # also of a damaged one: the command that mends it asks this run
+            other = "" if (maker := maker_of(place)) == git_revision() else f", made by feedgym {maker}"
+            say(f"[green]from the store[/] {name} [dim]{escape(f'{place}{other}')}[/]")
+        value = read_product(home, codec.load)
+        self.seconds[name] = read_mark(home)["seconds"]  # type: ignore[index]  # read_product has read it
+        return value
+
+    def _record(self, home: Path, place: Path) -> None:
+        """Let a stored product be the stage's."""
+        self._accept()
+        home.mkdir(parents=True, exist_ok=True)
+        _clear(home)
+        record(home, place)
+
+    def _made_for_all(self, name: str, make: Callable[[Path], T], codec: Codec[T]) -> T:
+        """Make the product in the store, unless another process has just done so."""
+        if not self._is_made(name):
+            return self._made(name, make, codec)
+        if name != self.redo:
+            return self._read(name, codec)
+        if self._is_readable(name, codec):
+            raise ValueError(
+                f"Stage {name} lies whole in the store, where other runs may use it, and would come out the same; to "
+                f"have it made again all the same, remove {self._place(name)} and resume {self.folder}."
+            )
+        say(f"[yellow]Made again in the store, for all who use it:[/] {name}")
+        return self._made(name, make, codec)
+
+    def _is_readable(self, name: str, codec: Codec[Any]) -> bool:
+        try:
+            self._read(name, codec)
+        except ValueError:
+            return False
+        return True
+
+    def _made(self, name: str, make: Callable[[Path], T], codec: Codec[T]) -> T:
         """Make the product; the one that was there before stays until then."""
+        home, folder = self._home(name), self._place(name)
         work, key = folder / WORK, self.plan[name]
-        if not _is_for(work, key):
+        if name == self.redo or not _is_for(work, key):
             shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True, exist_ok=True)
         write_sealed(work / BEGUN, {"key": key})
@@ -307,7 +432,12 @@ class Run:
         value = codec.load(folder)  # what children see is what a resumed run would read
         self.seconds[name] = time.perf_counter() - began
         files = digests_of(folder, (MARK, WORK))
-        write_sealed(folder / MARK, {"key": key, "seconds": self.seconds[name], "files": files})
+        mark = {"key": key, "seconds": self.seconds[name], "files": files}
+        if folder != home:
+            mark["git_revision"] = git_revision()  # the maker's, where the run's own is not told by config.json
+        write_sealed(folder / MARK, mark)
+        if folder != home and not is_recorded(home, folder):
+            self._record(home, folder)
         shutil.rmtree(work, ignore_errors=True)
         say(f"[green]done[/] {name} [dim]{self.seconds[name]:.1f} s[/]")
         return value
@@ -348,7 +478,7 @@ class Run:
 
         if samples := summary.get("samples"):
             self._wandb.log({"sample_sessions": wandb.Table(columns=samples["columns"], data=samples["rows"])})
-        paths = {name: self.folder / "stages" / stage for name, stage in artifacts.items()}
+        paths = {name: product_of(self._home(stage)) for name, stage in artifacts.items()}
         for name, path in {**paths, "report": self.folder / "report.html"}.items():
             artifact = wandb.Artifact(name, type="report" if path.is_file() else "model")
             artifact.add_dir(str(path)) if path.is_dir() else artifact.add_file(str(path))
@@ -466,7 +596,7 @@ def read_product(folder: Path, load: Callable[[Path], T]) -> T:
     """
     check_product(folder)
     try:
-        return load(folder)
+        return load(product_of(folder))
     except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise unreadable(folder, error) from error
 

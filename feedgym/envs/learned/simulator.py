@@ -43,7 +43,7 @@ from safetensors.numpy import load_file, save_file
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, BoolArray, Catalog, FloatArray, IntArray
 from feedgym.data.parquet import read_catalog, replacing, write_catalog
-from feedgym.data.whole import check_product
+from feedgym.data.whole import check_product, product_of
 from feedgym.envs import luck
 from feedgym.envs.history import History, event_batch
 from feedgym.envs.learned.features import (
@@ -347,6 +347,7 @@ class LearnedSimulator:
         """
         folder = Path(folder)
         check_product(folder)
+        folder = product_of(folder)
         try:
             facts = json.loads((folder / FILE).read_text())
             ranker = ranker or _ranker_class(facts["ranker"], folder / FILE, trust)
@@ -364,6 +365,14 @@ class LearnedSimulator:
             raise ValueError(
                 f"{folder} holds no learned simulator ({error}); fit one with feedgym run learned-simulator."
             ) from error
+
+
+def ranker_named(folder: Path) -> str | None:
+    """The import path of the ranker that a simulator's folder names; None if it holds no simulator."""
+    try:
+        return str(json.loads((folder / FILE).read_text())["ranker"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _ranker_class(path: str, source: Path, trust: bool) -> Any:

@@ -20,7 +20,7 @@ from feedgym.data.whole import Mark, read_mark, unreadable
 from feedgym.experiments.align.presets import AlignConfig, HSTUSize, TigerSize
 from feedgym.experiments.align.world import Pool, World, world_of
 from feedgym.experiments.configs import JudgeConfig
-from feedgym.experiments.logs import LOG
+from feedgym.experiments.logs import LOG, simulator_key
 from feedgym.experiments.presets import CONFIGS
 from feedgym.experiments.rollouts import RolloutConfig
 from feedgym.experiments.run import CONFIG, differences, plain, read_about, read_product
@@ -126,7 +126,8 @@ def key_of(folder: Path | str) -> Any:
     config = _align_config(folder)
     # Who judged there and how the work was spread decides nothing elsewhere.
     config = replace(config, judge=JudgeConfig(), rollouts=RolloutConfig(), ray="off")
-    return [config, {name: _mark(folder / "stages" / name) for name in _needed(config)}]
+    fitted = [simulator_key(config.simulator)] if config.simulator and Path(config.simulator).is_dir() else []
+    return [config, {name: _mark(folder / "stages" / name) for name in _needed(config)}, *fitted]
 
 
 def _align_config(folder: Path) -> AlignConfig:

@@ -76,12 +76,14 @@ def plan(config: CascadeRun) -> Plan:
         log = plan.stage("log", key_of(config.against))
     else:
         aligned = replace(end_to_end_config(config), ray="off")  # it changes no figure
-        log = plan.stage("log", parents=(plan.stage("end-to-end", aligned),))
+        own = "The end-to-end agent lies in a run folder of its own; name a finished run by --against to share the rest"
+        log = plan.stage("log", parents=(plan.stage("end-to-end", aligned, own=own),))
     retriever = plan.stage("retriever", [config.retriever, config.seed], (log,))
     ranker = plan.stage("ranker", [config.ranker, config.seed], (log,))
     cascade = plan.stage("cascade", config.cascade, (retriever, ranker))
     judged = plan.stage("judged", config.judge, (cascade,))
-    plan.stage("cost", [config.cost, config.judge.beams], (judged,))
+    own = "What a request costs is measured on this machine"
+    plan.stage("cost", [config.cost, config.judge.beams], (judged,), own)
     return plan
 
 

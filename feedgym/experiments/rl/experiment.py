@@ -87,10 +87,13 @@ def plan(config: RLConfig) -> Plan:
     """The stages in order, with what decides each."""
     plan = Plan()
     world = [config.env, config.options(), config.against and key_of(config.against), config.seed]
-    log = plan.stage("log", [world, config.log])
+    is_told = config.env.startswith("feedgym/") and not Path(str(config.options().get("simulator"))).is_dir()
+    own = None if is_told else f"No key tells what {config.env} is with these options"
+    log = plan.stage("log", [world, config.log], own=own)
     parents = (log,) if config.train.algorithm in OFFLINE else ()
     trained = [
-        plan.stage(f"trained-{n}", [world, config.train, config.sizes, n], parents) for n in range(config.num_seeds)
+        plan.stage(f"trained-{n}", [world, config.train, config.sizes, n], parents, own)
+        for n in range(config.num_seeds)
     ]
     plan.stage("judged", [world, config.judge], (log, *trained))
     return plan

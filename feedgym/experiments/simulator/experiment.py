@@ -63,7 +63,7 @@ def plan(config: LearnedRun) -> Plan:
     fitted = [config.ranker, config.d_model, config.min_events, config.epochs, config.fit]
     ranker = plan.stage("ranker", fitted + requests, (log,))
     simulator = plan.stage("simulator", [config.session_length, config.known_visits], (ranker,))
-    plan.stage("judged", config.seed, (simulator,))
+    plan.stage("judged", config.seed, (simulator,), own="Its plots lie in the run's folder")
     return plan
 
 

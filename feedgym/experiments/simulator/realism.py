@@ -15,7 +15,7 @@ from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
 from feedgym.data.parquet import replacing
 from feedgym.data.readers import load_data
 from feedgym.data.realism import Aspect, Distance, compare
-from feedgym.data.whole import check_product
+from feedgym.data.whole import check_product, product_of
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log
 from feedgym.experiments.progress import progress
@@ -52,10 +52,10 @@ def read_side(
     Raises:
         ValueError: it names none of these.
     """
-    path = Path(source)
-    if (path / "stages" / "log" / "events.parquet").exists():
-        path = path / "stages" / "log"
-        check_product(path)
+    path = product_of(Path(source))
+    if (product_of(path / "stages" / "log") / "events.parquet").exists():
+        check_product(path / "stages" / "log")
+        path = product_of(path / "stages" / "log")
     elif path.name == "events.parquet" and (path.parent / "catalog.parquet").exists():
         path = path.parent
     elif (path / "simulator.json").exists() or (":" in source and not path.exists()):

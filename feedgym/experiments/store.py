@@ -1,0 +1,58 @@
+"""A store: the stages of many runs, each kept once, by what decides it.
+
+Layout of a store::
+
+    NAME-KEY/        a stage's product with its mark, and its work while it is made: as in a run folder
+    NAME-KEY.lock    who makes it
+
+The folder of a run that uses a store has, for such a stage, only a sealed record of which one is its own
+(:func:`feedgym.data.whole.product_of` follows it). A product that is whole is never changed. One process makes it;
+others that want it wait, and if the maker is killed, the next one goes on with its work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.markup import escape
+
+from feedgym.data.whole import MARK, STORED, read_sealed, write_sealed
+from feedgym.experiments.lock import Held, wait_for
+from feedgym.experiments.progress import say
+
+
+@contextmanager
+def making(place: Path) -> Iterator[None]:
+    """The right to make a stage of a store; while another process has it, this one waits and says so."""
+
+    def tell(held: Held) -> None:
+        say(f"[yellow]Waiting:[/] {escape(str(held).partition(';')[0])}; it makes the stage that is wanted here too.")
+
+    lock = wait_for(place, place.with_name(f"{place.name}.lock"), tell)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def is_recorded(stage: Path, place: Path) -> bool:
+    """Whether a stage's folder has the record that its product is that in ``place``."""
+    try:
+        return read_sealed(stage / STORED) == {"folder": place.name}
+    except (OSError, ValueError):
+        return False
+
+
+def record(stage: Path, place: Path) -> None:
+    """Let the product in ``place``, of the run's store, be that of a stage."""
+    write_sealed(stage / STORED, {"folder": place.name})
+
+
+def maker_of(place: Path) -> str:
+    """The revision of feedgym that made a stored product; "unknown" if its mark is damaged, which reading it tells."""
+    try:
+        return str(read_sealed(place / MARK).get("git_revision", "unknown"))
+    except (OSError, ValueError):
+        return "unknown"
