@@ -248,16 +248,16 @@ run.close()
 def maker(tmp_path, name):
     """A process that makes the log of a run, once there is a file "go", or takes it."""
     command = [sys.executable, "-c", MAKER, Path(__file__).parent, tmp_path, name]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wide = os.environ | {"COLUMNS": "1000"}  # what is said stands in a line
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=wide)
 
 
 def test_two_processes_at_once_make_a_product_once(tmp_path):
     first = maker(tmp_path, "a")
     assert first.stdout.readline() == "making\n"
     second = maker(tmp_path, "b")
-    told = iter(second.stderr.readline, "")
-    waits = next(line for line in told if "Waiting" in line) + next(told)
-    assert f"in use by process {first.pid} on " in " ".join(waits.split())
+    waits = next(line for line in iter(second.stderr.readline, "") if "Waiting" in line)
+    assert f"in use by process {first.pid} on " in waits and "it makes the stage that is wanted here too" in waits
     (tmp_path / "go").touch()
     made, (taken, said) = first.communicate()[0], second.communicate()
     assert made == taken == "['a', 'nothing']\n" and (tmp_path / "calls").read_text() == "a"
