@@ -29,7 +29,8 @@ Contextual features besides the profile, and the sampling of users by 1/n, are l
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -40,11 +41,12 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig
 from feedgym.agents.layers.hstu import HSTULayer, RelativeBias, time_buckets
-from feedgym.agents.sequences import IGNORED, SequenceConfig, SequenceModel, Sequences
+from feedgym.agents.sequences import IGNORED, SequenceConfig, SequenceModel, Sequences, SequenceSizes
 from feedgym.agents.session_model import history_columns, next_token_loss
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog
 from feedgym.ranges import Few, Share, Width
+from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.item_id import ItemId
 from feedgym.tokenizers.vocabulary import Vocabulary
 
@@ -54,10 +56,13 @@ NEVER = -1e4
 """Logit of the tokens that are no items."""
 
 
-class HSTUConfig(SequenceConfig):
-    """Sizes of an HSTU."""
+@dataclass(frozen=True, kw_only=True)
+class HSTUSizes(SequenceSizes):
+    """Sizes, stream and loss of HSTU.
 
-    model_type = "hstu"
+    In alignment it learns sessions by cross-entropy over the whole catalogue, because sampling and DPO go by
+    probabilities of sessions; the losses with drawn negatives are for retrieval (``feedgym run hstu``).
+    """
 
     d_qk: Width = 50
     """Width of a head's queries and keys."""
@@ -65,28 +70,39 @@ class HSTUConfig(SequenceConfig):
     """Width of a head's values and gate."""
     concat_ua: bool = False
     """Give the output matrix [u, a, u * a] instead of u * a."""
+    stream: Stream = "items"
+    """items, or events: profile, items and actions on one timeline."""
     use_time: bool = True
-    """Bias attention by the time between an event and the request; off where the data have no times."""
-    stream: str = "items"
-    """items or events."""
-    profile_sizes: tuple[int, ...] | list[int] = ()
-    """Cardinalities of the F profile fields; read in the events stream."""
-    num_behaviours: Few = len(BEHAVIOURS)
-    """B."""
+    """Bias attention by the time between an event and the request; off by itself where the data have no times."""
     hide_actions: Share = 0.1
-    """Events stream: share of actions that training replaces by "unknown"."""
+    """Events stream: share of actions that training replaces by "unknown", so that sessions can be written."""
     stochastic_alpha: Annotated[float, Interval(ge=0, le=2)] = 0.0
     """alpha of the stochastic length, in (1, 2]; 0 trains on whole sequences."""
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        self.profile_sizes = tuple(self.profile_sizes)
-        super().__post_init__(**kwargs)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.stream not in get_args(Stream):
             raise ValueError(f"stream={self.stream!r} is unknown; choose one of {', '.join(get_args(Stream))}.")
         if self.stochastic_alpha and not 1 < self.stochastic_alpha <= 2:
             raise ValueError(
                 f"stochastic_alpha={self.stochastic_alpha} must lie in (1, 2], or be 0 for whole sequences."
             )
+
+
+class HSTUConfig(SequenceConfig):
+    """An HSTU as transformers keeps it."""
+
+    model_type = "hstu"
+    sizes = HSTUSizes
+
+    profile_sizes: tuple[int, ...] | list[int] = ()
+    """Cardinalities of the F profile fields; read in the events stream."""
+    num_behaviours: Few = len(BEHAVIOURS)
+    """B."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.profile_sizes = tuple(self.profile_sizes)
+        super().__post_init__(**kwargs)
 
     @property
     def tokens_per_event(self) -> int:
@@ -162,6 +178,8 @@ class HSTU(SequenceModel):
 
     config: HSTUConfig
     layers: Any
+    title = "HSTU"
+    Config = HSTUSizes
     config_class = HSTUConfig
     base_model_prefix = "model"
 
@@ -178,6 +196,43 @@ class HSTU(SequenceModel):
         self.layers = nn.ModuleList(HSTULayer(*shape, *extras) for _ in range(config.num_layers))
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
+
+    @classmethod
+    def build(
+        cls,
+        config: HSTUSizes,
+        tokenizer: CodeTokenizer,
+        *,
+        session_length: int,
+        history_length: int,
+        profile_sizes: tuple[int, ...],
+    ) -> Self:
+        """See :meth:`feedgym.protocols.GenerativeAgent.build`.
+
+        Raises:
+            ValueError: an item has more than one code.
+        """
+        if tokenizer.num_codes != (tokenizer.num_items,):
+            raise ValueError(f"HSTU writes item ids and not {tokenizer.num_levels} codes an item; use item_id.")
+        lengths = {"session_length": session_length, "history_length": history_length}
+        settings: Any = HSTUConfig
+        sizes = {**vars(config), **lengths, "profile_sizes": profile_sizes}
+        return cls(settings(**sizes, num_items=tokenizer.num_items))
+
+    @classmethod
+    def load(cls, folder: Path | str, tokenizer: CodeTokenizer | None = None) -> Self:
+        """The model saved in ``folder``.
+
+        Raises:
+            ValueError: a file is missing or damaged, or the tokenizer has another number of items.
+        """
+        model = super().load(folder)
+        if tokenizer is not None and tokenizer.num_items != model.config.num_items:
+            raise ValueError(
+                f"The model was trained on {model.config.num_items} items, not {tokenizer.num_items}; load the "
+                "tokenizer saved beside it or pretrain again."
+            )
+        return model
 
     # ------------------------------------------------------------ whole sequences
 

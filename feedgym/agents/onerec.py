@@ -17,6 +17,7 @@ Deviations from the paper:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,22 +33,18 @@ from feedgym.agents.layers.transformer import DecoderLayer as CrossDecoderLayer
 from feedgym.agents.layers.transformer import DecodingState, EncoderLayer
 from feedgym.agents.session_model import EncoderDecoder, SessionConfig, SessionModel, next_token_loss
 from feedgym.data.batches import EventBatch
-from feedgym.ranges import BelowOne, Few, NonNegative, Positive, Width
+from feedgym.ranges import BelowOne, Few, NonNegative, Positive, Ranged, Width, check_divides
 
 
-class OneRecConfig(SessionConfig):
-    """Sizes of a OneRec."""
+@dataclass(frozen=True, kw_only=True)
+class OneRecSizes(Ranged):
+    """Sizes of OneRec."""
 
-    model_type = "onerec"
-    attribute_map = {  # noqa: RUF012 - the name and type that transformers prescribes
-        "hidden_size": "d_model",
-        "num_attention_heads": "num_heads",
-        "num_hidden_layers": "decoder_layers",
-    }
-
+    d_model: Width = 64
+    """D, width of the model."""
     num_heads: Few = 4
     """H, attention heads; divides d_model."""
-    encoder_layers: Few = 2
+    encoder_layers: Few = 1
     """Layers that read the history."""
     decoder_layers: Few = 2
     """Layers that write the session."""
@@ -59,12 +56,35 @@ class OneRecConfig(SessionConfig):
     """Experts that a token is sent to."""
     gate_renormalise: bool = False
     """Divide the kept gates by their sum; the paper does not."""
-    output_router_logits: bool = True
-    """Return the router's logits and add the load-balancing loss."""
     router_aux_loss_coef: NonNegative = 0.01
-    """Weight of the load-balancing loss."""
+    """Weight of the loss that balances the load of the experts."""
     dropout: BelowOne = 0.0
     """Dropout on the embeddings and on every layer's output."""
+    semantic_init: bool = True
+    """Let code embeddings start at the tokenizer's centroids, where it has some."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_divides(self, "num_heads", "d_model")
+        if self.num_experts_per_tok > self.num_experts:
+            raise ValueError(
+                f"num_experts_per_tok={self.num_experts_per_tok} is above num_experts={self.num_experts}; lower it."
+            )
+
+
+class OneRecConfig(SessionConfig):
+    """A OneRec as transformers keeps it."""
+
+    model_type = "onerec"
+    sizes = OneRecSizes
+    attribute_map = {  # noqa: RUF012 - the name and type that transformers prescribes
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "decoder_layers",
+    }
+
+    output_router_logits: bool = True
+    """Return the router's logits and add the load-balancing loss."""
     initializer_range: Positive = 0.06
     """Standard deviation of the initial weights."""
 
@@ -176,6 +196,8 @@ class OneRecBackbone(EncoderDecoder):
 class OneRec(SessionModel):
     """The model: backbone and one output matrix over the joint vocabulary."""
 
+    title = "OneRec"
+    Config = OneRecSizes
     config_class = OneRecConfig
     model: OneRecBackbone
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012 - the name and type transformers prescribes

@@ -11,35 +11,42 @@ is the similarity (the paper's dot product, or cosine over a temperature); every
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from feedgym.agents.sequences import SequenceConfig, SequenceModel, Sequences
+from feedgym.agents.sequences import SequenceConfig, SequenceModel, Sequences, SequenceSizes
 from feedgym.ranges import Width, check_divides
 
 Block = Literal["meta", "original"]
 EPS = 1e-8
 
 
-class SASRecConfig(SequenceConfig):
-    """Sizes of a SASRec."""
-
-    model_type = "sasrec"
+@dataclass(frozen=True, kw_only=True)
+class SASRecSizes(SequenceSizes):
+    """Sizes and loss of SASRec."""
 
     d_ff: Width = 50
-    """Width inside the feed-forward layer."""
-    block: str = "meta"
-    """meta or original."""
+    """Width inside a feed-forward layer."""
+    block: Block = "meta"
+    """meta (of generative-recommenders) or original (the authors')."""
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.block not in get_args(Block):
             raise ValueError(f"block={self.block!r} is unknown; choose one of {', '.join(get_args(Block))}.")
         check_divides(self, "num_heads", "d_model")
+
+
+class SASRecConfig(SequenceConfig):
+    """A SASRec as transformers keeps it."""
+
+    model_type = "sasrec"
+    sizes = SASRecSizes
 
 
 class SASRecBlock(nn.Module):
@@ -72,6 +79,8 @@ class SASRecBlock(nn.Module):
 class SASRec(SequenceModel):
     """The model."""
 
+    title = "SASRec"
+    Config = SASRecSizes
     config_class = SASRecConfig
     base_model_prefix = "model"
 

@@ -1,13 +1,14 @@
-"""Reading back what ``save_pretrained`` of a model of ours has written, whole or not at all."""
+"""Settings of models as transformers keeps them, and reading back whole what ``save_pretrained`` has written."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as hf_logging
 
@@ -15,6 +16,32 @@ hf_logging.disable_progress_bar()  # loading and saving take milliseconds; the p
 
 ADAPTER = "adapter_config.json"
 """By this file transformers finds another model's weights and code to load, where the library for it is installed."""
+
+
+class SizedConfig(PreTrainedConfig):
+    """What transformers keeps of a model: its sizes, which a frozen dataclass declares, and what the data decide.
+
+    A subclass names the dataclass in ``sizes``. Its fields become fields here, with the same defaults and checks, so
+    that they are declared once.
+    """
+
+    sizes: ClassVar[Any] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if cls.sizes is not None:
+            hints = get_type_hints(cls.sizes, include_extras=True)
+            for field in fields(cls.sizes):
+                cls.__annotations__[field.name] = hints[field.name]
+                setattr(cls, field.name, field.default)
+        super().__init_subclass__(**kwargs)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        for field in fields(self.sizes):
+            if isinstance(value := getattr(self, field.name), list):
+                setattr(self, field.name, tuple(value))  # JSON brings tuples back as lists
+        self.sizes(**{field.name: getattr(self, field.name) for field in fields(self.sizes)})
+        super().__post_init__(**kwargs)
+
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 

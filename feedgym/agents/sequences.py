@@ -22,16 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
 from feedgym.agents.plackett_luce import NOWHERE, PlackettLuce
 from feedgym.agents.requests import existing_items, shown_mask
-from feedgym.agents.saved import load_saved
+from feedgym.agents.saved import SizedConfig, load_saved
 from feedgym.data.batches import EventBatch, SessionBatch, TensorRows
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog
-from feedgym.ranges import BelowOne, Count, CountOrZero, Few, Length, Positive, Width, check_ranges
+from feedgym.ranges import BelowOne, Count, CountOrZero, Few, Length, Positive, Ranged, Width, check_ranges
 
 Loss = Literal["bce", "ce", "sampled_softmax"]
 Similarity = Literal["cosine", "dot"]
@@ -48,8 +48,9 @@ BLOCK_CELLS = 2**24
 """Scores of users, samples and items held at a time."""
 
 
-class SequenceConfig(PreTrainedConfig):
-    """Sizes and loss of a next-item model. ``num_items`` comes from the catalogue."""
+@dataclass(frozen=True, kw_only=True)
+class SequenceSizes(Ranged):
+    """Sizes and loss that next-item models share."""
 
     d_model: Width = 50
     """D, width of the model."""
@@ -59,24 +60,38 @@ class SequenceConfig(PreTrainedConfig):
     """H, attention heads."""
     dropout: BelowOne = 0.2
     """Dropout."""
+    loss: Loss = "sampled_softmax"
+    """bce, ce (over all items) or sampled_softmax."""
+    num_negatives: Count = 128
+    """Items drawn a position, uniformly over all, for bce and sampled_softmax; the original of SASRec draws 1."""
+    similarity: Similarity = "cosine"
+    """How user and item vectors make a score: cosine (both of length 1) or dot."""
+    temperature: Positive = 0.05
+    """Divides the similarity; 1 with dot is SASRec's original."""
+    only_positives: bool = True
+    """Read only the events that are items taken; otherwise all that were examined."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, kinds in {"loss": Loss, "similarity": Similarity}.items():
+            if getattr(self, name) not in get_args(kinds):
+                given = getattr(self, name)
+                raise ValueError(f"{name}={given!r} is unknown; choose one of {', '.join(get_args(kinds))}.")
+
+
+class SequenceConfig(SizedConfig):
+    """A next-item model as transformers keeps it. ``num_items`` comes from the catalogue."""
+
+    sizes = SequenceSizes
+
     history_length: Length = 200
     """T, the newest events of a history that are read."""
     session_length: Length = 10
     """K, the most items of a session."""
     num_items: CountOrZero = 0
     """I, items of the catalogue."""
-    loss: str = "sampled_softmax"
-    """bce, ce (over all items) or sampled_softmax."""
-    num_negatives: Count = 128
-    """Items drawn a position, uniformly over all, for bce and sampled_softmax; the original of SASRec draws 1."""
-    similarity: str = "cosine"
-    """How user and item vectors make a score: cosine (both of length 1) or dot."""
-    temperature: Positive = 0.05
-    """Divides the similarity."""
     positives: tuple[str, ...] | list[str] = BEHAVIOURS[:-1]
-    """An event with any of these behaviours is an item taken: only such are foretold."""
-    only_positives: bool = True
-    """Read only the events that are items taken; otherwise all that were examined."""
+    """An event with any of these behaviours is an item taken: only such are predicted."""
     initializer_range: Positive = 0.02
     """Standard deviation of item embeddings."""
 
@@ -84,10 +99,6 @@ class SequenceConfig(PreTrainedConfig):
         self.positives = tuple(self.positives)  # JSON brings them back as lists
         super().__post_init__(**kwargs)
         check_ranges(self)
-        for name, kinds in {"loss": Loss, "similarity": Similarity}.items():
-            if getattr(self, name) not in get_args(kinds):
-                given = getattr(self, name)
-                raise ValueError(f"{name}={given!r} is unknown; choose one of {', '.join(get_args(kinds))}.")
 
     @property
     def num_positions(self) -> int:

@@ -18,16 +18,16 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput, ModelOutput
 
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig
 from feedgym.agents.layers.transformer import DecodingState
-from feedgym.agents.saved import load_saved
+from feedgym.agents.saved import SizedConfig, load_saved
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog
-from feedgym.ranges import CountOrZero, Few, Length, Width, check_ranges
+from feedgym.ranges import CountOrZero, Few, Length, check_ranges
 from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.vocabulary import Vocabulary
 
@@ -38,13 +38,9 @@ HISTORY_COLUMNS = tuple(f.name for f in fields(EventBatch))
 """The keyword arguments by which a model takes a history: the columns of an EventBatch."""
 
 
-class SessionConfig(PreTrainedConfig):
+class SessionConfig(SizedConfig):
     """Sizes that every such model has; ``num_codes``, ``num_items`` and ``tokenizer_hash`` come from the tokenizer."""
 
-    d_model: Width = 64
-    """D, width of the model."""
-    semantic_init: bool = True
-    """Let code embeddings start at the tokenizer's centroids, where it has some."""
     session_length: Length = 5
     """K, the most items a session can have."""
     history_length: Length = 64
@@ -129,6 +125,21 @@ class SessionModel(PreTrainedModel, GenerationMixin):
     config: Any
     model: Any
     lm_head: nn.Linear
+
+    @classmethod
+    def build(
+        cls,
+        config: Any,
+        tokenizer: CodeTokenizer,
+        *,
+        session_length: int,
+        history_length: int,
+        profile_sizes: tuple[int, ...],
+    ) -> Self:
+        """See :meth:`feedgym.protocols.GenerativeAgent.build`."""
+        lengths = {"session_length": session_length, "history_length": history_length}
+        settings: Any = cls.config_class
+        return cls.from_tokenizer(tokenizer, settings(**vars(config), **lengths, profile_sizes=profile_sizes))
 
     @classmethod
     def from_tokenizer(cls, tokenizer: CodeTokenizer, config: Any) -> Self:

@@ -25,6 +25,7 @@ Deviations from the paper:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -41,18 +42,12 @@ from feedgym.agents.layers.transformer import DecodingState, EncoderLayer
 from feedgym.agents.session_model import EncoderDecoder, SessionConfig, SessionModel
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS
-from feedgym.ranges import BelowOne, Count, Few, Length, Positive, Width
+from feedgym.ranges import BelowOne, Count, Few, Length, Positive, Ranged, Width
 
 
-class TigerConfig(SessionConfig):
-    """Sizes of a TIGER; the defaults are the paper's."""
-
-    model_type = "tiger"
-    attribute_map = {  # noqa: RUF012 - the name and type that transformers prescribes
-        "hidden_size": "d_model",
-        "num_attention_heads": "num_heads",
-        "num_hidden_layers": "decoder_layers",
-    }
+@dataclass(frozen=True, kw_only=True)
+class TigerSizes(Ranged):
+    """Sizes of TIGER, and what it reads; the defaults are the paper's."""
 
     d_model: Width = 128
     """D, width of the model."""
@@ -76,12 +71,25 @@ class TigerConfig(SessionConfig):
     """Tokens to which users are hashed by their profile; the paper has 2,000, for user ids. 1: the same for all."""
     only_positives: bool = True
     """Read the events with a behaviour of ``positives`` alone; otherwise all that were examined."""
-    positives: tuple[str, ...] | list[str] = BEHAVIOURS[:-1]
+    positives: tuple[str, ...] = BEHAVIOURS[:-1]
     """The behaviours that make an event positive."""
     event_features: bool = False
     """Read behaviours, watched fraction and times of the events, the profile and the time of day, too."""
     semantic_init: bool = False
-    """Let code embeddings start at the tokenizer's centroids, where it has some."""
+    """Let code embeddings start at the tokenizer's centroids, where it has some; in the paper at random."""
+
+
+class TigerConfig(SessionConfig):
+    """A TIGER as transformers keeps it; the defaults are the paper's."""
+
+    model_type = "tiger"
+    sizes = TigerSizes
+    attribute_map = {  # noqa: RUF012 - the name and type that transformers prescribes
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "decoder_layers",
+    }
+
     session_length: Length = 1
     """K, the most items a session can have; 1 in the paper."""
     history_length: Length = 20
@@ -92,9 +100,8 @@ class TigerConfig(SessionConfig):
     """Standard deviation of the initial weights that T5 does not have: those of the features."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.positives = tuple(self.positives)
         super().__post_init__(**kwargs)
-        if self.num_user_tokens < 1 or (self.num_user_tokens > 1 and not self.profile_sizes):
+        if self.num_user_tokens > 1 and not self.profile_sizes:
             raise ValueError(
                 f"num_user_tokens={self.num_user_tokens} must be 1 (the same token for all) or, where users have "
                 f"profile fields to hash, more; these have {len(self.profile_sizes)} fields."
@@ -232,6 +239,8 @@ class TigerBackbone(EncoderDecoder):
 class Tiger(SessionModel):
     """The model: backbone and one output matrix over the joint vocabulary."""
 
+    title = "TIGER"
+    Config = TigerSizes
     config_class = TigerConfig
     model: TigerBackbone
     _no_split_modules = ["EncoderLayer", "DecoderLayer"]  # noqa: RUF012 - the name and type transformers prescribes

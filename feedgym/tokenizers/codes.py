@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
@@ -22,17 +22,18 @@ from feedgym.tokenizers.trie import Trie
 from feedgym.tokenizers.vocabulary import Vocabulary
 
 FILE_NAME = "tokenizer.safetensors"
+ConfigT = TypeVar("ConfigT")
 _FORMAT = "feedgym.tokenizer/1"
 
 
 class CodeTokenizer:
     """Base of the tokenizers: a table of frozen codes, one tuple per item.
 
-    A subclass is made from its config, names the config's class in ``config_type`` and calls :meth:`freeze` at the end
+    A subclass is made from its config, names the config's class in ``Config`` and calls :meth:`freeze` at the end
     of its ``fit``. Answers lie on the device of the question; a trie is kept for each device that asked.
     """
 
-    config_type: ClassVar[type]
+    Config: ClassVar[type]
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -169,7 +170,7 @@ class CodeTokenizer:
                 )
             codes_IL, num_codes = tensors.pop("codes_IL"), tuple(json.loads(metadata["num_codes"]))
             num_content_levels = json.loads(metadata.get("num_content_levels", "null"))
-            tokenizer = cls(cls.config_type(**_tuples(json.loads(metadata["config"]))))
+            tokenizer = cls(cls.Config(**_tuples(json.loads(metadata["config"]))))
             if codes_hash(codes_IL, num_codes) != metadata["hash"]:
                 raise ValueError(f"The codes in {file} do not match their hash; fit the tokenizer again and save() it.")
         except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
@@ -202,11 +203,11 @@ def append_counter(
     return torch.cat([codes_IL.long(), nth_I[:, None]], dim=1), (*num_codes, int(size.max()))
 
 
-def checked_content(content_IE: Tensor | ArrayLike, num_codes: tuple[int, ...]) -> NDArray[np.float64]:
+def checked_content(content_IE: Tensor | ArrayLike) -> NDArray[np.float64]:
     """The content as float64 [I, E], after checking that it can be fitted.
 
     Raises:
-        ValueError: it is no finite matrix, or a level has more codes than there are items.
+        ValueError: it is no finite matrix.
     """
     if isinstance(content_IE, Tensor):
         content_IE = content_IE.detach().cpu().numpy()
@@ -219,17 +220,27 @@ def checked_content(content_IE: Tensor | ArrayLike, num_codes: tuple[int, ...]) 
             f"content_IE has NaN or infinite values in {int(bad_I.sum())} item(s), the first of them item "
             f"{int(np.argmax(bad_I))}; drop or impute them before fitting."
         )
-    if max(num_codes) > len(content):
-        raise ValueError(
-            f"num_codes={num_codes} asks for a level of {max(num_codes)} codes, but there are only {len(content)} "
-            "items and no code may be empty; lower it."
-        )
     return content
 
 
-def check_num_codes(num_codes: tuple[int, ...]) -> None:
-    """Raise ValueError unless there is at least one level, each with at least one code."""
-    if not num_codes or min(num_codes) < 1:
+def check_no_code_empty(num_codes: tuple[int, ...], num_items: int) -> None:
+    """Raise ValueError if a level has more codes than there are items."""
+    if max(num_codes) > num_items:
+        raise ValueError(
+            f"num_codes={num_codes} asks for a level of {max(num_codes)} codes, but there are only {num_items} "
+            "items and no code may be empty; lower it."
+        )
+
+
+def with_num_codes(config: ConfigT, num_items: int) -> ConfigT:
+    """A tokenizer's configuration with the codes of each level, chosen by the number of items if left out."""
+    given: Any = config
+    return replace(given, num_codes=given.num_codes or codes_for(num_items))
+
+
+def check_num_codes(num_codes: tuple[int, ...] | None) -> None:
+    """Raise ValueError unless codes are left to be chosen, or there is a level and each has at least one code."""
+    if num_codes is not None and (not num_codes or min(num_codes) < 1):
         raise ValueError(f"num_codes={num_codes}; give at least one level, each with at least one code.")
 
 

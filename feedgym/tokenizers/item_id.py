@@ -15,7 +15,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from feedgym.ranges import Ranged, Seed, Width
-from feedgym.tokenizers.codes import CodeTokenizer, check_enough_tuples, check_num_codes, checked_content
+from feedgym.tokenizers.codes import (
+    CodeTokenizer,
+    check_enough_tuples,
+    check_num_codes,
+    checked_content,
+    with_num_codes,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +32,7 @@ class ItemIdConfig:
 class ItemId(CodeTokenizer):
     """One level with a code for each item: the item's id."""
 
-    config_type = ItemIdConfig
+    Config = ItemIdConfig
 
     def __init__(self, config: ItemIdConfig | None = None) -> None:
         super().__init__(config or ItemIdConfig())
@@ -37,7 +43,7 @@ class ItemId(CodeTokenizer):
         Raises:
             ValueError: the content is no finite matrix.
         """
-        num_items = len(checked_content(content_IE, (1,)))
+        num_items = len(checked_content(content_IE))
         return self.freeze(torch.arange(num_items)[:, None], (num_items,))
 
 
@@ -45,22 +51,23 @@ class ItemId(CodeTokenizer):
 class RandomCodesConfig(Ranged):
     """How many tuples there are to draw from."""
 
-    num_codes: tuple[Width, ...] = (256, 256, 256)
-    """Codes of each level, one number per level. Their product must be at least the number of items."""
+    num_codes: tuple[Width, ...] | None = None
+    """Codes of each level, one number per level; chosen by the number of items if left out.
+    Their product must be at least the number of items."""
     seed: Seed = 0
     """Seed of the draw."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_num_codes(self.num_codes)
-        if prod(self.num_codes) >= 2**63:
+        if prod(self.num_codes or ()) >= 2**63:
             raise ValueError(f"num_codes={self.num_codes} makes 2^63 tuples or more; lower it or leave out a level.")
 
 
 class RandomCodes(CodeTokenizer):
     """A tuple for each item, drawn at random without putting back (TIGER, arXiv:2305.05065, §4.3: "random ID")."""
 
-    config_type = RandomCodesConfig
+    Config = RandomCodesConfig
 
     def __init__(self, config: RandomCodesConfig | None = None) -> None:
         super().__init__(config or RandomCodesConfig())
@@ -71,8 +78,9 @@ class RandomCodes(CodeTokenizer):
         Raises:
             ValueError: the content is no finite matrix, or there are fewer tuples than items.
         """
+        num_items = len(checked_content(content_IE))
+        self.config = with_num_codes(self.config, num_items)
         num_codes = self.config.num_codes
-        num_items = len(checked_content(content_IE, (1,)))
         check_enough_tuples(num_codes, num_items)
         number_I = np.random.default_rng(self.config.seed).choice(prod(num_codes), size=num_items, replace=False)
         codes_IL = np.stack(np.unravel_index(number_I, num_codes), axis=1)

@@ -20,34 +20,35 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from feedgym.ranges import Ranged, Seed, Width
-from feedgym.tokenizers.codes import CodeTokenizer, append_counter, check_num_codes, checked_content
+from feedgym.tokenizers.codes import CodeTokenizer, append_counter, check_num_codes, checked_content, with_num_codes
 
 
 @dataclass(frozen=True, kw_only=True)
 class LSHConfig(Ranged):
     """How many hyperplanes there are."""
 
-    num_codes: tuple[Width, ...] = (256, 256, 256)
-    """Codes of each level, powers of two; a level that counts colliding items comes after them."""
+    num_codes: tuple[Width, ...] | None = None
+    """Codes of each level, powers of two; chosen by the number of items if left out. A level that
+    counts colliding items comes after them."""
     seed: Seed = 0
     """Seed of the hyperplanes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_num_codes(self.num_codes)
-        if any(size & (size - 1) for size in self.num_codes):
+        if any(size & (size - 1) for size in self.num_codes or ()):
             raise ValueError(f"num_codes={self.num_codes}; hyperplanes halve space, so give powers of two.")
 
     @property
     def num_bits(self) -> tuple[int, ...]:
         """Hyperplanes of each level."""
-        return tuple(size.bit_length() - 1 for size in self.num_codes)
+        return tuple(size.bit_length() - 1 for size in self.num_codes or ())
 
 
 class LSH(CodeTokenizer):
     """Tokenizer by random hyperplanes; ``learned`` holds them as ``hyperplanes_BE``, with the content's ``mean_E``."""
 
-    config_type = LSHConfig
+    Config = LSHConfig
 
     def __init__(self, config: LSHConfig | None = None) -> None:
         super().__init__(config or LSHConfig())
@@ -58,8 +59,8 @@ class LSH(CodeTokenizer):
         Raises:
             ValueError: the content is no finite matrix.
         """
-        config = self.config
-        content = checked_content(content_IE, (1,))
+        content = checked_content(content_IE)
+        config = self.config = with_num_codes(self.config, len(content))
         mean_E = content.mean(axis=0)
         hyperplanes_BE = np.random.default_rng(config.seed).normal(size=(sum(config.num_bits), content.shape[1]))
         bit_IB = (content - mean_E) @ hyperplanes_BE.T > 0

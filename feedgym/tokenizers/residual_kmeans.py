@@ -47,16 +47,18 @@ from feedgym.tokenizers.codes import (
     CodeTokenizer,
     append_counter,
     check_enough_tuples,
+    check_no_code_empty,
     check_num_codes,
     checked_content,
+    with_num_codes,
 )
 
 Collisions = Literal["apart", "counter", "sinkhorn"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class KMeansOptions(Ranged):
-    """What may be chosen of residual k-means beside its codes and its seed."""
+class ResidualKMeansConfig(Ranged):
+    """How items become codes."""
 
     assignment: Assignment = "auction"
     """How clusters are filled: of exact sizes by auction (at the least total distance) or greedy (the paper's Algorithm
@@ -67,32 +69,24 @@ class KMeansOptions(Ranged):
     max_iterations: Passes = 30
     """Most passes of k-means at a level; it stops earlier once no item changes its cluster."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, choices in (("assignment", get_args(Assignment)), ("collisions", get_args(Collisions))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {choices}.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResidualKMeansConfig(KMeansOptions):
-    """How items become codes."""
-
-    num_codes: tuple[Width, ...] = (256, 256, 256)
-    """Codes of each level, one number per level. Their product must be at least the number of items where collisions
-    are kept apart."""
+    num_codes: tuple[Width, ...] | None = None
+    """Codes of each level, one number per level; chosen by the number of items if left out.
+    Their product must be at least the number of items where collisions are kept apart."""
     seed: Seed = 0
     """Seed of the starting centroids."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, known in (("assignment", get_args(Assignment)), ("collisions", get_args(Collisions))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {known}.")
         check_num_codes(self.num_codes)
 
 
 class ResidualKMeans(CodeTokenizer):
     """Tokenizer by residual k-means; ``learned`` holds the codebooks as ``codebook_0``, ``codebook_1``..."""
 
-    config_type = ResidualKMeansConfig
+    Config = ResidualKMeansConfig
 
     def __init__(self, config: ResidualKMeansConfig | None = None) -> None:
         super().__init__(config or ResidualKMeansConfig())
@@ -107,8 +101,9 @@ class ResidualKMeans(CodeTokenizer):
             ValueError: the content is no finite matrix, a level has more codes than there are items, or there are
                 fewer tuples than items and collisions are to be kept apart.
         """
-        config = self.config
-        residual_IE = checked_content(content_IE, config.num_codes)
+        residual_IE = checked_content(content_IE)
+        config = self.config = with_num_codes(self.config, len(residual_IE))
+        check_no_code_empty(config.num_codes, len(residual_IE))
         if config.collisions == "apart":
             check_enough_tuples(config.num_codes, len(residual_IE))
         rng = np.random.default_rng(config.seed)

@@ -36,7 +36,14 @@ from torch import Tensor
 from feedgym.data.whole import last_whole_checkpoint, new_checkpoint
 from feedgym.ranges import BelowOne, Count, CountOrZero, LearningRate, NonNegative, Passes, Ranged, Seed, Steps, Width
 from feedgym.tokenizers.assignment import sinkhorn_apart
-from feedgym.tokenizers.codes import CodeTokenizer, append_counter, check_num_codes, checked_content
+from feedgym.tokenizers.codes import (
+    CodeTokenizer,
+    append_counter,
+    check_no_code_empty,
+    check_num_codes,
+    checked_content,
+    with_num_codes,
+)
 from feedgym.tokenizers.rqvae_network import RQVAENetwork
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
@@ -47,8 +54,8 @@ _ENCODED_AT_ONCE = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
-class RQVAEOptions(Ranged):
-    """Sizes and training of an RQ-VAE, beside its codes and its seed."""
+class RQVAEConfig(Ranged):
+    """Sizes and training of an RQ-VAE."""
 
     hidden_widths: tuple[Width, ...] | None = None
     """Widths of the encoder's hidden layers, and of the decoder's in reverse; by the content's width if left out."""
@@ -78,11 +85,18 @@ class RQVAEOptions(Ranged):
     checkpoint_steps: Count = 1000
     """Steps between checkpoints, where a folder for them is given."""
 
+    num_codes: tuple[Width, ...] | None = None
+    """Codes of each level, one number per level; chosen by the number of items if left out.
+    A level that counts colliding items comes after them."""
+    seed: Seed = 0
+    """Seed of the initial weights, of k-means, of the order of the items and of revived codewords."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {choices}.")
+        check_num_codes(self.num_codes)
 
     def widths(self, content_width: int) -> tuple[int, ...]:
         """Widths of the encoder's layers, from the content to the latents."""
@@ -90,20 +104,6 @@ class RQVAEOptions(Ranged):
         if hidden is None:
             hidden = tuple(max(round(content_width * share / 6), self.latent_width) for share in (4, 2, 1))
         return (content_width, *hidden, self.latent_width)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RQVAEConfig(RQVAEOptions):
-    """An RQ-VAE."""
-
-    num_codes: tuple[Width, ...] = (256, 256, 256)
-    """Codes of each level, one number per level; a level that counts colliding items comes after them."""
-    seed: Seed = 0
-    """Seed of the initial weights, of k-means, of the order of the items and of revived codewords."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_num_codes(self.num_codes)
 
 
 _CHOICES = {
@@ -116,7 +116,7 @@ _CHOICES = {
 class RQVAE(CodeTokenizer):
     """Tokenizer by a residual-quantized autoencoder; ``learned`` holds the network and the content's mean and scale."""
 
-    config_type = RQVAEConfig
+    Config = RQVAEConfig
 
     def __init__(self, config: RQVAEConfig | None = None) -> None:
         super().__init__(config or RQVAEConfig())
@@ -136,7 +136,9 @@ class RQVAE(CodeTokenizer):
             ValueError: the content is no finite matrix, a level has more codes than there are items, or the checkpoint
                 belongs to another configuration or other content.
         """
-        content = checked_content(content_IE, self.config.num_codes)
+        content = checked_content(content_IE)
+        self.config = with_num_codes(self.config, len(content))
+        check_no_code_empty(self.config.num_codes, len(content))
         device = content_IE.device if isinstance(content_IE, Tensor) else torch.device("cpu")
         mean_E, scale = content.mean(axis=0), float(np.sqrt(content.var(axis=0).mean())) or 1.0
         x_IE = torch.from_numpy(((content - mean_E) / scale).astype(np.float32)).to(device)
@@ -233,11 +235,6 @@ def _spread(codes_IL: Tensor, residual_ID: Tensor, network: RQVAENetwork) -> Ten
     words_CD = network.quantizer.levels[-1].weight.detach().double().cpu().numpy()
     last_I = sinkhorn_apart(residual_ID.double().numpy(), words_CD, codes_IL[:, -1].numpy(), prefix_I)
     return torch.cat([codes_IL[:, :-1], torch.from_numpy(last_I)[:, None]], dim=1)
-
-
-def fit_in(tokenizer: Any, content_IE: Tensor | ArrayLike, work: Path) -> CodeTokenizer:
-    """Fit any tokenizer; one that trains keeps its checkpoints in ``work`` and goes on from them."""
-    return tokenizer.fit(content_IE, work=work) if isinstance(tokenizer, RQVAE) else tokenizer.fit(content_IE)
 
 
 class _Checkpoint:

@@ -1,0 +1,170 @@
+"""What a user may replace, by kind and name: the one way from a name to what it names.
+
+A name is one of :data:`BUILT_IN`, an import path ``package.module:Name``, or stands for an object that a program handed
+over (:func:`named`). A class brings its own frozen dataclass ``Config``, whose fields are the options of the command
+line; without one it has no options.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Collection
+from dataclasses import is_dataclass, replace
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from feedgym.protocols import load
+
+BUILT_IN: dict[str, dict[str, str]] = {
+    "simulator": {
+        "short_video": "feedgym.envs.short_video:ShortVideo",
+        "interest_evolution": "feedgym.envs.recsim:InterestEvolution",
+        "interest_exploration": "feedgym.envs.recsim:InterestExploration",
+        "long_term_satisfaction": "feedgym.envs.recsim:LongTermSatisfaction",
+    },
+    "tokenizer": {
+        "residual_kmeans": "feedgym.tokenizers.residual_kmeans:ResidualKMeans",
+        "rqvae": "feedgym.tokenizers.rqvae:RQVAE",
+        "item_id": "feedgym.tokenizers.item_id:ItemId",
+        "lsh": "feedgym.tokenizers.lsh:LSH",
+        "random": "feedgym.tokenizers.item_id:RandomCodes",
+    },
+    "model": {
+        "onerec": "feedgym.agents.onerec:OneRec",
+        "tiger": "feedgym.agents.tiger:Tiger",
+        "hstu": "feedgym.agents.hstu:HSTU",
+    },
+    "reward": {
+        "reward_model": "feedgym.rewards.compose:reward_model",
+        "clicks": "feedgym.rewards.compose:clicks",
+        "diverse": "feedgym.rewards.compose:diverse",
+        "diversity": "feedgym.rewards.compose:Diversity",
+    },
+    "method": {"dpo": "feedgym.agents.alignment.dpo:DPO"},
+    "retriever": {
+        "sasrec": "feedgym.agents.sasrec:SASRec",
+        "hstu": "feedgym.agents.hstu:HSTU",
+        "tiger": "feedgym.agents.tiger:Tiger",
+    },
+    "ranker": {
+        "genrank": "feedgym.agents.genrank:GenRank",
+        "hstu-rank": "feedgym.agents.hstu_rank:HSTURanker",
+        "mtgr": "feedgym.agents.mtgr:MTGR",
+    },
+}
+"""Import paths by kind and name: THE registry."""
+
+OBJECT = "object "
+"""How the names of objects that a program handed over begin."""
+_objects: dict[str, Any] = {}
+
+
+def is_built_in(kind: str, name: str) -> bool:
+    """Whether a name, or an import path, is one of feedgym's own."""
+    return name in BUILT_IN[kind] or name in BUILT_IN[kind].values()
+
+
+def resolve(kind: str, name: str) -> Any:
+    """The class, function or object that a name stands for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name.startswith(OBJECT):
+        if name not in _objects:
+            raise ValueError(
+                f"The {kind} {name.removeprefix(OBJECT)} was an object of a Python program; go on from such a program, "
+                "which gives it again."
+            )
+        return _objects[name]
+    if name not in BUILT_IN[kind] and ":" not in name:
+        raise ValueError(
+            f"{kind}={name!r} is unknown; give one of {', '.join(BUILT_IN[kind])}, or an import path such as "
+            f"my_lab.own:{kind.title()}."
+        )
+    return load(BUILT_IN[kind].get(name, name))
+
+
+def named(kind: str, given: Any) -> str:
+    """The name of what was given: a name as it is, or a name for an object, class or function, for this process.
+
+    The name holds a hash of the source of its class (and of its configuration, where it has one in ``config``), so
+    stages made with another version of it are made again.
+    """
+    if isinstance(given, str):
+        return given
+    described = given if inspect.isclass(given) or inspect.isroutine(given) else type(given)
+    path = f"{described.__module__}:{described.__qualname__}"
+    try:
+        source = inspect.getsource(inspect.getmodule(described) or described)
+    except (OSError, TypeError):
+        source = path
+    facts = repr(getattr(given, "config", None) if is_dataclass(getattr(given, "config", None)) else None)
+    name = f"{OBJECT}{path} {hashlib.sha256((source + facts).encode()).hexdigest()[:12]}"
+    _objects[name] = given
+    return name
+
+
+def is_keyed(given: Any) -> bool:
+    """Whether the name of an object tells all that it is: it is code, or has a dataclass ``config`` or no state."""
+    if isinstance(given, str) or inspect.isclass(given) or inspect.isroutine(given):
+        return True
+    return is_dataclass(getattr(given, "config", None)) or not getattr(given, "__dict__", None)
+
+
+def config_type(kind: str, name: str) -> Any:
+    """The dataclass of the options of what a name stands for, or None."""
+    return getattr(resolve(kind, name), "Config", None)
+
+
+def options_of(kind: str, name: str, options: Any = None) -> Any:
+    """Options as the right dataclass: its defaults for None, checked if they are a dict.
+
+    Raises:
+        ValueError: there is no such name, or the options do not fit it.
+    """
+    wanted = config_type(kind, name)
+    if wanted is None:
+        if options:
+            raise ValueError(f"{kind} {name!r} has no options, and got {options}; leave them out.")
+        return None
+    if options is None:
+        return wanted()
+    if isinstance(options, dict):
+        try:
+            return TypeAdapter(wanted, config=ConfigDict(extra="forbid")).validate_python(options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{kind}_options: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if not isinstance(options, wanted):
+        raise ValueError(f"{kind}_options is a {type(options).__name__}; {kind} {name!r} takes {wanted.__name__}.")
+    return options
+
+
+def fill_in(config: Any, kinds: Collection[str], *, foreign: bool = False) -> None:
+    """Complete the options of a frozen configuration while it is made: None becomes the defaults, a dict is checked.
+
+    Args:
+        config: has a field KIND, a name, and a field KIND_options, for each kind.
+        kinds: the kinds.
+        foreign: import what is not feedgym's own, too; before that, somebody must trust it.
+    """
+    for kind in kinds:
+        name = getattr(config, kind)
+        if foreign or is_built_in(kind, name) or name in _objects or ":" not in name:
+            options = options_of(kind, name, getattr(config, f"{kind}_options"))
+            object.__setattr__(config, f"{kind}_options", options)
+
+
+def completed(config: Any) -> Any:
+    """A configuration whose plug-ins have their options, those that are not feedgym's own too, which are imported.
+
+    Raises:
+        ValueError: a name leads nowhere, or options do not fit.
+    """
+    if kinds := getattr(config, "PLUGINS", ()):
+        config = replace(config)
+        fill_in(config, kinds, foreign=True)
+    return config
