@@ -16,7 +16,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, make_dataclass, replace
+from dataclasses import field as dataclass_field
 from itertools import groupby
 from pathlib import Path
 from pickle import UnpicklingError
@@ -182,7 +183,7 @@ def demo(arguments: Sequence[str]) -> None:
     if hasattr(config, "ray"):  # a run to be resumed may be of any kind
         config = replace(config, ray=options.ray)
     if options.resume is not None:
-        check_code(config, options.resume, options.trust, arguments)
+        config = check_code(config, options.resume, options.trust, arguments)
     _experiment("demo", config, options.run, options.resume, trust=options.trust, store=options.store)
 
 
@@ -210,33 +211,65 @@ def _from_preset(command: str, presets: Mapping[str, Callable[[], Any]], argumen
         return
     name, *rest = arguments
     config = _preset(name, presets)
-    kind = type(config)
-
-    @dataclass(frozen=True, kw_only=True)
-    class RunArguments(kind):  # type: ignore[misc, valid-type]
-        run: Path | None = None
-        """Folder to write everything to; a new one under runs/ if left out."""
-        resume: Path | None = None
-        """Continue the run in this folder where it stopped. Options change its configuration, and what depends on them
-        is done again: --ipa.rounds 8 adds rounds to a finished run."""
-        store: Path | None = None
-        """Keep the stages in this folder, by what decides them, and take from it what another run has made: runs that
-        differ in --ipa.rounds alone share all before. A run to be resumed knows its store; say it if it was moved."""
-        trust: bool = False
-        """Import what folders name though it is not feedgym's own, such as the simulator of a run to go on with: only
-        where you trust who made them. What this command line names itself needs no such word."""
-
-    RunArguments.__doc__ = kind.__doc__
-    options = _parse(RunArguments, f"{command} {name}", rest, RunArguments(**vars(config)))
+    options = _parse_run(f"{command} {name}", rest, config)
     if options.resume is not None:
         begun = read_config(options.resume)
-        if type(begun) is not kind:
+        if type(begun) is not type(config):
             raise ValueError(f"{options.resume} is a run of another kind than {name}; resume it with its own preset.")
-        options = _parse(RunArguments, f"{command} {name}", rest, RunArguments(**vars(begun)))
-    config = kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
+        options = _parse_run(f"{command} {name}", rest, check_code(begun, options.resume, options.trust, arguments))
+    config = type(config)(**{field.name: getattr(options, field.name) for field in fields(config)})
     if options.resume is not None:
         check_code(config, options.resume, options.trust, arguments)
     _experiment(name, config, options.run, options.resume, trust=options.trust, store=options.store)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Where an experiment runs."""
+
+    run: Path | None = None
+    """Folder to write everything to; a new one under runs/ if left out."""
+    resume: Path | None = None
+    """Continue the run in this folder where it stopped. Options change its configuration, and what depends on them is
+    done again: --ipa.rounds 8 adds rounds to a finished run."""
+    store: Path | None = None
+    """Keep the stages in this folder, by what decides them, and take from it what another run has made: runs that
+    differ in --method alone share all before. A run to be resumed knows its store; say it if it was moved."""
+    trust: bool = False
+    """Import what folders name though it is not feedgym's own, such as the simulator of a run to go on with: only where
+    you trust who made them. What this command line names itself needs no such word."""
+
+
+def _parse_run(command: str, arguments: Sequence[str], config: Any) -> Any:
+    """The options of an experiment; those of its plug-ins are the fields of the ``Config`` of what is chosen.
+
+    So --model NAME decides which --model.* there are.
+    """
+    from feedgym.plugins import completed
+
+    plugins = getattr(config, "PLUGINS", ())
+    chosen = {
+        kind: name for kind in plugins if (name := _value_of(kind, arguments)) not in (None, getattr(config, kind))
+    }
+    config = completed(replace(config, **chosen, **{f"{kind}_options": None for kind in chosen}))
+    parts = []
+    for kind in plugins:
+        options = getattr(config, f"{kind}_options")
+        shown: Any = tyro.conf.Suppress if options is None else tyro.conf.arg(name=kind)
+        parts.append((f"{kind}_options", Annotated[type(options), shown], dataclass_field(default=options)))
+    made: Any = make_dataclass("RunArguments", parts, bases=(RunOptions, type(config)), frozen=True, kw_only=True)
+    made.__doc__ = type(config).__doc__
+    return _parse(made, command, arguments, made(**vars(config)))
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """What a command line gives an option, the last time that it does."""
+    value = None
+    for at, word in enumerate(arguments):
+        name, gives, rest = word.partition("=")
+        if name == f"--{option}":
+            value = rest if gives else next(iter(arguments[at + 1 :]), None)
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +306,7 @@ def stage(arguments: Sequence[str]) -> None:
     known = (options.run / "config.json").exists()
     config = read_config(options.run) if known else replace(_preset(options.preset, presets), seed=options.seed)
     if known:
-        check_code(config, options.run, options.trust, arguments)
+        config = check_code(config, options.run, options.trust, arguments)
     folders = (None, options.run) if known else (options.run, None)
     redo = options.name if options.redo else None
     with contextlib.suppress(StageReached):
@@ -304,8 +337,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     options = _parse(EvaluateArguments, "evaluate", arguments)
     if not (options.run / "summary.json").exists():
         raise ValueError(f"{options.run} holds no finished run; finish it with `feedgym demo --resume {options.run}`.")
-    config = read_config(options.run)
-    check_code(config, options.run, options.trust, arguments)
+    config = check_code(read_config(options.run), options.run, options.trust, arguments)
     changes = {name: getattr(options, name) for name in ("users", "visits", "seed", "beams")}
     judge = replace(config.judge, **{name: value for name, value in changes.items() if value is not None})
     _experiment("evaluate", replace(config, judge=judge), None, options.run, trust=options.trust)
@@ -324,13 +356,19 @@ def read_config(folder: Path) -> Any:
     return read_config(folder)
 
 
-def check_code(config: Any, folder: Path, trust: bool, arguments: Sequence[str]) -> None:
-    """Refuse a run's configuration that names code which is neither feedgym's, nor trusted, nor in the arguments."""
+def check_code(config: Any, folder: Path, trust: bool, arguments: Sequence[str]) -> Any:
+    """A run's configuration with the options of its plug-ins.
+
+    Raises:
+        ValueError: it names code which is neither feedgym's, nor trusted, nor in the arguments.
+    """
+    from feedgym.plugins import completed
     from feedgym.trust import check_config
 
     words = {part for text in arguments for part in (text, text.partition("=")[2])}
     named = {word for word in words if Path(word) != folder}
     check_config(config, folder / "config.json", trust=trust, named=named)
+    return completed(config)
 
 
 def _kind_of(config: Any) -> Any:

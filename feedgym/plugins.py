@@ -11,6 +11,7 @@ import hashlib
 import inspect
 from collections.abc import Collection
 from dataclasses import is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -66,6 +67,11 @@ def is_built_in(kind: str, name: str) -> bool:
     return name in BUILT_IN[kind] or name in BUILT_IN[kind].values()
 
 
+def is_folder(kind: str, name: str) -> bool:
+    """Whether a simulator is named by its folder, which holds all that it needs."""
+    return kind == "simulator" and Path(name).is_dir()
+
+
 def resolve(kind: str, name: str) -> Any:
     """The class, function or object that a name stands for.
 
@@ -114,6 +120,13 @@ def is_keyed(given: Any) -> bool:
     return is_dataclass(getattr(given, "config", None)) or not getattr(given, "__dict__", None)
 
 
+def title_of(kind: str, name: str) -> str:
+    """What people call it: its ``title``, or its class's name."""
+    target = resolve(kind, name)
+    described = target if inspect.isclass(target) or inspect.isroutine(target) else type(target)
+    return getattr(target, "title", described.__name__)
+
+
 def config_type(kind: str, name: str) -> Any:
     """The dataclass of the options of what a name stands for, or None."""
     return getattr(resolve(kind, name), "Config", None)
@@ -125,7 +138,7 @@ def options_of(kind: str, name: str, options: Any = None) -> Any:
     Raises:
         ValueError: there is no such name, or the options do not fit it.
     """
-    wanted = config_type(kind, name)
+    wanted = None if is_folder(kind, name) else config_type(kind, name)
     if wanted is None:
         if options:
             raise ValueError(f"{kind} {name!r} has no options, and got {options}; leave them out.")
@@ -153,7 +166,7 @@ def fill_in(config: Any, kinds: Collection[str], *, foreign: bool = False) -> No
     """
     for kind in kinds:
         name = getattr(config, kind)
-        if foreign or is_built_in(kind, name) or name in _objects or ":" not in name:
+        if foreign or is_built_in(kind, name) or name in _objects or is_folder(kind, name) or ":" not in name:
             options = options_of(kind, name, getattr(config, f"{kind}_options"))
             object.__setattr__(config, f"{kind}_options", options)
 

@@ -1,7 +1,7 @@
-"""The four things a user of feedgym can replace, each a class of one to three methods.
+"""What a user of feedgym can replace: users, models, agents, rewards, tokenizers and methods of alignment.
 
-Plug-ins are given by import path (``"my_lab.users:Teen"``) or passed as objects; there is no registry. ``feedgym check
-PATH`` runs the conformance checks of the protocol a class follows. Axis letters: see :mod:`feedgym.data.events`.
+Each is given by name, by import path (``"my_lab.users:Teen"``) or as an object (:mod:`feedgym.plugins`). ``feedgym
+check PATH`` runs the conformance checks of the protocol a class follows. Axis letters: see :mod:`feedgym.data.events`.
 
 Randomness is an argument everywhere. A simulator's randomness is *the user's own luck*: it may depend on the user's
 seed, the visit and the position, and on nothing else, so that answers depend neither on the batch nor on the other
@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, runtime_checkable
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, runtime_checkabl
 import numpy as np
 from numpy.typing import NDArray
 
-from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.batches import EventBatch, ScoredSessions, SessionBatch
 from feedgym.data.events import BoolArray, Catalog, FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -135,6 +136,112 @@ class ItemTokenizer(Protocol):
         ...
 
 
+class GenerativeAgent(Protocol):
+    """A model that writes sessions token by token: what can be pretrained, sampled, scored and aligned.
+
+    A ``torch.nn.Module`` whose tokens are those of :class:`feedgym.tokenizers.vocabulary.Vocabulary` over the codes of
+    a tokenizer: a session is [BOS, s1^1..s1^L, BOS, s2^1, ...], padded with PAD. Methods that use TRL need a
+    ``transformers.PreTrainedModel``. ``feedgym check PATH`` tries all of it; subclasses of
+    :class:`feedgym.agents.session_model.SessionModel` have most of it.
+    """
+
+    Config: type
+    """A frozen dataclass: the options of the command line."""
+    config: Any
+    """Has at least ``session_length``, the most items of a session."""
+    training: bool
+
+    @classmethod
+    def build(
+        cls, config: Any, tokenizer: Any, *, session_length: int, history_length: int, profile_sizes: tuple[int, ...]
+    ) -> Self:
+        """A new model; torch's global generator decides its weights.
+
+        Args:
+            config: an instance of ``Config``.
+            tokenizer: a fitted :class:`feedgym.tokenizers.codes.CodeTokenizer`.
+            session_length: K, the most items of a session.
+            history_length: T, the most events of a history.
+            profile_sizes: cardinalities of the F profile fields.
+        """
+        ...
+
+    @classmethod
+    def load(cls, folder: Path, tokenizer: Any) -> Self:
+        """The model that :meth:`save_pretrained` wrote; ValueError if it is of another tokenizer."""
+        ...
+
+    def save_pretrained(self, folder: Any) -> Any:
+        """Write the model to a folder, without pickles."""
+        ...
+
+    def session_tokens(self, item_ids_NK: Tensor) -> Tensor:
+        """Tokens [N, M] of sessions of item ids, BOS before every item; PAD where an item is -1."""
+        ...
+
+    def training_batch(self, histories: EventBatch, item_ids_NK: Tensor) -> dict[str, Tensor]:
+        """The keyword arguments with which ``forward`` returns a ``loss``: next-token prediction of the sessions."""
+        ...
+
+    def forward(self, **batch: Any) -> Any:
+        """Teacher forcing: an output with ``logits`` and, given ``labels``, ``loss``.
+
+        ``forward(input_ids, attention_mask, labels, use_cache, **history)`` takes R sessions and the columns of an
+        EventBatch of U histories; row r continues history r mod U. Where the logits [R, M, V] come from an output
+        matrix it is called ``lm_head``, above a backbone ``model`` that gives the ``last_hidden_state``.
+        """
+        ...
+
+    def start(self, histories: EventBatch, max_tokens: int) -> Any:
+        """A memory of the histories, one row per user, with room for ``max_tokens`` positions.
+
+        It has a method ``select(parent_US)``: row (u, s) becomes a copy of row (u, parent_US[u, s]).
+        """
+        ...
+
+    def step(self, tokens_USM: Tensor, state: Any) -> Tensor:
+        """Feed M more tokens a row; float32 logits [U, S, V] after the last of them."""
+        ...
+
+    def train(self, mode: bool = True) -> Any:
+        """As in ``nn.Module``."""
+        ...
+
+    def modules(self) -> Any:
+        """As in ``nn.Module``."""
+        ...
+
+
+class AlignmentMethod(Protocol):
+    """How a model learns from scored sessions; made from an instance of its frozen dataclass ``Config``."""
+
+    Config: type
+
+    def update(
+        self,
+        model: Any,
+        histories: EventBatch,
+        sampled: ScoredSessions,
+        logged_UK: Tensor,
+        work: Path,
+        progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    ) -> dict[str, float]:
+        """Train a model in place on one round.
+
+        Args:
+            model: a :class:`GenerativeAgent`; as it comes it is the round's reference.
+            histories: of U users.
+            sampled: S sessions per user from this model, with scores and log-probabilities.
+            logged_UK: int64 items of a session that the log has for the same request, -1 after the last one.
+            work: a folder of the round's own: a round that was killed finds there what it left.
+            progress: called after each step with the steps done, the steps in all and the latest figures.
+
+        Returns:
+            Figures of the round.
+        """
+        ...
+
+
 StateT = TypeVar("StateT")
 
 
@@ -191,17 +298,16 @@ def too_few(session_length: int, existing: int) -> ValueError:
     )
 
 
-def make(path: str, **given: Any) -> Any:
-    """The object an import path names, or what the class or function there makes.
+def make(target: Any, **given: Any) -> Any:
+    """What a class or function makes of what it asks for; any other object as it is.
 
     Args:
-        path: ``"package.module:Name"``.
+        target: the class, function or object.
         **given: what the class or function may ask for; it gets those that it names as parameters.
 
     Raises:
-        ValueError: the path leads nowhere, or a parameter has no default and is not among those given.
+        ValueError: a parameter has no default and is not among those given.
     """
-    target = load(path)
     if not (inspect.isclass(target) or inspect.isfunction(target)):
         return target
     names = inspect.signature(target).parameters
@@ -209,7 +315,7 @@ def make(path: str, **given: Any) -> Any:
         return target(**{name: value for name, value in given.items() if name in names})
     except TypeError as error:
         raise ValueError(
-            f"Cannot make {path} ({error}); give its parameters defaults, or name a function that makes one."
+            f"Cannot make {target.__name__} ({error}); give its parameters defaults, or name a function that makes one."
         ) from error
 
 

@@ -11,22 +11,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-BUILT_IN: dict[str, frozenset[str]] = {
-    "simulator": frozenset(
-        {
-            "feedgym.envs.short_video:ShortVideo",
-            "feedgym.envs.recsim:InterestEvolution",
-            "feedgym.envs.recsim:InterestExploration",
-            "feedgym.envs.recsim:LongTermSatisfaction",
-        }
-    ),
-    "ranker": frozenset(
-        {"feedgym.agents.genrank:GenRank", "feedgym.agents.hstu_rank:HSTURanker", "feedgym.agents.mtgr:MTGR"}
-    ),
-    "score": frozenset(
-        {"feedgym.rewards.compose:clicks", "feedgym.rewards.compose:diverse", "feedgym.rewards.compose:Diversity"}
-    ),
-    "reward": frozenset(
+from feedgym.plugins import BUILT_IN, OBJECT, is_built_in
+
+OTHERS: dict[str, frozenset[str]] = {
+    "weights": frozenset(
         {
             "feedgym.envs.recsim:INTEREST_EVOLUTION_REWARD",
             "feedgym.envs.recsim:INTEREST_EXPLORATION_REWARD",
@@ -36,7 +24,7 @@ BUILT_IN: dict[str, frozenset[str]] = {
     "env": frozenset(),
     "ray": frozenset({"local", "off"}),
 }
-"""What a folder may name as each of these without being trusted: import paths, and places where work is done."""
+"""What a folder may name without being trusted besides plug-ins: weights of a reward, and places where work is done."""
 
 
 def check_named(
@@ -45,7 +33,7 @@ def check_named(
     """Let a name out of a folder pass, or refuse it.
 
     Args:
-        what: a key of :data:`BUILT_IN`.
+        what: a kind of plug-in, or a key of :data:`OTHERS`.
         name: an import path; a learned simulator's folder passes, for what it names in turn is asked when it is read.
         source: the file that has it.
         trust: let everything pass.
@@ -54,7 +42,9 @@ def check_named(
     Raises:
         ValueError: it is none of feedgym's own and nobody trusts it.
     """
-    if name is None or trust or name in BUILT_IN[what] or name in named:
+    if name is None or trust or name in named or name in OTHERS.get(what, ()):
+        return
+    if what in BUILT_IN and (is_built_in(what, name) or name.startswith(OBJECT)):
         return
     if what == "simulator" and Path(name).is_dir():
         return

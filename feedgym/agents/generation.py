@@ -22,7 +22,7 @@ from torch import Tensor
 from feedgym.agents.requests import request_noise
 from feedgym.data.batches import DatedEventBatch, EventBatch, SessionBatch
 from feedgym.data.events import Catalog
-from feedgym.protocols import too_few
+from feedgym.protocols import GenerativeAgent, too_few
 from feedgym.ranges import CountOrZero, Positive, Ranged, SomeShare
 from feedgym.tokenizers.trie import Trie
 from feedgym.tokenizers.vocabulary import Vocabulary
@@ -38,24 +38,6 @@ class DecodingState(Protocol):
 
     def select(self, parent_US: Tensor) -> None:
         """Let row (u, s) become a copy of row (u, parent_US[u, s]); the number of samples may change."""
-        ...
-
-
-class GenerativeModel(Protocol):
-    """What an agent offers to be sampled from; it is an ``nn.Module`` besides."""
-
-    training: bool
-
-    def start(self, histories: EventBatch, max_tokens: int) -> Any:
-        """A :class:`DecodingState` with one row a user (S = 1) and room for ``max_tokens`` positions."""
-        ...
-
-    def step(self, tokens_USM: Tensor, state: Any) -> Tensor:
-        """Feed M more tokens a row; float32 logits [U, S, V] after the last of them."""
-        ...
-
-    def train(self, mode: bool = True) -> Any:
-        """As in ``nn.Module``."""
         ...
 
 
@@ -85,8 +67,9 @@ class SamplingConfig(Ranged):
         return torch.zeros_like(weights).scatter_(-1, order, ranked)
 
 
-Choice = tuple[Tensor | None, Tensor]
-"""Parents [U, S] of the new rows (None: each row goes on) and their codes [U, S]; -1 where a beam has no session."""
+Choice = tuple[Tensor | None, Tensor, Tensor | None]
+"""Parents [U, S] of the new rows (None: each row goes on), their codes [U, S], -1 where a beam has no session, and the
+log-probabilities [U, S] with which these were drawn, None where nothing was."""
 
 Choose = Callable[[int, Tensor, Tensor], Choice]
 """Chooses, given the step, log-probabilities [U, S, C] that are -inf at forbidden codes, and those so far [U, S]."""
@@ -94,7 +77,7 @@ Choose = Callable[[int, Tensor, Tensor], Choice]
 
 @torch.no_grad()
 def sample_sessions(
-    model: GenerativeModel,
+    model: GenerativeAgent,
     trie: Trie,
     histories: EventBatch,
     n: int,
@@ -122,7 +105,7 @@ def sample_sessions(
 
 @torch.no_grad()
 def draw_sessions(
-    model: GenerativeModel, trie: Trie, histories: EventBatch, noise_USN: Tensor, sampling: SamplingConfig
+    model: GenerativeAgent, trie: Trie, histories: EventBatch, noise_USN: Tensor, sampling: SamplingConfig
 ) -> SessionBatch:
     """Sessions drawn with given luck: uniform numbers in [0, 1), one for each of the K·L codes of each session."""
     n, session_length = noise_USN.shape[1], noise_USN.shape[2] // trie.num_levels
@@ -132,14 +115,16 @@ def draw_sessions(
 
         def choose(step: int, legal_USC: Tensor, logp_US: Tensor) -> Choice:
             num_users, num_rows, _ = legal_USC.shape
-            cdf = sampling.weights(legal_USC).cumsum(-1)
+            weights_USC = sampling.weights(legal_USC)
+            cdf = weights_USC.cumsum(-1)
             total = cdf[..., -1:]
             draws = noise_NUS[step].view(num_users, num_rows, -1) * total
             draws = torch.minimum(
                 draws, torch.nextafter(total, torch.zeros_like(total))
             )  # rounding may reach the total
             codes_US = torch.searchsorted(cdf, draws, right=True).view(num_users, n)
-            return (None if num_rows == n else torch.zeros_like(codes_US)), codes_US
+            chosen_US = weights_USC.expand(-1, n, -1).gather(2, codes_US[..., None]).squeeze(2)
+            return (None if num_rows == n else torch.zeros_like(codes_US)), codes_US, chosen_US.log()
 
         return choose
 
@@ -148,7 +133,7 @@ def draw_sessions(
 
 @torch.no_grad()
 def beam_sessions(
-    model: GenerativeModel,
+    model: GenerativeAgent,
     trie: Trie,
     histories: EventBatch,
     num_beams: int,
@@ -162,7 +147,7 @@ def beam_sessions(
         scores = (logp_US[..., None] + legal_USC).flatten(1)
         # The width must not depend on the other users: who has fewer prefixes gets rows of probability 0.
         score_US, best_US = scores.topk(min(num_beams, scores.shape[1]), dim=-1)
-        return best_US // num_codes, torch.where(score_US > -torch.inf, best_US % num_codes, -1)
+        return best_US // num_codes, torch.where(score_US > -torch.inf, best_US % num_codes, -1), None
 
     sessions = _generate(model, trie, histories, num_beams, session_length, block_seen, lambda rows: choose)
     return _first(sessions, int((sessions.logp_US > -torch.inf).sum(1).min()))
@@ -170,7 +155,7 @@ def beam_sessions(
 
 @torch.no_grad()
 def score_sessions(
-    model: GenerativeModel, trie: Trie, histories: EventBatch, item_ids_USK: Tensor, block_seen: bool = True
+    model: GenerativeAgent, trie: Trie, histories: EventBatch, item_ids_USK: Tensor, block_seen: bool = True
 ) -> SessionBatch:
     """Given sessions with the log-probabilities they would have come with, had ``model`` sampled them.
 
@@ -187,7 +172,7 @@ def score_sessions(
     def chooser(rows: slice) -> Choose:
         def choose(step: int, legal_USC: Tensor, logp_US: Tensor) -> Choice:
             codes_US = codes_USN[rows, :, step]
-            return (None if step else torch.zeros_like(codes_US)), codes_US
+            return (None if step else torch.zeros_like(codes_US)), codes_US, None
 
         return choose
 
@@ -209,7 +194,7 @@ def _first(sessions: SessionBatch, num: int) -> SessionBatch:
 
 
 def _generate(
-    model: GenerativeModel,
+    model: GenerativeAgent,
     trie: Trie,
     histories: EventBatch,
     rows_per_user: int,
@@ -275,7 +260,7 @@ def seen_items(histories: EventBatch, limit: int | Tensor) -> Tensor:
 
 
 def _block(
-    model: GenerativeModel, trie: Trie, histories: EventBatch, blocked_UJ: Tensor, session_length: int, choose: Choose
+    model: GenerativeAgent, trie: Trie, histories: EventBatch, blocked_UJ: Tensor, session_length: int, choose: Choose
 ) -> SessionBatch:
     """Sessions of a few users; ``choose`` draws or selects the codes at each of the K·L steps."""
     vocabulary, num_levels = Vocabulary(trie.num_codes), trie.num_levels
@@ -296,7 +281,7 @@ def _block(
         legal_US = _mass(logp_USC, trie.allowed(nodes_R, level, None, supply_UX))
         allowed_RC = trie.allowed(nodes_R, level, used_RJ, supply_UX)
         allowed_US = _mass(logp_USC, allowed_RC)
-        parent_US, codes_US = choose(
+        parent_US, codes_US, drawn_US = choose(
             step, logp_USC.masked_fill(~allowed_RC.view_as(logp_USC), -torch.inf), rows.logp_US
         )
         if parent_US is not None:
@@ -304,7 +289,7 @@ def _block(
             rows = rows.select(parent_US)
             legal_US, allowed_US = legal_US.gather(1, parent_US), allowed_US.gather(1, parent_US)
             logp_USC = logp_USC.gather(1, parent_US[..., None].expand(-1, -1, logp_USC.shape[-1]))
-        rows = rows.advance(trie, codes_US, logp_USC, legal_US, allowed_US)
+        rows = rows.advance(trie, codes_US, logp_USC, legal_US, allowed_US, drawn_US)
         tokens_USM = (codes_US.clamp_min(0) + offset)[..., None]  # a beam without a session reads some token as well
         if level == num_levels - 1:
             rows = rows.with_item(trie)
@@ -314,6 +299,7 @@ def _block(
         logp_US=rows.logp_US,
         logp_legal_US=rows.logp_legal_US,
         logp_allowed_US=rows.logp_allowed_US,
+        logp_drawn_US=rows.logp_drawn_US,
     )
 
 
@@ -332,6 +318,7 @@ class _Rows:
         logp_US: log-probability of the codes so far.
         logp_legal_US: log of the mass on existing codes along the way.
         logp_allowed_US: log of the mass on codes that could be chosen.
+        logp_drawn_US: log-probability with which they were drawn; NaN where they were not.
     """
 
     nodes_US: Tensor
@@ -339,6 +326,7 @@ class _Rows:
     logp_US: Tensor
     logp_legal_US: Tensor
     logp_allowed_US: Tensor
+    logp_drawn_US: Tensor
 
     @classmethod
     def start(cls, num_users: int, device: torch.device) -> _Rows:
@@ -350,6 +338,7 @@ class _Rows:
             logp_US=zeros,
             logp_legal_US=zeros,
             logp_allowed_US=zeros,
+            logp_drawn_US=zeros,
         )
 
     def select(self, parent_US: Tensor) -> _Rows:
@@ -358,7 +347,15 @@ class _Rows:
         flat = {name: value.gather(1, parent_US) for name, value in vars(self).items() if value.ndim == 2}
         return _Rows(items_USK=self.items_USK.gather(1, parent_USK), **flat)
 
-    def advance(self, trie: Trie, codes_US: Tensor, logp_USC: Tensor, legal_US: Tensor, allowed_US: Tensor) -> _Rows:
+    def advance(
+        self,
+        trie: Trie,
+        codes_US: Tensor,
+        logp_USC: Tensor,
+        legal_US: Tensor,
+        allowed_US: Tensor,
+        drawn_US: Tensor | None,
+    ) -> _Rows:
         """One code further; -1 ends in probability 0."""
         logp_US = logp_USC.gather(2, codes_US.clamp_min(0)[..., None]).squeeze(2)
         return replace(
@@ -367,6 +364,7 @@ class _Rows:
             logp_US=self.logp_US + logp_US.masked_fill(codes_US < 0, -torch.inf),
             logp_legal_US=self.logp_legal_US + legal_US,
             logp_allowed_US=self.logp_allowed_US + allowed_US,
+            logp_drawn_US=torch.full_like(logp_US, torch.nan) if drawn_US is None else self.logp_drawn_US + drawn_US,
         )
 
     def with_item(self, trie: Trie) -> _Rows:

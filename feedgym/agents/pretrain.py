@@ -23,20 +23,13 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from feedgym.agents.layers.moe import expert_load
 from feedgym.data.batches import EventBatch
 from feedgym.data.whole import last_whole_checkpoint, seal
+from feedgym.protocols import GenerativeAgent
 from feedgym.ranges import BelowOne, Count, CountOrZero, LearningRate, NonNegative, Ranged, Seed, StepsOrZero
 
 Schedule = Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"]
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after each step with the steps done, the steps in all and the latest metrics."""
-
-
-class Trainable(Protocol):
-    """What an agent offers to be pretrained; it is a ``transformers.PreTrainedModel`` besides."""
-
-    def training_batch(self, histories: EventBatch, item_ids_NK: Tensor) -> dict[str, Tensor]:
-        """The keyword arguments with which ``forward`` returns a ``loss``."""
-        ...
 
 
 class Examples(Protocol):
@@ -137,7 +130,7 @@ class SessionDataset(Dataset):
         """Events of each history."""
         return self.histories.mask_UT.sum(1)
 
-    def collate(self, model: Trainable, idx: Sequence[int]) -> dict[str, Tensor]:
+    def collate(self, model: GenerativeAgent, idx: Sequence[int]) -> dict[str, Tensor]:
         """The model's training batch of the rows ``idx``, histories cut to the longest of them."""
         rows = torch.as_tensor(idx)
         return model.training_batch(self.histories.rows(rows).trimmed(), self.item_ids_NK[rows])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
 from safetensors import SafetensorError
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -26,6 +26,10 @@ class SizedConfig(PreTrainedConfig):
     """
 
     sizes: ClassVar[Any] = None
+
+    if TYPE_CHECKING:  # the fields of ``sizes`` among them
+
+        def __init__(self, **kwargs: Any) -> None: ...
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if cls.sizes is not None:

@@ -100,12 +100,35 @@ class SessionBatch(TensorRows):
         logp_allowed_US: float32, the same for the codes that could be chosen: those which exist and lead to an item
             that is neither in the session nor blocked. ``logp_US - logp_allowed_US`` is the log-probability with which
             the session is drawn at temperature 1.
+        logp_drawn_US: float32 log-probability with which the session was drawn, whatever temperature and filters were
+            at work; NaN where a search found it.
     """
 
     item_ids_USK: Tensor
     logp_US: Tensor
     logp_legal_US: Tensor | None = None
     logp_allowed_US: Tensor | None = None
+    logp_drawn_US: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ScoredSessions(TensorRows):
+    """S sampled sessions for each of U users and what a reward says of them: what a method of alignment learns from.
+
+    Attributes:
+        item_ids_USK: int64, ordered sessions of K different items.
+        score_US: float32, the reward's scores; higher is better.
+        logp_US: float32, see :class:`SessionBatch`: of the model that drew them, over all codes.
+        logp_drawn_US: float32, of the distribution that drew them; NaN where a search found them.
+    """
+
+    item_ids_USK: Tensor
+    score_US: Tensor
+    logp_US: Tensor
+    logp_drawn_US: Tensor
+
+    def __len__(self) -> int:
+        return len(self.item_ids_USK)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,7 +136,7 @@ class Preferences(TensorRows):
     """P preference pairs: for a user's history, a better and a worse session, and what the log showed them.
 
     Attributes:
-        user_idx_P: int64 row of the history in the pool the pairs were drawn from.
+        user_idx_P: int64 row of the user among those whose sessions the pairs were chosen from.
         chosen_PK: int64 item ids of the best-scored session.
         rejected_PK: int64 item ids of the worst-scored one.
         logged_PK: int64 item ids of the logged session, -1 after its last item.

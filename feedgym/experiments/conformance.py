@@ -20,11 +20,11 @@ from feedgym.agents.check import check_recommender
 from feedgym.agents.generation import SamplingConfig
 from feedgym.agents.genrank import GenRank, GenRankConfig
 from feedgym.agents.hstu import HSTU, HSTUConfig, HSTURecommender
-from feedgym.agents.onerec import OneRec, OneRecConfig
+from feedgym.agents.onerec import OneRec, OneRecSizes
 from feedgym.agents.sasrec import SASRec, SASRecConfig
 from feedgym.agents.sequences import ScoreRecommender
 from feedgym.agents.session_model import SessionRecommender
-from feedgym.agents.tiger import Tiger, TigerConfig
+from feedgym.agents.tiger import Tiger, TigerSizes
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
 from feedgym.data.sessions import histories as logged_histories
@@ -110,7 +110,7 @@ def check_path(path: str, *, trust: bool = False) -> str:
         return "UserSimulator"
     catalog, log = _feed()
     names = list(inspect.signature(target).parameters) if inspect.isfunction(target) else []
-    plugin = target if names[:2] == ["histories", "sessions"] else make(path, catalog=catalog, log=log)
+    plugin = target if names[:2] == ["histories", "sessions"] else make(target, catalog=catalog, log=log)
     if callable(getattr(plugin, "respond", None)):
         check_simulator(plugin)
         return "UserSimulator"
@@ -183,22 +183,23 @@ def item_knn(catalog: Catalog, log: EventLog) -> Recommender:
 def onerec(catalog: Catalog, log: EventLog) -> Recommender:
     """A small OneRec."""
     tokenizer = ResidualKMeans(ResidualKMeansConfig(num_codes=(16, 32))).fit(catalog.content_IE)
-    config = OneRecConfig(d_model=16, num_heads=2, session_length=LENGTH, history_length=HISTORY,
-                          profile_sizes=log.profile_sizes)  # fmt: skip
+    sizes = OneRecSizes(d_model=16, num_heads=2, encoder_layers=2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = OneRec.from_tokenizer(tokenizer, config)
+        model = OneRec.build(
+            sizes, tokenizer, session_length=LENGTH, history_length=HISTORY, profile_sizes=log.profile_sizes
+        )
     return SessionRecommender(model, tokenizer, sampling=SamplingConfig(temperature=1.1, top_k=20, top_p=0.95))
 
 
 def tiger(catalog: Catalog, log: EventLog) -> Recommender:
     """A small TIGER, whose tokenizer counts colliding items."""
     tokenizer = rqvae().fit(catalog.content_IE)
-    config = TigerConfig(d_model=16, num_heads=2, head_width=12, encoder_layers=1, decoder_layers=2, d_ff=32,
-                         num_user_tokens=50, session_length=LENGTH, profile_sizes=log.profile_sizes)  # fmt: skip
+    sizes = TigerSizes(d_model=16, num_heads=2, head_width=12, encoder_layers=1, decoder_layers=2, d_ff=32,
+                       num_user_tokens=50)  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Tiger.from_tokenizer(tokenizer, config)
+        model = Tiger.build(sizes, tokenizer, session_length=LENGTH, history_length=20, profile_sizes=log.profile_sizes)
     return SessionRecommender(model, tokenizer, sampling=SamplingConfig(temperature=1.1, top_k=20, top_p=0.95))
 
 
@@ -209,20 +210,22 @@ NEXT_ITEM: dict[str, Any] = {
     "session_length": LENGTH,
 }
 """Sizes of the small next-item models."""
+TWO_HEADS: dict[str, Any] = {"num_heads": 2, "d_qk": 8, "d_v": 8}
 
 
 def sasrec() -> Recommender:
     """A small SASRec."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return ScoreRecommender(SASRec(SASRecConfig(**NEXT_ITEM, d_ff=16)))
+        sizes: dict[str, Any] = {**NEXT_ITEM, "d_ff": 16}
+        return ScoreRecommender(SASRec(SASRecConfig(**sizes)))
 
 
 def hstu() -> Recommender:
     """A small HSTU that reads items."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return HSTURecommender(HSTU(HSTUConfig(**NEXT_ITEM, num_heads=2, d_qk=8, d_v=8)))
+        return HSTURecommender(HSTU(HSTUConfig(**NEXT_ITEM, **TWO_HEADS)))
 
 
 def hstu_events(log: EventLog) -> Recommender:
@@ -238,7 +241,7 @@ def cascade(catalog: Catalog, log: EventLog) -> Recommender:
     """A small HSTU names candidates, a small GenRank values them, and MMR orders them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        retriever = HSTU(HSTUConfig(**NEXT_ITEM, num_heads=2, d_qk=8, d_v=8))
+        retriever = HSTU(HSTUConfig(**NEXT_ITEM, **TWO_HEADS))
     return Cascade(retriever, _genrank(log), catalog, LENGTH, CascadeConfig(candidates=40, diversity=0.2))
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from feedgym.envs.short_video import ShortVideoConfig
-from feedgym.experiments.align.presets import AlignConfig, HSTUSize
+from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.cascade.presets import CascadeRun
 from feedgym.experiments.configs import LogConfig
 from feedgym.experiments.rank.presets import RankRun
@@ -23,6 +23,7 @@ from feedgym.experiments.retrieval.presets import RetrievalConfig, TigerSizes
 from feedgym.experiments.rl.presets import RLConfig
 from feedgym.experiments.simulator.presets import LearnedRun
 from feedgym.tokenizers.codes import codes_for
+from feedgym.tokenizers.rqvae import RQVAEConfig
 
 EVENT = 40
 """Bytes of a row of a log: ids, time, watch time, behaviours."""
@@ -109,19 +110,35 @@ def log_bytes(users: int, visits: int, session_length: int) -> float:
 
 
 def _alignment(config: AlignConfig) -> Iterator[Need]:
-    length, model = config.session_length, config.model
+    length, model, codes = config.session_length, config.model_options, config.tokenizer_options
     items = 0
     if config.data is None:
         yield Need("the log", ("log.users", "log.visits", "session_length"), _log(config.log, length).num_bytes)
-        if config.simulator is None:
-            items = config.short_video.num_items
-            yield from _catalog("short_video.", config.short_video)
-    num_codes = config.num_codes or codes_for(items)
-    levels = 1 if isinstance(model, HSTUSize) else len(num_codes)
+        if isinstance(config.simulator_options, ShortVideoConfig):
+            items = config.simulator_options.num_items
+            yield from _catalog("simulator.", config.simulator_options)
+    num_codes = getattr(codes, "num_codes", None) or codes_for(items)
+    levels = 1 if config.tokenizer == "item_id" else len(num_codes)
     vocabulary = items if config.tokenizer == "item_id" else sum(num_codes)
-    if config.tokenizer == "rqvae":
-        widths = (*(config.rqvae.hidden_widths or ()), config.rqvae.latent_width)
-        yield Need("the RQ-VAE", ("rqvae.hidden_widths", "rqvae.latent_width"), _chain(widths) * WEIGHT)
+    if isinstance(codes, RQVAEConfig):
+        widths = (*(codes.hidden_widths or ()), codes.latent_width)
+        yield Need("the RQ-VAE", ("tokenizer.hidden_widths", "tokenizer.latent_width"), _chain(widths) * WEIGHT)
+    if hasattr(model, "d_model"):  # of other models only their authors know the sizes
+        yield from _agent(config, model, vocabulary, levels)
+    users = min(config.rollouts.users_per_task, _known_users(config))
+    sampled = _known_users(config) * config.ipa.user_share * config.ipa.num_samples * length * 8
+    yield Need("a round's samples", ("log.users", "ipa.user_share", "ipa.num_samples", "session_length"), sampled)
+    answers = users * length * config.ipa.truth_replicas * EVENT
+    yield Need("a session's answers", ("rollouts.users_per_task", "ipa.truth_replicas", "session_length"), answers)
+    reward = config.reward_model.layers * 12 * config.reward_model.width**2 * WEIGHT
+    yield Need("training the reward model", ("reward_model.width", "reward_model.layers"), reward)
+    yield Need("the actors", ("rollouts.num_actors",), config.rollouts.num_actors * PROCESS * (config.ray == "local"))
+    yield _judge(config)
+
+
+def _agent(config: AlignConfig, model: Any, vocabulary: int, levels: int) -> Iterator[Need]:
+    """The model, in training and while it writes sessions."""
+    length, users = config.session_length, min(config.rollouts.users_per_task, _known_users(config))
     yield _model("model", model, vocabulary)
     positions = config.history_length + length * (levels + 1)
     yield Need(
@@ -129,20 +146,11 @@ def _alignment(config: AlignConfig) -> Iterator[Need]:
         ("history_length", "session_length", "model.num_heads"),
         positions**2 * model.num_heads * 4,
     )
-    users = min(config.rollouts.users_per_task, _known_users(config))
     state = length * (levels + 1) * model.d_model * 4
     for name, number in {"ipa.num_samples": config.ipa.num_samples, "ipa.kl_samples": config.ipa.kl_samples,
                          "judge.beams": config.judge.beams}.items():  # fmt: skip
         options = ("rollouts.users_per_task", name, "session_length", "model.d_model")
         yield Need("what is sampled at a time", options, users * number * state)
-    sampled = _known_users(config) * config.ipa.user_share * config.ipa.num_samples * length * 8
-    yield Need("a round's samples", ("log.users", "ipa.user_share", "ipa.num_samples", "session_length"), sampled)
-    answers = users * length * config.ipa.truth_replicas * EVENT
-    yield Need("a session's answers", ("rollouts.users_per_task", "ipa.truth_replicas", "session_length"), answers)
-    reward = config.reward.layers * 12 * config.reward.width**2 * WEIGHT
-    yield Need("training the reward model", ("reward.width", "reward.layers"), reward)
-    yield Need("the actors", ("rollouts.num_actors",), config.rollouts.num_actors * PROCESS * (config.ray == "local"))
-    yield _judge(config)
 
 
 def _rl(config: RLConfig) -> Iterator[Need]:

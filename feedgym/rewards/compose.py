@@ -1,6 +1,6 @@
 """Rewards made of rewards, diversity as a reward of its own, and two rewards to choose pairs by instead of the model's.
 
-Functions here make rewards from what an experiment has; ``--score feedgym.rewards.compose:clicks`` names one.
+Functions here make rewards from what an experiment has; ``--reward clicks`` names one.
 """
 
 from __future__ import annotations
@@ -59,6 +59,11 @@ class Diversity:
         # |sum of n unit vectors|^2 = n + the cosines of all ordered pairs.
         cosines_US = unit_USKE.sum(2).square().sum(-1) - unit_USKE.square().sum((2, 3))
         return torch.where(num_US > 1, 1 - cosines_US / (num_US * (num_US - 1)).clamp_min(1), 0.0)
+
+
+def reward_model(reward_model: RewardModel) -> SessionReward:
+    """The model of the log's users: what chooses the sessions unless another reward is named."""
+    return reward_model
 
 
 def clicks(reward_model: RewardModel) -> SessionReward:

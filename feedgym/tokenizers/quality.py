@@ -11,11 +11,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from feedgym.protocols import ItemTokenizer
+from feedgym.tokenizers.codes import CodeTokenizer
 
 
 def quality_report(
-    tokenizer: ItemTokenizer, content_IE: Tensor | ArrayLike, topic_I: ArrayLike | None = None
+    tokenizer: CodeTokenizer, content_IE: Tensor | ArrayLike, topic_I: ArrayLike | None = None
 ) -> dict[str, Any]:
     """Describe a fitted tokenizer's codes over its catalogue.
 
@@ -85,7 +85,7 @@ def quality_report(
 
 
 def compare_tokenizers(
-    tokenizers: Mapping[str, ItemTokenizer], content_IE: Tensor | ArrayLike, topic_I: ArrayLike | None = None
+    tokenizers: Mapping[str, CodeTokenizer], content_IE: Tensor | ArrayLike, topic_I: ArrayLike | None = None
 ) -> pd.DataFrame:
     """The figures of several fitted tokenizers side by side, one row each.
 
@@ -125,7 +125,7 @@ def _entropy_bits(count_C: NDArray[np.int64]) -> float:
     return float(-(prob * np.log2(prob)).sum()) + 0.0
 
 
-def _reconstruction_error(tokenizer: ItemTokenizer, codes_IL: Tensor, content_IE: Tensor) -> float | None:
+def _reconstruction_error(tokenizer: CodeTokenizer, codes_IL: Tensor, content_IE: Tensor) -> float | None:
     reconstruct = getattr(tokenizer, "reconstruct", None)
     if reconstruct is None:
         return None

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MethodType
-from typing import Annotated, Any, Literal, Protocol, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +37,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerFast, PrinterCallback
 from transformers.modeling_outputs import ModelOutput
 
+from feedgym.agents.alignment.pairs import best_and_worst
 from feedgym.agents.pretrain import Progress, Sealing, _ProgressCallback, on_one_device
 from feedgym.agents.session_model import history_columns
-from feedgym.data.batches import EventBatch, Preferences, TensorRows
+from feedgym.data.batches import EventBatch, Preferences, ScoredSessions, TensorRows
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.data.whole import drop_checkpoints, is_whole, last_whole_checkpoint, seal
+from feedgym.protocols import GenerativeAgent
 from feedgym.ranges import Count, CountOrZero, LearningRate, NonNegative, Passes, Positive, Ranged, Seed
 from feedgym.tokenizers.vocabulary import Vocabulary
 
@@ -55,30 +57,6 @@ STEP_METRICS = {
     "rewards/margins": "margin",
 }
 """What is logged of a step: TRL's names and ours."""
-
-
-class Alignable(Protocol):
-    """What an agent offers to be aligned; it is a ``transformers.PreTrainedModel`` besides.
-
-    Its ``forward(input_ids, attention_mask, labels, use_cache, **history)`` gives the ``logits`` of teacher-forced
-    sessions, where row r continues history r mod U, for the columns of an EventBatch of U histories. Where those come
-    from an output matrix it is called ``lm_head``, above a backbone ``model`` that gives the ``last_hidden_state``.
-    """
-
-    config: Any
-    training: bool
-
-    def session_tokens(self, item_ids_NK: Tensor) -> Tensor:
-        """Tokens [N, M] of sessions of item ids, BOS before every item; PAD where an item is -1."""
-        ...
-
-    def modules(self) -> Iterator[nn.Module]:
-        """As in ``nn.Module``."""
-        ...
-
-    def train(self, mode: bool = True) -> Any:
-        """As in ``nn.Module``."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +93,8 @@ class DPORoundConfig(Ranged):
     """Steps between checkpoints."""
     seed: Seed = 0
     """Seed of the order of the pairs."""
+    margin: NonNegative = 0.0
+    """Pairs whose scores differ by less are skipped."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,8 +120,34 @@ class PairLogps(TensorRows):
     rejected_P: Tensor
 
 
+class DPO:
+    """Iterated DPO: the best of each user's sessions by the reward against the worst (OneRec, Algorithm 2)."""
+
+    title = "DPO"
+    Config = DPORoundConfig
+
+    def __init__(self, config: DPORoundConfig) -> None:
+        self.config = config
+
+    def update(
+        self,
+        model: GenerativeAgent,
+        histories: EventBatch,
+        sampled: ScoredSessions,
+        logged_UK: Tensor,
+        work: Path,
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """See :meth:`feedgym.protocols.AlignmentMethod.update`; the figures are those of :func:`dpo_round`."""
+        pairs = best_and_worst(sampled, logged_UK, self.config.margin)
+        if not len(pairs):
+            return {"pairs": 0}
+        metrics = dpo_round(model, histories.rows(pairs.user_idx_P), pairs, self.config, work, progress)
+        return {"pairs": len(pairs), **metrics}
+
+
 def dpo_round(
-    model: Alignable,
+    model: GenerativeAgent,
     histories: EventBatch,
     preferences: Preferences,
     config: DPORoundConfig,
@@ -192,7 +198,7 @@ class Pairs:
 
     reference: PairLogps
 
-    def __init__(self, model: Alignable, histories: EventBatch, preferences: Preferences) -> None:
+    def __init__(self, model: GenerativeAgent, histories: EventBatch, preferences: Preferences) -> None:
         if not len(preferences) or len(histories) != len(preferences):
             raise ValueError(
                 f"{len(histories)} histories and {len(preferences)} preference pairs; give one history a pair and at "

@@ -104,6 +104,8 @@ class InterestEvolution:
         ValueError: a constant which cannot be.
     """
 
+    Config = InterestEvolutionConfig
+
     def __init__(self, config: InterestEvolutionConfig = InterestEvolutionConfig()) -> None:
         _check(config)
         self.config = config

@@ -84,6 +84,8 @@ class InterestExploration:
     profile_names: tuple[str, ...] = ("user",)
     profile_sizes: tuple[int, ...] = (1,)
 
+    Config = InterestExplorationConfig
+
     def __init__(self, config: InterestExplorationConfig = InterestExplorationConfig()) -> None:
         _check(config)
         self.config = config

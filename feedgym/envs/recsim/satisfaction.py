@@ -99,6 +99,8 @@ class LongTermSatisfaction:
     profile_names: tuple[str, ...] = ("user",)
     profile_sizes: tuple[int, ...] = (1,)
 
+    Config = LongTermSatisfactionConfig
+
     def __init__(
         self,
         config: LongTermSatisfactionConfig = LongTermSatisfactionConfig(),

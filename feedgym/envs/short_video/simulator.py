@@ -88,6 +88,7 @@ class ShortVideo:
         has_arrivals: items come or go, so that what can be served depends on the clock.
     """
 
+    Config = ShortVideoConfig
     profile_names: tuple[str, ...] = PROFILE_NAMES
     profile_sizes: tuple[int, ...] = PROFILE_SIZES
 

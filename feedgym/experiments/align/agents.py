@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+import inspect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,33 +11,28 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from feedgym.agents.generation import GenerativeRecommender
-from feedgym.agents.hstu import HSTU, HSTUConfig
-from feedgym.agents.onerec import OneRec, OneRecConfig
-from feedgym.agents.session_model import SessionModel
-from feedgym.agents.tiger import Tiger, TigerConfig
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import Catalog, EventLog
 from feedgym.data.whole import Mark, read_mark, unreadable
-from feedgym.experiments.align.presets import AlignConfig, HSTUSize, TigerSize
+from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.align.world import Pool, World, world_of
 from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.logs import LOG, simulator_key
 from feedgym.experiments.presets import CONFIGS
 from feedgym.experiments.rollouts import RolloutConfig
-from feedgym.experiments.run import CONFIG, differences, plain, read_about, read_product
-from feedgym.protocols import Recommender, SessionReward, make
+from feedgym.experiments.run import CONFIG, Codec, differences, plain, read_about, read_product
+from feedgym.plugins import completed, resolve
+from feedgym.protocols import GenerativeAgent, Recommender, SessionReward, make
 from feedgym.rewards.model import RewardModel
-from feedgym.tokenizers.codes import CodeTokenizer, codes_for
-from feedgym.tokenizers.item_id import ItemId, ItemIdConfig
-from feedgym.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
-from feedgym.tokenizers.rqvae import RQVAE, RQVAEConfig
+from feedgym.tokenizers.codes import CodeTokenizer
+from feedgym.tokenizers.own import codes_type
 from feedgym.trust import check_config
 
-TOKENIZERS: dict[str, Any] = {"residual_kmeans": ResidualKMeans, "rqvae": RQVAE, "item_id": ItemId}
-"""What gives items their codes, by the name in the configuration."""
+REWARD_ARGUMENTS = ["histories", "sessions"]
+"""First parameters of a function that is a reward."""
 
 
-class Finished(NamedTuple):
+class FinishedRun(NamedTuple):
     """What a finished run leaves.
 
     Attributes:
@@ -56,7 +52,7 @@ class Finished(NamedTuple):
     catalog: Catalog
 
 
-def agents_of(folder: Path | str, *, trust: bool = False) -> Finished:
+def agents_of(folder: Path | str, *, trust: bool = False) -> FinishedRun:
     """Read a finished run's agents and reward back.
 
     Args:
@@ -70,22 +66,23 @@ def agents_of(folder: Path | str, *, trust: bool = False) -> Finished:
     folder = Path(folder)
     config = _align_config(folder)
     check_config(config, folder / CONFIG, trust=trust)
+    config = completed(config)
     stages = {name: _finished(folder, name) for name in _needed(config)}
     log, catalog = read_product(stages["log"], LOG.load)
-    tokenizer = read_product(stages["tokenizer"], TOKENIZERS[config.tokenizer].load)
+    tokenizer = read_product(stages["tokenizer"], tokenizer_codec(config).load)
     models = {
-        name: read_product(stages[stage], lambda at: load_model(config, at, tokenizer))
+        name: read_product(stages[stage], model_codec(config, tokenizer).load)
         for name, stage in (("base", "base"), ("aligned", _needed(config)[-1]))
     }
     reward_model = read_product(stages["reward"], RewardModel.load)
     world = world_of(config, trust)
     # A score may count the log: that of the run did so in what was trained on.
-    known = Pool.of((log, catalog), world, config).known if config.score and config.data else log
-    return Finished(
+    known = Pool.of((log, catalog), world, config).known if config.reward != "reward_model" and config.data else log
+    return FinishedRun(
         config=config,
         world=world,
         agents={name: recommender_of(config, model, tokenizer, catalog) for name, model in models.items()},
-        reward=score_of(config, known, catalog, reward_model),
+        reward=reward_of(config, known, catalog, reward_model),
         log=log,
         catalog=catalog,
     )
@@ -143,46 +140,36 @@ def _needed(config: AlignConfig) -> list[str]:
     return ["log", "tokenizer", "reward", "base"] + [f"aligned-{config.ipa.rounds}"] * bool(config.ipa.rounds)
 
 
-def build_model(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer) -> Any:
-    """An untrained model of the experiment's kind; see :class:`feedgym.agents.alignment.dpo.Alignable`."""
-    sizes = model_arguments(config, pool)
-    if isinstance(config.model, HSTUSize):
-        return HSTU(HSTUConfig(**sizes, num_items=pool.catalog.num_items, loss="ce"))
-    if isinstance(config.model, TigerSize):
-        return Tiger.from_tokenizer(tokenizer, TigerConfig(**sizes))
-    return OneRec.from_tokenizer(tokenizer, OneRecConfig(**sizes))
+def new_tokenizer(config: AlignConfig) -> Any:
+    """The experiment's tokenizer, not yet fitted."""
+    options = config.tokenizer_options
+    if hasattr(options, "seed"):
+        options = config.seeded(options)
+    kind = resolve("tokenizer", config.tokenizer)
+    return kind if not callable(kind) else kind() if options is None else kind(options)
 
 
-def model_arguments(config: AlignConfig, pool: Pool) -> dict[str, Any]:
-    """Arguments of the model's own config: the sizes chosen and those that the data decide."""
-    return {
-        **{f.name: getattr(config.model, f.name) for f in fields(config.model)},
-        "session_length": config.session_length,
-        "history_length": config.history_length,
-        "profile_sizes": pool.profile_sizes,
-    }
+def new_model(config: AlignConfig, tokenizer: CodeTokenizer, profile_sizes: tuple[int, ...]) -> GenerativeAgent:
+    """The experiment's model, untrained."""
+    return resolve("model", config.model).build(
+        config.model_options,
+        tokenizer,
+        session_length=config.session_length,
+        history_length=config.history_length,
+        profile_sizes=profile_sizes,
+    )
 
 
-def new_tokenizer(config: AlignConfig, catalog: Catalog) -> Any:
-    """The experiment's tokenizer for a catalogue, not yet fitted."""
-    if config.tokenizer == "item_id":
-        return ItemId(ItemIdConfig())
-    num_codes = config.num_codes or codes_for(catalog.num_items)
-    if config.tokenizer == "rqvae":
-        return RQVAE(RQVAEConfig(**vars(config.rqvae), num_codes=num_codes, seed=config.seed))
-    return ResidualKMeans(ResidualKMeansConfig(**vars(config.kmeans), num_codes=num_codes, seed=config.seed))
+def model_codec(config: AlignConfig, tokenizer: CodeTokenizer) -> Codec[GenerativeAgent]:
+    """How the experiment's models are kept."""
+    kind = resolve("model", config.model)
+    return Codec(lambda model, folder: model.save_pretrained(folder), lambda folder: kind.load(folder, tokenizer))
 
 
-def load_model(config: AlignConfig, folder: Path, tokenizer: CodeTokenizer) -> Any:
-    """A model of the experiment's kind from a folder.
-
-    Raises:
-        ValueError: it is missing or damaged, or was trained with another tokenizer.
-    """
-    if isinstance(config.model, HSTUSize):
-        return HSTU.load(folder)
-    kind: type[SessionModel] = Tiger if isinstance(config.model, TigerSize) else OneRec
-    return kind.load(folder, tokenizer)
+def tokenizer_codec(config: AlignConfig) -> Codec[CodeTokenizer]:
+    """How the experiment's fitted tokenizer is kept."""
+    kind = codes_type(resolve("tokenizer", config.tokenizer))
+    return Codec(lambda tokenizer, folder: tokenizer.save(folder), kind.load)
 
 
 def recommender_of(
@@ -203,12 +190,16 @@ def recommender_of(
     return kind(model, tokenizer.trie(), config.session_length, config.sampling, **options, device="cpu")
 
 
-def score_of(config: AlignConfig, log: EventLog, catalog: Catalog, model: RewardModel) -> SessionReward:
-    """What chooses the pairs: the reward model with the weights of the reward, or a reward of the user's own."""
-    model = model.with_weights(config.weights)
-    if config.score is None:
-        return model
-    return make(config.score, catalog=catalog, log=log, reward_model=model)
+def reward_of(config: AlignConfig, log: EventLog, catalog: Catalog, model: RewardModel) -> SessionReward:
+    """What scores the sessions: the experiment's reward, with the weights of the reward where the model is asked.
+
+    A function of histories and sessions is a reward itself; other functions and classes make one.
+    """
+    given = {"catalog": catalog, "log": log, "reward_model": model.with_weights(config.weights)}
+    given |= {} if config.reward_options is None else {"config": config.reward_options}
+    target = resolve("reward", config.reward)
+    is_reward = inspect.isfunction(target) and list(inspect.signature(target).parameters)[:2] == REWARD_ARGUMENTS
+    return target if is_reward else make(target, **given)
 
 
 class Searching(GenerativeRecommender):

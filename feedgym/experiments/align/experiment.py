@@ -22,21 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from feedgym.agents.alignment.dpo import dpo_round
 from feedgym.agents.generation import GenerativeRecommender
 from feedgym.agents.pretrain import SessionDataset, pretrain
-from feedgym.data.events import Catalog
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.experiments.align.agents import (
-    TOKENIZERS,
-    build_model,
-    load_model,
+    model_codec,
+    new_model,
     new_tokenizer,
     recommender_of,
-    score_of,
+    reward_of,
+    tokenizer_codec,
 )
 from feedgym.experiments.align.presets import AlignConfig
-from feedgym.experiments.align.rounds import Sampled, choose_pairs, cloud, round_metrics, sample_round
+from feedgym.experiments.align.rounds import Sampled, cloud, round_metrics, sample_round
 from feedgym.experiments.align.world import Pool, plan_world, world_of
 from feedgym.experiments.evaluate import JUDGED
 from feedgym.experiments.exposure import FEW
@@ -45,11 +43,12 @@ from feedgym.experiments.progress import progress, say
 from feedgym.experiments.report import write_report
 from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.run import Codec, Number, Plan, Run, Stage, json_of, with_record
-from feedgym.protocols import Recommender, load
+from feedgym.plugins import resolve, title_of
+from feedgym.protocols import AlignmentMethod, Recommender
 from feedgym.rewards.model import RewardModel, auc_per_tower, fit_reward_model
 from feedgym.tokenizers.codes import CodeTokenizer
+from feedgym.tokenizers.own import fit_codes
 from feedgym.tokenizers.quality import quality_report
-from feedgym.tokenizers.rqvae import fit_in
 
 FIGURES = json_of(dict[str, Number])
 """Codec of figures by name."""
@@ -60,21 +59,22 @@ def plan(config: AlignConfig) -> Plan:
     plan = Plan()
     plan.leave_out("ray", "rollouts.num_actors", because="who draws a block of sessions changes none of them")
     if not config.ipa.rounds:
-        plan.leave_out("dpo", "ipa.margin", because="without rounds nothing is aligned")
+        plan.leave_out("method", "method_options", because="without rounds nothing is aligned")
     log = plan_world(plan, config)
-    codes = [config.tokenizer, config.num_codes, config.kmeans, config.rqvae, config.seed]
+    codes = [config.tokenizer, config.tokenizer_options, config.seed]
     tokenizer = plan.stage("tokenizer", codes, (log,))
     cut = [config.session_length, config.history_length, config.split, config.split_seed, config.seed]
-    base = plan.stage("base", [config.model, config.pretrain, config.sessions, *cut], (tokenizer,))
-    reward = plan.stage("reward", [config.reward, *cut], (log,))
+    learned = [config.model, config.model_options, config.pretrain, config.sessions]
+    base = plan.stage("base", learned + cut, (tokenizer,))
+    reward = plan.stage("reward", [config.reward_model, *cut], (log,))
     plan.stage("reward-check", parents=(reward,))
-    scored = [config.sampling, config.weights, config.score]
-    drawn = [replace(config.ipa, rounds=0, margin=0.0), config.rollouts.users_per_task, *scored, config.seed]
+    scored = [config.sampling, config.weights, config.reward, config.reward_options]
+    drawn = [replace(config.ipa, rounds=0), config.rollouts.users_per_task, *scored, config.seed]
     snapshot = base
     for t in range(config.ipa.rounds + 1):
         sampled = plan.stage(f"sampled-{t}", drawn, (snapshot, reward))
         if t < config.ipa.rounds:
-            snapshot = plan.stage(f"aligned-{t + 1}", [config.dpo, config.ipa.margin], (sampled,))
+            snapshot = plan.stage(f"aligned-{t + 1}", [config.method, config.method_options], (sampled,))
     plan.stage("judged", [config.judge, *scored, config.ipa.beams], (base, snapshot, reward))
     return plan
 
@@ -89,8 +89,6 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     Returns:
         The summary, as written to ``summary.json``.
     """
-    if config.score is not None:
-        load(config.score)  # a mistake in it is told now, and not after the pretraining
     world = world_of(config, run.trust)
     rollouts = Rollouts(config.rollouts, config.ray)
 
@@ -99,12 +97,10 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
 
     tokenizer = run.stage(
         "tokenizer",
-        lambda work: fitted_tokenizer(config, pool.catalog, work),
-        Codec(lambda value, folder: value.save(folder), TOKENIZERS[config.tokenizer].load),
+        lambda work: fit_codes(new_tokenizer(config), pool.catalog.content_IE, work),
+        tokenizer_codec(config),
     )
-    agents: Codec[Any] = Codec(
-        lambda model, folder: model.save_pretrained(folder), lambda f: load_model(config, f, tokenizer.value)
-    )
+    agents = model_codec(config, tokenizer.value)
     base = run.stage("base", lambda work: pretrained(config, pool, tokenizer.value, work), agents)
     reward = run.stage(
         "reward",
@@ -112,7 +108,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
         Codec(lambda model, folder: model.save_pretrained(folder), RewardModel.load),
     )
     reward_figures = run.stage("reward-check", lambda _: reward_check(reward.value, pool), FIGURES)
-    score = score_of(config, pool.known, pool.catalog, reward.value)
+    score = reward_of(config, pool.known, pool.catalog, reward.value)
 
     def agent(model: Any, beams: int = 0) -> GenerativeRecommender:
         return recommender_of(config, model, tokenizer.value, pool.catalog, beams)
@@ -133,7 +129,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
             if t < config.ipa.rounds:
                 aligned = run.stage(
                     f"aligned-{t + 1}",
-                    partial(dpo_snapshot, config, pool, snapshot.value, sampled.value, t),
+                    partial(updated, config, pool, snapshot.value, sampled.value, t),
                     with_record(agents, FIGURES),
                 )
                 snapshot = Stage(aligned.name, aligned.value[0])
@@ -161,17 +157,12 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     return summary
 
 
-def fitted_tokenizer(config: AlignConfig, catalog: Catalog, work: Path) -> CodeTokenizer:
-    """The fitted tokenizer; the training of an RQ-VAE goes on from its checkpoints in ``work``."""
-    return fit_in(new_tokenizer(config, catalog), catalog.content_IE, work)
-
-
 def pretrained(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer, work: Path) -> Any:
     """The agent after next-token prediction on the training users' good sessions."""
     torch.manual_seed(config.seed)
-    model = build_model(config, pool, tokenizer)
+    model: Any = new_model(config, tokenizer, pool.log.profile_sizes)
     dataset = SessionDataset(histories=pool.imitate.histories, item_ids_NK=pool.imitate.targets_NK)
-    with progress(f"Pretraining {config.model.name}") as step:
+    with progress(f"Pretraining {title_of('model', config.model)}") as step:
         return pretrain(model, dataset, config.seeded(config.pretrain), work, step)
 
 
@@ -179,7 +170,12 @@ def fitted_reward(config: AlignConfig, pool: Pool, work: Path) -> RewardModel:
     """The session reward model after training on the training users' logged sessions, good or bad."""
     with progress("Training the reward model") as step:
         return fit_reward_model(
-            pool.catalog, pool.rate.histories, pool.rate.sessions, config.seeded(config.reward), work, progress=step
+            pool.catalog,
+            pool.rate.histories,
+            pool.rate.sessions,
+            config.seeded(config.reward_model),
+            work,
+            progress=step,
         )
 
 
@@ -192,20 +188,21 @@ def reward_check(reward: RewardModel, pool: Pool) -> dict[str, float]:
     return everything | {f"{name}, cold": value for name, value in cold.items()}
 
 
-def dpo_snapshot(
+def updated(
     config: AlignConfig, pool: Pool, snapshot: Any, sampled: Sampled, t: int, work: Path
 ) -> tuple[Any, dict[str, float]]:
-    """The next snapshot: DPO against the last one on the round's pairs, plus NTP on the logged sessions."""
-    pairs = choose_pairs(sampled, pool.imitate.targets_NK[sampled.row_U], config.ipa.margin)
-    model = copy.deepcopy(snapshot)
-    if not len(pairs):
-        say(f"[yellow]Round {t}: no pair reaches the margin {config.ipa.margin}; the snapshot stays as it is.[/]")
-        return model, {"pairs": 0}
-    with progress(f"Round {t}: DPO") as step:
-        settings = replace(config.dpo, seed=config.dpo.seed + config.seed + t)
-        histories = pool.imitate.histories.rows(pairs.user_idx_P)
-        metrics = dpo_round(model, histories, pairs, settings, work, progress=step)
-    return model, {"pairs": len(pairs), **metrics}
+    """The next snapshot: the last one after the method's update, which sees the scores and never the truth."""
+    options = config.method_options
+    if hasattr(options, "seed"):
+        options = replace(options, seed=options.seed + config.seed + t)
+    kind, model = resolve("method", config.method), copy.deepcopy(snapshot)
+    method: AlignmentMethod = kind if not callable(kind) else kind() if options is None else kind(options)
+    histories, logged_UK = pool.imitate.histories.rows(sampled.row_U), pool.imitate.targets_NK[sampled.row_U]
+    with progress(f"Round {t}: {title_of('method', config.method)}") as step:
+        metrics = method.update(model, histories, sampled.for_method(), logged_UK, work, step)
+    if metrics.get("pairs") == 0:
+        say(f"[yellow]Round {t}: no pair of sessions differs enough to learn from; the snapshot stays as it is.[/]")
+    return model, metrics
 
 
 def read_sampled(folder: Path) -> Sampled:

@@ -8,36 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
+import tyro
 from annotated_types import Interval
 
 from feedgym.agents.alignment.dpo import DPORoundConfig
 from feedgym.agents.generation import SamplingConfig
+from feedgym.agents.hstu import HSTUSizes
+from feedgym.agents.onerec import OneRecSizes
 from feedgym.agents.pretrain import PretrainConfig
+from feedgym.agents.tiger import TigerSizes
 from feedgym.data.sessions import SessionFilter
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.cascade.presets import COMPARISONS as COMPARISONS  # found here as well
 from feedgym.experiments.configs import JudgeConfig, LogConfig, Recording
 from feedgym.experiments.rollouts import RolloutConfig
+from feedgym.plugins import fill_in
 from feedgym.ranges import (
-    BelowOne,
     Count,
-    Few,
     Length,
-    NonNegative,
-    Positive,
     Ranged,
     Seed,
     SomeShare,
-    Width,
-    check_divides,
-    check_used,
 )
 from feedgym.rewards.model import RewardModelConfig
-from feedgym.tokenizers.residual_kmeans import KMeansOptions
-from feedgym.tokenizers.rqvae import RQVAEOptions
+from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
+from feedgym.tokenizers.rqvae import RQVAEConfig
 
 if TYPE_CHECKING:
     pass
@@ -45,111 +43,7 @@ if TYPE_CHECKING:
 ConfigT = TypeVar("ConfigT")
 
 
-STRICT: Any = {"extra": "forbid"}
-"""A run's config.json says by the names of the sizes which model it is of."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig(Ranged):
-    """Size of OneRec."""
-
-    name: ClassVar[str] = "OneRec"
-    __pydantic_config__: ClassVar[Any] = STRICT
-
-    d_model: Width = 64
-    """Width."""
-    num_heads: Few = 4
-    """Attention heads."""
-    encoder_layers: Few = 1
-    """Layers reading the history."""
-    decoder_layers: Few = 2
-    """Layers writing the session."""
-    d_ff: Width = 128
-    """Width inside a feed-forward layer and inside an expert."""
-    num_experts: Few = 4
-    """Experts of a decoder layer."""
-    num_experts_per_tok: Few = 2
-    """Experts that a token is sent to."""
-    gate_renormalise: bool = False
-    """Divide the gates of those experts by their sum; the paper does not."""
-    router_aux_loss_coef: NonNegative = 0.01
-    """Weight of the loss that balances the load of the experts."""
-    dropout: BelowOne = 0.0
-    """Dropout."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_divides(self, "num_heads", "d_model")
-        if self.num_experts_per_tok > self.num_experts:
-            raise ValueError(
-                f"num_experts_per_tok={self.num_experts_per_tok} is above num_experts={self.num_experts}; lower it."
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TigerSize(Ranged):
-    """Size of TIGER, and what it reads; see :class:`feedgym.agents.tiger.TigerConfig`."""
-
-    name: ClassVar[str] = "TIGER"
-    __pydantic_config__: ClassVar[Any] = STRICT
-
-    d_model: Width = 64
-    """Width."""
-    num_heads: Few = 4
-    """Attention heads."""
-    head_width: Width = 16
-    """Width of a head."""
-    encoder_layers: Few = 1
-    """Layers reading the history."""
-    decoder_layers: Few = 2
-    """Layers writing the session."""
-    d_ff: Width = 128
-    """Width inside a feed-forward layer."""
-    dropout: BelowOne = 0.0
-    """Dropout."""
-    num_user_tokens: Count = 1
-    """Tokens to which users are hashed by their profile; 1 is the same for all."""
-    only_positives: bool = False
-    """Read positive events alone, as the paper does; otherwise all that were examined."""
-    event_features: bool = True
-    """Read behaviours and times of events, profile and time of day, too; the paper reads items alone."""
-    semantic_init: bool = True
-    """Let code embeddings start at the tokenizer's codewords."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HSTUSize(Ranged):
-    """Size of HSTU, and what it reads; see :class:`feedgym.agents.hstu.HSTUConfig`.
-
-    In alignment it learns sessions by cross-entropy over the whole catalogue, for sampling and DPO go by probabilities
-    of sessions; the losses with drawn negatives are for retrieval (``feedgym run hstu``).
-    """
-
-    name: ClassVar[str] = "HSTU"
-    __pydantic_config__: ClassVar[Any] = STRICT
-
-    d_model: Width = 64
-    """Width."""
-    num_layers: Few = 2
-    """Blocks."""
-    num_heads: Few = 2
-    """Attention heads."""
-    d_qk: Width = 32
-    """Width of a head's queries and keys."""
-    d_v: Width = 32
-    """Width of a head's values and gate."""
-    dropout: BelowOne = 0.0
-    """Dropout."""
-    only_positives: bool = True
-    """Read positive events alone; otherwise all that were examined."""
-    use_time: bool = True
-    """Bias attention by time."""
-    temperature: Positive = 0.05
-    """Divides the cosine of user and item; the lower, the sharper the choice."""
-
-
 Splitting = Literal["users", "time"]
-Tokenizing = Literal["residual_kmeans", "rqvae", "item_id"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +56,6 @@ class IPAConfig(Ranged):
     """r_DPO: share of the training users sampled for in a round, one of their logged sessions each."""
     num_samples: Annotated[int, Interval(ge=2, le=10**6)] = 128
     """Sessions sampled a user; the best and the worst of them by the reward model become a pair."""
-    margin: NonNegative = 0.0
-    """Pairs whose scores differ by less are skipped."""
     beams: bool = False
     """Take the 128 sessions from a beam search, as the paper does, instead of sampling them."""
     kl_samples: Count = 4
@@ -176,12 +68,15 @@ class IPAConfig(Ranged):
 class AlignConfig(Recording):
     """An alignment experiment from the log to the report."""
 
+    PLUGINS: ClassVar[tuple[str, ...]] = ("simulator", "tokenizer", "model", "reward", "method")
+
     seed: Seed = 0
     """Decides everything: catalogue, users, weights, samples."""
-    simulator: str | None = None
-    """Import path of your own user simulator, e.g. my_lab.users:Teen; the flagship ShortVideo if left out."""
-    short_video: ShortVideoConfig = field(default_factory=lambda: ShortVideoConfig(num_items=2000))
-    """The flagship simulator."""
+    simulator: str = "short_video"
+    """The users: short_video, one of RecSim's, an import path such as my_lab.users:Teen, or the folder of a learned
+    simulator."""
+    simulator_options: Annotated[Any, tyro.conf.arg(name="simulator")] = None
+    """Options of the simulator."""
     log: LogConfig = field(default_factory=LogConfig)
     """How much it logs."""
     session_length: Length = 5
@@ -193,34 +88,36 @@ class AlignConfig(Recording):
     while models are trained on what came before that moment."""
     split_seed: Seed = 0
     """Which users are held out from training to check the reward model."""
-    tokenizer: Tokenizing = "residual_kmeans"
-    """What gives items their codes: residual_kmeans (OneRec's), rqvae (TIGER's) or item_id (HSTU's: one an item)."""
-    num_codes: tuple[Width, ...] | None = None
-    """Codes of each level of the tokenizer; chosen by the size of the catalogue if left out. item_id has no use for
-    it."""
-    kmeans: KMeansOptions = field(default_factory=KMeansOptions)
-    """Residual k-means, where tokenizer is residual_kmeans."""
-    rqvae: RQVAEOptions = field(default_factory=lambda: RQVAEOptions(steps=2000))
-    """The RQ-VAE, where tokenizer is rqvae."""
+    tokenizer: str = "residual_kmeans"
+    """What gives items their codes: residual_kmeans (OneRec's), rqvae (TIGER's), item_id (HSTU's: one an item), lsh,
+    random, or the import path of your own."""
+    tokenizer_options: Annotated[Any, tyro.conf.arg(name="tokenizer")] = None
+    """Options of the tokenizer; the experiment's seed is added to its own."""
     sessions: SessionFilter = field(
         default_factory=lambda: SessionFilter(min_watched=1, min_watch_s=0.0, min_interactions=0, top_share=0.6)
     )
     """Which logged sessions the agent learns to imitate."""
-    model: ModelConfig | TigerSize | HSTUSize = field(default_factory=ModelConfig)
-    """The agent's kind and size; a preset chooses the kind."""
+    model: str = "onerec"
+    """The agent: onerec, tiger, hstu, or the import path of your own."""
+    model_options: Annotated[Any, tyro.conf.arg(name="model")] = None
+    """Sizes of the agent."""
     pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(epochs=2.5))
     """Next-token prediction."""
-    reward: RewardModelConfig = field(default_factory=RewardModelConfig)
-    """The session reward model."""
-    score: str | None = None
-    """Import path of what chooses the pairs instead of the reward model: a SessionReward, or a function of any of
-    catalog, log and reward_model that makes one, e.g. feedgym.rewards.compose:clicks."""
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
+    """The session reward model, fitted to the log."""
+    reward: str = "reward_model"
+    """What scores the sessions of a round: reward_model, clicks, diverse, diversity, or the import path of your own: a
+    SessionReward, or what makes one out of any of catalog, log and reward_model."""
+    reward_options: Annotated[Any, tyro.conf.arg(name="reward")] = None
+    """Options of the reward, where it has some."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How the sessions of a round are drawn."""
     ipa: IPAConfig = field(default_factory=IPAConfig)
     """The rounds."""
-    dpo: DPORoundConfig = field(default_factory=DPORoundConfig)
-    """The update of a round."""
+    method: str = "dpo"
+    """How a round's scored sessions become an update of the agent: dpo, or the import path of your own."""
+    method_options: Annotated[Any, tyro.conf.arg(name="method")] = None
+    """Options of the method; the experiment's seed and the round's number are added to its own."""
     weights: RewardWeights = field(default_factory=RewardWeights)
     """What a session's reward is made of, the true one and the reward model's opinion of it alike."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -232,18 +129,14 @@ class AlignConfig(Recording):
     """How that work is spread."""
 
     def __post_init__(self) -> None:
+        fill_in(self, self.PLUGINS)
         super().__post_init__()
-        if self.tokenizer not in get_args(Tokenizing):
-            raise ValueError(
-                f"tokenizer={self.tokenizer!r} is unknown; choose one of {', '.join(get_args(Tokenizing))}."
-            )
         if self.split == "time" and self.data is None:
             raise ValueError("split='time' cuts a recorded log; give one with --data, or leave it 'users'.")
-        if isinstance(self.model, HSTUSize) and self.tokenizer != "item_id":
+        if self.model == "hstu" and self.tokenizer != "item_id":
             raise ValueError(f"HSTU writes item ids and not the codes of tokenizer={self.tokenizer!r}; choose item_id.")
-        check_used(self, chosen="tokenizer", parts={"residual_kmeans": "kmeans", "rqvae": "rqvae"})
-        if self.tokenizer == "item_id" and self.num_codes is not None:
-            raise ValueError(f"num_codes={self.num_codes} does nothing to tokenizer='item_id'; leave it out.")
+        if self.model == "hstu" and self.model_options.loss != "ce":
+            raise ValueError(f"HSTU learns sessions by loss='ce', not {self.model_options.loss!r}; choose ce.")
         if self.ipa.beams and vars(self.sampling) != vars(SamplingConfig(block_seen=self.sampling.block_seen)):
             raise ValueError(
                 "sampling.temperature, top_k and top_p do nothing where ipa.beams searches; leave out one of the two."
@@ -251,7 +144,7 @@ class AlignConfig(Recording):
 
     def code(self) -> list[tuple[str, str | None]]:
         """What it names besides data; see :mod:`feedgym.trust`."""
-        return [("simulator", self.simulator), ("score", self.score), ("ray", self.ray)]
+        return [*((kind, getattr(self, kind)) for kind in self.PLUGINS), ("ray", self.ray)]
 
     def seeded(self, part: ConfigT) -> ConfigT:
         """A part of the configuration with this experiment's seed added to its own."""
@@ -260,32 +153,43 @@ class AlignConfig(Recording):
 
 def small() -> AlignConfig:
     """The demo: 2,000 items, 4,000 users, 6 rounds; about 5 minutes on 2 cores."""
-    return AlignConfig()
+    return AlignConfig(simulator_options=ShortVideoConfig(num_items=2000))
 
 
 def smoke() -> AlignConfig:
     """Everything once, in seconds: for tests and continuous integration; its figures mean nothing."""
     return AlignConfig(
-        short_video=ShortVideoConfig(num_items=120),
+        simulator_options=ShortVideoConfig(num_items=120),
         log=LogConfig(users=80, visits=4),
         history_length=12,
-        model=ModelConfig(d_model=16, num_heads=2, encoder_layers=1, decoder_layers=1, d_ff=32),
+        model_options=OneRecSizes(d_model=16, num_heads=2, encoder_layers=1, decoder_layers=1, d_ff=32),
         pretrain=PretrainConfig(steps=12, batch_size=32, checkpoint_steps=4, warmup_steps=2),
-        reward=RewardModelConfig(epochs=1),
+        reward_model=RewardModelConfig(epochs=1),
         ipa=IPAConfig(rounds=2, user_share=0.3, num_samples=12, truth_replicas=2),
-        dpo=DPORoundConfig(epochs=1, batch_size=8),
+        method_options=DPORoundConfig(epochs=1, batch_size=8),
         judge=JudgeConfig(users=24, visits=2),
     )
 
 
-def tiger(config: AlignConfig, **sizes: Any) -> AlignConfig:
-    """An experiment with TIGER over the codes of an RQ-VAE in place of OneRec."""
-    return replace(config, model=TigerSize(**sizes), tokenizer="rqvae")
+def tiger(config: AlignConfig, *, steps: int = 2000, **sizes: Any) -> AlignConfig:
+    """An experiment with TIGER over the codes of an RQ-VAE in place of OneRec; by itself as wide as the demo's OneRec.
+
+    Unlike the paper's it reads all that a user saw and did, and starts at the tokenizer's codewords.
+    """
+    usual: dict[str, Any] = {"d_model": 64, "num_heads": 4, "head_width": 16, "encoder_layers": 1, "decoder_layers": 2}
+    usual |= {"d_ff": 128, "dropout": 0.0, "only_positives": False, "event_features": True, "semantic_init": True}
+    return replace(
+        config, model="tiger", model_options=TigerSizes(**usual | sizes), tokenizer="rqvae",
+        tokenizer_options=RQVAEConfig(steps=steps),
+    )  # fmt: skip
 
 
 def hstu(config: AlignConfig, **sizes: Any) -> AlignConfig:
     """An experiment with HSTU over item ids in place of OneRec."""
-    return replace(config, model=HSTUSize(**sizes), tokenizer="item_id")
+    usual: dict[str, Any] = {"d_model": 64, "num_heads": 2, "d_qk": 32, "d_v": 32, "dropout": 0.0, "loss": "ce"}
+    return replace(
+        config, model="hstu", model_options=HSTUSizes(**usual | sizes), tokenizer="item_id", tokenizer_options=None
+    )
 
 
 def tiger_small() -> AlignConfig:
@@ -295,15 +199,13 @@ def tiger_small() -> AlignConfig:
 
 def tiger_smoke() -> AlignConfig:
     """Everything once with TIGER, in seconds; its figures mean nothing."""
-    sizes: dict[str, Any] = {"d_model": 16, "num_heads": 2, "head_width": 8, "decoder_layers": 1, "d_ff": 32}
-    return replace(tiger(smoke(), **sizes), rqvae=RQVAEOptions(steps=30))
+    return tiger(smoke(), steps=30, d_model=16, num_heads=2, head_width=8, decoder_layers=1, d_ff=32)
 
 
 def tiger_paper() -> AlignConfig:
     """TIGER's published sizes on the larger experiment; for one GPU or more."""
-    sizes: dict[str, Any] = {"d_model": 128, "num_heads": 6, "head_width": 64, "encoder_layers": 4}
-    sizes |= {"decoder_layers": 4, "d_ff": 1024, "dropout": 0.1, "semantic_init": False}
-    return replace(tiger(paper(), **sizes), num_codes=(256, 256, 256), rqvae=RQVAEOptions(steps=20_000))
+    config = replace(tiger(paper()), model_options=TigerSizes(only_positives=False, event_features=True))
+    return replace(config, tokenizer_options=RQVAEConfig(num_codes=(256, 256, 256), steps=20_000))
 
 
 def hstu_small() -> AlignConfig:
@@ -332,17 +234,19 @@ def paper() -> AlignConfig:
           does not publish. So are six rounds: it keeps a snapshot an epoch and does not say how many.
     """
     return AlignConfig(
-        short_video=ShortVideoConfig(num_items=10_000),
+        simulator_options=ShortVideoConfig(num_items=10_000),
         log=LogConfig(users=50_000, visits=30),
         session_length=10,
         history_length=256,
-        num_codes=(64, 64, 64),
+        tokenizer_options=ResidualKMeansConfig(num_codes=(64, 64, 64)),
         sessions=SessionFilter(),
-        model=ModelConfig(d_model=512, num_heads=8, encoder_layers=4, decoder_layers=4, d_ff=1024, num_experts=24),
-        reward=RewardModelConfig(width=128, batch_size=1024),
+        model_options=OneRecSizes(
+            d_model=512, num_heads=8, encoder_layers=4, decoder_layers=4, d_ff=1024, num_experts=24
+        ),
+        reward_model=RewardModelConfig(width=128, batch_size=1024),
         pretrain=PretrainConfig(epochs=3, batch_size=128, lr=2e-4, warmup_steps=200, bf16=True),
         ipa=IPAConfig(user_share=0.01, beams=True),
-        dpo=DPORoundConfig(learning_rate=2e-4, epochs=1, batch_size=64, bf16=True),
+        method_options=DPORoundConfig(learning_rate=2e-4, epochs=1, batch_size=64, bf16=True),
         judge=JudgeConfig(users=5000, visits=14, beams=128),
     )
 

@@ -1,4 +1,4 @@
-"""What happens inside a round of alignment: sampling and scoring sessions, measuring them, and choosing the pairs."""
+"""What happens inside a round of alignment before the update: sampling and scoring sessions, and measuring them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig, sample_sessions, score_sessions
-from feedgym.data.batches import EventBatch, Preferences, TensorRows
+from feedgym.data.batches import EventBatch, ScoredSessions, TensorRows
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.align.world import Pool, World
 from feedgym.experiments.progress import progress
@@ -29,7 +29,7 @@ class Sampled(TensorRows):
     Attributes:
         row_U: int64 rows of the users' logged sessions in the pool.
         item_ids_USK: int64 sampled sessions.
-        logp_legal_US: float32, see :class:`feedgym.data.batches.SessionBatch`.
+        logp_US, logp_legal_US, logp_drawn_US: float32, see :class:`feedgym.data.batches.SessionBatch`.
         logp_UB: float32, log-probability of B other sessions that the agent drew at temperature 1 (:func:`drift`).
         base_logp_UB: float32, log-probability of the same sessions under the base agent.
         score_US: float32, the reward's scores.
@@ -38,11 +38,20 @@ class Sampled(TensorRows):
 
     row_U: torch.Tensor
     item_ids_USK: torch.Tensor
+    logp_US: torch.Tensor
     logp_legal_US: torch.Tensor
+    logp_drawn_US: torch.Tensor
     logp_UB: torch.Tensor
     base_logp_UB: torch.Tensor
     score_US: torch.Tensor
     truth_US: torch.Tensor | None = None
+
+    def for_method(self) -> ScoredSessions:
+        """What a method of alignment may know: all but the truth."""
+        return ScoredSessions(
+            item_ids_USK=self.item_ids_USK, score_US=self.score_US, logp_US=self.logp_US,
+            logp_drawn_US=self.logp_drawn_US,
+        )  # fmt: skip
 
 
 def sample_round(
@@ -72,7 +81,9 @@ def sample_round(
     return Sampled(
         row_U=row_U,
         item_ids_USK=sessions.item_ids_USK,
+        logp_US=sessions.logp_US,
         logp_legal_US=sessions.logp_legal_US,  # type: ignore[arg-type]
+        logp_drawn_US=sessions.logp_drawn_US,  # type: ignore[arg-type]
         logp_UB=logp_UB,
         base_logp_UB=base_logp_UB,
         score_US=score_US,
@@ -127,31 +138,6 @@ def round_metrics(sampled: Sampled, pool: Pool) -> dict[str, float]:
             "rank_correlation": within_user_correlation(score_US, truth_US, ranks=True),
         }
     return metrics
-
-
-def choose_pairs(sampled: Sampled, logged_UK: torch.Tensor, margin: float) -> Preferences:
-    """Best against worst of each user's sessions by the reward (Algorithm 2, lines 7-9).
-
-    Args:
-        sampled: S sessions a user, scored.
-        logged_UK: what the log showed these users.
-        margin: pairs whose scores differ by less are left out, as are those that do not differ.
-
-    Returns:
-        At most one pair a user.
-    """
-    user = torch.arange(len(sampled.row_U))
-    best, worst = sampled.score_US.argmax(dim=1), sampled.score_US.argmin(dim=1)
-    pairs = Preferences(
-        user_idx_P=sampled.row_U,
-        chosen_PK=sampled.item_ids_USK[user, best],
-        rejected_PK=sampled.item_ids_USK[user, worst],
-        logged_PK=logged_UK,
-        score_chosen_P=sampled.score_US[user, best],
-        score_rejected_P=sampled.score_US[user, worst],
-    )
-    gap_P = pairs.score_chosen_P - pairs.score_rejected_P
-    return pairs.rows((gap_P > 0) & (gap_P >= margin))
 
 
 def cloud(sampled: Sampled, t: int, points: int = 1500) -> dict[str, Any]:

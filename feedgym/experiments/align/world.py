@@ -28,14 +28,14 @@ from feedgym.envs.feed import make_simulator
 from feedgym.envs.history import has_arrivals
 from feedgym.envs.luck import user_seeds
 from feedgym.envs.replay import states_at
-from feedgym.envs.short_video import ShortVideo
 from feedgym.envs.truth import true_value
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.evaluate import judge_offline, judge_online, session_diversity
 from feedgym.experiments.logs import data_path, plan_log, recorded_log, simulated_log, simulator_key
 from feedgym.experiments.progress import Step
 from feedgym.experiments.run import Plan
-from feedgym.protocols import Recommender, SessionReward, take_users
+from feedgym.plugins import is_folder, resolve, title_of
+from feedgym.protocols import Recommender, SessionReward, UserSimulator, take_users
 
 HELD_OUT = 0.1
 """Share of the users, or of the sessions by time, that no model is trained on."""
@@ -46,17 +46,25 @@ TRUTH_USERS = 25
 
 def plan_world(plan: Plan, config: AlignConfig) -> str:
     """The stage of an alignment's log."""
-    if config.simulator is None:
-        users: Any = _short_video(config)
-    else:
-        plan.leave_out("short_video", because="another simulator is given")
-        users = simulator_key(config.simulator)
+    users = [simulator_key(config.simulator), _seeded_users(config)]
     simulated = [users, config.log, config.session_length, config.seed]
-    return plan_log(plan, config, simulated, "simulator", "short_video")
+    return plan_log(plan, config, simulated, "simulator", "simulator_options")
 
 
-def _short_video(config: AlignConfig) -> Any:
-    return replace(config.short_video, catalog_seed=config.short_video.catalog_seed + config.seed)
+def simulator_of(config: AlignConfig, trust: bool = False) -> UserSimulator:
+    """The experiment's users; ``trust`` as for :func:`feedgym.envs.feed.make_simulator`."""
+    if is_folder("simulator", config.simulator):
+        return make_simulator(config.simulator, trust=trust)
+    target, options = resolve("simulator", config.simulator), _seeded_users(config)
+    return make_simulator(target if options is None or not callable(target) else target(options))
+
+
+def _seeded_users(config: AlignConfig) -> Any:
+    """The simulator's options; the experiment's seed is added to that of its catalogue."""
+    options = config.simulator_options
+    if not hasattr(options, "catalog_seed"):
+        return options
+    return replace(options, catalog_seed=options.catalog_seed + config.seed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -187,8 +195,8 @@ class Simulated:
 
     def __init__(self, config: AlignConfig, trust: bool = False) -> None:
         self.config = config
-        self.simulator = make_simulator(config.simulator or ShortVideo(_short_video(config)), trust=trust)
-        self.title = f"{config.model.name} + IPA on {type(self.simulator).__name__}, simulated users"
+        self.simulator = simulator_of(config, trust)
+        self.title = f"{title_of('model', config.model)} + IPA on {type(self.simulator).__name__}, simulated users"
 
     def collect(self, work: Path) -> Data:
         """The users' visits under the production system."""
@@ -237,7 +245,7 @@ class Recorded:
 
     def __init__(self, config: AlignConfig) -> None:
         self.config = config
-        self.title = f"{config.model.name} + IPA on the log {data_path(config).name}"
+        self.title = f"{title_of('model', config.model)} + IPA on the log {data_path(config).name}"
 
     def collect(self, work: Path) -> Data:
         """Reads the data; the run folder keeps its own copy."""

@@ -32,7 +32,7 @@ from feedgym.data.sessions import logged_sessions
 from feedgym.data.whole import WORK
 from feedgym.envs.history import has_arrivals
 from feedgym.envs.luck import user_seeds
-from feedgym.experiments.align.agents import Finished, agents_of, key_of, read_config
+from feedgym.experiments.align.agents import FinishedRun, agents_of, key_of, read_config
 from feedgym.experiments.align.experiment import align
 from feedgym.experiments.align.experiment import plan as align_plan
 from feedgym.experiments.align.presets import AlignConfig
@@ -157,12 +157,12 @@ def end_to_end_config(config: CascadeRun) -> AlignConfig:
     return replace(PRESETS[config.end_to_end](), seed=config.seed, ray=config.ray)
 
 
-def end_to_end(config: CascadeRun, run: Run) -> Stage[Finished]:
+def end_to_end(config: CascadeRun, run: Run) -> Stage[FinishedRun]:
     """The end-to-end agent before and after its alignment, trained in a run folder inside the stage's."""
     align_config = end_to_end_config(config)
     last = f"aligned-{align_config.ipa.rounds}" if align_config.ipa.rounds else "reward-check"
 
-    def train(work: Path) -> Finished:
+    def train(work: Path) -> FinishedRun:
         inner = Run(work / "run", align_config, align_plan(align_config), resume=True, stop_after=last, tracker=False)
         try:
             align(align_config, inner)
@@ -172,7 +172,7 @@ def end_to_end(config: CascadeRun, run: Run) -> Stage[Finished]:
             inner.close()
         return agents_of(work / "run")
 
-    codec: Codec[Finished] = Codec(
+    codec: Codec[FinishedRun] = Codec(
         lambda finished, folder: shutil.copytree(folder / WORK / "run", folder / "run"),
         lambda folder: agents_of(folder / "run"),
     )
@@ -193,7 +193,7 @@ def retriever_stage(config: CascadeRun, log: Stage, run: Run) -> Stage:
     )
 
 
-def cascade_of(config: CascadeRun, world: AlignConfig, finished: Finished, retriever: Any, ranker: Any) -> Cascade:
+def cascade_of(config: CascadeRun, world: AlignConfig, finished: FinishedRun, retriever: Any, ranker: Any) -> Cascade:
     """Both models and the re-rank rule as one agent."""
     return Cascade(retriever, ranker, finished.catalog, world.session_length, config.cascade, world.weights)
 
@@ -237,7 +237,7 @@ def build_ranker(settings: RankerConfig, log: EventLog, catalog: Catalog, **size
 # ---------------------------------------------------------------- judgement
 
 
-def contestants(config: CascadeRun, finished: Finished, cascade: Cascade) -> dict[str, Recommender]:
+def contestants(config: CascadeRun, finished: FinishedRun, cascade: Cascade) -> dict[str, Recommender]:
     """Everyone who is judged besides the references: the end-to-end agents, and the cascade grown part by part."""
     agents = dict(finished.agents)
     for name, agent in finished.agents.items() if config.judge.beams else ():
@@ -252,7 +252,7 @@ def contestants(config: CascadeRun, finished: Finished, cascade: Cascade) -> dic
     return agents | {"cascade": cascade}
 
 
-def judge(agents: Mapping[str, Recommender], finished: Finished, world: AlignConfig) -> dict[str, Any]:
+def judge(agents: Mapping[str, Recommender], finished: FinishedRun, world: AlignConfig) -> dict[str, Any]:
     """Serve everyone to the same fresh users.
 
     Returns:
@@ -291,7 +291,7 @@ def judge(agents: Mapping[str, Recommender], finished: Finished, world: AlignCon
     }
 
 
-def costs(agents: Mapping[str, Recommender], finished: Finished, config: CascadeRun) -> dict[str, Any]:
+def costs(agents: Mapping[str, Recommender], finished: FinishedRun, config: CascadeRun) -> dict[str, Any]:
     """What a request costs each agent, all measured in one go at one batch."""
     histories = requests(finished, config.cost.requests)
     found = {}
@@ -302,7 +302,7 @@ def costs(agents: Mapping[str, Recommender], finished: Finished, config: Cascade
     return {"agents": found, "requests": len(histories), "threads": torch.get_num_threads()}
 
 
-def requests(finished: Finished, wanted: int) -> EventBatch:
+def requests(finished: FinishedRun, wanted: int) -> EventBatch:
     """The last requests of the log's first users."""
     data = (finished.log, finished.catalog)
     sessions = logged_sessions(finished.log, finished.config.session_length)
@@ -313,7 +313,7 @@ def requests(finished: Finished, wanted: int) -> EventBatch:
 
 
 def summarised(
-    config: CascadeRun, finished: Finished, judged: Mapping[str, Any], cost: Mapping[str, Any]
+    config: CascadeRun, finished: FinishedRun, judged: Mapping[str, Any], cost: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What summary.json says of the contest."""
     agents = {name: metrics | cost["agents"].get(name, {}) for name, metrics in judged["agents"].items()}

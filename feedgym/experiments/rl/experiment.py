@@ -26,7 +26,7 @@ from feedgym.envs.logging import collect_log
 from feedgym.envs.luck import user_seeds
 from feedgym.envs.recorder import transitions
 from feedgym.envs.truth import RewardWeights
-from feedgym.experiments.align.agents import Finished, agents_of, key_of
+from feedgym.experiments.align.agents import FinishedRun, agents_of, key_of
 from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.evaluate import JUDGED, Served, judged_by, references, samples, serve_all
 from feedgym.experiments.logs import LOG
@@ -138,7 +138,7 @@ def experiment(config: RLConfig, run: Run) -> dict[str, Any]:
 # ---------------------------------------------------------------- the world
 
 
-def task_of(config: RLConfig, finished: Finished | None, trust: bool = False) -> Task:
+def task_of(config: RLConfig, finished: FinishedRun | None, trust: bool = False) -> Task:
     """What is trained for: the environment, or the world of a finished run.
 
     Args:
@@ -158,7 +158,7 @@ def task_of(config: RLConfig, finished: Finished | None, trust: bool = False) ->
     return Task.of(config.env, options, config.sizes, config.train.proto_axes)
 
 
-def production_log(config: RLConfig, task: Task, finished: Finished | None, work: Path) -> tuple[EventLog, Catalog]:
+def production_log(config: RLConfig, task: Task, finished: FinishedRun | None, work: Path) -> tuple[EventLog, Catalog]:
     """The log of the other run, or a new one of this environment's users under the production system."""
     if finished is not None:
         return finished.log, finished.catalog
@@ -175,7 +175,7 @@ def production_log(config: RLConfig, task: Task, finished: Finished | None, work
     return log, task.simulator.catalog
 
 
-def arena_of(config: RLConfig, task: Task, log: Stage, finished: Finished | None) -> Arena:
+def arena_of(config: RLConfig, task: Task, log: Stage, finished: FinishedRun | None) -> Arena:
     """Who judges, and who else is judged."""
     others: dict[str, Recommender] = {}
     if finished is not None:

@@ -59,7 +59,8 @@ class RLConfig(Ranged):
     def code(self) -> list[tuple[str, str | None]]:
         """What it names besides data; see :mod:`feedgym.trust`. An id is code where it has a module before it."""
         options = self.options()
-        given = [(name, options[name]) for name in ("simulator", "reward") if isinstance(options.get(name), str)]
+        kinds = {"simulator": "simulator", "reward": "weights"}
+        given = [(kind, options[name]) for name, kind in kinds.items() if isinstance(options.get(name), str)]
         return [("env", self.env if ":" in self.env else None), *given]
 
 
