@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 from annotated_types import Interval
@@ -22,7 +22,6 @@ from feedgym.agents.tiger import TigerSizes
 from feedgym.data.sessions import SessionFilter
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
-from feedgym.experiments.cascade.presets import COMPARISONS as COMPARISONS  # found here as well
 from feedgym.experiments.configs import JudgeConfig, LogConfig, Recording
 from feedgym.experiments.rollouts import RolloutConfig
 from feedgym.plugins import fill_in
@@ -36,9 +35,6 @@ from feedgym.ranges import (
 from feedgym.rewards.model import RewardModelConfig
 from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
 from feedgym.tokenizers.rqvae import RQVAEConfig
-
-if TYPE_CHECKING:
-    pass
 
 ConfigT = TypeVar("ConfigT")
 
