@@ -77,9 +77,9 @@ class ResidualKMeansConfig(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("assignment", get_args(Assignment)), ("collisions", get_args(Collisions))):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {known}.")
+        for name, choices in (("assignment", get_args(Assignment)), ("collisions", get_args(Collisions))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {choices}.")
         check_num_codes(self.num_codes)
 
 
