@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from feedgym.agents.genrank import GenRank, GenRankConfig
 from feedgym.agents.hstu_rank import HSTURanker, HSTURankerConfig
-from feedgym.agents.next_item import Curve, FitConfig, fit
+from feedgym.agents.fit import Curve, FitConfig, fit
 from feedgym.agents.pretrain import Schedule
 from feedgym.agents.ranker import Ranker, RankingDataset
 from feedgym.data.batches import EventBatch

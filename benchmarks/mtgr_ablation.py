@@ -26,7 +26,7 @@ from rich.console import Console
 
 from feedgym.agents.cross_features import item_kinds
 from feedgym.agents.mtgr import MTGR, MTGRConfig
-from feedgym.agents.next_item import FitConfig, fit
+from feedgym.agents.fit import FitConfig, fit
 from feedgym.agents.token_batches import TokenBatches
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, EventLog
 from feedgym.data.ranking import RankingBatch, RankingRows, ranking_windows

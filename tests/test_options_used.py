@@ -26,7 +26,7 @@ NO_USE_IN = {"feedgym.experiments.memory", "feedgym.ranges", "feedgym.trust"}
 """Modules of such functions."""
 
 UNPACKED = {
-    "feedgym.agents.next_item:FitConfig": ("feedgym.agents.pretrain:PretrainConfig",),
+    "feedgym.agents.fit:FitConfig": ("feedgym.agents.pretrain:PretrainConfig",),
     "feedgym.experiments.presets:ModelConfig": ("feedgym.agents.onerec:OneRecConfig",),
     "feedgym.experiments.presets:TigerSize": ("feedgym.agents.tiger:TigerConfig",),
     "feedgym.experiments.presets:HSTUSize": ("feedgym.agents.hstu:HSTUConfig",),

@@ -24,7 +24,8 @@ Deviations and what the paper leaves open:
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,10 @@ from torch import Tensor, nn
 
 from feedgym.agents.layers.hstu import NUM_TIME_BUCKETS, time_buckets
 from feedgym.agents.sequence_ranker import (
+    Bias,
     SequenceRanker,
     SequenceRankerConfig,
+    SequenceRankerSizes,
     Tokens,
     cleaned,
     decided_s,
@@ -46,25 +49,31 @@ from feedgym.ranges import Seconds
 HistoryMask = Literal["causal", "full"]
 
 
-class GenRankConfig(SequenceRankerConfig):
-    """Sizes and options of GenRank."""
+@dataclass(frozen=True, kw_only=True)
+class GenRankSizes(SequenceRankerSizes):
+    """Sizes and ablations of GenRank."""
 
-    model_type = "genrank"
-
-    bias: str = "alibi"
+    bias: Bias = "alibi"
     """Of attention, by distance and time: alibi (without parameters), learned (HSTU's) or none."""
     request_gap_s: Seconds = 600.0
     """Events at most so many seconds after the one before belong to the same request."""
-    history_mask: str = "causal"
+    history_mask: HistoryMask = "causal"
     """causal, or full as an ablation: the history sees all of itself."""
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.history_mask not in get_args(HistoryMask):
             kinds = ", ".join(get_args(HistoryMask))
             raise ValueError(f"history_mask={self.history_mask!r} is unknown; choose one of {kinds}.")
         if self.loss_on_history and self.history_mask == "full":
             raise ValueError("loss_on_history would read its answers off a history_mask=full; choose one of the two.")
+
+
+class GenRankConfig(SequenceRankerConfig):
+    """A GenRank as transformers keeps it."""
+
+    model_type = "genrank"
+    sizes = GenRankSizes
 
 
 class GenRank(SequenceRanker):
@@ -75,6 +84,8 @@ class GenRank(SequenceRanker):
         content_IE: contents of the items; see the base.
     """
 
+    title = "GenRank"
+    Config = GenRankSizes
     config: GenRankConfig
     config_class = GenRankConfig
 

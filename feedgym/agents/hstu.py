@@ -121,7 +121,7 @@ class HSTUConfig(SequenceConfig):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Tokens:
+class StreamTokens:
     """Embedded tokens of U sequences with their times.
 
     Attributes:
@@ -160,7 +160,7 @@ class HSTUState:
     """
 
     def __init__(
-        self, memory: list[tuple[Tensor, Tensor]], tokens: Tokens, now_s_U: Tensor, hidden_USD: Tensor
+        self, memory: list[tuple[Tensor, Tensor]], tokens: StreamTokens, now_s_U: Tensor, hidden_USD: Tensor
     ) -> None:
         self.memory, self.tokens, self.now_s_U, self.hidden_USD = memory, tokens, now_s_U, hidden_USD
         self.length_U = tokens.mask_UM.sum(1)
@@ -220,6 +220,13 @@ class HSTU(SequenceModel):
         return cls(settings(**sizes, num_items=tokenizer.num_items))
 
     @classmethod
+    def for_log(cls, sizes: Any, *, profile_sizes: tuple[int, ...], has_time: bool, **known: Any) -> Self:
+        """See the base."""
+        settings: Any = HSTUConfig
+        use_time = {"use_time": sizes.use_time and has_time}
+        return cls(settings(**vars(sizes) | use_time, profile_sizes=profile_sizes, **known))
+
+    @classmethod
     def load(cls, folder: Path | str, tokenizer: CodeTokenizer | None = None) -> Self:
         """The model saved in ``folder``.
 
@@ -241,12 +248,12 @@ class HSTU(SequenceModel):
         hidden_UMD, _ = self._run(self.embed(sequences))
         return hidden_UMD[:, self.config.num_prefix - 1 :: self.config.tokens_per_event]
 
-    def embed(self, sequences: Sequences) -> Tokens:
+    def embed(self, sequences: Sequences) -> StreamTokens:
         """The stream's tokens."""
         x_UPD = self.items(sequences.item_ids_UP) * self.config.d_model**0.5
         begin_s_UP, request_s_UP, mask_UP = sequences.begin_s_UP, sequences.request_s_UP, sequences.mask_UP
         if self.config.stream == "items":
-            return Tokens(x_UMD=x_UPD, begin_s_UM=begin_s_UP, request_s_UM=request_s_UP, mask_UM=mask_UP)
+            return StreamTokens(x_UMD=x_UPD, begin_s_UM=begin_s_UP, request_s_UM=request_s_UP, mask_UM=mask_UP)
         num_fields = len(self.config.profile_sizes)
         profile = [field(sequences.profile_UF[:, f])[:, None] for f, field in enumerate(self.profile)]
         pairs_UTD = torch.stack([x_UPD[:, 1:], self._actions(sequences)[:, 1:]], dim=2).flatten(1, 2)
@@ -258,7 +265,7 @@ class HSTU(SequenceModel):
 
         request_s_UM = spread(begin_s_UP, request_s_UP)  # after an item comes its action, at the same time
         request_s_UM[:, num_fields] = request_s_UP[:, 0]
-        return Tokens(
+        return StreamTokens(
             x_UMD=torch.cat([x_UPD[:, :1], *profile, pairs_UTD], dim=1),
             begin_s_UM=spread(begin_s_UP, begin_s_UP),
             request_s_UM=request_s_UM,
@@ -272,7 +279,7 @@ class HSTU(SequenceModel):
         hidden_UP = self.hidden_actions(known_UPD[..., 0])
         return torch.where(hidden_UP[..., None], self.unknown_action.weight[0], known_UPD)
 
-    def _run(self, tokens: Tokens) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def _run(self, tokens: StreamTokens) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Vectors [U, M, D] after each token, and each layer's keys and values."""
         num_tokens = tokens.x_UMD.shape[1]
         x_UMD = self.dropout(tokens.x_UMD + self.positions.weight[:num_tokens]) * tokens.mask_UM[..., None]

@@ -18,7 +18,8 @@ how far attention reaches.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from feedgym.agents.layers.hstu import NUM_TIME_BUCKETS, time_buckets
 from feedgym.agents.sequence_ranker import (
     SequenceRanker,
     SequenceRankerConfig,
+    SequenceRankerSizes,
     Tokens,
     cleaned,
     decided_s,
@@ -38,18 +40,24 @@ from feedgym.data.ranking import RankingBatch
 Actions = Literal["added", "interleaved"]
 
 
-class HSTURankerConfig(SequenceRankerConfig):
-    """Sizes and options of HSTU ranking."""
+@dataclass(frozen=True, kw_only=True)
+class HSTURankerSizes(SequenceRankerSizes):
+    """Sizes and layout of HSTU ranking."""
 
-    model_type = "hstu_rank"
-
-    actions: str = "added"
+    actions: Actions = "added"
     """added to their items' tokens, or interleaved as tokens of their own."""
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.actions not in get_args(Actions):
             raise ValueError(f"actions={self.actions!r} is unknown; choose one of {', '.join(get_args(Actions))}.")
+
+
+class HSTURankerConfig(SequenceRankerConfig):
+    """HSTU ranking as transformers keeps it."""
+
+    model_type = "hstu_rank"
+    sizes = HSTURankerSizes
 
     @property
     def tokens_per_event(self) -> int:
@@ -65,6 +73,8 @@ class HSTURanker(SequenceRanker):
         content_IE: contents of the items; see the base.
     """
 
+    title = "HSTU ranking"
+    Config = HSTURankerSizes
     config: HSTURankerConfig
     config_class = HSTURankerConfig
 

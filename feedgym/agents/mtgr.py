@@ -24,20 +24,20 @@ Deviations from the paper:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from feedgym.agents.cross_features import KINDS, NUM_FEATURES, cross_features, seconds_ago
+from feedgym.agents.cross_features import KINDS, NUM_FEATURES, cross_features, item_kinds, seconds_ago
 from feedgym.agents.layers.hstu import NUM_TIME_BUCKETS, time_buckets
 from feedgym.agents.layers.mtgr import Domain, GroupLayerNorm, MTGRLayer
-from feedgym.agents.ranker import Ranker, RankerConfig
+from feedgym.agents.ranker import Ranker, RankerConfig, RankerSizes
 from feedgym.data.batches import EventBatch
-from feedgym.data.events import BEHAVIOURS
+from feedgym.data.events import BEHAVIOURS, Catalog
 from feedgym.data.ranking import PER_CANDIDATE, RankingBatch
-from feedgym.ranges import BelowOne, Few, Seconds, check_divides
+from feedgym.ranges import Seconds, check_divides
 
 Mask = Literal["dynamic", "causal", "full"]
 Decided = Literal["exposure", "request"]
@@ -45,35 +45,41 @@ Decided = Literal["exposure", "request"]
 HOURS = 24
 
 
-class MTGRConfig(RankerConfig):
-    """Sizes and switches of an MTGR."""
+@dataclass(frozen=True, kw_only=True)
+class MTGRSizes(RankerSizes):
+    """Sizes and ablations of MTGR.
 
-    model_type = "mtgr"
+    The paper's small, medium and large models have widths of 512, 768 and 768, 3, 5 and 15 layers, and 2, 3 and 3
+    heads.
+    """
 
-    num_layers: Few = 3
-    """Layers."""
-    num_heads: Few = 2
-    """H, attention heads."""
-    dropout: BelowOne = 0.1
-    """Dropout."""
-    decided: str = "exposure"
-    """When a candidate's real-time events end: at its exposure, or at the request that it was exposed by."""
+    decided: Decided = "exposure"
+    """When a candidate's real-time events end: at its exposure (the paper), or at the request it was exposed by, which
+    is all that may be known where a request's items are ranked at once; the other rankers know no more."""
     real_time_s: Seconds = 0.0
-    """Events of the history younger than so many seconds are real-time and not static."""
-    mask: str = "dynamic"
+    """Events of the history younger than so many seconds are real-time and not static: when a request is served they
+    stand for the window before it."""
+    mask: Mask = "dynamic"
     """dynamic; ablations: causal (by place instead of time) or full (real-time events are seen whenever they were)."""
     group_layer_norm: bool = True
-    """A norm for each domain; otherwise one for all."""
+    """A norm for each domain; otherwise, as an ablation, one for all."""
     cross_features: bool = True
-    """Give candidates their cross features; otherwise their items alone."""
+    """Give candidates their cross features; otherwise, as an ablation, their items alone."""
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         for name, kinds in {"mask": Mask, "decided": Decided}.items():
             if getattr(self, name) not in get_args(kinds):
                 given = getattr(self, name)
                 raise ValueError(f"{name}={given!r} is unknown; choose one of {', '.join(get_args(kinds))}.")
         check_divides(self, "num_heads", "d_model")
+
+
+class MTGRConfig(RankerConfig):
+    """An MTGR as transformers keeps it."""
+
+    model_type = "mtgr"
+    sizes = MTGRSizes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,6 +116,8 @@ class MTGR(Ranker):
             the weights. Left out, items are like themselves only.
     """
 
+    title = "MTGR"
+    Config = MTGRSizes
     config: MTGRConfig
     config_class = MTGRConfig
     kinds_XI: Tensor
@@ -136,6 +144,12 @@ class MTGR(Ranker):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU())
         self.out = nn.Linear(width, config.num_outputs)
         self.post_init()
+
+    @classmethod
+    def for_catalog(cls, sizes: Any, catalog: Catalog, **known: Any) -> Self:
+        """See the base; cross features need the items' groups."""
+        config: Any = MTGRConfig
+        return cls(config(**vars(sizes), **known), item_kinds(catalog) if sizes.cross_features else None)
 
     def logits_NKM(self, batch: RankingBatch) -> Tensor:
         """Logits [N, K, M] of the tasks, and of the watch fraction where it is one.

@@ -5,34 +5,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from feedgym.agents.layers.history import newest_events
-from feedgym.agents.saved import load_saved
+from feedgym.agents.saved import SizedConfig, load_saved
 from feedgym.data.batches import EventBatch
-from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog
 from feedgym.data.ranking import RankingBatch
-from feedgym.ranges import CountOrZero, Length, Width, check_ranges
+from feedgym.ranges import BelowOne, CountOrZero, Few, Length, Ranged, Width, check_ranges
 
 USERS_PER_BLOCK = 256
 
 
-class RankerConfig(PreTrainedConfig):
-    """Sizes and tasks of a ranker. ``num_items`` and ``profile_sizes`` come from the data."""
+@dataclass(frozen=True, kw_only=True)
+class RankerSizes(Ranged):
+    """Sizes that all rankers have."""
+
+    d_model: Width = 64
+    """D, width of the model."""
+    num_layers: Few = 3
+    """Layers."""
+    num_heads: Few = 2
+    """H, attention heads."""
+    dropout: BelowOne = 0.1
+    """Dropout."""
+
+
+class RankerConfig(SizedConfig):
+    """A ranker as transformers keeps it: its sizes and tasks. ``num_items`` and ``profile_sizes`` come from the data."""
+
+    sizes = RankerSizes
 
     num_items: CountOrZero = 0
     """I, items of the catalogue."""
     profile_sizes: tuple[int, ...] | list[int] = ()
     """Cardinalities of the profile's fields."""
-    d_model: Width = 64
-    """D, width of the model."""
     history_length: Length = 100
     """T, the newest events of a history that are read."""
     tasks: tuple[str, ...] | list[str] = ("click", "long_view", "like")
@@ -75,6 +89,10 @@ class Ranker(PreTrainedModel):
     The logits of a candidate must not depend on other candidates of its request, nor on any label of its own.
     """
 
+    title: ClassVar[str] = "Ranker"
+    """Its name for people."""
+    Config: ClassVar[Any] = RankerSizes
+    """The dataclass of its sizes."""
     config: RankerConfig
     config_class = RankerConfig
     main_input_name = "item_ids_NK"
@@ -84,6 +102,18 @@ class Ranker(PreTrainedModel):
         super().__init__(config)
         if config.num_items < 1:
             raise ValueError(f"num_items={config.num_items} must be 1 or more; give the size of the catalogue.")
+
+    @classmethod
+    def for_catalog(cls, sizes: Any, catalog: Catalog, **known: Any) -> Self:
+        """An untrained ranker of a catalogue's items, with what it may know of them.
+
+        Args:
+            sizes: its ``Config``.
+            catalog: the items.
+            **known: what the data decide: the other fields of its ``config_class``.
+        """
+        config: Any = cls.config_class
+        return cls(config(**vars(sizes), **known))
 
     def logits_NKM(self, batch: RankingBatch) -> Tensor:
         """Logits [N, K, M] of each candidate's tasks, the watched fraction last."""

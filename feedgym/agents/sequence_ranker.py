@@ -23,11 +23,11 @@ from transformers.modeling_outputs import CausalLMOutput
 
 from feedgym.agents.layers.history import ages_s
 from feedgym.agents.layers.hstu import Attention, HSTULayer, RelativeBias, time_buckets
-from feedgym.agents.ranker import Ranker, RankerConfig, ranking_loss
+from feedgym.agents.ranker import Ranker, RankerConfig, RankerSizes, ranking_loss
 from feedgym.data.batches import EventBatch
-from feedgym.data.events import BEHAVIOURS
+from feedgym.data.events import BEHAVIOURS, Catalog
 from feedgym.data.ranking import RankingBatch
-from feedgym.ranges import BelowOne, Count, CountOrZero, Few, Width
+from feedgym.ranges import Count, CountOrZero, Width
 
 Bias = Literal["learned", "alibi", "none"]
 HOURS = 24
@@ -38,22 +38,17 @@ Memory = list[tuple[Tensor, Tensor]]
 """Keys and values [N, M, H, d] of the history, a layer each."""
 
 
-class SequenceRankerConfig(RankerConfig):
+@dataclass(frozen=True, kw_only=True)
+class SequenceRankerSizes(RankerSizes):
     """Sizes and the layers' options."""
 
-    num_layers: Few = 3
-    """Layers."""
-    num_heads: Few = 2
-    """H, attention heads."""
     d_qk: Width = 32
     """Width of a head's queries and keys."""
     d_v: Width = 32
     """Width of a head's values and gate."""
-    dropout: BelowOne = 0.1
-    """Dropout."""
-    bias: str = "learned"
+    bias: Bias = "learned"
     """Of attention, by distance and time: learned (HSTU's), alibi (GenRank's, without parameters) or none."""
-    attention: str = "silu"
+    attention: Attention = "silu"
     """What products of queries and keys and the bias become: silu (HSTU's: the SiLU of their sum), decay (the SiLU of
     the products times e to the bias, which must be alibi) or softmax (of their sum)."""
     affine: bool = True
@@ -64,16 +59,16 @@ class SequenceRankerConfig(RankerConfig):
     """Give the layers' output matrix [u, x, u * a] instead of u * a."""
     head_norm: bool = False
     """Norm the attended values of each head apart."""
-    content_width: CountOrZero = 0
-    """E, width of the items' contents, which are read beside their ids; 0 reads ids alone."""
+    contents: bool = True
+    """Read the items' contents beside their ids."""
     loss_on_history: bool = False
     """Learn from the history's events too, each foretold where it stands: HSTU's published training, an ablation of
     GenRank."""
     candidates_per_pass: Count = 256
     """Candidates that are scored at once when serving; the history is read once for all of them."""
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bias not in get_args(Bias):
             raise ValueError(f"bias={self.bias!r} is unknown; choose one of {', '.join(get_args(Bias))}.")
         if self.attention not in get_args(Attention):
@@ -83,6 +78,15 @@ class SequenceRankerConfig(RankerConfig):
             raise ValueError(
                 f"attention='decay' decays by bias='alibi' and not by {self.bias!r}; choose alibi or silu."
             )
+
+
+class SequenceRankerConfig(RankerConfig):
+    """Such a ranker as transformers keeps it."""
+
+    sizes = SequenceRankerSizes
+
+    content_width: CountOrZero = 0
+    """E, width of the items' contents, which are read beside their ids; 0 reads ids alone."""
 
     @property
     def num_context(self) -> int:
@@ -136,6 +140,7 @@ class SequenceRanker(Ranker):
         content_IE: contents of the items, where ``content_width`` is above 0; kept with the weights.
     """
 
+    Config = SequenceRankerSizes
     config: SequenceRankerConfig
     config_class = SequenceRankerConfig
     content_IE: Tensor
@@ -178,6 +183,15 @@ class SequenceRanker(Ranker):
         self.item_head = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
         self.user_norm = nn.LayerNorm(width)
         self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, config.num_outputs))
+
+    @classmethod
+    def for_catalog(cls, sizes: Any, catalog: Catalog, **known: Any) -> Self:
+        """See the base; the items' contents are handed over if ``sizes.contents`` says so."""
+        config: Any = cls.config_class
+        if not sizes.contents:
+            return cls(config(**vars(sizes), **known))
+        content_IE = torch.from_numpy(catalog.content_IE)
+        return cls(config(**vars(sizes), **known, content_width=content_IE.shape[1]), content_IE)
 
     # ------------------------------------------------------------ a subclass's part
 

@@ -207,6 +207,19 @@ class SequenceModel(PreTrainedModel):
         raise NotImplementedError
 
     @classmethod
+    def for_log(cls, sizes: Any, *, profile_sizes: tuple[int, ...], has_time: bool, **known: Any) -> Self:
+        """An untrained model for what a log holds.
+
+        Args:
+            sizes: its ``Config``.
+            profile_sizes: of the profile's fields, for models that read profiles.
+            has_time: whether the log knows times, for models that read these.
+            **known: ``num_items``, ``positives``, ``history_length`` and ``session_length``.
+        """
+        config: Any = cls.config_class
+        return cls(config(**vars(sizes), **known))
+
+    @classmethod
     def load(cls, folder: Path | str) -> Self:
         """The model saved in ``folder``.
 

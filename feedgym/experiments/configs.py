@@ -28,8 +28,8 @@ class LogConfig(Ranged):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recording(Ranged):
-    """A real log, if there is one."""
+class LogSource(Ranged):
+    """Where a log comes from: recorded data, if they are given."""
 
     data: str | None = None
     """A real log: a folder or zip of a data set that `feedgym data inspect` reads, or a parquet/CSV file read with
@@ -43,7 +43,7 @@ class Recording(Ranged):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(Recording):
+class DataConfig(LogSource):
     """Where the log of an experiment comes from that looks at a log alone."""
 
     read: ReadOptions = field(default_factory=lambda: ReadOptions(text="off"))

@@ -13,7 +13,7 @@ from feedgym.data.requests import Data
 from feedgym.data.whole import check_product, digest_of, product_of
 from feedgym.envs.learned.simulator import ranker_named
 from feedgym.envs.logging import collect_log
-from feedgym.experiments.configs import LogConfig, Recording
+from feedgym.experiments.configs import LogConfig, LogSource
 from feedgym.experiments.progress import progress, say
 from feedgym.experiments.run import Codec, Plan
 from feedgym.protocols import UserSimulator
@@ -49,26 +49,26 @@ def simulated_log(simulator: UserSimulator, log: LogConfig, session_length: int,
     return events, simulator.catalog
 
 
-def recorded_log(recording: Recording) -> Data:
+def recorded_log(source: LogSource) -> Data:
     """A real log, read as :func:`feedgym.data.readers.load_data` reads it; what is not read is said."""
-    path = data_path(recording)
+    path = data_path(source)
     check_product(path)
-    columns = dict(column_pair(text) for text in recording.columns)
-    source = find_data(path, columns or None, recording.items)
+    columns = dict(column_pair(text) for text in source.columns)
+    found = find_data(path, columns or None, source.items)
     with progress(f"Reading {path.name}") as step:
-        data = source.read(recording.read)
+        data = found.read(source.read)
         step(1, 1)
-    say(escape(f"{path.name}: {'; '.join((source.name, *source.says))}"))
-    for line in source.warns:
+    say(escape(f"{path.name}: {'; '.join((found.name, *found.says))}"))
+    for line in found.warns:
         say(f"[bold yellow]{escape(line)}[/]")
     return data
 
 
-def recorded_key(recording: Recording) -> Any:
+def recorded_key(source: LogSource) -> Any:
     """What decides a real log: its files by name and content, and how they are read."""
-    path = data_path(recording)
-    digests = _digests(path) + (_digests(Path(recording.items)) if recording.items else [])
-    return [str(path), recording.columns, recording.items, recording.read, digests]
+    path = data_path(source)
+    digests = _digests(path) + (_digests(Path(source.items)) if source.items else [])
+    return [str(path), source.columns, source.items, source.read, digests]
 
 
 def simulator_key(simulator: str) -> Any:
@@ -87,7 +87,7 @@ def _digests(path: Path) -> list[tuple[str, str]]:
     return [(str(p), digest_of(p)) for p in found if p.exists()]
 
 
-def plan_log(plan: Plan, config: Recording, simulated: Any, *users: str) -> str:
+def plan_log(plan: Plan, config: LogSource, simulated: Any, *users: str) -> str:
     """The stage of the log, with what decides it: the files and how they are read, or the simulation.
 
     Args:
@@ -103,7 +103,7 @@ def plan_log(plan: Plan, config: Recording, simulated: Any, *users: str) -> str:
     return plan.stage("log", simulated)
 
 
-def data_path(recording: Recording) -> Path:
+def data_path(source: LogSource) -> Path:
     """Where the real log lies."""
-    assert recording.data is not None
-    return Path(recording.data)
+    assert source.data is not None
+    return Path(source.data)

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from feedgym.data.events import BEHAVIOURS
-from feedgym.experiments.run import write_text
+from feedgym.experiments.run import Run, write_text
 
 Summary = Mapping[str, Any]
 
@@ -88,6 +88,23 @@ ROUND_PANELS = (
     ),
 )
 """Panels of the rounds plot: title, then (key of the round, label, colour, line)."""
+
+
+def conclude(run: Run, summary: dict[str, Any], artifacts: Mapping[str, str]) -> dict[str, Any]:
+    """End a run: keep its result for programs and for people, and put it into the W&B record.
+
+    Args:
+        run: the run.
+        summary: what summary.json will hold.
+        artifacts: names of W&B artefacts and the stages whose products they are.
+
+    Returns:
+        The summary.
+    """
+    run.finish(summary)
+    write_report(summary, run.folder)
+    run.publish(summary, artifacts)
+    return summary
 
 
 def write_report(summary: Summary, folder: Path) -> Path:

@@ -21,7 +21,7 @@ import torch
 from typing_extensions import TypedDict
 
 from feedgym.agents.cascade import Cascade
-from feedgym.agents.next_item import Curve, fit
+from feedgym.agents.fit import Curve, fit
 from feedgym.agents.ranker import Ranker, RankingDataset
 from feedgym.agents.sequences import ScoreRecommender
 from feedgym.data.batches import EventBatch
@@ -43,7 +43,7 @@ from feedgym.experiments.logs import LOG
 from feedgym.experiments.presets import PRESETS
 from feedgym.experiments.progress import progress
 from feedgym.experiments.rank.agents import KINDS, untrained
-from feedgym.experiments.report import write_report
+from feedgym.experiments.report import conclude
 from feedgym.experiments.retrieval.agents import Trained, agent_of
 from feedgym.experiments.retrieval.data import Retrieval
 from feedgym.experiments.retrieval.experiment import iteration_row
@@ -120,10 +120,7 @@ def experiment(config: CascadeRun, run: Run) -> dict[str, Any]:
         "seed": config.seed,
         **run.facts(),
     }
-    run.finish(summary)
-    write_report(summary, run.folder)
-    run.publish(summary, artifacts={"cascade-agent": cascade.name})
-    return summary
+    return conclude(run, summary, artifacts={"cascade-agent": cascade.name})
 
 
 # ---------------------------------------------------------------- the end-to-end agent

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from feedgym.agents.cascade import CascadeConfig
-from feedgym.agents.next_item import FitConfig
+from feedgym.agents.fit import FitConfig
 from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.rank.presets import RANKERS as RANKERS  # found here as well
 from feedgym.experiments.retrieval.presets import HSTURun, HSTUSizes, hstu_small, hstu_smoke

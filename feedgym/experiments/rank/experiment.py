@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from feedgym.agents.next_item import fit
+from feedgym.agents.fit import fit
 from feedgym.agents.ranker import Ranker
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
 from feedgym.data.ranking import RankingBatch, RankingRows
@@ -31,7 +31,7 @@ from feedgym.experiments.progress import progress
 from feedgym.experiments.rank.agents import KINDS, Known, examples_of, ranker_of, rows_of, windows_of
 from feedgym.experiments.rank.metrics import task_figures, watch_figures
 from feedgym.experiments.rank.presets import MTGRRun, RankRun
-from feedgym.experiments.report import write_report
+from feedgym.experiments.report import conclude
 from feedgym.experiments.retrieval.data import plan_data, read_log
 from feedgym.experiments.retrieval.experiment import iteration_row
 from feedgym.experiments.run import Codec, Plan, Run, json_of, with_curve
@@ -160,10 +160,7 @@ def experiment(config: RankRun, run: Run) -> dict[str, Any]:
     )
     judged = run.stage("judged", lambda _: judge(config, data, ranker.value[0]), RANKED)
     summary = _summarised(config, data, judged.value, ranker.value[1]) | {"seed": config.seed, **run.facts()}
-    run.finish(summary)
-    write_report(summary, run.folder)
-    run.publish(summary, artifacts={f"{config.name}-ranker": config.name})
-    return summary
+    return conclude(run, summary, artifacts={f"{config.name}-ranker": config.name})
 
 
 def train(config: RankRun, data: RankingData, run: Run, work: Path) -> tuple[Ranker, list[dict[str, float]]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from feedgym.agents.next_item import FitConfig
+from feedgym.agents.fit import FitConfig
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.experiments.configs import DataConfig, LogConfig
 from feedgym.ranges import (

@@ -18,12 +18,13 @@ import torch
 from typing_extensions import TypedDict
 
 from feedgym.agents.baselines import ItemKNNRecommender, PopularRecommender
+from feedgym.agents.fit import Curve
 from feedgym.data.events import Event
 from feedgym.experiments.evaluate import Table
 from feedgym.experiments.logs import LOG
 from feedgym.experiments.progress import progress
-from feedgym.experiments.report import write_report
-from feedgym.experiments.retrieval.agents import Trained, agents_to_train
+from feedgym.experiments.report import conclude
+from feedgym.experiments.retrieval.agents import AgentStage, stages_of, writes_codes
 from feedgym.experiments.retrieval.data import CHOSEN_BY, SESSION, Retrieval, plan_data, read_log
 from feedgym.experiments.retrieval.metrics import Ranking
 from feedgym.experiments.retrieval.presets import RetrievalConfig
@@ -31,7 +32,7 @@ from feedgym.experiments.run import Codec, Plan, Run, Stage, json_of
 from feedgym.experiments.statistics import interval, lift, resampling_counts
 
 
-class Ranked(TypedDict):
+class TestFigures(TypedDict):
     """The stage of the test figures, as :func:`ranked_all` makes it."""
 
     figures: dict[str, Table]
@@ -43,7 +44,7 @@ class Ranked(TypedDict):
     targets: dict[str, float]
 
 
-RANKED: Codec[Any] = json_of(Ranked)
+FIGURES: Codec[Any] = json_of(TestFigures)
 
 
 def plan(config: RetrievalConfig) -> Plan:
@@ -53,9 +54,11 @@ def plan(config: RetrievalConfig) -> Plan:
     protocol = [config.behaviours, config.min_items, config.validation_targets, config.seed]
     if config.is_sasrec_ce():
         plan.leave_out("sasrec_ce", because="the model is that baseline itself")
+    if writes_codes(config):
+        plan.leave_out("model.positives", because="the behaviours of the run are what it reads and foretells")
     agents = [
-        plan.stage(name, [trained.key, config.epochs, config.fit, config.ranking, *protocol], (log,))
-        for name, trained in agents_to_train(config).items()
+        plan.stage(name, [stage.key, config.epochs, config.fit, config.ranking, *protocol], (log,))
+        for name, stage in stages_of(config).items()
     ]
     plan.stage("ranked", [config.ranking, config.knn_recent, *protocol], (log, *agents))
     return plan
@@ -74,22 +77,19 @@ def experiment(config: RetrievalConfig, run: Run) -> dict[str, Any]:
     log = run.stage("log", partial(read_log, config), LOG)
     world = Retrieval.of(config, log.value)
     agents: dict[str, Stage] = {
-        name: run.stage(name, partial(_made, trained, world, name, run), trained.codec)
-        for name, trained in agents_to_train(config).items()
+        name: run.stage(name, partial(_trained, stage, world, name, run), stage.codec)
+        for name, stage in stages_of(config).items()
     }
     ranked = run.stage(
-        "ranked", lambda _: ranked_all(world, {name: stage.value[0] for name, stage in agents.items()}), RANKED
+        "ranked", lambda _: ranked_all(world, {name: stage.value[0] for name, stage in agents.items()}), FIGURES
     )
     curves = {name: stage.value[1] for name, stage in agents.items()}
     summary = summarised(config, ranked.value, curves) | {"seed": config.seed, **run.facts()}
-    run.finish(summary)
-    write_report(summary, run.folder)
-    run.publish(summary, artifacts={f"{config.name}-agent": config.name})
-    return summary
+    return conclude(run, summary, artifacts={f"{config.name}-agent": config.name})
 
 
-def _made(trained: Trained, world: Retrieval, name: str, run: Run, work: Path) -> tuple[Any, list[dict[str, float]]]:
-    agent, curve = trained.make(world, work, name)
+def _trained(stage: AgentStage, world: Retrieval, name: str, run: Run, work: Path) -> tuple[Any, Curve]:
+    agent, curve = stage.train(world, work, name)
     for row in curve:
         run.log({f"{name}/{key}": value for key, value in row.items()})
     return agent, curve

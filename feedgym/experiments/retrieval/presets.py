@@ -9,32 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from annotated_types import Interval
+import tyro
 
-from feedgym.agents.next_item import FitConfig
-from feedgym.agents.sequences import Loss, Similarity
+from feedgym import plugins
+from feedgym.agents.fit import FitConfig
+from feedgym.agents.hstu import HSTUSizes
+from feedgym.agents.sasrec import SASRecSizes
+from feedgym.agents.tiger import TigerSizes
 from feedgym.data.public.interactions import ReadOptions
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.experiments.configs import DataConfig, LogConfig
 from feedgym.experiments.retrieval.metrics import RankingConfig
-from feedgym.ranges import (
-    BelowOne,
-    Count,
-    CountOrZero,
-    Few,
-    Length,
-    Passes,
-    Positive,
-    Ranged,
-    Share,
-    Width,
-    check_divides,
-    check_used,
-)
-from feedgym.tokenizers.residual_kmeans import KMeansOptions
-from feedgym.tokenizers.rqvae import RQVAEOptions
+from feedgym.ranges import Count, CountOrZero, Length, Passes
+from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
+from feedgym.tokenizers.rqvae import RQVAEConfig
 
 META: dict[str, Any] = {"epochs": 101, "fit": FitConfig(patience=20)}
 """Length of Meta's trainings on MovieLens-1M; a patience of 10 ends some of them while validation still rises."""
@@ -44,13 +34,18 @@ META: dict[str, Any] = {"epochs": 101, "fit": FitConfig(patience=20)}
 class RetrievalConfig(DataConfig):
     """A model that foretells the next item, trained on a log and ranked offline beside simple baselines.
 
-    A subclass names its kind of model (``model``) and says in ``agent_of`` of
-    :mod:`feedgym.experiments.retrieval.agents` how it is made and trained.
+    A subclass names its model; :mod:`feedgym.experiments.retrieval.agents` says how it is made and trained.
     """
 
     name: ClassVar[str]
-    """Of the agent, in tables."""
+    """Of the model, in tables and among the retrievers of :mod:`feedgym.plugins`."""
 
+    model: Any
+    """Sizes of the model; a subclass says which."""
+    history_length: Length = 200
+    """T, the newest events of a history that are read."""
+    session_length: Length = 10
+    """K, the most items of a session."""
     behaviours: tuple[str, ...] = ("click",)
     """An examined exposure with any of these is an item taken: such are foretold."""
     min_items: Count = 3
@@ -84,48 +79,6 @@ class RetrievalConfig(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceSizes(Ranged):
-    """Sizes and loss that SASRec and HSTU share."""
-
-    d_model: Width = 50
-    """D, width."""
-    num_layers: Few = 2
-    """Blocks."""
-    num_heads: Few = 1
-    """Attention heads."""
-    dropout: BelowOne = 0.2
-    """Dropout."""
-    history_length: Length = 200
-    """T, the newest events of a history that are read."""
-    session_length: Length = 10
-    """K, the most items of a session."""
-    loss: Loss = "sampled_softmax"
-    """bce, ce (over all items) or sampled_softmax."""
-    num_negatives: Count = 128
-    """Items drawn a position for bce and sampled_softmax; SASRec's original draws 1."""
-    similarity: Similarity = "cosine"
-    """cosine, over the temperature, or dot."""
-    temperature: Positive = 0.05
-    """Divides the similarity; 1 with dot is SASRec's original."""
-    only_positives: bool = True
-    """Read only events that are items taken; otherwise all that were examined."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SASRecSizes(SequenceSizes):
-    """Sizes and loss of SASRec."""
-
-    d_ff: Width = 50
-    """Width inside a feed-forward layer."""
-    block: Literal["meta", "original"] = "meta"
-    """meta (of generative-recommenders) or original (the authors')."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_divides(self, "num_heads", "d_model")
-
-
-@dataclass(frozen=True, kw_only=True)
 class SASRecRun(RetrievalConfig):
     """SASRec, trained on a log and ranked offline beside popularity, ItemKNN and SASRec with cross-entropy."""
 
@@ -144,26 +97,6 @@ class SASRecRun(RetrievalConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HSTUSizes(SequenceSizes):
-    """Sizes, stream and loss of HSTU."""
-
-    d_qk: Width = 50
-    """Width of a head's queries and keys."""
-    d_v: Width = 50
-    """Width of a head's values and gate."""
-    concat_ua: bool = False
-    """Give the output matrix [u, a, u * a] instead of u * a."""
-    stream: Literal["items", "events"] = "items"
-    """items, or events: profile, items and actions on one timeline."""
-    use_time: bool = True
-    """Bias attention by the time between an event and the request; off by itself where the data have no times."""
-    hide_actions: Share = 0.1
-    """Events stream: share of actions that training replaces by "unknown", so that sessions can be written."""
-    stochastic_alpha: Annotated[float, Interval(ge=0, le=2)] = 0.0
-    """alpha of the stochastic length, in (1, 2]; 0 trains on whole sequences."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class HSTURun(RetrievalConfig):
     """HSTU, trained on a log and ranked offline beside popularity, ItemKNN and SASRec with cross-entropy."""
 
@@ -178,87 +111,67 @@ class HSTURun(RetrievalConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TigerSizes(Ranged):
-    """Sizes of TIGER and of the RQ-VAE before it; the defaults are the paper's."""
-
-    d_model: Width = 128
-    """D, width."""
-    num_heads: Few = 6
-    """Attention heads."""
-    head_width: Width = 64
-    """Width of a head."""
-    encoder_layers: Few = 4
-    """Layers reading the history."""
-    decoder_layers: Few = 4
-    """Layers writing the codes."""
-    d_ff: Width = 1024
-    """Width inside a feed-forward layer."""
-    dropout: BelowOne = 0.1
-    """Dropout."""
-    history_length: Length = 20
-    """T, the newest items of a history that are read."""
-    num_user_tokens: Count = 1
-    """Tokens to which users are hashed by their profile; 1 is the same for all."""
-    tokenizer: Literal["rqvae", "residual_kmeans", "lsh", "random"] = "rqvae"
-    """What makes the codes: RQ-VAE, balanced residual k-means, random hyperplanes, or a draw that knows no content."""
-    num_codes: tuple[Width, ...] = (256, 256, 256)
-    """Codes of each level; with rqvae and lsh a level that counts colliding items comes after them."""
-    kmeans: KMeansOptions = field(default_factory=KMeansOptions)
-    """Residual k-means, where tokenizer is residual_kmeans."""
-    rqvae: RQVAEOptions = field(default_factory=lambda: RQVAEOptions(steps=20_000))
-    """The RQ-VAE, where tokenizer is rqvae."""
-    semantic_init: bool = False
-    """Let code embeddings start at the tokenizer's centroids, where it has some (rqvae, residual_kmeans), instead of at
-    random, as in the paper."""
-    sliding_window: bool = True
-    """Learn every item taken from the items before it; otherwise each user's last one alone."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_used(self, chosen="tokenizer", parts={"residual_kmeans": "kmeans", "rqvae": "rqvae"})
-
-
-@dataclass(frozen=True, kw_only=True)
 class TigerRun(RetrievalConfig):
     """TIGER over semantic ids, trained on a log and ranked offline by beam search; data need texts (--read.text)."""
 
+    PLUGINS: ClassVar = ("tokenizer",)
     name: ClassVar[str] = "tiger"
     read: ReadOptions = field(default_factory=ReadOptions)
     """How the data are read; semantic ids are made from the items' texts."""
     model: TigerSizes = field(default_factory=TigerSizes)
     """The model."""
+    history_length: Length = 20
+    """T, the newest items of a history that are read."""
+    session_length: Length = 1
+    """K, the most items of a session; 1 in the paper."""
+    sliding_window: bool = True
+    """Learn every item taken from the items before it; otherwise each user's last one alone."""
+    tokenizer: str = "rqvae"
+    """What makes the codes: rqvae, residual_kmeans (balanced), lsh (random hyperplanes), random (a draw that knows no
+    content), or the import path of a tokenizer of your own."""
+    tokenizer_options: Annotated[Any, tyro.conf.arg(name="tokenizer")] = None
+    """Its options; their seed is added to the run's."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        plugins.fill_in(self, self.PLUGINS)
 
     @property
     def label(self) -> str:
         """The codes and the augmentation."""
-        windows = "all windows" if self.model.sliding_window else "last items"
-        return f"TIGER ({self.model.tokenizer} {'x'.join(map(str, self.model.num_codes))}, {windows})"
+        codes = "x".join(map(str, getattr(self.tokenizer_options, "num_codes", None) or ()))
+        windows = "all windows" if self.sliding_window else "last items"
+        return f"TIGER ({' '.join(filter(None, (self.tokenizer, codes)))}, {windows})"
+
+    def code(self) -> list[tuple[str, str | None]]:
+        """What it names besides data; see :mod:`feedgym.trust`."""
+        return [("tokenizer", self.tokenizer)]
 
 
-def tiger() -> TigerRun:
+def tiger_retrieval() -> TigerRun:
     """TIGER with its published sizes: T5 of 4 + 4 layers over 3 x 256 codes; wants a GPU."""
-    return TigerRun(fit=FitConfig(batch_size=256, schedule="inverse_sqrt", adam_beta2=0.999, max_grad_norm=1.0))
+    fit = FitConfig(batch_size=256, schedule="inverse_sqrt", adam_beta2=0.999, max_grad_norm=1.0)
+    return TigerRun(fit=fit, tokenizer_options=RQVAEConfig(num_codes=(256, 256, 256), steps=20_000))
 
 
-def tiger_small() -> TigerRun:
+def tiger_retrieval_small() -> TigerRun:
     """TIGER for two hours of one core, or one with --fit.bf16 where the processor multiplies it: 2 + 2 layers.
 
     Two codes an item, from balanced k-means without collisions, are half the tokens of three and a counter.
     """
-    sizes = TigerSizes(num_heads=4, head_width=32, encoder_layers=2, decoder_layers=2, d_ff=512,
-                       tokenizer="residual_kmeans", num_codes=(256, 256))  # fmt: skip
+    sizes = TigerSizes(num_heads=4, head_width=32, encoder_layers=2, decoder_layers=2, d_ff=512)
     fit = FitConfig(batch_size=256, lr=1e-3, warmup_steps=500, schedule="cosine", weight_decay=0.01, adam_beta2=0.999,
                     max_grad_norm=1.0, group_by_length=True, patience=5)  # fmt: skip
-    return replace(tiger(), model=sizes, fit=fit, epochs=40, validation_targets=2000,
-                   ranking=RankingConfig(at=(5, 10, 50)))  # fmt: skip
+    return replace(tiger_retrieval(), model=sizes, fit=fit, epochs=40, validation_targets=2000,
+                   ranking=RankingConfig(at=(5, 10, 50)), tokenizer="residual_kmeans",
+                   tokenizer_options=ResidualKMeansConfig(num_codes=(256, 256)))  # fmt: skip
 
 
-def tiger_smoke() -> TigerRun:
+def tiger_retrieval_smoke() -> TigerRun:
     """TIGER in seconds, on a small simulated log; its figures mean nothing."""
-    sizes = TigerSizes(d_model=16, num_heads=2, head_width=8, encoder_layers=1, decoder_layers=1, d_ff=32,
-                       num_codes=(8, 16), rqvae=RQVAEOptions(steps=20))  # fmt: skip
+    sizes = TigerSizes(d_model=16, num_heads=2, head_width=8, encoder_layers=1, decoder_layers=1, d_ff=32)
     return replace(
-        tiger(), model=sizes, short_video=ShortVideoConfig(num_items=80), log=LogConfig(users=60, visits=3), epochs=1,
+        tiger_retrieval(), model=sizes, tokenizer_options=RQVAEConfig(num_codes=(8, 16), steps=20), short_video=ShortVideoConfig(num_items=80), log=LogConfig(users=60, visits=3), epochs=1,
         fit=FitConfig(batch_size=64), ranking=RankingConfig(at=(5, 10)), sasrec_ce=False,
     )  # fmt: skip
 
@@ -284,35 +197,35 @@ def sasrec_smoke() -> SASRecRun:
     return _smoke(sasrec(), d_ff=8)
 
 
-def hstu() -> HSTURun:
+def hstu_retrieval() -> HSTURun:
     """HSTU as in Meta's generative-recommenders for MovieLens-1M: 2 layers of width 50, sampled softmax."""
     return HSTURun(**META)
 
 
-def hstu_large() -> HSTURun:
+def hstu_retrieval_large() -> HSTURun:
     """HSTU-large for MovieLens-1M: 8 layers, 2 heads of 25; wants a GPU."""
-    return replace(hstu(), model=HSTUSizes(num_layers=8, num_heads=2, d_qk=25, d_v=25))
+    return replace(hstu_retrieval(), model=HSTUSizes(num_layers=8, num_heads=2, d_qk=25, d_v=25))
 
 
-def hstu_events() -> HSTURun:
+def hstu_retrieval_events() -> HSTURun:
     """HSTU on the paper's timeline: profile, items and what the user did with them, skipped items too."""
     return HSTURun(model=HSTUSizes(stream="events", only_positives=False))
 
 
-def hstu_small() -> HSTURun:
+def hstu_retrieval_small() -> HSTURun:
     """HSTU for minutes on 2 cores: 50 items of history, fewer epochs."""
-    return _small(hstu())
+    return _small(hstu_retrieval())
 
 
-def hstu_smoke() -> HSTURun:
+def hstu_retrieval_smoke() -> HSTURun:
     """HSTU on the timeline of events, of stochastic length, in seconds; its figures mean nothing."""
-    return _smoke(hstu_events(), d_qk=8, d_v=8, stochastic_alpha=1.7)
+    return _smoke(hstu_retrieval_events(), d_qk=8, d_v=8, stochastic_alpha=1.7)
 
 
 def _small(run: Any) -> Any:
     return replace(
         run,
-        model=replace(run.model, history_length=50),
+        history_length=50,
         epochs=20,
         fit=replace(run.fit, patience=3),
         validation_targets=1000,
@@ -324,7 +237,9 @@ def _smoke(run: Any, **sizes: Any) -> Any:
         run,
         short_video=ShortVideoConfig(num_items=80),
         log=LogConfig(users=60, visits=3),
-        model=replace(run.model, d_model=8, history_length=8, session_length=3, **sizes),
+        model=replace(run.model, d_model=8, **sizes),
+        history_length=8,
+        session_length=3,
         epochs=2,
         fit=replace(run.fit, batch_size=16),
         ranking=RankingConfig(at=(5, 10)),
@@ -336,14 +251,14 @@ RETRIEVAL_PRESETS: dict[str, Callable[[], RetrievalConfig]] = {
     "sasrec-original": sasrec_original,
     "sasrec-small": sasrec_small,
     "sasrec-smoke": sasrec_smoke,
-    "hstu": hstu,
-    "hstu-large": hstu_large,
-    "hstu-events": hstu_events,
-    "hstu-small": hstu_small,
-    "hstu-smoke": hstu_smoke,
-    "tiger": tiger,
-    "tiger-small": tiger_small,
-    "tiger-smoke": tiger_smoke,
+    "hstu": hstu_retrieval,
+    "hstu-large": hstu_retrieval_large,
+    "hstu-events": hstu_retrieval_events,
+    "hstu-small": hstu_retrieval_small,
+    "hstu-smoke": hstu_retrieval_smoke,
+    "tiger": tiger_retrieval,
+    "tiger-small": tiger_retrieval_small,
+    "tiger-smoke": tiger_retrieval_smoke,
 }
 """What `feedgym run` offers of retrieval."""
 

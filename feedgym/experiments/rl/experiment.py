@@ -31,7 +31,7 @@ from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.evaluate import JUDGED, Served, judged_by, references, samples, serve_all
 from feedgym.experiments.logs import LOG
 from feedgym.experiments.progress import progress
-from feedgym.experiments.report import write_report
+from feedgym.experiments.report import conclude
 from feedgym.experiments.rl.presets import RLConfig
 from feedgym.experiments.rollouts import one_thread, ray_running
 from feedgym.experiments.run import Codec, Plan, Run, Stage, with_curve
@@ -129,10 +129,7 @@ def experiment(config: RLConfig, run: Run) -> dict[str, Any]:
         "seed": config.seed,
         **run.facts(),
     }
-    run.finish(summary)
-    write_report(summary, run.folder)
-    run.publish(summary, artifacts={"rl-agent": trained[0].name})
-    return summary
+    return conclude(run, summary, artifacts={"rl-agent": trained[0].name})
 
 
 # ---------------------------------------------------------------- the world
@@ -200,10 +197,10 @@ def arena_of(config: RLConfig, task: Task, log: Stage, finished: FinishedRun | N
 
 # ---------------------------------------------------------------- training
 
-Trained = tuple[RLlibRecommender, list[dict[str, float]]]
+AgentAndCurve = tuple[RLlibRecommender, list[dict[str, float]]]
 
 
-def train_one(config: RLConfig, task: Task, data: tuple[EventLog, Catalog], n: int, run: Run, work: Path) -> Trained:
+def train_one(config: RLConfig, task: Task, data: tuple[EventLog, Catalog], n: int, run: Run, work: Path) -> AgentAndCurve:
     """One training, and its metrics iteration by iteration."""
     from feedgym.agents.rllib.feeds import write_rows
     from feedgym.agents.rllib.training import train

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from feedgym.agents.next_item import Curve, fit
+from feedgym.agents.fit import Curve, fit
 from feedgym.agents.ranker import Ranker, RankingDataset
 from feedgym.data.events import BEHAVIOURS, Catalog, Event, EventLog
 from feedgym.data.ranking import RankingRows, ranking_requests
@@ -33,7 +33,7 @@ from feedgym.envs.learned.users import replay_users
 from feedgym.experiments.evaluate import Table
 from feedgym.experiments.logs import LOG, plan_log, recorded_log, simulated_log, simulator_key
 from feedgym.experiments.progress import progress
-from feedgym.experiments.report import write_report
+from feedgym.experiments.report import conclude
 from feedgym.experiments.run import Codec, Plan, Run, json_of, with_curve
 from feedgym.experiments.simulator.presets import LearnedRun
 from feedgym.experiments.simulator.realism import write_realism
@@ -107,10 +107,7 @@ def experiment(config: LearnedRun, run: Run) -> dict[str, Any]:
         "seed": config.seed,
         **run.facts(),
     }
-    run.finish(summary)
-    write_report(summary, run.folder)
-    run.publish(summary, artifacts={"learned-simulator": "simulator"})
-    return summary
+    return conclude(run, summary, artifacts={"learned-simulator": "simulator"})
 
 
 def _read_log(config: LearnedRun, trust: bool) -> Data:

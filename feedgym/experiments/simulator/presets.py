@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from feedgym.agents.next_item import FitConfig
+from feedgym.agents.fit import FitConfig
 from feedgym.envs.feed import SHORT_VIDEO
-from feedgym.experiments.configs import LogConfig, Recording
+from feedgym.experiments.configs import LogConfig, LogSource
 from feedgym.ranges import Count, CountOrZero, Length, Passes, Seed, SplitShare, Width
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedRun(Recording):
+class LearnedRun(LogSource):
     """Fit a user simulator to a log: a ranker answers, regressions leave, return and churn.
 
     The users are cut in three by a hash of their id: the ranker trains on most, the simulator is calibrated on

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy_agents import toy_histories
 
-from feedgym.agents.next_item import RECORD, BestEpoch, FitConfig, fit
+from feedgym.agents.fit import RECORD, BestEpoch, FitConfig, fit
 from feedgym.agents.sasrec import SASRec, SASRecConfig
 from feedgym.agents.sequences import SequenceDataset
 from feedgym.data.whole import read_sealed, write_sealed

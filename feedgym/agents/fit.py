@@ -1,4 +1,4 @@
-"""Training of next-item models: whole sequences by transformers.Trainer, and the epoch that validation liked best.
+"""Training of next-item models and rankers by transformers.Trainer, and the epoch that validation liked best.
 
 After each epoch a figure of validation targets is taken (never of test targets). The weights of the best epoch are kept
 beside the checkpoints; training stops once ``patience`` epochs have brought no better one. A killed run goes on at its
@@ -32,10 +32,10 @@ Curve = list[dict[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(Ranged):
-    """How a next-item model is trained."""
+    """How a next-item model or a ranker is trained."""
 
     batch_size: Count = 128
-    """Users a step and device; each brings a whole sequence."""
+    """Examples a step and device: users with their whole sequences, or requests."""
     lr: LearningRate = 1e-3
     """Peak learning rate of AdamW."""
     warmup_steps: CountOrZero = 0
