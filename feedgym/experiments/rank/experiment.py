@@ -20,17 +20,18 @@ import torch
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from feedgym.agents.fit import fit
+from feedgym import plugins
+from feedgym.agents.fit import Curve, fit
 from feedgym.agents.ranker import Ranker
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
 from feedgym.data.ranking import RankingBatch, RankingRows
-from feedgym.data.splits import leave_last_out, random_exposures, split_time, until
+from feedgym.data.splits import leave_last_out, random_exposures, split_time
 from feedgym.experiments.evaluate import Table
 from feedgym.experiments.logs import LOG
 from feedgym.experiments.progress import progress
-from feedgym.experiments.rank.agents import KINDS, Known, examples_of, ranker_of, rows_of, windows_of
+from feedgym.experiments.rank.agents import DataFacts, new_ranker
 from feedgym.experiments.rank.metrics import task_figures, watch_figures
-from feedgym.experiments.rank.presets import MTGRRun, RankRun
+from feedgym.experiments.rank.presets import RankRun
 from feedgym.experiments.report import conclude
 from feedgym.experiments.retrieval.data import plan_data, read_log
 from feedgym.experiments.retrieval.experiment import iteration_row
@@ -59,7 +60,7 @@ class RankingData:
         judged: rows that judge.
         drawn: exposures of the judged time that were drawn at random, which judge without exposure bias; None where a
             log has none. They are no candidates anywhere else, but stand in histories.
-        known: what the data decide of a ranker.
+        facts: what the data decide of a ranker.
         protocol: how the log was cut, in words.
     """
 
@@ -68,7 +69,7 @@ class RankingData:
     validation: RankingRows
     judged: RankingRows
     drawn: RankingRows | None
-    known: Known
+    facts: DataFacts
     protocol: str
 
     @classmethod
@@ -81,7 +82,7 @@ class RankingData:
         log, catalog = data
         random = random_exposures(log)
         only = ~random if random.any() else None
-        rows: Any = rows_of(config, log, catalog, only)
+        rows: Any = config.rows(log, catalog, only)
         if log.has_time:
             split = split_time(rows, validation=config.validation, held_out=config.held_out)
             protocol = f"the last {config.held_out:.0%} of the rows by time"
@@ -90,17 +91,18 @@ class RankingData:
         parts = [rows.rows(keep_N) for keep_N in (split.train_N, split.validation_N, split.held_out_N)]
         if not all(map(len, parts)):
             raise ValueError(f"{len(rows)} rows leave a part of the split without any; give a longer log.")
-        if isinstance(config, MTGRRun) and log.has_time:  # trained on windows, judged as it serves
-            past = until(log, parts[1].start_s_N.min())
-            parts[0] = windows_of(config, past, catalog, None if only is None else ~random_exposures(past))
+        if log.has_time:
+            parts[0] = config.training_rows(parts[0], log, catalog, parts[1].start_s_N.min())
         tasks = config.tasks or _frequent(parts[0].batch)
-        known = Known(num_items=catalog.num_items, profile_sizes=log.profile_sizes, tasks=tasks, watch=config.watch)
+        facts = DataFacts(
+            num_items=catalog.num_items, profile_sizes=log.profile_sizes, tasks=tasks, watch=config.watch
+        )
         drawn = None
         if random.any() and log.has_time:
-            drawn = rows_of(config, log, catalog, random)
+            drawn = config.rows(log, catalog, random)
             drawn = drawn.rows(drawn.start_s_N >= parts[2].start_s_N.min())
         return cls(catalog=catalog, train=parts[0], validation=parts[1], judged=parts[2],
-                   drawn=drawn if drawn is not None and len(drawn) else None, known=known,
+                   drawn=drawn if drawn is not None and len(drawn) else None, facts=facts,
                    protocol=protocol)  # fmt: skip
 
 
@@ -118,7 +120,7 @@ def _frequent(rows: RankingBatch) -> tuple[str, ...]:
     return tasks
 
 
-class Ranked(TypedDict):
+class RankingFigures(TypedDict):
     """The stage of the figures, as :func:`judge` makes it."""
 
     figures: dict[str, Table]
@@ -127,7 +129,7 @@ class Ranked(TypedDict):
     protocol: str
 
 
-RANKED: Codec[Any] = json_of(Ranked)
+FIGURES: Codec[Any] = json_of(RankingFigures)
 
 
 def plan(config: RankRun) -> Plan:
@@ -136,7 +138,7 @@ def plan(config: RankRun) -> Plan:
     log = plan_data(plan, config)
     cut: Any = [config.tasks, config.watch, config.max_candidates, config.validation, config.held_out, config.seed]
     cut += [getattr(config, name, None) for name in ("window_s", "max_tokens")]
-    ranker = plan.stage(config.name, [vars(config)["model"], config.epochs, config.fit, *cut], (log,))
+    ranker = plan.stage(config.name, [config.model, config.history_length, config.epochs, config.fit, *cut], (log,))
     plan.stage("judged", cut, (ranker,))
     return plan
 
@@ -152,22 +154,20 @@ def experiment(config: RankRun, run: Run) -> dict[str, Any]:
         The summary, as written to ``summary.json``.
     """
     log = run.stage("log", partial(read_log, config), LOG)
-    data = RankingData.of(config, log.value)
+    data, kind = RankingData.of(config, log.value), plugins.resolve("ranker", config.name)
     ranker = run.stage(
-        config.name,
-        partial(train, config, data, run),
-        with_curve(Codec(KINDS[config.name].save_pretrained, KINDS[config.name].load)),
+        config.name, partial(train, config, data, run), with_curve(Codec(kind.save_pretrained, kind.load))
     )
-    judged = run.stage("judged", lambda _: judge(config, data, ranker.value[0]), RANKED)
+    judged = run.stage("judged", lambda _: judge(config, data, ranker.value[0]), FIGURES)
     summary = _summarised(config, data, judged.value, ranker.value[1]) | {"seed": config.seed, **run.facts()}
     return conclude(run, summary, artifacts={f"{config.name}-ranker": config.name})
 
 
-def train(config: RankRun, data: RankingData, run: Run, work: Path) -> tuple[Ranker, list[dict[str, float]]]:
+def train(config: RankRun, data: RankingData, run: Run, work: Path) -> tuple[Ranker, Curve]:
     """The trained ranker and its validations."""
     torch.manual_seed(config.seed)
-    ranker = ranker_of(config, data.known, data.catalog)
-    examples, batch_size = examples_of(config, data.train.batch)
+    ranker = new_ranker(config.name, config.model, data.catalog, data.facts, config.history_length)
+    examples, batch_size = config.examples(data.train.batch)
     settings = replace(config.fit, batch_size=batch_size)
     with progress(f"Training {config.name}") as step:
         validate = partial(mean_auc, rows=data.validation)
@@ -214,13 +214,13 @@ def figures_of(scores: NDArray, tasks: Any, rows: RankingRows) -> dict[str, Figu
 def item_rates(data: RankingData) -> NDArray[np.float32]:
     """What the baseline foretells of each item, [I, M]: its rates in training, drawn to the mean of all items."""
     rows = data.train.batch
-    columns = [BEHAVIOUR_IDX[name] for name in data.known.tasks]
+    columns = [BEHAVIOUR_IDX[name] for name in data.facts.tasks]
     outcome = rows.behaviours_NKB[rows.mask_NK][:, columns]
-    if data.known.watch:
+    if data.facts.watch:
         outcome = torch.cat([outcome, rows.watch_fraction_NK[rows.mask_NK].clamp_max(1)[:, None]], dim=1)
     item_ids = rows.item_ids_NK[rows.mask_NK]
-    sum_IM = torch.zeros(data.known.num_items, outcome.shape[1]).index_add_(0, item_ids, outcome)
-    count_I1 = torch.bincount(item_ids, minlength=data.known.num_items)[:, None]
+    sum_IM = torch.zeros(data.facts.num_items, outcome.shape[1]).index_add_(0, item_ids, outcome)
+    count_I1 = torch.bincount(item_ids, minlength=data.facts.num_items)[:, None]
     return ((sum_IM + SMOOTHING * outcome.mean(0)) / (count_I1 + SMOOTHING)).numpy()
 
 
@@ -255,7 +255,7 @@ def _measured(config: RankRun, data: RankingData, rows: RankingRows, ranker: Ran
     train_items = data.train.batch.item_ids_NK[data.train.batch.mask_NK].numpy()
     rate_M = rate_IM[train_items].mean(0)
     scores |= {"item_rate": rate_IM[item_ids], "constant": np.broadcast_to(rate_M, scores[config.name].shape)}
-    return {name: figures_of(found, data.known.tasks, rows) for name, found in scores.items()}
+    return {name: figures_of(found, data.facts.tasks, rows) for name, found in scores.items()}
 
 
 def _table(
@@ -282,7 +282,7 @@ def _summarised(
     figures, sizes = judged["figures"], judged["candidates"]
     title = f"{config.label} on {Path(config.data).name if config.data else 'ShortVideo, simulated users'}"
     note = (
-        f"{config.label}; foretold: {', '.join(data.known.tasks)}{', watched fraction' * data.known.watch}. "
+        f"{config.label}; foretold: {', '.join(data.facts.tasks)}{', watched fraction' * data.facts.watch}. "
         f"{sizes['train']:,} exposures to learn from, {sizes['validation']:,} to choose the epoch by mean AUC, "
         f"{sizes['judged']:,} judged: {judged['protocol']}. item_rate knows each item's rates in training, constant "
         "those of all items."

@@ -7,42 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from feedgym.agents.fit import FitConfig
+from feedgym.agents.genrank import GenRankSizes
+from feedgym.agents.hstu_rank import HSTURankerSizes
+from feedgym.agents.mtgr import MTGRSizes
+from feedgym.agents.pretrain import Examples
+from feedgym.agents.ranker import RankingDataset
+from feedgym.agents.token_batches import TokenBatches
+from feedgym.data.events import DAY_S, Catalog, EventLog
+from feedgym.data.ranking import RankingBatch, RankingRows, ranking_requests, ranking_windows
+from feedgym.data.splits import random_exposures, until
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.experiments.configs import DataConfig, LogConfig
-from feedgym.ranges import (
-    BelowOne,
-    Count,
-    Few,
-    Length,
-    Passes,
-    Ranged,
-    Seconds,
-    SomeSeconds,
-    SplitShare,
-    Width,
-    check_divides,
-)
+from feedgym.ranges import Count, Length, Passes, SomeSeconds, SplitShare
 
-RANKERS = {
-    "genrank": "feedgym.agents.genrank:GenRank",
-    "hstu-rank": "feedgym.agents.hstu_rank:HSTURanker",
-    "mtgr": "feedgym.agents.mtgr:MTGR",
-}
-"""Import paths of the rankers by name."""
+Only = NDArray[np.bool_] | None
+"""Which rows of a log may be candidates; None lets all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankRun(DataConfig):
     """A ranker, trained on a log's exposures and judged by those of a later time, beside simple baselines.
 
-    A subclass names its kind of model (``model``); :mod:`feedgym.experiments.rank.agents` says how it is made.
+    A subclass names its model, and says which rows it learns from where these are not the log's requests.
     """
 
     name: ClassVar[str]
-    """Of the ranker, in tables."""
+    """Of the ranker, in tables and among the rankers of :mod:`feedgym.plugins`."""
+
+    model: Any
+    """Sizes of the ranker; a subclass says which."""
+    history_length: Length = 100
+    """T, the newest events of a history that are read."""
     tasks: tuple[str, ...] = ()
     """Behaviours to foretell; left out, those which happen, and fail to, at least 50 times in training."""
     watch: bool = True
@@ -71,39 +72,24 @@ class RankRun(DataConfig):
         """The model with what decides its figures most, for titles."""
         return self.name
 
+    def rows(self, log: EventLog, catalog: Catalog, only: Only = None) -> RankingRows:
+        """The exposures that validate and judge, by request."""
+        return ranking_requests(log, catalog, self.history_length, self.max_candidates, only)
 
-@dataclass(frozen=True, kw_only=True)
-class SequenceRankerSizes(Ranged):
-    """Sizes that HSTU ranking and GenRank share."""
+    def training_rows(self, early: RankingRows, log: EventLog, catalog: Catalog, end_s: float) -> RankingRows:
+        """The exposures that it learns from, of a log with times.
 
-    d_model: Width = 64
-    """D, width."""
-    num_layers: Few = 3
-    """Layers."""
-    num_heads: Few = 2
-    """Attention heads."""
-    d_qk: Width = 32
-    """Width of a head's queries and keys."""
-    d_v: Width = 32
-    """Width of a head's values and gate."""
-    dropout: BelowOne = 0.1
-    """Dropout."""
-    history_length: Length = 100
-    """T, the newest events of a history that are read."""
-    contents: bool = True
-    """Read the items' contents beside their ids."""
-    loss_on_history: bool = False
-    """Learn from the history's events too: HSTU's published training, an ablation of GenRank."""
+        Args:
+            early: the rows before those of validation: they are taken, unless a subclass says otherwise.
+            log: the whole log.
+            catalog: its items.
+            end_s: when validation begins.
+        """
+        return early
 
-
-@dataclass(frozen=True, kw_only=True)
-class HSTURankerSizes(SequenceRankerSizes):
-    """Sizes and layout of HSTU ranking."""
-
-    actions: Literal["added", "interleaved"] = "added"
-    """added to their items' tokens, or interleaved as tokens of their own."""
-    bias: Literal["learned", "alibi", "none"] = "learned"
-    """Of attention by distance and time."""
+    def examples(self, rows: RankingBatch) -> tuple[Examples, int]:
+        """What it learns from, and how many of its elements make a batch."""
+        return RankingDataset(rows=rows), self.fit.batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,28 +105,6 @@ class HSTURankRun(RankRun):
         """How actions are read, and what is learned from."""
         learned = ", loss on history" * self.model.loss_on_history
         return f"HSTU ranking (actions {self.model.actions}, bias {self.model.bias}{learned})"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenRankSizes(SequenceRankerSizes):
-    """Sizes and ablations of GenRank."""
-
-    bias: Literal["alibi", "learned", "none"] = "alibi"
-    """Of attention by distance and time; alibi has no parameters."""
-    attention: Literal["silu", "decay", "softmax"] = "silu"
-    """What products of queries and keys and the bias become: silu (the SiLU of their sum, in which a falling bias is no
-    decay), decay (the SiLU of the products times e to the bias, which must be alibi) or softmax (of their sum)."""
-    request_gap_s: Seconds = 600.0
-    """Events at most so many seconds after the one before belong to the same request."""
-    history_mask: Literal["causal", "full"] = "causal"
-    """causal, or full as an ablation."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.attention == "decay" and self.bias != "alibi":
-            raise ValueError(
-                f"attention='decay' decays by bias='alibi' and not by {self.bias!r}; choose alibi or silu."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,54 +126,25 @@ class GenRankRun(RankRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MTGRSizes(Ranged):
-    """Sizes and ablations of MTGR."""
-
-    d_model: Width = 64
-    """D, width; 512 in the paper's small model, 768 in its medium and large ones."""
-    num_layers: Few = 3
-    """Layers; 3, 5 and 15 in the paper's small, medium and large models."""
-    num_heads: Few = 2
-    """Attention heads; 2, 3 and 3 in the paper."""
-    dropout: BelowOne = 0.1
-    """Dropout."""
-    history_length: Length = 100
-    """T, events of the static history; 1,000 in the paper."""
-    decided: Literal["exposure", "request"] = "request"
-    """When a candidate's real-time events end: at its exposure (the paper), or at the request it was exposed by, which
-    is all that may be known where a request's items are ranked at once; the other rankers know no more."""
-    real_time_s: Seconds = 86_400.0
-    """Events of the history younger than so many seconds are real-time and not static: when a request is served they
-    stand for the window before it."""
-    mask: Literal["dynamic", "causal", "full"] = "dynamic"
-    """dynamic; ablations: causal (by place instead of time) or full (real-time events are seen whenever they were)."""
-    group_layer_norm: bool = True
-    """A norm for each domain; otherwise, as an ablation, one for all."""
-    cross_features: bool = True
-    """Give candidates their cross features; otherwise, as an ablation, their items alone."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_divides(self, "num_heads", "d_model")
-        if self.mask == "full" and self.decided == "exposure":
-            raise ValueError(
-                "mask='full' with decided='exposure' would show judged candidates their own feedback; use "
-                "decided='request'."
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
 class MTGRRun(RankRun):
     """MTGR: a sample is a user's window with all its candidates; judged by the requests of a later part of the log."""
 
     name: ClassVar[str] = "mtgr"
-    model: MTGRSizes = field(default_factory=MTGRSizes)
+    model: MTGRSizes = field(default_factory=lambda: served_mtgr())
     """The model."""
-    window_s: SomeSeconds = 86_400.0
+    window_s: SomeSeconds = DAY_S
     """Seconds of a user's window, whose candidates share a sample."""
     max_tokens: Count = 8192
     """Tokens of a training batch, in place of --fit.batch-size samples: dynamic batches, whose losses weigh by their
     candidates."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model.mask == "full" and self.model.decided == "exposure":
+            raise ValueError(
+                "mask='full' with decided='exposure' would show judged candidates their own feedback; use "
+                "decided='request'."
+            )
 
     @property
     def label(self) -> str:
@@ -218,6 +153,33 @@ class MTGRRun(RankRun):
         ablations += ", one norm" * (not self.model.group_layer_norm)
         ablations += ", no cross features" * (not self.model.cross_features)
         return f"MTGR (windows of {self.window_s / 3600:g} h, {self.model.decided} decides{ablations})"
+
+    def rows(self, log: EventLog, catalog: Catalog, only: Only = None) -> RankingRows:
+        """By request; by window on a log without times, of which a window holds all."""
+        if log.has_time:
+            return super().rows(log, catalog, only)
+        if self.model.mask == "full":
+            raise ValueError("mask='full' would judge by the future on a log without times; use another mask.")
+        return self.windows(log, catalog, only)
+
+    def training_rows(self, early: RankingRows, log: EventLog, catalog: Catalog, end_s: float) -> RankingRows:
+        """By window: it is trained on windows that end before validation, and judged as it serves."""
+        past = until(log, end_s)
+        return self.windows(past, catalog, ~random_exposures(past))
+
+    def windows(self, log: EventLog, catalog: Catalog, only: Only = None) -> RankingRows:
+        """The exposures by user and window."""
+        return ranking_windows(log, catalog, self.history_length, self.max_candidates, self.window_s, only)
+
+    def examples(self, rows: RankingBatch) -> tuple[Examples, int]:
+        """Dynamic batches, each of them an element."""
+        return TokenBatches(rows=rows, max_tokens=self.max_tokens, seed=self.seed), 1
+
+
+def served_mtgr(**sizes: Any) -> MTGRSizes:
+    """Sizes of an MTGR that ranks a request's items at once: it decides when the request comes, and the history's last
+    day stands for the window before it."""
+    return MTGRSizes(decided="request", real_time_s=DAY_S, **sizes)
 
 
 def hstu_rank() -> HSTURankRun:
@@ -244,28 +206,29 @@ def mtgr() -> MTGRRun:
 
 def mtgr_small() -> MTGRRun:
     """MTGR for minutes on 2 cores: 2 layers of width 32 over 40 events."""
-    sizes = MTGRSizes(d_model=32, num_layers=2, dropout=0.0, history_length=40)
-    run = mtgr()
-    return replace(run, model=sizes, max_candidates=32, epochs=4, fit=replace(run.fit, lr=3e-3), max_tokens=2048)
+    sizes, run = served_mtgr(d_model=32, num_layers=2, dropout=0.0), mtgr()
+    return replace(run, model=sizes, history_length=40, max_candidates=32, epochs=4, fit=replace(run.fit, lr=3e-3),
+                   max_tokens=2048)  # fmt: skip
 
 
 def mtgr_paper() -> MTGRRun:
     """MTGR-small with its published sizes: 3 layers of width 512 over 1,000 events; wants a GPU."""
-    return _paper(MTGRSizes(d_model=512, history_length=1000), lr=3e-4)
+    return _paper(served_mtgr(d_model=512), lr=3e-4)
 
 
 def mtgr_paper_medium() -> MTGRRun:
     """MTGR-medium with its published sizes: 5 layers of width 768; wants GPUs."""
-    return _paper(MTGRSizes(d_model=768, num_layers=5, num_heads=3, history_length=1000), lr=3e-4)
+    return _paper(served_mtgr(d_model=768, num_layers=5, num_heads=3), lr=3e-4)
 
 
 def mtgr_paper_large() -> MTGRRun:
     """MTGR-large with its published sizes: 15 layers of width 768; wants GPUs."""
-    return _paper(MTGRSizes(d_model=768, num_layers=15, num_heads=3, history_length=1000), lr=1e-4)
+    return _paper(served_mtgr(d_model=768, num_layers=15, num_heads=3), lr=1e-4)
 
 
 def _paper(sizes: MTGRSizes, lr: float) -> MTGRRun:
-    return MTGRRun(model=sizes, max_candidates=100, fit=FitConfig(lr=lr, bf16=True), max_tokens=65_536)
+    fit = FitConfig(lr=lr, bf16=True)
+    return MTGRRun(model=sizes, history_length=1000, max_candidates=100, fit=fit, max_tokens=65_536)
 
 
 def _smoke(run: Any, **sizes: Any) -> Any:
@@ -273,7 +236,8 @@ def _smoke(run: Any, **sizes: Any) -> Any:
         run,
         short_video=ShortVideoConfig(num_items=80),
         log=LogConfig(users=60, visits=4),
-        model=replace(run.model, d_model=8, num_layers=1, history_length=8, **sizes),
+        model=replace(run.model, d_model=8, num_layers=1, **sizes),
+        history_length=8,
         epochs=1,
         fit=replace(run.fit, batch_size=16),
     )
@@ -290,7 +254,7 @@ def genrank_small() -> GenRankRun:
 
 
 def _small(run: Any) -> Any:
-    return replace(run, model=replace(run.model, num_layers=2, history_length=50), epochs=4)
+    return replace(run, model=replace(run.model, num_layers=2), history_length=50, epochs=4)
 
 
 def hstu_rank_smoke() -> HSTURankRun:
