@@ -35,6 +35,7 @@ from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOURS, Catalog
 from feedgym.data.parquet import read_catalog, replacing, write_catalog
 from feedgym.envs.truth import RewardWeights
+from feedgym.plugins import BUILT_IN
 from feedgym.protocols import Recommender, load
 from feedgym.ranges import Count, NonNegative, Positive, Ranged
 
@@ -51,14 +52,10 @@ SMALLEST = 1e-10
 
 CASCADE, CATALOG, RETRIEVER, RANKER = "cascade.json", "catalog.parquet", "retriever", "ranker"
 
-PARTS = {
-    "SASRec": "feedgym.agents.sasrec:SASRec",
-    "HSTU": "feedgym.agents.hstu:HSTU",
-    "GenRank": "feedgym.agents.genrank:GenRank",
-    "HSTURanker": "feedgym.agents.hstu_rank:HSTURanker",
-    "MTGR": "feedgym.agents.mtgr:MTGR",
-}
-"""What :meth:`Cascade.load` can read back by itself."""
+SCORING = [BUILT_IN["retriever"][name] for name in ("sasrec", "hstu")]
+"""Import paths of the retrievers that score all items by themselves; TIGER needs its tokenizer."""
+PARTS = {path.partition(":")[2]: path for path in (*SCORING, *BUILT_IN["ranker"].values())}
+"""What :meth:`Cascade.load` can read back, by the class's name: feedgym's own and nothing else a folder may name."""
 
 
 class Retriever(Protocol):

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from typing_extensions import TypedDict
 
+from feedgym import plugins
 from feedgym.agents.cascade import Cascade
 from feedgym.agents.fit import Curve, fit
 from feedgym.agents.ranker import Ranker, RankingDataset
@@ -37,14 +38,14 @@ from feedgym.experiments.align.experiment import align
 from feedgym.experiments.align.experiment import plan as align_plan
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.cascade.cost import cost_of
-from feedgym.experiments.cascade.presets import CascadeRun, RankerConfig
+from feedgym.experiments.cascade.presets import CascadeRun, RankerStage
 from feedgym.experiments.evaluate import JUDGED, Table, exposure_of, judged_by, references, samples, serve_all
 from feedgym.experiments.logs import LOG
 from feedgym.experiments.presets import PRESETS
 from feedgym.experiments.progress import progress
-from feedgym.experiments.rank.agents import KINDS, untrained
+from feedgym.experiments.rank.agents import DataFacts, new_ranker
 from feedgym.experiments.report import conclude
-from feedgym.experiments.retrieval.agents import Trained, agent_of
+from feedgym.experiments.retrieval.agents import model_stage
 from feedgym.experiments.retrieval.data import Retrieval
 from feedgym.experiments.retrieval.experiment import iteration_row
 from feedgym.experiments.run import Codec, Plan, Run, Stage, StageReached, json_of, with_curve
@@ -182,11 +183,11 @@ def end_to_end(config: CascadeRun, run: Run) -> Stage[FinishedRun]:
 def retriever_stage(config: CascadeRun, log: Stage, run: Run) -> Stage:
     """The retriever and its learning curve."""
     settings = config.retriever.run(config.seed)
-    trained: Trained = agent_of(settings)
+    stage = model_stage(settings)
     return run.stage(
         "retriever",
-        lambda work: trained.make(Retrieval.of(settings, log.value), work, "the retriever"),
-        trained.codec,
+        lambda work: stage.train(Retrieval.of(settings, log.value), work, "the retriever"),
+        stage.codec,
     )
 
 
@@ -197,10 +198,11 @@ def cascade_of(config: CascadeRun, world: AlignConfig, finished: FinishedRun, re
 
 def ranker_stage(config: CascadeRun, world: AlignConfig, log: Stage, run: Run) -> Stage:
     """The ranker and its learning curve."""
+    kind = plugins.resolve("ranker", config.ranker.kind)
     return run.stage(
         "ranker",
         lambda work: fitted_ranker(config, world, log.value, work),
-        with_curve(Codec(KINDS[config.ranker.kind].save_pretrained, KINDS[config.ranker.kind].load)),
+        with_curve(Codec(kind.save_pretrained, kind.load)),
     )
 
 
@@ -213,8 +215,7 @@ def fitted_ranker(
     late_N = rows.start_s_N >= np.quantile(rows.start_s_N, 1 - settings.validation_share)
     early, late = rows.rows(np.flatnonzero(~late_N)).batch, rows.rows(np.flatnonzero(late_N)).batch
     torch.manual_seed(config.seed)
-    sizes = {name: getattr(settings, name) for name in ("d_model", "num_layers", "num_heads", "dropout")}
-    model = build_ranker(settings, log, catalog, history_length=world.history_length, **sizes)
+    model = build_ranker(settings, log, catalog, world.history_length)
     dataset = RankingDataset(rows=early)
 
     def validate(model: Ranker) -> float:
@@ -224,11 +225,10 @@ def fitted_ranker(
         return fit(model, dataset, settings.fit, settings.epochs, config.seed, validate, work, step)
 
 
-def build_ranker(settings: RankerConfig, log: EventLog, catalog: Catalog, **sizes: Any) -> Ranker:
+def build_ranker(settings: RankerStage, log: EventLog, catalog: Catalog, history_length: int) -> Ranker:
     """An untrained ranker of all behaviours and the watched fraction."""
-    known: dict[str, Any] = {"num_items": catalog.num_items, "profile_sizes": log.profile_sizes, "tasks": BEHAVIOURS}
-    contents = settings.content and settings.kind != "mtgr"
-    return untrained(settings.kind, catalog, contents=contents, **known, **sizes)
+    facts = DataFacts(num_items=catalog.num_items, profile_sizes=log.profile_sizes, tasks=BEHAVIOURS, watch=True)
+    return new_ranker(settings.kind, settings.sizes(), catalog, facts, history_length)
 
 
 # ---------------------------------------------------------------- judgement

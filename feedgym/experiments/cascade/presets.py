@@ -6,25 +6,31 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from feedgym import plugins
 from feedgym.agents.cascade import CascadeConfig
 from feedgym.agents.fit import FitConfig
+from feedgym.agents.hstu import HSTUSizes
+from feedgym.agents.ranker import RankerSizes
 from feedgym.experiments.configs import JudgeConfig
-from feedgym.experiments.rank.presets import RANKERS as RANKERS  # found here as well
-from feedgym.experiments.retrieval.presets import HSTURun, HSTUSizes, hstu_small, hstu_smoke
-from feedgym.ranges import BelowOne, Count, CountOrZero, Few, Passes, Ranged, Seed, SplitShare, Width, check_divides
+from feedgym.experiments.retrieval.presets import HSTURun, hstu_retrieval_small, hstu_retrieval_smoke
+from feedgym.ranges import Count, CountOrZero, Length, Passes, Ranged, Seed, SplitShare
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrieverConfig(Ranged):
+class RetrieverStage(Ranged):
     """The cascade's retriever, an HSTU, and how it is trained: each user's last items choose the epoch."""
 
-    model: HSTUSizes = field(default_factory=lambda: hstu_small().model)
+    model: HSTUSizes = field(default_factory=lambda: hstu_retrieval_small().model)
     """The model."""
+    history_length: Length = 50
+    """T, the newest events of a history that are read."""
+    session_length: Length = 10
+    """K, by which its training sequences are longer than T."""
     behaviours: tuple[str, ...] = ("click",)
     """An examined exposure with any of these is an item taken: such are foretold."""
     epochs: Passes = 20
     """Passes over the users, at most; the best epoch by validation is kept."""
-    fit: FitConfig = field(default_factory=lambda: hstu_small().fit)
+    fit: FitConfig = field(default_factory=lambda: hstu_retrieval_small().fit)
     """Optimiser, validation and patience."""
     validation_targets: CountOrZero = 1000
     """Validation targets looked at after an epoch, drawn once; 0 looks at all."""
@@ -35,19 +41,13 @@ class RetrieverConfig(Ranged):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankerConfig(Ranged):
+class RankerStage(Ranged):
     """The cascade's ranker and how it is trained: requests of all users, the latest ones choose the epoch."""
 
     kind: Literal["genrank", "hstu-rank", "mtgr"] = "genrank"
     """GenRank, HSTU ranking, or MTGR with features that cross the history with a candidate."""
-    d_model: Width = 64
-    """D, width."""
-    num_layers: Few = 2
-    """Layers."""
-    num_heads: Few = 2
-    """Attention heads."""
-    dropout: BelowOne = 0.1
-    """Dropout."""
+    model: RankerSizes = field(default_factory=lambda: RankerSizes(num_layers=2))
+    """Sizes that all of them have; whatever else one of them can be told stays at its default."""
     content: bool = True
     """Let GenRank and HSTU ranking read the items' contents beside their ids; MTGR meets them in its cross features."""
     validation_share: SplitShare = 0.1
@@ -59,13 +59,17 @@ class RankerConfig(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kind == "mtgr":
-            check_divides(self, "num_heads", "d_model")
+        self.sizes()  # what does not fit together is told now
+
+    def sizes(self) -> RankerSizes:
+        """The sizes as its class wants them."""
+        contents = {} if self.kind == "mtgr" else {"contents": self.content}
+        return plugins.config_type("ranker", self.kind)(**vars(self.model), **contents)
 
     @property
     def label(self) -> str:
         """Its name for people."""
-        return RANKERS[self.kind].partition(":")[2]
+        return plugins.resolve("ranker", self.kind).title
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +97,9 @@ class CascadeRun(Ranged):
     """Without --against: the preset by which the end-to-end agent is trained first, inside this run's folder."""
     ray: str = "local"
     """Where that agent's sessions are sampled: local, off (in this process), or the address of a Ray cluster."""
-    retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
+    retriever: RetrieverStage = field(default_factory=RetrieverStage)
     """What names the candidates."""
-    ranker: RankerConfig = field(default_factory=RankerConfig)
+    ranker: RankerStage = field(default_factory=RankerStage)
     """What values them: behaviours and the watched fraction, in the weights of the true reward."""
     cascade: CascadeConfig = field(default_factory=lambda: CascadeConfig(diversity=0.1))
     """How many candidates are ranked, and how a session is made of them."""
@@ -116,12 +120,13 @@ def cascade() -> CascadeRun:
 
 def cascade_smoke() -> CascadeRun:
     """The contest in seconds; its figures mean nothing."""
-    small = hstu_smoke()
+    small = hstu_retrieval_smoke()
     model = replace(small.model, stream="items", stochastic_alpha=0.0, only_positives=True)
     return CascadeRun(
         end_to_end="onerec-ipa-smoke",
-        retriever=RetrieverConfig(model=model, epochs=1, fit=small.fit, validation_targets=50),
-        ranker=RankerConfig(d_model=8, num_layers=1, epochs=1),
+        retriever=RetrieverStage(model=model, history_length=8, session_length=3, epochs=1, fit=small.fit,
+                                 validation_targets=50),
+        ranker=RankerStage(model=RankerSizes(d_model=8, num_layers=1), epochs=1),
         cascade=CascadeConfig(candidates=20, diversity=0.2),
         judge=JudgeConfig(users=12, visits=2, beams=2),
         cost=CostConfig(requests=8, repeats=2),
