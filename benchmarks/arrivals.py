@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from feedgym.agents.alignment.pairs import best_and_worst
 from feedgym.agents.rl_recommender import RLlibRecommender
 from feedgym.agents.rl_settings import TrainConfig
 from feedgym.agents.rllib.task import Task
@@ -23,19 +24,18 @@ from feedgym.envs.luck import user_seeds
 from feedgym.experiments.align.agents import agents_of
 from feedgym.experiments.align.experiment import align, plan
 from feedgym.experiments.align.presets import hstu, smoke, tiger
-from feedgym.experiments.align.rounds import Sampled, choose_pairs
+from feedgym.experiments.align.rounds import Sampled
 from feedgym.experiments.align.world import Pool
 from feedgym.experiments.evaluate import references, serve
 from feedgym.experiments.rollouts import ray_running
 from feedgym.experiments.run import Run
-from feedgym.tokenizers.rqvae import RQVAEOptions
 
 FRESH = dict(num_items=1000, arrivals_a_day=15.0, arrival_days=40.0, lifetime_days=30.0, fresh_weight=1.0)
 small = smoke()
 CONFIG = replace(
     small,
     ray="off",
-    short_video=replace(small.short_video, **FRESH),
+    simulator_options=replace(small.simulator_options, **FRESH),
     log=replace(small.log, users=500, visits=6),
     pretrain=replace(small.pretrain, steps=150),
     ipa=replace(small.ipa, rounds=1, num_samples=32),
@@ -43,9 +43,7 @@ CONFIG = replace(
 )
 KINDS = {
     "onerec": CONFIG,
-    "tiger": replace(
-        tiger(CONFIG, d_model=16, num_heads=2, head_width=8, decoder_layers=1, d_ff=32), rqvae=RQVAEOptions(steps=200)
-    ),
+    "tiger": tiger(CONFIG, steps=200, d_model=16, num_heads=2, head_width=8, decoder_layers=1, d_ff=32),
     "hstu": hstu(CONFIG, d_model=16, num_layers=1, d_qk=8, d_v=8),
 }
 
@@ -91,7 +89,7 @@ def main():
             first = False
             pool = Pool.of((finished.log, finished.catalog), finished.world, config)
             drawn = read_batch(Sampled, next((folder / kind / "stages" / "sampled-0").glob("sampled.safetensors")))
-            pairs = choose_pairs(drawn, pool.imitate.targets_NK[drawn.row_U], 0.0)
+            pairs = best_and_worst(drawn.for_method(), pool.imitate.targets_NK[drawn.row_U], 0.0)
             time_s = pool.imitate.histories.time_s_U[pairs.user_idx_P].numpy()[:, None]
             both = np.stack(
                 [~finished.catalog.exists(time_s, part.numpy()) for part in (pairs.chosen_PK, pairs.rejected_PK)]

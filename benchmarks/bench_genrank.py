@@ -29,9 +29,9 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
+from feedgym.agents.fit import Curve, FitConfig, fit
 from feedgym.agents.genrank import GenRank, GenRankConfig
 from feedgym.agents.hstu_rank import HSTURanker, HSTURankerConfig
-from feedgym.agents.fit import Curve, FitConfig, fit
 from feedgym.agents.pretrain import Schedule
 from feedgym.agents.ranker import Ranker, RankingDataset
 from feedgym.data.batches import EventBatch

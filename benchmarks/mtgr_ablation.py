@@ -25,8 +25,8 @@ from paired import check_only, paired_table, samples_of_users
 from rich.console import Console
 
 from feedgym.agents.cross_features import item_kinds
-from feedgym.agents.mtgr import MTGR, MTGRConfig
 from feedgym.agents.fit import FitConfig, fit
+from feedgym.agents.mtgr import MTGR, MTGRConfig
 from feedgym.agents.token_batches import TokenBatches
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, EventLog
 from feedgym.data.ranking import RankingBatch, RankingRows, ranking_windows

@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("FEEDGYM_DEBUG"):
             raise
         said = NO_TENSORS if isinstance(error, UnpicklingError) else " ".join(str(error).split())
+        said = said.replace("_options.", ".")  # as the command line calls the options of a plug-in
         print("feedgym:", said, file=sys.stderr)
         sys.exit(MISTAKE)
 

@@ -3,8 +3,8 @@
 import json
 import math
 from dataclasses import asdict, fields, replace
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
@@ -12,29 +12,32 @@ from toy_agents import NUM_ITEMS, K, T, toy_histories, toy_tokenizer
 
 from feedgym.agents.alignment.dpo import DPORoundConfig, dpo_round
 from feedgym.agents.generation import SamplingConfig
-from feedgym.agents.hstu import HSTU, HSTUConfig
+from feedgym.agents.hstu import HSTU, HSTUConfig, HSTUSizes
 from feedgym.agents.layers.moe import SparseMoE
+from feedgym.agents.onerec import OneRecSizes
 from feedgym.agents.session_model import session_logp
+from feedgym.agents.tiger import TigerSizes
 from feedgym.cli import main
 from feedgym.data.batches import Preferences
 from feedgym.data.sessions import SessionFilter
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
-from feedgym.experiments.align.agents import agents_of, build_model
-from feedgym.experiments.align.experiment import fitted_tokenizer
-from feedgym.experiments.align.presets import AlignConfig, HSTUSize, ModelConfig, TigerSize, smoke
+from feedgym.experiments.align.agents import agents_of, new_model, new_tokenizer
+from feedgym.experiments.align.presets import AlignConfig, smoke
 from feedgym.experiments.presets import PRESETS
 from feedgym.tokenizers.codes import codes_for
+from feedgym.tokenizers.item_id import ItemId
+from feedgym.tokenizers.own import fit_codes
 from feedgym.tokenizers.quality import quality_report
-from feedgym.tokenizers.residual_kmeans import KMeansOptions, ResidualKMeans, ResidualKMeansConfig
-from feedgym.tokenizers.rqvae import RQVAE, RQVAEOptions
+from feedgym.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
+from feedgym.tokenizers.rqvae import RQVAE, RQVAEConfig
 
-SIZES = {"onerec-ipa": ModelConfig, "tiger-ipa": TigerSize, "hstu-ipa": HSTUSize}
+SIZES = {"onerec-ipa": OneRecSizes, "tiger-ipa": TigerSizes, "hstu-ipa": HSTUSizes}
 
 
 @pytest.mark.parametrize("name", [f"{name}{size}" for name in SIZES for size in ("", "-smoke")] + ["tiger-ipa-paper"])
 def test_a_configuration_comes_back_from_a_runs_file_with_its_kind_of_agent(name):
     config = PRESETS[name]()
-    assert type(config.model) is SIZES[name.removesuffix("-smoke").removesuffix("-paper")]
+    assert type(config.model_options) is SIZES[name.removesuffix("-smoke").removesuffix("-paper")]
     kept = json.loads(json.dumps(asdict(config)))
     assert TypeAdapter(AlignConfig).validate_python(kept) == config
 
@@ -42,8 +45,11 @@ def test_a_configuration_comes_back_from_a_runs_file_with_its_kind_of_agent(name
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"tokenizer": "sentencepiece"}, "'sentencepiece' is unknown; choose one of residual_kmeans, rqvae, item_id"),
-        ({"model": HSTUSize()}, "HSTU writes item ids and not the codes of tokenizer='residual_kmeans'"),
+        ({"tokenizer": "sentencepiece"}, "'sentencepiece' is unknown; give one of residual_kmeans, rqvae, item_id"),
+        (
+            {"model": "hstu", "model_options": HSTUSizes(loss="ce")},
+            "HSTU writes item ids and not the codes of tokenizer='residual_kmeans'",
+        ),
     ],
 )
 def test_tokenizers_that_do_not_fit_are_refused(changes, message):
@@ -89,8 +95,8 @@ def test_the_papers_preset_has_what_the_paper_publishes():
     config = PRESETS["onerec-ipa-paper"]()
     assert config.sessions == SessionFilter(min_watched=5, min_interactions=1, top_share=1.0)
     assert (config.ipa.num_samples, config.ipa.user_share, config.ipa.beams) == (128, 0.01, True)
-    assert (config.history_length, config.model.num_experts, config.judge.beams) == (256, 24, 128)
-    assert config.pretrain.lr == config.dpo.learning_rate == 2e-4 and config.dpo.epochs == 1
+    assert (config.history_length, config.model_options.num_experts, config.judge.beams) == (256, 24, 128)
+    assert config.pretrain.lr == config.method_options.learning_rate == 2e-4 and config.method_options.epochs == 1
 
 
 @pytest.mark.parametrize("changes", [{"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.9}])
@@ -103,10 +109,9 @@ def test_a_beam_search_refuses_the_options_of_sampling(changes):
 
 def test_options_of_the_experts_reach_the_built_model():
     sizes = {"num_experts_per_tok": 3, "gate_renormalise": True, "router_aux_loss_coef": 0.25}
-    config = replace(smoke(), model=replace(smoke().model, **sizes))
-    pool = SimpleNamespace(catalog=SimpleNamespace(num_items=NUM_ITEMS), profile_sizes=(3, 2))
-    model = build_model(config, pool, toy_tokenizer())
-    usual = build_model(smoke(), pool, toy_tokenizer())
+    config = replace(smoke(), model_options=replace(smoke().model_options, **sizes))
+    model = new_model(config, toy_tokenizer(), (3, 2))
+    usual = new_model(smoke(), toy_tokenizer(), (3, 2))
     assert {name: getattr(model.config, name) for name in sizes} == sizes
     assert not any(getattr(usual.config, name) == value for name, value in sizes.items())
     experts = [module for module in model.modules() if isinstance(module, SparseMoE)]
@@ -116,33 +121,37 @@ def test_options_of_the_experts_reach_the_built_model():
 @pytest.mark.parametrize(
     ("tokenizer", "options"),
     [
-        ("residual_kmeans", {"kmeans": KMeansOptions(assignment="nearest", collisions="counter", max_iterations=2)}),
+        (
+            "residual_kmeans",
+            ResidualKMeansConfig(
+                num_codes=(4, 8), seed=1, assignment="nearest", collisions="counter", max_iterations=2
+            ),
+        ),
         (
             "rqvae",
-            {
-                "rqvae": RQVAEOptions(
-                    hidden_widths=(12,), latent_width=6, beta=0.5, codebook="ema", ema_decay=0.9, revive_steps=3,
-                    collisions="sinkhorn", optimizer="adagrad", lr=0.01, batch_size=16, steps=4, kmeans_iterations=2,
-                    checkpoint_steps=2,
-                )
-            },
+            RQVAEConfig(
+                num_codes=(4, 8), seed=1, hidden_widths=(12,), latent_width=6, beta=0.5, codebook="ema", ema_decay=0.9,
+                revive_steps=3, collisions="sinkhorn", optimizer="adagrad", lr=0.01, batch_size=16, steps=4,
+                kmeans_iterations=2, checkpoint_steps=2,
+            ),
         ),
     ],
 )  # fmt: skip
 def test_options_of_a_tokenizer_reach_the_fitted_one(tokenizer, options, tmp_path):
-    config = replace(smoke(), tokenizer=tokenizer, num_codes=(4, 8), **options)
+    config = replace(smoke(), tokenizer=tokenizer, tokenizer_options=options)
     content_IE = torch.randn(24, 10, generator=torch.Generator().manual_seed(0)).numpy()
-    fitted = fitted_tokenizer(config, SimpleNamespace(num_items=24, content_IE=content_IE), tmp_path)
-    (given,) = options.values()
-    assert vars(given).items() <= vars(fitted.config).items()
-    assert all(getattr(given, f.name) != f.default for f in fields(given))  # none was left as it is
+    fitted = fit_codes(new_tokenizer(config), content_IE, tmp_path)
+    assert vars(options) == vars(fitted.config)
+    assert all(getattr(options, f.name) != f.default for f in fields(options))  # none was left as it is
     kept = {folder.name for folder in tmp_path.iterdir()}
     assert kept == ({"checkpoint-2", "checkpoint-4"} if tokenizer == "rqvae" else set())
 
 
 def test_hstu_says_by_which_loss_it_learned_sessions():
-    pool = SimpleNamespace(catalog=SimpleNamespace(num_items=NUM_ITEMS), profile_sizes=(3, 2))
-    assert build_model(PRESETS["hstu-ipa-smoke"](), pool, None).config.loss == "ce"
+    ids = ItemId().fit(np.zeros((NUM_ITEMS, 1)))
+    assert new_model(PRESETS["hstu-ipa-smoke"](), ids, (3, 2)).config.loss == "ce"
+    with pytest.raises(ValueError, match="HSTU learns sessions by loss='ce', not 'bce'; choose ce"):
+        replace(PRESETS["hstu-ipa-smoke"](), model_options=HSTUSizes(loss="bce"))
 
 
 def test_hstu_starts_a_round_at_ln_2_and_learns_to_prefer_the_chosen(tmp_path):

@@ -8,13 +8,14 @@ from scipy.stats import spearmanr
 from toy_agents import NUM_ITEMS, K, T, dated, toy_histories, toy_model, toy_tokenizer
 from toy_users import toy_catalog
 
+from feedgym.agents.alignment.pairs import best_and_worst
 from feedgym.agents.generation import SamplingConfig, score_sessions
 from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.events import BEHAVIOURS, LoggedSessions
 from feedgym.data.requests import Requests
 from feedgym.experiments.align.agents import recommender_of
 from feedgym.experiments.align.presets import AlignConfig, IPAConfig
-from feedgym.experiments.align.rounds import Sampled, choose_pairs, cloud, drift, round_metrics, sample_round
+from feedgym.experiments.align.rounds import Sampled, cloud, drift, round_metrics, sample_round
 from feedgym.experiments.align.world import Pool
 from feedgym.experiments.rollouts import RolloutConfig, Rollouts
 
@@ -28,6 +29,8 @@ def sampled(seed=0, **columns):
         "row_U": torch.randperm(50, generator=rng)[:USERS],
         "item_ids_USK": items,
         "logp_legal_US": -torch.rand(USERS, SAMPLES, generator=rng),
+        "logp_US": torch.full((USERS, SAMPLES), -7.0),
+        "logp_drawn_US": torch.full((USERS, SAMPLES), -6.0),
         "logp_UB": -5 - torch.rand(USERS, BASE_SAMPLES, generator=rng),
         "base_logp_UB": -5 - torch.rand(USERS, BASE_SAMPLES, generator=rng),
         "score_US": torch.randn(USERS, SAMPLES, generator=rng),
@@ -46,11 +49,11 @@ def pool_of(catalog, imitate=None):
 
 def test_the_best_session_meets_the_worst_of_the_same_user():
     drawn, logged = sampled(), torch.arange(USERS * 4).reshape(USERS, 4)
-    pairs = choose_pairs(drawn, logged, margin=0.0)
+    pairs = best_and_worst(drawn.for_method(), logged, margin=0.0)
     assert len(pairs) == USERS
     for u in range(USERS):
         by_score = sorted(range(SAMPLES), key=lambda s: drawn.score_US[u, s].item())
-        assert pairs.user_idx_P[u] == drawn.row_U[u]
+        assert pairs.user_idx_P[u] == u
         assert pairs.chosen_PK[u].tolist() == drawn.item_ids_USK[u, by_score[-1]].tolist()
         assert pairs.rejected_PK[u].tolist() == drawn.item_ids_USK[u, by_score[0]].tolist()
         assert pairs.score_chosen_P[u] == drawn.score_US[u].max()
@@ -62,10 +65,10 @@ def test_pairs_below_the_margin_are_left_out_and_the_others_keep_their_own_histo
     drawn, logged = sampled(), torch.arange(USERS * 4).reshape(USERS, 4)
     gaps = drawn.score_US.amax(1) - drawn.score_US.amin(1)
     margin = gaps.sort().values[4].item()  # this pair's difference is the margin itself, and it stays
-    pairs = choose_pairs(drawn, logged, margin)
+    pairs = best_and_worst(drawn.for_method(), logged, margin)
     kept = [u for u in range(USERS) if gaps[u] >= margin]
     assert len(kept) == len(pairs) == USERS - 4
-    assert pairs.user_idx_P.tolist() == drawn.row_U[kept].tolist()
+    assert pairs.user_idx_P.tolist() == kept
     assert pairs.logged_PK.tolist() == logged[kept].tolist()
     assert (pairs.score_chosen_P - pairs.score_rejected_P).tolist() == gaps[kept].tolist()
 
@@ -74,9 +77,9 @@ def test_users_whose_sessions_score_alike_or_not_at_all_give_no_pair_at_any_marg
     drawn = sampled()
     drawn.score_US[2], drawn.score_US[5, 3] = 0.7, torch.nan
     for margin in (0.0, -1.0):
-        pairs = choose_pairs(drawn, torch.zeros(USERS, 4, dtype=torch.long), margin)
-        assert pairs.user_idx_P.tolist() == [drawn.row_U[u] for u in range(USERS) if u not in (2, 5)]
-    assert len(choose_pairs(drawn, torch.zeros(USERS, 4, dtype=torch.long), margin=1e6)) == 0
+        pairs = best_and_worst(drawn.for_method(), torch.zeros(USERS, 4, dtype=torch.long), margin)
+        assert pairs.user_idx_P.tolist() == [u for u in range(USERS) if u not in (2, 5)]
+    assert len(best_and_worst(drawn.for_method(), torch.zeros(USERS, 4, dtype=torch.long), margin=1e6)) == 0
 
 
 # ---------------------------------------------------------------- metrics
@@ -238,9 +241,13 @@ def test_a_round_of_items_that_come_and_go_holds_none_that_is_absent_and_neither
     upload_s_I, withdraw_s_I = np.array([0.0, 0, 0, 0, 5, 9]), np.array([np.inf, 5, np.inf, 10, np.inf, 14])
     catalog = replace(toy_catalog(NUM_ITEMS), upload_s_I=upload_s_I, withdraw_s_I=withdraw_s_I)
     drawn, pool, _ = sample(base_seed=1, block_seen=True, catalog=catalog, days=list(range(20)), **way)
-    pairs = choose_pairs(drawn, pool.imitate.targets_NK[drawn.row_U], margin=0.0)
+    pairs = best_and_worst(drawn.for_method(), pool.imitate.targets_NK[drawn.row_U], margin=0.0)
     sessions = (drawn.row_U, drawn.item_ids_USK.flatten(1))
-    for rows, items in (sessions, (pairs.user_idx_P, pairs.chosen_PK), (pairs.user_idx_P, pairs.rejected_PK)):
+    for rows, items in (
+        sessions,
+        (drawn.row_U[pairs.user_idx_P], pairs.chosen_PK),
+        (drawn.row_U[pairs.user_idx_P], pairs.rejected_PK),
+    ):
         assert len(rows) and catalog.exists(rows.double().numpy()[:, None], items.numpy()).all()
     assert not catalog.exists(drawn.row_U.double().numpy()).all(axis=1).any(), "something is absent from every request"
     assert torch.isfinite(drawn.logp_UB).all() and torch.isfinite(drawn.base_logp_UB).all()

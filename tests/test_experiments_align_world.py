@@ -25,7 +25,7 @@ from feedgym.experiments.run import Plan
 LENGTH, HISTORY, VISITS = 4, 6, 4
 CONFIG = AlignConfig(
     seed=3,
-    short_video=ShortVideoConfig(num_items=60, memory_items=8, churn_logit=-2.5),
+    simulator_options=ShortVideoConfig(num_items=60, memory_items=8, churn_logit=-2.5),
     log=LogConfig(users=50, visits=VISITS),
     session_length=LENGTH,
     history_length=HISTORY,
@@ -150,7 +150,7 @@ def test_every_user_and_each_of_their_sessions_has_its_turn(pool):
 
 
 def test_requests_tell_their_time_where_items_come_and_go_and_nowhere_else(pool):
-    lively = replace(CONFIG, short_video=replace(CONFIG.short_video, arrivals_a_day=2, arrival_days=10))
+    lively = replace(CONFIG, simulator_options=replace(CONFIG.simulator_options, arrivals_a_day=2, arrival_days=10))
     world = Simulated(lively)
     found = Pool.of(world.collect(None), world, lively)
     for requests in (found.imitate, found.rate, found.unseen, found.unseen_good):

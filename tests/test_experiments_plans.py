@@ -12,14 +12,17 @@ from feedgym.cli import _kind_of
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.presets import COMPARISONS, CONFIGS, PRESETS
-from feedgym.experiments.retrieval.presets import sasrec_smoke, tiger_smoke
+from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
 
 OTHER: dict[str, list[Any]] = {
     "data": ["elsewhere.csv"],
     "columns": [("user_id=uid",)],
     "items": ["items.csv"],
     "simulator": ["my_lab.users:Teen"],
-    "score": ["feedgym.rewards.compose:clicks"],
+    "tokenizer": ["my_lab.own:Codes"],
+    "model": ["my_lab.own:Model"],
+    "method": ["my_lab.own:Method"],
+    "reward": ["clicks"],
     "ray": ["off", "local"],
     "ranker": ["my_lab.rankers:Mine"],
     "env": ["feedgym/Retention-v0"],
@@ -41,13 +44,17 @@ def bases():
     yield from ((name, preset()) for name, preset in SMOKES.items())
     for name in ("onerec-ipa-smoke", "sasrec-smoke", "genrank-smoke", "learned-simulator-smoke"):
         yield f"{name} on a recorded log", replace(SMOKES[name](), data="nowhere.csv")
-    robust = replace(AlignConfig().dpo, loss_type="robust")
-    yield "a robust loss", replace(SMOKES["onerec-ipa-smoke"](), dpo=robust)
-    yield "a simulator of one's own", replace(SMOKES["onerec-ipa-smoke"](), simulator="my_lab.users:Child")
+    robust = replace(AlignConfig().method_options, loss_type="robust")
+    yield "a robust loss", replace(SMOKES["onerec-ipa-smoke"](), method_options=robust)
+    yield (
+        "a simulator of one's own",
+        replace(SMOKES["onerec-ipa-smoke"](), simulator="my_lab.users:Child", simulator_options=None),
+    )
     yield "without rounds", replace(PRESETS["onerec-ipa-smoke"](), ipa=replace(AlignConfig().ipa, rounds=0))
-    codes = type(tiger_smoke().model)(tokenizer="residual_kmeans", num_codes=(8, 16))
-    yield "TIGER over balanced codes", replace(tiger_smoke(), model=codes)
-    yield "SASRec-CE", replace(sasrec_smoke(), model=replace(sasrec_smoke().model, loss="ce"))
+    codes = {"tokenizer": "residual_kmeans", "tokenizer_options": ResidualKMeansConfig(num_codes=(8, 16))}
+    yield "TIGER over balanced codes", replace(PRESETS["tiger-smoke"](), **codes)
+    sasrec = PRESETS["sasrec-smoke"]()
+    yield "SASRec-CE", replace(sasrec, model=replace(sasrec.model, loss="ce"))
 
 
 BASES = dict(bases())

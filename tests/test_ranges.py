@@ -20,11 +20,12 @@ from feedgym.agents.onerec import OneRecConfig
 from feedgym.agents.pretrain import PretrainConfig
 from feedgym.agents.rl_settings import TrainConfig
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
-from feedgym.experiments.align.presets import IPAConfig, small
+from feedgym.experiments.align.presets import IPAConfig
 from feedgym.experiments.configs import JudgeConfig, LogConfig
 from feedgym.ranges import Ranged, check_ranges, field_types
 from feedgym.rewards.model import RewardModelConfig
-from feedgym.tokenizers.rqvae import RQVAEOptions
+from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
+from feedgym.tokenizers.rqvae import RQVAEConfig
 
 READ_OFF_THE_DATA = {"feedgym.rewards.network.Sizes"}
 """What looks like options and is none: nobody chooses it."""
@@ -158,7 +159,7 @@ def test_a_configuration_and_a_models_config_are_checked_when_they_are_made():
 
 def test_elements_of_tuples_are_checked():
     with pytest.raises(ValueError, match=r"num_codes\[1\]=0 must be 1 or more; raise it"):
-        dataclasses.replace(small(), num_codes=(8, 0))
+        ResidualKMeansConfig(num_codes=(8, 0))
 
 
 def test_pydantic_checks_the_ranges_of_a_file():
@@ -189,7 +190,7 @@ def test_numbers_that_do_not_fit_each_other_are_refused(changes, said):
     [
         (PretrainConfig, "steps"),
         (PretrainConfig, "epochs"),
-        (RQVAEOptions, "steps"),
+        (RQVAEConfig, "steps"),
         (DPORoundConfig, "epochs"),
         (TrainConfig, "iterations"),
         (TrainConfig, "steps"),

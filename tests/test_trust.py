@@ -82,7 +82,7 @@ def test_every_field_that_names_code_is_asked_about(kind):
 
 
 def test_nothing_in_feedgym_passes_that_is_no_simulator_ranker_or_reward():
-    for what, name in {"ranker": "feedgym.envs.short_video:ShortVideo", "score": "feedgym.cli:main"}.items():
+    for what, name in {"ranker": "feedgym.envs.short_video:ShortVideo", "reward": "feedgym.cli:main"}.items():
         with pytest.raises(ValueError, match=name):
             check_named(what, name, "config.json")
 
@@ -98,12 +98,15 @@ def test_the_current_folder_is_not_searched_for_feedgyms_own(lab):
     ("config", "says"),
     [
         (replace(smoke(), simulator=EVIL), f"import and run {EVIL!r} (its simulator)"),
-        (replace(smoke(), score=EVIL), f"import and run {EVIL!r} (its score)"),
+        (replace(smoke(), reward=EVIL), f"import and run {EVIL!r} (its reward)"),
+        (replace(smoke(), model=EVIL), f"import and run {EVIL!r} (its model)"),
+        (replace(smoke(), tokenizer=EVIL), f"import and run {EVIL!r} (its tokenizer)"),
+        (replace(smoke(), method=EVIL), f"import and run {EVIL!r} (its method)"),
         (replace(smoke(), ray="evil.example:6379"), "connect to the Ray cluster 'evil.example:6379'"),
         (replace(learned_simulator_smoke(), ranker=EVIL), f"import and run {EVIL!r} (its ranker)"),
         (replace(learned_simulator_smoke(), simulator=EVIL), f"import and run {EVIL!r} (its simulator)"),
         (replace(rl_smoke(), env_options=(f"simulator={EVIL}",)), f"import and run {EVIL!r} (its simulator)"),
-        (replace(rl_smoke(), env_options=(f"reward={EVIL}",)), f"import and run {EVIL!r} (its reward)"),
+        (replace(rl_smoke(), env_options=(f"reward={EVIL}",)), f"import and run {EVIL!r} (its weights)"),
         (replace(rl_smoke(), env="evil_lab:evil/Mine-v0"), "import and run 'evil_lab:evil/Mine-v0' (its env)"),
     ],
 )
@@ -124,14 +127,16 @@ def test_a_run_folder_that_names_code_is_refused(lab, capsys, config, says):
 
 
 def test_what_the_command_names_itself_or_trusts_passes(lab):
-    config = replace(smoke(), score="my_lab:Score", simulator="my_lab:Teen")
+    config = replace(smoke(), reward="my_lab:Score", simulator="my_lab:Teen")
     folder = lab / "my_lab:Teen"
-    for arguments in (["--score", "my_lab:Score"], ["--score=my_lab:Score"]):
-        check_code(replace(config, simulator=None), folder, False, arguments)
+    for arguments in (["--reward", "my_lab:Score"], ["--reward=my_lab:Score"]):
+        check_code(replace(config, simulator="short_video"), folder, False, arguments)
         with pytest.raises(ValueError, match="my_lab:Teen"):  # the folder's own name is no word for it
             check_code(config, folder, False, [*arguments, "--resume", str(folder)])
     check_code(config, folder, True, [])
-    check_config(replace(config, score=None, simulator=str(lab)), folder)  # a learned simulator's folder is data
+    check_config(
+        replace(config, reward="reward_model", simulator=str(lab), simulator_options=None), folder
+    )  # a learned simulator's folder is data
 
 
 def test_trust_itself_cannot_be_said_in_a_folder():

@@ -22,7 +22,7 @@ from feedgym.agents.tiger import TigerSizes
 from feedgym.data.sessions import SessionFilter
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
-from feedgym.experiments.configs import JudgeConfig, LogConfig, Recording
+from feedgym.experiments.configs import JudgeConfig, LogConfig, LogSource
 from feedgym.experiments.rollouts import RolloutConfig
 from feedgym.plugins import fill_in
 from feedgym.ranges import (
@@ -61,7 +61,7 @@ class IPAConfig(Ranged):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignConfig(Recording):
+class AlignConfig(LogSource):
     """An alignment experiment from the log to the report."""
 
     PLUGINS: ClassVar[tuple[str, ...]] = ("simulator", "tokenizer", "model", "reward", "method")

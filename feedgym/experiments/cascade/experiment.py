@@ -316,7 +316,7 @@ def summarised(
     agents = {name: metrics | cost["agents"].get(name, {}) for name, metrics in judged["agents"].items()}
     simulator = finished.world.simulator  # type: ignore[attr-defined]
     rule = f"{config.cascade.rule}, diversity {config.cascade.diversity:g}"
-    model = finished.config.model.name
+    model = plugins.title_of("model", finished.config.model)
     note = (
         f"The cascade ranks {config.cascade.candidates} candidates of HSTU by {config.ranker.label} and orders them by "
         f"{rule}. {model} (base) and {model} + IPA (aligned) serve drawn sessions; as _searched the best of a beam "

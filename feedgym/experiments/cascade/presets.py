@@ -124,8 +124,9 @@ def cascade_smoke() -> CascadeRun:
     model = replace(small.model, stream="items", stochastic_alpha=0.0, only_positives=True)
     return CascadeRun(
         end_to_end="onerec-ipa-smoke",
-        retriever=RetrieverStage(model=model, history_length=8, session_length=3, epochs=1, fit=small.fit,
-                                 validation_targets=50),
+        retriever=RetrieverStage(
+            model=model, history_length=8, session_length=3, epochs=1, fit=small.fit, validation_targets=50
+        ),
         ranker=RankerStage(model=RankerSizes(d_model=8, num_layers=1), epochs=1),
         cascade=CascadeConfig(candidates=20, diversity=0.2),
         judge=JudgeConfig(users=12, visits=2, beams=2),

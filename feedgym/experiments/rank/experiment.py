@@ -94,9 +94,7 @@ class RankingData:
         if log.has_time:
             parts[0] = config.training_rows(parts[0], log, catalog, parts[1].start_s_N.min())
         tasks = config.tasks or _frequent(parts[0].batch)
-        facts = DataFacts(
-            num_items=catalog.num_items, profile_sizes=log.profile_sizes, tasks=tasks, watch=config.watch
-        )
+        facts = DataFacts(num_items=catalog.num_items, profile_sizes=log.profile_sizes, tasks=tasks, watch=config.watch)
         drawn = None
         if random.any() and log.has_time:
             drawn = config.rows(log, catalog, random)

@@ -178,7 +178,8 @@ class MTGRRun(RankRun):
 
 def served_mtgr(**sizes: Any) -> MTGRSizes:
     """Sizes of an MTGR that ranks a request's items at once: it decides when the request comes, and the history's last
-    day stands for the window before it."""
+    day stands for the window before it.
+    """
     return MTGRSizes(decided="request", real_time_s=DAY_S, **sizes)
 
 

@@ -73,9 +73,7 @@ def sasrec_ce_stage(config: RetrievalConfig) -> AgentStage:
     return sequence_stage(SASRec, sizes, SESSION if writes_codes(config) else config.session_length, config)
 
 
-def sequence_stage(
-    kind: type[SequenceModel], sizes: Any, session_length: int, config: RetrievalConfig
-) -> AgentStage:
+def sequence_stage(kind: type[SequenceModel], sizes: Any, session_length: int, config: RetrievalConfig) -> AgentStage:
     """A next-item model, trained on whole sequences."""
     lengths = {"history_length": config.history_length, "session_length": session_length}
 
@@ -119,7 +117,9 @@ def codes_stage(kind: type[SessionModel], config: TigerRun) -> AgentStage:
 
     chosen = [config.tokenizer, config.tokenizer_options, config.sliding_window]
     return AgentStage(
-        train=train, agent=Codec(_save_recommender, partial(load_recommender, kind, config)), key=[sizes, lengths, chosen]
+        train=train,
+        agent=Codec(_save_recommender, partial(load_recommender, kind, config)),
+        key=[sizes, lengths, chosen],
     )
 
 

@@ -200,7 +200,9 @@ def arena_of(config: RLConfig, task: Task, log: Stage, finished: FinishedRun | N
 AgentAndCurve = tuple[RLlibRecommender, list[dict[str, float]]]
 
 
-def train_one(config: RLConfig, task: Task, data: tuple[EventLog, Catalog], n: int, run: Run, work: Path) -> AgentAndCurve:
+def train_one(
+    config: RLConfig, task: Task, data: tuple[EventLog, Catalog], n: int, run: Run, work: Path
+) -> AgentAndCurve:
     """One training, and its metrics iteration by iteration."""
     from feedgym.agents.rllib.feeds import write_rows
     from feedgym.agents.rllib.training import train
