@@ -232,7 +232,7 @@ def test_the_log_is_decided_by_the_key(world, data):
 
 
 def test_a_simulator_of_ones_own_is_found_by_its_path():
-    own = world_of(replace(CONFIG, simulator="toy_users:ToyUsers"))
+    own = world_of(replace(CONFIG, simulator="toy_users:ToyUsers", simulator_options=None))
     log, catalog = own.collect(None)
     assert "ToyUsers" in own.title and (catalog.num_items, log.profile_names) == (40, ("age", "device"))
 
