@@ -20,12 +20,13 @@ from feedgym.envs.registration import ENVIRONMENTS
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.align.presets import smoke
 from feedgym.experiments.presets import CONFIGS
-from feedgym.experiments.rank.presets import RANKERS
 from feedgym.experiments.rl.presets import smoke as rl_smoke
 from feedgym.experiments.run import Plan, Run
 from feedgym.experiments.simulator.presets import learned_simulator_smoke
+from feedgym.plugins import BUILT_IN
 from feedgym.protocols import load, make
-from feedgym.trust import BUILT_IN, check_config, check_named
+from feedgym.tokenizers.codes import CodeTokenizer
+from feedgym.trust import OTHERS, check_config, check_named
 
 EVIL = "evil_lab:Mine"
 
@@ -59,16 +60,23 @@ def refusal(capsys, *arguments):
 
 
 def test_feedgyms_own_are_what_it_offers():
-    assert BUILT_IN["ranker"] == set(RANKERS.values())
-    assert all(issubclass(load(path), Ranker) for path in BUILT_IN["ranker"])
-    assert BUILT_IN["simulator"] == {simulator for _, simulator, _ in ENVIRONMENTS.values()}
-    assert all(callable(load(path).respond) for path in BUILT_IN["simulator"])
+    own = {kind: {name: load(path) for name, path in names.items()} for kind, names in BUILT_IN.items()}
+    assert all(issubclass(ranker, Ranker) for ranker in own["ranker"].values())
+    assert set(BUILT_IN["simulator"].values()) == {simulator for _, simulator, _ in ENVIRONMENTS.values()}
+    assert all(callable(simulator.respond) for simulator in own["simulator"].values())
+    assert all(issubclass(tokenizer, CodeTokenizer) for tokenizer in own["tokenizer"].values())
+    assert all(callable(model.build) and callable(model.step) for model in own["model"].values())
+    assert all(callable(method.update) for method in own["method"].values())
+    configured = [
+        made for kind in ("simulator", "tokenizer", "model", "method", "ranker") for made in own[kind].values()
+    ]
+    assert all(made.Config.__dataclass_params__.frozen for made in configured)
     given = (defaults.get("reward") for _, _, defaults in ENVIRONMENTS.values())
-    assert BUILT_IN["reward"] == {reward for reward in given if reward}
-    assert all(isinstance(load(path), RewardWeights) for path in BUILT_IN["reward"])
+    assert OTHERS["weights"] == {reward for reward in given if reward}
+    assert all(isinstance(load(path), RewardWeights) for path in OTHERS["weights"])
     catalog = make_simulator(num_items=9).catalog
-    model = type("Model", (), {"with_weights": lambda self, weights: print})()
-    assert all(callable(make(path, catalog=catalog, reward_model=model)) for path in BUILT_IN["score"])
+    model = type("Model", (), {"with_weights": lambda self, weights: print, "__call__": print})()
+    assert all(callable(make(reward, catalog=catalog, reward_model=model)) for reward in own["reward"].values())
 
 
 @pytest.mark.parametrize("kind", CONFIGS.values(), ids=CONFIGS)
