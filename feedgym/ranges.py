@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Iterator
 from functools import cache
-from typing import Annotated, Any, cast, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from annotated_types import Interval
 
@@ -103,23 +102,6 @@ def check_order(config: Any, name: str) -> None:
     low, high = getattr(config, name)
     if low > high:
         raise ValueError(f"{name}={getattr(config, name)} goes from the higher to the lower; change their order.")
-
-
-def check_used(config: Any, *, chosen: str, parts: Mapping[str, str]) -> None:
-    """Refuse options that were changed in a part which the choice does not use.
-
-    Args:
-        config: the configuration.
-        chosen: its field that chooses.
-        parts: the part that each choice uses, by the choice.
-    """
-    defaults = {field.name: cast(Any, field.default_factory) for field in fields(config)}
-    for choice, part in parts.items():
-        if getattr(config, chosen) != choice and getattr(config, part) != defaults[part]():
-            raise ValueError(
-                f"{part} is set, which {chosen}={getattr(config, chosen)!r} does not use; leave it out or give "
-                f"{chosen}={choice!r}."
-            )
 
 
 @cache

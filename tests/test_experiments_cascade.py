@@ -11,14 +11,17 @@ import torch
 from toy_agents import toy_histories
 
 from feedgym.agents.cascade import Cascade
+from feedgym.agents.ranker import RankerSizes
 from feedgym.cli import MISTAKE, main
 from feedgym.experiments.align.agents import agents_of, read_config
 from feedgym.experiments.cascade.cost import cost_of
 from feedgym.experiments.cascade.experiment import build_ranker, plan, requests
-from feedgym.experiments.cascade.presets import COMPARISONS, RANKERS, CascadeRun, CostConfig, RankerConfig
+from feedgym.experiments.cascade.presets import COMPARISONS, CascadeRun, CostConfig, RankerStage
 from feedgym.experiments.run import Run
+from feedgym.plugins import BUILT_IN
 
 END_TO_END = {"base", "aligned", "base_searched", "aligned_searched"}
+SMALL = RankerSizes(d_model=8, num_layers=1, num_heads=2, dropout=0.0)
 AGENTS = {"random", "popular", "retrieved", "ranked", "cascade", "oracle"} | END_TO_END
 
 pytestmark = pytest.mark.usefixtures("one_thread", "untracked")
@@ -109,17 +112,16 @@ def test_presets_come_back_from_a_run_folder(name, tmp_path):
 
 def test_rankers_read_contents_unless_told_not_to(aligned_run):
     other = agents_of(aligned_run)
-    sizes = {"d_model": 8, "num_layers": 1, "num_heads": 2, "dropout": 0.0, "history_length": 12}
     for content in (True, False):
-        ranker = build_ranker(RankerConfig(content=content), other.log, other.catalog, **sizes)
+        ranker = build_ranker(RankerStage(content=content, model=SMALL), other.log, other.catalog, 12)
         assert hasattr(ranker, "content_IE") == content
 
 
-@pytest.mark.parametrize("kind", RANKERS)
+@pytest.mark.parametrize("kind", BUILT_IN["ranker"])
 def test_every_ranker_foretells_what_the_reward_weighs(kind, aligned_run):
     other = agents_of(aligned_run)
-    sizes = {"d_model": 8, "num_layers": 1, "num_heads": 2, "dropout": 0.0, "history_length": 12}
-    ranker = build_ranker(RankerConfig(kind=kind), other.log, other.catalog, **sizes)
+    settings = RankerStage(kind=kind, model=SMALL)
+    ranker = build_ranker(settings, other.log, other.catalog, 12)
     histories = requests(other, 5)
     items = torch.arange(6).repeat(5, 1)
     found = ranker.predict(histories, items)
@@ -131,7 +133,14 @@ def test_every_ranker_foretells_what_the_reward_weighs(kind, aligned_run):
     weight_B = torch.tensor([w.click, w.long_view, w.like, w.follow, w.comment, w.forward, w.hate])
     want = found.prob_UKM @ weight_B + w.watch_minutes * minutes
     torch.testing.assert_close(agent.values(histories, items), want)
-    assert RankerConfig(kind=kind).label in RANKERS[kind]
+    assert settings.label == type(ranker).title
+
+
+def test_sizes_that_do_not_fit_a_ranker_are_told_at_once():
+    odd = RankerSizes(d_model=9)
+    assert RankerStage(model=odd).sizes().d_model == 9
+    with pytest.raises(ValueError, match="d_model=9 is no multiple of num_heads=2"):
+        RankerStage(kind="mtgr", model=odd)
 
 
 def test_costs_are_told_a_request():

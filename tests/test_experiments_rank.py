@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 import torch
 
+from feedgym import plugins
 from feedgym.cli import main
 from feedgym.data.events import Event
 from feedgym.experiments.presets import PRESETS
 from feedgym.experiments.rank import experiment as rank
-from feedgym.experiments.rank.agents import KINDS, ranker_of
+from feedgym.experiments.rank.agents import new_ranker
 from feedgym.experiments.rank.experiment import RankingData, figures_of, item_rates, mean_auc
 from feedgym.experiments.retrieval.data import read_log
+
+
+def untrained(config, data):
+    return new_ranker(config.name, config.model, data.catalog, data.facts, config.history_length)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +35,7 @@ def test_parts_follow_one_another_and_baselines_know_training_alone(data):
     shown = rows.mask_NK & (rows.item_ids_NK == item)
     clicks = rows.behaviours_NKB[..., 0]
     expected = (clicks[shown].sum() + 20 * clicks[rows.mask_NK].mean()) / (shown.sum() + 20)
-    assert data.known.tasks[0] == "click" and rate_IM[item, 0] == pytest.approx(expected.item(), rel=1e-5)
+    assert data.facts.tasks[0] == "click" and rate_IM[item, 0] == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("preset", ["genrank-smoke", "mtgr-smoke"])
@@ -55,7 +60,7 @@ def test_exposures_drawn_at_random_judge_alone_and_train_nothing(preset, monkeyp
     # They stand in histories, as the users saw them.
     before = data.drawn.batch.histories
     assert int(before.mask_UT.sum()) > 0 and (before.item_ids_UT[before.mask_UT] < catalog.num_items).all()
-    judged = rank.judge(config, data, ranker_of(config, data.known, catalog))
+    judged = rank.judge(config, data, untrained(config, data))
     figures = judged["figures"]
     assert f"{config.name}, drawn at random" in figures and "item_rate, drawn at random" in figures
     assert figures["constant, drawn at random"]["auc.click"]["mean"] == pytest.approx(0.5)
@@ -77,7 +82,7 @@ def test_scores_belong_to_their_candidates(data):
 def test_a_ranker_is_trained_and_judged_through_the_command_line(preset, tmp_path, capsys):
     main(["run", preset, "--run", str(tmp_path / "run")])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    kind = KINDS[PRESETS[preset]().name]
+    kind = plugins.resolve("ranker", PRESETS[preset]().name)
     ranker = kind.load(tmp_path / "run" / "stages" / PRESETS[preset]().name)
     for table in (summary["offline"], summary["baselines"]["item_rate"]):
         for task in ranker.config.tasks:
@@ -88,14 +93,14 @@ def test_a_ranker_is_trained_and_judged_through_the_command_line(preset, tmp_pat
     assert (tmp_path / "run" / "report.html").exists()
     # The ranker that was judged is the one in the folder.
     config = PRESETS[preset]()
-    again = mean_auc(ranker, RankingData.of(config, read_log(config, None)).judged)
+    data = RankingData.of(config, read_log(config, None))
+    again = mean_auc(ranker, data.judged)
     told = np.mean([summary["offline"][f"auc.{task}"]["mean"] for task in ranker.config.tasks])
     assert again == pytest.approx(told, abs=1e-6)
     with torch.no_grad():
         torch.manual_seed(0)
-        untrained = ranker_of(config, RankingData.of(config, read_log(config, None)).known,
-                              read_log(config, None)[1])  # fmt: skip
-    assert any(not torch.equal(a, b) for a, b in zip(ranker.parameters(), untrained.parameters(), strict=True))
+        new = untrained(config, data)
+    assert any(not torch.equal(a, b) for a, b in zip(ranker.parameters(), new.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from feedgym.experiments.presets import PRESETS
-from feedgym.experiments.rank.agents import ranker_of
+from feedgym.experiments.rank.agents import new_ranker
 from feedgym.experiments.rank.experiment import RankingData
 from feedgym.experiments.retrieval.data import read_log
 
@@ -48,11 +48,12 @@ def test_mtgr_is_judged_by_the_requests_that_judge_other_rankers(windows):
 def test_ablations_and_sizes_of_a_preset_reach_the_model(windows):
     config = PRESETS["mtgr-smoke"]()
     ablated = replace(config.model, mask="full", group_layer_norm=False, cross_features=False, num_layers=2)
-    net = ranker_of(replace(config, model=ablated), windows.known, windows.catalog)
+    net = new_ranker("mtgr", ablated, windows.catalog, windows.facts, config.history_length)
     assert (net.config.mask, net.config.group_layer_norm, net.config.cross_features) == ("full", False, False)
     assert len(net.layers) == 2 and net.layers[0].norm.weight.shape[0] == 1
     assert net.candidate[0].in_features == config.model.d_model
     with pytest.raises(ValueError, match="their own feedback"):
-        replace(ablated, decided="exposure")
-    paper = PRESETS["mtgr-paper-large"]().model
-    assert (paper.num_layers, paper.d_model, paper.num_heads, paper.history_length) == (15, 768, 3, 1000)
+        replace(config, model=replace(ablated, decided="exposure"))
+    paper = PRESETS["mtgr-paper-large"]()
+    assert (paper.model.num_layers, paper.model.d_model, paper.model.num_heads) == (15, 768, 3)
+    assert paper.history_length == 1000 and paper.model.decided == "request"

@@ -16,7 +16,7 @@ import pytest
 from feedgym.cli import MISTAKE, main
 from feedgym.experiments.presets import PRESETS
 from feedgym.experiments.retrieval.experiment import metric_name, plan
-from feedgym.experiments.retrieval.presets import hstu, hstu_large, sasrec
+from feedgym.experiments.retrieval.presets import hstu_retrieval, hstu_retrieval_large, sasrec
 
 PROGRAM = Path(sys.executable).parent / "feedgym"
 METRICS = {"recall@5", "recall@10", "ndcg@5", "ndcg@10", "mrr", "coverage", "gini"}
@@ -84,7 +84,7 @@ def test_a_finished_run_is_read_and_a_lost_stage_made_again_gives_the_same_figur
 
 
 def test_a_table_is_learned_from_and_the_model_beats_what_counts_only(walks, tmp_path):
-    options = ("--data", walks, "--epochs", 16, "--model.history-length", 12, "--model.session-length", 2,
+    options = ("--data", walks, "--epochs", 16, "--history-length", 12, "--session-length", 2,
                "--model.d-model", 16, "--model.d-ff", 16, "--model.loss", "ce", "--model.dropout", 0.0,
                "--fit.batch-size", 32, "--fit.lr", 0.02, "--ranking.at", 1, 10)  # fmt: skip
     summary = run("sasrec", tmp_path / "run", *options)
@@ -109,10 +109,11 @@ def test_mistakes_are_told_before_anything_is_trained(walks, tmp_path, capsys):
 
 
 def test_presets_have_the_published_sizes():
-    assert (sasrec().model.d_model, sasrec().model.num_layers, sasrec().model.history_length) == (50, 2, 200)
-    large = hstu_large().model
+    assert (sasrec().model.d_model, sasrec().model.num_layers, sasrec().history_length) == (50, 2, 200)
+    large = hstu_retrieval_large().model
     assert (large.num_layers, large.num_heads, large.d_qk, large.d_v) == (8, 2, 25, 25)
-    assert (hstu().model.num_negatives, hstu().model.temperature, hstu().fit.adam_beta2) == (128, 0.05, 0.98)
+    hstu = hstu_retrieval()
+    assert (hstu.model.num_negatives, hstu.model.temperature, hstu.fit.adam_beta2) == (128, 0.05, 0.98)
     assert metric_name("HR@10") == "recall@10" and metric_name("MRR@50") == "mrr"
     assert metric_name("cold NDCG@5") == "cold ndcg@5" and metric_name("Gini@10") == "gini"
 

@@ -6,14 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from feedgym.cli import main
+from feedgym.agents.tiger import Tiger
+from feedgym.cli import main, read_config
 from feedgym.data.events import Event
 from feedgym.experiments.presets import PRESETS
-from feedgym.experiments.retrieval.agents import TIGER_TOKENIZERS, _load_tiger, tiger_tokenizer
+from feedgym.experiments.retrieval.agents import fitted_tokenizer, load_recommender
 from feedgym.experiments.retrieval.data import Retrieval, read_log
-from feedgym.experiments.retrieval.presets import TigerSizes
-from feedgym.tokenizers.residual_kmeans import KMeansOptions
-from feedgym.tokenizers.rqvae import RQVAEOptions
+from feedgym.experiments.retrieval.experiment import plan
+from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
+from feedgym.tokenizers.rqvae import RQVAEConfig
 
 
 def test_windows_are_every_item_taken_with_what_came_before_it():
@@ -38,26 +39,32 @@ def test_windows_are_every_item_taken_with_what_came_before_it():
 @pytest.mark.parametrize(
     ("tokenizer", "options"),
     [
-        ("residual_kmeans", {"kmeans": KMeansOptions(assignment="nearest", collisions="counter", max_iterations=2)}),
-        ("rqvae", {"rqvae": RQVAEOptions(steps=3, latent_width=6, optimizer="adagrad", codebook="ema")}),
+        ("residual_kmeans", ResidualKMeansConfig(assignment="nearest", collisions="counter", max_iterations=2)),
+        ("rqvae", RQVAEConfig(steps=3, latent_width=6, optimizer="adagrad", codebook="ema")),
     ],
 )
 def test_options_of_a_tokenizer_reach_the_fitted_one(tokenizer, options, tmp_path):
-    config = PRESETS["tiger-smoke"]()
-    usual = {"kmeans": KMeansOptions(), "rqvae": TigerSizes().rqvae}
-    sizes = replace(config.model, tokenizer=tokenizer, num_codes=(4, 8), **usual | options)
+    given = replace(options, num_codes=(4, 8), seed=2)
+    config = replace(PRESETS["tiger-smoke"](), tokenizer=tokenizer, tokenizer_options=given, seed=5)
     content_IE = np.random.default_rng(0).normal(size=(24, 10)).astype(np.float32)
-    fitted = tiger_tokenizer(replace(config, model=sizes), content_IE, tmp_path)
-    (given,) = options.values()
-    assert vars(given).items() <= vars(fitted.config).items()
+    fitted = fitted_tokenizer(config, content_IE, tmp_path)
+    assert fitted.config == replace(given, seed=7)
+    with pytest.raises(ValueError, match="takes LSHConfig"):
+        replace(config, tokenizer="lsh")
+
+
+def test_positives_are_the_behaviours_of_the_run():
+    config = PRESETS["tiger-smoke"]()
+    other = replace(config, model=replace(config.model, positives=("like",)))
+    assert plan(other) == plan(config) and "model.positives" in plan(config).inert
 
 
 @pytest.mark.parametrize("tokenizer", ["rqvae", "random"])
 def test_tiger_is_trained_and_ranked_through_the_command_line(tokenizer, tmp_path):
-    unused = [] if tokenizer == "rqvae" else ["--model.rqvae.steps", "20000"]  # the smoke's own would be refused
-    main(["run", "tiger-smoke", "--run", str(tmp_path / "run"), "--model.tokenizer", tokenizer, *unused])
+    main(["run", "tiger-smoke", "--run", str(tmp_path / "run"), "--tokenizer", tokenizer])
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["ranked_by"]["tiger"] == "lists"
     assert np.isfinite(summary["agents"]["tiger"]["ndcg@10"]["mean"])
-    agent = _load_tiger(TIGER_TOKENIZERS[tokenizer], tmp_path / "run" / "stages" / "tiger")
-    assert agent.model.config.session_length == 1 and agent.trie.num_items == 80
+    config = read_config(tmp_path / "run")
+    agent = load_recommender(Tiger, config, tmp_path / "run" / "stages" / "tiger")
+    assert config.tokenizer == tokenizer and agent.model.config.session_length == 1 and agent.trie.num_items == 80

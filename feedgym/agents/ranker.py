@@ -39,7 +39,7 @@ class RankerSizes(Ranged):
 
 
 class RankerConfig(SizedConfig):
-    """A ranker as transformers keeps it: its sizes and tasks. ``num_items`` and ``profile_sizes`` come from the data."""
+    """A ranker as transformers keeps it. ``num_items`` and ``profile_sizes`` come from the data."""
 
     sizes = RankerSizes
 

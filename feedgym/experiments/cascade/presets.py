@@ -69,7 +69,7 @@ class RankerStage(Ranged):
     @property
     def label(self) -> str:
         """Its name for people."""
-        return plugins.resolve("ranker", self.kind).title
+        return plugins.title_of("ranker", self.kind)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -177,8 +177,9 @@ class MTGRRun(RankRun):
 
 
 def served_mtgr(**sizes: Any) -> MTGRSizes:
-    """Sizes of an MTGR that ranks a request's items at once: it decides when the request comes, and the history's last
-    day stands for the window before it.
+    """Sizes of an MTGR that serves: it decides on all of a request's items when the request comes.
+
+    The history's last day stands for the window before that.
     """
     return MTGRSizes(decided="request", real_time_s=DAY_S, **sizes)
 

@@ -115,12 +115,9 @@ def codes_stage(kind: type[SessionModel], config: TigerRun) -> AgentStage:
             model, curve = fit(model, examples, config.fit, config.epochs, config.seed, validate, work, step)
         return SessionRecommender(model, tokenizer), curve
 
-    chosen = [config.tokenizer, config.tokenizer_options, config.sliding_window]
-    return AgentStage(
-        train=train,
-        agent=Codec(_save_recommender, partial(load_recommender, kind, config)),
-        key=[sizes, lengths, chosen],
-    )
+    codes = [config.tokenizer, config.tokenizer_options, config.sliding_window]
+    kept = Codec(_save_recommender, partial(load_recommender, kind, config))
+    return AgentStage(train=train, agent=kept, key=[sizes, lengths, codes])
 
 
 def fitted_tokenizer(config: TigerRun, content_IE: Any, work: Path) -> CodeTokenizer:

@@ -171,7 +171,8 @@ def tiger_retrieval_smoke() -> TigerRun:
     """TIGER in seconds, on a small simulated log; its figures mean nothing."""
     sizes = TigerSizes(d_model=16, num_heads=2, head_width=8, encoder_layers=1, decoder_layers=1, d_ff=32)
     return replace(
-        tiger_retrieval(), model=sizes, tokenizer_options=RQVAEConfig(num_codes=(8, 16), steps=20), short_video=ShortVideoConfig(num_items=80), log=LogConfig(users=60, visits=3), epochs=1,
+        tiger_retrieval(), model=sizes, tokenizer_options=RQVAEConfig(num_codes=(8, 16), steps=20),
+        short_video=ShortVideoConfig(num_items=80), log=LogConfig(users=60, visits=3), epochs=1,
         fit=FitConfig(batch_size=64), ranking=RankingConfig(at=(5, 10)), sasrec_ce=False,
     )  # fmt: skip
 
