@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Collection
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from feedgym.protocols import load
 
@@ -127,6 +128,15 @@ def title_of(kind: str, name: str) -> str:
     return getattr(target, "title", described.__name__)
 
 
+def key_of(kind: str, name: str) -> Any:
+    """What decides the code that a name stands for: the name, and the source file of what is not feedgym's own."""
+    module = None if is_built_in(kind, name) else sys.modules.get(name.partition(":")[0])
+    file = getattr(module, "__file__", None)
+    if file is None or not Path(file).is_file():
+        return name
+    return [name, hashlib.sha256(Path(file).read_bytes()).hexdigest()]
+
+
 def config_type(kind: str, name: str) -> Any:
     """The dataclass of the options of what a name stands for, or None."""
     return getattr(resolve(kind, name), "Config", None)
@@ -141,13 +151,15 @@ def options_of(kind: str, name: str, options: Any = None) -> Any:
     wanted = None if is_folder(kind, name) else config_type(kind, name)
     if wanted is None:
         if options:
-            raise ValueError(f"{kind} {name!r} has no options, and got {options}; leave them out.")
+            raise ValueError(f"{kind} {name!r} has no options, and got {options}; give {kind}_options=None.")
         return None
     if options is None:
         return wanted()
     if isinstance(options, dict):
+        if unknown := options.keys() - {field.name for field in fields(wanted)}:
+            raise ValueError(f"{kind} {name!r} has no option {min(unknown)!r}; leave it out.")
         try:
-            return TypeAdapter(wanted, config=ConfigDict(extra="forbid")).validate_python(options)
+            return TypeAdapter(wanted).validate_python(options)
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"{kind}_options: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -13,7 +13,19 @@ import feedgym
 import feedgym.data.events
 
 ROOT = Path(feedgym.__file__).parent
-LAYERS = ("data", "protocols", "envs", "tokenizers", "agents", "rewards", "experiments", "api", "cli")
+LAYERS = (
+    "data",
+    "protocols",
+    "plugins",
+    "trust",
+    "envs",
+    "tokenizers",
+    "agents",
+    "rewards",
+    "experiments",
+    "api",
+    "cli",
+)
 BESIDE_EACH_OTHER = {"envs": "tokenizers", "tokenizers": "envs"}
 ABOVE_ALL = ("feedgym", "feedgym.__main__")
 ONLY_IN = {
@@ -82,7 +94,7 @@ def test_a_lower_layer_never_imports_a_higher_one(path):
     if module_name(path) in ABOVE_ALL:
         return
     here = layer(module_name(path))
-    rank = -1 if here is None else LAYERS.index(here)  # files in no layer (ranges, trust) are below all of them
+    rank = -1 if here is None else LAYERS.index(here)  # files in no layer (ranges) are below all of them
     for name in imported(path):
         there = layer(name) if name.startswith("feedgym.") else None
         if there is not None and there != here:

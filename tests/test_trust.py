@@ -134,17 +134,16 @@ def test_a_run_folder_that_names_code_is_refused(lab, capsys, config, says):
         assert not (lab / "new").exists()
 
 
-def test_what_the_command_names_itself_or_trusts_passes(lab):
-    config = replace(smoke(), reward="my_lab:Score", simulator="my_lab:Teen")
-    folder = lab / "my_lab:Teen"
-    for arguments in (["--reward", "my_lab:Score"], ["--reward=my_lab:Score"]):
+def test_what_the_command_names_itself_or_trusts_passes(tmp_path):
+    own, folder = {"reward": "toy_users:toy_reward", "simulator": "toy_users:ToyUsers"}, tmp_path / "toy_users:ToyUsers"
+    config = replace(smoke(), **own, simulator_options=None)
+    for arguments in (["--reward", own["reward"]], [f"--reward={own['reward']}"]):
         check_code(replace(config, simulator="short_video"), folder, False, arguments)
-        with pytest.raises(ValueError, match="my_lab:Teen"):  # the folder's own name is no word for it
+        with pytest.raises(ValueError, match=own["simulator"]):  # the folder's own name is no word for it
             check_code(config, folder, False, [*arguments, "--resume", str(folder)])
-    check_code(config, folder, True, [])
-    check_config(
-        replace(config, reward="reward_model", simulator=str(lab), simulator_options=None), folder
-    )  # a learned simulator's folder is data
+    assert check_code(config, folder, True, []) == config
+    learned = replace(config, reward="reward_model", simulator=str(tmp_path))
+    check_config(learned, folder)  # a learned simulator's folder is data
 
 
 def test_trust_itself_cannot_be_said_in_a_folder():

@@ -16,8 +16,8 @@ from feedgym.envs.logging import collect_log
 from feedgym.experiments.configs import LogConfig, LogSource
 from feedgym.experiments.progress import progress, say
 from feedgym.experiments.run import Codec, Plan
+from feedgym.plugins import is_built_in
 from feedgym.protocols import UserSimulator
-from feedgym.trust import BUILT_IN
 
 
 def _save_log(data: Data, folder: Path) -> None:
@@ -77,7 +77,7 @@ def simulator_key(simulator: str) -> Any:
     if not path.is_dir():
         return simulator
     ranker = ranker_named(product_of(path))
-    return [simulator, _digests(path), *([ranker] if ranker not in BUILT_IN["ranker"] | {None} else [])]
+    return [simulator, _digests(path), *([ranker] if ranker is not None and not is_built_in("ranker", ranker) else [])]
 
 
 def _digests(path: Path) -> list[tuple[str, str]]:

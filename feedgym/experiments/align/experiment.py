@@ -43,7 +43,7 @@ from feedgym.experiments.progress import progress, say
 from feedgym.experiments.report import write_report
 from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.run import Codec, Number, Plan, Run, Stage, json_of, with_record
-from feedgym.plugins import resolve, title_of
+from feedgym.plugins import key_of, resolve, title_of
 from feedgym.protocols import AlignmentMethod, Recommender
 from feedgym.rewards.model import RewardModel, auc_per_tower, fit_reward_model
 from feedgym.tokenizers.codes import CodeTokenizer
@@ -61,20 +61,22 @@ def plan(config: AlignConfig) -> Plan:
     if not config.ipa.rounds:
         plan.leave_out("method", "method_options", because="without rounds nothing is aligned")
     log = plan_world(plan, config)
-    codes = [config.tokenizer, config.tokenizer_options, config.seed]
+    codes = [key_of("tokenizer", config.tokenizer), config.tokenizer_options, config.seed]
     tokenizer = plan.stage("tokenizer", codes, (log,))
     cut = [config.session_length, config.history_length, config.split, config.split_seed, config.seed]
-    learned = [config.model, config.model_options, config.pretrain, config.sessions]
+    learned = [key_of("model", config.model), config.model_options, config.pretrain, config.sessions]
     base = plan.stage("base", learned + cut, (tokenizer,))
     reward = plan.stage("reward", [config.reward_model, *cut], (log,))
     plan.stage("reward-check", parents=(reward,))
-    scored = [config.sampling, config.weights, config.reward, config.reward_options]
+    scored = [config.sampling, config.weights, key_of("reward", config.reward), config.reward_options]
     drawn = [replace(config.ipa, rounds=0), config.rollouts.users_per_task, *scored, config.seed]
     snapshot = base
     for t in range(config.ipa.rounds + 1):
         sampled = plan.stage(f"sampled-{t}", drawn, (snapshot, reward))
         if t < config.ipa.rounds:
-            snapshot = plan.stage(f"aligned-{t + 1}", [config.method, config.method_options], (sampled,))
+            snapshot = plan.stage(
+                f"aligned-{t + 1}", [key_of("method", config.method), config.method_options], (sampled,)
+            )
     plan.stage("judged", [config.judge, *scored, config.ipa.beams], (base, snapshot, reward))
     return plan
 

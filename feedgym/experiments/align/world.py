@@ -34,7 +34,7 @@ from feedgym.experiments.evaluate import judge_offline, judge_online, session_di
 from feedgym.experiments.logs import data_path, plan_log, recorded_log, simulated_log, simulator_key
 from feedgym.experiments.progress import Step
 from feedgym.experiments.run import Plan
-from feedgym.plugins import is_folder, resolve, title_of
+from feedgym.plugins import is_folder, key_of, resolve, title_of
 from feedgym.protocols import Recommender, SessionReward, UserSimulator, take_users
 
 HELD_OUT = 0.1
@@ -46,7 +46,7 @@ TRUTH_USERS = 25
 
 def plan_world(plan: Plan, config: AlignConfig) -> str:
     """The stage of an alignment's log."""
-    users = [simulator_key(config.simulator), _seeded_users(config)]
+    users = [key_of("simulator", config.simulator), simulator_key(config.simulator), _seeded_users(config)]
     simulated = [users, config.log, config.session_length, config.seed]
     return plan_log(plan, config, simulated, "simulator", "simulator_options")
 
