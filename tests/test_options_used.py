@@ -27,19 +27,11 @@ NO_USE_IN = {"feedgym.experiments.memory", "feedgym.ranges", "feedgym.trust"}
 
 UNPACKED = {
     "feedgym.agents.fit:FitConfig": ("feedgym.agents.pretrain:PretrainConfig",),
-    "feedgym.experiments.presets:ModelConfig": ("feedgym.agents.onerec:OneRecConfig",),
-    "feedgym.experiments.presets:TigerSize": ("feedgym.agents.tiger:TigerConfig",),
-    "feedgym.experiments.presets:HSTUSize": ("feedgym.agents.hstu:HSTUConfig",),
-    "feedgym.experiments.rank.presets:HSTURankerSizes": ("feedgym.agents.hstu_rank:HSTURankerConfig",),
-    "feedgym.experiments.rank.presets:GenRankSizes": ("feedgym.agents.genrank:GenRankConfig",),
-    "feedgym.experiments.rank.presets:MTGRSizes": ("feedgym.agents.mtgr:MTGRConfig",),
-    "feedgym.experiments.retrieval.presets:TigerSizes": ("feedgym.agents.tiger:TigerConfig",),
 }
 """Configurations that are unpacked where the sources do not say into which."""
 
 OPEN = {
     "feedgym.cli:_inspect.options": ["feedgym.cli:InspectArguments"],
-    "feedgym.experiments.rank.agents:rows_of.config": ["feedgym.experiments.rank.presets:RankRun"],
     "feedgym.agents.session_model:from_tokenizer.config": [
         "feedgym.agents.onerec:OneRecConfig",
         "feedgym.agents.tiger:TigerConfig",
@@ -49,9 +41,6 @@ OPEN = {
 
 NOT_READ = {
     "feedgym.agents.tiger:TigerConfig.initializer_range": "transformers' _init_weights reads it",
-    "feedgym.experiments.rank.presets:SequenceRankerSizes.contents": "an argument of rank_agents.untrained()",
-    "feedgym.experiments.rank.presets:HSTURankerSizes.contents": "the same",
-    "feedgym.experiments.rank.presets:GenRankSizes.contents": "the same",
 }
 """Options that are used and not read as attributes, each with its use."""
 
@@ -67,6 +56,12 @@ class Class:
     fields: dict[str, ast.expr] = field(default_factory=dict)
     """Annotated names of the body."""
     methods: dict[str, ast.FunctionDef] = field(default_factory=dict)
+
+    def assigned(self, *names):
+        """What the body gives the attributes of such names: those of classes, without their modules."""
+        for node in self.node.body:
+            if isinstance(node, ast.Assign) and node.targets[0].id in names:
+                yield _last(node.value)
 
 
 class Sources:
@@ -133,7 +128,14 @@ class Sources:
         for above in reversed(self.mro[key]):
             if above in self.classes:
                 found |= self.classes[above].fields
+        found |= {name: ast.Constant(None) for sizes in self.sizes(key) for name in self.options(sizes)}
         return [name for name, hint in found.items() if "ClassVar" not in ast.unparse(hint)]
+
+    def sizes(self, key):
+        """The configurations whose fields are fields of a model's, too (SizedConfig)."""
+        known = self.classes[key]
+        found = {f"{self.resolve(known.module, name)}" for name in known.assigned("sizes")}
+        return found & set(self.classes)
 
     # ------------------------------------------------------------ types
 
@@ -182,10 +184,9 @@ class Sources:
         if name == "config":  # a base class's is that of its subclasses
             related = [self.classes[other] for other in self.related[key] if other in self.classes]
             found = {
-                f"{self.resolve(known.module, _last(n.value))}"
+                f"{self.resolve(known.module, name)}"
                 for known in related
-                for n in known.node.body
-                if isinstance(n, ast.Assign) and n.targets[0].id in ("config_class", "config_type")
+                for name in known.assigned("config_class", "Config")
             }
             if found & set(self.classes):
                 return found & set(self.classes)
@@ -301,10 +302,12 @@ class Scope:
 
     def _call(self, node):
         name = _last(node.func)
-        if name in ("replace", "copy", "deepcopy", "next", "iter", "enumerate", "zip") and node.args:
+        if name in ("replace", "with_num_codes", "copy", "deepcopy", "next", "iter", "enumerate", "zip") and node.args:
             return set().union(*map(self.type_of, node.args))
         if name == "seeded" and node.args:
             return self.type_of(node.args[0])
+        if name == "_parse_run":
+            return {"feedgym.cli:RunOptions", UNKNOWN}
         if name == "_parse":
             return {t.removeprefix("type ") for t in self.type_of(node.args[0])}
         if isinstance(node.func, ast.Name) and node.func.id not in self.names:
@@ -400,6 +403,9 @@ def unused(reads, unpacked):
     for kind, other in (*reads.unpacked, *((kind, other) for kind, others in unpacked.items() for other in others)):
         if kind in configs and other in configs:
             into[kind].add(other)
+    for config in configs:
+        for sizes in sources.sizes(config):
+            into[sizes].add(config)
 
     def is_read(key, name, seen=()):
         """Whether a configuration's field is read, also in a class above or below, or where it is unpacked to."""
@@ -408,7 +414,12 @@ def unused(reads, unpacked):
         further = {other for kind in sources.related[key] for other in into.get(kind, ())} - {key, *seen}
         return any(name in configs[other] and is_read(other, name, (*seen, key)) for other in further)
 
-    return {f"{key}.{name}" for key, names in configs.items() for name in names if not is_read(key, name)}
+    return {
+        f"{key}.{name}"
+        for key, names in configs.items()
+        for name in names
+        if not any(name in configs[sizes] for sizes in sources.sizes(key)) and not is_read(key, name)
+    }
 
 
 @functools.cache
@@ -461,7 +472,7 @@ def test_all_configurations_of_experiments_and_commands_are_walked():
         key = f"{kind.__module__}:{kind.__qualname__}"
         assert sources.is_config(key)
         assert sources.options(key) == [f.name for f in fields(kind)], key
-    assert {"feedgym.cli:RunArguments", "feedgym.cli:InspectArguments"} <= set(sources.classes)  # inside of functions
+    assert "feedgym.cli:InspectArguments" in sources.classes  # inside of a function
 
 
 OPTIONS = """

@@ -220,7 +220,7 @@ class HSTU(SequenceModel):
         return cls(settings(**sizes, num_items=tokenizer.num_items))
 
     @classmethod
-    def for_log(cls, sizes: Any, *, profile_sizes: tuple[int, ...], has_time: bool, **known: Any) -> Self:
+    def for_log(cls, sizes: HSTUSizes, *, profile_sizes: tuple[int, ...], has_time: bool, **known: Any) -> Self:
         """See the base."""
         settings: Any = HSTUConfig
         use_time = {"use_time": sizes.use_time and has_time}

@@ -146,7 +146,7 @@ class MTGR(Ranker):
         self.post_init()
 
     @classmethod
-    def for_catalog(cls, sizes: Any, catalog: Catalog, **known: Any) -> Self:
+    def for_catalog(cls, sizes: MTGRSizes, catalog: Catalog, **known: Any) -> Self:
         """See the base; cross features need the items' groups."""
         config: Any = MTGRConfig
         return cls(config(**vars(sizes), **known), item_kinds(catalog) if sizes.cross_features else None)

@@ -185,7 +185,7 @@ class SequenceRanker(Ranker):
         self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, config.num_outputs))
 
     @classmethod
-    def for_catalog(cls, sizes: Any, catalog: Catalog, **known: Any) -> Self:
+    def for_catalog(cls, sizes: SequenceRankerSizes, catalog: Catalog, **known: Any) -> Self:
         """See the base; the items' contents are handed over if ``sizes.contents`` says so."""
         config: Any = cls.config_class
         if not sizes.contents:

@@ -19,7 +19,7 @@ from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.cascade.presets import CascadeRun
 from feedgym.experiments.configs import LogConfig
 from feedgym.experiments.rank.presets import RankRun
-from feedgym.experiments.retrieval.presets import RetrievalConfig, TigerSizes
+from feedgym.experiments.retrieval.presets import RetrievalConfig
 from feedgym.experiments.rl.presets import RLConfig
 from feedgym.experiments.simulator.presets import LearnedRun
 from feedgym.tokenizers.codes import codes_for
@@ -95,9 +95,8 @@ def needs(config: Any) -> Iterator[Need]:
     elif isinstance(config, RankRun):
         yield from _ranking(config)
     elif isinstance(config, CascadeRun):
-        model, ranker = config.retriever.model, config.ranker
-        yield _model("retriever.model", model, 0)
-        yield _model("ranker", ranker, 0)
+        yield _model("retriever.model", config.retriever.model, 0)
+        yield _model("ranker.model", config.ranker.model, 0)
         yield _judge(config)
     elif isinstance(config, LearnedRun):
         yield _log(config.log, config.session_length)
@@ -168,25 +167,27 @@ def _rl(config: RLConfig) -> Iterator[Need]:
 
 
 def _retrieval(config: RetrievalConfig) -> Iterator[Need]:
-    model: Any = config.model  # type: ignore[attr-defined]
+    model = config.model
     yield from _data(config)
     items = 0 if config.data else config.short_video.num_items
-    is_tiger = isinstance(model, TigerSizes)
-    yield _model("model", model, sum(model.num_codes) if is_tiger else items)
-    yield Need("the weights of one sequence's attention", ("model.history_length", "model.num_heads"),
-               model.history_length**2 * model.num_heads * 4)  # fmt: skip
-    if not is_tiger and model.loss != "ce":
+    codes = getattr(config, "tokenizer_options", None)
+    yield _model("model", model, sum(getattr(codes, "num_codes", None) or codes_for(items)) if codes else items)
+    yield _attention(config)
+    if getattr(model, "loss", "ce") != "ce":
         rows = min(config.fit.batch_size, config.log.users if config.data is None else 1)
         options = ("fit.batch_size", "model.num_negatives", "model.d_model")
         yield Need("a batch's negatives", options, rows * model.num_negatives * model.d_model * 4)
 
 
 def _ranking(config: RankRun) -> Iterator[Need]:
-    model: Any = config.model  # type: ignore[attr-defined]
     yield from _data(config)
-    yield _model("model", model, 0 if config.data else config.short_video.num_items)
-    yield Need("the weights of one sequence's attention", ("model.history_length", "model.num_heads"),
-               model.history_length**2 * model.num_heads * 4)  # fmt: skip
+    yield _model("model", config.model, 0 if config.data else config.short_video.num_items)
+    yield _attention(config)
+
+
+def _attention(config: Any) -> Need:
+    num_bytes = config.history_length**2 * config.model.num_heads * 4
+    return Need("the weights of one sequence's attention", ("history_length", "model.num_heads"), num_bytes)
 
 
 def _data(config: Any) -> Iterator[Need]:
