@@ -170,8 +170,9 @@ def _train(config: LearnedRun, kind: type[Ranker], parts: Parts, work: Path) -> 
     count_B = train.batch.behaviours_NKB[real_NK].sum(0).tolist()
     tasks = tuple(name for name, count in zip(BEHAVIOURS, count_B, strict=True) if count >= config.min_events)
     torch.manual_seed(config.seed)
+    settings: Any = kind.config_class
     model = kind(
-        kind.config_class(
+        settings(
             num_items=parts.catalog.num_items,
             profile_sizes=parts.log.profile_sizes,
             d_model=config.d_model,
