@@ -23,7 +23,7 @@ from feedgym.agents.generation import GenerativeRecommender, SamplingConfig
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.envs.feed import judging, make_simulator
 from feedgym.envs.luck import user_seeds
-from feedgym.experiments.align.agents import Finished, agents_of
+from feedgym.experiments.align.agents import FinishedRun, agents_of
 from feedgym.experiments.evaluate import references, serve
 from feedgym.experiments.progress import progress
 from feedgym.experiments.run import write_json
@@ -32,7 +32,7 @@ from feedgym.experiments.statistics import interval, resampling_counts
 METRICS = ("true_reward", "watch_s", "session_items", "return_24h", "click_rate", "like_rate")
 
 
-def contestants(run: Finished) -> dict[str, Any]:
+def contestants(run: FinishedRun) -> dict[str, Any]:
     """The agents: references, neighbours, and the run's two models at three temperatures and by search."""
     config, log, catalog = run.config, run.log, run.catalog
     agents = references(log, catalog, config)

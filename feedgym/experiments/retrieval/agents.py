@@ -115,7 +115,7 @@ def codes_stage(kind: type[SessionModel], config: TigerRun) -> AgentStage:
             model, curve = fit(model, examples, config.fit, config.epochs, config.seed, validate, work, step)
         return SessionRecommender(model, tokenizer), curve
 
-    codes = [config.tokenizer, config.tokenizer_options, config.sliding_window]
+    codes = [plugins.key_of("tokenizer", config.tokenizer), config.tokenizer_options, config.sliding_window]
     kept = Codec(_save_recommender, partial(load_recommender, kind, config))
     return AgentStage(train=train, agent=kept, key=[sizes, lengths, codes])
 
