@@ -33,6 +33,7 @@ OTHER: dict[str, list[Any]] = {
     "feedback_enjoyment": [(1.0,) * 5],
     "behaviours": [("like",)],
     "tasks": [("like",)],
+    "stochastic_alpha": [1.5],
 }
 """Other values of fields whose type does not say which there are."""
 
