@@ -29,6 +29,12 @@ _MODULE_OF = {
     "RewardWeights": "feedgym.envs.truth",
     "collect_log": "feedgym.envs.logging",
     "check_simulator": "feedgym.envs.check",
+    "GenerativeAgent": "feedgym.protocols",
+    "AlignmentMethod": "feedgym.protocols",
+    "align": "feedgym.api",
+    "pretrain": "feedgym.api",
+    "evaluate": "feedgym.api",
+    "simulate": "feedgym.api",
 }
 __all__ = ["register", *_MODULE_OF]
 

@@ -8,11 +8,9 @@ Ctrl-C leaves a run that ``--resume`` continues.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import os
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +25,8 @@ import tyro
 from annotated_types import Interval
 from tyro.conf import Positional
 
+from feedgym import api
+from feedgym.api import new_folder, prepare_libraries
 from feedgym.ranges import Count, CountOrZero, Length, Ranged, Seed, Share, Visits
 
 MISTAKE, INTERRUPTED = 2, 130
@@ -34,21 +34,6 @@ NO_TENSORS = (
     "A checkpoint in the run's folder holds other things than tensors and was not read; make its stage again with "
     "feedgym stage NAME --run FOLDER --redo."
 )
-RUNS = Path("runs")
-EXPERIMENTS = {
-    "AlignConfig": "feedgym.experiments.align.experiment",
-    "RLConfig": "feedgym.experiments.rl.experiment",
-    "SASRecRun": "feedgym.experiments.retrieval.experiment",
-    "HSTURun": "feedgym.experiments.retrieval.experiment",
-    "TigerRun": "feedgym.experiments.retrieval.experiment",
-    "HSTURankRun": "feedgym.experiments.rank.experiment",
-    "GenRankRun": "feedgym.experiments.rank.experiment",
-    "MTGRRun": "feedgym.experiments.rank.experiment",
-    "CascadeRun": "feedgym.experiments.cascade.experiment",
-    "LearnedRun": "feedgym.experiments.simulator.experiment",
-}
-"""The module of each kind of configuration; it has ``experiment(config, run)`` and ``plan(config)``, its stages."""
-
 ArgumentsT = TypeVar("ArgumentsT")
 
 
@@ -89,24 +74,6 @@ def overview() -> str:
             "`feedgym COMMAND --help` explains a command. Start with `feedgym demo`.",
         ]
     )
-
-
-def prepare_libraries() -> None:
-    """Settings the libraries below read when they are first imported.
-
-    One style of progress: their own bars and notes are off. Nothing is downloaded. OpenMP's threads sleep while they
-    wait: spinning, they slow training eightfold as soon as another process wants one of two cores.
-    """
-    for variable, value in {
-        "OMP_WAIT_POLICY": "passive",
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TOKENIZERS_PARALLELISM": "false",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }.items():
-        os.environ.setdefault(variable, value)
 
 
 def _parse(kind: type[ArgumentsT], command: str, arguments: Sequence[str], default: Any = None) -> ArgumentsT:
@@ -372,38 +339,21 @@ def check_code(config: Any, folder: Path, trust: bool, arguments: Sequence[str])
     return completed(config)
 
 
-def _kind_of(config: Any) -> Any:
-    """The module of a configuration's kind of experiment."""
-    return importlib.import_module(EXPERIMENTS[type(config).__name__])
-
-
 def _experiment(title: str, config: Any, folder: Path | None, resume: Path | None, **run_options: Any) -> None:
-    """Run an experiment in a new folder, or go on in an old one."""
+    """Run an experiment in a new folder, or go on in an old one, and print its table."""
     if resume is not None and folder not in (None, resume):
         raise ValueError("Give either --run for a new run or --resume for an old one, not both.")
-    folder = resume or folder or RUNS / f"{title}-{time.strftime('%Y%m%d-%H%M%S')}"
-    from feedgym.experiments.memory import check_memory
+    folder = resume or folder or new_folder(title)
+    from feedgym.experiments.launch import launch
     from feedgym.experiments.presets import COMPARISONS, PRESETS
     from feedgym.experiments.report import agents_table
-    from feedgym.experiments.run import Run
 
-    check_memory(config)
-    is_new = not folder.exists() or not any(folder.iterdir())
-    kind = _kind_of(config)
-    record = Run(folder, config, kind.plan(config), resume=resume is not None, **run_options)
     try:
-        summary = kind.experiment(config, record)
+        summary = launch(config, folder, resume=resume is not None, **run_options)
     except KeyboardInterrupt:
         command = f"run {title}" if title in PRESETS else f"compare {title}" if title in COMPARISONS else "demo"
         print(f"Stopped. To go on: feedgym {command} --resume {folder}", file=sys.stderr)
         raise
-    except ValueError:
-        if is_new and set(record.seconds) <= {"log"}:  # refused before any training: leave nothing behind
-            record.close()
-            shutil.rmtree(folder)
-        raise
-    finally:
-        record.close()
     from rich.console import Console
 
     Console().print(agents_table(summary))
@@ -560,8 +510,8 @@ class SimulateArguments(Ranged):
 
     out: Path
     """Folder to write to."""
-    simulator: str = "feedgym.envs.short_video:ShortVideo"
-    """Import path of the user simulator, or the folder of a learned one."""
+    simulator: str = "short_video"
+    """The users: short_video, one of RecSim's, an import path, or the folder of a learned simulator."""
     trust: bool = False
     """Import the ranker that a learned simulator's folder names though it is not feedgym's own: only where you trust
     who made it."""
@@ -583,29 +533,9 @@ def simulate(arguments: Sequence[str]) -> None:
     """Write the event log of simulated users."""
     options = _parse(SimulateArguments, "simulate", arguments)
     from feedgym.data.events import BEHAVIOURS, Event
-    from feedgym.data.parquet import write_catalog, write_log
-    from feedgym.envs.feed import make_simulator
-    from feedgym.envs.logging import collect_log
-    from feedgym.envs.logging_policy import LoggingConfig
-    from feedgym.experiments.memory import check_simulated
-    from feedgym.experiments.progress import progress
 
-    check_simulated(options)
-    simulator = make_simulator(options.simulator, trust=options.trust)
-    served = LoggingConfig(popularity_share=options.popularity_share, random_share=options.random_share)
-    with progress("Simulating") as step:
-        log = collect_log(
-            simulator,
-            num_users=options.users,
-            num_visits=options.visits,
-            session_length=options.session_length,
-            seed=options.seed,
-            config=served,
-            progress=step,
-        )
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_catalog(simulator.catalog, options.out / "catalog.parquet")
-    write_log(log, options.out / "events.parquet")
+    given = {name: value for name, value in vars(options).items() if name not in ("simulator", "users")}
+    log, _ = api.simulate(options.simulator, num_users=options.users, **given)
     seen = (log.event == Event.IMPRESSION) & log.examined
     rates = ", ".join(f"{name} {log.behaviours[seen, b].mean():.2%}" for b, name in enumerate(BEHAVIOURS))
     print(f"{options.users:,} users, {(log.event == Event.LOGIN).sum():,} visits, {seen.sum():,} items seen: {rates}")
@@ -649,7 +579,7 @@ def realism(arguments: Sequence[str]) -> None:
     from feedgym.experiments.memory import check_simulated
     from feedgym.experiments.simulator.realism import read_side, realism, table_of, write_realism
 
-    check_simulated(options)
+    check_simulated(users=options.users, visits=options.visits, session_length=options.session_length)
     sizes = {name: getattr(options, name) for name in ("users", "visits", "session_length", "seed", "trust")}
     a, b = read_side(options.a, **sizes), read_side(options.b, **sizes)
     found = realism((options.a, options.b), a, b, seed=options.seed)

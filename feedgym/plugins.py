@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
+import uuid
 from collections.abc import Collection
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import joblib
 from pydantic import TypeAdapter, ValidationError
 
 from feedgym.protocols import load
@@ -60,6 +62,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
 
 OBJECT = "object "
 """How the names of objects that a program handed over begin."""
+UNTOLD = "unlike any other"
+"""What their names say where nothing tells one from another."""
 _objects: dict[str, Any] = {}
 
 
@@ -94,31 +98,47 @@ def resolve(kind: str, name: str) -> Any:
     return load(BUILT_IN[kind].get(name, name))
 
 
+def made(kind: str, given: Any) -> Any:
+    """What was given, or what its name stands for; a simulator's folder stays its name."""
+    return resolve(kind, given) if isinstance(given, str) and not is_folder(kind, given) else given
+
+
 def named(kind: str, given: Any) -> str:
     """The name of what was given: a name as it is, or a name for an object, class or function, for this process.
 
-    The name holds a hash of the source of its class (and of its configuration, where it has one in ``config``), so
-    stages made with another version of it are made again.
+    The name holds a hash of the source of its module and of its state, so stages made with another are made again. It
+    is a new one each time where these cannot be had: a run with such an object cannot be resumed.
     """
     if isinstance(given, str):
         return given
     described = given if inspect.isclass(given) or inspect.isroutine(given) else type(given)
-    path = f"{described.__module__}:{described.__qualname__}"
     try:
-        source = inspect.getsource(inspect.getmodule(described) or described)
-    except (OSError, TypeError):
-        source = path
-    facts = repr(getattr(given, "config", None) if is_dataclass(getattr(given, "config", None)) else None)
-    name = f"{OBJECT}{path} {hashlib.sha256((source + facts).encode()).hexdigest()[:12]}"
+        told = hashlib.sha256(_source_of(described).encode() + _state_of(given).encode()).hexdigest()[:12]
+    except Exception:  # sources of a notebook, state that cannot be hashed: whatever pickle raises
+        told = f"{UNTOLD} {uuid.uuid4().hex[:12]}"
+    name = f"{OBJECT}{described.__module__}:{described.__qualname__} {told}"
     _objects[name] = given
     return name
 
 
-def is_keyed(given: Any) -> bool:
-    """Whether the name of an object tells all that it is: it is code, or has a dataclass ``config`` or no state."""
-    if isinstance(given, str) or inspect.isclass(given) or inspect.isroutine(given):
-        return True
-    return is_dataclass(getattr(given, "config", None)) or not getattr(given, "__dict__", None)
+def _source_of(described: Any) -> str:
+    """The source of a class's or function's module, or its own where it was typed into an interpreter."""
+    module: Any = inspect.getmodule(described)
+    return inspect.getsource(module if getattr(module, "__file__", None) else described)
+
+
+def _state_of(given: Any) -> str:
+    """A hash of what an object holds.
+
+    It is its ``config``, if that is a dataclass, or all that it has; of a function, its defaults and closure.
+    """
+    if inspect.isclass(given):
+        return ""
+    if inspect.isroutine(given):
+        closed = [cell.cell_contents for cell in getattr(given, "__closure__", None) or ()]
+        return joblib.hash([getattr(given, "__defaults__", None), getattr(given, "__kwdefaults__", None), closed])
+    config = getattr(given, "config", None)
+    return joblib.hash(vars(config) if is_dataclass(config) else vars(given))
 
 
 def title_of(kind: str, name: str) -> str:
@@ -139,7 +159,8 @@ def key_of(kind: str, name: str) -> Any:
 
 def config_type(kind: str, name: str) -> Any:
     """The dataclass of the options of what a name stands for, or None."""
-    return getattr(resolve(kind, name), "Config", None)
+    target = resolve(kind, name)
+    return getattr(target, "Config", None) if inspect.isclass(target) or inspect.isroutine(target) else None
 
 
 def options_of(kind: str, name: str, options: Any = None) -> Any:
@@ -181,6 +202,11 @@ def fill_in(config: Any, kinds: Collection[str], *, foreign: bool = False) -> No
         if foreign or is_built_in(kind, name) or name in _objects or is_folder(kind, name) or ":" not in name:
             options = options_of(kind, name, getattr(config, f"{kind}_options"))
             object.__setattr__(config, f"{kind}_options", options)
+
+
+def untold(config: Any) -> list[str]:
+    """The kinds of plug-ins in a configuration that nothing tells from others: a run with them cannot be resumed."""
+    return [kind for kind in getattr(config, "PLUGINS", ()) if UNTOLD in getattr(config, kind)]
 
 
 def completed(config: Any) -> Any:

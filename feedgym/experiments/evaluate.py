@@ -60,6 +60,17 @@ class JudgedConfig(Protocol):
     def judge(self) -> JudgeConfig: ...  # noqa: D102
 
 
+@dataclass(frozen=True, kw_only=True)
+class JudgedAs:
+    """Just that, where no experiment is configured."""
+
+    seed: int
+    session_length: int
+    history_length: int
+    weights: RewardWeights
+    judge: JudgeConfig
+
+
 @dataclass(frozen=True, eq=False)
 class Served:
     """What happened to U users under one agent.

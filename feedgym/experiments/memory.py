@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from functools import reduce
 from itertools import pairwise
 from math import prod
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import psutil
@@ -59,17 +60,20 @@ def check_memory(config: Any) -> None:
     _refuse(config, needs(config))
 
 
-def check_simulated(config: Any) -> None:
+def check_simulated(*, users: int, visits: int, session_length: int) -> None:
     """Refuse a simulated log that cannot fit into this machine's memory.
 
     Args:
-        config: has ``users``, ``visits`` and ``session_length``.
+        users: how many.
+        visits: of each.
+        session_length: K.
 
     Raises:
         ValueError: as for :func:`check_memory`.
     """
-    num_bytes = log_bytes(config.users, config.visits, config.session_length)
-    _refuse(config, [Need("the log", ("users", "visits", "session_length"), num_bytes)])
+    num_bytes = log_bytes(users, visits, session_length)
+    given = SimpleNamespace(users=users, visits=visits, session_length=session_length)
+    _refuse(given, [Need("the log", ("users", "visits", "session_length"), num_bytes)])
 
 
 def _refuse(config: Any, needs: Iterable[Need]) -> None:

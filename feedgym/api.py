@@ -1,0 +1,359 @@
+"""feedgym from Python: align, pretrain, evaluate and simulate. The command line is a thin shell over these functions.
+
+Wherever the command line takes a name or an import path, objects, classes and functions of yours do as well::
+
+    result = feedgym.align(users=MyUsers(), reward=my_reward, rounds=2, run="runs/mine")
+    print(result.lift("true_reward"))
+
+A folder that holds a run is gone on with: what was made under the same configuration is read, and the rest is made. An
+object of yours is told from another by the source of its module and a hash of its state; where neither can be had, the
+run says that it cannot be resumed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from feedgym.data.events import Catalog, EventLog
+    from feedgym.experiments.align.agents import FinishedRun
+    from feedgym.protocols import Recommender
+
+RUNS = Path("runs")
+
+
+def new_folder(title: str) -> Path:
+    """A run folder that does not exist yet."""
+    return RUNS / f"{title}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def prepare_libraries() -> None:
+    """Settings the libraries below read when they are first imported.
+
+    One style of progress: their own bars and notes are off. Nothing is downloaded. OpenMP's threads sleep while they
+    wait: spinning, they slow training eightfold as soon as another process wants one of two cores.
+    """
+    for variable, value in {
+        "OMP_WAIT_POLICY": "passive",
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }.items():
+        os.environ.setdefault(variable, value)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        folder: where everything was written.
+        summary: its figures, as in ``summary.json``.
+    """
+
+    folder: Path
+    summary: dict[str, Any] = field(repr=False)
+
+    @cached_property
+    def finished(self) -> FinishedRun:
+        """Agents, reward, world, log and items of an alignment, read back from the folder."""
+        from feedgym.experiments.align.agents import agents_of
+
+        return agents_of(self.folder, trust=True)
+
+    @property
+    def agents(self) -> dict[str, Recommender]:
+        """Of an alignment: "base", as pretrained, and "aligned", after the last round."""
+        return self.finished.agents
+
+    @property
+    def log(self) -> EventLog:
+        """Of an alignment: the event log that its agents learned from."""
+        return self.finished.log
+
+    def lift(self, metric: str = "true_reward") -> dict[str, float]:
+        """How much more the aligned agent has of a metric than the base: mean, low and high, relative."""
+        return self.summary["lift"][metric]
+
+    def report(self) -> Path:
+        """The page that shows the run in a browser."""
+        return self.folder / "report.html"
+
+
+def align(
+    *,
+    users: Any = None,
+    data: str | Path | None = None,
+    model: Any = None,
+    tokenizer: Any = None,
+    reward: Any = None,
+    method: Any = None,
+    rounds: int | None = None,
+    seed: int | None = None,
+    preset: str | Any = "onerec-ipa",
+    options: Mapping[str, Any] | None = None,
+    run: str | Path | None = None,
+    store: str | Path | None = None,
+    track: bool = True,
+) -> Result:
+    """Pretrain an agent on a log, align it round by round, and judge it by the truth where there is one.
+
+    Args:
+        users: who leave the log and judge: a name, an import path, a learned simulator's folder, or a UserSimulator.
+        data: a recorded log instead; nobody then knows the truth.
+        model: "onerec", "tiger", "hstu", an import path or a class that follows GenerativeAgent.
+        tokenizer: a name, an import path, or an ItemTokenizer or its class.
+        reward: what scores the sessions: a name, an import path, a SessionReward, or a function of histories and
+            sessions, or what makes one out of any of catalog, log and reward_model.
+        method: how scored sessions become an update: a name, an import path, or an AlignmentMethod or its class.
+        rounds: rounds of alignment.
+        seed: decides everything.
+        preset: what all else is taken from: a preset's name, or a whole configuration.
+        options: further options by the names of the command line, e.g. {"log.users": 500, "method.beta": 0.3}.
+        run: the folder; a new one under runs/ if left out. One that holds a run is gone on with.
+        store: a folder that keeps stages for many runs.
+        track: keep a Weights & Biases record (offline unless WANDB_MODE says otherwise).
+
+    Returns:
+        The finished run.
+
+    Raises:
+        ValueError: a name or an option is unknown, or parts do not fit each other.
+    """
+    given = {"simulator": users, "model": model, "tokenizer": tokenizer, "reward": reward, "method": method}
+    if preset == "onerec-ipa" and model in ("tiger", "hstu"):  # whose preset brings the codes that it wants
+        preset = f"{model}-ipa"
+    config = _with_plugins(_preset(preset), given)
+    changes = {"data": None if data is None else str(data), "seed": seed, "ipa.rounds": rounds, **(options or {})}
+    config = _changed(config, {name: value for name, value in changes.items() if value is not None})
+    return _run(config, "align", run, store=store, tracker=track, trust=True)
+
+
+def pretrain(
+    model: str = "sasrec",
+    *,
+    data: str | Path | None = None,
+    seed: int | None = None,
+    preset: str | Any = None,
+    options: Mapping[str, Any] | None = None,
+    run: str | Path | None = None,
+    store: str | Path | None = None,
+    track: bool = True,
+) -> Result:
+    """Train a model on a log and judge it offline, without any alignment.
+
+    Args:
+        model: "sasrec", "hstu" or "tiger" (next items), "genrank", "hstu-rank" or "mtgr" (what a user does with an
+            item), or "onerec" (sessions; judged as in an alignment of no round).
+        data: a recorded log; simulated users leave one if it is left out.
+        seed: decides everything.
+        preset: a preset's name, such as "sasrec-small", or a whole configuration, in place of the model's own.
+        options: further options by the names of the command line.
+        run: as for :func:`align`.
+        store: as for :func:`align`.
+        track: as for :func:`align`.
+
+    Raises:
+        ValueError: as for :func:`align`.
+    """
+    config = _preset(preset or ("onerec-ipa" if model == "onerec" else model))
+    changes: dict[str, Any] = {"ipa.rounds": 0} if hasattr(config, "ipa") else {}
+    changes |= {"data": None if data is None else str(data), "seed": seed, **(options or {})}
+    config = _changed(config, {name: value for name, value in changes.items() if value is not None})
+    return _run(config, f"pretrain-{model}", run, store=store, tracker=track, trust=True)
+
+
+def evaluate(
+    agents: Any,
+    *,
+    users: Any = "short_video",
+    num_users: int | None = None,
+    visits: int | None = None,
+    seed: int | None = None,
+    beams: int | None = None,
+    history_length: int = 40,
+    weights: Any = None,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Serve agents to fresh simulated users, all to the same with the same luck, beside the oracle where there is one.
+
+    Args:
+        agents: the folder of a finished run, whose agents are judged again and whose summary and report are rewritten;
+            or a Recommender, or several by name.
+        users: whom they serve, as in :func:`align`; a run has its own.
+        num_users: fresh users; 1,000, or those of the run, if left out.
+        visits: visits per user, unless they churn earlier; 8, or those of the run, if left out.
+        seed: another seed is another population.
+        beams: of a run: width of the search by which its agents serve in the second judgement; 0 leaves it out.
+        history_length: T, events of the history that agents see; a run has its own.
+        weights: :class:`feedgym.RewardWeights` of the true reward; a run has its own.
+        trust: of a run: import what its folder names.
+
+    Returns:
+        Every agent's metrics, each with its mean and the ends of its 95% interval over users; of a run its summary.
+
+    Raises:
+        ValueError: the folder holds no finished run, or agents write sessions of different lengths.
+    """
+    if isinstance(agents, (str, Path)):
+        return _evaluate_run(Path(agents), num_users, visits, seed, beams, trust)
+    from feedgym.envs.feed import make_simulator
+    from feedgym.envs.luck import user_seeds
+    from feedgym.envs.truth import RewardWeights
+    from feedgym.experiments.configs import JudgeConfig
+    from feedgym.experiments.evaluate import JudgedAs, serve_all
+    from feedgym.experiments.statistics import interval, resampling_counts
+    from feedgym.plugins import made
+
+    agents = agents if isinstance(agents, Mapping) else {type(agents).__name__: agents}
+    if len(lengths := {agent.session_length for agent in agents.values()}) != 1:
+        raise ValueError(f"The agents write sessions of {sorted(lengths)} items; judge agents of one length together.")
+    given = {"users": num_users, "visits": visits, "seed": seed}
+    judge = JudgeConfig(**{name: value for name, value in given.items() if value is not None})
+    asked = JudgedAs(
+        seed=judge.seed, session_length=lengths.pop(), history_length=history_length,
+        weights=weights or RewardWeights(), judge=judge,
+    )  # fmt: skip
+    simulator = make_simulator(made("simulator", users))
+    served = serve_all(simulator, agents, None, user_seeds(judge.users, judge.seed, "judge"), asked)
+    counts_RU = resampling_counts(judge.users, judge.seed)
+    return {
+        name: {metric: interval(ratio, counts_RU) for metric, ratio in result.ratios().items()}
+        for name, result in served.items()
+    }
+
+
+def simulate(
+    users: Any = "short_video",
+    *,
+    num_users: int = 1000,
+    visits: int = 14,
+    session_length: int = 10,
+    popularity_share: float = 0.1,
+    random_share: float = 0.1,
+    seed: int = 0,
+    out: str | Path | None = None,
+    trust: bool = False,
+) -> tuple[EventLog, Catalog]:
+    """The log that simulated users leave under the production system, and its items.
+
+    Args:
+        users: as in :func:`align`.
+        num_users: users.
+        visits: visits per user, unless they churn earlier.
+        session_length: K, items in a session.
+        popularity_share: share of the visits served by popularity alone.
+        random_share: share of the visits served at random; the production system serves the rest.
+        seed: decides who the users are, their random numbers and the system's.
+        out: folder for ``events.parquet`` and ``catalog.parquet``, which ``data=`` takes.
+        trust: import the ranker that a learned simulator's folder names though it is not feedgym's own.
+
+    Raises:
+        ValueError: a number or share that cannot be, or a log that does not fit into memory.
+    """
+    from feedgym.data.parquet import write_catalog, write_log
+    from feedgym.envs.feed import make_simulator
+    from feedgym.envs.logging import collect_log
+    from feedgym.envs.logging_policy import LoggingConfig
+    from feedgym.experiments.memory import check_simulated
+    from feedgym.experiments.progress import progress
+    from feedgym.plugins import made
+
+    check_simulated(users=num_users, visits=visits, session_length=session_length)
+    simulator = make_simulator(made("simulator", users), trust=trust)
+    served = LoggingConfig(popularity_share=popularity_share, random_share=random_share)
+    with progress("Simulating") as step:
+        log = collect_log(
+            simulator, num_users=num_users, num_visits=visits, session_length=session_length, seed=seed, config=served,
+            progress=step,
+        )  # fmt: skip
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        write_catalog(simulator.catalog, Path(out) / "catalog.parquet")
+        write_log(log, Path(out) / "events.parquet")
+    return log, simulator.catalog
+
+
+# ---------------------------------------------------------------- configurations
+
+
+def _preset(preset: Any) -> Any:
+    """A preset's configuration, or a configuration as it is."""
+    if is_dataclass(preset):
+        return preset
+    from feedgym.experiments.presets import COMPARISONS, PRESETS
+
+    presets = {**PRESETS, **COMPARISONS}
+    if preset not in presets:
+        raise ValueError(f"There is no preset {preset!r}; the presets are {', '.join(presets)}.")
+    return presets[preset]()
+
+
+def _with_plugins(config: Any, given: Mapping[str, Any]) -> Any:
+    """The configuration with what was given by name or as an object in its place, and the options of that."""
+    from feedgym.plugins import named
+
+    names = {kind: named(kind, value) for kind, value in given.items() if value is not None}
+    changed = {kind: name for kind, name in names.items() if name != getattr(config, kind)}
+    return replace(config, **changed, **{f"{kind}_options": None for kind in changed})
+
+
+def _changed(config: Any, options: Mapping[str, Any]) -> Any:
+    """The configuration with options in their places.
+
+    Args:
+        config: a configuration.
+        options: values by dotted name, as on the command line: "ipa.rounds", "model.d_model" or "model.d-model".
+    """
+    parts: dict[str, dict[str, Any]] = {}
+    own: dict[str, Any] = {}
+    for name, value in options.items():
+        head, _, rest = name.replace("-", "_").partition(".")
+        if rest:
+            parts.setdefault(f"{head}_options" if head in getattr(config, "PLUGINS", ()) else head, {})[rest] = value
+        else:
+            own[head] = value
+    for head in (*own, *parts):
+        if not hasattr(config, head):
+            raise ValueError(f"There is no option {head.removesuffix('_options')!r} in {type(config).__name__}.")
+    config = replace(config, **own)
+    return replace(config, **{head: _changed(getattr(config, head), rest) for head, rest in parts.items()})
+
+
+def _run(config: Any, title: str, run: str | Path | None, **run_options: Any) -> Result:
+    """Run a configuration in a folder, from the beginning or where it stopped."""
+    prepare_libraries()
+    from feedgym.experiments.launch import launch
+    from feedgym.experiments.run import CONFIG
+
+    folder = new_folder(title) if run is None else Path(run)
+    summary = launch(config, folder, resume=(folder / CONFIG).exists(), **run_options)
+    return Result(folder, summary)
+
+
+def _evaluate_run(
+    folder: Path, num_users: int | None, visits: int | None, seed: int | None, beams: int | None, trust: bool
+) -> dict[str, Any]:
+    """Judge a finished run's agents again."""
+    if not (folder / "summary.json").exists():
+        raise ValueError(f"{folder} holds no finished run; finish it with `feedgym demo --resume {folder}`.")
+    from feedgym.experiments.align.agents import read_config
+    from feedgym.experiments.run import CONFIG
+    from feedgym.plugins import completed
+    from feedgym.trust import check_config
+
+    config = read_config(folder)
+    check_config(config, folder / CONFIG, trust=trust)
+    config = completed(config)
+    changes = {"users": num_users, "visits": visits, "seed": seed, "beams": beams}
+    judge = replace(config.judge, **{name: value for name, value in changes.items() if value is not None})
+    return _run(replace(config, judge=judge), "evaluate", folder, trust=trust).summary

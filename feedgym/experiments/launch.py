@@ -1,0 +1,65 @@
+"""From a configuration to a finished run: which module runs a kind of experiment, in which folder, and what is left."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from feedgym.experiments.memory import check_memory
+from feedgym.experiments.progress import say
+from feedgym.experiments.run import Run
+from feedgym.plugins import completed, untold
+
+EXPERIMENTS = {
+    "AlignConfig": "feedgym.experiments.align.experiment",
+    "RLConfig": "feedgym.experiments.rl.experiment",
+    "SASRecRun": "feedgym.experiments.retrieval.experiment",
+    "HSTURun": "feedgym.experiments.retrieval.experiment",
+    "TigerRun": "feedgym.experiments.retrieval.experiment",
+    "HSTURankRun": "feedgym.experiments.rank.experiment",
+    "GenRankRun": "feedgym.experiments.rank.experiment",
+    "MTGRRun": "feedgym.experiments.rank.experiment",
+    "CascadeRun": "feedgym.experiments.cascade.experiment",
+    "LearnedRun": "feedgym.experiments.simulator.experiment",
+}
+"""The module of each kind of configuration; it has ``experiment(config, run)`` and ``plan(config)``, its stages."""
+
+
+def kind_of(config: Any) -> Any:
+    """The module of a configuration's kind of experiment."""
+    return importlib.import_module(EXPERIMENTS[type(config).__name__])
+
+
+def launch(config: Any, folder: Path, *, resume: bool = False, **run_options: Any) -> dict[str, Any]:
+    """Run an experiment in a new folder, or go on in an old one.
+
+    Args:
+        config: the whole experiment.
+        folder: where everything is written.
+        resume: go on with the run in the folder.
+        run_options: further arguments of :class:`feedgym.experiments.run.Run`.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        ValueError: the configuration cannot be run; a new folder is then left as it was.
+    """
+    config = completed(config)
+    if kinds := untold(config):
+        say(f"[yellow]This run cannot be resumed: nothing tells its {' and '.join(kinds)} from another.[/]")
+    check_memory(config)
+    is_new = not folder.exists() or not any(folder.iterdir())
+    kind = kind_of(config)
+    run = Run(folder, config, kind.plan(config), resume=resume, **run_options)
+    try:
+        return kind.experiment(config, run)
+    except ValueError:
+        if is_new and set(run.seconds) <= {"log"}:  # refused before any training: leave nothing behind
+            run.close()
+            shutil.rmtree(folder)
+        raise
+    finally:
+        run.close()
