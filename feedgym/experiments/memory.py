@@ -119,13 +119,13 @@ def _alignment(config: AlignConfig) -> Iterator[Need]:
         yield Need("the log", ("log.users", "log.visits", "session_length"), _log(config.log, length).num_bytes)
         if isinstance(config.simulator_options, ShortVideoConfig):
             items = config.simulator_options.num_items
-            yield from _catalog("simulator.", config.simulator_options)
+            yield from _catalog("simulator_options.", config.simulator_options)
     num_codes = getattr(codes, "num_codes", None) or codes_for(items)
     levels = 1 if config.tokenizer == "item_id" else len(num_codes)
     vocabulary = items if config.tokenizer == "item_id" else sum(num_codes)
     if isinstance(codes, RQVAEConfig):
         widths = (*(codes.hidden_widths or ()), codes.latent_width)
-        yield Need("the RQ-VAE", ("tokenizer.hidden_widths", "tokenizer.latent_width"), _chain(widths) * WEIGHT)
+        yield Need("the RQ-VAE", ("tokenizer_options.hidden_widths", "tokenizer_options.latent_width"), _chain(widths) * WEIGHT)
     if hasattr(model, "d_model"):  # of other models only their authors know the sizes
         yield from _agent(config, model, vocabulary, levels)
     users = min(config.rollouts.users_per_task, _known_users(config))
@@ -142,17 +142,17 @@ def _alignment(config: AlignConfig) -> Iterator[Need]:
 def _agent(config: AlignConfig, model: Any, vocabulary: int, levels: int) -> Iterator[Need]:
     """The model, in training and while it writes sessions."""
     length, users = config.session_length, min(config.rollouts.users_per_task, _known_users(config))
-    yield _model("model", model, vocabulary)
+    yield _model("model_options", model, vocabulary)
     positions = config.history_length + length * (levels + 1)
     yield Need(
         "the weights of one sequence's attention",
-        ("history_length", "session_length", "model.num_heads"),
+        ("history_length", "session_length", "model_options.num_heads"),
         positions**2 * model.num_heads * 4,
     )
     state = length * (levels + 1) * model.d_model * 4
     for name, number in {"ipa.num_samples": config.ipa.num_samples, "ipa.kl_samples": config.ipa.kl_samples,
                          "judge.beams": config.judge.beams}.items():  # fmt: skip
-        options = ("rollouts.users_per_task", name, "session_length", "model.d_model")
+        options = ("rollouts.users_per_task", name, "session_length", "model_options.d_model")
         yield Need("what is sampled at a time", options, users * number * state)
 
 

@@ -18,10 +18,11 @@ import wandb  # noqa: F401 (imported once for all forks)
 from datasets import Dataset  # noqa: F401
 from trl import DPOConfig, DPOTrainer  # noqa: F401
 
-from feedgym.cli import _kind_of, main
+from feedgym.cli import main
 from feedgym.experiments import align, retrieval
 from feedgym.experiments.align.agents import agents_of, read_config
 from feedgym.experiments.align.presets import smoke
+from feedgym.experiments.launch import kind_of
 from feedgym.experiments.presets import PRESETS
 from feedgym.experiments.run import Run
 
@@ -91,7 +92,7 @@ def finish(config, folder: Path) -> None:
     """Begin a run, or go on with it, to its end; its own configuration counts, where it has one."""
     if (folder / "config.json").exists():
         config = read_config(folder)
-    kind = _kind_of(config)
+    kind = kind_of(config)
     run = Run(folder, config, kind.plan(config), resume=True, tracker=False)
     try:
         kind.experiment(config, run)

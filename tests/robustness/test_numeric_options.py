@@ -25,6 +25,7 @@ import pytest
 from annotated_types import Interval
 
 from feedgym import cli
+from feedgym.experiments import launch
 from feedgym.experiments.memory import check_memory
 from feedgym.experiments.presets import COMPARISONS, PRESETS
 from feedgym.ranges import field_types
@@ -198,7 +199,7 @@ def command_of(name: str) -> str:
 
 @pytest.mark.slow
 def test_the_command_line_refuses_or_takes_each_value(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_kind_of", stop_after_the_check)
+    monkeypatch.setattr(launch, "kind_of", stop_after_the_check)
     monkeypatch.chdir(tmp_path)
     cheap_first = ["mtgr-smoke", "rllib-smoke", "learned-simulator-smoke", "cascade-smoke"]
     options = distinct([*cheap_first, *SMOKE, *ALL])
@@ -254,7 +255,7 @@ def test_other_commands_refuse_or_take_each_value(command, tmp_path, monkeypatch
     small = {"simulate": ("users", "visits"), "realism": ("users", "visits"), "watch": ("visits",)}.get(command, ())
     count, wrong = Counter(), []
     if command == "demo":
-        monkeypatch.setattr(cli, "_kind_of", stop_after_the_check)
+        monkeypatch.setattr(launch, "kind_of", stop_after_the_check)
     for name in (*whole, *fractions):
         others = [word for other in small if other != name for word in (f"--{other}", "3")]
         for value in (*VALUES, WHOLE) if name in whole else VALUES:

@@ -125,8 +125,8 @@ class AlignConfig(LogSource):
     """How that work is spread."""
 
     def __post_init__(self) -> None:
-        fill_in(self, self.PLUGINS)
         super().__post_init__()
+        fill_in(self, self.PLUGINS)
         if self.split == "time" and self.data is None:
             raise ValueError("split='time' cuts a recorded log; give one with --data, or leave it 'users'.")
         if self.model == "hstu" and self.tokenizer != "item_id":
