@@ -24,7 +24,7 @@ from feedgym.envs.luck import user_seeds
 from feedgym.experiments.align.agents import agents_of
 from feedgym.experiments.align.experiment import align, plan
 from feedgym.experiments.align.presets import hstu, smoke, tiger
-from feedgym.experiments.align.rounds import Sampled
+from feedgym.experiments.align.rounds import SampledRound
 from feedgym.experiments.align.world import Pool
 from feedgym.experiments.evaluate import references, serve
 from feedgym.experiments.rollouts import ray_running
@@ -88,7 +88,7 @@ def main():
                     tell(name, agent, simulator, config)
             first = False
             pool = Pool.of((finished.log, finished.catalog), finished.world, config)
-            drawn = read_batch(Sampled, next((folder / kind / "stages" / "sampled-0").glob("sampled.safetensors")))
+            drawn = read_batch(SampledRound, next((folder / kind / "stages" / "sampled-0").glob("sampled.safetensors")))
             pairs = best_and_worst(drawn.for_method(), pool.imitate.targets_NK[drawn.row_U], 0.0)
             time_s = pool.imitate.histories.time_s_U[pairs.user_idx_P].numpy()[:, None]
             both = np.stack(

@@ -210,7 +210,7 @@ def evaluate(
     from feedgym.envs.luck import user_seeds
     from feedgym.envs.truth import RewardWeights
     from feedgym.experiments.configs import JudgeConfig
-    from feedgym.experiments.evaluate import JudgedAs, serve_all
+    from feedgym.experiments.evaluate import JudgeSettings, serve_all
     from feedgym.experiments.statistics import interval, resampling_counts
     from feedgym.plugins import made
 
@@ -219,7 +219,7 @@ def evaluate(
         raise ValueError(f"The agents write sessions of {sorted(lengths)} items; judge agents of one length together.")
     given = {"users": num_users, "visits": visits, "seed": seed}
     judge = JudgeConfig(**{name: value for name, value in given.items() if value is not None})
-    asked = JudgedAs(
+    asked = JudgeSettings(
         seed=judge.seed, session_length=lengths.pop(), history_length=history_length,
         weights=weights or RewardWeights(), judge=judge,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from feedgym.data.events import BEHAVIOURS, LoggedSessions
 from feedgym.data.requests import Requests
 from feedgym.experiments.align.agents import recommender_of
 from feedgym.experiments.align.presets import AlignConfig, IPAConfig
-from feedgym.experiments.align.rounds import Sampled, cloud, drift, round_metrics, sample_round
+from feedgym.experiments.align.rounds import SampledRound, cloud, drift, round_metrics, sample_round
 from feedgym.experiments.align.world import Pool
 from feedgym.experiments.rollouts import RolloutConfig, Rollouts
 
@@ -36,7 +36,7 @@ def sampled(seed=0, **columns):
         "score_US": torch.randn(USERS, SAMPLES, generator=rng),
         "truth_US": torch.randn(USERS, SAMPLES, generator=rng),
     }
-    return Sampled(**drawn | columns)
+    return SampledRound(**drawn | columns)
 
 
 def pool_of(catalog, imitate=None):
@@ -188,11 +188,13 @@ def sample(t=0, world=None, base_seed=0, beams=False, block_seen=False, catalog=
         histories = dated(histories, torch.tensor(days, dtype=torch.float64))
     requests = Requests(sessions=logged(users), histories=histories, targets_NK=torch.zeros(20, K).long())
     pool = pool_of(catalog or toy_catalog(NUM_ITEMS), requests)
-    config = AlignConfig(ipa=IPAConfig(user_share=0.5, num_samples=6, kl_samples=4, beams=beams), session_length=K,
+    ipa = IPAConfig(user_share=0.5, num_samples=6, kl_samples=4, beams=beams)
+    config = AlignConfig(ipa=ipa, session_length=K,
                          sampling=SamplingConfig(block_seen=block_seen, **sampling))  # fmt: skip
     agent, base = (recommender_of(config, toy_model(seed), toy_tokenizer(), pool.catalog) for seed in (0, base_seed))
     with Rollouts(RolloutConfig(users_per_task=2), "off") as rollouts:
-        return sample_round(config, pool, world or Knowing(), rollouts, agent, base, Taste(), t), pool, base
+        drawn = sample_round(ipa, pool, world or Knowing(), rollouts, agent, t, base=base, reward=Taste(), seed=0)
+        return drawn, pool, base
 
 
 @pytest.mark.parametrize("block_seen", [False, True])

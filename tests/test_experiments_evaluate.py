@@ -25,7 +25,7 @@ from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.evaluate import (
     METRICS,
-    Served,
+    ServingRecord,
     compared,
     judge_offline,
     judge_online,
@@ -359,7 +359,7 @@ def visit(alive, first_item):
 
 def test_people_read_the_last_visit_that_each_user_paid_before_leaving():
     catalog = toy_catalog(ITEMS)
-    rows = readable(Served({}, [visit([True, True], 0), visit([True, False], 10)]), "base", catalog)
+    rows = readable(ServingRecord({}, [visit([True, True], 0), visit([True, False], 10)]), "base", catalog)
     item = [[str(i), int(catalog.topic_I[i]), round(float(catalog.duration_s_I[i]), 1)] for i in range(ITEMS)]
     assert rows == [
         ["user 1", "base", 2, 1, *item[10], 12.3, "click, like"],

@@ -16,7 +16,7 @@ from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.configs import JudgeConfig, LogConfig
 from feedgym.experiments.evaluate import judge_online, starting
 from feedgym.experiments.exposure import (
-    Spread,
+    FigureOfSums,
     creators_of,
     exposed_so_far,
     exposure_counts,
@@ -82,7 +82,7 @@ def test_spreads_have_the_users_own_figure_in_the_middle_and_narrow_with_more_us
 
     def covered(num_users):
         sums = (rng.random((num_users, 300)) < 2 / num_users).astype(float)
-        coverage = Spread(sums, lambda count_RX: (count_RX > 0).mean(axis=1))
+        coverage = FigureOfSums(sums, lambda count_RX: (count_RX > 0).mean(axis=1))
         return sums, coverage, interval(coverage, resampling_counts(num_users, 0))
 
     sums, coverage, found = covered(200)

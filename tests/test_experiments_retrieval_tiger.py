@@ -11,7 +11,7 @@ from feedgym.cli import main, read_config
 from feedgym.data.events import Event
 from feedgym.experiments.presets import PRESETS
 from feedgym.experiments.retrieval.agents import fitted_tokenizer, load_recommender
-from feedgym.experiments.retrieval.data import Retrieval, read_log
+from feedgym.experiments.retrieval.data import RetrievalData, read_log
 from feedgym.experiments.retrieval.experiment import plan
 from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
 from feedgym.tokenizers.rqvae import RQVAEConfig
@@ -19,7 +19,7 @@ from feedgym.tokenizers.rqvae import RQVAEConfig
 
 def test_windows_are_every_item_taken_with_what_came_before_it():
     config = PRESETS["tiger-smoke"]()
-    world = Retrieval.of(config, read_log(config, None))
+    world = RetrievalData.of(config, read_log(config, None))
     train, want = world.split.train, []
     for u in range(train.num_users):
         seen = []

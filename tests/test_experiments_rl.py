@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from feedgym.cli import read_config
-from feedgym.experiments.evaluate import Served
+from feedgym.experiments.evaluate import ServingRecord
 from feedgym.experiments.presets import CONFIGS, PRESETS
 from feedgym.experiments.rl.experiment import VISITS_METRIC, mean_of, plan, seeds_compared, training_seed
 from feedgym.experiments.rl.presets import RL_PRESETS, RLConfig, smoke
@@ -66,7 +66,7 @@ def test_presets_are_offered_and_come_back_from_a_run_folder(name, tmp_path):
 
 
 def test_a_reward_models_opinion_is_told_only_where_there_is_one():
-    served = Served({name: np.ones(2) for name in ("true_reward", "visits", "seen", "watch_s")}, [])
+    served = ServingRecord({name: np.ones(2) for name in ("true_reward", "visits", "seen", "watch_s")}, [])
     assert "model_reward" not in served.ratios() and served.ratios()["watch_s"].mean() == 1
 
 

@@ -13,7 +13,7 @@ from feedgym.cli import main
 from feedgym.data.ranking import ranking_requests
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log
-from feedgym.experiments.simulator.experiment import Parts, figures_of
+from feedgym.experiments.simulator.experiment import LogSplit, figures_of
 from feedgym.experiments.simulator.presets import learned_simulator_smoke
 
 RANKER = f"{__name__}:ItemRates"
@@ -80,13 +80,13 @@ def test_the_three_parts_share_no_user():
     config = learned_simulator_smoke()
     simulator = make_simulator()
     log = collect_log(simulator, num_users=80, num_visits=2, session_length=3, seed=0)
-    parts = Parts.of(config, (log, simulator.catalog))
+    parts = LogSplit.of(config, (log, simulator.catalog))
     users = [parts.log.user_ids_U[~parts.unseen_U], parts.log.user_ids_U[parts.unseen_U], parts.held_out[0].user_ids_U]
     assert sorted(np.concatenate(users).tolist()) == list(range(80))
     train, unseen = parts.requests(config)
     assert not set(parts.log.user_ids_U[train.user_idx_N]) & set(parts.log.user_ids_U[unseen.user_idx_N])
     with pytest.raises(ValueError, match="without any"):
-        Parts.of(
+        LogSplit.of(
             config, (collect_log(simulator, num_users=2, num_visits=1, session_length=3, seed=0), simulator.catalog)
         )
     with pytest.raises(ValueError, match="leave no users to train"):

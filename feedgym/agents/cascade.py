@@ -310,7 +310,7 @@ def rerank(
         The places' candidates, int64 [U, S, K] in 0..C-1, and the log-probabilities, float32 [U, S].
     """
     gain_USC = value_UC[:, None].repeat(1, n, 1)
-    bonus = (_Unlike(unit_UCE) if config.rule == "mmr" else _New(unit_UCE, n)) if config.diversity else None
+    bonus = (_MMRBonus(unit_UCE) if config.rule == "mmr" else _DPPBonus(unit_UCE, n)) if config.diversity else None
     logp_US = gain_USC.new_zeros(gain_USC.shape[:2])
     places: list[Tensor] = []
     taken_USC = torch.zeros_like(gain_USC, dtype=torch.bool)
@@ -326,7 +326,7 @@ def rerank(
     return torch.cat(places, dim=2), logp_US
 
 
-class _Unlike:
+class _MMRBonus:
     """MMR's bonus: minus the greatest cosine with what was placed before."""
 
     def __init__(self, unit_UCE: Tensor) -> None:
@@ -340,7 +340,7 @@ class _Unlike:
         return -self.nearest_USC
 
 
-class _New:
+class _DPPBonus:
     """The DPP's bonus: log of the squared distance d^2 of a candidate's content from the span of those placed before.
 
     ``basis_USCK`` are the rows of the Cholesky factor that grow place by place (arXiv:1709.05135, eq. 8 to 10).

@@ -267,7 +267,7 @@ def _block(
     time_s_U = _request_times(trie, histories)
     supply_UX = None if time_s_U is None else trie.supply(time_s_U)
     state = model.start(histories, session_length * (num_levels + 1))
-    rows = _Rows.start(len(histories), histories.item_ids_UT.device)
+    rows = _UnfinishedSessions.start(len(histories), histories.item_ids_UT.device)
     tokens_USM = torch.full_like(rows.nodes_US, vocabulary.bos_id)[..., None]
     for step in range(session_length * num_levels):
         level = step % num_levels
@@ -309,7 +309,7 @@ def _mass(logp_USC: Tensor, mask_RC: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Rows:
+class _UnfinishedSessions:
     """What is known of the U·S sessions being written.
 
     Attributes:
@@ -329,7 +329,7 @@ class _Rows:
     logp_drawn_US: Tensor
 
     @classmethod
-    def start(cls, num_users: int, device: torch.device) -> _Rows:
+    def start(cls, num_users: int, device: torch.device) -> _UnfinishedSessions:
         nodes_US = torch.zeros(num_users, 1, dtype=torch.long, device=device)
         zeros = torch.zeros(num_users, 1, device=device)
         return cls(
@@ -341,11 +341,11 @@ class _Rows:
             logp_drawn_US=zeros,
         )
 
-    def select(self, parent_US: Tensor) -> _Rows:
+    def select(self, parent_US: Tensor) -> _UnfinishedSessions:
         """Rows that are copies of the rows at ``parent_US``."""
         parent_USK = parent_US[..., None].expand(-1, -1, self.items_USK.shape[2])
         flat = {name: value.gather(1, parent_US) for name, value in vars(self).items() if value.ndim == 2}
-        return _Rows(items_USK=self.items_USK.gather(1, parent_USK), **flat)
+        return _UnfinishedSessions(items_USK=self.items_USK.gather(1, parent_USK), **flat)
 
     def advance(
         self,
@@ -355,7 +355,7 @@ class _Rows:
         legal_US: Tensor,
         allowed_US: Tensor,
         drawn_US: Tensor | None,
-    ) -> _Rows:
+    ) -> _UnfinishedSessions:
         """One code further; -1 ends in probability 0."""
         logp_US = logp_USC.gather(2, codes_US.clamp_min(0)[..., None]).squeeze(2)
         return replace(
@@ -367,7 +367,7 @@ class _Rows:
             logp_drawn_US=torch.full_like(logp_US, torch.nan) if drawn_US is None else self.logp_drawn_US + drawn_US,
         )
 
-    def with_item(self, trie: Trie) -> _Rows:
+    def with_item(self, trie: Trie) -> _UnfinishedSessions:
         """The item whose last code was chosen is written, and the next one begins."""
         items_USK = torch.cat([self.items_USK, trie.item(self.nodes_US)[..., None]], dim=2)
         return replace(self, items_USK=items_USK, nodes_US=torch.zeros_like(self.nodes_US))

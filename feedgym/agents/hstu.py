@@ -137,7 +137,7 @@ class StreamTokens:
     mask_UM: Tensor
 
 
-class Hidden(nn.Dropout):
+class HidingMask(nn.Dropout):
     """Chooses what training hides; a Dropout, so that whoever switches a model's dropout off switches this off too."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ class HSTU(SequenceModel):
             self.profile = nn.ModuleList(nn.Embedding(size, config.d_model) for size in config.profile_sizes)
             self.action = nn.Linear(config.num_behaviours + 1, config.d_model)
             self.unknown_action = nn.Embedding(1, config.d_model)
-            self.hidden_actions = Hidden(config.hide_actions)
+            self.hidden_actions = HidingMask(config.hide_actions)
         shape = (config.d_model, config.num_heads, config.d_qk, config.d_v, config.num_positions)
         extras = (config.use_time, config.concat_ua, config.dropout)
         self.layers = nn.ModuleList(HSTULayer(*shape, *extras) for _ in range(config.num_layers))

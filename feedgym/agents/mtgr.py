@@ -83,7 +83,7 @@ class MTGRConfig(RankerConfig):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sample:
+class SampleTokens:
     """Embedded tokens of N samples: P of context [U, history, window] and K candidates.
 
     Attributes:
@@ -160,7 +160,7 @@ class MTGR(Ranker):
         """
         return self.scores_NKM(self.embed(batch))
 
-    def scores_NKM(self, sample: Sample) -> Tensor:
+    def scores_NKM(self, sample: SampleTokens) -> Tensor:
         """Logits [N, K, M] of embedded samples."""
         context_NPD, candidates_NKD = self.dropout(sample.context_NPD), self.dropout(sample.candidates_NKD)
         mask_NPP, mask_NKP = self.masks(sample)
@@ -184,7 +184,7 @@ class MTGR(Ranker):
 
     # ------------------------------------------------------------ tokens
 
-    def embed(self, batch: RankingBatch) -> Sample:
+    def embed(self, batch: RankingBatch) -> SampleTokens:
         """The samples' tokens before the first layer."""
         time_NK, (window, known_NW) = self.decided_s(batch), self._window(batch)
         past = batch.histories.trimmed()
@@ -199,7 +199,7 @@ class MTGR(Ranker):
         like_NF, like_NW = (torch.ones_like(x[..., 0], dtype=torch.long) for x in (user_NFD, window_NWD))
         domains = [Domain.USER * like_NF, Domain.STATIC + recent_NT.long(), Domain.REAL_TIME * like_NW]
         mask_NP = torch.cat([like_NF.bool(), past.mask_UT, known_NW], dim=1)
-        return Sample(
+        return SampleTokens(
             context_NPD=torch.cat([user_NFD, history_NTD, window_NWD], dim=1),
             candidates_NKD=self._candidate_tokens(batch),
             domain_NP=torch.cat(domains, dim=1),
@@ -253,7 +253,7 @@ class MTGR(Ranker):
 
     # ------------------------------------------------------------ who sees whom
 
-    def masks(self, sample: Sample) -> tuple[Tensor, Tensor]:
+    def masks(self, sample: SampleTokens) -> tuple[Tensor, Tensor]:
         """Which tokens of the context those of the context, and candidates, see: bool [N, P, P] and [N, K, P]."""
         static_NP, time_NP, time_NK = self._order(sample)
         seen_NPP = static_NP[:, None] | (time_NP[:, None] < time_NP[..., None])
@@ -261,7 +261,7 @@ class MTGR(Ranker):
         seen_NKP = static_NP[:, None] | (time_NP[:, None] < time_NK[..., None])
         return (seen_NPP | itself_PP) & sample.mask_NP[:, None], seen_NKP & sample.mask_NP[:, None]
 
-    def _order(self, sample: Sample) -> tuple[Tensor, Tensor, Tensor]:
+    def _order(self, sample: SampleTokens) -> tuple[Tensor, Tensor, Tensor]:
         """Which tokens of the context are static, and when the context's tokens and the candidates are.
 
         A static token comes before everything, so it sees what is static and nothing else.

@@ -14,7 +14,7 @@ from feedgym.data.sessions import (
     histories,
 )
 
-Data = tuple[EventLog, Catalog]
+LogAndItems = tuple[EventLog, Catalog]
 """A log and its items."""
 
 
@@ -33,7 +33,7 @@ class Requests:
     targets_NK: torch.Tensor
 
     @classmethod
-    def of(cls, data: Data, sessions: LoggedSessions, length: int, *, dated: bool = False) -> Requests:
+    def of(cls, data: LogAndItems, sessions: LoggedSessions, length: int, *, dated: bool = False) -> Requests:
         """The requests behind logged sessions, with histories of ``length`` events, which are dated if asked for."""
         log, catalog = data
         batch = histories(log, catalog, sessions.user_idx_N, sessions.row_N, sessions.start_s_N, length, dated=dated)

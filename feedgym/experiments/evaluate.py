@@ -31,7 +31,7 @@ from feedgym.envs.visits import Visits
 from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.exposure import exposure_figures, shown_items, spread_figures
 from feedgym.experiments.progress import Step, progress
-from feedgym.experiments.run import Codec, Number, json_of
+from feedgym.experiments.run import Codec, NumberOrNone, json_of
 from feedgym.experiments.statistics import Figure, Ratio, interval, lift, resampling_counts
 from feedgym.protocols import Recommender, SessionReward, UserSimulator, take_users
 
@@ -61,7 +61,7 @@ class JudgedConfig(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedAs:
+class JudgeSettings:
     """Just that, where no experiment is configured."""
 
     seed: int
@@ -72,7 +72,7 @@ class JudgedAs:
 
 
 @dataclass(frozen=True, eq=False)
-class Served:
+class ServingRecord:
     """What happened to U users under one agent.
 
     Attributes:
@@ -96,11 +96,11 @@ class Served:
         return {metric: self.ratio(metric) for metric in METRICS if metric in self.sums}
 
 
-Table = dict[str, dict[str, Number]]
+Table = dict[str, dict[str, NumberOrNone]]
 """Figures by name, each a mean with the ends of its interval, where it has one."""
 
 
-class Judged(TypedDict):
+class Judgement(TypedDict):
     """What every judgement of agents says; each adds its own."""
 
     __pydantic_config__ = {"extra": "allow"}  # type: ignore[misc]  # noqa: RUF012 (pydantic reads it)
@@ -109,13 +109,13 @@ class Judged(TypedDict):
     judged_by: str
 
 
-class Compared(Judged):
+class Comparison(Judgement):
     """A judgement that compares agents."""
 
     lift: Table
 
 
-JUDGED: Codec[Any] = json_of(Compared)
+JUDGED: Codec[Any] = json_of(Comparison)
 """How a judgement is kept."""
 
 METRICS = (
@@ -139,7 +139,7 @@ def serve(
     history_length: int,
     weights: RewardWeights,
     step: Step | None = None,
-) -> Served:
+) -> ServingRecord:
     """Serve users until they churn or have visited often enough.
 
     Args:
@@ -185,7 +185,7 @@ def serve(
             step(visit + 1, visits)
         if not alive_U.any():
             break
-    return Served(dict(sums), read, _log(simulator, profile_UF, paid))
+    return ServingRecord(dict(sums), read, _log(simulator, profile_UF, paid))
 
 
 def _paid(
@@ -290,7 +290,9 @@ def judge_online(
     }
 
 
-def exposure_of(served: Served, simulator: UserSimulator, log: EventLog, config: JudgedConfig) -> dict[str, Figure]:
+def exposure_of(
+    served: ServingRecord, simulator: UserSimulator, log: EventLog, config: JudgedConfig
+) -> dict[str, Figure]:
     """Who got seen under an agent, what new items got and what exploring cost; the log is what was known before."""
     assert served.log is not None
     return exposure_figures(
@@ -304,7 +306,7 @@ def serve_all(
     reward: SessionReward | None,
     seeds_U: NDArray[np.uint64],
     config: JudgedConfig,
-) -> dict[str, Served]:
+) -> dict[str, ServingRecord]:
     """Serve every agent, and the oracle where the simulator has one, to the same users with the same luck."""
     choices = {name: _serving(agent) for name, agent in agents.items()}
     simulator = judging(simulator)
@@ -343,7 +345,7 @@ def starting(simulator: Any, first_day: float) -> UserSimulator:
     return simulator.starting(first_day)
 
 
-def samples(served: Mapping[str, Served], catalog: Catalog) -> dict[str, Any]:
+def samples(served: Mapping[str, ServingRecord], catalog: Catalog) -> dict[str, Any]:
     """A few users' last visits under each agent, side by side, for people to read."""
     columns = ["user", "agent", "visit", "place", "item", "topic", "duration s", "watched s", "behaviours"]
     rows = [row for name, result in served.items() for row in readable(result, name, catalog)]
@@ -395,7 +397,7 @@ def _oracle(simulator: Any, session_length: int) -> Choose:
     return choose
 
 
-def readable(served: Served, agent: str, catalog: Catalog) -> list[list[Any]]:
+def readable(served: ServingRecord, agent: str, catalog: Catalog) -> list[list[Any]]:
     """The last visit that the first users paid, item by item."""
     rows = []
     for user in range(len(served.visits[0]["alive_U"])):

@@ -13,7 +13,7 @@ simulated users is the truth: what as many exposures of well-known items bring, 
 
 Shares and rates are ratios of sums over users. Inequality and coverage are not: a resample holds fewer different users,
 so it is less covered and more unequal than the users themselves. Their intervals have the spread of the resamples,
-about the users' own figure (:class:`Spread`).
+about the users' own figure (:class:`FigureOfSums`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NO_CREATOR = -1
 
 
 @dataclass(frozen=True, eq=False)
-class Spread:
+class FigureOfSums:
     """A figure that is a function of sums over U users but no ratio of two, such as inequality.
 
     Attributes:
@@ -177,7 +177,7 @@ def exposure_figures(
     if (seen_U > explored_U).any():
         exploring_N, routine_N = examined_N & explores_N, examined_N & ~explores_N
         sums = a_user(exploring_N), a_user(exploring_N, worth_N), a_user(routine_N), a_user(routine_N, worth_N)
-        figures["exploration_cost"] = Spread(np.stack([*sums, visits_U], axis=1), _forgone)
+        figures["exploration_cost"] = FigureOfSums(np.stack([*sums, visits_U], axis=1), _forgone)
     if earlier is not None and (new_I := catalog.upload_s_I > earlier.timestamp_s.max()).any():
         new_N = examined_N & new_I[item_N]
         figures["new_item_share"] = Ratio(a_user(new_N), seen_U)
@@ -200,10 +200,10 @@ def spread_figures(items_UI: sparse.csr_matrix, catalog: Catalog) -> dict[str, F
     figures: dict[str, Figure] = {}
     if maker_IX.shape[1]:
         sums_UX = items_UI @ maker_IX
-        figures["creator_gini"] = Spread(sums_UX, gini)
-        figures["creators_unseen"] = Spread(sums_UX, lambda count_RX: (count_RX == 0).mean(axis=1))
-    figures["catalog_coverage"] = Spread(items_UI, lambda count_RI: (count_RI > 0).mean(axis=1))
-    figures["top_1pct_share"] = Spread(items_UI, top_share)
+        figures["creator_gini"] = FigureOfSums(sums_UX, gini)
+        figures["creators_unseen"] = FigureOfSums(sums_UX, lambda count_RX: (count_RX == 0).mean(axis=1))
+    figures["catalog_coverage"] = FigureOfSums(items_UI, lambda count_RI: (count_RI > 0).mean(axis=1))
+    figures["top_1pct_share"] = FigureOfSums(items_UI, top_share)
     return figures
 
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 
 from feedgym.data import parquet
 from feedgym.data.readers import column_pair, find_data
-from feedgym.data.requests import Data
+from feedgym.data.requests import LogAndItems
 from feedgym.data.whole import check_product, digest_of, product_of
 from feedgym.envs.learned.simulator import ranker_named
 from feedgym.envs.logging import collect_log
@@ -20,21 +20,21 @@ from feedgym.plugins import is_built_in
 from feedgym.protocols import UserSimulator
 
 
-def _save_log(data: Data, folder: Path) -> None:
+def _save_log(data: LogAndItems, folder: Path) -> None:
     parquet.write_log(data[0], folder / "events.parquet")
     parquet.write_catalog(data[1], folder / "catalog.parquet")
 
 
-def _load_log(folder: Path) -> Data:
+def _load_log(folder: Path) -> LogAndItems:
     catalog = parquet.read_catalog(folder / "catalog.parquet")
     return parquet.read_log(folder / "events.parquet", catalog), catalog
 
 
-LOG: Codec[Data] = Codec(_save_log, _load_log)
+LOG: Codec[LogAndItems] = Codec(_save_log, _load_log)
 """How the log stage keeps its product: two parquet files, readable by ``--data`` too."""
 
 
-def simulated_log(simulator: UserSimulator, log: LogConfig, session_length: int, seed: int) -> Data:
+def simulated_log(simulator: UserSimulator, log: LogConfig, session_length: int, seed: int) -> LogAndItems:
     """The log that fresh users leave under the production system, with the simulator's items."""
     with progress("Logging simulated users") as step:
         events = collect_log(
@@ -49,7 +49,7 @@ def simulated_log(simulator: UserSimulator, log: LogConfig, session_length: int,
     return events, simulator.catalog
 
 
-def recorded_log(source: LogSource) -> Data:
+def recorded_log(source: LogSource) -> LogAndItems:
     """A real log, read as :func:`feedgym.data.readers.load_data` reads it; what is not read is said."""
     path = data_path(source)
     check_product(path)

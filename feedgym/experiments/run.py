@@ -83,7 +83,7 @@ class Codec(Generic[T]):
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage(Generic[T]):
+class FinishedStage(Generic[T]):
     """A finished stage and its product."""
 
     name: str
@@ -160,9 +160,9 @@ def json_of(kind: Any) -> Codec[Any]:
     )
 
 
-Number = int | float | None
+NumberOrNone = int | float | None
 """As JSON keeps it: what is not finite is None."""
-CURVE = json_of(list[dict[str, Number]])
+CURVE = json_of(list[dict[str, NumberOrNone]])
 """Codec of the record of a training, a row a validation or an iteration."""
 
 
@@ -354,7 +354,7 @@ class Run:
         if kept != self._about:
             write_sealed(self.folder / CONFIG, self._about)
 
-    def stage(self, name: str, make: Callable[[Path], T], codec: Codec[T]) -> Stage[T]:
+    def stage(self, name: str, make: Callable[[Path], T], codec: Codec[T]) -> FinishedStage[T]:
         """Make a stage's product, or read it back if it was made under the same configuration and parents.
 
         Args:
@@ -375,7 +375,7 @@ class Run:
                 value = self._made_for_all(name, make, codec)
         if name == self.stop_after:
             raise StageReached(name)
-        return Stage(name, value)
+        return FinishedStage(name, value)
 
     def _read(self, name: str, codec: Codec[T]) -> T:
         """Read the product back."""

@@ -54,8 +54,8 @@ Choose = Callable[[EventBatch, Any], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Show:
-    """What is watched: an agent in an environment of one slot."""
+class WatchedAgent:
+    """An agent, and how to make the environment of one slot in which it is watched."""
 
     title: str
     make: Make
@@ -71,7 +71,7 @@ def show_of(
     session_length: int | None = None,
     visits: int = 8,
     trust: bool = False,
-) -> Show:
+) -> WatchedAgent:
     """Find the agent and its environment.
 
     Args:
@@ -104,7 +104,7 @@ def show_of(
     return _show(agent, env, simulator, session_length, visits, trust)
 
 
-def _run_show(folder: Path, which: str, visits: int, trust: bool) -> Show:
+def _run_show(folder: Path, which: str, visits: int, trust: bool) -> WatchedAgent:
     """An agent of a finished run among the run's own users."""
     from feedgym.experiments.align.agents import (
         agents_of,  # these two bring in all models, which take seconds to import
@@ -132,12 +132,12 @@ def _run_show(folder: Path, which: str, visits: int, trust: bool) -> Show:
         )
 
     choose = _oracle(users, config.session_length) if which == "oracle" else _serving(agents[which])
-    return Show(title=f"{which} of {folder}", make=make_env, choose=choose)
+    return WatchedAgent(title=f"{which} of {folder}", make=make_env, choose=choose)
 
 
 def _show(
     agent: str, env: str | None, simulator: str | None, session_length: int | None, visits: int, trust: bool
-) -> Show:
+) -> WatchedAgent:
     """A reference or an agent of the user's own, in any environment."""
 
     def make_env(mode: str | None, length: int | None) -> FeedVectorEnv:
@@ -161,7 +161,7 @@ def _show(
             )
         length, choose = recommender.session_length, _serving(recommender)
     where = env or simulator or SHORT_VIDEO
-    return Show(title=f"{agent} in {where}", make=lambda mode: make_env(mode, length), choose=choose)
+    return WatchedAgent(title=f"{agent} in {where}", make=lambda mode: make_env(mode, length), choose=choose)
 
 
 def _registered(env: str, options: dict[str, Any]) -> FeedVectorEnv:
@@ -224,7 +224,7 @@ def _oracle(users: UserSimulator, length: int) -> Choose:
 
 
 def watch(
-    show: Show,
+    show: WatchedAgent,
     *,
     seed: int = 0,
     visits: int = 8,
@@ -263,7 +263,7 @@ def watch(
 
 
 def visits_of(
-    show: Show, seed: int, visits: int, picture_mode: str | None = None
+    show: WatchedAgent, seed: int, visits: int, picture_mode: str | None = None
 ) -> Iterator[tuple[dict[str, Any], float]]:
     """Steps as they come; when an episode is over, the next user's begins.
 

@@ -19,7 +19,7 @@ from datasets import Dataset  # noqa: F401
 from trl import DPOConfig, DPOTrainer  # noqa: F401
 
 from feedgym.cli import main
-from feedgym.experiments import align, retrieval
+from feedgym.experiments import report
 from feedgym.experiments.align.agents import agents_of, read_config
 from feedgym.experiments.align.presets import smoke
 from feedgym.experiments.launch import kind_of
@@ -27,8 +27,7 @@ from feedgym.experiments.presets import PRESETS
 from feedgym.experiments.run import Run
 
 torch.set_num_threads(1)
-for module in (align, retrieval):
-    module.write_report = lambda summary, folder: (folder / "report.html").touch()  # plots take longer than the rest
+report.write_report = lambda summary, folder: (folder / "report.html").touch()  # plots take longer than the rest
 
 TIMES = ("stages", "peak_memory_mb", "git_revision")
 """Of a summary: what two runs do not share."""

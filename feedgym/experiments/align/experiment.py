@@ -34,23 +34,23 @@ from feedgym.experiments.align.agents import (
     tokenizer_codec,
 )
 from feedgym.experiments.align.presets import AlignConfig
-from feedgym.experiments.align.rounds import Sampled, cloud, round_metrics, sample_round
+from feedgym.experiments.align.rounds import SampledRound, cloud, round_metrics, sample_round
 from feedgym.experiments.align.world import Pool, plan_world, world_of
 from feedgym.experiments.evaluate import JUDGED
 from feedgym.experiments.exposure import FEW
 from feedgym.experiments.logs import LOG
 from feedgym.experiments.progress import progress, say
-from feedgym.experiments.report import write_report
+from feedgym.experiments.report import conclude
 from feedgym.experiments.rollouts import Rollouts
-from feedgym.experiments.run import Codec, Number, Plan, Run, Stage, json_of, with_record
+from feedgym.experiments.run import Codec, FinishedStage, NumberOrNone, Plan, Run, json_of, with_record
 from feedgym.plugins import key_of, resolve, title_of
 from feedgym.protocols import AlignmentMethod, Recommender
-from feedgym.rewards.model import RewardModel, auc_per_tower, fit_reward_model
+from feedgym.rewards.model import RewardModel, RewardModelConfig, auc_per_tower, fit_reward_model
 from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.own import fit_codes
 from feedgym.tokenizers.quality import quality_report
 
-FIGURES = json_of(dict[str, Number])
+FIGURES = json_of(dict[str, NumberOrNone])
 """Codec of figures by name."""
 
 
@@ -106,7 +106,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     base = run.stage("base", lambda work: pretrained(config, pool, tokenizer.value, work), agents)
     reward = run.stage(
         "reward",
-        lambda work: fitted_reward(config, pool, work),
+        lambda work: fitted_reward(config.seeded(config.reward_model), pool, work),
         Codec(lambda model, folder: model.save_pretrained(folder), RewardModel.load),
     )
     reward_figures = run.stage("reward-check", lambda _: reward_check(reward.value, pool), FIGURES)
@@ -115,15 +115,16 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     def agent(model: Any, beams: int = 0) -> GenerativeRecommender:
         return recommender_of(config, model, tokenizer.value, pool.catalog, beams)
 
+    sample = partial(
+        sample_round, config.ipa, pool, world, rollouts, base=agent(base.value), reward=score, seed=config.seed
+    )
     rounds: list[dict[str, float]] = []
     snapshot, clouds = base, []
     with rollouts:
         for t in range(config.ipa.rounds + 1):  # the last one only looks at where the alignment has arrived
             sampled = run.stage(
                 f"sampled-{t}",
-                partial(
-                    sample_round, config, pool, world, rollouts, agent(snapshot.value), agent(base.value), score, t
-                ),
+                partial(sample, agent(snapshot.value), t),
                 Codec(lambda v, folder: write_batch(v, folder / "sampled.safetensors"), read_sampled),
             )
             rounds.append(round_metrics(sampled.value, pool))
@@ -134,7 +135,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
                     partial(updated, config, pool, snapshot.value, sampled.value, t),
                     with_record(agents, FIGURES),
                 )
-                snapshot = Stage(aligned.name, aligned.value[0])
+                snapshot = FinishedStage(aligned.name, aligned.value[0])
                 rounds[-1] |= aligned.value[1]
             run.log({f"round/{name}": value for name, value in rounds[-1].items()}, step=t)
 
@@ -153,10 +154,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
         "seed": config.seed,
         **run.facts(),
     }
-    run.finish(summary)
-    write_report(summary, run.folder)
-    run.publish(summary, artifacts={"tokenizer": tokenizer.name, "aligned-agent": snapshot.name})
-    return summary
+    return conclude(run, summary, artifacts={"tokenizer": tokenizer.name, "aligned-agent": snapshot.name})
 
 
 def pretrained(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer, work: Path) -> Any:
@@ -168,17 +166,10 @@ def pretrained(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer, work: 
         return pretrain(model, dataset, config.seeded(config.pretrain), work, step)
 
 
-def fitted_reward(config: AlignConfig, pool: Pool, work: Path) -> RewardModel:
+def fitted_reward(config: RewardModelConfig, pool: Pool, work: Path) -> RewardModel:
     """The session reward model after training on the training users' logged sessions, good or bad."""
     with progress("Training the reward model") as step:
-        return fit_reward_model(
-            pool.catalog,
-            pool.rate.histories,
-            pool.rate.sessions,
-            config.seeded(config.reward_model),
-            work,
-            progress=step,
-        )
+        return fit_reward_model(pool.catalog, pool.rate.histories, pool.rate.sessions, config, work, progress=step)
 
 
 def reward_check(reward: RewardModel, pool: Pool) -> dict[str, float]:
@@ -191,7 +182,7 @@ def reward_check(reward: RewardModel, pool: Pool) -> dict[str, float]:
 
 
 def updated(
-    config: AlignConfig, pool: Pool, snapshot: Any, sampled: Sampled, t: int, work: Path
+    config: AlignConfig, pool: Pool, snapshot: Any, sampled: SampledRound, t: int, work: Path
 ) -> tuple[Any, dict[str, float]]:
     """The next snapshot: the last one after the method's update, which sees the scores and never the truth."""
     options = config.method_options
@@ -207,9 +198,9 @@ def updated(
     return model, metrics
 
 
-def read_sampled(folder: Path) -> Sampled:
+def read_sampled(folder: Path) -> SampledRound:
     """A round's sessions from its stage folder."""
-    return read_batch(Sampled, folder / "sampled.safetensors")
+    return read_batch(SampledRound, folder / "sampled.safetensors")
 
 
 experiment = align

@@ -11,7 +11,7 @@ import torch
 
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig, sample_sessions, score_sessions
 from feedgym.data.batches import EventBatch, ScoredSessions, TensorRows
-from feedgym.experiments.align.presets import AlignConfig
+from feedgym.experiments.align.presets import IPAConfig
 from feedgym.experiments.align.world import Pool, World
 from feedgym.experiments.progress import progress
 from feedgym.experiments.rollouts import Rollouts, generator_of
@@ -23,7 +23,7 @@ DRIFT = 0x6472696674
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Sampled(TensorRows):
+class SampledRound(TensorRows):
     """One round's sessions, what the reward thinks of them, and what they are truly worth where that is known.
 
     Attributes:
@@ -55,30 +55,31 @@ class Sampled(TensorRows):
 
 
 def sample_round(
-    config: AlignConfig, pool: Pool, world: World, rollouts: Rollouts, agent: GenerativeRecommender,
-    base: GenerativeRecommender, reward: SessionReward, t: int, work: Path | None = None,
-) -> Sampled:  # fmt: skip
+    config: IPAConfig, pool: Pool, world: World, rollouts: Rollouts, agent: GenerativeRecommender, t: int,
+    work: Path | None = None, *, base: GenerativeRecommender, reward: SessionReward, seed: int,
+) -> SampledRound:  # fmt: skip
     """Round t's users (Algorithm 2, line 4), 128 sessions for each from the snapshot, scored, and their true values.
 
     Args:
-        config: the experiment.
+        config: how many users and sessions.
         pool: where users and their histories come from.
         world: knows the truth, or does not.
         rollouts: does the work.
         agent: the snapshot.
+        t: the round's number.
+        work: the stage's folder, not needed.
         base: the agent before the first round.
         reward: scores the sessions.
-        t: the round's number, part of its seed.
-        work: the stage's folder, not needed.
+        seed: with the round's number it decides the users and their sessions.
     """
-    row_U = torch.from_numpy(pool.draw_users(config.ipa.user_share, np.random.default_rng((config.seed, t))))
+    row_U = torch.from_numpy(pool.draw_users(config.user_share, np.random.default_rng((seed, t))))
     histories = pool.imitate.histories.rows(row_U)
     with progress(f"Round {t}: sampling, scoring") as step:
-        sessions, score_US = rollouts(agent, reward, histories, config.ipa.num_samples, (config.seed, t), step)
+        sessions, score_US = rollouts(agent, reward, histories, config.num_samples, (seed, t), step)
     with progress(f"Round {t}: true values") as step:
         truth_US = world.true_value(pool, row_U.numpy(), sessions.item_ids_USK.numpy(), step)
-    logp_UB, base_logp_UB = drift(agent, base, histories, config.ipa.kl_samples, (config.seed, t))
-    return Sampled(
+    logp_UB, base_logp_UB = drift(agent, base, histories, config.kl_samples, (seed, t))
+    return SampledRound(
         row_U=row_U,
         item_ids_USK=sessions.item_ids_USK,
         logp_US=sessions.logp_US,
@@ -111,11 +112,12 @@ def drift(
     histories, plain = histories.to(agent.device), SamplingConfig(block_seen=block_seen)
     drawn = sample_sessions(agent.model, agent.trie, histories, n, agent.session_length, generator, plain)
     of_base = score_sessions(base.model, base.trie, histories, drawn.item_ids_USK, block_seen)
-    both = [found.logp_US - found.logp_allowed_US for found in (drawn, of_base)]  # type: ignore[operator]
-    return both[0].cpu(), both[1].cpu()
+    # Divided by what may be served, both are distributions over the same sessions, and so comparable.
+    own_UB, base_UB = (scored.logp_US - scored.logp_allowed_US for scored in (drawn, of_base))  # type: ignore[operator]
+    return own_UB.cpu(), base_UB.cpu()
 
 
-def round_metrics(sampled: Sampled, pool: Pool) -> dict[str, float]:
+def round_metrics(sampled: SampledRound, pool: Pool) -> dict[str, float]:
     """What a round's sessions say of the agent that drew them.
 
     Means are over users and sessions, maxima over a user's sessions and then means over users. ``entropy`` and
@@ -140,7 +142,7 @@ def round_metrics(sampled: Sampled, pool: Pool) -> dict[str, float]:
     return metrics
 
 
-def cloud(sampled: Sampled, t: int, points: int = 1500) -> dict[str, Any]:
+def cloud(sampled: SampledRound, t: int, points: int = 1500) -> dict[str, Any]:
     """Some of a round's sessions as points: the reward's score against the truth; empty without a truth."""
     if sampled.truth_US is None:
         return {}

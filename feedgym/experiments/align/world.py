@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from feedgym.data.content import default_cutoff_s
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, EventLog
-from feedgym.data.requests import Data, Requests, last_requests
+from feedgym.data.requests import LogAndItems, Requests, last_requests
 from feedgym.data.sessions import (
     POSITIVE,
     logged_sessions,
@@ -46,7 +46,11 @@ TRUTH_USERS = 25
 
 def plan_world(plan: Plan, config: AlignConfig) -> str:
     """The stage of an alignment's log."""
-    users = [key_of("simulator", config.simulator), simulator_key(config.simulator), _seeded_users(config)]
+    users = [
+        key_of("simulator", config.simulator),
+        simulator_key(config.simulator),
+        _seeded_options(config.simulator_options, config.seed),
+    ]
     simulated = [users, config.log, config.session_length, config.seed]
     return plan_log(plan, config, simulated, "simulator", "simulator_options")
 
@@ -55,16 +59,15 @@ def simulator_of(config: AlignConfig, trust: bool = False) -> UserSimulator:
     """The experiment's users; ``trust`` as for :func:`feedgym.envs.feed.make_simulator`."""
     if is_folder("simulator", config.simulator):
         return make_simulator(config.simulator, trust=trust)
-    target, options = resolve("simulator", config.simulator), _seeded_users(config)
+    target, options = resolve("simulator", config.simulator), _seeded_options(config.simulator_options, config.seed)
     return make_simulator(target if options is None or not callable(target) else target(options))
 
 
-def _seeded_users(config: AlignConfig) -> Any:
-    """The simulator's options; the experiment's seed is added to that of its catalogue."""
-    options = config.simulator_options
+def _seeded_options(options: Any, seed: int) -> Any:
+    """A simulator's options; the experiment's seed is added to that of its catalogue."""
     if not hasattr(options, "catalog_seed"):
         return options
-    return replace(options, catalog_seed=options.catalog_seed + config.seed)
+    return replace(options, catalog_seed=options.catalog_seed + seed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,7 +94,7 @@ class Pool:
     unseen_good: Requests
 
     @classmethod
-    def of(cls, data: Data, world: World, config: AlignConfig) -> Pool:
+    def of(cls, data: LogAndItems, world: World, config: AlignConfig) -> Pool:
         """Cut a log into the pool.
 
         Users are held out by a hash of their id, or the last sessions by time: then what is trained on is cut out of
@@ -171,11 +174,11 @@ class World(Protocol):
     title: str
     note: str
 
-    def collect(self, work: Path) -> Data:
+    def collect(self, work: Path) -> LogAndItems:
         """The log and its catalogue."""
         ...
 
-    def requests(self, data: Data) -> tuple[Requests, Requests]:
+    def requests(self, data: LogAndItems) -> tuple[Requests, Requests]:
         """Sessions worth imitating, and sessions for the reward model to learn from."""
         ...
 
@@ -198,12 +201,12 @@ class Simulated:
         self.simulator = simulator_of(config, trust)
         self.title = f"{title_of('model', config.model)} + IPA on {type(self.simulator).__name__}, simulated users"
 
-    def collect(self, work: Path) -> Data:
+    def collect(self, work: Path) -> LogAndItems:
         """The users' visits under the production system."""
         config = self.config
         return simulated_log(self.simulator, config.log, config.session_length, config.seed)
 
-    def requests(self, data: Data) -> tuple[Requests, Requests]:
+    def requests(self, data: LogAndItems) -> tuple[Requests, Requests]:
         """All visits for the reward model, and those that pass the filter to imitate; dated where items come and go."""
         sessions = logged_sessions(data[0], self.config.session_length)
         every = Requests.of(data, sessions, self.config.history_length, dated=has_arrivals(self.simulator))
@@ -247,19 +250,19 @@ class Recorded:
         self.config = config
         self.title = f"{title_of('model', config.model)} + IPA on the log {data_path(config).name}"
 
-    def collect(self, work: Path) -> Data:
+    def collect(self, work: Path) -> LogAndItems:
         """Reads the data; the run folder keeps its own copy."""
         return recorded_log(self.config)
 
-    def requests(self, data: Data) -> tuple[Requests, Requests]:
+    def requests(self, data: LogAndItems) -> tuple[Requests, Requests]:
         """Windows of positive exposures to imitate; windows of whatever was seen for the reward model.
 
         A click is no sign of liking where the log has a stronger one; where it has not, clicks are what there is.
         """
         length, history = self.config.session_length, self.config.history_length
         log = data[0]
-        known = tuple(name for name in POSITIVE if log.behaviours[log.examined, BEHAVIOUR_IDX[name]].any())
-        positive = positive_sessions(log, length, behaviours=known or ("click",), min_items=min(2, length))
+        signs = tuple(name for name in POSITIVE if log.behaviours[log.examined, BEHAVIOUR_IDX[name]].any())
+        positive = positive_sessions(log, length, behaviours=signs or ("click",), min_items=min(2, length))
         return Requests.of(data, positive, history), Requests.of(data, logged_sessions(data[0], length), history)
 
     def true_value(self, pool: Pool, row_U: NDArray, sessions_USK: NDArray, step: Step) -> None:

@@ -28,7 +28,7 @@ from feedgym.agents.sequences import ScoreRecommender
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
 from feedgym.data.ranking import ranking_requests
-from feedgym.data.requests import Requests, last_requests
+from feedgym.data.requests import LogAndItems, Requests, last_requests
 from feedgym.data.sessions import logged_sessions
 from feedgym.data.whole import WORK
 from feedgym.envs.history import has_arrivals
@@ -46,9 +46,10 @@ from feedgym.experiments.progress import progress
 from feedgym.experiments.rank.agents import DataFacts, new_ranker
 from feedgym.experiments.report import conclude
 from feedgym.experiments.retrieval.agents import model_stage
-from feedgym.experiments.retrieval.data import Retrieval
+from feedgym.experiments.retrieval.data import RetrievalData
 from feedgym.experiments.retrieval.experiment import iteration_row
-from feedgym.experiments.run import Codec, Plan, Run, Stage, StageReached, json_of, with_curve
+from feedgym.experiments.retrieval.presets import RetrievalConfig
+from feedgym.experiments.run import Codec, FinishedStage, Plan, Run, StageReached, json_of, with_curve
 from feedgym.experiments.statistics import interval, lift, resampling_counts
 from feedgym.protocols import Recommender
 
@@ -99,20 +100,25 @@ def experiment(config: CascadeRun, run: Run) -> dict[str, Any]:
         The summary, as written to ``summary.json``.
     """
     finished = agents_of(config.against, trust=run.trust) if config.against else end_to_end(config, run).value
-    world = replace(finished.config, judge=config.judge)
+    align_config = replace(finished.config, judge=config.judge)
     log = run.stage("log", lambda _: (finished.log, finished.catalog), LOG)
-    retriever = retriever_stage(config, log, run)
-    ranker = ranker_stage(config, world, log, run)
+    retriever = retriever_stage(config.retriever.run(config.seed), log, run)
+    ranker = ranker_stage(config.ranker, log, align_config.history_length, config.seed, run)
+    models = (retriever.value[0], ranker.value[0])
     cascade = run.stage(
         "cascade",
-        lambda _: cascade_of(config, world, finished, retriever.value[0], ranker.value[0]),
+        lambda _: Cascade(*models, finished.catalog, align_config.session_length, config.cascade, align_config.weights),
         Codec(lambda agent, folder: agent.save(folder), Cascade.load),
     )
-    agents = contestants(config, finished, cascade.value)
-    judged = run.stage("judged", lambda _: judge(agents, finished, world), JUDGED)
+    agents = contestants(finished.agents, cascade.value, config.judge.beams)
+    judged = run.stage("judged", lambda _: judge(agents, finished, align_config), JUDGED)
     cost = run.stage(
         "cost",
-        lambda _: costs(references(finished.log, finished.catalog, world) | agents, finished, config),
+        lambda _: costs(
+            references(finished.log, finished.catalog, align_config) | agents,
+            requests(finished, config.cost.requests),
+            config.cost.repeats,
+        ),
         COSTS,
     )
     summary = summarised(config, finished, judged.value, cost.value) | {
@@ -136,8 +142,8 @@ def check(config: CascadeRun) -> None:
     if config.against is None:
         align_config = PRESETS[config.end_to_end]() if config.end_to_end in PRESETS else None
         if not isinstance(align_config, AlignConfig):
-            known = [name for name, preset in PRESETS.items() if "-ipa" in name]
-            raise ValueError(f"end_to_end={config.end_to_end!r} aligns no agent; choose one of {', '.join(known)}.")
+            aligning = [name for name, preset in PRESETS.items() if "-ipa" in name]
+            raise ValueError(f"end_to_end={config.end_to_end!r} aligns no agent; choose one of {', '.join(aligning)}.")
     else:
         align_config = read_config(Path(config.against))
     if isinstance(align_config, AlignConfig):
@@ -155,7 +161,7 @@ def end_to_end_config(config: CascadeRun) -> AlignConfig:
     return replace(PRESETS[config.end_to_end](), seed=config.seed, ray=config.ray)
 
 
-def end_to_end(config: CascadeRun, run: Run) -> Stage[FinishedRun]:
+def end_to_end(config: CascadeRun, run: Run) -> FinishedStage[FinishedRun]:
     """The end-to-end agent before and after its alignment, trained in a run folder inside the stage's."""
     align_config = end_to_end_config(config)
     last = f"aligned-{align_config.ipa.rounds}" if align_config.ipa.rounds else "reward-check"
@@ -180,66 +186,60 @@ def end_to_end(config: CascadeRun, run: Run) -> Stage[FinishedRun]:
 # ---------------------------------------------------------------- the cascade
 
 
-def retriever_stage(config: CascadeRun, log: Stage, run: Run) -> Stage:
+def retriever_stage(config: RetrievalConfig, log: FinishedStage, run: Run) -> FinishedStage:
     """The retriever and its learning curve."""
-    settings = config.retriever.run(config.seed)
-    stage = model_stage(settings)
+    stage = model_stage(config)
     return run.stage(
         "retriever",
-        lambda work: stage.train(Retrieval.of(settings, log.value), work, "the retriever"),
+        lambda work: stage.train(RetrievalData.of(config, log.value), work, "the retriever"),
         stage.codec,
     )
 
 
-def cascade_of(config: CascadeRun, world: AlignConfig, finished: FinishedRun, retriever: Any, ranker: Any) -> Cascade:
-    """Both models and the re-rank rule as one agent."""
-    return Cascade(retriever, ranker, finished.catalog, world.session_length, config.cascade, world.weights)
-
-
-def ranker_stage(config: CascadeRun, world: AlignConfig, log: Stage, run: Run) -> Stage:
+def ranker_stage(config: RankerStage, log: FinishedStage, history_length: int, seed: int, run: Run) -> FinishedStage:
     """The ranker and its learning curve."""
-    kind = plugins.resolve("ranker", config.ranker.kind)
+    kind = plugins.resolve("ranker", config.kind)
     return run.stage(
         "ranker",
-        lambda work: fitted_ranker(config, world, log.value, work),
+        lambda work: fitted_ranker(config, log.value, history_length, seed, work),
         with_curve(Codec(kind.save_pretrained, kind.load)),
     )
 
 
 def fitted_ranker(
-    config: CascadeRun, world: AlignConfig, data: tuple[EventLog, Catalog], work: Path
+    config: RankerStage, data: LogAndItems, history_length: int, seed: int, work: Path
 ) -> tuple[Ranker, Curve]:
     """A ranker trained on the log's requests, with the weights of the epoch that foretold the latest ones best."""
-    settings, (log, catalog) = config.ranker, data
-    rows = ranking_requests(log, catalog, world.history_length)
-    late_N = rows.start_s_N >= np.quantile(rows.start_s_N, 1 - settings.validation_share)
+    log, catalog = data
+    rows = ranking_requests(log, catalog, history_length)
+    late_N = rows.start_s_N >= np.quantile(rows.start_s_N, 1 - config.validation_share)
     early, late = rows.rows(np.flatnonzero(~late_N)).batch, rows.rows(np.flatnonzero(late_N)).batch
-    torch.manual_seed(config.seed)
-    model = build_ranker(settings, log, catalog, world.history_length)
+    torch.manual_seed(seed)
+    model = build_ranker(config, log, catalog, history_length)
     dataset = RankingDataset(rows=early)
 
     def validate(model: Ranker) -> float:
         return -model.mean_loss(late)
 
     with progress("Training the ranker") as step:
-        return fit(model, dataset, settings.fit, settings.epochs, config.seed, validate, work, step)
+        return fit(model, dataset, config.fit, config.epochs, seed, validate, work, step)
 
 
-def build_ranker(settings: RankerStage, log: EventLog, catalog: Catalog, history_length: int) -> Ranker:
+def build_ranker(config: RankerStage, log: EventLog, catalog: Catalog, history_length: int) -> Ranker:
     """An untrained ranker of all behaviours and the watched fraction."""
     facts = DataFacts(num_items=catalog.num_items, profile_sizes=log.profile_sizes, tasks=BEHAVIOURS, watch=True)
-    return new_ranker(settings.kind, settings.sizes(), catalog, facts, history_length)
+    return new_ranker(config.kind, config.sizes(), catalog, facts, history_length)
 
 
 # ---------------------------------------------------------------- judgement
 
 
-def contestants(config: CascadeRun, finished: FinishedRun, cascade: Cascade) -> dict[str, Recommender]:
+def contestants(end_to_end: Mapping[str, Recommender], cascade: Cascade, beams: int) -> dict[str, Recommender]:
     """Everyone who is judged besides the references: the end-to-end agents, and the cascade grown part by part."""
-    agents = dict(finished.agents)
-    for name, agent in finished.agents.items() if config.judge.beams else ():
+    agents = dict(end_to_end)
+    for name, agent in end_to_end.items() if beams else ():
         searched: Any = copy.copy(agent)
-        searched.num_beams = config.judge.beams
+        searched.num_beams = beams
         agents[f"{name}_searched"] = searched
     retriever: Any = cascade.retriever
     agents["retrieved"] = ScoreRecommender(retriever, cascade.session_length, catalog=cascade.catalog)
@@ -249,27 +249,27 @@ def contestants(config: CascadeRun, finished: FinishedRun, cascade: Cascade) -> 
     return agents | {"cascade": cascade}
 
 
-def judge(agents: Mapping[str, Recommender], finished: FinishedRun, world: AlignConfig) -> dict[str, Any]:
+def judge(agents: Mapping[str, Recommender], finished: FinishedRun, config: AlignConfig) -> dict[str, Any]:
     """Serve everyone to the same fresh users.
 
     Returns:
         ``agents``, ``lift``, ``lift_names``, ``lifts`` (of the cascade over each), ``samples`` and ``judged_by``.
     """
     simulator = finished.world.simulator  # type: ignore[attr-defined]  # check() left no other worlds
-    seeds_U = user_seeds(world.judge.users, world.seed + world.judge.seed, "judge")
-    everyone = references(finished.log, finished.catalog, world) | dict(agents)
-    served = serve_all(simulator, everyone, finished.reward, seeds_U, world)
+    seeds_U = user_seeds(config.judge.users, config.seed + config.judge.seed, "judge")
+    everyone = references(finished.log, finished.catalog, config) | dict(agents)
+    served = serve_all(simulator, everyone, finished.reward, seeds_U, config)
     figures = {
-        name: {**result.ratios(), **exposure_of(result, simulator, finished.log, world)}
+        name: {**result.ratios(), **exposure_of(result, simulator, finished.log, config)}
         for name, result in served.items()
     }
-    counts_RU = resampling_counts(len(seeds_U), world.seed)
+    counts_RU = resampling_counts(len(seeds_U), config.seed)
     ours = figures["cascade"]
     lifts = {
         f"cascade over {name}": {
-            metric: found
+            metric: gain
             for metric, figure in other.items()
-            if metric in ours and (found := lift(ours[metric], figure, counts_RU)) is not None
+            if metric in ours and (gain := lift(ours[metric], figure, counts_RU)) is not None
         }
         for name, other in figures.items()
         if name != "cascade"
@@ -284,19 +284,18 @@ def judge(agents: Mapping[str, Recommender], finished: FinishedRun, world: Align
         "lift_names": ["cascade", OPPONENT],
         "lifts": lifts,
         "samples": samples(read, finished.catalog),
-        "judged_by": judged_by(len(seeds_U), world),
+        "judged_by": judged_by(len(seeds_U), config),
     }
 
 
-def costs(agents: Mapping[str, Recommender], finished: FinishedRun, config: CascadeRun) -> dict[str, Any]:
+def costs(agents: Mapping[str, Recommender], histories: EventBatch, repeats: int) -> dict[str, Any]:
     """What a request costs each agent, all measured in one go at one batch."""
-    histories = requests(finished, config.cost.requests)
-    found = {}
+    cost_by_agent = {}
     with progress("Timing requests") as step:
         for done, (name, agent) in enumerate(agents.items()):
-            found[name] = cost_of(agent, histories, config.cost.repeats)
+            cost_by_agent[name] = cost_of(agent, histories, repeats)
             step(done + 1, len(agents))
-    return {"agents": found, "requests": len(histories), "threads": torch.get_num_threads()}
+    return {"agents": cost_by_agent, "requests": len(histories), "threads": torch.get_num_threads()}
 
 
 def requests(finished: FinishedRun, wanted: int) -> EventBatch:

@@ -16,7 +16,7 @@ from feedgym.agents.sasrec import SASRec, SASRecSizes
 from feedgym.agents.sequences import SequenceDataset, SequenceModel
 from feedgym.agents.session_model import SessionModel, SessionRecommender
 from feedgym.experiments.progress import progress
-from feedgym.experiments.retrieval.data import SESSION, Retrieval
+from feedgym.experiments.retrieval.data import SESSION, RetrievalData
 from feedgym.experiments.retrieval.presets import RetrievalConfig, TigerRun
 from feedgym.experiments.run import Codec, with_curve
 from feedgym.tokenizers.codes import CodeTokenizer
@@ -33,7 +33,7 @@ class AgentStage:
         key: what decides it besides data, split and training.
     """
 
-    train: Callable[[Retrieval, Path, str], tuple[Any, Curve]]
+    train: Callable[[RetrievalData, Path, str], tuple[Any, Curve]]
     agent: Codec[Any]
     key: Any
 
@@ -77,7 +77,7 @@ def sequence_stage(kind: type[SequenceModel], sizes: Any, session_length: int, c
     """A next-item model, trained on whole sequences."""
     lengths = {"history_length": config.history_length, "session_length": session_length}
 
-    def train(world: Retrieval, work: Path, name: str) -> tuple[SequenceModel, Curve]:
+    def train(world: RetrievalData, work: Path, name: str) -> tuple[SequenceModel, Curve]:
         torch.manual_seed(config.seed)
         model = kind.for_log(
             sizes,
@@ -102,7 +102,7 @@ def codes_stage(kind: type[SessionModel], config: TigerRun) -> AgentStage:
     sizes = replace(config.model, positives=config.behaviours)
     lengths = {"history_length": config.history_length, "session_length": config.session_length}
 
-    def train(world: Retrieval, work: Path, name: str) -> tuple[SessionRecommender, Curve]:
+    def train(world: RetrievalData, work: Path, name: str) -> tuple[SessionRecommender, Curve]:
         tokenizer = fitted_tokenizer(config, world.catalog.content_IE, work / "tokenizer")
         torch.manual_seed(config.seed)
         model = kind.build(sizes, tokenizer, profile_sizes=world.log.profile_sizes, **lengths)

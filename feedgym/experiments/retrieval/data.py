@@ -18,7 +18,7 @@ from feedgym.envs.feed import make_simulator
 from feedgym.envs.short_video import ShortVideo
 from feedgym.experiments.configs import DataConfig
 from feedgym.experiments.logs import plan_log, recorded_log, simulated_log
-from feedgym.experiments.retrieval.metrics import Ranking, RankingConfig, evaluate_ranking
+from feedgym.experiments.retrieval.metrics import RankedTargets, RankingConfig, evaluate_ranking
 from feedgym.experiments.retrieval.presets import RetrievalConfig
 from feedgym.experiments.run import Plan
 
@@ -29,8 +29,8 @@ SESSION = 10
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Retrieval:
-    """What agents learn from and are judged by.
+class RetrievalData:
+    """The log cut in time: what retrieval agents learn from, and the targets they are judged by.
 
     Attributes:
         config: the whole experiment.
@@ -45,7 +45,7 @@ class Retrieval:
     split: ItemSplit
 
     @classmethod
-    def of(cls, config: RetrievalConfig, data: tuple[EventLog, Catalog]) -> Retrieval:
+    def of(cls, config: RetrievalConfig, data: tuple[EventLog, Catalog]) -> RetrievalData:
         """Cut the log."""
         split = leave_one_out(data[0], behaviours=config.behaviours, min_items=config.min_items)
         return cls(config=config, log=data[0], catalog=data[1], split=split)
@@ -88,7 +88,9 @@ class Retrieval:
         drawn = np.random.default_rng(0).choice(len(targets), wanted, replace=False)
         return targets.rows(np.sort(drawn))
 
-    def rank(self, agent: Any, config: RankingConfig, targets: NextItems | None = None, step: Any = None) -> Ranking:
+    def rank(
+        self, agent: Any, config: RankingConfig, targets: NextItems | None = None, step: Any = None
+    ) -> RankedTargets:
         """Rank targets; the test targets if none are given."""
         return evaluate_ranking(agent, self.log, self.catalog, self.split, config, targets=targets, step=step)
 

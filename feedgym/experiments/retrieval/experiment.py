@@ -25,10 +25,10 @@ from feedgym.experiments.logs import LOG
 from feedgym.experiments.progress import progress
 from feedgym.experiments.report import conclude
 from feedgym.experiments.retrieval.agents import AgentStage, stages_of, writes_codes
-from feedgym.experiments.retrieval.data import CHOSEN_BY, SESSION, Retrieval, plan_data, read_log
-from feedgym.experiments.retrieval.metrics import Ranking
+from feedgym.experiments.retrieval.data import CHOSEN_BY, SESSION, RetrievalData, plan_data, read_log
+from feedgym.experiments.retrieval.metrics import RankedTargets
 from feedgym.experiments.retrieval.presets import RetrievalConfig
-from feedgym.experiments.run import Codec, Plan, Run, Stage, json_of
+from feedgym.experiments.run import Codec, FinishedStage, Plan, Run, json_of
 from feedgym.experiments.statistics import interval, lift, resampling_counts
 
 
@@ -75,8 +75,8 @@ def experiment(config: RetrievalConfig, run: Run) -> dict[str, Any]:
         The summary, as written to ``summary.json``.
     """
     log = run.stage("log", partial(read_log, config), LOG)
-    world = Retrieval.of(config, log.value)
-    agents: dict[str, Stage] = {
+    world = RetrievalData.of(config, log.value)
+    agents: dict[str, FinishedStage] = {
         name: run.stage(name, partial(_trained, stage, world, name, run), stage.codec)
         for name, stage in stages_of(config).items()
     }
@@ -88,7 +88,7 @@ def experiment(config: RetrievalConfig, run: Run) -> dict[str, Any]:
     return conclude(run, summary, artifacts={f"{config.name}-agent": config.name})
 
 
-def _trained(stage: AgentStage, world: Retrieval, name: str, run: Run, work: Path) -> tuple[Any, Curve]:
+def _trained(stage: AgentStage, world: RetrievalData, name: str, run: Run, work: Path) -> tuple[Any, Curve]:
     agent, curve = stage.train(world, work, name)
     for row in curve:
         run.log({f"{name}/{key}": value for key, value in row.items()})
@@ -98,7 +98,7 @@ def _trained(stage: AgentStage, world: Retrieval, name: str, run: Run, work: Pat
 # ---------------------------------------------------------------- judgement
 
 
-def ranked_all(world: Retrieval, agents: Mapping[str, Any]) -> dict[str, Any]:
+def ranked_all(world: RetrievalData, agents: Mapping[str, Any]) -> dict[str, Any]:
     """The test figures of all agents, with intervals over users, and the model's lifts over the others."""
     config = world.config
     knn, recent = item_knn(world)
@@ -131,7 +131,7 @@ def ranked_all(world: Retrieval, agents: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def figures_of(ranking: Ranking, counts_RU: np.ndarray) -> dict[str, dict[str, float | None]]:
+def figures_of(ranking: RankedTargets, counts_RU: np.ndarray) -> dict[str, dict[str, float | None]]:
     """Metrics as {"mean", "low", "high"}; figures of all lists together have no interval."""
     found: dict[str, Any] = {metric_name(name): interval(ratio, counts_RU) for name, ratio in ranking.ratios.items()}
     whole = {metric_name(name): value for name, value in ranking.totals.items() if "targets" not in name}
@@ -148,7 +148,7 @@ def metric_name(name: str) -> str:
     return name.lower()
 
 
-def popular(world: Retrieval) -> PopularRecommender:
+def popular(world: RetrievalData) -> PopularRecommender:
     """By examined exposures in the training log."""
     train = world.split.train
     shown = (train.event == Event.IMPRESSION) & train.examined
@@ -156,7 +156,7 @@ def popular(world: Retrieval) -> PopularRecommender:
     return PopularRecommender(torch.from_numpy(count_I), min(SESSION, world.catalog.num_items))
 
 
-def item_knn(world: Retrieval) -> tuple[ItemKNNRecommender, int]:
+def item_knn(world: RetrievalData) -> tuple[ItemKNNRecommender, int]:
     """ItemKNN that looks at as many of the last events as validation likes best, and that number (0: all)."""
     config, num_items = world.config, world.catalog.num_items
     fitted = ItemKNNRecommender.fit(world.split.train, num_items, min(SESSION, num_items), behaviours=config.behaviours)

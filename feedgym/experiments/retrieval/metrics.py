@@ -69,7 +69,7 @@ class RankingConfig(Ranged):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Ranking:
+class RankedTargets:
     """How an agent ranked N targets of U users.
 
     Attributes:
@@ -120,7 +120,7 @@ def evaluate_ranking(
     *,
     targets: NextItems | None = None,
     step: Step | None = None,
-) -> Ranking:
+) -> RankedTargets:
     """Rank the next items of a split.
 
     Args:
@@ -158,7 +158,7 @@ def evaluate_ranking(
     values_N = {name: np.concatenate([part[name] for part in values]) for name in values[0]}
     seen_too = "seen items left out" if config.leave_out_seen else "seen items ranked too"
     protocol = f"{split.name}; {catalog.num_items:,} items, {seen_too}; {len(targets):,} targets"
-    return Ranking(
+    return RankedTargets(
         protocol=protocol,
         ranked_by="scores" if by_scores else "lists",
         **_gathered(
@@ -254,7 +254,7 @@ def rank_metrics(better_N: NDArray, tied_N: NDArray, at: Sequence[int]) -> dict[
     return metrics | {f"MRR@{max(at)}": expected(1 / rank, max(at))}
 
 
-def over_seeds(rankings: Sequence[Ranking], metric: str) -> dict[str, float]:
+def over_seeds(rankings: Sequence[RankedTargets], metric: str) -> dict[str, float]:
     """Mean of a metric over runs with different seeds, with its 95% interval by Student's t; NaN ends for one run."""
     values = np.array([ranking.mean(metric) for ranking in rankings])
     if len(values) < 2:
@@ -263,7 +263,7 @@ def over_seeds(rankings: Sequence[Ranking], metric: str) -> dict[str, float]:
     return {"mean": float(values.mean()), "low": float(values.mean() - half), "high": float(values.mean() + half)}
 
 
-def ranking_table(rankings: Mapping[str, Sequence[Ranking]], metrics: Sequence[str] | None = None) -> Table:
+def ranking_table(rankings: Mapping[str, Sequence[RankedTargets]], metrics: Sequence[str] | None = None) -> Table:
     """A table to read, with a row an agent and the protocol above it.
 
     Args:
@@ -369,7 +369,7 @@ def _gathered(
     popularity_I: NDArray[np.float64],
     before: dict[str, NDArray],
 ) -> dict[str, Any]:
-    """Metrics a user, and figures of all lists: the fields of :class:`Ranking`."""
+    """Metrics a user, and figures of all lists: the fields of :class:`RankedTargets`."""
     users, user_N = np.unique(targets.user_idx_N, return_inverse=True)
 
     def ratio(numerator_N: NDArray, denominator_N: NDArray) -> Ratio:

@@ -28,13 +28,13 @@ from feedgym.envs.recorder import transitions
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.align.agents import FinishedRun, agents_of, key_of
 from feedgym.experiments.configs import JudgeConfig
-from feedgym.experiments.evaluate import JUDGED, Served, judged_by, references, samples, serve_all
+from feedgym.experiments.evaluate import JUDGED, ServingRecord, judged_by, references, samples, serve_all
 from feedgym.experiments.logs import LOG
 from feedgym.experiments.progress import progress
 from feedgym.experiments.report import conclude
 from feedgym.experiments.rl.presets import RLConfig
 from feedgym.experiments.rollouts import one_thread, ray_running
-from feedgym.experiments.run import Codec, Plan, Run, Stage, with_curve
+from feedgym.experiments.run import Codec, FinishedStage, Plan, Run, with_curve
 from feedgym.experiments.statistics import Ratio, interval, lift, over_runs, resampling_counts
 from feedgym.protocols import Recommender, SessionReward
 
@@ -172,7 +172,7 @@ def production_log(config: RLConfig, task: Task, finished: FinishedRun | None, w
     return log, task.simulator.catalog
 
 
-def arena_of(config: RLConfig, task: Task, log: Stage, finished: FinishedRun | None) -> Arena:
+def arena_of(config: RLConfig, task: Task, log: FinishedStage, finished: FinishedRun | None) -> Arena:
     """Who judges, and who else is judged."""
     others: dict[str, Recommender] = {}
     if finished is not None:
@@ -270,7 +270,7 @@ def judge(algorithm: str, agents: Mapping[str, RLlibRecommender], arena: Arena) 
     }
 
 
-def _ratios(served: Served) -> dict[str, Ratio]:
+def _ratios(served: ServingRecord) -> dict[str, Ratio]:
     total_U = served.sums["true_reward"]
     return served.ratios() | {VISITS_METRIC: Ratio(total_U, np.ones_like(total_U))}
 

@@ -24,6 +24,7 @@ from feedgym.agents.ranker import Ranker, RankingDataset
 from feedgym.data.events import BEHAVIOURS, Catalog, Event, EventLog
 from feedgym.data.ranking import RankingRows, ranking_requests
 from feedgym.data.realism import compare
+from feedgym.data.requests import LogAndItems
 from feedgym.data.sessions import logged_sessions, user_of_rows
 from feedgym.data.splits import split_users, take_users
 from feedgym.envs.feed import make_simulator
@@ -40,10 +41,8 @@ from feedgym.experiments.simulator.realism import write_realism
 from feedgym.experiments.statistics import Ratio, interval, resampling_counts
 from feedgym.protocols import load
 
-Data = tuple[EventLog, Catalog]
 
-
-class Judgement(TypedDict):
+class SimulatorJudgement(TypedDict):
     """The stage of the judgement, as :func:`judged` makes it."""
 
     offline: dict[str, Any]
@@ -51,7 +50,7 @@ class Judgement(TypedDict):
     distances: list[dict[str, Any]]
 
 
-JUDGEMENT: Codec[Any] = json_of(Judgement)
+JUDGEMENT: Codec[Any] = json_of(SimulatorJudgement)
 
 
 def plan(config: LearnedRun) -> Plan:
@@ -78,7 +77,7 @@ def experiment(config: LearnedRun, run: Run) -> dict[str, Any]:
         The summary, as written to ``summary.json``.
     """
     log = run.stage("log", lambda _: _read_log(config, run.trust), LOG)
-    parts = Parts.of(config, log.value)
+    parts = LogSplit.of(config, log.value)
     kind = load(config.ranker)
     ranker = run.stage(
         "ranker",
@@ -110,13 +109,13 @@ def experiment(config: LearnedRun, run: Run) -> dict[str, Any]:
     return conclude(run, summary, artifacts={"learned-simulator": "simulator"})
 
 
-def _read_log(config: LearnedRun, trust: bool) -> Data:
+def _read_log(config: LearnedRun, trust: bool) -> LogAndItems:
     if config.data is not None:
         return recorded_log(config)
     return simulated_log(make_simulator(config.simulator, trust=trust), config.log, config.session_length, config.seed)
 
 
-class Parts:
+class LogSplit:
     """A log's users in three: ``train`` and ``calibration`` in one log, ``held_out`` in another.
 
     Attributes:
@@ -130,7 +129,7 @@ class Parts:
         self.log, self.catalog, self.unseen_U, self.held_out = log, catalog, unseen_U, (held_out, catalog)
 
     @classmethod
-    def of(cls, config: LearnedRun, data: Data) -> Parts:
+    def of(cls, config: LearnedRun, data: LogAndItems) -> LogSplit:
         """Cut a log.
 
         Raises:
@@ -163,7 +162,7 @@ class Parts:
         return fit_simulator(self.log, self.catalog, ranker, unseen_U=self.unseen_U, config=lengths)
 
 
-def _train(config: LearnedRun, kind: type[Ranker], parts: Parts, work: Path) -> tuple[Ranker, Curve]:
+def _train(config: LearnedRun, kind: type[Ranker], parts: LogSplit, work: Path) -> tuple[Ranker, Curve]:
     """The ranker with the weights of the epoch that foretold the calibration users best."""
     train, unseen = parts.requests(config)
     real_NK = train.batch.mask_NK
@@ -197,7 +196,9 @@ def _train(config: LearnedRun, kind: type[Ranker], parts: Parts, work: Path) -> 
 # ---------------------------------------------------------------- judgement
 
 
-def judged(simulator: LearnedSimulator, data: Data, session_length: int, seed: int, folder: Path) -> dict[str, Any]:
+def judged(
+    simulator: LearnedSimulator, data: LogAndItems, session_length: int, seed: int, folder: Path
+) -> dict[str, Any]:
     """The held-out users' log against the same users in the simulator; ``folder`` gets ``realism.html``.
 
     Returns:
