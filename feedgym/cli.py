@@ -592,13 +592,14 @@ def realism(arguments: Sequence[str]) -> None:
 class CheckArguments:
     """Prove that a plug-in keeps the promises of its protocol, or that a registered environment keeps Gymnasium's.
 
-    A plug-in is a user simulator, a recommender, a session reward or an item tokenizer; they are told apart by their
-    methods.
+    A plug-in is a user simulator, an item tokenizer, a generative model, a session reward, a method of alignment or a
+    recommender; they are told apart by their methods.
     """
 
     path: Positional[str | None] = None
-    """Import path of a class, a function that makes one, or an object (my_lab.users:Teen), or an environment's id
-    (feedgym/ShortVideo-v1, or my_lab:my_lab/Teen-v0 where a module registers it)."""
+    """Import path of a class, a function that makes one, or an object (my_lab.users:Teen), a name that --model and its
+    like take (onerec), or an environment's id (feedgym/ShortVideo-v1, or my_lab:my_lab/Teen-v0 where a module registers
+    it)."""
     all: bool = False
     """Check everything that feedgym brings, plug-ins and ids."""
     trust: bool = False

@@ -12,7 +12,7 @@ import inspect
 import sys
 import uuid
 from collections.abc import Collection
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,34 @@ def config_type(kind: str, name: str) -> Any:
     """The dataclass of the options of what a name stands for, or None."""
     target = resolve(kind, name)
     return getattr(target, "Config", None) if inspect.isclass(target) or inspect.isroutine(target) else None
+
+
+def checked_config(target: Any) -> Any:
+    """An instance of the ``Config`` of a class or function, with its defaults.
+
+    Raises:
+        ValueError: the command line, a run's folder or a change of one option could not handle it.
+    """
+    name, wanted = target.__name__, getattr(target, "Config", None)
+    if not (inspect.isclass(wanted) and is_dataclass(wanted)):
+        raise ValueError(f"{name}.Config is {wanted!r}; write its options as a frozen dataclass and name it there.")
+    called = f"{name}.Config ({wanted.__name__})"
+    if not wanted.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise ValueError(f"{called} can be changed; declare it @dataclass(frozen=True, kw_only=True).")
+    needed = [f.name for f in fields(wanted) if f.init and f.default is MISSING and f.default_factory is MISSING]
+    if needed:
+        raise ValueError(f"{called} has no default for {', '.join(needed)}; give every option one.")
+    config, types = wanted(), TypeAdapter(wanted)
+    try:
+        read = types.validate_json(types.dump_json(config, warnings=False))
+    except ValueError as error:
+        raise ValueError(
+            f"{called} is not what a run's config.json makes of it ({' '.join(str(error).split())}); let its options "
+            "be numbers, texts, truth values, and tuples or frozen dataclasses of these, each with its right type."
+        ) from error
+    if vars(read) != vars(config):
+        raise ValueError(f"{called} comes back from a run's config.json as {read}; annotate each option with its type.")
+    return config
 
 
 def options_of(kind: str, name: str, options: Any = None) -> Any:

@@ -1,13 +1,17 @@
 import sys
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from my_lab.codes import Buckets
+from my_lab.users import Users
 from toy_users import ToyUsers
 
 from feedgym.agents.baselines import RandomRecommender
 from feedgym.experiments.conformance import BUILT_IN, check_path
+from feedgym.rewards.compose import Diversity
 
 PROTOCOLS = {
     "ShortVideo": "UserSimulator",
@@ -21,6 +25,10 @@ PROTOCOLS = {
     "LSH": "ItemTokenizer",
     "RandomCodes": "ItemTokenizer",
     "ItemId": "ItemTokenizer",
+    "OneRec": "GenerativeAgent",
+    "Tiger": "GenerativeAgent",
+    "HSTU": "GenerativeAgent",
+    "DPO": "AlignmentMethod",
     "random_agent": "Recommender",
     "popular_agent": "Recommender",
     "item_knn": "Recommender",
@@ -35,6 +43,22 @@ PROTOCOLS = {
     "item_average": "SessionReward",
     "reward_model": "SessionReward",
 }
+NAMES = {
+    "interest_evolution": "UserSimulator",
+    "item_id": "ItemTokenizer",
+    "hstu": "GenerativeAgent",
+    "clicks": "SessionReward",
+    "diverse": "SessionReward",
+}
+"""Names of the registry."""
+MY_LAB = {
+    "users:Users": "UserSimulator",
+    "codes:Buckets": "ItemTokenizer",
+    "model:Recurrent": "GenerativeAgent",
+    "reward:ClickRates": "SessionReward",
+    "method:BestSession": "AlignmentMethod",
+}
+"""What somebody else's package has."""
 HERE = "test_conformance_plugins"
 
 
@@ -49,8 +73,8 @@ def check(monkeypatch):
     return checked
 
 
-# The tokenizer's default codes are far more than 300 items need, which takes its fit a while.
-SLOW = {"feedgym.tokenizers:ResidualKMeans": pytest.mark.slow}
+# The tokenizer's default codes are far more than 300 items need, which takes its fit a while; DPO imports TRL.
+SLOW = {"feedgym.tokenizers:ResidualKMeans": pytest.mark.slow, "feedgym.agents.alignment.dpo:DPO": pytest.mark.slow}
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, marks=SLOW.get(path, ())) for path in BUILT_IN])
@@ -58,8 +82,48 @@ def test_what_is_built_in_keeps_its_promises(path):
     assert check_path(path) == PROTOCOLS[path.partition(":")[2]]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_names_of_the_registry_stand_for_their_paths(name):
+    assert check_path(name) == NAMES[name]
+
+
+@pytest.mark.parametrize("name", MY_LAB)
+def test_a_package_of_somebody_elses_passes(name):
+    assert check_path(f"my_lab.{name}") == MY_LAB[name]
+
+
 def test_every_protocol_has_something_built_in():
     assert {PROTOCOLS[path.partition(":")[2]] for path in BUILT_IN} == set(PROTOCOLS.values())
+
+
+def with_options(kind, options):
+    return type(kind.__name__, (kind,), {"Config": options})
+
+
+@dataclass
+class Changeable:
+    num_items: int = 60
+
+
+@dataclass(frozen=True)
+class Unread:
+    """The type says text, and the default is a number."""
+
+    num_buckets: str = 6
+
+
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [
+        (with_options(Users, Changeable), r"Users.Config \(Changeable\) can be changed; declare it"),
+        (with_options(Buckets, Unread), "is not what a run's config.json makes of it"),
+        (with_options(Diversity, dict), "Config is <class 'dict'>; write its options as a frozen dataclass"),
+    ],
+)
+def test_options_that_a_run_could_not_keep_are_told_so(check, plugin, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        check(plugin)
+    assert "\n" not in str(caught.value)
 
 
 def lowness(histories, sessions):

@@ -14,9 +14,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from feedgym.agents.alignment.check import check_method
 from feedgym.agents.baselines import ItemKNNRecommender, PopularRecommender, RandomRecommender
 from feedgym.agents.cascade import Cascade, CascadeConfig, Voted
 from feedgym.agents.check import check_recommender
+from feedgym.agents.check_model import check_model
 from feedgym.agents.generation import SamplingConfig
 from feedgym.agents.genrank import GenRank, GenRankConfig
 from feedgym.agents.hstu import HSTU, HSTUConfig, HSTURecommender
@@ -36,6 +38,8 @@ from feedgym.envs.learned.fit import LearnedConfig, fit_simulator
 from feedgym.envs.logging import collect_log
 from feedgym.envs.registration import ENVIRONMENTS
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
+from feedgym.plugins import BUILT_IN as NAMES
+from feedgym.plugins import checked_config
 from feedgym.protocols import ItemTokenizer, Recommender, SessionReward, UserSimulator, load, make
 from feedgym.rewards.answers import Answers
 from feedgym.rewards.check import check_reward
@@ -60,6 +64,10 @@ BUILT_IN = (
     "feedgym.tokenizers:LSH",
     "feedgym.tokenizers:RandomCodes",
     "feedgym.tokenizers:ItemId",
+    "feedgym.agents.onerec:OneRec",
+    "feedgym.agents.tiger:Tiger",
+    "feedgym.agents.hstu:HSTU",
+    "feedgym.agents.alignment.dpo:DPO",
     "feedgym.experiments.conformance:random_agent",
     "feedgym.experiments.conformance:popular_agent",
     "feedgym.experiments.conformance:item_knn",
@@ -86,10 +94,10 @@ def check_path(path: str, *, trust: bool = False) -> str:
     """Check the plug-in that an import path names, or the environment of an id.
 
     Args:
-        path: of an object, or of a class or function that makes one. Parameters named ``catalog`` and ``log`` are given
-            those of a small simulated feed; a function of ``histories`` and ``sessions`` is a reward itself. A folder
-            is a simulator fitted to a log. What else has a slash in it, or no colon and is registered, is an
-            environment's id.
+        path: of an object, or of a class or function that makes one. Parameters named ``catalog``, ``log`` and
+            ``reward_model`` are given those of a small simulated feed; a function of ``histories`` and ``sessions`` is
+            a reward itself. A name of the registry (``onerec``) stands for its import path. A folder is a simulator
+            fitted to a log. What else has a slash in it, or no colon and is registered, is an environment's id.
         trust: of a simulator's folder; as for :func:`feedgym.envs.feed.make_simulator`.
 
     Returns:
@@ -104,14 +112,20 @@ def check_path(path: str, *, trust: bool = False) -> str:
     if "/" in path or path in gym.registry:
         check_environment(path)
         return "environment"
-    target = load(path)
-    if callable(getattr(target, "respond", None)):  # simulators are made as the environments make them
-        check_simulator(make_simulator(path))
+    target = load(_import_path(path))
+    if callable(getattr(target, "respond", None)):
+        check_simulator(_made(target))
         return "UserSimulator"
     catalog, log = _feed()
-    names = list(inspect.signature(target).parameters) if inspect.isfunction(target) else []
-    plugin = target if names[:2] == ["histories", "sessions"] else make(target, catalog=catalog, log=log)
-    if callable(getattr(plugin, "respond", None)):
+    kind = target if inspect.isclass(target) else type(target)
+    if hasattr(kind, "build") and hasattr(kind, "step"):
+        check_model(kind, _histories(), catalog.content_IE, log.profile_sizes)
+        return "GenerativeAgent"
+    if hasattr(kind, "update") and (kind is target or hasattr(kind, "Config")):
+        check_method(kind, _histories(), catalog.content_IE, log.profile_sizes)
+        return "AlignmentMethod"
+    plugin = _made(target)
+    if callable(getattr(plugin, "respond", None)):  # of a function
         check_simulator(plugin)
         return "UserSimulator"
     if hasattr(plugin, "encode") or hasattr(plugin, "decode"):
@@ -125,8 +139,38 @@ def check_path(path: str, *, trust: bool = False) -> str:
         return "SessionReward"
     raise ValueError(
         f"{path} is a {type(plugin).__name__} that follows none of the protocols of feedgym.protocols: it has neither "
-        "respond(), nor sample() and recommend(), nor encode() and decode(), and it cannot be called."
+        "respond(), nor build() and step(), nor update(), nor sample() and recommend(), nor encode() and decode(), and "
+        "it cannot be called."
     )
+
+
+CHECKED = ("simulator", "tokenizer", "model", "reward", "method")
+"""Kinds of the registry whose names stand for what they name."""
+
+
+def _import_path(path: str) -> str:
+    """The import path of a name of the registry; others as they are."""
+    return next((NAMES[kind][path] for kind in CHECKED if path in NAMES[kind]), path)
+
+
+def _made(target: Any) -> Any:
+    """The plug-in as experiments make it: with its options, and with what it asks for by name."""
+    options = checked_config(target) if callable(target) and hasattr(target, "Config") else None
+    if callable(getattr(target, "respond", None)):
+        return make_simulator(target if options is None else target(options))
+    if hasattr(target, "encode") or hasattr(target, "decode"):
+        return make(target) if options is None else target(options)
+    asks = inspect.isfunction(target) or inspect.isclass(target)
+    names = list(inspect.signature(target).parameters) if asks else []
+    if inspect.isfunction(target) and names[:2] == ["histories", "sessions"]:
+        return target
+    catalog, log = _feed()
+    given: dict[str, Any] = {"catalog": catalog, "log": log}
+    if "reward_model" in names:
+        given["reward_model"] = reward_model(catalog, log)
+    if options is not None:
+        given["config"] = options
+    return make(target, **given)
 
 
 @cache

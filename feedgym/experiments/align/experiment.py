@@ -191,6 +191,7 @@ def updated(
     kind, model = resolve("method", config.method), copy.deepcopy(snapshot)
     method: AlignmentMethod = kind if not callable(kind) else kind() if options is None else kind(options)
     histories, logged_UK = pool.imitate.histories.rows(sampled.row_U), pool.imitate.targets_NK[sampled.row_U]
+    torch.manual_seed(config.seed + t)  # a method may leave dropout to torch's own generator
     with progress(f"Round {t}: {title_of('method', config.method)}") as step:
         metrics = method.update(model, histories, sampled.for_method(), logged_UK, work, step)
     if metrics.get("pairs") == 0:

@@ -1,0 +1,225 @@
+"""Conformance of a method of alignment: what the rounds of an experiment rely on.
+
+Messages say what to change. Methods are tried on a small OneRec, which is a ``transformers.PreTrainedModel`` and has
+dropout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import math
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from feedgym.agents.check import _copy, _require
+from feedgym.agents.generation import GenerativeRecommender
+from feedgym.agents.onerec import OneRec, OneRecSizes
+from feedgym.data.batches import EventBatch, ScoredSessions
+from feedgym.plugins import checked_config
+from feedgym.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
+
+LENGTH, SAMPLES = 4, 6
+"""K, items of the sessions that methods are given, and S, sessions per user."""
+
+
+def check_method(
+    kind: Any, histories: EventBatch, content_IE: Tensor | ArrayLike, profile_sizes: tuple[int, ...]
+) -> None:
+    """Let a method with its default configuration update a small model, several times.
+
+    Args:
+        kind: the class.
+        histories: U >= 3 users.
+        content_IE: [I, E] content embeddings of the catalogue.
+        profile_sizes: cardinalities of the profile fields.
+
+    Raises:
+        ValueError: it breaks a rule; the message names the rule and what to change.
+    """
+    name = kind.__name__
+    assert len(histories) >= 3
+    _require(callable(getattr(kind, "update", None)), f"{name} has no update(); see feedgym.protocols.AlignmentMethod.")
+    method = kind(checked_config(kind))
+    try:
+        inspect.signature(method.update).bind(None, None, None, None, None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"{name}.update() cannot be called ({error}); let it take (model, histories, sampled, logged_UK, work, "
+            "progress=None)."
+        ) from error
+    with torch.random.fork_rng(devices=[]):
+        model, round_ = _round(histories, content_IE, profile_sizes)
+        trained, again, unmoved = (copy.deepcopy(model) for _ in range(3))
+        metrics, steps = _updated(kind, name, trained, round_)
+        _check_change(name, model, trained, metrics, steps)
+        _updated(kind, name, again, round_, told=False)
+        _require(
+            _same_weights(trained, again),
+            f"{name}.update() made other weights of the same round the second time; draw every random number from a "
+            "generator seeded by the Config's seed, or from torch's global one, which experiments seed.",
+        )
+        _check_flat(kind, name, unmoved, round_)
+
+
+class _Round(NamedTuple):
+    """What a method is given besides the model."""
+
+    histories: EventBatch
+    sampled: ScoredSessions
+    logged_UK: Tensor
+
+
+def _round(
+    histories: EventBatch, content_IE: Tensor | ArrayLike, profile_sizes: tuple[int, ...]
+) -> tuple[OneRec, _Round]:
+    """A model, its sessions with scores, and what the log has for the same requests; one of these ends early."""
+    torch.manual_seed(0)
+    tokenizer = ResidualKMeans(ResidualKMeansConfig(num_codes=(16, 32))).fit(content_IE)
+    sizes = OneRecSizes(d_model=16, num_heads=2, decoder_layers=1, d_ff=32, dropout=0.1)
+    lengths = {"session_length": LENGTH, "history_length": histories.mask_UT.shape[1]}
+    model = OneRec.build(sizes, tokenizer, **lengths, profile_sizes=profile_sizes).eval()
+    generator = torch.Generator().manual_seed(0)
+    sessions = GenerativeRecommender(model, tokenizer.trie(), LENGTH).sample(histories, SAMPLES, generator)
+    assert sessions.logp_drawn_US is not None
+    sampled = ScoredSessions(
+        item_ids_USK=sessions.item_ids_USK,
+        score_US=torch.randn(sessions.logp_US.shape, generator=generator),
+        logp_US=sessions.logp_US,
+        logp_drawn_US=sessions.logp_drawn_US,
+    )
+    logged_UK = torch.rand(len(histories), tokenizer.num_items, generator=generator).argsort(-1)[:, :LENGTH]
+    logged_UK[0, 2:] = -1
+    return model, _Round(histories, sampled, logged_UK)
+
+
+def _updated(kind: Any, name: str, model: OneRec, given: _Round, told: bool = True) -> tuple[dict[str, float], int]:
+    """Update a model, checking all but what it has learned; the figures, and how many steps were told."""
+    kept = _copy(given.histories), _copy(given.sampled), given.logged_UK.clone()
+    flags, progress = _flags(model), _Told(name)
+    method = kind(checked_config(kind))
+    with tempfile.TemporaryDirectory() as place:
+        work, here = Path(place) / "work", Path(place) / "here"
+        work.mkdir()
+        here.mkdir()
+        torch.manual_seed(0)
+        with contextlib.chdir(here):
+            metrics = method.update(model, *given, work, progress if told else None)
+        stray = sorted(path.name for folder in (here, work.parent) for path in folder.iterdir())
+    _require(
+        stray == ["here", "work"],
+        f"{name}.update() left {', '.join({*stray} - {'here', 'work'})} outside of its folder; write into work alone.",
+    )
+    now = _copy(given.histories), _copy(given.sampled), given.logged_UK
+    for what, before, after in zip(("histories", "sampled", "logged_UK"), kept, now, strict=True):
+        _require(
+            _equal(before, after), f"{name}.update() changed the {what} that it was given; work on copies of them."
+        )
+    _check_metrics(name, metrics)
+    _require(
+        _flags(model) == flags,
+        f"{name}.update() left the model with other training flags, dropout rates or frozen parameters than it came "
+        "with; end with model.eval() if that is how it came, and undo what you set.",
+    )
+    return metrics, progress.steps
+
+
+class _Told:
+    """The progress that a method is given; it looks at what it is told."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.steps = name, 0
+
+    def __call__(self, done: int, total: int, figures: dict[str, float]) -> None:
+        _require(
+            isinstance(done, int) and isinstance(total, int) and self.steps < done <= total,
+            f"{self.name}.update() told progress({done!r}, {total!r}) after {self.steps} steps; call it after each "
+            "step with the steps done, from 1, and the steps in all.",
+        )
+        _require(
+            isinstance(figures, dict),
+            f"{self.name}.update() told progress a {type(figures).__name__}; give the latest figures as a dictionary.",
+        )
+        self.steps = done
+
+
+def _check_metrics(name: str, metrics: Any) -> None:
+    _require(
+        isinstance(metrics, dict) and all(isinstance(key, str) for key in metrics),
+        f"{name}.update() returned {_described(metrics)}; return a dictionary of figures by name.",
+    )
+    for key, value in metrics.items():
+        _require(
+            isinstance(value, int | float) and math.isfinite(value),
+            f"{name}.update() returned {key}={_described(value)}; return finite Python numbers (tensors have .item()).",
+        )
+
+
+def _check_change(name: str, model: nn.Module, trained: nn.Module, metrics: dict[str, float], steps: int) -> None:
+    """It learned, and said so; or it said that there was nothing to learn from."""
+    before, after = model.state_dict(), trained.state_dict()
+    _require(
+        before.keys() == after.keys() and all(after[key].shape == value.shape for key, value in before.items()),
+        f"{name}.update() gave the model other parameters; remove what you add to it.",
+    )
+    _require(
+        all(bool(value.isfinite().all()) for value in after.values() if value.is_floating_point()),
+        f"{name}.update() left weights that are not finite; look at logarithms of 0 and divisions by a spread of 0.",
+    )
+    if metrics.get("pairs") == 0:
+        _require(
+            _same_weights(model, trained),
+            f"{name}.update() returned pairs=0, which says that nothing was learned, and changed the model; return it "
+            "only where the model stays as it is.",
+        )
+        return
+    _require(
+        not _same_weights(model, trained),
+        f"{name}.update() did not change the model that it was given; train it in place, or return pairs=0 where "
+        "there is nothing to learn from.",
+    )
+    _require(steps > 0, f"{name}.update() never called progress; call it after each step, where it is not None.")
+
+
+def _check_flat(kind: Any, name: str, model: OneRec, given: _Round) -> None:
+    """A reward that tells no session from another."""
+    before = copy.deepcopy(model)
+    score_US = torch.zeros_like(given.sampled.score_US)
+    flat = given._replace(sampled=replace(given.sampled, score_US=score_US))
+    try:
+        metrics, steps = _updated(kind, name, model, flat)
+        same = metrics.get("pairs") != 0 and _same_weights(before, model)  # it need not say so
+        _check_change(name, before, model, {"pairs": 0} if same else metrics, steps)
+    except Exception as error:
+        raise ValueError(
+            f"Where all sessions of a user have the same score: {error} Leave such users out, and return pairs=0 where "
+            "none is left."
+        ) from error
+
+
+def _flags(model: nn.Module) -> list[Any]:
+    """What a method may set for its own use, and must set back."""
+    modules = [(module.training, getattr(module, "p", None)) for module in model.modules()]
+    return [modules, [parameter.requires_grad for parameter in model.parameters()]]
+
+
+def _same_weights(model: nn.Module, other: nn.Module) -> bool:
+    theirs = other.state_dict()
+    return all(torch.equal(value.cpu(), theirs[key].cpu()) for key, value in model.state_dict().items())
+
+
+def _equal(before: Any, after: Any) -> bool:
+    if isinstance(before, Tensor):
+        return torch.equal(before, after)
+    return all(torch.equal(value.nan_to_num(), after[key].nan_to_num()) for key, value in before.items())
+
+
+def _described(value: Any) -> str:
+    return repr(value) if isinstance(value, int | float) else f"a {type(value).__name__}"
