@@ -226,7 +226,7 @@ class AlignmentMethod(Protocol):
         work: Path,
         progress: Callable[[int, int, dict[str, float]], None] | None = None,
     ) -> dict[str, float]:
-        """Train a model in place on one round.
+        """Train a model in place on one round. Experiments seed torch's global generator before.
 
         Args:
             model: a :class:`GenerativeAgent`; as it comes it is the round's reference.
