@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
+
+import tyro
 
 from feedgym.data.public.interactions import ReadOptions
 from feedgym.envs.short_video import ShortVideoConfig
+from feedgym.plugins import fill_in
 from feedgym.ranges import Count, CountOrZero, NonNegative, Ranged, Seed, Visits
 
 
@@ -43,17 +47,38 @@ class LogSource(Ranged):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(LogSource):
+class UsersConfig(LogSource):
+    """Who leaves the log: simulated users, or those of a real one."""
+
+    PLUGINS: ClassVar[tuple[str, ...]] = ("simulator",)
+
+    simulator: str = "short_video"
+    """The users, where no data are given: short_video, interest_evolution, interest_exploration,
+    long_term_satisfaction, an import path such as my_lab.users:Teen, or the folder of a learned simulator."""
+    simulator_options: Annotated[Any, tyro.conf.arg(name="simulator")] = field(
+        default_factory=lambda: ShortVideoConfig(num_items=2000)
+    )
+    """Options of the simulator; the experiment's seed is added to that of its catalogue."""
+    log: LogConfig = field(default_factory=LogConfig)
+    """How much they log."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fill_in(self, self.PLUGINS)
+
+    def code(self) -> list[tuple[str, str | None]]:
+        """What it names besides data; see :mod:`feedgym.trust`."""
+        return [(kind, getattr(self, kind)) for kind in self.PLUGINS]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(UsersConfig):
     """Where the log of an experiment comes from that looks at a log alone."""
 
     read: ReadOptions = field(default_factory=lambda: ReadOptions(text="off"))
     """How the data are read."""
     seed: Seed = 0
     """Decides weights, the order of users, dropout and negatives, and the simulated log."""
-    short_video: ShortVideoConfig = field(default_factory=lambda: ShortVideoConfig(num_items=2000))
-    """The simulator, where no data are given."""
-    log: LogConfig = field(default_factory=LogConfig)
-    """How much it logs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from feedgym.data import parquet
 from feedgym.data.readers import column_pair, find_data
 from feedgym.data.requests import LogAndItems
 from feedgym.data.whole import check_product, digest_of, product_of
+from feedgym.envs.feed import make_simulator
 from feedgym.envs.learned.simulator import ranker_named
 from feedgym.envs.logging import collect_log
 from feedgym.experiments.configs import LogConfig, LogSource
 from feedgym.experiments.progress import progress, say
 from feedgym.experiments.run import Codec, Plan
-from feedgym.plugins import is_built_in
+from feedgym.plugins import is_built_in, is_folder, key_of, resolve
 from feedgym.protocols import UserSimulator
 
 
@@ -78,6 +80,27 @@ def simulator_key(simulator: str) -> Any:
         return simulator
     ranker = ranker_named(product_of(path))
     return [simulator, _digests(path), *([ranker] if ranker is not None and not is_built_in("ranker", ranker) else [])]
+
+
+def simulator_of(config: Any, trust: bool = False) -> UserSimulator:
+    """The experiment's users; ``trust`` as for :func:`feedgym.envs.feed.make_simulator`."""
+    if is_folder("simulator", config.simulator):
+        return make_simulator(config.simulator, trust=trust)
+    target, options = resolve("simulator", config.simulator), _seeded_users(config)
+    return make_simulator(target if options is None or not callable(target) else target(options))
+
+
+def users_key(config: Any) -> Any:
+    """What decides an experiment's users: the simulator's code or folder, and its options."""
+    return [key_of("simulator", config.simulator), simulator_key(config.simulator), _seeded_users(config)]
+
+
+def _seeded_users(config: Any) -> Any:
+    """The simulator's options; the experiment's seed is added to that of its catalogue."""
+    options = config.simulator_options
+    if not hasattr(options, "catalog_seed"):
+        return options
+    return replace(options, catalog_seed=options.catalog_seed + config.seed)
 
 
 def _digests(path: Path) -> list[tuple[str, str]]:

@@ -125,7 +125,9 @@ def _alignment(config: AlignConfig) -> Iterator[Need]:
     vocabulary = items if config.tokenizer == "item_id" else sum(num_codes)
     if isinstance(codes, RQVAEConfig):
         widths = (*(codes.hidden_widths or ()), codes.latent_width)
-        yield Need("the RQ-VAE", ("tokenizer_options.hidden_widths", "tokenizer_options.latent_width"), _chain(widths) * WEIGHT)
+        yield Need(
+            "the RQ-VAE", ("tokenizer_options.hidden_widths", "tokenizer_options.latent_width"), _chain(widths) * WEIGHT
+        )
     if hasattr(model, "d_model"):  # of other models only their authors know the sizes
         yield from _agent(config, model, vocabulary, levels)
     users = min(config.rollouts.users_per_task, _known_users(config))
@@ -173,7 +175,7 @@ def _rl(config: RLConfig) -> Iterator[Need]:
 def _retrieval(config: RetrievalConfig) -> Iterator[Need]:
     model = config.model
     yield from _data(config)
-    items = 0 if config.data else config.short_video.num_items
+    items = _items(config)
     codes = getattr(config, "tokenizer_options", None)
     yield _model("model", model, sum(getattr(codes, "num_codes", None) or codes_for(items)) if codes else items)
     yield _attention(config)
@@ -185,7 +187,7 @@ def _retrieval(config: RetrievalConfig) -> Iterator[Need]:
 
 def _ranking(config: RankRun) -> Iterator[Need]:
     yield from _data(config)
-    yield _model("model", config.model, 0 if config.data else config.short_video.num_items)
+    yield _model("model", config.model, _items(config))
     yield _attention(config)
 
 
@@ -197,7 +199,13 @@ def _attention(config: Any) -> Need:
 def _data(config: Any) -> Iterator[Need]:
     if config.data is None:
         yield _log(config.log, 10)
-        yield from _catalog("short_video.", config.short_video)
+        if isinstance(config.simulator_options, ShortVideoConfig):
+            yield from _catalog("simulator_options.", config.simulator_options)
+
+
+def _items(config: Any) -> int:
+    """Items of the simulator, as far as the configuration tells."""
+    return 0 if config.data is not None else getattr(config.simulator_options, "num_items", 0)
 
 
 def _log(log: LogConfig, session_length: int) -> Need:

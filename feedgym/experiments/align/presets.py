@@ -22,9 +22,8 @@ from feedgym.agents.tiger import TigerSizes
 from feedgym.data.sessions import SessionFilter
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
-from feedgym.experiments.configs import JudgeConfig, LogConfig, LogSource
+from feedgym.experiments.configs import JudgeConfig, LogConfig, UsersConfig
 from feedgym.experiments.rollouts import RolloutConfig
-from feedgym.plugins import fill_in
 from feedgym.ranges import (
     Count,
     Length,
@@ -61,20 +60,13 @@ class IPAConfig(Ranged):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignConfig(LogSource):
+class AlignConfig(UsersConfig):
     """An alignment experiment from the log to the report."""
 
     PLUGINS: ClassVar[tuple[str, ...]] = ("simulator", "tokenizer", "model", "reward", "method")
 
     seed: Seed = 0
     """Decides everything: catalogue, users, weights, samples."""
-    simulator: str = "short_video"
-    """The users: short_video, one of RecSim's, an import path such as my_lab.users:Teen, or the folder of a learned
-    simulator."""
-    simulator_options: Annotated[Any, tyro.conf.arg(name="simulator")] = None
-    """Options of the simulator."""
-    log: LogConfig = field(default_factory=LogConfig)
-    """How much it logs."""
     session_length: Length = 5
     """K, items in a session."""
     history_length: Length = 40
@@ -126,7 +118,6 @@ class AlignConfig(LogSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fill_in(self, self.PLUGINS)
         if self.split == "time" and self.data is None:
             raise ValueError("split='time' cuts a recorded log; give one with --data, or leave it 'users'.")
         if self.model == "hstu" and self.tokenizer != "item_id":
@@ -140,7 +131,7 @@ class AlignConfig(LogSource):
 
     def code(self) -> list[tuple[str, str | None]]:
         """What it names besides data; see :mod:`feedgym.trust`."""
-        return [*((kind, getattr(self, kind)) for kind in self.PLUGINS), ("ray", self.ray)]
+        return [*super().code(), ("ray", self.ray)]
 
     def seeded(self, part: ConfigT) -> ConfigT:
         """A part of the configuration with this experiment's seed added to its own."""
@@ -149,7 +140,7 @@ class AlignConfig(LogSource):
 
 def small() -> AlignConfig:
     """The demo: 2,000 items, 4,000 users, 6 rounds; about 5 minutes on 2 cores."""
-    return AlignConfig(simulator_options=ShortVideoConfig(num_items=2000))
+    return AlignConfig()
 
 
 def smoke() -> AlignConfig:

@@ -6,7 +6,7 @@ rate), ``true_value`` (what sessions are worth to their users, if anyone knows) 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,18 +24,17 @@ from feedgym.data.sessions import (
     user_of_rows,
 )
 from feedgym.data.splits import keep_events, split_time, split_users, until
-from feedgym.envs.feed import make_simulator
 from feedgym.envs.history import has_arrivals
 from feedgym.envs.luck import user_seeds
 from feedgym.envs.replay import states_at
 from feedgym.envs.truth import true_value
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.evaluate import judge_offline, judge_online, session_diversity
-from feedgym.experiments.logs import data_path, plan_log, recorded_log, simulated_log, simulator_key
+from feedgym.experiments.logs import data_path, plan_log, recorded_log, simulated_log, simulator_of, users_key
 from feedgym.experiments.progress import Step
 from feedgym.experiments.run import Plan
-from feedgym.plugins import is_folder, key_of, resolve, title_of
-from feedgym.protocols import Recommender, SessionReward, UserSimulator, take_users
+from feedgym.plugins import title_of
+from feedgym.protocols import Recommender, SessionReward, take_users
 
 HELD_OUT = 0.1
 """Share of the users, or of the sessions by time, that no model is trained on."""
@@ -46,28 +45,8 @@ TRUTH_USERS = 25
 
 def plan_world(plan: Plan, config: AlignConfig) -> str:
     """The stage of an alignment's log."""
-    users = [
-        key_of("simulator", config.simulator),
-        simulator_key(config.simulator),
-        _seeded_options(config.simulator_options, config.seed),
-    ]
-    simulated = [users, config.log, config.session_length, config.seed]
+    simulated = [users_key(config), config.log, config.session_length, config.seed]
     return plan_log(plan, config, simulated, "simulator", "simulator_options")
-
-
-def simulator_of(config: AlignConfig, trust: bool = False) -> UserSimulator:
-    """The experiment's users; ``trust`` as for :func:`feedgym.envs.feed.make_simulator`."""
-    if is_folder("simulator", config.simulator):
-        return make_simulator(config.simulator, trust=trust)
-    target, options = resolve("simulator", config.simulator), _seeded_options(config.simulator_options, config.seed)
-    return make_simulator(target if options is None or not callable(target) else target(options))
-
-
-def _seeded_options(options: Any, seed: int) -> Any:
-    """A simulator's options; the experiment's seed is added to that of its catalogue."""
-    if not hasattr(options, "catalog_seed"):
-        return options
-    return replace(options, catalog_seed=options.catalog_seed + seed)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -151,7 +151,7 @@ def experiment(config: RankRun, run: Run) -> dict[str, Any]:
     Returns:
         The summary, as written to ``summary.json``.
     """
-    log = run.stage("log", partial(read_log, config), LOG)
+    log = run.stage("log", partial(read_log, config, trust=run.trust), LOG)
     data, kind = RankingData.of(config, log.value), plugins.resolve("ranker", config.name)
     ranker = run.stage(
         config.name, partial(train, config, data, run), with_curve(Codec(kind.save_pretrained, kind.load))

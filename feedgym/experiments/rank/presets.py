@@ -236,7 +236,7 @@ def _paper(sizes: MTGRSizes, lr: float) -> MTGRRun:
 def _smoke(run: Any, **sizes: Any) -> Any:
     return replace(
         run,
-        short_video=ShortVideoConfig(num_items=80),
+        simulator_options=ShortVideoConfig(num_items=80),
         log=LogConfig(users=60, visits=4),
         model=replace(run.model, d_model=8, num_layers=1, **sizes),
         history_length=8,

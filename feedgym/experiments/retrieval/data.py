@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,8 @@ from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, Event, EventLog
 from feedgym.data.sessions import histories, user_of_rows
 from feedgym.data.splits import ItemSplit, NextItems, leave_one_out
-from feedgym.envs.feed import make_simulator
-from feedgym.envs.short_video import ShortVideo
 from feedgym.experiments.configs import DataConfig
-from feedgym.experiments.logs import plan_log, recorded_log, simulated_log
+from feedgym.experiments.logs import plan_log, recorded_log, simulated_log, simulator_of, users_key
 from feedgym.experiments.retrieval.metrics import RankedTargets, RankingConfig, evaluate_ranking
 from feedgym.experiments.retrieval.presets import RetrievalConfig
 from feedgym.experiments.run import Plan
@@ -97,12 +95,12 @@ class RetrievalData:
 
 def plan_data(plan: Plan, config: DataConfig) -> str:
     """The stage of the log of an experiment that looks at a log alone."""
-    return plan_log(plan, config, [config.short_video, config.log, config.seed], "short_video")
+    simulated = [users_key(config), config.log, config.seed]
+    return plan_log(plan, config, simulated, "simulator", "simulator_options")
 
 
-def read_log(config: DataConfig, work: Path) -> tuple[EventLog, Catalog]:
-    """The log of the data, or of simulated users."""
+def read_log(config: DataConfig, work: Path, *, trust: bool = False) -> tuple[EventLog, Catalog]:
+    """The log of the data, or of simulated users; ``trust`` as for :func:`feedgym.envs.feed.make_simulator`."""
     if config.data is not None:
         return recorded_log(config)
-    short_video = replace(config.short_video, catalog_seed=config.short_video.catalog_seed + config.seed)
-    return simulated_log(make_simulator(ShortVideo(short_video)), config.log, SESSION, config.seed)
+    return simulated_log(simulator_of(config, trust), config.log, SESSION, config.seed)

@@ -74,7 +74,7 @@ def experiment(config: RetrievalConfig, run: Run) -> dict[str, Any]:
     Returns:
         The summary, as written to ``summary.json``.
     """
-    log = run.stage("log", partial(read_log, config), LOG)
+    log = run.stage("log", partial(read_log, config, trust=run.trust), LOG)
     world = RetrievalData.of(config, log.value)
     agents: dict[str, FinishedStage] = {
         name: run.stage(name, partial(_trained, stage, world, name, run), stage.codec)

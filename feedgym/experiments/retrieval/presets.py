@@ -13,7 +13,6 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from feedgym import plugins
 from feedgym.agents.fit import FitConfig
 from feedgym.agents.hstu import HSTUSizes
 from feedgym.agents.sasrec import SASRecSizes
@@ -114,7 +113,7 @@ class HSTURun(RetrievalConfig):
 class TigerRun(RetrievalConfig):
     """TIGER over semantic ids, trained on a log and ranked offline by beam search; data need texts (--read.text)."""
 
-    PLUGINS: ClassVar = ("tokenizer",)
+    PLUGINS: ClassVar = (*RetrievalConfig.PLUGINS, "tokenizer")
     name: ClassVar[str] = "tiger"
     read: ReadOptions = field(default_factory=ReadOptions)
     """How the data are read; semantic ids are made from the items' texts."""
@@ -132,20 +131,12 @@ class TigerRun(RetrievalConfig):
     tokenizer_options: Annotated[Any, tyro.conf.arg(name="tokenizer")] = None
     """Its options; their seed is added to the run's."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        plugins.fill_in(self, self.PLUGINS)
-
     @property
     def label(self) -> str:
         """The codes and the augmentation."""
         codes = "x".join(map(str, getattr(self.tokenizer_options, "num_codes", None) or ()))
         windows = "all windows" if self.sliding_window else "last items"
         return f"TIGER ({' '.join(filter(None, (self.tokenizer, codes)))}, {windows})"
-
-    def code(self) -> list[tuple[str, str | None]]:
-        """What it names besides data; see :mod:`feedgym.trust`."""
-        return [("tokenizer", self.tokenizer)]
 
 
 def tiger_retrieval() -> TigerRun:
@@ -172,7 +163,7 @@ def tiger_retrieval_smoke() -> TigerRun:
     sizes = TigerSizes(d_model=16, num_heads=2, head_width=8, encoder_layers=1, decoder_layers=1, d_ff=32)
     return replace(
         tiger_retrieval(), model=sizes, tokenizer_options=RQVAEConfig(num_codes=(8, 16), steps=20),
-        short_video=ShortVideoConfig(num_items=80), log=LogConfig(users=60, visits=3), epochs=1,
+        simulator_options=ShortVideoConfig(num_items=80), log=LogConfig(users=60, visits=3), epochs=1,
         fit=FitConfig(batch_size=64), ranking=RankingConfig(at=(5, 10)), sasrec_ce=False,
     )  # fmt: skip
 
@@ -236,7 +227,7 @@ def _small(run: Any) -> Any:
 def _smoke(run: Any, **sizes: Any) -> Any:
     return replace(
         run,
-        short_video=ShortVideoConfig(num_items=80),
+        simulator_options=ShortVideoConfig(num_items=80),
         log=LogConfig(users=60, visits=3),
         model=replace(run.model, d_model=8, **sizes),
         history_length=8,
