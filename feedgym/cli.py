@@ -534,8 +534,17 @@ def simulate(arguments: Sequence[str]) -> None:
     options = _parse(SimulateArguments, "simulate", arguments)
     from feedgym.data.events import BEHAVIOURS, Event
 
-    given = {name: value for name, value in vars(options).items() if name not in ("simulator", "users")}
-    log, _ = api.simulate(options.simulator, num_users=options.users, **given)
+    log, _ = api.simulate(
+        options.simulator,
+        num_users=options.users,
+        visits=options.visits,
+        session_length=options.session_length,
+        popularity_share=options.popularity_share,
+        random_share=options.random_share,
+        seed=options.seed,
+        out=options.out,
+        trust=options.trust,
+    )
     seen = (log.event == Event.IMPRESSION) & log.examined
     rates = ", ".join(f"{name} {log.behaviours[seen, b].mean():.2%}" for b, name in enumerate(BEHAVIOURS))
     print(f"{options.users:,} users, {(log.event == Event.LOGIN).sum():,} visits, {seen.sum():,} items seen: {rates}")

@@ -15,7 +15,7 @@ from feedgym.data.whole import check_product, digest_of, product_of
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.learned.simulator import ranker_named
 from feedgym.envs.logging import collect_log
-from feedgym.experiments.configs import LogConfig, LogSource
+from feedgym.experiments.configs import LogConfig, LogSource, UsersConfig
 from feedgym.experiments.progress import progress, say
 from feedgym.experiments.run import Codec, Plan
 from feedgym.plugins import is_built_in, is_folder, key_of, resolve
@@ -82,25 +82,25 @@ def simulator_key(simulator: str) -> Any:
     return [simulator, _digests(path), *([ranker] if ranker is not None and not is_built_in("ranker", ranker) else [])]
 
 
-def simulator_of(config: Any, trust: bool = False) -> UserSimulator:
+def simulator_of(config: UsersConfig, seed: int, trust: bool = False) -> UserSimulator:
     """The experiment's users; ``trust`` as for :func:`feedgym.envs.feed.make_simulator`."""
     if is_folder("simulator", config.simulator):
         return make_simulator(config.simulator, trust=trust)
-    target, options = resolve("simulator", config.simulator), _seeded_users(config)
+    target, options = resolve("simulator", config.simulator), _seeded_options(config.simulator_options, seed)
     return make_simulator(target if options is None or not callable(target) else target(options))
 
 
-def users_key(config: Any) -> Any:
+def users_key(config: UsersConfig, seed: int) -> Any:
     """What decides an experiment's users: the simulator's code or folder, and its options."""
-    return [key_of("simulator", config.simulator), simulator_key(config.simulator), _seeded_users(config)]
+    options = _seeded_options(config.simulator_options, seed)
+    return [key_of("simulator", config.simulator), simulator_key(config.simulator), options]
 
 
-def _seeded_users(config: Any) -> Any:
-    """The simulator's options; the experiment's seed is added to that of its catalogue."""
-    options = config.simulator_options
+def _seeded_options(options: Any, seed: int) -> Any:
+    """A simulator's options; the experiment's seed is added to that of its catalogue."""
     if not hasattr(options, "catalog_seed"):
         return options
-    return replace(options, catalog_seed=options.catalog_seed + config.seed)
+    return replace(options, catalog_seed=options.catalog_seed + seed)
 
 
 def _digests(path: Path) -> list[tuple[str, str]]:

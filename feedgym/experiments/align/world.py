@@ -45,7 +45,7 @@ TRUTH_USERS = 25
 
 def plan_world(plan: Plan, config: AlignConfig) -> str:
     """The stage of an alignment's log."""
-    simulated = [users_key(config), config.log, config.session_length, config.seed]
+    simulated = [users_key(config, config.seed), config.log, config.session_length, config.seed]
     return plan_log(plan, config, simulated, "simulator", "simulator_options")
 
 
@@ -177,7 +177,7 @@ class Simulated:
 
     def __init__(self, config: AlignConfig, trust: bool = False) -> None:
         self.config = config
-        self.simulator = simulator_of(config, trust)
+        self.simulator = simulator_of(config, config.seed, trust)
         self.title = f"{title_of('model', config.model)} + IPA on {type(self.simulator).__name__}, simulated users"
 
     def collect(self, work: Path) -> LogAndItems:

@@ -95,7 +95,7 @@ class RetrievalData:
 
 def plan_data(plan: Plan, config: DataConfig) -> str:
     """The stage of the log of an experiment that looks at a log alone."""
-    simulated = [users_key(config), config.log, config.seed]
+    simulated = [users_key(config, config.seed), config.log, config.seed]
     return plan_log(plan, config, simulated, "simulator", "simulator_options")
 
 
@@ -103,4 +103,4 @@ def read_log(config: DataConfig, work: Path, *, trust: bool = False) -> tuple[Ev
     """The log of the data, or of simulated users; ``trust`` as for :func:`feedgym.envs.feed.make_simulator`."""
     if config.data is not None:
         return recorded_log(config)
-    return simulated_log(simulator_of(config, trust), config.log, SESSION, config.seed)
+    return simulated_log(simulator_of(config, config.seed, trust), config.log, SESSION, config.seed)
