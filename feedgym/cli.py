@@ -105,8 +105,8 @@ def _line_of(box: str, command: str, root: str) -> str:
     parts = [list(part) for is_rule, part in groupby(lines[1:], lambda line: set(line) <= set("─-")) if not is_rule]
     fault, rest = " ".join(parts[0]), [line for part in parts[1:] for line in part]
     fault = fault.removeprefix(f"Error parsing {root}: ").removeprefix("Error parsing ")
-    if known := re.match(r"([\w.-]+): (?=\w+(\[\d+\])*=)", fault):  # of a part: ipa: rounds=-1, so ipa.rounds=-1
-        fault = f"{known[1].replace('-', '_')}.{fault[known.end() :]}"
+    if part := re.match(r"([\w.-]+): (?=\w+(\[\d+\])*=)", fault):  # of a part: ipa: rounds=-1, so ipa.rounds=-1
+        fault = f"{part[1].replace('-', '_')}.{fault[part.end() :]}"
     fault = re.sub(r"no type matching (.*) could be instantiated from \[(.*?)\].*", r"\2 is no \1", fault)
     fault = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is no whole number", fault)
     fault = re.sub(r"could not convert string to float: ('.*')", r"\1 is no number", fault)
@@ -271,11 +271,11 @@ def stage(arguments: Sequence[str]) -> None:
     from feedgym.experiments.run import StageReached
 
     presets = {**PRESETS, **COMPARISONS}
-    known = (options.run / "config.json").exists()
-    config = read_config(options.run) if known else replace(_preset(options.preset, presets), seed=options.seed)
-    if known:
+    begun = (options.run / "config.json").exists()
+    config = read_config(options.run) if begun else replace(_preset(options.preset, presets), seed=options.seed)
+    if begun:
         config = check_code(config, options.run, options.trust, arguments)
-    folders = (None, options.run) if known else (options.run, None)
+    folders = (None, options.run) if begun else (options.run, None)
     redo = options.name if options.redo else None
     with contextlib.suppress(StageReached):
         asked: dict[str, Any] = {"stop_after": options.name, "redo": redo}
@@ -418,9 +418,9 @@ def _inspect(options: Any, how: Any) -> None:
         write_catalog(catalog, options.out / "catalog.parquet")
         write_log(log, options.out / "events.parquet")
     if options.json:
-        found = {"source": source.name, "files": [str(file) for file in source.files]}
-        found |= {"rules": source.says, "warnings": source.warns}
-        print(json.dumps(found | report, indent=1))
+        source_facts = {"source": source.name, "files": [str(file) for file in source.files]}
+        source_facts |= {"rules": source.says, "warnings": source.warns}
+        print(json.dumps(source_facts | report, indent=1))
         return
     from rich.console import Console
 
@@ -591,10 +591,10 @@ def realism(arguments: Sequence[str]) -> None:
     check_simulated(users=options.users, visits=options.visits, session_length=options.session_length)
     sizes = {name: getattr(options, name) for name in ("users", "visits", "session_length", "seed", "trust")}
     a, b = read_side(options.a, **sizes), read_side(options.b, **sizes)
-    found = realism((options.a, options.b), a, b, seed=options.seed)
-    Console(highlight=False).print(table_of(found))
+    comparison = realism((options.a, options.b), a, b, seed=options.seed)
+    Console(highlight=False).print(table_of(comparison))
     if options.out is not None:
-        print(f"Written to {write_realism(found, options.out)}")
+        print(f"Written to {write_realism(comparison, options.out)}")
 
 
 @dataclass(frozen=True, kw_only=True)

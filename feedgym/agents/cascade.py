@@ -187,11 +187,11 @@ class Cascade:
     @torch.no_grad()
     def values(self, histories: EventBatch, item_ids_UC: Tensor, mask_UC: Tensor | None = None) -> Tensor:
         """Reward that the ranker expects of items, float32 [U, C]: weighted behaviours and minutes watched."""
-        found = self.ranker.predict(histories, item_ids_UC, mask_UC)
+        predicted = self.ranker.predict(histories, item_ids_UC, mask_UC)
         num_tasks = len(self.weight_M)
-        value_UC = found.prob_UKM[..., :num_tasks].float() @ self.weight_M.to(item_ids_UC.device)
+        value_UC = predicted.prob_UKM[..., :num_tasks].float() @ self.weight_M.to(item_ids_UC.device)
         if self.weights.watch_minutes:
-            minutes_UC = found.watch_fraction_UK * self.minutes_I.to(item_ids_UC.device)[item_ids_UC]
+            minutes_UC = predicted.watch_fraction_UK * self.minutes_I.to(item_ids_UC.device)[item_ids_UC]
             value_UC = value_UC + self.weights.watch_minutes * minutes_UC.float()
         return value_UC
 
@@ -203,12 +203,12 @@ class Cascade:
         parts = []
         for low in range(0, len(histories), size):
             block = histories.rows(slice(low, low + size))
-            found = self.candidates(block)
-            value_UC = found.value_UC - SEEN_PENALTY * found.seen_UC
-            value_UC = value_UC.masked_fill(~found.mask_UC, -torch.inf)
-            unit_UCE = self.unit_IE.to(value_UC.device)[found.item_ids_UC]
+            candidates = self.candidates(block)
+            value_UC = candidates.value_UC - SEEN_PENALTY * candidates.seen_UC
+            value_UC = value_UC.masked_fill(~candidates.mask_UC, -torch.inf)
+            unit_UCE = self.unit_IE.to(value_UC.device)[candidates.item_ids_UC]
             place_USK, logp_US = rerank(value_UC, unit_UCE, self.session_length, self.config, n, generator)
-            item_ids_USK = found.item_ids_UC[:, None].expand(-1, n, -1).gather(2, place_USK)
+            item_ids_USK = candidates.item_ids_UC[:, None].expand(-1, n, -1).gather(2, place_USK)
             parts.append(SessionBatch(item_ids_USK=item_ids_USK, logp_US=logp_US))
         return SessionBatch.cat(parts)
 
@@ -219,7 +219,7 @@ class Cascade:
             if hasattr(model, "save_pretrained"):
                 model.save_pretrained(folder / part)
         write_catalog(self.catalog, folder / CATALOG)
-        known = {
+        manifest = {
             RETRIEVER: type(self.retriever).__name__,
             RANKER: type(self.ranker).__name__,
             "session_length": self.session_length,
@@ -227,7 +227,7 @@ class Cascade:
             "weights": asdict(self.weights),
         }
         with replacing(folder / CASCADE) as temporary:
-            Path(temporary).write_text(json.dumps(known, indent=1))
+            Path(temporary).write_text(json.dumps(manifest, indent=1))
 
     @classmethod
     def load(cls, folder: Path | str, *, retriever: Retriever | None = None, ranker: Scorer | None = None) -> Self:
@@ -243,9 +243,9 @@ class Cascade:
         """
         folder = Path(folder)
         try:
-            known = json.loads((folder / CASCADE).read_text())
-            config, weights = CascadeConfig(**known["config"]), RewardWeights(**known["weights"])
-            kinds, length = {part: known[part] for part in (RETRIEVER, RANKER)}, int(known["session_length"])
+            manifest = json.loads((folder / CASCADE).read_text())
+            config, weights = CascadeConfig(**manifest["config"]), RewardWeights(**manifest["weights"])
+            kinds, length = {part: manifest[part] for part in (RETRIEVER, RANKER)}, int(manifest["session_length"])
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} holds no whole cascade ({error}); save it again.") from error
         retriever = retriever or _load_part(folder / RETRIEVER, kinds[RETRIEVER])

@@ -112,9 +112,9 @@ class BestEpoch(TrainerCallback):
     def _go_on(self) -> bool:
         """Take up the record of a killed training, if it and the best weights are whole."""
         try:
-            known = read_sealed(self.folder / RECORD)
-            self.curve, self.stopped = known["curve"], known["stopped"]
-            return self._best_digest() == known["best"]
+            record = read_sealed(self.folder / RECORD)
+            self.curve, self.stopped = record["curve"], record["stopped"]
+            return self._best_digest() == record["best"]
         except (OSError, ValueError, KeyError, TypeError):  # none, a damaged one, or another file in its place
             return False
 
@@ -161,5 +161,5 @@ class BestEpoch(TrainerCallback):
             save_file({name: value.contiguous() for name, value in self.model.state_dict().items()}, temporary)
 
     def _write(self) -> None:
-        found = {"curve": self.curve, "stopped": self.stopped, "best": self._best_digest()}
-        write_sealed(self.folder / RECORD, found)
+        record = {"curve": self.curve, "stopped": self.stopped, "best": self._best_digest()}
+        write_sealed(self.folder / RECORD, record)

@@ -220,11 +220,11 @@ class HSTU(SequenceModel):
         return cls(settings(**sizes, num_items=tokenizer.num_items))
 
     @classmethod
-    def for_log(cls, sizes: HSTUSizes, *, profile_sizes: tuple[int, ...], has_time: bool, **known: Any) -> Self:
+    def for_log(cls, sizes: HSTUSizes, *, profile_sizes: tuple[int, ...], has_time: bool, **data_fields: Any) -> Self:
         """See the base."""
         settings: Any = HSTUConfig
         use_time = {"use_time": sizes.use_time and has_time}
-        return cls(settings(**vars(sizes) | use_time, profile_sizes=profile_sizes, **known))
+        return cls(settings(**vars(sizes) | use_time, profile_sizes=profile_sizes, **data_fields))
 
     @classmethod
     def load(cls, folder: Path | str, tokenizer: CodeTokenizer | None = None) -> Self:

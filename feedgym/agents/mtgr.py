@@ -146,10 +146,10 @@ class MTGR(Ranker):
         self.post_init()
 
     @classmethod
-    def for_catalog(cls, sizes: MTGRSizes, catalog: Catalog, **known: Any) -> Self:
+    def for_catalog(cls, sizes: MTGRSizes, catalog: Catalog, **data_fields: Any) -> Self:
         """See the base; cross features need the items' groups."""
         config: Any = MTGRConfig
-        return cls(config(**vars(sizes), **known), item_kinds(catalog) if sizes.cross_features else None)
+        return cls(config(**vars(sizes), **data_fields), item_kinds(catalog) if sizes.cross_features else None)
 
     def logits_NKM(self, batch: RankingBatch) -> Tensor:
         """Logits [N, K, M] of the tasks, and of the watch fraction where it is one.

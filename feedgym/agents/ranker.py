@@ -104,16 +104,16 @@ class Ranker(PreTrainedModel):
             raise ValueError(f"num_items={config.num_items} must be 1 or more; give the size of the catalogue.")
 
     @classmethod
-    def for_catalog(cls, sizes: Any, catalog: Catalog, **known: Any) -> Self:
+    def for_catalog(cls, sizes: Any, catalog: Catalog, **data_fields: Any) -> Self:
         """An untrained ranker of a catalogue's items, with what it may know of them.
 
         Args:
             sizes: its ``Config``.
             catalog: the items.
-            **known: what the data decide: the other fields of its ``config_class``.
+            **data_fields: what the data decide: the other fields of its ``config_class``.
         """
         config: Any = cls.config_class
-        return cls(config(**vars(sizes), **known))
+        return cls(config(**vars(sizes), **data_fields))
 
     def logits_NKM(self, batch: RankingBatch) -> Tensor:
         """Logits [N, K, M] of each candidate's tasks, the watched fraction last."""
@@ -180,8 +180,12 @@ class Ranker(PreTrainedModel):
         self.train(False)
         try:
             blocks = range(0, len(rows), USERS_PER_BLOCK)
-            found = [self._scores(rows.rows(slice(n, n + USERS_PER_BLOCK)).to(self.device)) for n in blocks]
-            return torch.cat(found) if found else torch.zeros(*rows.item_ids_NK.shape, self.config.num_outputs)
+            score_blocks = [self._scores(rows.rows(slice(n, n + USERS_PER_BLOCK)).to(self.device)) for n in blocks]
+            return (
+                torch.cat(score_blocks)
+                if score_blocks
+                else torch.zeros(*rows.item_ids_NK.shape, self.config.num_outputs)
+            )
         finally:
             self.train(was_training)
 

@@ -79,8 +79,8 @@ class RLlibRecommender:
     def save(self, folder: Path) -> None:
         """Write the network to a folder; each file takes its place whole."""
         network = self.network
-        known = ITEMS + (LIVES if network.world.dated else ())
-        tensors = {f"world.{name}": torch.from_numpy(getattr(network.world, name)) for name in known}
+        columns = ITEMS + (LIVES if network.world.dated else ())
+        tensors = {f"world.{name}": torch.from_numpy(getattr(network.world, name)) for name in columns}
         tensors |= {name: value.contiguous() for name, value in network.state_dict().items()}
         sizes = {
             "kind": type(network).__name__,
@@ -105,17 +105,17 @@ class RLlibRecommender:
             ValueError: the folder holds none, or a damaged one.
         """
         try:
-            known: dict[str, Any] = json.loads((folder / SIZES).read_text())
+            settings: dict[str, Any] = json.loads((folder / SIZES).read_text())
             tensors = load_file(folder / WEIGHTS)
             items = ITEMS + tuple(name for name in LIVES if f"world.{name}" in tensors)
             world = SlateWorld(
                 **{name: tensors.pop(f"world.{name}").numpy() for name in items},
-                profile_sizes=tuple(known["profile_sizes"]),
-                session_length=known["session_length"],
-                history_length=known["history_length"],
+                profile_sizes=tuple(settings["profile_sizes"]),
+                session_length=settings["session_length"],
+                history_length=settings["history_length"],
             )
-            network = NETWORKS[known["kind"]](world, SlateNetConfig(**known["sizes"]), **known["more"])
+            network = NETWORKS[settings["kind"]](world, SlateNetConfig(**settings["sizes"]), **settings["more"])
             network.load_state_dict(tensors)
         except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
             raise ValueError(f"{folder} holds no whole agent ({error}); train it again.") from error
-        return cls(network, known["draws"])
+        return cls(network, settings["draws"])

@@ -75,9 +75,9 @@ def load_saved(kind: type[ModelT], folder: Path | str) -> ModelT:
             use_safetensors=True,
             local_files_only=True,
         )
-        model, found = loaded
-        sizes = (name for name, *_ in found["mismatched_keys"])
-        if astray := sorted({*found["missing_keys"], *found["unexpected_keys"], *sizes}):
+        model, loading = loaded
+        sizes = (name for name, *_ in loading["mismatched_keys"])
+        if astray := sorted({*loading["missing_keys"], *loading["unexpected_keys"], *sizes}):
             raise ValueError(f"weights and {CONFIG_NAME} disagree on {astray[0]}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -185,13 +185,13 @@ class SequenceRanker(Ranker):
         self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, config.num_outputs))
 
     @classmethod
-    def for_catalog(cls, sizes: SequenceRankerSizes, catalog: Catalog, **known: Any) -> Self:
+    def for_catalog(cls, sizes: SequenceRankerSizes, catalog: Catalog, **data_fields: Any) -> Self:
         """See the base; the items' contents are handed over if ``sizes.contents`` says so."""
         config: Any = cls.config_class
         if not sizes.contents:
-            return cls(config(**vars(sizes), **known))
+            return cls(config(**vars(sizes), **data_fields))
         content_IE = torch.from_numpy(catalog.content_IE)
-        return cls(config(**vars(sizes), **known, content_width=content_IE.shape[1]), content_IE)
+        return cls(config(**vars(sizes), **data_fields, content_width=content_IE.shape[1]), content_IE)
 
     # ------------------------------------------------------------ a subclass's part
 
@@ -240,8 +240,8 @@ class SequenceRanker(Ranker):
         memory, candidates = self.read(history), self.candidate_tokens(batch)
         size = self.config.candidates_per_pass
         parts = [slice(low, low + size) for low in range(0, batch.item_ids_NK.shape[1], size)]
-        found = [self.score(candidates.columns(part), history, memory).float() for part in parts]
-        return torch.cat(found, dim=1) if found else self.logits_NKM(batch)
+        logit_parts = [self.score(candidates.columns(part), history, memory).float() for part in parts]
+        return torch.cat(logit_parts, dim=1) if logit_parts else self.logits_NKM(batch)
 
     def read(self, history: Tokens) -> Memory:
         """Keys and values of the history's tokens, a layer each."""
@@ -292,8 +292,8 @@ class SequenceRanker(Ranker):
 
     def context_tokens(self, histories: EventBatch) -> Tokens:
         """Profile fields and the hour of the request; they stand first and have no time of their own."""
-        found = [*histories.profile_UF.unbind(1), histories.time_of_day_U.long().clamp(0, HOURS - 1)]
-        x_NCD = torch.stack([table(value_U) for table, value_U in zip(self.context, found, strict=True)], dim=1)
+        values = [*histories.profile_UF.unbind(1), histories.time_of_day_U.long().clamp(0, HOURS - 1)]
+        x_NCD = torch.stack([table(value_U) for table, value_U in zip(self.context, values, strict=True)], dim=1)
         num, width = x_NCD.shape[:2]
         zeros_NC = torch.zeros(num, width, dtype=torch.long, device=x_NCD.device)
         return Tokens(

@@ -207,17 +207,17 @@ class SequenceModel(PreTrainedModel):
         raise NotImplementedError
 
     @classmethod
-    def for_log(cls, sizes: Any, *, profile_sizes: tuple[int, ...], has_time: bool, **known: Any) -> Self:
+    def for_log(cls, sizes: Any, *, profile_sizes: tuple[int, ...], has_time: bool, **data_fields: Any) -> Self:
         """An untrained model for what a log holds.
 
         Args:
             sizes: its ``Config``.
             profile_sizes: of the profile's fields, for models that read profiles.
             has_time: whether the log knows times, for models that read these.
-            **known: ``num_items``, ``positives``, ``history_length`` and ``session_length``.
+            **data_fields: ``num_items``, ``positives``, ``history_length`` and ``session_length``.
         """
         config: Any = cls.config_class
-        return cls(config(**vars(sizes), **known))
+        return cls(config(**vars(sizes), **data_fields))
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
@@ -253,8 +253,8 @@ class SequenceModel(PreTrainedModel):
         self.train(False)
         order_U = histories.mask_UT.sum(1).argsort(stable=True)
         try:
-            found = [self._scores(histories.rows(user_B).trimmed()) for user_B in order_U.split(ROWS_ALIKE)]
-            return torch.cat(found).to(histories.item_ids_UT.device)[order_U.argsort()]
+            logit_blocks = [self._scores(histories.rows(user_B).trimmed()) for user_B in order_U.split(ROWS_ALIKE)]
+            return torch.cat(logit_blocks).to(histories.item_ids_UT.device)[order_U.argsort()]
         finally:
             self.train(was_training)
 

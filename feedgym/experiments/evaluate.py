@@ -370,8 +370,8 @@ def compared(ratios: Mapping[str, Mapping[str, Figure]], seed: int) -> dict[str,
         if f"base{suffix}" in ratios:
             aligned, base = ratios[f"aligned{suffix}"], ratios[f"base{suffix}"]
             shared = [metric for metric in base if metric in aligned]
-            found = {metric: lift(aligned[metric], base[metric], counts_RU) for metric in shared}
-            lifts[f"lift{suffix}"] = {metric: value for metric, value in found.items() if value is not None}
+            gains = {metric: lift(aligned[metric], base[metric], counts_RU) for metric in shared}
+            lifts[f"lift{suffix}"] = {metric: value for metric, value in gains.items() if value is not None}
     return {"agents": agents, **lifts}
 
 

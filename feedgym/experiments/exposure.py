@@ -87,9 +87,11 @@ def gini(count_RX: NDArray) -> NDArray[np.float64]:
 
 def creators_of(catalog: Catalog) -> sparse.csr_matrix:
     """Which creator made an item: [I, creators], 1 or 0; items of unknown creators (-1) have no entry."""
-    known = np.flatnonzero(catalog.creator_I != NO_CREATOR)
-    creators, column = np.unique(catalog.creator_I[known], return_inverse=True)
-    return sparse.csr_matrix((np.ones(len(known)), (known, column)), shape=(catalog.num_items, len(creators)))
+    with_creator = np.flatnonzero(catalog.creator_I != NO_CREATOR)
+    creators, column = np.unique(catalog.creator_I[with_creator], return_inverse=True)
+    return sparse.csr_matrix(
+        (np.ones(len(with_creator)), (with_creator, column)), shape=(catalog.num_items, len(creators))
+    )
 
 
 def top_share(count_RI: NDArray, share: float = TOP_SHARE) -> NDArray[np.float64]:

@@ -68,8 +68,8 @@ class Lock:
     def _holder(self) -> dict[str, Any]:
         try:
             self._file.seek(0)
-            found = json.loads(self._file.read())
-            return found if isinstance(found, dict) else {}
+            holder = json.loads(self._file.read())
+            return holder if isinstance(holder, dict) else {}
         except ValueError:
             return {}
 

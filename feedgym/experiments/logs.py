@@ -56,12 +56,12 @@ def recorded_log(source: LogSource) -> LogAndItems:
     path = data_path(source)
     check_product(path)
     columns = dict(column_pair(text) for text in source.columns)
-    found = find_data(path, columns or None, source.items)
+    reading = find_data(path, columns or None, source.items)
     with progress(f"Reading {path.name}") as step:
-        data = found.read(source.read)
+        data = reading.read(source.read)
         step(1, 1)
-    say(escape(f"{path.name}: {'; '.join((found.name, *found.says))}"))
-    for line in found.warns:
+    say(escape(f"{path.name}: {'; '.join((reading.name, *reading.says))}"))
+    for line in reading.warns:
         say(f"[bold yellow]{escape(line)}[/]")
     return data
 
@@ -106,8 +106,8 @@ def _seeded_options(options: Any, seed: int) -> Any:
 def _digests(path: Path) -> list[tuple[str, str]]:
     """Files with the hashes of their contents: data copied or mounted there anew are the same data."""
     path = product_of(path)
-    found = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    return [(str(p), digest_of(p)) for p in found if p.exists()]
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return [(str(p), digest_of(p)) for p in files if p.exists()]
 
 
 def plan_log(plan: Plan, config: LogSource, simulated: Any, *users: str) -> str:

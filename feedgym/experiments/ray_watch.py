@@ -28,7 +28,7 @@ class Watch:
     """
 
     def __init__(self, driver: psutil.Process) -> None:
-        self.driver, self.known = driver, set[psutil.Process]()
+        self.driver, self.processes = driver, set[psutil.Process]()
         threading.Thread(target=self._look, daemon=True).start()
 
     def _look(self) -> None:
@@ -37,12 +37,12 @@ class Watch:
                 servers = [child for child in self.driver.children() if child.name().removesuffix(".exe") in SERVERS]
                 started = [child for server in servers for child in server.children()]
                 # None is forgotten while it runs: a look in the midst of the end finds servers without children.
-                self.known = {process for process in self.known.union(servers, started) if process.is_running()}
+                self.processes = {process for process in self.processes.union(servers, started) if process.is_running()}
             time.sleep(EVERY_S)
 
     def kill(self) -> None:
         """Kill what is left of them, unless another process has the number by now."""
-        for process in self.known:
+        for process in self.processes:
             with suppress(psutil.Error):
                 process.kill()
 

@@ -159,8 +159,8 @@ def agents_table(summary: Summary) -> Table:
     table.add_column(_lift_name(summary), justify="right")
     for metric in _metrics(agents):
         if metric in LABELS or not metric.endswith("_rate"):  # the rarer behaviours are in the report
-            found = [agents[name].get(metric) for name in _ordered(agents)]
-            means = ["-" if value is None else number(value["mean"]) for value in found]
+            cells = [agents[name].get(metric) for name in _ordered(agents)]
+            means = ["-" if value is None else number(value["mean"]) for value in cells]
             table.add_row(_label(metric), *means, _change(summary, metric))
     return table
 
@@ -174,10 +174,10 @@ def _contest_table(summary: Summary) -> Table:
     for head in (*SHORT.values(), "lift"):
         table.add_column(head, justify="right", no_wrap=True)
     for name in _ordered(agents):
-        found = [agents[name].get(metric) for metric in SHORT]
+        cells = [agents[name].get(metric) for metric in SHORT]
         lifted = summary["lifts"].get(f"{ours} over {name}", {}).get("true_reward")
         change = "-" if lifted is None else f"{lifted['mean']:+.1%}"
-        table.add_row(name.replace("_", " "), *("-" if v is None else number(v["mean"]) for v in found), change)
+        table.add_row(name.replace("_", " "), *("-" if v is None else number(v["mean"]) for v in cells), change)
     return table
 
 
@@ -185,8 +185,8 @@ def _contest_table(summary: Summary) -> Table:
 
 
 def _ordered(agents: Mapping[str, Any]) -> list[str]:
-    known = [name for name in AGENT_ORDER if name in agents]
-    return known + [name for name in agents if name not in known]
+    first = [name for name in AGENT_ORDER if name in agents]
+    return first + [name for name in agents if name not in first]
 
 
 def _has(agents: Mapping[str, Any], metric: str) -> bool:
@@ -195,11 +195,11 @@ def _has(agents: Mapping[str, Any], metric: str) -> bool:
 
 def _metrics(agents: Mapping[str, Any]) -> list[str]:
     """All metrics of the agents: what they foretell, by rising cut-off, then those of LABELS, then the others."""
-    found = sorted({metric for agent in agents.values() for metric in agent})
-    parts = {metric: FORETOLD.match(metric) for metric in found}
+    names = sorted({metric for agent in agents.values() for metric in agent})
+    parts = {metric: FORETOLD.match(metric) for metric in names}
     foretold = {metric: (int(part[2]), part[1] != "recall", metric) for metric, part in parts.items() if part}
-    first = sorted(foretold, key=lambda metric: foretold[metric]) + [metric for metric in LABELS if metric in found]
-    return first + [metric for metric in found if metric not in first]
+    first = sorted(foretold, key=lambda metric: foretold[metric]) + [metric for metric in LABELS if metric in names]
+    return first + [metric for metric in names if metric not in first]
 
 
 def _first_metrics(agents: Mapping[str, Any], most: int = 4) -> list[str]:
@@ -232,10 +232,10 @@ def _cell(value: Mapping[str, float] | None) -> str:
 
 
 def _change(summary: Summary, metric: str, lift: str = "lift") -> str:
-    found = summary[lift].get(metric, {})
-    if _missing(found.get("mean")):
+    change = summary[lift].get(metric, {})
+    if _missing(change.get("mean")):
         return "-"
-    return f"{found['mean']:+.1%} [{found['low']:+.1%}, {found['high']:+.1%}]"
+    return f"{change['mean']:+.1%} [{change['low']:+.1%}, {change['high']:+.1%}]"
 
 
 def _lift_name(summary: Summary) -> str:
@@ -299,8 +299,8 @@ def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2)
     figure, axes = axes_row(len(metrics), width, height=3.0)
     for axis, metric in zip(axes, metrics, strict=True):
         names = [name for name in _ordered(agents) if metric in agents[name]]
-        found = [agents[name][metric] for name in names]
-        mean, low, high = (np.array([value[end] for value in found], float) for end in ("mean", "low", "high"))
+        intervals = [agents[name][metric] for name in names]
+        mean, low, high = (np.array([value[end] for value in intervals], float) for end in ("mean", "low", "high"))
         colours = [COLOURS.get(name, COLOURS["other"]) for name in names]
         spread = np.maximum([mean - low, high - mean], 0)
         axis.bar([name.replace("_", " ") for name in names], mean, yerr=spread, color=colours, capsize=3, width=0.65)
@@ -381,17 +381,17 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return float(low - margin), float(high + margin)
 
 
-def _aucs(found: Mapping[str, float] | None) -> str:
-    if found is None:
+def _aucs(aucs: Mapping[str, float] | None) -> str:
+    if aucs is None:
         return ""
-    if not found:
+    if not aucs:
         return "<p>No held-out label took two values.</p>"
-    figure, (axis,) = axes_row(1, width=1.5 + 0.7 * len(found), height=2.4)
-    axis.bar(list(found), list(found.values()), color=COLOURS["model"], width=0.6)
-    for place, value in enumerate(found.values()):
+    figure, (axis,) = axes_row(1, width=1.5 + 0.7 * len(aucs), height=2.4)
+    axis.bar(list(aucs), list(aucs.values()), color=COLOURS["model"], width=0.6)
+    for place, value in enumerate(aucs.values()):
         axis.text(place, value + 0.01, f"{value:.3f}", ha="center", fontsize=8)
     axis.axhline(0.5, color=COLOURS["base"], linewidth=1)
-    axis.set_ylim(min(0.45, *found.values()), 1)
+    axis.set_ylim(min(0.45, *aucs.values()), 1)
     axis.tick_params(axis="x", rotation=25, labelsize=8)
     return image(figure)
 
@@ -414,12 +414,12 @@ def _agents_table(summary: Summary) -> str:
     return html_table(["", *(name.replace("_", " ") for name in _ordered(agents)), _lift_name(summary)], rows)
 
 
-def _seeds_table(found: Mapping[str, Mapping[str, Any]] | None) -> str:
+def _seeds_table(over_seeds: Mapping[str, Mapping[str, Any]] | None) -> str:
     """Means over trainings with their intervals, and each training."""
-    if not found or len(next(iter(found.values()))["runs"]) < 2:
+    if not over_seeds or len(next(iter(over_seeds.values()))["runs"]) < 2:
         return ""
-    rows = [[_label(name), _cell(value), *map(number, value["runs"])] for name, value in found.items()]
-    runs = [f"training {n + 1}" for n in range(len(next(iter(found.values()))["runs"]))]
+    rows = [[_label(name), _cell(value), *map(number, value["runs"])] for name, value in over_seeds.items()]
+    runs = [f"training {n + 1}" for n in range(len(next(iter(over_seeds.values()))["runs"]))]
     return html_table(["", "mean, 95% interval over trainings", *runs], rows)
 
 

@@ -120,11 +120,11 @@ class Plan(dict[str, str]):
         Returns:
             The name.
         """
-        known = plain(config)
-        self[name] = key_of_stage([name, known, [self[parent] for parent in parents]])
+        settings = plain(config)
+        self[name] = key_of_stage([name, settings, [self[parent] for parent in parents]])
         kinds = json.loads(json.dumps(config, default=_with_kind))
         self.shared[name] = key_of_stage([name, kinds, [self.shared[parent] for parent in parents]])
-        code = next(_own_code(known), None)
+        code = next(_own_code(settings), None)
         reasons = [own, code and f"{code} is code of your own", *(self.own.get(parent) for parent in parents)]
         if reason := next(filter(None, reasons), None):
             self.own[name] = reason
@@ -575,9 +575,9 @@ def read_about(folder: Path) -> dict[str, Any]:
 def _version(path: Path) -> Any:
     """The version of a configuration that has no hash: 1 had neither."""
     with contextlib.suppress(ValueError, RecursionError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and "config" in found and "sha256" not in found:
-            return found.get("version", 1)
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(record, dict) and "config" in record and "sha256" not in record:
+            return record.get("version", 1)
     return None
 
 
@@ -606,9 +606,9 @@ def differences(before: Any, after: Any, name: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         inside = f"{name}." if name else ""
         return [
-            found
+            difference
             for key in {**after, **before}
-            for found in differences(before.get(key, "nothing"), after.get(key, "nothing"), f"{inside}{key}")
+            for difference in differences(before.get(key, "nothing"), after.get(key, "nothing"), f"{inside}{key}")
         ]
     alike = before == after and isinstance(before, bool) == isinstance(after, bool)  # 1 is 1.0, but is not True
     return [] if alike else [f"{name} {before} -> {after}"]

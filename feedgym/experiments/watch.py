@@ -166,14 +166,14 @@ def _show(
 
 def _registered(env: str, options: dict[str, Any]) -> FeedVectorEnv:
     """The feed of a Gymnasium id, of any task level."""
-    known = sorted(name for name in gym.registry if name.startswith("feedgym/"))
+    feeds = sorted(name for name in gym.registry if name.startswith("feedgym/"))
     try:
         entry = gym.spec(env).vector_entry_point
     except gym.error.Error as error:
-        raise ValueError(f"There is no environment {env!r}; the feeds are {', '.join(known)}.") from error
+        raise ValueError(f"There is no environment {env!r}; the feeds are {', '.join(feeds)}.") from error
     made = load_env_creator(entry) if isinstance(entry, str) else entry
     if not (inspect.isclass(made) and issubclass(made, FeedVectorEnv)):
-        raise ValueError(f"{env} is no feed; the feeds are {', '.join(known)}.")
+        raise ValueError(f"{env} is no feed; the feeds are {', '.join(feeds)}.")
     feed = gym.make_vec(env, 1, vectorization_mode="vector_entry_point", **options).unwrapped
     assert isinstance(feed, FeedVectorEnv)
     return feed

@@ -100,7 +100,7 @@ def _spec(env_id: str) -> EnvSpec:
 
 def _feed_class(env_id: str, entry_point: str) -> Any:
     path = getattr(_spec(env_id), entry_point)
-    found = load(path) if isinstance(path, str) else path
-    if not (isinstance(found, type) and issubclass(found, (FeedEnv, FeedVectorEnv))):
+    env_class = load(path) if isinstance(path, str) else path
+    if not (isinstance(env_class, type) and issubclass(env_class, (FeedEnv, FeedVectorEnv))):
         raise ValueError(f"{env_id} is no feed of feedgym's; register a simulator with feedgym.register.")
-    return found
+    return env_class

@@ -180,8 +180,8 @@ def train(config: RankRun, data: RankingData, run: Run, work: Path) -> tuple[Ran
 
 def mean_auc(ranker: Ranker, rows: RankingRows) -> float:
     """The mean of the tasks' areas under the ROC curve, of those that have both outcomes."""
-    found = figures_of(scores_of(ranker, rows), ranker.config.tasks, rows)
-    return float(np.nanmean([found[f"auc.{task}"].mean() for task in ranker.config.tasks]))
+    figures = figures_of(scores_of(ranker, rows), ranker.config.tasks, rows)
+    return float(np.nanmean([figures[f"auc.{task}"].mean() for task in ranker.config.tasks]))
 
 
 def scores_of(ranker: Ranker, rows: RankingRows, step: Any = None) -> NDArray[np.float32]:
@@ -201,12 +201,12 @@ def figures_of(scores: NDArray, tasks: Any, rows: RankingRows) -> dict[str, Figu
     users, user_N = np.unique(rows.user_idx_N, return_inverse=True)
     user = np.repeat(user_N, real_NK.sum(1).numpy())
     labels = rows.batch.behaviours_NKB[real_NK].numpy() > 0
-    found: dict[str, Figure] = {}
+    figures: dict[str, Figure] = {}
     for m, task in enumerate(tasks):
-        found |= task_figures(task, labels[:, BEHAVIOUR_IDX[task]], scores[:, m], user, len(users))
+        figures |= task_figures(task, labels[:, BEHAVIOUR_IDX[task]], scores[:, m], user, len(users))
     if scores.shape[1] > len(tasks):
-        found |= watch_figures(rows.batch.watch_fraction_NK[real_NK].numpy(), scores[:, -1], user, len(users))
-    return found
+        figures |= watch_figures(rows.batch.watch_fraction_NK[real_NK].numpy(), scores[:, -1], user, len(users))
+    return figures
 
 
 def item_rates(data: RankingData) -> NDArray[np.float32]:
@@ -233,9 +233,9 @@ def judge(config: RankRun, data: RankingData, ranker: Ranker) -> dict[str, Any]:
         table |= {f"{name}{AT_RANDOM}": figures for name, figures in at_random.items()}
     lifts = {
         f"{config.name} over {name}": {
-            metric: found
+            metric: gain
             for metric, figure in measured[config.name].items()
-            if metric.startswith("gauc") and (found := lift(figure, measured[name][metric], counts_RU)) is not None
+            if metric.startswith("gauc") and (gain := lift(figure, measured[name][metric], counts_RU)) is not None
         }
         for name in ("item_rate", "constant")
     }
@@ -253,7 +253,7 @@ def _measured(config: RankRun, data: RankingData, rows: RankingRows, ranker: Ran
     train_items = data.train.batch.item_ids_NK[data.train.batch.mask_NK].numpy()
     rate_M = rate_IM[train_items].mean(0)
     scores |= {"item_rate": rate_IM[item_ids], "constant": np.broadcast_to(rate_M, scores[config.name].shape)}
-    return {name: figures_of(found, data.facts.tasks, rows) for name, found in scores.items()}
+    return {name: figures_of(task_scores, data.facts.tasks, rows) for name, task_scores in scores.items()}
 
 
 def _table(
@@ -263,14 +263,14 @@ def _table(
     table = {}
     with progress("Intervals") as step:
         for done, (name, figures) in enumerate(measured.items()):
-            table[name] = {metric: _known(interval(figure, counts_RU)) for metric, figure in figures.items()}
+            table[name] = {metric: _measurable(interval(figure, counts_RU)) for metric, figure in figures.items()}
             step(done + 1, len(measured))
     return table
 
 
-def _known(found: dict[str, float]) -> dict[str, float | None]:
+def _measurable(figures: dict[str, float]) -> dict[str, float | None]:
     """JSON has no NaN: what cannot be told is null."""
-    return {name: None if np.isnan(value) else value for name, value in found.items()}
+    return {name: None if np.isnan(value) else value for name, value in figures.items()}
 
 
 def _summarised(
@@ -296,7 +296,7 @@ def _summarised(
         "note": note,
         "judged_by": judged["protocol"],
         "offline": figures[config.name],
-        "baselines": {name: found for name, found in figures.items() if name != config.name},
+        "baselines": {name: metrics for name, metrics in figures.items() if name != config.name},
         "agents": figures,
         "lift": judged["lifts"][over],
         "lift_names": [config.name, "item_rate"],

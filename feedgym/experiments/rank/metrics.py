@@ -104,10 +104,10 @@ class NormalizedEntropy:
         """The ratio under resamplings of the users; NaN where the outcome always or never happened."""
         count_R = counts_RU @ self.count_U
         rate_R = counts_RU @ self.positive_U / np.maximum(count_R, EPS)
-        known = (rate_R > 0) & (rate_R < 1)
-        rate_R = np.where(known, rate_R, 0.5)
+        both_R = (rate_R > 0) & (rate_R < 1)
+        rate_R = np.where(both_R, rate_R, 0.5)
         entropy_R = -(rate_R * np.log(rate_R) + (1 - rate_R) * np.log(1 - rate_R))
-        return np.where(known, counts_RU @ self.loss_U / np.maximum(count_R, EPS) / entropy_R, np.nan)
+        return np.where(both_R, counts_RU @ self.loss_U / np.maximum(count_R, EPS) / entropy_R, np.nan)
 
 
 def task_figures(

@@ -113,9 +113,9 @@ def ranked_all(world: RetrievalData, agents: Mapping[str, Any]) -> dict[str, Any
     figures = {name: figures_of(ranking, counts_RU) for name, ranking in rankings.items()}
     lifts = {
         f"{config.name} over {name}": {
-            metric_name(metric): found
+            metric_name(metric): gain
             for metric, ratio in model.ratios.items()
-            if metric in other.ratios and (found := lift(ratio, other.ratios[metric], counts_RU)) is not None
+            if metric in other.ratios and (gain := lift(ratio, other.ratios[metric], counts_RU)) is not None
         }
         for name, other in rankings.items()
         if name != config.name
@@ -133,17 +133,17 @@ def ranked_all(world: RetrievalData, agents: Mapping[str, Any]) -> dict[str, Any
 
 def figures_of(ranking: RankedTargets, counts_RU: np.ndarray) -> dict[str, dict[str, float | None]]:
     """Metrics as {"mean", "low", "high"}; figures of all lists together have no interval."""
-    found: dict[str, Any] = {metric_name(name): interval(ratio, counts_RU) for name, ratio in ranking.ratios.items()}
+    figures: dict[str, Any] = {metric_name(name): interval(ratio, counts_RU) for name, ratio in ranking.ratios.items()}
     whole = {metric_name(name): value for name, value in ranking.totals.items() if "targets" not in name}
-    return found | {name: {"mean": value, "low": None, "high": None} for name, value in whole.items()}
+    return figures | {name: {"mean": value, "low": None, "high": None} for name, value in whole.items()}
 
 
 def metric_name(name: str) -> str:
     """recall@k, ndcg@k, mrr, coverage, gini: a metric's name in summaries."""
     for long, short in (("HR@", "recall@"), ("NDCG@", "ndcg@")):
         name = name.replace(long, short)
-    head, found, _ = name.rpartition("@")
-    if found and head.removeprefix("cold ") in ("MRR", "coverage", "Gini", "popularity lift"):
+    head, cutoff, _ = name.rpartition("@")
+    if cutoff and head.removeprefix("cold ") in ("MRR", "coverage", "Gini", "popularity lift"):
         name = head
     return name.lower()
 
@@ -192,7 +192,7 @@ def summarised(config: RetrievalConfig, ranked: Mapping[str, Any], curves: Mappi
         "note": note,
         "judged_by": f"each user's last item; {ranked['protocol']}",
         "offline": figures[config.name],
-        "baselines": {name: found for name, found in figures.items() if name != config.name},
+        "baselines": {name: metrics for name, metrics in figures.items() if name != config.name},
         "agents": figures,
         "lift": ranked["lifts"][best + strongest],
         "lift_names": [config.name, strongest],

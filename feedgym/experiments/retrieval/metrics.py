@@ -146,11 +146,11 @@ def evaluate_ranking(
     by_scores = callable(getattr(agent, "scores", None))
     for low in range(0, len(targets), config.chunk):
         part = targets.rows(np.arange(low, min(low + config.chunk, len(targets))))
-        known = histories(log, catalog, part.user_idx_N, part.row_N, part.time_s_N, config.history_length)
+        past = histories(log, catalog, part.user_idx_N, part.row_N, part.time_s_N, config.history_length)
         seen = _seen_pairs(log, seen_rows, part)
         rank = _rank_by_scores if by_scores else _rank_in_lists
-        found, list_NK = rank(agent, known, torch.from_numpy(part.item_id_N), seen, catalog.num_items, config)
-        values.append(found)
+        metrics, list_NK = rank(agent, past, torch.from_numpy(part.item_id_N), seen, catalog.num_items, config)
+        values.append(metrics)
         lists.append(list_NK[:, : config.list_at])
         before.append(_before(seen, part.item_id_N, popularity_I))
         if step is not None:
@@ -176,10 +176,10 @@ Ranked = tuple[dict[str, NDArray[np.float64]], NDArray[np.int64]]
 
 
 def _rank_by_scores(
-    agent: Any, known: EventBatch, target_N: Tensor, seen: Pairs, num_items: int, config: RankingConfig
+    agent: Any, past: EventBatch, target_N: Tensor, seen: Pairs, num_items: int, config: RankingConfig
 ) -> Ranked:
     with torch.inference_mode():
-        score_NI = agent.scores(known).detach().cpu()
+        score_NI = agent.scores(past).detach().cpu()
     _check_scores(agent, score_NI, (len(target_N), num_items))
     if config.leave_out_seen:
         score_NI = score_NI.clone()
@@ -190,10 +190,10 @@ def _rank_by_scores(
 
 
 def _rank_in_lists(
-    agent: Any, known: EventBatch, target_N: Tensor, seen: Pairs, num_items: int, config: RankingConfig
+    agent: Any, past: EventBatch, target_N: Tensor, seen: Pairs, num_items: int, config: RankingConfig
 ) -> Ranked:
     with torch.inference_mode():
-        list_NL = top_items(agent, known, min(max(*config.at, config.list_at), num_items)).cpu()
+        list_NL = top_items(agent, past, min(max(*config.at, config.list_at), num_items)).cpu()
     _check_lists(agent, list_NL, num_items)
     if config.leave_out_seen:
         list_NL = _taken_out(list_NL, seen, num_items)

@@ -211,8 +211,8 @@ def train_one(
     if config.train.algorithm in OFFLINE:
         world = task.world
         lengths = world.history_length, world.session_length
-        found = transitions(*data, *lengths, task.reward, dated=world.dated)
-        rows = write_rows(found, task, config.train, work / "rows.parquet")
+        rows_of_log = transitions(*data, *lengths, task.reward, dated=world.dated)
+        rows = write_rows(rows_of_log, task, config.train, work / "rows.parquet")
 
     def record(metrics: dict[str, float], iteration: int) -> None:
         run.log({f"train-{n}/{name.replace(' ', '_')}": value for name, value in metrics.items()})
@@ -253,8 +253,8 @@ def judge(algorithm: str, agents: Mapping[str, RLlibRecommender], arena: Arena) 
     counts_RU = resampling_counts(len(seeds_U), arena.seed)
     lifts = {}
     for other in (*OVER, *arena.others):
-        found = {metric: lift(ratios[algorithm][metric], ratios[other][metric], counts_RU) for metric in learned[0]}
-        lifts[f"{algorithm} over {other}"] = {metric: value for metric, value in found.items() if value is not None}
+        gains = {metric: lift(ratios[algorithm][metric], ratios[other][metric], counts_RU) for metric in learned[0]}
+        lifts[f"{algorithm} over {other}"] = {metric: value for metric, value in gains.items() if value is not None}
     first = {f"{algorithm}": served[next(iter(agents))]} | {name: served[name] for name in (*arena.others, "popular")}
     return {
         "agents": {

@@ -209,13 +209,13 @@ def judged(
     with progress("Replaying held-out users") as step:
         replayed = replay_users(simulator, log, session_length=session_length, seed=seed)
         step(1, 1)
-    of_log, of_replay, found = compare(data, (replayed, catalog), seed=seed)
+    of_log, of_replay, distances = compare(data, (replayed, catalog), seed=seed)
     names = ("held-out users", "the same, simulated")
-    write_realism({"names": names, "aspects": (of_log, of_replay), "distances": found}, folder)
+    write_realism({"names": names, "aspects": (of_log, of_replay), "distances": distances}, folder)
     return {
         "offline": fit_figures(simulator, log, session_length),
         "agents": {"log": figures_of(log, seed), "simulated": figures_of(replayed, seed)},
-        "distances": [vars(distance) for distance in found],
+        "distances": [vars(distance) for distance in distances],
     }
 
 

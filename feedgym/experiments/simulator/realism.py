@@ -81,18 +81,18 @@ def realism(
     Returns:
         ``names``, the ``aspects`` of both and their ``distances``.
     """
-    of_a, of_b, found = compare(a, b, seed=seed)
-    return {"names": names, "aspects": (of_a, of_b), "distances": found}
+    of_a, of_b, distances = compare(a, b, seed=seed)
+    return {"names": names, "aspects": (of_a, of_b), "distances": distances}
 
 
-def table_of(found: Mapping[str, Any]) -> Table:
+def table_of(comparison: Mapping[str, Any]) -> Table:
     """The figures and distances for the terminal."""
-    title = "A = {}   B = {}".format(*found["names"])
+    title = "A = {}   B = {}".format(*comparison["names"])
     shown = Table(title=title, title_justify="left", caption_justify="left", caption=CAPTION)
     for name, side in (("", "left"), ("A", "right"), ("B", "right"), ("distance", "right"), ("A's halves", "right")):
         shown.add_column(name, justify=side)  # type: ignore[arg-type]
     before = ""
-    for distance in found["distances"]:
+    for distance in comparison["distances"]:
         if distance.aspect != before:
             why = f"   ({distance.missing})" if distance.missing else ""
             shown.add_row(f"[bold]{distance.aspect}[/bold]{why}", "", "", "", "")
@@ -113,27 +113,30 @@ def _cells(distance: Distance) -> list[str]:
     return [f"  {distance.figure}{kind}", *values]
 
 
-def write_realism(found: Mapping[str, Any], folder: Path) -> Path:
+def write_realism(comparison: Mapping[str, Any], folder: Path) -> Path:
     """Write ``realism.html``, ``realism.json`` and a PNG a plot.
 
     Args:
-        found: what :func:`realism` returned.
+        comparison: what :func:`realism` returned.
         folder: where to; made if it is not there.
 
     Returns:
         The page's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts = [f"<h1>{html.escape(' and '.join(found['names']))}</h1>", f"<p class='facts'>{html.escape(CAPTION)}</p>"]
-    of_a, of_b = found["aspects"]
-    legend = [f"{side}: {name}" for side, name in zip(SIDES, found["names"], strict=True)]
+    parts = [
+        f"<h1>{html.escape(' and '.join(comparison['names']))}</h1>",
+        f"<p class='facts'>{html.escape(CAPTION)}</p>",
+    ]
+    of_a, of_b = comparison["aspects"]
+    legend = [f"{side}: {name}" for side, name in zip(SIDES, comparison["names"], strict=True)]
     for name in of_a:
         figure = _figure(name, of_a[name], of_b[name], legend)
         picture = ""
         if figure is not None:
             _write_png(figure, folder / f"{name.replace(' ', '_')}.png")
             picture = image(figure)
-        rows = [_cells(distance) for distance in found["distances"] if distance.aspect == name]
+        rows = [_cells(distance) for distance in comparison["distances"] if distance.aspect == name]
         why = "".join(
             f"<p>{side}: {html.escape(aspect.missing)}.</p>"
             for side, aspect in zip(SIDES, (of_a[name], of_b[name]), strict=True)
@@ -142,10 +145,14 @@ def write_realism(found: Mapping[str, Any], folder: Path) -> Path:
         parts.append(
             section(name.capitalize(), picture, why, html_table(["", "A", "B", "distance", "A's halves"], rows))
         )
-    facts = {"A": found["names"][0], "B": found["names"][1], "distances": [vars(d) for d in found["distances"]]}
+    facts = {
+        "A": comparison["names"][0],
+        "B": comparison["names"][1],
+        "distances": [vars(d) for d in comparison["distances"]],
+    }
     write_json(folder / "realism.json", facts)
     path = folder / "realism.html"
-    write_text(path, page(" and ".join(found["names"]), parts))
+    write_text(path, page(" and ".join(comparison["names"]), parts))
     return path
 
 
