@@ -75,18 +75,18 @@ def sample_apart(sample: Sample, k: Tensor) -> Sample:
     time_NK, candidates_NKD = sample.time_NK[:, k], sample.candidates_NKD[:, k]
     user_N = torch.arange(len(time_NK)).repeat_interleave(len(k))
     time_N1 = time_NK.reshape(-1, 1)
-    static_NP = sample.domain_NP[user_N] != Domain.REAL_TIME
-    known_NP = sample.mask_NP[user_N] & (static_NP | (sample.time_NP[user_N] < time_N1))
-    width = int(known_NP.any(0).nonzero().max()) + 1
+    static_NZ = sample.domain_NZ[user_N] != Domain.REAL_TIME
+    known_NZ = sample.mask_NZ[user_N] & (static_NZ | (sample.time_NZ[user_N] < time_N1))
+    width = int(known_NZ.any(0).nonzero().max()) + 1
     return replace(
         sample,
-        context_NPD=sample.context_NPD[user_N, :width],
+        context_NZD=sample.context_NZD[user_N, :width],
         candidates_NKD=candidates_NKD.reshape(-1, 1, candidates_NKD.shape[-1]),
-        domain_NP=sample.domain_NP[user_N, :width],
-        mask_NP=known_NP[:, :width],
-        time_NP=sample.time_NP[user_N, :width],
+        domain_NZ=sample.domain_NZ[user_N, :width],
+        mask_NZ=known_NZ[:, :width],
+        time_NZ=sample.time_NZ[user_N, :width],
         time_NK=time_N1,
-        num_tokens_N=known_NP.sum(1) + 1,
+        num_tokens_N=known_NZ.sum(1) + 1,
     )
 
 

@@ -47,19 +47,19 @@ def as_one_sequence(model, histories, item_ids_K, user):
     p = int(known.length_U)
     idx = torch.arange(p)[None]
     kept = known.positions(idx)
-    now_s = kept.request_s_UP[0, -1]
+    now_s = kept.request_s_UZ[0, -1]
     more = len(item_ids_K)
 
     def grown(column, value):
         return torch.cat([column, value.reshape(1, more, *column.shape[2:]).to(column)], dim=1)
 
     columns = vars(kept) | {
-        "item_ids_UP": grown(kept.item_ids_UP, item_ids_K),
-        "behaviours_UPB": grown(kept.behaviours_UPB, torch.zeros(more * kept.behaviours_UPB.shape[2])),
-        "mask_UP": grown(kept.mask_UP, torch.ones(more)),
-        "next_UP": grown(kept.next_UP, torch.full((more,), IGNORED)),
+        "item_ids_UZ": grown(kept.item_ids_UZ, item_ids_K),
+        "behaviours_UZB": grown(kept.behaviours_UZB, torch.zeros(more * kept.behaviours_UZB.shape[2])),
+        "mask_UZ": grown(kept.mask_UZ, torch.ones(more)),
+        "next_UZ": grown(kept.next_UZ, torch.full((more,), IGNORED)),
     }
-    for name in ("watch_fraction_UP", "begin_s_UP", "request_s_UP"):
+    for name in ("watch_fraction_UZ", "begin_s_UZ", "request_s_UZ"):
         value = torch.zeros(more) if "watch" in name else now_s.repeat(more)
         columns[name] = grown(columns[name], value)
     return Sequences(**columns), p
@@ -132,20 +132,20 @@ def test_the_future_other_users_and_padding_change_nothing(kind):
     later = torch.arange(hidden.shape[1]) >= 4
     changed = replace(
         sequences,
-        item_ids_UP=torch.where(later, (sequences.item_ids_UP + 1) % NUM_ITEMS, sequences.item_ids_UP),
-        behaviours_UPB=torch.where(later[:, None], 1 - sequences.behaviours_UPB, sequences.behaviours_UPB),
-        begin_s_UP=torch.where(later, sequences.begin_s_UP + 500, sequences.begin_s_UP),
-        request_s_UP=torch.where(later, sequences.request_s_UP + 500, sequences.request_s_UP),
+        item_ids_UZ=torch.where(later, (sequences.item_ids_UZ + 1) % NUM_ITEMS, sequences.item_ids_UZ),
+        behaviours_UZB=torch.where(later[:, None], 1 - sequences.behaviours_UZB, sequences.behaviours_UZB),
+        begin_s_UZ=torch.where(later, sequences.begin_s_UZ + 500, sequences.begin_s_UZ),
+        request_s_UZ=torch.where(later, sequences.request_s_UZ + 500, sequences.request_s_UZ),
     )
     after = model.encode(changed)
     assert torch.equal(after[:, :4], hidden[:, :4]) and not torch.allclose(after[-1, 4:], hidden[-1, 4:])
-    padding = ~sequences.mask_UP
+    padding = ~sequences.mask_UZ
     scribbled = replace(
         sequences,
-        item_ids_UP=sequences.item_ids_UP.masked_fill(padding, 3),
-        begin_s_UP=sequences.begin_s_UP.masked_fill(padding, 7e8),
+        item_ids_UZ=sequences.item_ids_UZ.masked_fill(padding, 3),
+        begin_s_UZ=sequences.begin_s_UZ.masked_fill(padding, 7e8),
     )
-    assert torch.equal(model.encode(scribbled)[sequences.mask_UP], hidden[sequences.mask_UP])
+    assert torch.equal(model.encode(scribbled)[sequences.mask_UZ], hidden[sequences.mask_UZ])
     alone = torch.cat([model.encode(sequences.rows(slice(u, u + 1))) for u in range(6)])
     torch.testing.assert_close(alone, hidden, atol=1e-6, rtol=1e-5)
 
@@ -168,7 +168,7 @@ def test_cached_decoding_teacher_forcing_and_whole_sequences_agree(kind):
         model._actions = lambda sequences, known=model._actions: (
             (  # the session's actions are unknown
                 torch.where(
-                    sequences.mask_UP.cumsum(1)[..., None] > p,
+                    sequences.mask_UZ.cumsum(1)[..., None] > p,
                     model.unknown_action.weight[0],
                     known(sequences),
                 )
@@ -241,20 +241,20 @@ def test_stochastic_length_keeps_what_it_should():
         share = (after[before == n] == n).float().mean()
         assert set(after[before == n].tolist()) <= {8, n} and share == pytest.approx(64 / n**2, abs=0.1)
     # The order stays, each position keeps what truly came next and when, and recent events stay more often.
-    real = cut.mask_UP[:, 1:] & cut.mask_UP[:, :-1]
-    assert (cut.begin_s_UP.diff(dim=1)[real] >= 0).all()
+    real = cut.mask_UZ[:, 1:] & cut.mask_UZ[:, :-1]
+    assert (cut.begin_s_UZ.diff(dim=1)[real] >= 0).all()
     user = int((after < before).nonzero()[0])
-    where = {float(t): p for p, t in enumerate(sequences.begin_s_UP[user, 1:].tolist(), 1)}
+    where = {float(t): p for p, t in enumerate(sequences.begin_s_UZ[user, 1:].tolist(), 1)}
     for p in range(1, int(cut.length_U[user])):
-        old = where[float(cut.begin_s_UP[user, p])]
-        for name in ("item_ids_UP", "next_UP", "request_s_UP"):
+        old = where[float(cut.begin_s_UZ[user, p])]
+        for name in ("item_ids_UZ", "next_UZ", "request_s_UZ"):
             assert getattr(cut, name)[user, p] == getattr(sequences, name)[user, old]
     full = (before == 16) & (after == 8)
     oldest, newest = (
-        (cut.begin_s_UP[full, 1:9] == sequences.begin_s_UP[full, p, None]).any(1).float().mean() for p in (1, 16)
+        (cut.begin_s_UZ[full, 1:9] == sequences.begin_s_UZ[full, p, None]).any(1).float().mean() for p in (1, 16)
     )
     assert newest > oldest + 0.05
-    assert torch.equal(stochastic_length(sequences, 2.0, 16).item_ids_UP, sequences.item_ids_UP)
+    assert torch.equal(stochastic_length(sequences, 2.0, 16).item_ids_UZ, sequences.item_ids_UZ)
 
 
 def test_a_killed_training_draws_the_same_lengths_and_hidden_actions(tmp_path):

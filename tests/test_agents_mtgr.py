@@ -80,11 +80,11 @@ def plain_scores(net: MTGR, batch: RankingBatch) -> list[list[list[float]]]:
     sample = net.embed(batch)
     scores = []
     for n in range(len(batch)):
-        num_context = sample.mask_NP.shape[1]
+        num_context = sample.mask_NZ.shape[1]
         tokens = [  # vector, domain, time; a static token has none
-            (sample.context_NPD[n, p], int(sample.domain_NP[n, p]), sample.time_NP[n, p].item())
+            (sample.context_NZD[n, p], int(sample.domain_NZ[n, p]), sample.time_NZ[n, p].item())
             for p in range(num_context)
-            if sample.mask_NP[n, p]
+            if sample.mask_NZ[n, p]
         ]
         real = [k for k in range(batch.mask_NK.shape[1]) if batch.mask_NK[n, k]]
         tokens += [(sample.candidates_NKD[n, k], int(Domain.CANDIDATE), batch.time_s_NK[n, k].item()) for k in real]

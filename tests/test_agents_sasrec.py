@@ -49,7 +49,7 @@ def test_the_model_is_the_loop(block, heads):
     table, positions = model.items.weight.tolist(), model.positions.weight.tolist()
     x = [
         [math.sqrt(width) * a + b for a, b in zip(table[int(item)], positions[p], strict=True)]
-        for p, item in enumerate(sequences.item_ids_UP[0, :length])
+        for p, item in enumerate(sequences.item_ids_UZ[0, :length])
     ]
     for layer in model.blocks:
         queries = [norm(layer.norm_attention, row) for row in x]
@@ -85,11 +85,11 @@ def test_the_future_padding_and_other_users_change_nothing(block):
     sequences = Sequences.of(histories, model.config, 6)
     hidden = model.encode(sequences)
     later = torch.arange(hidden.shape[1]) >= 4
-    changed = torch.where(later, (sequences.item_ids_UP + 1) % NUM_ITEMS, sequences.item_ids_UP)
-    after = model.encode(replace(sequences, item_ids_UP=changed))
+    changed = torch.where(later, (sequences.item_ids_UZ + 1) % NUM_ITEMS, sequences.item_ids_UZ)
+    after = model.encode(replace(sequences, item_ids_UZ=changed))
     assert torch.equal(after[:, :4], hidden[:, :4]) and not torch.allclose(after[-1, 4:], hidden[-1, 4:])
-    scribbled = replace(sequences, item_ids_UP=sequences.item_ids_UP.masked_fill(~sequences.mask_UP, 3))
-    assert torch.equal(model.encode(scribbled)[sequences.mask_UP], hidden[sequences.mask_UP])
+    scribbled = replace(sequences, item_ids_UZ=sequences.item_ids_UZ.masked_fill(~sequences.mask_UZ, 3))
+    assert torch.equal(model.encode(scribbled)[sequences.mask_UZ], hidden[sequences.mask_UZ])
     alone = torch.cat([model.encode(sequences.rows(slice(u, u + 1))) for u in range(6)])
     torch.testing.assert_close(alone, hidden, atol=1e-12, rtol=0)
 

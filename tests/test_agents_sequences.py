@@ -64,17 +64,17 @@ def test_sequences_by_table(limit, only_positives, items, begin_s, request_s, ne
     config = SequenceConfig(num_items=9, positives=("click",), only_positives=only_positives)
     found = Sequences.of(one_history(), config, limit)
     real = int(found.length_U)
-    assert real == len(items) and found.item_ids_UP[0, :real].tolist() == items
-    assert found.begin_s_UP[0, :real].tolist() == begin_s and found.request_s_UP[0, :real].tolist() == request_s
-    assert found.next_UP[0, :real].tolist() == next_item and (found.next_UP[0, real:] == IGNORED).all()
-    watched = found.watch_fraction_UP[0, 1:real].tolist()
+    assert real == len(items) and found.item_ids_UZ[0, :real].tolist() == items
+    assert found.begin_s_UZ[0, :real].tolist() == begin_s and found.request_s_UZ[0, :real].tolist() == request_s
+    assert found.next_UZ[0, :real].tolist() == next_item and (found.next_UZ[0, real:] == IGNORED).all()
+    watched = found.watch_fraction_UZ[0, 1:real].tolist()
     assert watched == pytest.approx([{3: 0.1, 1: 0.2, 4: 0.3, 2: 0.4}[item] for item in items[1:]])
 
 
 def test_a_new_user_has_the_start_alone():
     histories = toy_histories(3, num_items=NUM_ITEMS)
     found = Sequences.of(histories, SequenceConfig(num_items=NUM_ITEMS), 6)
-    assert found.length_U[0] == 1 and found.item_ids_UP[0, 0] == NUM_ITEMS
+    assert found.length_U[0] == 1 and found.item_ids_UZ[0, 0] == NUM_ITEMS
     assert toy().scores(histories)[0].isfinite().all()
 
 
@@ -91,7 +91,7 @@ def test_losses_by_brute_force(loss, num_items, similarity, monkeypatch):
     sequences = Sequences(**batch)
     sequences = sequences.rows(sequences.length_U.argsort(stable=True))  # in which order negatives are drawn
     hidden, weight = model.encode(sequences).tolist(), model.items.weight.tolist()
-    places = (sequences.next_UP >= 0).nonzero().tolist()
+    places = (sequences.next_UZ >= 0).nonzero().tolist()
     torch.manual_seed(5)
     negatives = torch.randint(num_items, (len(places), 2)).tolist()
 
@@ -103,8 +103,8 @@ def test_losses_by_brute_force(loss, num_items, similarity, monkeypatch):
 
     total = 0.0
     for n, (user, place) in enumerate(places):
-        target = int(sequences.next_UP[user, place])
-        held = set(sequences.item_ids_UP[user][sequences.mask_UP[user]].tolist())
+        target = int(sequences.next_UZ[user, place])
+        held = set(sequences.item_ids_UZ[user][sequences.mask_UZ[user]].tolist())
         if loss == "bce":
             counted = [item for item in negatives[n] if item not in held]
             negative = sum(math.log(1 + math.exp(score(user, place, item))) for item in counted)
@@ -134,8 +134,8 @@ def test_scores_belong_to_the_newest_events_whatever_surrounds_them(monkeypatch)
     scores_UI = model.scores(histories)
     sequences = Sequences.of(histories, model.config, 6)
     with torch.no_grad():
-        logits_UPI = model.item_logits(model.encode(sequences))
-    torch.testing.assert_close(scores_UI, logits_UPI[torch.arange(6), sequences.length_U - 1])
+        logits_UZI = model.item_logits(model.encode(sequences))
+    torch.testing.assert_close(scores_UI, logits_UZI[torch.arange(6), sequences.length_U - 1])
     scribbled = histories.item_ids_UT.masked_fill(~histories.mask_UT, 5)
     assert torch.equal(model.scores(replace(histories, item_ids_UT=scribbled)), scores_UI)
     order = torch.tensor([3, 0, 5, 1, 4, 2])

@@ -244,40 +244,40 @@ class HSTU(SequenceModel):
     # ------------------------------------------------------------ whole sequences
 
     def encode(self, sequences: Sequences) -> Tensor:
-        """Vectors [U, P, D]: of the events stream, those after the actions (and after the profile)."""
+        """Vectors [U, Z, D]: of the events stream, those after the actions (and after the profile)."""
         hidden_UMD, _ = self._run(self.embed(sequences))
         return hidden_UMD[:, self.config.num_prefix - 1 :: self.config.tokens_per_event]
 
     def embed(self, sequences: Sequences) -> StreamTokens:
         """The stream's tokens."""
-        x_UPD = self.items(sequences.item_ids_UP) * self.config.d_model**0.5
-        begin_s_UP, request_s_UP, mask_UP = sequences.begin_s_UP, sequences.request_s_UP, sequences.mask_UP
+        x_UZD = self.items(sequences.item_ids_UZ) * self.config.d_model**0.5
+        begin_s_UZ, request_s_UZ, mask_UZ = sequences.begin_s_UZ, sequences.request_s_UZ, sequences.mask_UZ
         if self.config.stream == "items":
-            return StreamTokens(x_UMD=x_UPD, begin_s_UM=begin_s_UP, request_s_UM=request_s_UP, mask_UM=mask_UP)
+            return StreamTokens(x_UMD=x_UZD, begin_s_UM=begin_s_UZ, request_s_UM=request_s_UZ, mask_UM=mask_UZ)
         num_fields = len(self.config.profile_sizes)
         profile = [field(sequences.profile_UF[:, f])[:, None] for f, field in enumerate(self.profile)]
-        pairs_UTD = torch.stack([x_UPD[:, 1:], self._actions(sequences)[:, 1:]], dim=2).flatten(1, 2)
+        pairs_UTD = torch.stack([x_UZD[:, 1:], self._actions(sequences)[:, 1:]], dim=2).flatten(1, 2)
 
-        def spread(first_UP: Tensor, second_UP: Tensor) -> Tensor:
+        def spread(first_UZ: Tensor, second_UZ: Tensor) -> Tensor:
             """The start's value for the prefix, then two values an event."""
-            pairs = torch.stack([first_UP[:, 1:], second_UP[:, 1:]], dim=2).flatten(1)
-            return torch.cat([first_UP[:, :1].expand(-1, 1 + num_fields), pairs], dim=1)
+            pairs = torch.stack([first_UZ[:, 1:], second_UZ[:, 1:]], dim=2).flatten(1)
+            return torch.cat([first_UZ[:, :1].expand(-1, 1 + num_fields), pairs], dim=1)
 
-        request_s_UM = spread(begin_s_UP, request_s_UP)  # after an item comes its action, at the same time
-        request_s_UM[:, num_fields] = request_s_UP[:, 0]
+        request_s_UM = spread(begin_s_UZ, request_s_UZ)  # after an item comes its action, at the same time
+        request_s_UM[:, num_fields] = request_s_UZ[:, 0]
         return StreamTokens(
-            x_UMD=torch.cat([x_UPD[:, :1], *profile, pairs_UTD], dim=1),
-            begin_s_UM=spread(begin_s_UP, begin_s_UP),
+            x_UMD=torch.cat([x_UZD[:, :1], *profile, pairs_UTD], dim=1),
+            begin_s_UM=spread(begin_s_UZ, begin_s_UZ),
             request_s_UM=request_s_UM,
-            mask_UM=spread(mask_UP, mask_UP),
+            mask_UM=spread(mask_UZ, mask_UZ),
         )
 
     def _actions(self, sequences: Sequences) -> Tensor:
-        """Vectors [U, P, D] of what users did; in training some are unknown."""
-        features = torch.cat([sequences.behaviours_UPB, sequences.watch_fraction_UP[..., None]], dim=2)
-        known_UPD = self.action(features.to(self.action.weight.dtype))
-        hidden_UP = self.hidden_actions(known_UPD[..., 0])
-        return torch.where(hidden_UP[..., None], self.unknown_action.weight[0], known_UPD)
+        """Vectors [U, Z, D] of what users did; in training some are unknown."""
+        features = torch.cat([sequences.behaviours_UZB, sequences.watch_fraction_UZ[..., None]], dim=2)
+        known_UZD = self.action(features.to(self.action.weight.dtype))
+        hidden_UZ = self.hidden_actions(known_UZD[..., 0])
+        return torch.where(hidden_UZ[..., None], self.unknown_action.weight[0], known_UZD)
 
     def _run(self, tokens: StreamTokens) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Vectors [U, M, D] after each token, and each layer's keys and values."""
@@ -388,7 +388,7 @@ class HSTU(SequenceModel):
         tokens = self.embed(sequences)
         hidden_UMD, memory = self._run(tokens)
         user_U = torch.arange(len(hidden_UMD), device=hidden_UMD.device)
-        now_s_U = sequences.request_s_UP[user_U, sequences.length_U - 1]
+        now_s_U = sequences.request_s_UZ[user_U, sequences.length_U - 1]
         last_UD = hidden_UMD[user_U, tokens.mask_UM.sum(1) - 1]
         return HSTUState(memory, tokens, now_s_U, last_UD[:, None])
 
@@ -413,8 +413,8 @@ class HSTU(SequenceModel):
             k, v = (_appended(old, new) for old, new in zip(cached, (k, v), strict=True))
             own.append((k, v))
             # Every row of a user asks the user's one memory: rows and tokens are queries alike.
-            bias_UMP = layer.bias(place_UM, key_1M, to_history)
-            every = [part.repeat(1, num_rows, 1) for part in (bias_UMP, tokens.mask_UM[:, None].expand_as(bias_UMP))]
+            bias_UMZ = layer.bias(place_UM, key_1M, to_history)
+            every = [part.repeat(1, num_rows, 1) for part in (bias_UMZ, tokens.mask_UM[:, None].expand_as(bias_UMZ))]
             memory = layer.attend(q.flatten(1, 2), keys, values, *every).unflatten(1, (num_rows, num_new))
             bias_MC = layer.bias(place_C[num_cached:], place_C, to_own if self.config.use_time else None)
             itself = layer.attend(*(part.flatten(0, 1) for part in (q, k, v)), bias_MC[None], causal_MC[None])
@@ -465,7 +465,7 @@ def stochastic_length(
         return torch.rand(shape, generator=generator, device=device)
 
     cut_U = (num_U > kept) & (uniform(len(num_U)) >= longest**alpha / num_U.clamp_min(1) ** 2)
-    begin_s_UT, mask_UT = sequences.begin_s_UP[:, 1:], sequences.mask_UP[:, 1:]
+    begin_s_UT, mask_UT = sequences.begin_s_UZ[:, 1:], sequences.mask_UZ[:, 1:]
     age_s_UT = (begin_s_UT.masked_fill(~mask_UT, -torch.inf).amax(1, keepdim=True) - begin_s_UT).masked_fill(
         ~mask_UT, 0
     )
@@ -474,11 +474,11 @@ def stochastic_length(
     noise_UT = weight_UT.clamp_min(1e-9).log().float() - (-uniform(*mask_UT.shape).clamp_min(1e-20).log()).log()
     rank_UT = noise_UT.masked_fill(~mask_UT, -torch.inf).argsort(1, descending=True).argsort(1)
     stays_UT = mask_UT & (~cut_U[:, None] | (rank_UT < kept))
-    stays_UP = F.pad(stays_UT, (1, 0), value=True)
-    order_UP = (~stays_UP).int().argsort(dim=1, stable=True)[:, : int(stays_UP.sum(1).max())]
-    chosen = sequences.positions(order_UP)
-    real_UP = stays_UP.gather(1, order_UP)
-    return Sequences(**vars(chosen) | {"mask_UP": real_UP, "next_UP": chosen.next_UP.masked_fill(~real_UP, IGNORED)})
+    stays_UZ = F.pad(stays_UT, (1, 0), value=True)
+    order_UZ = (~stays_UZ).int().argsort(dim=1, stable=True)[:, : int(stays_UZ.sum(1).max())]
+    chosen = sequences.positions(order_UZ)
+    real_UZ = stays_UZ.gather(1, order_UZ)
+    return Sequences(**vars(chosen) | {"mask_UZ": real_UZ, "next_UZ": chosen.next_UZ.masked_fill(~real_UZ, IGNORED)})
 
 
 class HSTURecommender(GenerativeRecommender):

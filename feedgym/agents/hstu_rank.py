@@ -91,10 +91,10 @@ class HSTURanker(SequenceRanker):
         past = cleaned(histories)
         item_NTD, action_NTD = self.item_vectors(past.item_ids_UT), self.actions_NTD(past)
         if self.config.actions == "added":
-            x_NTPD = (item_NTD + action_NTD)[:, :, None]
+            x_NTZD = (item_NTD + action_NTD)[:, :, None]
         else:
-            x_NTPD = torch.stack([item_NTD, action_NTD], dim=2)
-        return self.context_tokens(past).followed_by(self._events(x_NTPD, past))
+            x_NTZD = torch.stack([item_NTD, action_NTD], dim=2)
+        return self.context_tokens(past).followed_by(self._events(x_NTZD, past))
 
     def candidate_tokens(self, batch: RankingBatch) -> Tokens:
         """Items with position 0, the time of their request and, where actions are added, an unknown one."""
@@ -123,11 +123,11 @@ class HSTURanker(SequenceRanker):
         item = self.item_vectors(item_ids)
         return item + self.unknown_action(torch.zeros_like(item_ids)) if self.config.actions == "added" else item
 
-    def _events(self, x_NTPD: Tensor, past: EventBatch) -> Tokens:
-        """The first P tokens of each event, given their vectors, with the embeddings of position and time added."""
-        per_event, (num, length, parts) = self.config.tokens_per_event, x_NTPD.shape[:3]
-        place_TP = per_event * torch.arange(length, device=x_NTPD.device)[:, None]
-        place_NM = (place_TP + torch.arange(parts, device=x_NTPD.device)).flatten().expand(num, -1)
+    def _events(self, x_NTZD: Tensor, past: EventBatch) -> Tokens:
+        """The first Z tokens of each event, given their vectors, with the embeddings of position and time added."""
+        per_event, (num, length, parts) = self.config.tokens_per_event, x_NTZD.shape[:3]
+        place_TZ = per_event * torch.arange(length, device=x_NTZD.device)[:, None]
+        place_NM = (place_TZ + torch.arange(parts, device=x_NTZD.device)).flatten().expand(num, -1)
         last_N1 = per_event * past.mask_UT.sum(1, keepdim=True)
 
         def spread(column_NT: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class HSTURanker(SequenceRanker):
         time_s_NM = spread(event_times_s(past))
         context_NMD = self.positions((last_N1 - place_NM).clamp_min(0)) + self.times(time_buckets(time_s_NM))
         return Tokens(
-            x_NMD=x_NTPD.flatten(1, 2) + context_NMD,
+            x_NMD=x_NTZD.flatten(1, 2) + context_NMD,
             item_ids_NM=spread(past.item_ids_UT),
             place_NM=place_NM + self.config.num_context,
             time_s_NM=time_s_NM,

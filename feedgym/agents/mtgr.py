@@ -84,24 +84,24 @@ class MTGRConfig(RankerConfig):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SampleTokens:
-    """Embedded tokens of N samples: P of context [U, history, window] and K candidates.
+    """Embedded tokens of N samples: Z of context [U, history, window] and K candidates.
 
     Attributes:
-        context_NPD: U, S and R.
+        context_NZD: U, S and R.
         candidates_NKD: the candidates.
-        domain_NP: int64 :class:`Domain`.
-        mask_NP: bool, real tokens of the context.
-        time_NP: float64 seconds after the row's request; of real-time events only.
+        domain_NZ: int64 :class:`Domain`.
+        mask_NZ: bool, real tokens of the context.
+        time_NZ: float64 seconds after the row's request; of real-time events only.
         time_NK: float64 seconds after the row's request at which each candidate is decided on.
         num_tokens_N: real tokens, candidates included.
         num_before: places of the context before the window's.
     """
 
-    context_NPD: Tensor
+    context_NZD: Tensor
     candidates_NKD: Tensor
-    domain_NP: Tensor
-    mask_NP: Tensor
-    time_NP: Tensor
+    domain_NZ: Tensor
+    mask_NZ: Tensor
+    time_NZ: Tensor
     time_NK: Tensor
     num_tokens_N: Tensor
     num_before: int
@@ -162,11 +162,11 @@ class MTGR(Ranker):
 
     def scores_NKM(self, sample: SampleTokens) -> Tensor:
         """Logits [N, K, M] of embedded samples."""
-        context_NPD, candidates_NKD = self.dropout(sample.context_NPD), self.dropout(sample.candidates_NKD)
-        mask_NPP, mask_NKP = self.masks(sample)
+        context_NZD, candidates_NKD = self.dropout(sample.context_NZD), self.dropout(sample.candidates_NKD)
+        mask_NZZ, mask_NKZ = self.masks(sample)
         for layer in self.layers:
-            context_NPD, candidates_NKD = layer(
-                context_NPD, candidates_NKD, sample.domain_NP, mask_NPP, mask_NKP, sample.num_tokens_N
+            context_NZD, candidates_NKD = layer(
+                context_NZD, candidates_NKD, sample.domain_NZ, mask_NZZ, mask_NKZ, sample.num_tokens_N
             )
         return self.out(self.head(candidates_NKD))
 
@@ -198,15 +198,15 @@ class MTGR(Ranker):
         )
         like_NF, like_NW = (torch.ones_like(x[..., 0], dtype=torch.long) for x in (user_NFD, window_NWD))
         domains = [Domain.USER * like_NF, Domain.STATIC + recent_NT.long(), Domain.REAL_TIME * like_NW]
-        mask_NP = torch.cat([like_NF.bool(), past.mask_UT, known_NW], dim=1)
+        mask_NZ = torch.cat([like_NF.bool(), past.mask_UT, known_NW], dim=1)
         return SampleTokens(
-            context_NPD=torch.cat([user_NFD, history_NTD, window_NWD], dim=1),
+            context_NZD=torch.cat([user_NFD, history_NTD, window_NWD], dim=1),
             candidates_NKD=self._candidate_tokens(batch),
-            domain_NP=torch.cat(domains, dim=1),
-            mask_NP=mask_NP,
-            time_NP=torch.cat([torch.zeros_like(like_NF).double(), -ago_s_NT, window.time_s_NK], dim=1),
+            domain_NZ=torch.cat(domains, dim=1),
+            mask_NZ=mask_NZ,
+            time_NZ=torch.cat([torch.zeros_like(like_NF).double(), -ago_s_NT, window.time_s_NK], dim=1),
             time_NK=time_NK,
-            num_tokens_N=mask_NP.sum(1) + batch.mask_NK.sum(1),
+            num_tokens_N=mask_NZ.sum(1) + batch.mask_NK.sum(1),
             num_before=user_NFD.shape[1] + history_NTD.shape[1],
         )
 
@@ -255,11 +255,11 @@ class MTGR(Ranker):
 
     def masks(self, sample: SampleTokens) -> tuple[Tensor, Tensor]:
         """Which tokens of the context those of the context, and candidates, see: bool [N, P, P] and [N, K, P]."""
-        static_NP, time_NP, time_NK = self._order(sample)
-        seen_NPP = static_NP[:, None] | (time_NP[:, None] < time_NP[..., None])
-        itself_PP = torch.eye(time_NP.shape[1], dtype=torch.bool, device=time_NP.device)
-        seen_NKP = static_NP[:, None] | (time_NP[:, None] < time_NK[..., None])
-        return (seen_NPP | itself_PP) & sample.mask_NP[:, None], seen_NKP & sample.mask_NP[:, None]
+        static_NZ, time_NZ, time_NK = self._order(sample)
+        seen_NZZ = static_NZ[:, None] | (time_NZ[:, None] < time_NZ[..., None])
+        itself_ZZ = torch.eye(time_NZ.shape[1], dtype=torch.bool, device=time_NZ.device)
+        seen_NKZ = static_NZ[:, None] | (time_NZ[:, None] < time_NK[..., None])
+        return (seen_NZZ | itself_ZZ) & sample.mask_NZ[:, None], seen_NKZ & sample.mask_NZ[:, None]
 
     def _order(self, sample: SampleTokens) -> tuple[Tensor, Tensor, Tensor]:
         """Which tokens of the context are static, and when the context's tokens and the candidates are.
@@ -267,13 +267,13 @@ class MTGR(Ranker):
         A static token comes before everything, so it sees what is static and nothing else.
         """
         if self.config.mask == "full":
-            return torch.ones_like(sample.mask_NP), sample.time_NP, sample.time_NK
+            return torch.ones_like(sample.mask_NZ), sample.time_NZ, sample.time_NK
         if self.config.mask == "causal":
-            place_P = torch.arange(sample.mask_NP.shape[1], device=sample.mask_NP.device)
-            place_K = sample.num_before + torch.arange(sample.time_NK.shape[1], device=place_P.device)
-            return torch.zeros_like(sample.mask_NP), place_P[None], place_K[None]
-        static_NP = sample.domain_NP != Domain.REAL_TIME
-        return static_NP, sample.time_NP.masked_fill(static_NP, -torch.inf), sample.time_NK
+            place_Z = torch.arange(sample.mask_NZ.shape[1], device=sample.mask_NZ.device)
+            place_K = sample.num_before + torch.arange(sample.time_NK.shape[1], device=place_Z.device)
+            return torch.zeros_like(sample.mask_NZ), place_Z[None], place_K[None]
+        static_NZ = sample.domain_NZ != Domain.REAL_TIME
+        return static_NZ, sample.time_NZ.masked_fill(static_NZ, -torch.inf), sample.time_NK
 
 
 def _mlp(width_in: int, width: int) -> nn.Sequential:

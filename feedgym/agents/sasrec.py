@@ -63,17 +63,17 @@ class SASRecBlock(nn.Module):
         self.up, self.down = nn.Linear(width, config.d_ff), nn.Linear(config.d_ff, width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_UPD: Tensor) -> Tensor:
+    def forward(self, x_UZD: Tensor) -> Tensor:
         """Output [U, P, D]."""
-        query_UPD = self.norm_attention(x_UPD)
+        query_UZD = self.norm_attention(x_UZD)
         heads = (self.num_heads, -1)
-        q = self.q(query_UPD).unflatten(-1, heads).transpose(1, 2)
-        k, v = (layer(x_UPD).unflatten(-1, heads).transpose(1, 2) for layer in (self.k, self.v))
+        q = self.q(query_UZD).unflatten(-1, heads).transpose(1, 2)
+        k, v = (layer(x_UZD).unflatten(-1, heads).transpose(1, 2) for layer in (self.k, self.v))
         dropout = self.dropout.p if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)
-        x_UPD = self.norm_ff(query_UPD + self.out(attended.transpose(1, 2).flatten(2)))
-        inner = self.dropout(self.up(x_UPD).relu())
-        return x_UPD + self.dropout(self.down(inner))
+        x_UZD = self.norm_ff(query_UZD + self.out(attended.transpose(1, 2).flatten(2)))
+        inner = self.dropout(self.up(x_UZD).relu())
+        return x_UZD + self.dropout(self.down(inner))
 
 
 class SASRec(SequenceModel):
@@ -95,13 +95,13 @@ class SASRec(SequenceModel):
 
     def encode(self, sequences: Sequences) -> Tensor:
         """Vectors [U, P, D] after each position."""
-        mask_UP1 = sequences.mask_UP[..., None]
-        num_positions = sequences.item_ids_UP.shape[1]
-        x_UPD = self.items(sequences.item_ids_UP) * self.config.d_model**0.5 + self.positions.weight[:num_positions]
-        x_UPD = self.dropout(x_UPD) * mask_UP1
+        mask_UZ1 = sequences.mask_UZ[..., None]
+        num_positions = sequences.item_ids_UZ.shape[1]
+        x_UZD = self.items(sequences.item_ids_UZ) * self.config.d_model**0.5 + self.positions.weight[:num_positions]
+        x_UZD = self.dropout(x_UZD) * mask_UZ1
         for block in self.blocks:
-            x_UPD = block(x_UPD) * mask_UP1
-        return self.norm(x_UPD)
+            x_UZD = block(x_UZD) * mask_UZ1
+        return self.norm(x_UZD)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -259,25 +259,25 @@ class SequenceRanker(Ranker):
     def score(self, candidates: Tokens, history: Tokens, memory: Memory) -> Tensor:
         """Logits [N, K, M] of candidates after a history."""
         x_NKD = self.dropout(candidates.x_NMD)
-        mask_NKP = (history.place_NM[:, None] < candidates.place_NM[..., None]) & history.mask_NM[:, None]
+        mask_NKZ = (history.place_NM[:, None] < candidates.place_NM[..., None]) & history.mask_NM[:, None]
         relation = self._relation(candidates, history)
         for layer, (keys, values) in zip(self.layers, memory, strict=True):
             u, v, q, k = layer.project(x_NKD)
             bias = self._bias(layer, relation)
-            attended = layer.attend_both(q, (keys, values), (k, v), bias, _own_bias(layer), mask_NKP)
+            attended = layer.attend_both(q, (keys, values), (k, v), bias, _own_bias(layer), mask_NKZ)
             x_NKD = layer.finish(x_NKD, u, attended)
         user_NKD, item_NKD = self.user_norm(x_NKD), self.item_head(self.item_vectors(candidates.item_ids_NM))
         return self.head(user_NKD * item_NKD)
 
     def _relation(self, query: Tokens, key: Tokens) -> Any:
-        """What the layers' bias is made of: places and buckets of time, or the whole bias [N, H, Q, P] of ALiBi."""
+        """What the layers' bias is made of: places and buckets of time, or the whole bias [N, H, Q, Z] of ALiBi."""
         if self.config.bias == "none":
             return None
-        timeless_NQP = torch.minimum(query.place_NM[..., None], key.place_NM[:, None]) < self.config.num_context
-        apart_s_NQP = (query.time_s_NM[..., None] - key.time_s_NM[:, None]).masked_fill(timeless_NQP, 0)
+        timeless_NQZ = torch.minimum(query.place_NM[..., None], key.place_NM[:, None]) < self.config.num_context
+        apart_s_NQZ = (query.time_s_NM[..., None] - key.time_s_NM[:, None]).masked_fill(timeless_NQZ, 0)
         if self.config.bias == "alibi":
-            return alibi(query.place_NM[..., None] - key.place_NM[:, None], apart_s_NQP, self.config.num_heads)
-        return query.place_NM, key.place_NM, time_buckets(apart_s_NQP)
+            return alibi(query.place_NM[..., None] - key.place_NM[:, None], apart_s_NQZ, self.config.num_heads)
+        return query.place_NM, key.place_NM, time_buckets(apart_s_NQZ)
 
     def _bias(self, layer: HSTULayer, relation: Any) -> Tensor | None:
         return relation if layer.bias is None else layer.bias(*relation)
@@ -340,7 +340,7 @@ class SequenceRanker(Ranker):
 
 
 def alibi(apart: Tensor, apart_s: Tensor, num_heads: int) -> Tensor:
-    """Bias -m_h (distance + ln(1 + minutes apart)) [N, H, Q, P], without parameters (GenRank, §3.3).
+    """Bias -m_h (distance + ln(1 + minutes apart)) [N, H, Q, Z], without parameters (GenRank, §3.3).
 
     The slopes m_h are ALiBi's, a geometric sequence that ends at 2^-8 (arXiv:2108.12409, §3). There it is added inside
     a softmax, where it makes weights decay. Inside a SiLU it does not: with a product of 1 and a slope of 1, weights at

@@ -108,35 +108,35 @@ class SequenceConfig(SizedConfig):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sequences(TensorRows):
-    """U sequences of P = 1 + T positions: the start, then events, oldest first; right-padded.
+    """U sequences of Z = 1 + T positions: the start, then events, oldest first; right-padded.
 
     Attributes:
-        item_ids_UP: int64; I at the start, 0 where padded.
-        behaviours_UPB: float32.
-        watch_fraction_UP: float32.
-        begin_s_UP: float64 seconds, when the event happened; the zero is any moment of the user's.
-        request_s_UP: float64 seconds, when the next event happens, or the request.
-        mask_UP: bool.
-        next_UP: int64 the next item, ``IGNORED`` where it is not to be foretold.
+        item_ids_UZ: int64; I at the start, 0 where padded.
+        behaviours_UZB: float32.
+        watch_fraction_UZ: float32.
+        begin_s_UZ: float64 seconds, when the event happened; the zero is any moment of the user's.
+        request_s_UZ: float64 seconds, when the next event happens, or the request.
+        mask_UZ: bool.
+        next_UZ: int64 the next item, ``IGNORED`` where it is not to be foretold.
         profile_UF: int64.
     """
 
-    item_ids_UP: Tensor
-    behaviours_UPB: Tensor
-    watch_fraction_UP: Tensor
-    begin_s_UP: Tensor
-    request_s_UP: Tensor
-    mask_UP: Tensor
-    next_UP: Tensor
+    item_ids_UZ: Tensor
+    behaviours_UZB: Tensor
+    watch_fraction_UZ: Tensor
+    begin_s_UZ: Tensor
+    request_s_UZ: Tensor
+    mask_UZ: Tensor
+    next_UZ: Tensor
     profile_UF: Tensor
 
     def __len__(self) -> int:
-        return len(self.item_ids_UP)
+        return len(self.item_ids_UZ)
 
     @property
     def length_U(self) -> Tensor:
         """Real positions."""
-        return self.mask_UP.sum(1)
+        return self.mask_UZ.sum(1)
 
     @classmethod
     def of(cls, histories: EventBatch, config: SequenceConfig, limit: int) -> Self:
@@ -149,42 +149,42 @@ class Sequences(TensorRows):
         gap_s_UT = histories.gap_s_UT.masked_fill(~histories.mask_UT, 0).double()
         now_s_U1 = gap_s_UT.sum(1, keepdim=True)
         begin_s_UT = torch.where(mask_UT, (gap_s_UT.cumsum(1) - gap_s_UT).gather(1, order_UT), now_s_U1)
-        begin_s_UP = torch.cat([begin_s_UT[:, :1], begin_s_UT], dim=1)
+        begin_s_UZ = torch.cat([begin_s_UT[:, :1], begin_s_UT], dim=1)
 
         def sorted_(column: Tensor) -> Tensor:
             moved = column.gather(1, order_UT).masked_fill(~mask_UT, 0)
             return F.pad(moved, (1, 0))
 
-        items_UP = sorted_(histories.item_ids_UT)
-        target_UT = items_UP[:, 1:].masked_fill(~(mask_UT & positive_UT.gather(1, order_UT)), IGNORED)
-        items_UP[:, 0] = config.num_items
+        items_UZ = sorted_(histories.item_ids_UT)
+        target_UT = items_UZ[:, 1:].masked_fill(~(mask_UT & positive_UT.gather(1, order_UT)), IGNORED)
+        items_UZ[:, 0] = config.num_items
         behaviours = [sorted_(column) for column in histories.behaviours_UTB.unbind(2)]
         return cls(
-            item_ids_UP=items_UP,
-            behaviours_UPB=torch.stack(behaviours, dim=2),
-            watch_fraction_UP=sorted_(histories.watch_fraction_UT),
-            begin_s_UP=begin_s_UP,
-            request_s_UP=torch.cat([begin_s_UP[:, 1:], now_s_U1], dim=1),
-            mask_UP=F.pad(mask_UT, (1, 0), value=True),
-            next_UP=F.pad(target_UT, (0, 1), value=IGNORED),
+            item_ids_UZ=items_UZ,
+            behaviours_UZB=torch.stack(behaviours, dim=2),
+            watch_fraction_UZ=sorted_(histories.watch_fraction_UT),
+            begin_s_UZ=begin_s_UZ,
+            request_s_UZ=torch.cat([begin_s_UZ[:, 1:], now_s_U1], dim=1),
+            mask_UZ=F.pad(mask_UT, (1, 0), value=True),
+            next_UZ=F.pad(target_UT, (0, 1), value=IGNORED),
             profile_UF=histories.profile_UF,
         )
 
     def trimmed(self) -> Self:
         """Without the positions that are padding in every row."""
         longest = int(self.length_U.max())
-        columns = {f.name: getattr(self, f.name) for f in fields(self) if "P" in f.name.rsplit("_", 1)[-1]}
+        columns = {f.name: getattr(self, f.name) for f in fields(self) if "Z" in f.name.rsplit("_", 1)[-1]}
         return replace(self, **{name: column[:, :longest] for name, column in columns.items()})
 
     def positions(self, idx_UQ: Tensor) -> Sequences:
         """The same users with the positions at ``idx_UQ``."""
-        idx_UQB = idx_UQ[..., None].expand(-1, -1, self.behaviours_UPB.shape[2])
+        idx_UQB = idx_UQ[..., None].expand(-1, -1, self.behaviours_UZB.shape[2])
         columns = {
             f.name: getattr(self, f.name).gather(1, idx_UQ)
             for f in fields(self)
-            if f.name not in ("behaviours_UPB", "profile_UF")
+            if f.name not in ("behaviours_UZB", "profile_UF")
         }
-        return replace(self, behaviours_UPB=self.behaviours_UPB.gather(1, idx_UQB), **columns)
+        return replace(self, behaviours_UZB=self.behaviours_UZB.gather(1, idx_UQB), **columns)
 
 
 class SequenceModel(PreTrainedModel):
@@ -192,7 +192,7 @@ class SequenceModel(PreTrainedModel):
 
     config: SequenceConfig
     config_class = SequenceConfig
-    main_input_name = "item_ids_UP"
+    main_input_name = "item_ids_UZ"
     accepts_loss_kwargs = False
 
     def __init__(self, config: SequenceConfig) -> None:
@@ -203,7 +203,7 @@ class SequenceModel(PreTrainedModel):
         """Of the items, and of the start as the last row."""
 
     def encode(self, sequences: Sequences) -> Tensor:
-        """Vectors [U, P, D]: what each position holds likely to come next."""
+        """Vectors [U, Z, D]: what each position holds likely to come next."""
         raise NotImplementedError
 
     @classmethod
@@ -260,8 +260,8 @@ class SequenceModel(PreTrainedModel):
 
     def _scores(self, histories: EventBatch) -> Tensor:
         sequences = Sequences.of(histories.to(self.device), self.config, self.config.history_length)
-        hidden_UPD = self.encode(sequences)
-        return self.item_logits(hidden_UPD[torch.arange(len(sequences)), sequences.length_U - 1])
+        hidden_UZD = self.encode(sequences)
+        return self.item_logits(hidden_UZD[torch.arange(len(sequences)), sequences.length_U - 1])
 
     # ------------------------------------------------------------ learning
 
@@ -283,7 +283,7 @@ class SequenceModel(PreTrainedModel):
 
     def _foretelling(self, sequences: Sequences) -> Tensor:
         """Vectors [N, D] of the positions with a next item."""
-        at_N = (sequences.next_UP >= 0).flatten().nonzero()[:, 0]
+        at_N = (sequences.next_UZ >= 0).flatten().nonzero()[:, 0]
         return self.encode(sequences).flatten(0, 1).index_select(0, at_N)  # its gradient is quicker than a mask's
 
     def next_item_loss(self, hidden_ND: Tensor, sequences: Sequences) -> Tensor:
@@ -293,15 +293,15 @@ class SequenceModel(PreTrainedModel):
             hidden_ND: vectors of the N positions with a next item, users in order.
             sequences: of these users.
         """
-        at_UP = sequences.next_UP >= 0
-        target_N = sequences.next_UP[at_UP]
+        at_UZ = sequences.next_UZ >= 0
+        target_N = sequences.next_UZ[at_UZ]
         if self.config.loss == "ce":
             return F.cross_entropy(self.item_logits(hidden_ND), target_N)
         shape = (len(target_N), self.config.num_negatives)
         negative_NS = torch.randint(self.config.num_items, shape, device=target_N.device)
         logits_NS = self._some_logits(hidden_ND, torch.cat([target_N[:, None], negative_NS], dim=1))
         if self.config.loss == "bce":
-            return bce(logits_NS, self._taken(sequences, at_UP, negative_NS))
+            return bce(logits_NS, self._taken(sequences, at_UZ, negative_NS))
         return sampled_softmax(logits_NS, negative_NS == target_N[:, None])
 
     def _some_logits(self, hidden_ND: Tensor, item_ids_NS: Tensor) -> Tensor:
@@ -311,12 +311,12 @@ class SequenceModel(PreTrainedModel):
         items_ID = self.vectors(self.items.weight[: self.config.num_items])
         return ChosenProducts.apply(self._queries(hidden_ND).float(), items_ID.float(), item_ids_NS)
 
-    def _taken(self, sequences: Sequences, at_UP: Tensor, negative_NS: Tensor) -> Tensor:
+    def _taken(self, sequences: Sequences, at_UZ: Tensor, negative_NS: Tensor) -> Tensor:
         """Whether the user's sequence holds the negative, bool [N, S]."""
         size = self.config.num_items + 1
         held_UI = torch.zeros(len(sequences), size, dtype=torch.bool, device=negative_NS.device)
-        held_UI.scatter_(1, sequences.item_ids_UP.masked_fill(~sequences.mask_UP, size - 1), True)
-        user_N = at_UP.nonzero()[:, 0]
+        held_UI.scatter_(1, sequences.item_ids_UZ.masked_fill(~sequences.mask_UZ, size - 1), True)
+        user_N = at_UZ.nonzero()[:, 0]
         return held_UI[user_N[:, None], negative_NS]
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ some parts; in a module whose docstring says so, that counts::
     C codes a level                     clusters; cascade, logging policies: candidates; rankers: tokens of the context
     V vocabulary                        realism, replay: visits
     D model width                       simulators: latent width; logging policies, retention: days
-    P preference pairs                  networks: places of the sequence, profile and context among them
+    P preference pairs
     M positions of the sequence of tokens that a network reads
                                         simulators, render: topics; rankers: tasks
     Q queries of attention              ranking: requests of a row; learned users: quantiles
@@ -32,6 +32,8 @@ some parts; in a module whose docstring says so, that counts::
     O outputs of the reward model
     A numbers of a continuous action
     Y numbers that describe an event
+    Z places of a sequence: its start, profile and context among them
+                                        HSTU as a ranker: tokens of an event
     X whatever has no letter: features, numbers of a row, nodes of a tree
 
 A digit is an axis of that many entries: ``limit_U1`` is [U, 1]. Offsets (``offsets_U1``, ``first_U1``) have U + 1.
