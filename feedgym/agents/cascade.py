@@ -169,6 +169,7 @@ class Cascade:
         """
         score_UI = self.retriever.scores(histories).clone()
         seen_UI = shown_mask(histories, score_UI.shape[1])
+        # Seen items fill the places that unseen ones leave; -inf stays, for that the retriever did not name at all.
         score_UI = torch.where(seen_UI & (score_UI > -torch.inf), SEEN_SCORE, score_UI)
         exists_UI = existing_items(histories, self.catalog)
         if exists_UI is not None:
@@ -198,6 +199,7 @@ class Cascade:
     @torch.no_grad()
     def _sessions(self, histories: EventBatch, n: int, generator: torch.Generator | None) -> SessionBatch:
         width = min(self.config.candidates, self.catalog.num_items)
+        # The most a user needs: scores of all items, or cosines among candidates and the rule's rows for each sample.
         cells = max(self.catalog.num_items, width * (width + n * (self.session_length + 2)))
         size = max(1, BLOCK_CELLS // cells)
         parts = []
@@ -315,11 +317,12 @@ def rerank(
     places: list[Tensor] = []
     taken_USC = torch.zeros_like(gain_USC, dtype=torch.bool)
     for place in range(length):
-        if bonus is not None and place:
+        if bonus is not None and place:  # nothing is near or far before the first
             gain_USC = value_UC[:, None] + config.diversity * bonus.after(places[-1])
         logit_USC = (gain_USC / config.temperature).masked_fill(taken_USC, -torch.inf)
         noisy_USC = logit_USC if generator is None else logit_USC + _gumbel_like(logit_USC, generator)
         chosen_US1 = noisy_USC.argmax(2, keepdim=True)
+        # Under the softmax that draws, also where the greatest gain is taken: what sample() would tell of that session.
         logp_US = logp_US + logit_USC.log_softmax(2).gather(2, chosen_US1).squeeze(2)
         taken_USC = taken_USC.scatter(2, chosen_US1, True)
         places.append(chosen_US1)
@@ -355,6 +358,8 @@ class _DPPBonus:
     def after(self, chosen_US1: Tensor) -> Tensor:
         """The bonus [U, S, C] once another candidate is placed."""
         width = self.basis_USCK.shape[3]
+        # The chosen candidate's part that is new gives the basis its next vector; step is each candidate's length along
+        # it (eq. 8), whose square is no longer new of that candidate (eq. 9 and 10).
         own_US1K = self.basis_USCK.gather(2, chosen_US1[..., None].expand(-1, -1, -1, width))
         known_USC = (self.basis_USCK * own_US1K).sum(3)
         scale_US1 = self.new_USC.gather(2, chosen_US1).clamp_min(SMALLEST).sqrt()

@@ -115,13 +115,14 @@ def draw_sessions(
 
         def choose(step: int, legal_USC: Tensor, logp_US: Tensor) -> Choice:
             num_users, num_rows, _ = legal_USC.shape
+            # By the inverse of the cumulated weights, and not by torch.multinomial: the draw then depends on the given
+            # luck alone, and on no other row of the batch.
             weights_USC = sampling.weights(legal_USC)
             cdf = weights_USC.cumsum(-1)
             total = cdf[..., -1:]
             draws = noise_NUS[step].view(num_users, num_rows, -1) * total
-            draws = torch.minimum(
-                draws, torch.nextafter(total, torch.zeros_like(total))
-            )  # rounding may reach the total
+            # Rounding may reach the total, behind which there is no code.
+            draws = torch.minimum(draws, torch.nextafter(total, torch.zeros_like(total)))
             codes_US = torch.searchsorted(cdf, draws, right=True).view(num_users, n)
             chosen_US = weights_USC.expand(-1, n, -1).gather(2, codes_US[..., None]).squeeze(2)
             return (None if num_rows == n else torch.zeros_like(codes_US)), codes_US, chosen_US.log()
@@ -178,6 +179,8 @@ def score_sessions(
 
     num_samples, session_length = item_ids_USK.shape[1:]
     scored = _generate(model, trie, histories, num_samples, session_length, block_seen, chooser)
+    # The decoder follows given codes whether they are allowed or not, so sessions that sampling cannot reach are told
+    # from the items: twice in a session, blocked, or absent at the request.
     blocked_UJ = _blocked(trie, histories, session_length, block_seen)
     barred_USK = (item_ids_USK[..., None] == item_ids_USK[..., None, :]).triu(1).any(3)
     barred_USK |= (item_ids_USK[..., None] == blocked_UJ[:, None, None]).any(3)
@@ -251,6 +254,7 @@ def seen_items(histories: EventBatch, limit: int | Tensor) -> Tensor:
     limit_U1 = torch.as_tensor(limit, device=histories.item_ids_UT.device).view(-1, 1)
     if (limit_U1 < 1).all():
         return histories.item_ids_UT.new_empty(len(histories), 0)
+    # Blocking the newest first leaves enough for a session, where a user has seen nearly the whole catalogue.
     seen_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, -1)
     if (limit_U1 >= seen_UT.shape[1]).all():
         return seen_UT
@@ -274,9 +278,12 @@ def _block(
         offset = vocabulary.level_offset(level)
         logits_USV = model.step(tokens_USM, state)
         logits_USC = logits_USV[..., offset : offset + trie.num_codes[level]]
+        # The trie takes flat rows of users and samples. A row must not write its own items again, nor the blocked ones.
         blocked_USJ = blocked_UJ[:, None].expand(-1, rows.items_USK.shape[1], -1)
         used_RJ = torch.cat([rows.items_USK, blocked_USJ], dim=2).flatten(0, 1)
         nodes_R = rows.nodes_US.flatten()
+        # Over the whole vocabulary, as in training. What of it falls on items, and on codes that may be chosen,
+        # is kept beside it: the log-probability among these is a difference.
         logp_USC = logits_USC - logits_USV.logsumexp(-1, keepdim=True)
         legal_US = _mass(logp_USC, trie.allowed(nodes_R, level, None, supply_UX))
         allowed_RC = trie.allowed(nodes_R, level, used_RJ, supply_UX)
@@ -284,6 +291,7 @@ def _block(
         parent_US, codes_US, drawn_US = choose(
             step, logp_USC.masked_fill(~allowed_RC.view_as(logp_USC), -torch.inf), rows.logp_US
         )
+        # All rows of a user begin as one and part at the first choice; a beam search reorders them at every step.
         if parent_US is not None:
             state.select(parent_US)
             rows = rows.select(parent_US)

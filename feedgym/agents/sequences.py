@@ -143,10 +143,13 @@ class Sequences(TensorRows):
         """The sequences of histories, each with its ``limit`` newest events."""
         positive_UT = histories.behaviours_UTB[..., [BEHAVIOUR_IDX[name] for name in config.positives]].bool().any(-1)
         kept_UT = histories.mask_UT & (positive_UT | (not config.only_positives))
+        # The newest of those that count; a stable sort of "dropped" moves them to the front in their order.
         kept_UT &= kept_UT.sum(1, keepdim=True) - kept_UT.cumsum(1) < limit
         order_UT = (~kept_UT).int().argsort(dim=1, stable=True)[:, :limit]
         mask_UT = kept_UT.gather(1, order_UT)
         gap_s_UT = histories.gap_s_UT.masked_fill(~histories.mask_UT, 0).double()
+        # A history has gaps to the next event, the last one to the request: their running sum is the time of each, with
+        # the first event at 0, also of events between which others were dropped.
         now_s_U1 = gap_s_UT.sum(1, keepdim=True)
         begin_s_UT = torch.where(mask_UT, (gap_s_UT.cumsum(1) - gap_s_UT).gather(1, order_UT), now_s_U1)
         begin_s_UZ = torch.cat([begin_s_UT[:, :1], begin_s_UT], dim=1)
@@ -251,6 +254,7 @@ class SequenceModel(PreTrainedModel):
         """
         was_training = self.training
         self.train(False)
+        # Users of like length are encoded together, for padding costs as much as events; then the order is undone.
         order_U = histories.mask_UT.sum(1).argsort(stable=True)
         try:
             logit_blocks = [self._scores(histories.rows(user_B).trimmed()) for user_B in order_U.split(ROWS_ALIKE)]
@@ -357,6 +361,8 @@ class ChosenProducts(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
         """Gradients of both kinds of vectors: weighted sums of the other kind's."""
         query_ND, items_ID, item_ids_NS = ctx.saved_tensors
+        # Every gradient is a weighted sum of vectors of the other kind, and a bag is summed without a copy of any. A
+        # position's cells lie together as they are; an item's are brought together by sorting.
         query_grad_ND = F.embedding_bag(item_ids_NS, items_ID, per_sample_weights=grads[0], mode="sum")
         item_C = item_ids_NS.flatten()
         order_C = item_C.int().argsort(stable=True)  # cells by item; int64 would sort thrice as long
@@ -467,6 +473,7 @@ class ScoreRecommender:
             exists_UI = existing_items(block, self.catalog, self.session_length)
             if exists_UI is not None:
                 score_UI = score_UI.masked_fill(~exists_UI.to(score_UI.device), NOWHERE)
+            # Drawn once a user and valued once a sample: PlackettLuce's log_prob wants a row of logits a session.
             choice = PlackettLuce(score_UI, self.session_length)
             items_USK = choose(choice)
             many = PlackettLuce(choice.logits_UI.repeat_interleave(n, dim=0), self.session_length)

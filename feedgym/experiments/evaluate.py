@@ -169,13 +169,15 @@ def serve(
     profile_UF = env.state.profile_UF
     alive_U = np.ones(len(seeds_U), bool)
     for visit in range(visits):
+        # Agents are asked for the users who are still there alone: a lost user's slot goes on with a fresh one, whose
+        # visits would be nobody's.
         histories = event_batch(observation).rows(torch.from_numpy(alive_U))
         with torch.inference_mode():
             sessions = choose(histories, take_users(env.state, alive_U))
             opinion_U = None if reward is None else reward(histories, sessions)[:, 0].numpy()
         slates_UK = np.zeros((len(alive_U), session_length), np.int64)
         slates_UK[alive_U] = sessions.item_ids_USK[:, 0].numpy()
-        login_s_U = env.state.time_s_U
+        login_s_U = env.state.time_s_U  # before the step moves it on to the next visit
         observation, reward_U, churned_U, late_U, info = env.step(slates_UK)
         paid.append(_paid(visit, login_s_U, slates_UK, info, alive_U))
         _add(sums, alive_U, slates_UK, reward_U, opinion_U, info, simulator.catalog)
@@ -208,6 +210,7 @@ def _paid(
 
 def _log(simulator: UserSimulator, profile_UF: NDArray, paid: list[dict[str, NDArray]]) -> EventLog:
     columns = {name: np.concatenate([visit[name] for visit in paid]) for name in paid[0]}
+    # Visits were gathered visit by visit; a log has them user by user.
     order = np.lexsort((columns["visit_N"], columns["user_N"]))
     visits = Visits(profile_UF=profile_UF, **{name: column[order] for name, column in columns.items()})
     return event_log(simulator, profile_UF, visits)
@@ -252,8 +255,10 @@ def session_diversity(catalog: Catalog, item_ids_XK: NDArray) -> NDArray[np.floa
         return np.zeros(item_ids_XK.shape[:-1])
     norm_I1 = np.linalg.norm(catalog.content_IE, axis=1, keepdims=True)
     direction_IE = catalog.content_IE / np.maximum(norm_I1, 1e-12)
+    # |sum|^2 = K + 2 * sum of the pairs' cosines. The sum, place by place, is all that is held: neither the K x K
+    # cosines nor the contents of all places at once, which matters at 128 sessions a user.
     sum_XE = np.zeros((*item_ids_XK.shape[:-1], direction_IE.shape[1]), np.float32)
-    for k in range(length):  # |sum|^2 = K + 2 * sum of the pairs' cosines
+    for k in range(length):
         sum_XE += direction_IE[item_ids_XK[..., k]]
     return 1 - ((sum_XE.astype(np.float64) ** 2).sum(axis=-1) - length) / (length * (length - 1))
 
@@ -359,6 +364,7 @@ def judged_by(users: int, config: JudgedConfig) -> str:
 
 def compared(ratios: Mapping[str, Mapping[str, Figure]], seed: int) -> dict[str, Any]:
     """Every agent's metrics with intervals, and the lifts of the aligned agents over their bases with paired ones."""
+    # One set of resamples for all agents and metrics: the users are the same, so that lifts are paired.
     first = next(iter(next(iter(ratios.values())).values()))
     counts_RU = resampling_counts(first.num_users, seed)
     agents = {
@@ -369,6 +375,7 @@ def compared(ratios: Mapping[str, Mapping[str, Figure]], seed: int) -> dict[str,
     for suffix in ("", "_searched"):
         if f"base{suffix}" in ratios:
             aligned, base = ratios[f"aligned{suffix}"], ratios[f"base{suffix}"]
+            # A figure of which one of the two has no case, such as clicks on cold items, has no lift.
             shared = [metric for metric in base if metric in aligned]
             gains = {metric: lift(aligned[metric], base[metric], counts_RU) for metric in shared}
             lifts[f"lift{suffix}"] = {metric: value for metric, value in gains.items() if value is not None}
@@ -474,6 +481,7 @@ def _offline_ratios(
         **recall_ndcg(items_UK, targets_UK, "session"),
         **recall_ndcg(torch.cat(next_items).numpy(), targets_UK[:, :1], "next item"),
     }
+    # The served items stand in for exposures: nobody has looked at them, so all of them count.
     user_UK = np.broadcast_to(np.arange(len(items_UK))[:, None], items_UK.shape)
     items_UI = shown_items(user_UK.ravel(), items_UK.ravel(), (len(items_UK), catalog.num_items))
     ratios = {name: Ratio(value_U, np.ones(len(value_U))) for name, value_U in metrics.items()}
@@ -485,7 +493,7 @@ def top_items(agent: Any, histories: EventBatch, n: int) -> torch.Tensor:
 
     A generative agent's are the ``n`` best sessions of one item, another's the session of ``n`` items it would serve.
     """
-    agent = copy.copy(agent)
+    agent = copy.copy(agent)  # the caller's goes on with sessions of its own length
     if hasattr(agent, "beams"):
         agent.session_length = 1
         items_US = agent.beams(histories, n).item_ids_USK[:, :, 0]
@@ -508,6 +516,7 @@ def recall_ndcg(served_UK: NDArray[np.int64], targets_UM: NDArray[np.int64], of:
     length = served_UK.shape[1]
     hit_UK = ((served_UK[:, :, None] == targets_UM[:, None, :]) & (targets_UM >= 0)[:, None, :]).any(axis=2)
     discount_K = 1 / np.log2(np.arange(length) + 2)
+    # Users took fewer items than K, or more: both figures are divided by the best that could be had, so 1 is in reach.
     possible_U = np.minimum((targets_UM >= 0).sum(axis=1), length)
     return {
         f"recall@{length} of {of}": hit_UK.sum(axis=1) / possible_U,

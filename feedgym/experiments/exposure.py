@@ -66,6 +66,7 @@ class FigureOfSums:
 
     def resampled(self, counts_RU: FloatArray) -> NDArray[np.float64]:
         """The figure under the first of R resamplings of the users, moved so that their median is :meth:`mean`."""
+        # Of a resample only the spread is to be believed, and not the centre: it holds fewer different users.
         values_R = self.of_sums(np.asarray(counts_RU[:SPREAD_RESAMPLES] @ self.sums_UX))
         return (values_R - np.median(values_R)) + self.mean()
 
@@ -109,6 +110,7 @@ def exposed_so_far(item_N: IntArray, examined_N: NDArray[np.bool_], before_I: In
         examined_N: which of them are exposures.
         before_I: exposures the items had before the first impression.
     """
+    # Sorted by item, and in each by time, an item's earlier exposures are a running sum less that at its first row.
     order = np.argsort(item_N, kind="stable")
     item, one = item_N[order], examined_N[order].astype(np.int64)
     past = np.cumsum(one) - one
@@ -154,6 +156,7 @@ def exposure_figures(
         ``new_item_share`` and ``new_click_rate``. With ``arrivals``: ``absent_share``, of the served items those that
         did not exist when they should have come on the screen. A figure of which there is no case is left out.
     """
+    # A log lies user by user; what an item had before an impression depends on all users, so rows go by time.
     rows = np.flatnonzero(log.event == Event.IMPRESSION)
     rows = rows[np.argsort(log.timestamp_s[rows], kind="stable")]
     user_N, item_N, examined_N = user_of_rows(log)[rows], log.item_id[rows].astype(np.int64), log.examined[rows]
@@ -166,6 +169,8 @@ def exposure_figures(
         values_N = np.where(mask_N, values_N, 0.0)
         return np.bincount(user_N, values_N, minlength=log.num_users).astype(np.float64)
 
+    # Cold is what the earlier log hardly shows, all through this one; explored is what at its moment was hardly shown,
+    # so that an item stops being explored as soon as it has been.
     cold_N = examined_N & (known_I[item_N] < few)
     seen_U, cold_U, explored_U = a_user(examined_N), a_user(cold_N), a_user(examined_N & explores_N)
     items_UI = shown_items(user_N[examined_N], item_N[examined_N], (log.num_users, catalog.num_items))
@@ -179,6 +184,7 @@ def exposure_figures(
     if (seen_U > explored_U).any():
         exploring_N, routine_N = examined_N & explores_N, examined_N & ~explores_N
         sums = a_user(exploring_N), a_user(exploring_N, worth_N), a_user(routine_N), a_user(routine_N, worth_N)
+        # What a routine exposure brings is itself an estimate from these users, so it is made anew in each resample.
         figures["exploration_cost"] = FigureOfSums(np.stack([*sums, visits_U], axis=1), _forgone)
     if earlier is not None and (new_I := catalog.upload_s_I > earlier.timestamp_s.max()).any():
         new_N = examined_N & new_I[item_N]
@@ -186,6 +192,7 @@ def exposure_figures(
         if new_N.any():
             figures["new_click_rate"] = Ratio(a_user(new_N, click_N), a_user(new_N))
     if arrivals:
+        # Nobody examines an item that is absent; most of those not examined exist and were merely not reached.
         absent_N = ~examined_N & ~catalog.exists(log.timestamp_s[rows], item_N)
         figures["absent_share"] = Ratio(a_user(absent_N), a_user(np.ones(len(rows), bool)))
     return figures

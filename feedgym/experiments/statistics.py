@@ -58,6 +58,7 @@ class Ratio:
 
 def resampling_counts(num_users: int, seed: int, num_resamples: int = NUM_RESAMPLES) -> np.ndarray:
     """How often each user is drawn in each of R bootstrap resamples: float64 [R, U], rows sum to U."""
+    # Drawing U users with replacement is one multinomial draw of their counts, and a resampled sum then one product.
     rng = np.random.default_rng(seed)
     return rng.multinomial(num_users, np.full(num_users, 1 / num_users), size=num_resamples).astype(np.float64)
 
@@ -72,6 +73,7 @@ def lift(treated: Figure, control: Figure, counts_RU: np.ndarray) -> dict[str, f
 
     None where a resampling has a control of 0 or less: a rate too rare, or a loss, to speak of its relative change.
     """
+    # The same counts for both: what makes a resample's users generous helps both agents and cancels in the ratio.
     control_R = control.resampled(counts_RU)
     if control.mean() <= 0 or (control_R <= 0).any():
         return None
@@ -109,6 +111,7 @@ def within_user_correlation(left_US: np.ndarray, right_US: np.ndarray, *, ranks:
         left_US, right_US = rankdata(left_US, axis=1), rankdata(right_US, axis=1)
     left = left_US - left_US.mean(axis=1, keepdims=True)
     right = right_US - right_US.mean(axis=1, keepdims=True)
+    # Correlated user by user: over all sessions together, users who like everything would pass for agreement.
     scale = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
     varies = scale > 1e-12
     return float(((left * right).sum(axis=1)[varies] / scale[varies]).mean()) if varies.any() else float("nan")
