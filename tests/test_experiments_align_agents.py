@@ -66,7 +66,7 @@ def field_added(config):
 
 
 def field_removed(config):
-    del config["ipa"]["margin"]
+    del config["ipa"]["user_share"]
 
 
 def field_renamed(config):
