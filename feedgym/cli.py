@@ -558,7 +558,7 @@ class RealismArguments(Ranged):
     A and B are each a log (what `feedgym data inspect` reads, or events.parquet beside its catalog.parquet), a run's
     folder, whose log it is, or a user simulator, by import path or a learned one's folder, which then leaves a log.
 
-        feedgym realism feedgym.envs.short_video:ShortVideo kuairand-pure --out realism
+        feedgym realism short_video kuairand-pure --out realism
     """
 
     a: Positional[str]

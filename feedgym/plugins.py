@@ -72,6 +72,11 @@ def is_built_in(kind: str, name: str) -> bool:
     return name in BUILT_IN[kind] or name in BUILT_IN[kind].values()
 
 
+def is_named(kind: str, text: str) -> bool:
+    """Whether a text is a name of the registry or has the form of an import path."""
+    return text in BUILT_IN[kind] or ":" in text
+
+
 def is_folder(kind: str, name: str) -> bool:
     """Whether a simulator is named by its folder, which holds all that it needs."""
     return kind == "simulator" and Path(name).is_dir()

@@ -219,7 +219,7 @@ def test_help_teaches(capsys):
         (["random", "--env", "feedgym/Nothing-v1"], "There is no environment 'feedgym/Nothing-v1'"),
         (["random", "--env", "feedgym/ShortVideo-v1", "--simulator", TOY], "either --env or --simulator"),
         (["oracle", "--simulator", TOY], "ToyUsers has no oracle"),
-        (["random", "--simulator", "nothing"], "'nothing' is no import path"),
+        (["random", "--simulator", "nothing"], "simulator='nothing' is unknown; give one of short_video,"),
         (["toy_users:ToyUsers"], "no Recommender"),
         (["random", "--simulator", TOY, "--visits", "0"], "visits=0 must be 1 or more"),
         (["random", "--simulator", TOY, "--seed", "-1"], "seed=-1 must be 0 or more"),

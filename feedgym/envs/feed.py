@@ -35,6 +35,7 @@ from feedgym.envs.logging_policy import LoggingPolicy
 from feedgym.envs.render import RENDER_FPS, RENDER_MODES, Screen
 from feedgym.envs.truth import RewardWeights, reward_components, weighted_sum
 from feedgym.envs.warmup import warm_up
+from feedgym.plugins import made
 from feedgym.protocols import Response, UserSimulator, load, put_users, take_users
 
 SHORT_VIDEO = "feedgym.envs.short_video:ShortVideo"
@@ -52,8 +53,8 @@ def make_simulator(
     """The simulator that an object or an import path names.
 
     Args:
-        simulator: an object, or the import path of an object, a class or a function that makes one, or the folder of a
-            simulator that was fitted to a log.
+        simulator: an object, or a name of :mod:`feedgym.plugins`, the import path of an object, a class or a function
+            that makes one, or the folder of a simulator that was fitted to a log.
         trust: import what such a folder names, though it is none of feedgym's (:mod:`feedgym.trust`).
         **kwargs: given to the class or function; they are the config's fields where it takes a dataclass ``config``.
 
@@ -66,7 +67,7 @@ def make_simulator(
 
         target = LearnedSimulator.load(simulator, trust=trust)
     else:
-        target = load(simulator) if isinstance(simulator, str) else simulator
+        target = made("simulator", simulator)
     if not callable(target):
         if kwargs:
             raise ValueError(

@@ -57,6 +57,7 @@ from feedgym.data.whole import (
 from feedgym.experiments.lock import Lock
 from feedgym.experiments.progress import say
 from feedgym.experiments.store import is_recorded, maker_of, making, record
+from feedgym.plugins import OBJECT
 
 T = TypeVar("T")
 
@@ -201,12 +202,16 @@ def _with_kind(value: Any) -> Any:
     return _plain(value)
 
 
+OWN_PATH = r"(?!feedgym\.)[A-Za-z_][\w.]*:[\w./-]+"
+"""An import path, or an environment's id after its module, that is not feedgym's."""
+
+
 def _own_code(value: Any) -> Iterator[str]:
     """The import paths in a value, as JSON has it, that are not feedgym's."""
     if isinstance(value, (dict, list)):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _own_code(part)
-    elif isinstance(value, str) and re.fullmatch(r"(?!feedgym\.)[A-Za-z_][\w.]*:[\w./-]+", value):
+    elif isinstance(value, str) and (value.startswith(OBJECT) or re.fullmatch(OWN_PATH, value)):
         yield value
 
 

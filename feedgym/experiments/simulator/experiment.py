@@ -27,19 +27,18 @@ from feedgym.data.realism import compare
 from feedgym.data.requests import LogAndItems
 from feedgym.data.sessions import logged_sessions, user_of_rows
 from feedgym.data.splits import split_users, take_users
-from feedgym.envs.feed import make_simulator
 from feedgym.envs.learned import LearnedSimulator
 from feedgym.envs.learned.fit import LearnedConfig, fit_figures, fit_simulator
 from feedgym.envs.learned.users import replay_users
 from feedgym.experiments.evaluate import Table
-from feedgym.experiments.logs import LOG, plan_log, recorded_log, simulated_log, simulator_key
+from feedgym.experiments.logs import LOG, plan_log, recorded_log, simulated_log, simulator_of, users_key
 from feedgym.experiments.progress import progress
 from feedgym.experiments.report import conclude
 from feedgym.experiments.run import Codec, Plan, Run, json_of, with_curve
 from feedgym.experiments.simulator.presets import LearnedRun
 from feedgym.experiments.simulator.realism import write_realism
 from feedgym.experiments.statistics import Ratio, interval, resampling_counts
-from feedgym.protocols import load
+from feedgym.plugins import is_folder, key_of, resolve, title_of
 
 
 class SimulatorJudgement(TypedDict):
@@ -56,10 +55,10 @@ JUDGEMENT: Codec[Any] = json_of(SimulatorJudgement)
 def plan(config: LearnedRun) -> Plan:
     """The stages in order, with what decides each."""
     plan = Plan()
-    simulated = [simulator_key(config.simulator), config.log, config.session_length, config.seed]
-    log = plan_log(plan, config, simulated, "simulator")
+    simulated = [users_key(config, config.seed), config.log, config.session_length, config.seed]
+    log = plan_log(plan, config, simulated, "simulator", "simulator_options")
     requests = [config.session_length, config.history_length, config.calibration, config.held_out, config.seed]
-    fitted = [config.ranker, config.d_model, config.min_events, config.epochs, config.fit]
+    fitted = [key_of("ranker", config.ranker), config.d_model, config.min_events, config.epochs, config.fit]
     ranker = plan.stage("ranker", fitted + requests, (log,))
     simulator = plan.stage("simulator", [config.session_length, config.known_visits], (ranker,))
     plan.stage("judged", config.seed, (simulator,), own="Its plots lie in the run's folder")
@@ -78,7 +77,7 @@ def experiment(config: LearnedRun, run: Run) -> dict[str, Any]:
     """
     log = run.stage("log", lambda _: _read_log(config, run.trust), LOG)
     parts = LogSplit.of(config, log.value)
-    kind = load(config.ranker)
+    kind = resolve("ranker", config.ranker)
     ranker = run.stage(
         "ranker",
         lambda work: _train(config, kind, parts, work),
@@ -95,7 +94,7 @@ def experiment(config: LearnedRun, run: Run) -> dict[str, Any]:
         JUDGEMENT,
     )
     summary = {
-        "title": f"A simulator fitted to {Path(config.data).name if config.data else config.simulator}",
+        "title": f"A simulator fitted to {_source(config)}",
         "note": "The log's held-out users beside the same users in the simulator, served what they were served.",
         "judged_by": f"{parts.held_out[0].num_users:,} held-out users",
         "lift": {},
@@ -109,10 +108,18 @@ def experiment(config: LearnedRun, run: Run) -> dict[str, Any]:
     return conclude(run, summary, artifacts={"learned-simulator": "simulator"})
 
 
+def _source(config: LearnedRun) -> str:
+    """Whose log it is, in a word."""
+    if config.data is not None or is_folder("simulator", config.simulator):
+        return Path(config.data or config.simulator).name
+    return title_of("simulator", config.simulator)
+
+
 def _read_log(config: LearnedRun, trust: bool) -> LogAndItems:
     if config.data is not None:
         return recorded_log(config)
-    return simulated_log(make_simulator(config.simulator, trust=trust), config.log, config.session_length, config.seed)
+    simulator = simulator_of(config, config.seed, trust)
+    return simulated_log(simulator, config.log, config.session_length, config.seed)
 
 
 class LogSplit:

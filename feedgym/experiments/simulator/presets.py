@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
+
+import tyro
 
 from feedgym.agents.fit import FitConfig
-from feedgym.envs.feed import SHORT_VIDEO
-from feedgym.experiments.configs import LogConfig, LogSource
+from feedgym.envs.short_video import ShortVideoConfig
+from feedgym.experiments.configs import LogConfig, UsersConfig
 from feedgym.ranges import Count, CountOrZero, Length, Passes, Seed, SplitShare, Width
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedRun(LogSource):
+class LearnedRun(UsersConfig):
     """Fit a user simulator to a log: a ranker answers, regressions leave, return and churn.
 
     The users are cut in three by a hash of their id: the ranker trains on most, the simulator is calibrated on
@@ -25,10 +27,8 @@ class LearnedRun(LogSource):
 
     seed: Seed = 0
     """Decides the weights, the order of training, the split and the replay's luck."""
-    simulator: str = SHORT_VIDEO
-    """Import path of the simulator that leaves the log where no data are given."""
-    log: LogConfig = field(default_factory=LogConfig)
-    """That log's size."""
+    simulator_options: Annotated[Any, tyro.conf.arg(name="simulator")] = field(default_factory=ShortVideoConfig)
+    """Options of the simulator that leaves the log where no data are given."""
     session_length: Length = 5
     """K: items of a simulated log's visits; longer visits of a recorded log are read as several requests."""
     known_visits: CountOrZero = 3
@@ -37,8 +37,8 @@ class LearnedRun(LogSource):
     """Share of the users on whom the ranker is calibrated."""
     held_out: SplitShare = 0.15
     """Share of the users by whom the simulator is judged."""
-    ranker: str = "feedgym.agents.genrank:GenRank"
-    """Import path of the ranker's class."""
+    ranker: str = "genrank"
+    """The ranker: genrank, hstu-rank, mtgr, or the import path of a class."""
     d_model: Width = 64
     """Its width."""
     history_length: Length = 40
@@ -59,7 +59,7 @@ class LearnedRun(LogSource):
 
     def code(self) -> list[tuple[str, str | None]]:
         """What it names besides data; see :mod:`feedgym.trust`."""
-        return [("simulator", self.simulator), ("ranker", self.ranker)]
+        return [*super().code(), ("ranker", self.ranker)]
 
 
 def learned_simulator() -> LearnedRun:

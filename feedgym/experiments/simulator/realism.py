@@ -21,6 +21,7 @@ from feedgym.envs.logging import collect_log
 from feedgym.experiments.progress import progress
 from feedgym.experiments.report import COLOURS, axes_row, html_table, image, number, page, section
 from feedgym.experiments.run import write_json, write_text
+from feedgym.plugins import is_named
 
 COLOUR_A, COLOUR_B = COLOURS["truth"], COLOURS["model"]
 SIDES = ("A", "B")
@@ -58,7 +59,7 @@ def read_side(
         path = product_of(path / "stages" / "log")
     elif path.name == "events.parquet" and (path.parent / "catalog.parquet").exists():
         path = path.parent
-    elif (path / "simulator.json").exists() or (":" in source and not path.exists()):
+    elif (path / "simulator.json").exists() or (is_named("simulator", source) and not path.exists()):
         simulator = make_simulator(source, trust=trust)
         with progress(f"Simulating {source}") as step:
             log = collect_log(
