@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -189,7 +190,9 @@ def test_ctrl_c_quits_without_a_traceback():
     code = "from feedgym.cli import main; main()"
     arguments = [sys.executable, "-c", code, "watch", "random", "--simulator", TOY, "--delay", "60"]
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as run:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    hearing = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background is deaf to it
+    with subprocess.Popen(arguments, **pipes, env=environment, preexec_fn=hearing) as run:
         lines = iter(run.stdout.readline, "")
         assert any(line.startswith("  reward") for line in lines), "the first visit is shown at once"
         time.sleep(0.5)
