@@ -147,6 +147,12 @@ def _cut_s(log: EventLog, good: Requests) -> float:
     return max(float(good.sessions.start_s_N[late].min()), default_cutoff_s(log))
 
 
+def _what(config: AlignConfig) -> str:
+    """The agent and how it is aligned, in two words; iterated DPO is the paper's IPA."""
+    method = "IPA" if config.method == "dpo" else title_of("method", config.method)
+    return f"{title_of('model', config.model)} + {method}"
+
+
 class World(Protocol):
     """Where the log comes from and who judges."""
 
@@ -178,7 +184,7 @@ class Simulated:
     def __init__(self, config: AlignConfig, trust: bool = False) -> None:
         self.config = config
         self.simulator = simulator_of(config, config.seed, trust)
-        self.title = f"{title_of('model', config.model)} + IPA on {type(self.simulator).__name__}, simulated users"
+        self.title = f"{_what(config)} on {type(self.simulator).__name__}, simulated users"
 
     def collect(self, work: Path) -> LogAndItems:
         """The users' visits under the production system."""
@@ -227,7 +233,7 @@ class Recorded:
 
     def __init__(self, config: AlignConfig) -> None:
         self.config = config
-        self.title = f"{title_of('model', config.model)} + IPA on the log {data_path(config).name}"
+        self.title = f"{_what(config)} on the log {data_path(config).name}"
 
     def collect(self, work: Path) -> LogAndItems:
         """Reads the data; the run folder keeps its own copy."""
