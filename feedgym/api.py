@@ -58,17 +58,21 @@ class Result:
     Attributes:
         folder: where everything was written.
         summary: its figures, as in ``summary.json``.
+        named: the code that the program itself named, which may be imported again.
+        trust: whether what folders name may be imported as well.
     """
 
     folder: Path
     summary: dict[str, Any] = field(repr=False)
+    named: frozenset[str] = field(default=frozenset(), repr=False)
+    trust: bool = field(default=False, repr=False)
 
     @cached_property
     def finished(self) -> FinishedRun:
         """Agents, reward, world, log and items of an alignment, read back from the folder."""
         from feedgym.experiments.align.agents import agents_of
 
-        return agents_of(self.folder, trust=True)
+        return agents_of(self.folder, trust=self.trust, named=self.named)
 
     @property
     def agents(self) -> dict[str, Recommender]:
@@ -104,6 +108,7 @@ def align(
     run: str | Path | None = None,
     store: str | Path | None = None,
     track: bool = True,
+    trust: bool = False,
 ) -> Result:
     """Pretrain an agent on a log, align it round by round, and judge it by the truth where there is one.
 
@@ -122,6 +127,7 @@ def align(
         run: the folder; a new one under runs/ if left out. One that holds a run is gone on with.
         store: a folder that keeps stages for many runs.
         track: keep a Weights & Biases record (offline unless WANDB_MODE says otherwise).
+        trust: import what folders name though it is not feedgym's own, such as a learned simulator's ranker.
 
     Returns:
         The finished run.
@@ -135,7 +141,7 @@ def align(
     config = _with_plugins(_preset(preset), given)
     changes = {"data": None if data is None else str(data), "seed": seed, "ipa.rounds": rounds, **(options or {})}
     config = _changed(config, {name: value for name, value in changes.items() if value is not None})
-    return _run(config, "align", run, store=store, tracker=track, trust=True)
+    return _run(config, "align", run, store=store, tracker=track, trust=trust)
 
 
 def pretrain(
@@ -148,6 +154,7 @@ def pretrain(
     run: str | Path | None = None,
     store: str | Path | None = None,
     track: bool = True,
+    trust: bool = False,
 ) -> Result:
     """Train a model on a log and judge it offline, without any alignment.
 
@@ -161,6 +168,7 @@ def pretrain(
         run: as for :func:`align`.
         store: as for :func:`align`.
         track: as for :func:`align`.
+        trust: as for :func:`align`.
 
     Raises:
         ValueError: as for :func:`align`.
@@ -169,7 +177,7 @@ def pretrain(
     changes: dict[str, Any] = {"ipa.rounds": 0} if hasattr(config, "ipa") else {}
     changes |= {"data": None if data is None else str(data), "seed": seed, **(options or {})}
     config = _changed(config, {name: value for name, value in changes.items() if value is not None})
-    return _run(config, f"pretrain-{model}", run, store=store, tracker=track, trust=True)
+    return _run(config, f"pretrain-{model}", run, store=store, tracker=track, trust=trust)
 
 
 def evaluate(
@@ -337,7 +345,8 @@ def _run(config: Any, title: str, run: str | Path | None, **run_options: Any) ->
 
     folder = new_folder(title) if run is None else Path(run)
     summary = launch(config, folder, resume=(folder / CONFIG).exists(), **run_options)
-    return Result(folder, summary)
+    named = frozenset(name for _, name in config.code() if name) if hasattr(config, "code") else frozenset()
+    return Result(folder, summary, named, run_options.get("trust", False))
 
 
 def _evaluate_run(

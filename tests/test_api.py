@@ -104,6 +104,15 @@ def test_names_tell_code_and_state_of_objects_apart():
     assert len({plugins.named("reward", reward_of(power)) for power in (1, 1, 2)}) == 2
 
 
+def test_what_a_folder_names_is_imported_only_if_the_program_named_it_or_says_so(tmp_path):
+    result = align(tmp_path, method="test_api:Nudge")
+    assert set(result.agents) == {"base", "aligned"}, "the program named it itself"
+    for again in (api.Result(result.folder, {}), api.Result(result.folder, {}, frozenset({"test_api:Other"}))):
+        with pytest.raises(ValueError, match=r"would import and run 'test_api:Nudge' \(its method\)"):
+            _ = again.agents
+    assert set(api.Result(result.folder, {}, trust=True).agents) == {"base", "aligned"}
+
+
 def test_what_nothing_tells_from_others_has_a_new_name_each_time_and_the_run_says_so(tmp_path, capsys):
     class Opaque:
         def __init__(self):

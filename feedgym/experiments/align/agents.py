@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,12 +53,13 @@ class FinishedRun(NamedTuple):
     catalog: Catalog
 
 
-def agents_of(folder: Path | str, *, trust: bool = False) -> FinishedRun:
+def agents_of(folder: Path | str, *, trust: bool = False, named: Collection[str] = ()) -> FinishedRun:
     """Read a finished run's agents and reward back.
 
     Args:
         folder: the run's folder.
         trust: import what the folder names, though it is none of feedgym's (:mod:`feedgym.trust`).
+        named: names that may be imported, because the user's own program has them.
 
     Raises:
         ValueError: the folder holds no run, one of another version, or a stage in it is missing or damaged; or it names
@@ -65,7 +67,7 @@ def agents_of(folder: Path | str, *, trust: bool = False) -> FinishedRun:
     """
     folder = Path(folder)
     config = _align_config(folder)
-    check_config(config, folder / CONFIG, trust=trust)
+    check_config(config, folder / CONFIG, trust=trust, named=named)
     config = completed(config)
     stages = {name: _finished(folder, name) for name in _needed(config)}
     log, catalog = read_product(stages["log"], LOG.load)
