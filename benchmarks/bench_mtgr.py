@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor
 
 from feedgym.agents.layers.mtgr import Domain
-from feedgym.agents.mtgr import MTGR, MTGRConfig, Sample
+from feedgym.agents.mtgr import MTGR, MTGRConfig, SampleTokens
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS
 from feedgym.data.ranking import PER_CANDIDATE, RankingBatch
@@ -70,7 +70,7 @@ def apart(rows: RankingBatch) -> RankingBatch:
     return RankingBatch(histories=rows.histories.rows(user_N), **flat)
 
 
-def sample_apart(sample: Sample, k: Tensor) -> Sample:
+def sample_apart(sample: SampleTokens, k: Tensor) -> SampleTokens:
     """The sample with candidate k of each user alone, and without the events it does not see."""
     time_NK, candidates_NKD = sample.time_NK[:, k], sample.candidates_NKD[:, k]
     user_N = torch.arange(len(time_NK)).repeat_interleave(len(k))

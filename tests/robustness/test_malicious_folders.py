@@ -209,7 +209,8 @@ def test_a_run_folder_does_not_choose_where_weights_and_biases_sends_to(lab):
         (lab / "run" / place).mkdir(parents=True, exist_ok=True)
         (lab / "run" / place / "settings").write_text("[default]\nbase_url = http://evil.example\n")
     code = (
-        "import sys; from feedgym.experiments.run import Plan, Run; from feedgym.experiments.presets import smoke; "
+        "import sys; from feedgym.experiments.run import Plan, Run; "
+        "from feedgym.experiments.align.presets import smoke; "
         "run = Run(sys.argv[1], smoke(), Plan()); told = run._wandb.settings; "
         "print('url', told.base_url, told.git_root); "
         "run.close()"
