@@ -155,7 +155,7 @@ with Rollouts(RolloutConfig(users_per_task=4)) as rollouts:
     print("running", flush=True)
     time.sleep(600)
 """
-RLLIB = ["-m", "feedgym", "run", "rllib-smoke", "--num-seeds", "1", "--train.iterations", "100000", "--run"]
+RLLIB = ["-m", "feedgym", "run", "rllib-smoke", "--num-seeds", "1", "--train.iterations", "10000", "--run"]
 
 
 @pytest.mark.slow
