@@ -164,11 +164,11 @@ def test_a_killed_run_leaves_no_process_behind(kind, tmp_path):
     folder = tmp_path / "run"
     command = ["-c", ROLLOUTS] if kind == "rollouts" else [*RLLIB, str(folder)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])}
-    curve = folder / "stages" / "trained-0" / "work" / "curve.jsonl"
+    metrics = folder / "metrics.jsonl"  # written after each iteration
     with open(tmp_path / "said", "w+") as said:
         run = subprocess.Popen([sys.executable, *command], env=env, stdout=said, stderr=subprocess.STDOUT)
         for _ in range(2400):
-            if "running" in (tmp_path / "said").read_text() or curve.exists():
+            if "running" in (tmp_path / "said").read_text() or metrics.exists():
                 break
             assert run.poll() is None, (tmp_path / "said").read_text()
             time.sleep(0.1)
