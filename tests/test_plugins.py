@@ -85,7 +85,7 @@ def test_each_round_changed_the_model(lab_run):
 
 
 def test_one_more_round_keeps_the_earlier_stages(lab_run, tmp_path):
-    folder = shutil.copytree(lab_run, tmp_path / "lab")
+    folder = shutil.copytree(lab_run, tmp_path / "lab", symlinks=True)
     before = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("stages/*/stage.json")}
     rounds = summary_of(folder)["rounds"]
     feedgym("run", "onerec-ipa-smoke", "--resume", folder, *NAMED, "--ipa.rounds", 3)
@@ -97,7 +97,7 @@ def test_one_more_round_keeps_the_earlier_stages(lab_run, tmp_path):
 
 
 def test_a_folder_that_names_them_is_judged_again_only_if_it_is_trusted(lab_run, tmp_path, capsys):
-    folder = shutil.copytree(lab_run, tmp_path / "lab")
+    folder = shutil.copytree(lab_run, tmp_path / "lab", symlinks=True)
     line = refused(capsys, "evaluate", folder, "--users", 6)
     assert "'my_lab.users:Users' (its simulator), which is not feedgym's own" in line and "--trust" in line
     feedgym("evaluate", folder, "--users", 6, "--trust")
