@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -294,16 +294,36 @@ def simulate(
 # ---------------------------------------------------------------- configurations
 
 
+def preset_of(name: str, presets: Mapping[str, Callable[[], Any]]) -> Any:
+    """The configuration of a preset.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name not in presets:
+        raise ValueError(f"There is no preset {name!r}; the presets are {', '.join(presets)}.")
+    return presets[name]()
+
+
+def check_finished(folder: Path) -> None:
+    """Raise ValueError unless a folder holds a finished run."""
+    if not (folder / "summary.json").exists():
+        raise ValueError(f"{folder} holds no finished run; finish it with `feedgym demo --resume {folder}`.")
+
+
+def judged_by_others(config: Any, **changes: Any) -> Any:
+    """A run's configuration with other judges; what is None stays as it was."""
+    judge = replace(config.judge, **{name: value for name, value in changes.items() if value is not None})
+    return replace(config, judge=judge)
+
+
 def _preset(preset: Any) -> Any:
     """A preset's configuration, or a configuration as it is."""
     if is_dataclass(preset):
         return preset
     from feedgym.experiments.presets import COMPARISONS, PRESETS
 
-    presets = {**PRESETS, **COMPARISONS}
-    if preset not in presets:
-        raise ValueError(f"There is no preset {preset!r}; the presets are {', '.join(presets)}.")
-    return presets[preset]()
+    return preset_of(preset, {**PRESETS, **COMPARISONS})
 
 
 def _with_plugins(config: Any, given: Mapping[str, Any]) -> Any:
@@ -353,16 +373,11 @@ def _evaluate_run(
     folder: Path, num_users: int | None, visits: int | None, seed: int | None, beams: int | None, trust: bool
 ) -> dict[str, Any]:
     """Judge a finished run's agents again."""
-    if not (folder / "summary.json").exists():
-        raise ValueError(f"{folder} holds no finished run; finish it with `feedgym demo --resume {folder}`.")
+    check_finished(folder)
     from feedgym.experiments.align.agents import read_config
     from feedgym.experiments.run import CONFIG
-    from feedgym.plugins import completed
-    from feedgym.trust import check_config
+    from feedgym.trust import trusted
 
-    config = read_config(folder)
-    check_config(config, folder / CONFIG, trust=trust)
-    config = completed(config)
-    changes = {"users": num_users, "visits": visits, "seed": seed, "beams": beams}
-    judge = replace(config.judge, **{name: value for name, value in changes.items() if value is not None})
-    return _run(replace(config, judge=judge), "evaluate", folder, trust=trust).summary
+    config = trusted(read_config(folder), folder / CONFIG, trust=trust)
+    config = judged_by_others(config, users=num_users, visits=visits, seed=seed, beams=beams)
+    return _run(config, "evaluate", folder, trust=trust).summary

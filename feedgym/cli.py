@@ -26,7 +26,7 @@ from annotated_types import Interval
 from tyro.conf import Positional
 
 from feedgym import api
-from feedgym.api import new_folder, prepare_libraries
+from feedgym.api import new_folder, prepare_libraries, preset_of
 from feedgym.ranges import Count, CountOrZero, Length, Ranged, Seed, Share, Visits
 
 MISTAKE, INTERRUPTED = 2, 130
@@ -178,7 +178,7 @@ def _from_preset(command: str, presets: Mapping[str, Callable[[], Any]], argumen
             print(f"  {name:<20}{(preset.__doc__ or '').splitlines()[0]}")
         return
     name, *rest = arguments
-    config = _preset(name, presets)
+    config = preset_of(name, presets)
     options = _parse_run(f"{command} {name}", rest, config)
     if options.resume is not None:
         begun = read_config(options.resume)
@@ -272,7 +272,7 @@ def stage(arguments: Sequence[str]) -> None:
 
     presets = {**PRESETS, **COMPARISONS}
     begun = (options.run / "config.json").exists()
-    config = read_config(options.run) if begun else replace(_preset(options.preset, presets), seed=options.seed)
+    config = read_config(options.run) if begun else replace(preset_of(options.preset, presets), seed=options.seed)
     if begun:
         config = check_code(config, options.run, options.trust, arguments)
     folders = (None, options.run) if begun else (options.run, None)
@@ -303,18 +303,10 @@ class EvaluateArguments(Ranged):
 def evaluate(arguments: Sequence[str]) -> None:
     """Judge a finished run's agents again, by other users or for longer."""
     options = _parse(EvaluateArguments, "evaluate", arguments)
-    if not (options.run / "summary.json").exists():
-        raise ValueError(f"{options.run} holds no finished run; finish it with `feedgym demo --resume {options.run}`.")
+    api.check_finished(options.run)
     config = check_code(read_config(options.run), options.run, options.trust, arguments)
     changes = {name: getattr(options, name) for name in ("users", "visits", "seed", "beams")}
-    judge = replace(config.judge, **{name: value for name, value in changes.items() if value is not None})
-    _experiment("evaluate", replace(config, judge=judge), None, options.run, trust=options.trust)
-
-
-def _preset(name: str, presets: Mapping[str, Callable[[], Any]]) -> Any:
-    if name not in presets:
-        raise ValueError(f"There is no preset {name!r}; the presets are {', '.join(presets)}.")
-    return presets[name]()
+    _experiment("evaluate", api.judged_by_others(config, **changes), None, options.run, trust=options.trust)
 
 
 def read_config(folder: Path) -> Any:
@@ -330,13 +322,11 @@ def check_code(config: Any, folder: Path, trust: bool, arguments: Sequence[str])
     Raises:
         ValueError: it names code which is neither feedgym's, nor trusted, nor in the arguments.
     """
-    from feedgym.plugins import completed
-    from feedgym.trust import check_config
+    from feedgym.trust import trusted
 
     words = {part for text in arguments for part in (text, text.partition("=")[2])}
     named = {word for word in words if Path(word) != folder}
-    check_config(config, folder / "config.json", trust=trust, named=named)
-    return completed(config)
+    return trusted(config, folder / "config.json", trust=trust, named=named)
 
 
 def _experiment(title: str, config: Any, folder: Path | None, resume: Path | None, **run_options: Any) -> None:

@@ -16,9 +16,6 @@ from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import joblib
-from pydantic import TypeAdapter, ValidationError
-
 from feedgym.protocols import load
 
 BUILT_IN: dict[str, dict[str, str]] = {
@@ -116,7 +113,7 @@ def named(kind: str, given: Any) -> str:
     """
     if isinstance(given, str):
         return given
-    described = given if inspect.isclass(given) or inspect.isroutine(given) else type(given)
+    described = _code_of(given)
     try:
         told = hashlib.sha256(_source_of(described).encode() + _state_of(given).encode()).hexdigest()[:12]
     except Exception:  # sources of a notebook, state that cannot be hashed: whatever pickle raises
@@ -124,6 +121,16 @@ def named(kind: str, given: Any) -> str:
     name = f"{OBJECT}{described.__module__}:{described.__qualname__} {told}"
     _objects[name] = given
     return name
+
+
+def _is_code(target: Any) -> bool:
+    """Whether it is a class or a function, and no object made of one."""
+    return inspect.isclass(target) or inspect.isroutine(target)
+
+
+def _code_of(target: Any) -> Any:
+    """A class or function itself, or the class of an object."""
+    return target if _is_code(target) else type(target)
 
 
 def _source_of(described: Any) -> str:
@@ -137,6 +144,8 @@ def _state_of(given: Any) -> str:
 
     It is its ``config``, if that is a dataclass, or all that it has; of a function, its defaults and closure.
     """
+    import joblib  # takes a tenth of a second, which those who only make a simulator need not wait for
+
     if inspect.isclass(given):
         return ""
     if inspect.isroutine(given):
@@ -149,8 +158,7 @@ def _state_of(given: Any) -> str:
 def title_of(kind: str, name: str) -> str:
     """What people call it: its ``title``, or its class's name."""
     target = resolve(kind, name)
-    described = target if inspect.isclass(target) or inspect.isroutine(target) else type(target)
-    return getattr(target, "title", described.__name__)
+    return getattr(target, "title", _code_of(target).__name__)
 
 
 def key_of(kind: str, name: str) -> Any:
@@ -159,13 +167,15 @@ def key_of(kind: str, name: str) -> Any:
     file = getattr(module, "__file__", None)
     if file is None or not Path(file).is_file():
         return name
-    return [name, hashlib.sha256(Path(file).read_bytes()).hexdigest()]
+    from feedgym.data.whole import digest_of  # brings in pyarrow
+
+    return [name, digest_of(Path(file))]
 
 
 def config_type(kind: str, name: str) -> Any:
     """The dataclass of the options of what a name stands for, or None."""
     target = resolve(kind, name)
-    return getattr(target, "Config", None) if inspect.isclass(target) or inspect.isroutine(target) else None
+    return getattr(target, "Config", None) if _is_code(target) else None
 
 
 def checked_config(target: Any) -> Any:
@@ -183,6 +193,8 @@ def checked_config(target: Any) -> Any:
     needed = [f.name for f in fields(wanted) if f.init and f.default is MISSING and f.default_factory is MISSING]
     if needed:
         raise ValueError(f"{called} has no default for {', '.join(needed)}; give every option one.")
+    from pydantic import TypeAdapter
+
     config, types = wanted(), TypeAdapter(wanted)
     try:
         read = types.validate_json(types.dump_json(config, warnings=False))
@@ -212,6 +224,8 @@ def options_of(kind: str, name: str, options: Any = None) -> Any:
     if isinstance(options, dict):
         if unknown := options.keys() - {field.name for field in fields(wanted)}:
             raise ValueError(f"{kind} {name!r} has no option {min(unknown)!r}; leave it out.")
+        from pydantic import TypeAdapter, ValidationError
+
         try:
             return TypeAdapter(wanted).validate_python(options)
         except ValidationError as error:
@@ -220,6 +234,19 @@ def options_of(kind: str, name: str, options: Any = None) -> Any:
     if not isinstance(options, wanted):
         raise ValueError(f"{kind}_options is a {type(options).__name__}; {kind} {name!r} takes {wanted.__name__}.")
     return options
+
+
+def built(kind: str, name: str, options: Any) -> Any:
+    """What a class makes of its options; an object that was handed over is there already."""
+    target = resolve(kind, name)
+    if not callable(target):
+        return target
+    return target() if options is None else target(options)
+
+
+def with_seed(options: Any, seed: int, field: str = "seed") -> Any:
+    """Options with a seed added to their own, if they have one."""
+    return replace(options, **{field: getattr(options, field) + seed}) if hasattr(options, field) else options
 
 
 def fill_in(config: Any, kinds: Collection[str], *, foreign: bool = False) -> None:

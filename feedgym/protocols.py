@@ -298,6 +298,11 @@ def too_few(session_length: int, existing: int) -> ValueError:
     )
 
 
+def is_reward(target: Any) -> bool:
+    """Whether a function is a reward itself: it takes histories and sessions, where others make a reward."""
+    return inspect.isfunction(target) and list(inspect.signature(target).parameters)[:2] == ["histories", "sessions"]
+
+
 def make(target: Any, **given: Any) -> Any:
     """What a class or function makes of what it asks for; any other object as it is.
 

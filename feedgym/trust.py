@@ -11,7 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from feedgym.plugins import BUILT_IN, OBJECT, is_built_in
+from feedgym.plugins import BUILT_IN, OBJECT, completed, is_built_in, is_folder
 
 OTHERS: dict[str, frozenset[str]] = {
     "weights": frozenset(
@@ -46,7 +46,7 @@ def check_named(
         return
     if what in BUILT_IN and (is_built_in(what, name) or name.startswith(OBJECT)):
         return
-    if what == "simulator" and Path(name).is_dir():
+    if is_folder(what, name):
         return
     does = "connect to the Ray cluster" if what == "ray" else "import and run"
     raise ValueError(
@@ -69,3 +69,13 @@ def check_config(config: Any, source: Path | str, *, trust: bool = False, named:
     """
     for what, name in config.code() if hasattr(config, "code") else ():
         check_named(what, name, source, trust=trust, named=named)
+
+
+def trusted(config: Any, source: Path | str, *, trust: bool = False, named: Collection[str] = ()) -> Any:
+    """A configuration that was read from a folder, with the options of its plug-ins, which are then imported.
+
+    Raises:
+        ValueError: as for :func:`check_config`; or a name leads nowhere.
+    """
+    check_config(config, source, trust=trust, named=named)
+    return completed(config)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from feedgym.data.batches import EventBatch, SessionBatch, TensorRows
 from feedgym.protocols import Recommender
@@ -38,10 +38,7 @@ def check_recommender(agent: Recommender, histories: EventBatch, num_items: int)
     )
     for method in ("sample", "recommend"):
         _require(callable(getattr(agent, method, None)), f"{name} has no {method}(); see feedgym.protocols.")
-    mask_UT = histories.mask_UT.clone()
-    mask_UT[:, -1] = False  # room for padding to be tested
-    mask_UT[0] = False  # a new user
-    histories = replace(histories, mask_UT=mask_UT)
+    histories = padded(histories)
     _check_samples(agent, name, histories, num_items)
     _check_served(agent, name, histories, num_items)
 
@@ -151,6 +148,20 @@ def _check_logp(name: str, sessions: SessionBatch) -> None:
         f"{name}.sample() gave different sessions of a user probabilities that add up to {float(total_U.max()):.3g}; "
         "accumulate the log-softmax of every choice, before any mask.",
     )
+
+
+def padded(histories: EventBatch) -> EventBatch:
+    """Histories with room for padding to be tested, of which the first is a new user's."""
+    mask_UT = histories.mask_UT.clone()
+    mask_UT[:, -1] = False
+    mask_UT[0] = False
+    return replace(histories, mask_UT=mask_UT)
+
+
+def same_weights(model: nn.Module, other: nn.Module) -> bool:
+    """Whether two models have the same parameters and buffers."""
+    ours, theirs = model.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[key].cpu(), theirs[key].cpu()) for key in ours)
 
 
 def scribbled(histories: EventBatch) -> EventBatch:

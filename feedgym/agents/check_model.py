@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from feedgym.agents.check import _copy, _require, _same, scribbled
+from feedgym.agents.check import _copy, _require, _same, padded, same_weights, scribbled
 from feedgym.agents.session_model import history_columns
 from feedgym.data.batches import EventBatch
 from feedgym.plugins import checked_config
@@ -61,11 +61,9 @@ def check_model(
             callable(getattr(kind, method, None)), f"{name} has no {method}(); see feedgym.protocols.GenerativeAgent."
         )
     config = checked_config(kind)
-    mask_UT = histories.mask_UT.clone()
-    mask_UT[:, -1] = False  # room for padding to be tested
-    mask_UT[0] = False  # a new user
-    histories = EventBatch(**{**history_columns(histories), "mask_UT": mask_UT})
-    lengths = {"session_length": LENGTH, "history_length": mask_UT.shape[1], "profile_sizes": profile_sizes}
+    histories = EventBatch(**history_columns(padded(histories)))
+    num_events = histories.mask_UT.shape[1]
+    lengths = {"session_length": LENGTH, "history_length": num_events, "profile_sizes": profile_sizes}
     with torch.random.fork_rng(devices=[]):
         model, tokenizer = _built(kind, name, config, torch.as_tensor(content_IE), lengths)
         ids_USK = _sessions(len(histories), tokenizer.num_items)
@@ -103,7 +101,7 @@ def _built(kind: Any, name: str, config: Any, content_IE: Tensor, lengths: dict[
         torch.manual_seed(0)
         again = kind.build(config, tokenizer, **lengths)
         _require(
-            _same_weights(model, again),
+            same_weights(model, again),
             f"{name}.build() made other weights under the same torch.manual_seed(); draw them from torch's global "
             "generator and nothing else.",
         )
@@ -391,11 +389,6 @@ def _step_by_step(
             tokens_USM = model.session_tokens(then_USK.flatten(0, 1)).unflatten(0, (num_users, num_rows))
         fed = tokens_USM[:, :, at : at + 1 + last]
     return torch.cat(logp, dim=2)
-
-
-def _same_weights(model: nn.Module, other: nn.Module) -> bool:
-    ours, theirs = model.state_dict(), other.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
 def _near(logp: Tensor, other: Tensor) -> bool:

@@ -77,11 +77,6 @@ class OneRecConfig(SessionConfig):
 
     model_type = "onerec"
     sizes = OneRecSizes
-    attribute_map = {  # noqa: RUF012 - the name and type that transformers prescribes
-        "hidden_size": "d_model",
-        "num_attention_heads": "num_heads",
-        "num_hidden_layers": "decoder_layers",
-    }
 
     output_router_logits: bool = True
     """Return the router's logits and add the load-balancing loss."""

@@ -41,6 +41,12 @@ HISTORY_COLUMNS = tuple(f.name for f in fields(EventBatch))
 class SessionConfig(SizedConfig):
     """Sizes that every such model has; ``num_codes``, ``num_items`` and ``tokenizer_hash`` come from the tokenizer."""
 
+    attribute_map = {  # noqa: RUF012 - the name and type that transformers prescribes
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "decoder_layers",
+    }
+
     session_length: Length = 5
     """K, the most items a session can have."""
     history_length: Length = 64

@@ -84,11 +84,6 @@ class TigerConfig(SessionConfig):
 
     model_type = "tiger"
     sizes = TigerSizes
-    attribute_map = {  # noqa: RUF012 - the name and type that transformers prescribes
-        "hidden_size": "d_model",
-        "num_attention_heads": "num_heads",
-        "num_hidden_layers": "decoder_layers",
-    }
 
     session_length: Length = 1
     """K, the most items a session can have; 1 in the paper."""

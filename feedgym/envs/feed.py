@@ -14,7 +14,6 @@ import inspect
 import typing
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -35,7 +34,7 @@ from feedgym.envs.logging_policy import LoggingPolicy
 from feedgym.envs.render import RENDER_FPS, RENDER_MODES, Screen
 from feedgym.envs.truth import RewardWeights, reward_components, weighted_sum
 from feedgym.envs.warmup import warm_up
-from feedgym.plugins import made
+from feedgym.plugins import is_folder, made
 from feedgym.protocols import Response, UserSimulator, load, put_users, take_users
 
 SHORT_VIDEO = "feedgym.envs.short_video:ShortVideo"
@@ -62,7 +61,7 @@ def make_simulator(
         ValueError: the path leads nowhere, or keywords were given for an object that is already made.
     """
     target: Any
-    if isinstance(simulator, str) and Path(simulator).is_dir():
+    if isinstance(simulator, str) and is_folder("simulator", simulator):
         from feedgym.envs.learned import LearnedSimulator  # imports torch, which other users need not wait for
 
         target = LearnedSimulator.load(simulator, trust=trust)

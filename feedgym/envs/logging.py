@@ -1,22 +1,7 @@
-"""The logs that simulated users leave, with the exact propensities of the policy which served them.
+"""The logs that simulated users leave under the production system (:mod:`feedgym.envs.logging_policy`).
 
-A visit is served by one of three rules, drawn for the visit:
-
-* production: candidates retrieved by popularity, ranked by a noisy relevance score and sampled without replacement in
-  proportion to exp(score / temperature) (a Plackett-Luce ranking, drawn with Gumbel noise);
-* popularity: items by their popularity, without replacement;
-* random: any item, without replacement.
-
-The propensity is that of the whole mixture: the probability of the shown item given the items above it and the visit's
-candidates, which are retrieved whatever the rule. The items above tell which rule is at work, so the shares are those
-of Bayes' rule. As every item can be shown at every position, weighting by the inverse propensity is unbiased.
-
-Where items come and go (the simulator's ``has_arrivals``), all of this is about the items that exist when the visit
-begins: only those can be retrieved, lie in the urns and share the propensities.
-
-The policy's randomness is counter-based like the users' own (:mod:`feedgym.envs.luck`), so a log depends neither on
-the block size nor on the other users, and a user's state at any logged visit can be had again by replaying the log
-(:func:`feedgym.envs.replay.states_at`).
+A log depends neither on the block size nor on the other users, and a user's state at any logged visit can be had again
+by replaying the log (:func:`feedgym.envs.replay.states_at`).
 """
 
 from __future__ import annotations

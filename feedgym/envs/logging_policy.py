@@ -1,4 +1,4 @@
-"""The logs that simulated users leave, with the exact propensities of the policy which served them.
+"""The policy that serves the users of a log, with its exact propensities.
 
 A visit is served by one of three rules, drawn for the visit:
 

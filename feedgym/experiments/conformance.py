@@ -40,7 +40,7 @@ from feedgym.envs.registration import ENVIRONMENTS
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.plugins import BUILT_IN as NAMES
 from feedgym.plugins import checked_config
-from feedgym.protocols import ItemTokenizer, Recommender, SessionReward, UserSimulator, load, make
+from feedgym.protocols import ItemTokenizer, Recommender, SessionReward, UserSimulator, is_reward, load, make
 from feedgym.rewards.answers import Answers
 from feedgym.rewards.check import check_reward
 from feedgym.rewards.engagement import ItemAverage
@@ -160,10 +160,10 @@ def _made(target: Any) -> Any:
         return make_simulator(target if options is None else target(options))
     if hasattr(target, "encode") or hasattr(target, "decode"):
         return make(target) if options is None else target(options)
-    asks = inspect.isfunction(target) or inspect.isclass(target)
-    names = list(inspect.signature(target).parameters) if asks else []
-    if inspect.isfunction(target) and names[:2] == ["histories", "sessions"]:
+    if is_reward(target):
         return target
+    asks = inspect.isfunction(target) or inspect.isclass(target)
+    names = inspect.signature(target).parameters if asks else ()
     catalog, log = _feed()
     given: dict[str, Any] = {"catalog": catalog, "log": log}
     if "reward_model" in names:

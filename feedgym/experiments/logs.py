@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from feedgym.envs.logging import collect_log
 from feedgym.experiments.configs import LogConfig, LogSource, UsersConfig
 from feedgym.experiments.progress import progress, say
 from feedgym.experiments.run import Codec, Plan
-from feedgym.plugins import is_built_in, is_folder, key_of, resolve
+from feedgym.plugins import is_built_in, is_folder, key_of, made, with_seed
 from feedgym.protocols import UserSimulator
 
 
@@ -75,32 +74,27 @@ def recorded_key(source: LogSource) -> Any:
 
 def simulator_key(simulator: str) -> Any:
     """What decides a simulator: its import path; or its folder, the files in it, and a ranker's code of one's own."""
-    path = Path(simulator)
-    if not path.is_dir():
+    if not is_folder("simulator", simulator):
         return simulator
+    path = Path(simulator)
     ranker = ranker_named(product_of(path))
     return [simulator, _digests(path), *([ranker] if ranker is not None and not is_built_in("ranker", ranker) else [])]
 
 
 def simulator_of(config: UsersConfig, seed: int, trust: bool = False) -> UserSimulator:
     """The experiment's users; ``trust`` as for :func:`feedgym.envs.feed.make_simulator`."""
-    if is_folder("simulator", config.simulator):
-        return make_simulator(config.simulator, trust=trust)
-    target, options = resolve("simulator", config.simulator), _seeded_options(config.simulator_options, seed)
-    return make_simulator(target if options is None or not callable(target) else target(options))
+    target, options = made("simulator", config.simulator), _seeded_options(config, seed)
+    return make_simulator(target if options is None else target(options), trust=trust)
 
 
 def users_key(config: UsersConfig, seed: int) -> Any:
     """What decides an experiment's users: the simulator's code or folder, and its options."""
-    options = _seeded_options(config.simulator_options, seed)
-    return [key_of("simulator", config.simulator), simulator_key(config.simulator), options]
+    return [key_of("simulator", config.simulator), simulator_key(config.simulator), _seeded_options(config, seed)]
 
 
-def _seeded_options(options: Any, seed: int) -> Any:
-    """A simulator's options; the experiment's seed is added to that of its catalogue."""
-    if not hasattr(options, "catalog_seed"):
-        return options
-    return replace(options, catalog_seed=options.catalog_seed + seed)
+def _seeded_options(config: UsersConfig, seed: int) -> Any:
+    """The simulator's options; the experiment's seed is added to that of its catalogue."""
+    return with_seed(config.simulator_options, seed, "catalog_seed")
 
 
 def _digests(path: Path) -> list[tuple[str, str]]:

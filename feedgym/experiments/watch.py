@@ -198,7 +198,7 @@ def _own(path: str, users: UserSimulator, length: int) -> Recommender:
     given: dict[str, Any] = {"catalog": users.catalog, "num_items": users.catalog.num_items, "session_length": length}
     if "log" in asks:
         given["log"] = _small_log(users, length)
-    agent = make(load(path), **given)
+    agent = make(target, **given)
     if not hasattr(agent, "recommend") or not hasattr(agent, "session_length"):
         raise ValueError(
             f"{path} is a {type(agent).__name__} and no Recommender; it needs recommend() and session_length "

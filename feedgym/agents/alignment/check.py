@@ -19,7 +19,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from feedgym.agents.check import _copy, _require
+from feedgym.agents.check import _copy, _require, same_weights
 from feedgym.agents.generation import GenerativeRecommender
 from feedgym.agents.onerec import OneRec, OneRecSizes
 from feedgym.data.batches import EventBatch, ScoredSessions
@@ -62,7 +62,7 @@ def check_method(
         _check_change(name, model, trained, metrics, steps)
         _updated(kind, name, again, round_, told=False)
         _require(
-            _same_weights(trained, again),
+            same_weights(trained, again),
             f"{name}.update() made other weights of the same round the second time; draw every random number from a "
             "generator seeded by the Config's seed, or from torch's global one, which experiments seed.",
         )
@@ -175,13 +175,13 @@ def _check_change(name: str, model: nn.Module, trained: nn.Module, metrics: dict
     )
     if metrics.get("pairs") == 0:
         _require(
-            _same_weights(model, trained),
+            same_weights(model, trained),
             f"{name}.update() returned pairs=0, which says that nothing was learned, and changed the model; return it "
             "only where the model stays as it is.",
         )
         return
     _require(
-        not _same_weights(model, trained),
+        not same_weights(model, trained),
         f"{name}.update() did not change the model that it was given; train it in place, or return pairs=0 where "
         "there is nothing to learn from.",
     )
@@ -195,7 +195,7 @@ def _check_flat(kind: Any, name: str, model: OneRec, given: _Round) -> None:
     flat = given._replace(sampled=replace(given.sampled, score_US=score_US))
     try:
         metrics, steps = _updated(kind, name, model, flat)
-        same = metrics.get("pairs") != 0 and _same_weights(before, model)  # it need not say so
+        same = metrics.get("pairs") != 0 and same_weights(before, model)  # it need not say so
         _check_change(name, before, model, {"pairs": 0} if same else metrics, steps)
     except Exception as error:
         raise ValueError(
@@ -208,11 +208,6 @@ def _flags(model: nn.Module) -> list[Any]:
     """What a method may set for its own use, and must set back."""
     modules = [(module.training, getattr(module, "p", None)) for module in model.modules()]
     return [modules, [parameter.requires_grad for parameter in model.parameters()]]
-
-
-def _same_weights(model: nn.Module, other: nn.Module) -> bool:
-    theirs = other.state_dict()
-    return all(torch.equal(value.cpu(), theirs[key].cpu()) for key, value in model.state_dict().items())
 
 
 def _equal(before: Any, after: Any) -> bool:

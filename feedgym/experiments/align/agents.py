@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -22,15 +21,12 @@ from feedgym.experiments.logs import LOG, simulator_key
 from feedgym.experiments.presets import CONFIGS
 from feedgym.experiments.rollouts import RolloutConfig
 from feedgym.experiments.run import CONFIG, Codec, differences, plain, read_about, read_product
-from feedgym.plugins import completed, resolve
-from feedgym.protocols import GenerativeAgent, Recommender, SessionReward, make
+from feedgym.plugins import built, is_folder, resolve, with_seed
+from feedgym.protocols import GenerativeAgent, Recommender, SessionReward, is_reward, make
 from feedgym.rewards.model import RewardModel
 from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.own import codes_type
-from feedgym.trust import check_config
-
-REWARD_ARGUMENTS = ["histories", "sessions"]
-"""First parameters of a function that is a reward."""
+from feedgym.trust import trusted
 
 
 class FinishedRun(NamedTuple):
@@ -67,8 +63,7 @@ def agents_of(folder: Path | str, *, trust: bool = False, named: Collection[str]
     """
     folder = Path(folder)
     config = _align_config(folder)
-    check_config(config, folder / CONFIG, trust=trust, named=named)
-    config = completed(config)
+    config = trusted(config, folder / CONFIG, trust=trust, named=named)
     stages = {name: _finished(folder, name) for name in _needed(config)}
     log, catalog = read_product(stages["log"], LOG.load)
     tokenizer = read_product(stages["tokenizer"], tokenizer_codec(config).load)
@@ -125,7 +120,7 @@ def key_of(folder: Path | str) -> Any:
     config = _align_config(folder)
     # Who judged there and how the work was spread decides nothing elsewhere.
     config = replace(config, judge=JudgeConfig(), rollouts=RolloutConfig(), ray="off")
-    fitted = [simulator_key(config.simulator)] if config.simulator and Path(config.simulator).is_dir() else []
+    fitted = [simulator_key(config.simulator)] if is_folder("simulator", config.simulator) else []
     return [config, {name: _mark(folder / "stages" / name) for name in _needed(config)}, *fitted]
 
 
@@ -144,11 +139,7 @@ def _needed(config: AlignConfig) -> list[str]:
 
 def new_tokenizer(config: AlignConfig) -> Any:
     """The experiment's tokenizer, not yet fitted."""
-    options = config.tokenizer_options
-    if hasattr(options, "seed"):
-        options = config.seeded(options)
-    kind = resolve("tokenizer", config.tokenizer)
-    return kind if not callable(kind) else kind() if options is None else kind(options)
+    return built("tokenizer", config.tokenizer, with_seed(config.tokenizer_options, config.seed))
 
 
 def new_model(config: AlignConfig, tokenizer: CodeTokenizer, profile_sizes: tuple[int, ...]) -> GenerativeAgent:
@@ -200,8 +191,7 @@ def reward_of(config: AlignConfig, log: EventLog, catalog: Catalog, model: Rewar
     given = {"catalog": catalog, "log": log, "reward_model": model.with_weights(config.weights)}
     given |= {} if config.reward_options is None else {"config": config.reward_options}
     target = resolve("reward", config.reward)
-    is_reward = inspect.isfunction(target) and list(inspect.signature(target).parameters)[:2] == REWARD_ARGUMENTS
-    return target if is_reward else make(target, **given)
+    return target if is_reward(target) else make(target, **given)
 
 
 class Searching(GenerativeRecommender):

@@ -43,7 +43,7 @@ from feedgym.experiments.progress import progress, say
 from feedgym.experiments.report import conclude
 from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.run import Codec, FinishedStage, NumberOrNone, Plan, Run, json_of, with_record
-from feedgym.plugins import key_of, resolve, title_of
+from feedgym.plugins import built, key_of, title_of, with_seed
 from feedgym.protocols import AlignmentMethod, Recommender
 from feedgym.rewards.model import RewardModel, RewardModelConfig, auc_per_tower, fit_reward_model
 from feedgym.tokenizers.codes import CodeTokenizer
@@ -185,11 +185,8 @@ def updated(
     config: AlignConfig, pool: Pool, snapshot: Any, sampled: SampledRound, t: int, work: Path
 ) -> tuple[Any, dict[str, float]]:
     """The next snapshot: the last one after the method's update, which sees the scores and never the truth."""
-    options = config.method_options
-    if hasattr(options, "seed"):
-        options = replace(options, seed=options.seed + config.seed + t)
-    kind, model = resolve("method", config.method), copy.deepcopy(snapshot)
-    method: AlignmentMethod = kind if not callable(kind) else kind() if options is None else kind(options)
+    method: AlignmentMethod = built("method", config.method, with_seed(config.method_options, config.seed + t))
+    model = copy.deepcopy(snapshot)
     histories, logged_UK = pool.imitate.histories.rows(sampled.row_U), pool.imitate.targets_NK[sampled.row_U]
     torch.manual_seed(config.seed + t)  # a method may leave dropout to torch's own generator
     with progress(f"Round {t}: {title_of('method', config.method)}") as step:

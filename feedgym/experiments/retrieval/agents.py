@@ -122,10 +122,8 @@ def codes_stage(kind: type[SessionModel], config: TigerRun) -> AgentStage:
 
 def fitted_tokenizer(config: TigerRun, content_IE: Any, work: Path) -> CodeTokenizer:
     """The tokenizer that is asked for; a training of it goes on in ``work``."""
-    kind, options = plugins.resolve("tokenizer", config.tokenizer), config.tokenizer_options
-    if hasattr(options, "seed"):
-        options = replace(options, seed=options.seed + config.seed)
-    return fit_codes(kind() if options is None else kind(options), content_IE, work)
+    options = plugins.with_seed(config.tokenizer_options, config.seed)
+    return fit_codes(plugins.built("tokenizer", config.tokenizer, options), content_IE, work)
 
 
 def _save_recommender(agent: SessionRecommender, folder: Path) -> None:

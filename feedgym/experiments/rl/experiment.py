@@ -36,6 +36,7 @@ from feedgym.experiments.rl.presets import RLConfig
 from feedgym.experiments.rollouts import one_thread, ray_running
 from feedgym.experiments.run import Codec, FinishedStage, Plan, Run, with_curve
 from feedgym.experiments.statistics import Ratio, interval, lift, over_runs, resampling_counts
+from feedgym.plugins import is_folder
 from feedgym.protocols import Recommender, SessionReward
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def plan(config: RLConfig) -> Plan:
     """The stages in order, with what decides each."""
     plan = Plan()
     world = [config.env, config.options(), config.against and key_of(config.against), config.seed]
-    is_told = config.env.startswith("feedgym/") and not Path(str(config.options().get("simulator"))).is_dir()
+    is_told = config.env.startswith("feedgym/") and not is_folder("simulator", str(config.options().get("simulator")))
     own = None if is_told else f"No key tells what {config.env} is with these options"
     log = plan.stage("log", [world, config.log], own=own)
     parents = (log,) if config.train.algorithm in OFFLINE else ()
