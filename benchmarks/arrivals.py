@@ -38,7 +38,7 @@ CONFIG = replace(
     simulator_options=replace(small.simulator_options, **FRESH),
     log=replace(small.log, users=500, visits=6),
     pretrain=replace(small.pretrain, steps=150),
-    ipa=replace(small.ipa, rounds=1, num_samples=32),
+    rounds=replace(small.rounds, num=1, num_samples=32),
     judge=replace(small.judge, users=200, visits=6),
 )
 KINDS = {

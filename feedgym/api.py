@@ -139,7 +139,7 @@ def align(
     if preset == "onerec-ipa" and model in ("tiger", "hstu"):  # whose preset brings the codes that it wants
         preset = f"{model}-ipa"
     config = _with_plugins(_preset(preset), given)
-    changes = {"data": None if data is None else str(data), "seed": seed, "ipa.rounds": rounds, **(options or {})}
+    changes = {"data": None if data is None else str(data), "seed": seed, "rounds.num": rounds, **(options or {})}
     config = _changed(config, {name: value for name, value in changes.items() if value is not None})
     return _run(config, "align", run, store=store, tracker=track, trust=trust)
 
@@ -174,7 +174,7 @@ def pretrain(
         ValueError: as for :func:`align`.
     """
     config = _preset(preset or ("onerec-ipa" if model == "onerec" else model))
-    changes: dict[str, Any] = {"ipa.rounds": 0} if hasattr(config, "ipa") else {}
+    changes: dict[str, Any] = {"rounds.num": 0} if hasattr(config, "rounds") else {}
     changes |= {"data": None if data is None else str(data), "seed": seed, **(options or {})}
     config = _changed(config, {name: value for name, value in changes.items() if value is not None})
     return _run(config, f"pretrain-{model}", run, store=store, tracker=track, trust=trust)
@@ -340,7 +340,7 @@ def _changed(config: Any, options: Mapping[str, Any]) -> Any:
 
     Args:
         config: a configuration.
-        options: values by dotted name, as on the command line: "ipa.rounds", "model.d_model" or "model.d-model".
+        options: values by dotted name, as on the command line: "rounds.num", "model.d_model" or "model.d-model".
     """
     parts: dict[str, dict[str, Any]] = {}
     own: dict[str, Any] = {}

@@ -105,7 +105,7 @@ def _line_of(box: str, command: str, root: str) -> str:
     parts = [list(part) for is_rule, part in groupby(lines[1:], lambda line: set(line) <= set("─-")) if not is_rule]
     fault, rest = " ".join(parts[0]), [line for part in parts[1:] for line in part]
     fault = fault.removeprefix(f"Error parsing {root}: ").removeprefix("Error parsing ")
-    if part := re.match(r"([\w.-]+): (?=\w+(\[\d+\])*=)", fault):  # of a part: ipa: rounds=-1, so ipa.rounds=-1
+    if part := re.match(r"([\w.-]+): (?=\w+(\[\d+\])*=)", fault):  # of a part: rounds: num=-1, so rounds.num=-1
         fault = f"{part[1].replace('-', '_')}.{fault[part.end() :]}"
     fault = re.sub(r"no type matching (.*) could be instantiated from \[(.*?)\].*", r"\2 is no \1", fault)
     fault = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is no whole number", fault)
@@ -199,7 +199,7 @@ class RunOptions:
     """Folder to write everything to; a new one under runs/ if left out."""
     resume: Path | None = None
     """Continue the run in this folder where it stopped. Options change its configuration, and what depends on them is
-    done again: --ipa.rounds 8 adds rounds to a finished run."""
+    done again: --rounds.num 8 adds rounds to a finished run."""
     store: Path | None = None
     """Keep the stages in this folder, by what decides them, and take from it what another run has made: runs that
     differ in --method alone share all before. A run to be resumed knows its store; say it if it was moved."""

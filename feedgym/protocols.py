@@ -225,16 +225,20 @@ class AlignmentMethod(Protocol):
         logged_UK: Tensor,
         work: Path,
         progress: Callable[[int, int, dict[str, float]], None] | None = None,
+        reference: Any = None,
     ) -> dict[str, float]:
         """Train a model in place on one round. Experiments seed torch's global generator before.
 
         Args:
-            model: a :class:`GenerativeAgent`; as it comes it is the round's reference.
+            model: a :class:`GenerativeAgent`; as it comes it is the snapshot that the sessions were drawn from, unless
+                the experiment draws all of them from the base.
             histories: of U users.
             sampled: S sessions per user from this model, with scores and log-probabilities.
             logged_UK: int64 items of a session that the log has for the same request, -1 after the last one.
             work: a folder of the round's own: a round that was killed finds there what it left.
             progress: called after each step with the steps done, the steps in all and the latest figures.
+            reference: the model that it must not leave too far; what ``model`` is as it comes, if left out. A method
+                without a reference has no such parameter, and experiments then refuse to choose one.
 
         Returns:
             Figures of the round.

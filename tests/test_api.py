@@ -138,7 +138,7 @@ def test_options_have_the_names_of_the_command_line():
     [
         ({"preset": "onerec"}, "There is no preset 'onerec'"),
         ({"model": "gru"}, "model='gru' is unknown; give one of onerec, tiger, hstu"),
-        ({"options": {"ipa.round": 3}}, "There is no option 'round'"),
+        ({"options": {"rounds.round": 3}}, "There is no option 'round'"),
         ({"options": {"method.beta": -1.0}}, "beta=-1.0 must be above 0"),
         ({"users": "long_term_satisfaction", "data": "nowhere.csv"}, "nowhere.csv: no such file"),
     ],

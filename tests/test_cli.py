@@ -284,13 +284,13 @@ def test_a_mistake_is_told_in_a_line_with_the_remedy(tmp_path, monkeypatch, caps
         ("--split-seed -1", "split_seed=-1 must be 0 or more; raise it."),
         ("--reward feedgym.rewards.compose:nothing", "no 'nothing'"),
         ("--method.beta much", "--method.beta: 'much' is no number. See feedgym run onerec-ipa-smoke --help."),
-        ("--ipa.rounds inf", "--ipa.rounds: 'inf' is no whole number. See feedgym run onerec-ipa-smoke --help."),
-        ("--ipa.num-sampels 3", "--ipa.num-sampels, 3; perhaps you meant --ipa.num-samples. See feedgym run"),
+        ("--rounds.num inf", "--rounds.num: 'inf' is no whole number. See feedgym run onerec-ipa-smoke --help."),
+        ("--rounds.num-sampels 3", "--rounds.num-sampels, 3; perhaps you meant --rounds.num-samples. See feedgym run"),
         ("--model.d-model 15", "model.d_model=15 is no multiple of num_heads=2; change either."),
         ("--model.num-experts-per-tok 5", "num_experts_per_tok=5 is above num_experts=4; lower it."),
         ("--tokenizer.steps 7", "--tokenizer.steps, 7"),
         ("--tokenizer item_id --tokenizer.num-codes 16 16", "--tokenizer.num-codes, 16"),
-        ("--ipa.beams --sampling.top-k 5", "do nothing where ipa.beams searches; leave out one of the two."),
+        ("--rounds.beams --sampling.top-k 5", "do nothing where rounds.beams searches; leave one of the two out."),
         (
             "--tokenizer dance",
             "tokenizer='dance' is unknown; give one of residual_kmeans, rqvae,",
@@ -312,7 +312,7 @@ def test_help_is_the_librarys_and_shows_no_ranges(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["run", "onerec-ipa-smoke", "--help"])
     said = capsys.readouterr().out
-    assert not stop.value.code and "--ipa.num-samples INT" in said and "Interval" not in said
+    assert not stop.value.code and "--rounds.num-samples INT" in said and "Interval" not in said
 
 
 def test_a_run_folder_is_not_overwritten(copied, capsys):

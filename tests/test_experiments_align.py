@@ -59,7 +59,7 @@ def test_tokenizers_that_do_not_fit_are_refused(changes, message):
 
 def test_tiger_is_aligned_and_judged_through_the_command_line(tmp_path, capsys):
     run = tmp_path / "run"
-    main(["run", "tiger-ipa-smoke", "--ray", "off", "--run", str(run), "--ipa.rounds", "1", "--judge.users", "8"])
+    main(["run", "tiger-ipa-smoke", "--ray", "off", "--run", str(run), "--rounds.num", "1", "--judge.users", "8"])
     assert "True reward, aligned over base" in capsys.readouterr().out.replace("\n", " ")
     summary = json.loads((run / "summary.json").read_text())
     assert summary["title"] == "TIGER + IPA on ShortVideo, simulated users"
@@ -94,17 +94,17 @@ def test_the_default_codes_are_balanced_and_an_existing_item_is_not_written_by_c
 def test_the_papers_preset_has_what_the_paper_publishes():
     config = PRESETS["onerec-ipa-paper"]()
     assert config.sessions == SessionFilter(min_watched=5, min_interactions=1, top_share=1.0)
-    assert (config.ipa.num_samples, config.ipa.user_share, config.ipa.beams) == (128, 0.01, True)
+    assert (config.rounds.num_samples, config.rounds.user_share, config.rounds.beams) == (128, 0.01, True)
     assert (config.history_length, config.model_options.num_experts, config.judge.beams) == (256, 24, 128)
     assert config.pretrain.lr == config.method_options.learning_rate == 2e-4 and config.method_options.epochs == 1
 
 
 @pytest.mark.parametrize("changes", [{"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.9}])
 def test_a_beam_search_refuses_the_options_of_sampling(changes):
-    beams = replace(smoke().ipa, beams=True)
-    with pytest.raises(ValueError, match=r"top_k and top_p do nothing where ipa\.beams searches; leave out"):
-        replace(smoke(), ipa=beams, sampling=SamplingConfig(**changes))
-    assert replace(smoke(), ipa=beams, sampling=SamplingConfig(block_seen=False)).ipa.beams  # the search obeys it
+    beams = replace(smoke().rounds, beams=True)
+    with pytest.raises(ValueError, match=r"top_k and top_p do nothing where rounds\.beams searches; leave one"):
+        replace(smoke(), rounds=beams, sampling=SamplingConfig(**changes))
+    assert replace(smoke(), rounds=beams, sampling=SamplingConfig(block_seen=False)).rounds.beams  # the search obeys it
 
 
 def test_options_of_the_experts_reach_the_built_model():

@@ -54,7 +54,7 @@ def test_without_rounds_the_aligned_agent_is_the_base(aligned_run, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(aligned_run, copy, ignore=shutil.ignore_patterns("aligned-*"))
     written = read_about(copy)
-    written["config"]["ipa"]["rounds"] = 0
+    written["config"]["rounds"]["num"] = 0
     write_sealed(copy / "config.json", written)
     agents = agents_of(copy).agents
     base, aligned = (agents[name].model.state_dict() for name in ("base", "aligned"))
@@ -66,7 +66,7 @@ def field_added(config):
 
 
 def field_removed(config):
-    del config["ipa"]["user_share"]
+    del config["rounds"]["user_share"]
 
 
 def field_renamed(config):

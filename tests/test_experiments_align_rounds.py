@@ -14,7 +14,7 @@ from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.events import BEHAVIOURS, LoggedSessions
 from feedgym.data.requests import Requests
 from feedgym.experiments.align.agents import recommender_of
-from feedgym.experiments.align.presets import AlignConfig, IPAConfig
+from feedgym.experiments.align.presets import AlignConfig, RoundsConfig
 from feedgym.experiments.align.rounds import SampledRound, cloud, drift, round_metrics, sample_round
 from feedgym.experiments.align.world import Pool
 from feedgym.experiments.rollouts import RolloutConfig, Rollouts
@@ -31,6 +31,7 @@ def sampled(seed=0, **columns):
         "logp_legal_US": -torch.rand(USERS, SAMPLES, generator=rng),
         "logp_US": torch.full((USERS, SAMPLES), -7.0),
         "logp_drawn_US": torch.full((USERS, SAMPLES), -6.0),
+        "logp_allowed_US": torch.full((USERS, SAMPLES), -1.0),
         "logp_UB": -5 - torch.rand(USERS, BASE_SAMPLES, generator=rng),
         "base_logp_UB": -5 - torch.rand(USERS, BASE_SAMPLES, generator=rng),
         "score_US": torch.randn(USERS, SAMPLES, generator=rng),
@@ -188,12 +189,12 @@ def sample(t=0, world=None, base_seed=0, beams=False, block_seen=False, catalog=
         histories = dated(histories, torch.tensor(days, dtype=torch.float64))
     requests = Requests(sessions=logged(users), histories=histories, targets_NK=torch.zeros(20, K).long())
     pool = pool_of(catalog or toy_catalog(NUM_ITEMS), requests)
-    ipa = IPAConfig(user_share=0.5, num_samples=6, kl_samples=4, beams=beams)
-    config = AlignConfig(ipa=ipa, session_length=K,
+    rounds = RoundsConfig(user_share=0.5, num_samples=6, kl_samples=4, beams=beams)
+    config = AlignConfig(rounds=rounds, session_length=K,
                          sampling=SamplingConfig(block_seen=block_seen, **sampling))  # fmt: skip
     agent, base = (recommender_of(config, toy_model(seed), toy_tokenizer(), pool.catalog) for seed in (0, base_seed))
     with Rollouts(RolloutConfig(users_per_task=2), "off") as rollouts:
-        drawn = sample_round(ipa, pool, world or Knowing(), rollouts, agent, t, base=base, reward=Taste(), seed=0)
+        drawn = sample_round(rounds, pool, world or Knowing(), rollouts, agent, t, base=base, reward=Taste(), seed=0)
         return drawn, pool, base
 
 

@@ -16,7 +16,7 @@ from feedgym.envs.luck import LOG_GROUP, user_seeds
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.envs.truth import replica_seeds, session_reward
 from feedgym.experiments.align import world as worlds
-from feedgym.experiments.align.presets import AlignConfig, IPAConfig
+from feedgym.experiments.align.presets import AlignConfig, RoundsConfig
 from feedgym.experiments.align.world import HELD_OUT, Pool, Recorded, Simulated, plan_world, world_of
 from feedgym.experiments.configs import JudgeConfig, LogConfig
 from feedgym.experiments.logs import LOG, simulator_key
@@ -29,7 +29,7 @@ CONFIG = AlignConfig(
     log=LogConfig(users=50, visits=VISITS),
     session_length=LENGTH,
     history_length=HISTORY,
-    ipa=IPAConfig(truth_replicas=3),
+    rounds=RoundsConfig(truth_replicas=3),
     judge=JudgeConfig(users=40, visits=2),
 )
 
@@ -186,7 +186,7 @@ def plain_value(world, data, session, items):
         _, state = world.simulator.respond(state, log.item_id[rows][here][None].astype(np.int64))
     assert state.time_s_U[0] == session.start_s_N[0]
     rewards = []
-    for seed in replica_seeds(state.seed_U, CONFIG.ipa.truth_replicas, 0)[0]:
+    for seed in replica_seeds(state.seed_U, CONFIG.rounds.truth_replicas, 0)[0]:
         response, _ = world.simulator.respond(replace(state, seed_U=np.array([seed])), items[None])
         rewards.append(session_reward(response, CONFIG.weights)[0])
     return np.mean(rewards)

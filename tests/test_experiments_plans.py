@@ -55,7 +55,7 @@ def bases():
         "a simulator of one's own",
         replace(SMOKES["onerec-ipa-smoke"](), simulator="my_lab.users:Child", simulator_options=None),
     )
-    yield "without rounds", replace(PRESETS["onerec-ipa-smoke"](), ipa=replace(AlignConfig().ipa, rounds=0))
+    yield "without rounds", replace(PRESETS["onerec-ipa-smoke"](), rounds=replace(AlignConfig().rounds, num=0))
     codes = {"tokenizer": "residual_kmeans", "tokenizer_options": ResidualKMeansConfig(num_codes=(8, 16))}
     yield "TIGER over balanced codes", replace(PRESETS["tiger-smoke"](), **codes)
     sasrec = PRESETS["sasrec-smoke"]()

@@ -296,13 +296,13 @@ def contents(stages):
 def test_the_command_line_shares_all_before_the_rounds_and_changes_no_figure(tmp_path, capfd):
     preset = ("onerec-ipa-smoke", "--ray", "off", "--judge.users", 12)
     one, two, alone, store = (tmp_path / name for name in ("one", "two", "alone", "store"))
-    feedgym("run", *preset, "--ipa.rounds", 1, "--run", one, "--store", store)
+    feedgym("run", *preset, "--rounds.num", 1, "--run", one, "--store", store)
     assert "from the store" not in capfd.readouterr().err
-    feedgym("run", *preset, "--ipa.rounds", 2, "--run", two, "--store", store)
+    feedgym("run", *preset, "--rounds.num", 2, "--run", two, "--store", store)
     said = " ".join(capfd.readouterr().err.split())
     taken = {name for name in read_stages(two) if f"from the store {name} " in said}
     assert taken == set(read_stages(one)) - {"judged"}
-    feedgym("run", *preset, "--ipa.rounds", 2, "--run", alone)
+    feedgym("run", *preset, "--rounds.num", 2, "--run", alone)
     assert figures(two) == figures(alone) and contents(two / "stages") == contents(alone / "stages")
     assert "store" not in read_about(alone) and not list(store.rglob("work"))
     revision = json.loads((two / "summary.json").read_text())["git_revision"].encode()

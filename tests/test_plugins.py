@@ -25,7 +25,7 @@ PLUGINS = {
 NAMED = [word for kind, path in PLUGINS.items() for word in (f"--{kind}", path)]
 TINY = [
     *("--ray", "off", "--log.users", 40, "--log.visits", 3, "--pretrain.steps", 4),
-    *("--ipa.num-samples", 6, "--ipa.truth-replicas", 1, "--judge.users", 8, "--judge.beams", 0),
+    *("--rounds.num-samples", 6, "--rounds.truth-replicas", 1, "--judge.users", 8, "--judge.beams", 0),
 ]
 
 
@@ -47,7 +47,7 @@ def lab_run(tmp_path_factory):
     """A run of two rounds on the lab's parts, with options of theirs."""
     folder = tmp_path_factory.mktemp("runs") / "lab"
     options = ["--model.width", 8, "--simulator.num-items", 48, "--tokenizer.num-buckets", 5, "--method.lr", 0.01]
-    feedgym("run", "onerec-ipa-smoke", *NAMED, *TINY, "--ipa.rounds", 2, *options, "--run", folder)
+    feedgym("run", "onerec-ipa-smoke", *NAMED, *TINY, "--rounds.num", 2, *options, "--run", folder)
     return folder
 
 
@@ -88,7 +88,7 @@ def test_one_more_round_keeps_the_earlier_stages(lab_run, tmp_path):
     folder = shutil.copytree(lab_run, tmp_path / "lab", symlinks=True)
     before = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("stages/*/stage.json")}
     rounds = summary_of(folder)["rounds"]
-    feedgym("run", "onerec-ipa-smoke", "--resume", folder, *NAMED, "--ipa.rounds", 3)
+    feedgym("run", "onerec-ipa-smoke", "--resume", folder, *NAMED, "--rounds.num", 3)
     after = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("stages/*/stage.json")}
     assert after.keys() - before.keys() == {"aligned-3", "sampled-3"}
     assert {name for name in before if after[name] != before[name]} == {"judged"}

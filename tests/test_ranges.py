@@ -20,7 +20,7 @@ from feedgym.agents.onerec import OneRecConfig
 from feedgym.agents.pretrain import PretrainConfig
 from feedgym.agents.rl_settings import TrainConfig
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
-from feedgym.experiments.align.presets import IPAConfig
+from feedgym.experiments.align.presets import RoundsConfig
 from feedgym.experiments.configs import JudgeConfig, LogConfig
 from feedgym.ranges import Ranged, check_ranges, field_types
 from feedgym.rewards.model import RewardModelConfig
@@ -152,7 +152,7 @@ def shaped(hint, value):
 
 def test_a_configuration_and_a_models_config_are_checked_when_they_are_made():
     with pytest.raises(ValueError, match="num_samples=0 must be 2 or more; raise it"):
-        IPAConfig(num_samples=0)
+        RoundsConfig(num_samples=0)
     with pytest.raises(ValueError, match="d_model=0 must be 1 or more; raise it"):
         OneRecConfig(d_model=0)
 
@@ -164,7 +164,7 @@ def test_elements_of_tuples_are_checked():
 
 def test_pydantic_checks_the_ranges_of_a_file():
     with pytest.raises(ValidationError) as error:
-        TypeAdapter(IPAConfig).validate_python({"num_samples": 0})
+        TypeAdapter(RoundsConfig).validate_python({"num_samples": 0})
     assert error.value.errors()[0]["loc"] == ("num_samples",)
     assert "greater than or equal to 2" in error.value.errors()[0]["msg"]
 

@@ -119,12 +119,15 @@ class ScoredSessions(TensorRows):
         item_ids_USK: int64, ordered sessions of K different items.
         score_US: float32, the reward's scores; higher is better.
         logp_US: float32, see :class:`SessionBatch`: of the model that drew them, over all codes.
+        logp_allowed_US: float32, see :class:`SessionBatch`; ``logp_US - logp_allowed_US`` is of the model restricted to
+            what can be served.
         logp_drawn_US: float32, of the distribution that drew them; NaN where a search found them.
     """
 
     item_ids_USK: Tensor
     score_US: Tensor
     logp_US: Tensor
+    logp_allowed_US: Tensor
     logp_drawn_US: Tensor
 
     def __len__(self) -> int:

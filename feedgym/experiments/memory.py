@@ -131,10 +131,10 @@ def _alignment(config: AlignConfig) -> Iterator[Need]:
     if hasattr(model, "d_model"):  # of other models only their authors know the sizes
         yield from _agent(config, model, vocabulary, levels)
     users = min(config.rollouts.users_per_task, _known_users(config))
-    sampled = _known_users(config) * config.ipa.user_share * config.ipa.num_samples * length * 8
-    yield Need("a round's samples", ("log.users", "ipa.user_share", "ipa.num_samples", "session_length"), sampled)
-    answers = users * length * config.ipa.truth_replicas * EVENT
-    yield Need("a session's answers", ("rollouts.users_per_task", "ipa.truth_replicas", "session_length"), answers)
+    sampled = _known_users(config) * config.rounds.user_share * config.rounds.num_samples * length * 8
+    yield Need("a round's samples", ("log.users", "rounds.user_share", "rounds.num_samples", "session_length"), sampled)
+    answers = users * length * config.rounds.truth_replicas * EVENT
+    yield Need("a session's answers", ("rollouts.users_per_task", "rounds.truth_replicas", "session_length"), answers)
     reward = config.reward_model.layers * 12 * config.reward_model.width**2 * WEIGHT
     yield Need("training the reward model", ("reward_model.width", "reward_model.layers"), reward)
     yield Need("the actors", ("rollouts.num_actors",), config.rollouts.num_actors * PROCESS * (config.ray == "local"))
@@ -152,7 +152,7 @@ def _agent(config: AlignConfig, model: Any, vocabulary: int, levels: int) -> Ite
         positions**2 * model.num_heads * 4,
     )
     state = length * (levels + 1) * model.d_model * 4
-    for name, number in {"ipa.num_samples": config.ipa.num_samples, "ipa.kl_samples": config.ipa.kl_samples,
+    for name, number in {"rounds.num_samples": config.rounds.num_samples, "rounds.kl_samples": config.rounds.kl_samples,
                          "judge.beams": config.judge.beams}.items():  # fmt: skip
         options = ("rollouts.users_per_task", name, "session_length", "model_options.d_model")
         yield Need("what is sampled at a time", options, users * number * state)

@@ -64,7 +64,7 @@ T = TypeVar("T")
 BEGUN = "begun.json"
 """In a stage's work folder, the key that the work is for."""
 
-VERSION = 3
+VERSION = 4
 """Of run folders. Raise it when the same configuration would make another product than before: older folders are then
 refused, as a run that mixes products of both would be repeatable by neither."""
 

@@ -287,8 +287,10 @@ ALONE = ("rounds",)
 
 def tiny(config: Any) -> list[str]:
     """Words that make a preset's run smaller still."""
-    if hasattr(config, "ipa"):
-        words = "--ipa.rounds 1 --pretrain.steps 2 --log.users 40 --judge.users 8 --judge.beams 2 --ipa.num-samples 4"
+    if hasattr(config, "rounds"):
+        words = (
+            "--rounds.num 1 --pretrain.steps 2 --log.users 40 --judge.users 8 --judge.beams 2 --rounds.num-samples 4"
+        )
         return words.split()
     return []
 

@@ -88,11 +88,12 @@ def _round(
     model = OneRec.build(sizes, tokenizer, **lengths, profile_sizes=profile_sizes).eval()
     generator = torch.Generator().manual_seed(0)
     sessions = GenerativeRecommender(model, tokenizer.trie(), LENGTH).sample(histories, SAMPLES, generator)
-    assert sessions.logp_drawn_US is not None
+    assert sessions.logp_drawn_US is not None and sessions.logp_allowed_US is not None
     sampled = ScoredSessions(
         item_ids_USK=sessions.item_ids_USK,
         score_US=torch.randn(sessions.logp_US.shape, generator=generator),
         logp_US=sessions.logp_US,
+        logp_allowed_US=sessions.logp_allowed_US,
         logp_drawn_US=sessions.logp_drawn_US,
     )
     logged_UK = torch.rand(len(histories), tokenizer.num_items, generator=generator).argsort(-1)[:, :LENGTH]

@@ -134,7 +134,7 @@ def _align_config(folder: Path) -> AlignConfig:
 
 def _needed(config: AlignConfig) -> list[str]:
     """The stages that agents are read from; the last one is the aligned agent's."""
-    return ["log", "tokenizer", "reward", "base"] + [f"aligned-{config.ipa.rounds}"] * bool(config.ipa.rounds)
+    return ["log", "tokenizer", "reward", "base"] + [f"aligned-{config.rounds.num}"] * bool(config.rounds.num)
 
 
 def new_tokenizer(config: AlignConfig) -> Any:
@@ -177,7 +177,7 @@ def recommender_of(
         catalog: the run's; where items come and go, those that do not exist at a request are not served.
         beams: width of the search by which it serves; 0 serves sessions drawn as in a round.
     """
-    kind = Searching if config.ipa.beams else GenerativeRecommender
+    kind = Searching if config.rounds.beams else GenerativeRecommender
     options: dict[str, Any] = {"num_beams": beams, "catalog": catalog}
     # Its sessions are sampled in actors that have no GPU, also after a training on one.
     return kind(model, tokenizer.trie(), config.session_length, config.sampling, **options, device="cpu")

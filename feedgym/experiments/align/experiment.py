@@ -7,8 +7,8 @@ simulated users, who know the truth, or a recorded log, which does not. Everythi
 and the same for every agent that writes sessions: OneRec, TIGER and HSTU (:mod:`feedgym.experiments.align.agents`).
 
 Deviations from the paper: the 128 sessions of a pair come from sampling by default (the paper searches with beams;
-``IPAConfig.beams`` does too); NTP during alignment is on the logged sessions of the sampled users, in the same batches
-as their pairs, and not on the rest of the stream; a snapshot is kept a round (the paper: an epoch).
+``RoundsConfig.beams`` does too); NTP during alignment is on the logged sessions of the sampled users, in the same
+batches as their pairs, and not on the rest of the stream; a snapshot is kept a round (the paper: an epoch).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def plan(config: AlignConfig) -> Plan:
     """The stages in order, with what decides each."""
     plan = Plan()
     plan.leave_out("ray", "rollouts.num_actors", because="who draws a block of sessions changes none of them")
-    if not config.ipa.rounds:
+    if not config.rounds.num:
         plan.leave_out("method", "method_options", because="without rounds nothing is aligned")
     log = plan_world(plan, config)
     codes = [key_of("tokenizer", config.tokenizer), config.tokenizer_options, config.seed]
@@ -69,15 +69,15 @@ def plan(config: AlignConfig) -> Plan:
     reward = plan.stage("reward", [config.reward_model, *cut], (log,))
     plan.stage("reward-check", parents=(reward,))
     scored = [config.sampling, config.weights, key_of("reward", config.reward), config.reward_options]
-    drawn = [replace(config.ipa, rounds=0), config.rollouts.users_per_task, *scored, config.seed]
+    drawn = [replace(config.rounds, num=0), config.rollouts.users_per_task, *scored, config.seed]
     snapshot = base
-    for t in range(config.ipa.rounds + 1):
+    for t in range(config.rounds.num + 1):
         sampled = plan.stage(f"sampled-{t}", drawn, (snapshot, reward))
-        if t < config.ipa.rounds:
+        if t < config.rounds.num:
             snapshot = plan.stage(
                 f"aligned-{t + 1}", [key_of("method", config.method), config.method_options], (sampled,)
             )
-    plan.stage("judged", [config.judge, *scored, config.ipa.beams], (base, snapshot, reward))
+    plan.stage("judged", [config.judge, *scored, config.rounds.beams], (base, snapshot, reward))
     return plan
 
 
@@ -116,12 +116,12 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
         return recommender_of(config, model, tokenizer.value, pool.catalog, beams)
 
     sample = partial(
-        sample_round, config.ipa, pool, world, rollouts, base=agent(base.value), reward=score, seed=config.seed
+        sample_round, config.rounds, pool, world, rollouts, base=agent(base.value), reward=score, seed=config.seed
     )
     rounds: list[dict[str, float]] = []
     snapshot, clouds = base, []
     with rollouts:
-        for t in range(config.ipa.rounds + 1):  # the last one only looks at where the alignment has arrived
+        for t in range(config.rounds.num + 1):  # the last one only looks at where the alignment has arrived
             sampled = run.stage(
                 f"sampled-{t}",
                 partial(sample, agent(snapshot.value), t),
@@ -129,7 +129,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
             )
             rounds.append(round_metrics(sampled.value, pool))
             clouds.append(cloud(sampled.value, t))
-            if t < config.ipa.rounds:
+            if t < config.rounds.num:
                 aligned = run.stage(
                     f"aligned-{t + 1}",
                     partial(updated, config, pool, snapshot.value, sampled.value, t),

@@ -42,10 +42,10 @@ Splitting = Literal["users", "time"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class IPAConfig(Ranged):
-    """Iterative preference alignment."""
+class RoundsConfig(Ranged):
+    """The rounds of an alignment: whom it samples sessions for, how many, and how."""
 
-    rounds: Annotated[int, Interval(ge=0, le=10_000)] = 6
+    num: Annotated[int, Interval(ge=0, le=10_000)] = 6
     """Rounds of sampling, scoring and DPO; each starts from the snapshot the last one left."""
     user_share: SomeShare = 0.1
     """r_DPO: share of the training users sampled for in a round, one of their logged sessions each."""
@@ -100,7 +100,7 @@ class AlignConfig(UsersConfig):
     """Options of the reward, where it has some."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How the sessions of a round are drawn."""
-    ipa: IPAConfig = field(default_factory=IPAConfig)
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
     """The rounds."""
     method: str = "dpo"
     """How a round's scored sessions become an update of the agent: dpo, or the import path of your own."""
@@ -124,9 +124,9 @@ class AlignConfig(UsersConfig):
             raise ValueError(f"HSTU writes item ids and not the codes of tokenizer={self.tokenizer!r}; choose item_id.")
         if self.model == "hstu" and self.model_options.loss != "ce":
             raise ValueError(f"HSTU learns sessions by loss='ce', not {self.model_options.loss!r}; choose ce.")
-        if self.ipa.beams and vars(self.sampling) != vars(SamplingConfig(block_seen=self.sampling.block_seen)):
+        if self.rounds.beams and vars(self.sampling) != vars(SamplingConfig(block_seen=self.sampling.block_seen)):
             raise ValueError(
-                "sampling.temperature, top_k and top_p do nothing where ipa.beams searches; leave out one of the two."
+                "sampling.temperature, top_k and top_p do nothing where rounds.beams searches; leave one of the two out."
             )
 
     def code(self) -> list[tuple[str, str | None]]:
@@ -152,7 +152,7 @@ def smoke() -> AlignConfig:
         model_options=OneRecSizes(d_model=16, num_heads=2, encoder_layers=1, decoder_layers=1, d_ff=32),
         pretrain=PretrainConfig(steps=12, batch_size=32, checkpoint_steps=4, warmup_steps=2),
         reward_model=RewardModelConfig(epochs=1),
-        ipa=IPAConfig(rounds=2, user_share=0.3, num_samples=12, truth_replicas=2),
+        rounds=RoundsConfig(num=2, user_share=0.3, num_samples=12, truth_replicas=2),
         method_options=DPORoundConfig(epochs=1, batch_size=8),
         judge=JudgeConfig(users=24, visits=2),
     )
@@ -232,7 +232,7 @@ def paper() -> AlignConfig:
         ),
         reward_model=RewardModelConfig(width=128, batch_size=1024),
         pretrain=PretrainConfig(epochs=3, batch_size=128, lr=2e-4, warmup_steps=200, bf16=True),
-        ipa=IPAConfig(user_share=0.01, beams=True),
+        rounds=RoundsConfig(user_share=0.01, beams=True),
         method_options=DPORoundConfig(learning_rate=2e-4, epochs=1, batch_size=64, bf16=True),
         judge=JudgeConfig(users=5000, visits=14, beams=128),
     )

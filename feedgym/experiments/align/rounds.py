@@ -11,7 +11,7 @@ import torch
 
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig, sample_sessions, score_sessions
 from feedgym.data.batches import EventBatch, ScoredSessions, TensorRows
-from feedgym.experiments.align.presets import IPAConfig
+from feedgym.experiments.align.presets import RoundsConfig
 from feedgym.experiments.align.world import Pool, World
 from feedgym.experiments.progress import progress
 from feedgym.experiments.rollouts import Rollouts, generator_of
@@ -29,7 +29,7 @@ class SampledRound(TensorRows):
     Attributes:
         row_U: int64 rows of the users' logged sessions in the pool.
         item_ids_USK: int64 sampled sessions.
-        logp_US, logp_legal_US, logp_drawn_US: float32, see :class:`feedgym.data.batches.SessionBatch`.
+        logp_US, logp_legal_US, logp_allowed_US, logp_drawn_US: float32, see :class:`feedgym.data.batches.SessionBatch`.
         logp_UB: float32, log-probability of B other sessions that the agent drew at temperature 1 (:func:`drift`).
         base_logp_UB: float32, log-probability of the same sessions under the base agent.
         score_US: float32, the reward's scores.
@@ -40,6 +40,7 @@ class SampledRound(TensorRows):
     item_ids_USK: torch.Tensor
     logp_US: torch.Tensor
     logp_legal_US: torch.Tensor
+    logp_allowed_US: torch.Tensor
     logp_drawn_US: torch.Tensor
     logp_UB: torch.Tensor
     base_logp_UB: torch.Tensor
@@ -50,12 +51,12 @@ class SampledRound(TensorRows):
         """What a method of alignment may know: all but the truth."""
         return ScoredSessions(
             item_ids_USK=self.item_ids_USK, score_US=self.score_US, logp_US=self.logp_US,
-            logp_drawn_US=self.logp_drawn_US,
+            logp_allowed_US=self.logp_allowed_US, logp_drawn_US=self.logp_drawn_US,
         )  # fmt: skip
 
 
 def sample_round(
-    config: IPAConfig, pool: Pool, world: World, rollouts: Rollouts, agent: GenerativeRecommender, t: int,
+    config: RoundsConfig, pool: Pool, world: World, rollouts: Rollouts, agent: GenerativeRecommender, t: int,
     work: Path | None = None, *, base: GenerativeRecommender, reward: SessionReward, seed: int,
 ) -> SampledRound:  # fmt: skip
     """Round t's users (Algorithm 2, line 4), 128 sessions for each from the snapshot, scored, and their true values.
@@ -84,6 +85,7 @@ def sample_round(
         item_ids_USK=sessions.item_ids_USK,
         logp_US=sessions.logp_US,
         logp_legal_US=sessions.logp_legal_US,  # type: ignore[arg-type]
+        logp_allowed_US=sessions.logp_allowed_US,  # type: ignore[arg-type]
         logp_drawn_US=sessions.logp_drawn_US,  # type: ignore[arg-type]
         logp_UB=logp_UB,
         base_logp_UB=base_logp_UB,

@@ -210,7 +210,7 @@ class Simulated:
                     users,
                     sessions_USK[low : low + TRUTH_USERS],
                     weights=config.weights,
-                    replicas=config.ipa.truth_replicas,
+                    replicas=config.rounds.truth_replicas,
                 )
             )
             step(min(low + TRUTH_USERS, len(row_U)), len(row_U))
