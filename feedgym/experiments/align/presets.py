@@ -126,7 +126,7 @@ class AlignConfig(UsersConfig):
             raise ValueError(f"HSTU learns sessions by loss='ce', not {self.model_options.loss!r}; choose ce.")
         if self.rounds.beams and vars(self.sampling) != vars(SamplingConfig(block_seen=self.sampling.block_seen)):
             raise ValueError(
-                "sampling.temperature, top_k and top_p do nothing where rounds.beams searches; leave one of the two out."
+                "sampling.temperature, top_k and top_p do nothing where rounds.beams searches; leave one of them out."
             )
 
     def code(self) -> list[tuple[str, str | None]]:
