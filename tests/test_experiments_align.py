@@ -102,7 +102,7 @@ def test_the_papers_preset_has_what_the_paper_publishes():
 @pytest.mark.parametrize("changes", [{"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.9}])
 def test_a_beam_search_refuses_the_options_of_sampling(changes):
     beams = replace(smoke().rounds, beams=True)
-    with pytest.raises(ValueError, match=r"top_k and top_p do nothing where rounds\.beams searches; leave one of them out"):
+    with pytest.raises(ValueError, match=r"top_k and top_p do nothing where rounds\.beams searches; leave"):
         replace(smoke(), rounds=beams, sampling=SamplingConfig(**changes))
     assert replace(smoke(), rounds=beams, sampling=SamplingConfig(block_seen=False)).rounds.beams  # the search obeys it
 
