@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,12 +14,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from feedgym.data.events import BEHAVIOURS
+from feedgym.experiments.page import (
+    COLOURS,
+    axes_row,
+    folded,
+    html_table,
+    image,
+    missing,
+    number,
+    page,
+    section,
+    with_ends,
+)
 from feedgym.experiments.run import Run, write_text
 
 Summary = Mapping[str, Any]
 
-COLOURS = {"model": "#c2571a", "truth": "#1a6b8f", "base": "#8a8f98", "aligned": "#1a8f5b", "other": "#b9bec7"}
-COLOURS |= {"base_searched": COLOURS["base"], "aligned_searched": COLOURS["aligned"]}
 AGENT_ORDER = (
     *("random", "popular", "base", "aligned", "base_searched", "aligned_searched"),
     *("retrieved", "ranked", "cascade", "oracle"),
@@ -137,11 +145,6 @@ def write_report(summary: Summary, folder: Path) -> Path:
     return path
 
 
-def page(title: str, sections: Sequence[str]) -> str:
-    """A whole HTML page of the house's style; empty sections are left out."""
-    return _PAGE.format(title=html.escape(title), body="\n".join(filter(None, sections)))
-
-
 def agents_table(summary: Summary) -> Table:
     """The agents side by side, for the terminal: means, and the lift with its 95% interval.
 
@@ -211,29 +214,9 @@ def _label(metric: str) -> str:
     return LABELS.get(metric, metric.replace("_rate", "s an item seen").replace("_", " "))
 
 
-def _missing(value: Any) -> bool:
-    """Whether a figure could not be measured: NaN in a run, null in its file."""
-    return value is None or value != value
-
-
-def number(value: Any) -> str:
-    """A figure for people: three digits or so, and "-" where there is none."""
-    if _missing(value):
-        return "-"
-    if not isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, int) or abs(value) >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
-
-
-def _cell(value: Mapping[str, float] | None) -> str:
-    return "-" if value is None else f"{number(value['mean'])} [{number(value['low'])}, {number(value['high'])}]"
-
-
 def _change(summary: Summary, metric: str, lift: str = "lift") -> str:
     change = summary[lift].get(metric, {})
-    if _missing(change.get("mean")):
+    if missing(change.get("mean")):
         return "-"
     return f"{change['mean']:+.1%} [{change['low']:+.1%}, {change['high']:+.1%}]"
 
@@ -270,26 +253,6 @@ def _headline(summary: Summary) -> str:
 
 
 # ---------------------------------------------------------------- plots
-
-
-def axes_row(columns: int, width: float, height: float = 3.2) -> tuple[Any, Any]:
-    """A figure and its axes, side by side; width is that of one, inches."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-        axis.set_axisbelow(True)
-    return figure, axes
-
-
-def image(figure: Any) -> str:
-    """A figure as an HTML image that carries its own bytes."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
-    return f"<img alt='' src='data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}'>"
 
 
 def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2) -> str:
@@ -399,16 +362,10 @@ def _aucs(aucs: Mapping[str, float] | None) -> str:
 # ---------------------------------------------------------------- tables
 
 
-def section(title: str, *parts: str) -> str:
-    """Parts of a page under a heading; nothing where the parts are empty."""
-    body = "".join(parts)
-    return f"<h2>{html.escape(title)}</h2>{body}" if body else ""
-
-
 def _agents_table(summary: Summary) -> str:
     agents = summary["agents"]
     rows = [
-        [_label(metric), *(_cell(agents[name].get(metric)) for name in _ordered(agents)), _change(summary, metric)]
+        [_label(metric), *(with_ends(agents[name].get(metric)) for name in _ordered(agents)), _change(summary, metric)]
         for metric in _metrics(agents)
     ]
     return html_table(["", *(name.replace("_", " ") for name in _ordered(agents)), _lift_name(summary)], rows)
@@ -418,7 +375,7 @@ def _seeds_table(over_seeds: Mapping[str, Mapping[str, Any]] | None) -> str:
     """Means over trainings with their intervals, and each training."""
     if not over_seeds or len(next(iter(over_seeds.values()))["runs"]) < 2:
         return ""
-    rows = [[_label(name), _cell(value), *map(number, value["runs"])] for name, value in over_seeds.items()]
+    rows = [[_label(name), with_ends(value), *map(number, value["runs"])] for name, value in over_seeds.items()]
     runs = [f"training {n + 1}" for n in range(len(next(iter(over_seeds.values()))["runs"]))]
     return html_table(["", "mean, 95% interval over trainings", *runs], rows)
 
@@ -428,7 +385,7 @@ def _rounds_table(rounds: Sequence[Mapping[str, float]] | None) -> str:
         return ""
     keys = list(dict.fromkeys(key for row in rounds for key in row))
     rows = [[key.replace("_", " "), *(number(row.get(key)) for row in rounds)] for key in keys]
-    return _folded("Every figure of every round", html_table(["rounds done", *map(str, range(len(rounds)))], rows))
+    return folded("Every figure of every round", html_table(["rounds done", *map(str, range(len(rounds)))], rows))
 
 
 def _facts_table(facts: Mapping[str, Any] | None) -> str:
@@ -438,45 +395,16 @@ def _facts_table(facts: Mapping[str, Any] | None) -> str:
         [name.replace("_", " "), ", ".join(map(number, value)) if isinstance(value, list) else number(value)]
         for name, value in facts.items()
     ]
-    return _folded("Quality of the tokenizer", html_table(["", ""], rows))
+    return folded("Quality of the tokenizer", html_table(["", ""], rows))
 
 
 def _samples_table(samples: Mapping[str, Any] | None) -> str:
     if not samples:
         return ""
     rows = [[number(value) for value in row] for row in samples["rows"]]
-    return _folded("The last visits of a few users, item by item", html_table(samples["columns"], rows))
+    return folded("The last visits of a few users, item by item", html_table(samples["columns"], rows))
 
 
 def _stages_table(stages: Mapping[str, Mapping[str, float]]) -> str:
     rows = [[name, f"{stage['seconds']:.1f}"] for name, stage in stages.items()]
-    return _folded("Seconds a stage", html_table(["stage", "seconds"], rows))
-
-
-def _folded(title: str, body: str) -> str:
-    return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
-
-
-def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of escaped cells."""
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class='scroll'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1d2126;
-  max-width: 1180px; margin: 2rem auto; padding: 0 1.2rem; }}
-h1 {{ font-size: 1.5rem; margin-bottom: .3rem; }} h2 {{ font-size: 1.1rem; margin: 2.4rem 0 .6rem; }}
-.lead {{ font-size: 1.15rem; font-weight: 600; }} .facts {{ color: #69707a; font-size: .85rem; }}
-img {{ max-width: 100%; height: auto; }} .scroll {{ overflow-x: auto; }}
-details {{ margin: .8rem 0; }} summary {{ cursor: pointer; color: #1a6b8f; }}
-table {{ border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; margin-top: .6rem; }}
-th, td {{ padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e6e8eb; }}
-th:first-child, td:first-child {{ text-align: left; }} th {{ font-weight: 600; border-bottom: 2px solid #c9ced6; }}
-</style></head><body>
-{body}
-</body></html>
-"""
+    return folded("Seconds a stage", html_table(["stage", "seconds"], rows))

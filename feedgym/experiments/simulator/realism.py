@@ -18,8 +18,8 @@ from feedgym.data.realism import Aspect, Distance, compare
 from feedgym.data.whole import check_product, product_of
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log
+from feedgym.experiments.page import COLOURS, axes_row, html_table, image, number, page, section
 from feedgym.experiments.progress import progress
-from feedgym.experiments.report import COLOURS, axes_row, html_table, image, number, page, section
 from feedgym.experiments.run import write_json, write_text
 from feedgym.plugins import is_named
 
