@@ -58,8 +58,8 @@ def check_method(
     with torch.random.fork_rng(devices=[]):
         model, round_ = _round(histories, content_IE, profile_sizes)
         trained, again, unmoved = (copy.deepcopy(model) for _ in range(3))
-        metrics, steps = _updated(kind, name, trained, round_)
-        _check_change(name, model, trained, metrics, steps)
+        steps = _updated(kind, name, trained, round_)
+        _check_change(name, model, trained, steps)
         _updated(kind, name, again, round_, told=False)
         _require(
             same_weights(trained, again),
@@ -101,8 +101,8 @@ def _round(
     return model, _Round(histories, sampled, logged_UK)
 
 
-def _updated(kind: Any, name: str, model: OneRec, given: _Round, told: bool = True) -> tuple[dict[str, float], int]:
-    """Update a model, checking all but what it has learned; the figures, and how many steps were told."""
+def _updated(kind: Any, name: str, model: OneRec, given: _Round, told: bool = True) -> int:
+    """Update a model, checking all but what it has learned; how many steps were told."""
     kept = _copy(given.histories), _copy(given.sampled), given.logged_UK.clone()
     flags, progress = _flags(model), _Told(name)
     method = kind(checked_config(kind))
@@ -129,7 +129,7 @@ def _updated(kind: Any, name: str, model: OneRec, given: _Round, told: bool = Tr
         f"{name}.update() left the model with other training flags, dropout rates or frozen parameters than it came "
         "with; end with model.eval() if that is how it came, and undo what you set.",
     )
-    return metrics, progress.steps
+    return progress.steps
 
 
 class _Told:
@@ -163,8 +163,8 @@ def _check_metrics(name: str, metrics: Any) -> None:
         )
 
 
-def _check_change(name: str, model: nn.Module, trained: nn.Module, metrics: dict[str, float], steps: int) -> None:
-    """It learned, and said so; or it said that there was nothing to learn from."""
+def _check_change(name: str, model: nn.Module, trained: nn.Module, steps: int, flat: bool = False) -> None:
+    """It learned, and told so; where the scores are flat there may be nothing to learn from."""
     before, after = model.state_dict(), trained.state_dict()
     _require(
         before.keys() == after.keys() and all(after[key].shape == value.shape for key, value in before.items()),
@@ -174,18 +174,12 @@ def _check_change(name: str, model: nn.Module, trained: nn.Module, metrics: dict
         all(bool(value.isfinite().all()) for value in after.values() if value.is_floating_point()),
         f"{name}.update() left weights that are not finite; look at logarithms of 0 and divisions by a spread of 0.",
     )
-    if metrics.get("pairs") == 0:
+    if same_weights(model, trained):
         _require(
-            same_weights(model, trained),
-            f"{name}.update() returned pairs=0, which says that nothing was learned, and changed the model; return it "
-            "only where the model stays as it is.",
+            flat,
+            f"{name}.update() did not change the model that it was given, though the scores differ; train it in place.",
         )
         return
-    _require(
-        not same_weights(model, trained),
-        f"{name}.update() did not change the model that it was given; train it in place, or return pairs=0 where "
-        "there is nothing to learn from.",
-    )
     _require(steps > 0, f"{name}.update() never called progress; call it after each step, where it is not None.")
 
 
@@ -195,13 +189,12 @@ def _check_flat(kind: Any, name: str, model: OneRec, given: _Round) -> None:
     score_US = torch.zeros_like(given.sampled.score_US)
     flat = given._replace(sampled=replace(given.sampled, score_US=score_US))
     try:
-        metrics, steps = _updated(kind, name, model, flat)
-        same = metrics.get("pairs") != 0 and same_weights(before, model)  # it need not say so
-        _check_change(name, before, model, {"pairs": 0} if same else metrics, steps)
+        steps = _updated(kind, name, model, flat)
+        _check_change(name, before, model, steps, flat=True)
     except Exception as error:
         raise ValueError(
-            f"Where all sessions of a user have the same score: {error} Leave such users out, and return pairs=0 where "
-            "none is left."
+            f"Where all sessions of a user have the same score: {error} Leave such users out, and leave the model as "
+            "it is where none is left."
         ) from error
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from feedgym.agents.check import same_weights
 from feedgym.agents.generation import GenerativeRecommender
 from feedgym.agents.pretrain import SessionDataset, pretrain
 from feedgym.data.parquet import read_batch, write_batch
@@ -191,8 +192,8 @@ def updated(
     torch.manual_seed(config.seed + t)  # a method may leave dropout to torch's own generator
     with progress(f"Round {t}: {title_of('method', config.method)}") as step:
         metrics = method.update(model, histories, sampled.for_method(), logged_UK, work, step)
-    if metrics.get("pairs") == 0:
-        say(f"[yellow]Round {t}: no pair of sessions differs enough to learn from; the snapshot stays as it is.[/]")
+    if same_weights(snapshot, model):
+        say(f"[yellow]Round {t}: no sessions differ enough to learn from; the snapshot stays as it is.[/]")
     return model, metrics
 
 
