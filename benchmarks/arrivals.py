@@ -26,9 +26,10 @@ from feedgym.experiments.align.experiment import align, plan
 from feedgym.experiments.align.presets import hstu, smoke, tiger
 from feedgym.experiments.align.rounds import SampledRound
 from feedgym.experiments.align.world import Pool
-from feedgym.experiments.evaluate import references, serve
+from feedgym.experiments.evaluate import references
 from feedgym.experiments.rollouts import ray_running
 from feedgym.experiments.run import Run
+from feedgym.experiments.serve import serve
 
 FRESH = dict(num_items=1000, arrivals_a_day=15.0, arrival_days=40.0, lifetime_days=30.0, fresh_weight=1.0)
 small = smoke()

@@ -218,7 +218,7 @@ def evaluate(
     from feedgym.envs.luck import user_seeds
     from feedgym.envs.truth import RewardWeights
     from feedgym.experiments.configs import JudgeConfig
-    from feedgym.experiments.evaluate import JudgeSettings, serve_all
+    from feedgym.experiments.serve import JudgeSettings, serve_all
     from feedgym.experiments.statistics import interval, resampling_counts
     from feedgym.plugins import made
 

@@ -24,18 +24,14 @@ from feedgym.experiments import evaluate
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.evaluate import (
-    METRICS,
-    ServingRecord,
     compared,
     judge_offline,
     judge_online,
-    readable,
     recall_ndcg,
     references,
-    serve,
-    session_diversity,
     top_items,
 )
+from feedgym.experiments.serve import METRICS, ServingRecord, readable, serve, session_diversity
 from feedgym.experiments.statistics import Ratio
 
 ITEMS, LENGTH, HISTORY, VISITS = 40, 4, 5, 6
@@ -95,43 +91,66 @@ def served_by(agent, simulator=None, seeds=SEEDS, visits=VISITS, step=None, seen
 # ---------------------------------------------------------------- serving
 
 
-def plain_sums(simulator, seed, visits):
-    """What a single user does, asked alone, and how the visits sum up."""
+FAVOURITES = 6
+
+
+class Fond(ToyUsers):
+    """Users who tell what they would like most."""
+
+    def favourites(self, state, n):
+        assert n == 40, "all items are asked for where there are fewer than 50"
+        return (state.profile_UF[:, :1] * 7 + np.arange(FAVOURITES) * 4) % ITEMS
+
+
+def plain_counts(simulator, seed, visits):
+    """What a single user does, asked alone, visit by visit."""
     state = simulator.reset(np.array([seed]))
-    sums, events = dict.fromkeys(("visits", "seen", *METRICS), 0.0), 0
-    for _ in range(visits):
+    favourites = set(simulator.favourites(state, ITEMS)[0].tolist())
+    counts = {name: np.zeros(visits) for name in ("visits", "seen", "favourites_used", *METRICS)}
+    events, known = 0, set()
+    for visit in range(visits):
         profile = state.profile_UF[0]
         items = slate(profile, min(events, HISTORY))
         response, state = simulator.respond(state, np.array([items]))
         seen = int(response.examined_UK.sum())
-        sums["visits"] += 1
-        sums["seen"] += seen
-        sums["session_items"] += seen
-        sums["true_reward"] += session_reward(response, WEIGHTS)[0]
-        sums["model_reward"] += sum(items) + 1000 * profile[0] + min(events, HISTORY)
-        sums["watch_s"] += response.watch_s_UK.sum()
-        sums["return_24h"] += reward_components(response)["return_24h"][0]
-        sums["diversity"] += plain_diversity(simulator.catalog, items)
-        for b, name in enumerate(BEHAVIOURS):
-            sums[f"{name}_rate"] += response.behaviours_UKB[0, :, b].sum()
+        for item in items[:seen]:
+            counts["repeats"][visit] += item in known
+            known.add(item)
+        told = {
+            "visits": 1,
+            "seen": seen,
+            "session_items": seen,
+            "true_reward": session_reward(response, WEIGHTS)[0],
+            "model_reward": sum(items) + 1000 * profile[0] + min(events, HISTORY),
+            "watch_s": response.watch_s_UK.sum(),
+            "return_24h": reward_components(response)["return_24h"][0],
+            "churn_rate": response.churned_U[0],
+            "diversity": plain_diversity(simulator.catalog, items),
+            "favourites_used": len(known & favourites) / FAVOURITES,
+            **{f"{name}_rate": response.behaviours_UKB[0, :, b].sum() for b, name in enumerate(BEHAVIOURS)},
+        }
+        for name, value in told.items():
+            counts[name][visit] = value
         events += seen
         if response.churned_U[0]:
-            sums["churn_rate"] = 1.0
             break
-    return sums
+    return counts
 
 
 @pytest.mark.parametrize("churn", [0.0, 0.2, 1.0])
-def test_sums_are_what_each_user_did_when_asked_alone_and_nothing_after_they_left(churn):
-    simulator = ToyUsers(churn=churn)
+def test_counts_are_what_each_user_did_when_asked_alone_and_nothing_after_they_left(churn):
+    simulator = Fond(churn=churn)
     found = served_by(Attentive(), simulator)
-    expected = [plain_sums(simulator, seed, VISITS) for seed in SEEDS]
-    assert found.sums.keys() == expected[0].keys()
-    for name, sum_U in found.sums.items():
-        np.testing.assert_allclose(sum_U, [user[name] for user in expected], rtol=1e-5, atol=1e-5, err_msg=name)
+    expected = [plain_counts(simulator, seed, VISITS) for seed in SEEDS]
+    assert found.by_visit.keys() == expected[0].keys()
+    for name, count_VU in found.by_visit.items():
+        plain_VU = np.stack([user[name] for user in expected], axis=1)
+        np.testing.assert_allclose(count_VU, plain_VU, rtol=1e-5, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(found.sums[name], plain_VU.sum(axis=0), rtol=1e-5, atol=1e-5, err_msg=name)
     visits = found.sums["visits"]
     assert {0.0: visits.min() == VISITS, 0.2: visits.min() < VISITS, 1.0: visits.max() == 1}[churn]
     assert found.sums["churn_rate"].mean() == {0.0: 0, 1.0: 1}.get(churn, found.sums["churn_rate"].mean())
+    assert (found.sums["repeats"] > 0).any() or churn == 1
 
 
 def test_serving_ends_when_everybody_left_and_progress_is_told():
@@ -179,6 +198,7 @@ def test_rates_are_over_items_seen_losses_over_users_and_the_rest_over_visits():
     sums = {name: sum_U.sum() for name, sum_U in found.sums.items()}
     assert found.ratio("like_rate").mean() == pytest.approx(sums["like_rate"] / sums["seen"])
     assert found.ratio("churn_rate").mean() == pytest.approx(sums["churn_rate"] / len(SEEDS))
+    assert found.ratio("repeats").mean() == pytest.approx(sums["repeats"] / sums["seen"])
     for name in ("true_reward", "model_reward", "watch_s", "session_items", "return_24h", "diversity"):
         assert found.ratio(name).mean() == pytest.approx(sums[name] / sums["visits"])
 
@@ -305,7 +325,7 @@ def test_judges_of_a_simulator_that_keeps_some_apart_are_those():
 
 def test_a_judgement_holds_all_agents_all_metrics_and_visits_to_read():
     found = judged(ToyUsers(), {"base": Attentive(), "aligned": Attentive(sharp=7)})
-    assert found.keys() == {"agents", "lift", "samples", "judged_by"}
+    assert found.keys() == {"agents", "lift", "by_visit", "samples", "judged_by"}
     assert list(found["agents"]) == ["random", "popular", "base", "aligned"]
     for metrics in found["agents"].values():
         assert list(metrics)[: len(METRICS)] == list(METRICS)
@@ -359,7 +379,7 @@ def visit(alive, first_item):
 
 def test_people_read_the_last_visit_that_each_user_paid_before_leaving():
     catalog = toy_catalog(ITEMS)
-    rows = readable(ServingRecord({}, [visit([True, True], 0), visit([True, False], 10)]), "base", catalog)
+    rows = readable(ServingRecord({}, np.zeros(0), [visit([True, True], 0), visit([True, False], 10)]), "base", catalog)
     item = [[str(i), int(catalog.topic_I[i]), round(float(catalog.duration_s_I[i]), 1)] for i in range(ITEMS)]
     assert rows == [
         ["user 1", "base", 2, 1, *item[10], 12.3, "click, like"],

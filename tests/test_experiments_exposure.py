@@ -14,7 +14,7 @@ from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.configs import JudgeConfig, LogConfig
-from feedgym.experiments.evaluate import judge_online, starting
+from feedgym.experiments.evaluate import judge_online
 from feedgym.experiments.exposure import (
     FigureOfSums,
     creators_of,
@@ -24,6 +24,7 @@ from feedgym.experiments.exposure import (
     gini,
     top_share,
 )
+from feedgym.experiments.serve import starting
 from feedgym.experiments.statistics import interval, resampling_counts
 
 DAY_S = 86_400.0

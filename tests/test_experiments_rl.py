@@ -9,11 +9,11 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from feedgym.cli import read_config
-from feedgym.experiments.evaluate import ServingRecord
 from feedgym.experiments.presets import CONFIGS, PRESETS
 from feedgym.experiments.rl.experiment import VISITS_METRIC, mean_of, plan, seeds_compared, training_seed
 from feedgym.experiments.rl.presets import RL_PRESETS, RLConfig, smoke
 from feedgym.experiments.run import Run
+from feedgym.experiments.serve import ServingRecord
 from feedgym.experiments.statistics import Ratio, over_runs
 
 
@@ -26,10 +26,17 @@ def test_intervals_over_runs_are_students():
     assert alone["mean"] == 2.2 and alone["low"] == -np.inf
 
 
+def record(**by_visit):
+    return ServingRecord({name: np.array(count) for name, count in by_visit.items()}, np.array([0.5, np.nan]), [])
+
+
 def test_several_trainings_count_as_one_agent_whose_outcomes_are_their_means():
-    one, two = Ratio(np.array([1.0, 4.0]), np.array([1.0, 2.0])), Ratio(np.array([3.0, 0.0]), np.array([1.0, 4.0]))
+    one = record(true_reward=[[1.0, 3.0], [0.0, 1.0]], visits=[[1.0, 1.0], [0.0, 1.0]])
+    two = record(true_reward=[[3.0, 0.0], [0.0, 0.0]], visits=[[1.0, 1.0], [1.0, 1.0]])
     both = mean_of([one, two])
-    assert both.numerator_U.tolist() == [2, 2] and both.denominator_U.tolist() == [1, 3]
+    assert both.ratio("true_reward").numerator_U.tolist() == [2, 2]
+    assert both.ratio("true_reward").denominator_U.tolist() == [1.5, 2]
+    assert both.by_visit["visits"].tolist() == [[1, 1], [0.5, 1]] and both.concentration_V[0] == 0.5
 
 
 def test_lifts_over_trainings_are_against_the_same_reference():
@@ -66,7 +73,7 @@ def test_presets_are_offered_and_come_back_from_a_run_folder(name, tmp_path):
 
 
 def test_a_reward_models_opinion_is_told_only_where_there_is_one():
-    served = ServingRecord({name: np.ones(2) for name in ("true_reward", "visits", "seen", "watch_s")}, [])
+    served = record(**{name: np.ones((2, 2)) for name in ("true_reward", "visits", "seen", "watch_s")})
     assert "model_reward" not in served.ratios() and served.ratios()["watch_s"].mean() == 1
 
 

@@ -26,16 +26,15 @@ from feedgym.experiments.page import (
     section,
     with_ends,
 )
+from feedgym.experiments.report_agents import agent_label, last_difference, ordered, visits_plot, visits_tables
 from feedgym.experiments.run import Run, write_text
+from feedgym.experiments.serve import FIRST_REWARD, FIRST_VISITS
 
 Summary = Mapping[str, Any]
 
-AGENT_ORDER = (
-    *("random", "popular", "base", "aligned", "base_searched", "aligned_searched"),
-    *("retrieved", "ranked", "cascade", "oracle"),
-)
 LABELS = {
     "true_reward": "true reward a visit",
+    FIRST_REWARD: f"true reward, first {FIRST_VISITS} visits",
     "model_reward": "reward model's opinion",
     "reward_a_user": "true reward a user",
     "watch_s": "watch time a visit (s)",
@@ -44,6 +43,7 @@ LABELS = {
     "return_24h": "back within 24 h",
     "churn_rate": "users lost",
     "diversity": "diversity",
+    "repeats": "share seen before",
     "creator_gini": "creator Gini",
     "creators_unseen": "creators unseen",
     "catalog_coverage": "items covered",
@@ -130,6 +130,7 @@ def write_report(summary: Summary, folder: Path) -> Path:
     sections = [
         _headline(summary),
         section(f"Judged by {summary['judged_by']}", _bars(agents, _first_metrics(agents)), _agents_table(summary)),
+        section("Visit by visit", visits_plot(summary.get("by_visit")), visits_tables(summary.get("by_visit"))),
         section("Over the trainings", _seeds_table(summary.get("over_seeds"))),
         section("Learning", _learning_plot(summary.get("learning"), summary.get("learning_names"))),
         section("Alignment, round by round", _rounds_plot(summary.get("rounds")), _rounds_table(summary.get("rounds"))),
@@ -157,12 +158,12 @@ def agents_table(summary: Summary) -> Table:
     title, caption = escape(summary["title"]), escape(_lift_sentence(summary))
     table = Table(title=title, caption=caption, caption_justify="left")
     table.add_column("", style="bold")
-    for name in _ordered(agents):
+    for name in ordered(agents):
         table.add_column(name, justify="right")
     table.add_column(_lift_name(summary), justify="right")
     for metric in _metrics(agents):
         if metric in LABELS or not metric.endswith("_rate"):  # the rarer behaviours are in the report
-            cells = [agents[name].get(metric) for name in _ordered(agents)]
+            cells = [agents[name].get(metric) for name in ordered(agents)]
             means = ["-" if value is None else number(value["mean"]) for value in cells]
             table.add_row(_label(metric), *means, _change(summary, metric))
     return table
@@ -176,20 +177,15 @@ def _contest_table(summary: Summary) -> Table:
     table.add_column("", no_wrap=True)
     for head in (*SHORT.values(), "lift"):
         table.add_column(head, justify="right", no_wrap=True)
-    for name in _ordered(agents):
+    for name in ordered(agents):
         cells = [agents[name].get(metric) for metric in SHORT]
         lifted = summary["lifts"].get(f"{ours} over {name}", {}).get("true_reward")
         change = "-" if lifted is None else f"{lifted['mean']:+.1%}"
-        table.add_row(name.replace("_", " "), *("-" if v is None else number(v["mean"]) for v in cells), change)
+        table.add_row(agent_label(name), *("-" if v is None else number(v["mean"]) for v in cells), change)
     return table
 
 
 # ---------------------------------------------------------------- words and numbers
-
-
-def _ordered(agents: Mapping[str, Any]) -> list[str]:
-    first = [name for name in AGENT_ORDER if name in agents]
-    return first + [name for name in agents if name not in first]
 
 
 def _has(agents: Mapping[str, Any], metric: str) -> bool:
@@ -207,7 +203,7 @@ def _metrics(agents: Mapping[str, Any]) -> list[str]:
 
 def _first_metrics(agents: Mapping[str, Any], most: int = 4) -> list[str]:
     """The metrics to draw: what matters of simulated users, or what a recorded log can tell."""
-    return [m for m in _metrics(agents) if m != "diversity"][:most]
+    return [m for m in _metrics(agents) if m not in ("diversity", FIRST_REWARD)][:most]
 
 
 def _label(metric: str) -> str:
@@ -232,6 +228,8 @@ def _lift_sentence(summary: Summary) -> str:
     sentence = (
         f"True reward, {_lift_name(summary)}: {_change(summary, 'true_reward')} (95% interval, paired over users)"
     )
+    if left := last_difference(summary.get("by_visit"), _lift_name(summary)):
+        sentence += f"; {left}"
     if "lift_searched" in summary:
         sentence += f"; when both serve by beam search: {_change(summary, 'true_reward', 'lift_searched')}"
     return sentence
@@ -261,12 +259,12 @@ def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2)
         return ""
     figure, axes = axes_row(len(metrics), width, height=3.0)
     for axis, metric in zip(axes, metrics, strict=True):
-        names = [name for name in _ordered(agents) if metric in agents[name]]
+        names = [name for name in ordered(agents) if metric in agents[name]]
         intervals = [agents[name][metric] for name in names]
         mean, low, high = (np.array([value[end] for value in intervals], float) for end in ("mean", "low", "high"))
         colours = [COLOURS.get(name, COLOURS["other"]) for name in names]
         spread = np.maximum([mean - low, high - mean], 0)
-        axis.bar([name.replace("_", " ") for name in names], mean, yerr=spread, color=colours, capsize=3, width=0.65)
+        axis.bar([agent_label(name) for name in names], mean, yerr=spread, color=colours, capsize=3, width=0.65)
         axis.set_title(_label(metric), fontsize=10)
         axis.tick_params(axis="x", rotation=90, labelsize=8)
     return image(figure)
@@ -365,10 +363,10 @@ def _aucs(aucs: Mapping[str, float] | None) -> str:
 def _agents_table(summary: Summary) -> str:
     agents = summary["agents"]
     rows = [
-        [_label(metric), *(with_ends(agents[name].get(metric)) for name in _ordered(agents)), _change(summary, metric)]
+        [_label(metric), *(with_ends(agents[name].get(metric)) for name in ordered(agents)), _change(summary, metric)]
         for metric in _metrics(agents)
     ]
-    return html_table(["", *(name.replace("_", " ") for name in _ordered(agents)), _lift_name(summary)], rows)
+    return html_table(["", *map(agent_label, ordered(agents)), _lift_name(summary)], rows)
 
 
 def _seeds_table(over_seeds: Mapping[str, Mapping[str, Any]] | None) -> str:

@@ -56,6 +56,26 @@ class Ratio:
         return (counts_RU @ self.numerator_U) / np.maximum(counts_RU @ self.denominator_U, 1e-12)
 
 
+@dataclass(frozen=True, eq=False)
+class Series:
+    """A metric of U users at each of V visits, as numerator and denominator, each float64 [U, V]."""
+
+    numerator_UV: np.ndarray
+    denominator_UV: np.ndarray
+
+    def mean(self) -> np.ndarray:
+        """Sum of the numerators over the sum of the denominators, [V]; NaN where no user had a visit."""
+        return _divided(self.numerator_UV.sum(axis=0), self.denominator_UV.sum(axis=0))
+
+    def resampled(self, counts_RU: FloatArray) -> np.ndarray:
+        """The means [R, V] under resamplings of the users; NaN where none of those drawn had a visit."""
+        return _divided(counts_RU @ self.numerator_UV, counts_RU @ self.denominator_UV)
+
+
+def _divided(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+
+
 def resampling_counts(num_users: int, seed: int, num_resamples: int = NUM_RESAMPLES) -> np.ndarray:
     """How often each user is drawn in each of R bootstrap resamples: float64 [R, U], rows sum to U."""
     # Drawing U users with replacement is one multinomial draw of their counts, and a resampled sum then one product.
@@ -80,6 +100,17 @@ def lift(treated: Figure, control: Figure, counts_RU: np.ndarray) -> dict[str, f
     return {"mean": treated.mean() / control.mean() - 1, **_ends(treated.resampled(counts_RU) / control_R - 1)}
 
 
+def intervals(series: Series, counts_RU: np.ndarray) -> dict[str, list[float]]:
+    """Means [V] of a series with the ends of their 95% percentile intervals, each visit by itself."""
+    return _ends_by_visit(series.mean(), series.resampled(counts_RU))
+
+
+def difference(treated: Series, control: Series, counts_RU: np.ndarray) -> dict[str, list[float]]:
+    """Treated less control at each visit [V], paired over users, with 95% intervals, each visit by itself."""
+    values_RV = treated.resampled(counts_RU) - control.resampled(counts_RU)
+    return _ends_by_visit(treated.mean() - control.mean(), values_RV)
+
+
 def over_runs(value_N: np.ndarray) -> dict[str, Any]:
     """Mean of N independent runs with its 95% interval by Student's t, infinite for a single run, and the runs."""
     from scipy.stats import t
@@ -92,6 +123,15 @@ def over_runs(value_N: np.ndarray) -> dict[str, Any]:
 def _ends(values_R: np.ndarray) -> dict[str, float]:
     low, high = np.quantile(values_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {"low": float(low), "high": float(high)}
+
+
+def _ends_by_visit(mean_V: np.ndarray, values_RV: np.ndarray) -> dict[str, list[float]]:
+    """Means and ends; NaN at visits that nobody paid."""
+    there_V = ~np.isnan(mean_V)
+    ends_2V = np.full((2, len(mean_V)), np.nan)
+    # A resample without any user of a visit says nothing about it.
+    ends_2V[:, there_V] = np.nanquantile(values_RV[:, there_V], [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return {"mean": mean_V.tolist(), "low": ends_2V[0].tolist(), "high": ends_2V[1].tolist()}
 
 
 def within_user_correlation(left_US: np.ndarray, right_US: np.ndarray, *, ranks: bool) -> float:

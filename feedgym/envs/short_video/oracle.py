@@ -72,6 +72,21 @@ def greedy_sessions(
     return sessions_UK
 
 
+def favourite_items(simulator: SimulatorWithTruth, state: ShortVideoState, n: int) -> NDArray[np.int64]:
+    """The items of greatest enjoyment by long-term interests, quality and clickbait, before mood and satiation.
+
+    Args:
+        simulator: the users' simulator.
+        state: U users; not changed.
+        n: items per user, at most as many as there are.
+
+    Returns:
+        int64 item ids [U, n], in no order.
+    """
+    blocks = [np.arange(u, min(u + BLOCK_USERS, len(state.seed_U))) for u in range(0, len(state.seed_U), BLOCK_USERS)]
+    return np.concatenate([_shortlist(simulator, take_users(state, rows), n)[0] for rows in blocks])
+
+
 def _greedy_block(simulator: SimulatorWithTruth, state: ShortVideoState, session_length: int, weights: RewardWeights):
     c, latents = simulator.config, simulator.latents
     items_UC, pull_UC = _shortlist(simulator, state, max(SHORTLIST, session_length))

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from feedgym.data.events import BEHAVIOURS, DAY_S, BoolArray, FloatArray, IntArray
 from feedgym.envs import luck
 from feedgym.envs.short_video.catalog import freshness, make_catalog, num_arrivals, popularity, unit
-from feedgym.envs.short_video.oracle import greedy_sessions
+from feedgym.envs.short_video.oracle import favourite_items, greedy_sessions
 from feedgym.envs.short_video.population import (
     FEEDBACK,
     PROFILE_NAMES,
@@ -150,6 +150,10 @@ class ShortVideo:
     def oracle(self, state: ShortVideoState, session_length: int) -> NDArray[np.int64]:
         """Sessions [U, K] chosen with the truth in hand (:func:`feedgym.envs.short_video.oracle.greedy_sessions`)."""
         return greedy_sessions(self, state, session_length)
+
+    def favourites(self, state: ShortVideoState, n: int) -> NDArray[np.int64]:
+        """The ``n`` items [U, n] that each user would enjoy most, were they not sated."""
+        return favourite_items(self, state, n)
 
     def interests(self, state: ShortVideoState) -> tuple[FloatArray, FloatArray]:
         """What renderings show of the truth: affinity to the topics and satiation with them, [U, M] each.

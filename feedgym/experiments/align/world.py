@@ -29,10 +29,11 @@ from feedgym.envs.luck import user_seeds
 from feedgym.envs.replay import states_at
 from feedgym.envs.truth import true_value
 from feedgym.experiments.align.presets import AlignConfig
-from feedgym.experiments.evaluate import judge_offline, judge_online, session_diversity
+from feedgym.experiments.evaluate import judge_offline, judge_online
 from feedgym.experiments.logs import data_path, plan_log, recorded_log, simulated_log, simulator_of, users_key
 from feedgym.experiments.progress import Step
 from feedgym.experiments.run import Plan
+from feedgym.experiments.serve import session_diversity
 from feedgym.plugins import title_of
 from feedgym.protocols import Recommender, SessionReward, take_users
 

@@ -37,9 +37,10 @@ from feedgym.experiments.align.agents import FinishedRun, agents_of, key_of, rea
 from feedgym.experiments.align.experiment import align
 from feedgym.experiments.align.experiment import plan as align_plan
 from feedgym.experiments.align.presets import AlignConfig
+from feedgym.experiments.by_visit import told_by_visit
 from feedgym.experiments.cascade.cost import cost_of
 from feedgym.experiments.cascade.presets import CascadeRun, RankerStage
-from feedgym.experiments.evaluate import JUDGED, Table, exposure_of, judged_by, references, samples, serve_all
+from feedgym.experiments.evaluate import JUDGED, Table, exposure_of, judged_by, references
 from feedgym.experiments.logs import LOG
 from feedgym.experiments.presets import PRESETS
 from feedgym.experiments.progress import progress
@@ -50,6 +51,7 @@ from feedgym.experiments.retrieval.data import RetrievalData
 from feedgym.experiments.retrieval.experiment import iteration_row
 from feedgym.experiments.retrieval.presets import RetrievalConfig
 from feedgym.experiments.run import Codec, FinishedStage, Plan, Run, StageReached, json_of, with_curve
+from feedgym.experiments.serve import samples, serve_all
 from feedgym.experiments.statistics import interval, lift, resampling_counts
 from feedgym.protocols import Recommender
 
@@ -253,7 +255,8 @@ def judge(agents: Mapping[str, Recommender], finished: FinishedRun, config: Alig
     """Serve everyone to the same fresh users.
 
     Returns:
-        ``agents``, ``lift``, ``lift_names``, ``lifts`` (of the cascade over each), ``samples`` and ``judged_by``.
+        ``agents``, ``lift``, ``lift_names``, ``lifts`` (of the cascade over each), ``by_visit``, ``samples`` and
+        ``judged_by``.
     """
     simulator = finished.world.simulator  # type: ignore[attr-defined]  # check() left no other worlds
     seeds_U = user_seeds(config.judge.users, config.seed + config.judge.seed, "judge")
@@ -283,6 +286,7 @@ def judge(agents: Mapping[str, Recommender], finished: FinishedRun, config: Alig
         "lift": lifts[f"cascade over {OPPONENT}"],
         "lift_names": ["cascade", OPPONENT],
         "lifts": lifts,
+        "by_visit": told_by_visit(served, [("cascade", name) for name in ("aligned", "base")], counts_RU),
         "samples": samples(read, finished.catalog),
         "judged_by": judged_by(len(seeds_U), config),
     }

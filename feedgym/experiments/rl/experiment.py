@@ -27,14 +27,16 @@ from feedgym.envs.luck import user_seeds
 from feedgym.envs.recorder import transitions
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.align.agents import FinishedRun, agents_of, key_of
+from feedgym.experiments.by_visit import told_by_visit
 from feedgym.experiments.configs import JudgeConfig
-from feedgym.experiments.evaluate import JUDGED, ServingRecord, judged_by, references, samples, serve_all
+from feedgym.experiments.evaluate import JUDGED, judged_by, references
 from feedgym.experiments.logs import LOG
 from feedgym.experiments.progress import progress
 from feedgym.experiments.report import conclude
 from feedgym.experiments.rl.presets import RLConfig
 from feedgym.experiments.rollouts import one_thread, ray_running
 from feedgym.experiments.run import Codec, FinishedStage, Plan, Run, with_curve
+from feedgym.experiments.serve import ServingRecord, samples, serve_all
 from feedgym.experiments.statistics import Ratio, interval, lift, over_runs, resampling_counts
 from feedgym.plugins import is_folder
 from feedgym.protocols import Recommender, SessionReward
@@ -242,21 +244,22 @@ def judge(algorithm: str, agents: Mapping[str, RLlibRecommender], arena: Arena) 
         arena: users, references and other agents.
 
     Returns:
-        ``agents``, ``lift`` (of the learned agent, over popular), ``lifts``, ``over_seeds``, ``samples`` and
-        ``judged_by`` of the summary.
+        ``agents``, ``lift`` (of the learned agent, over popular), ``lifts``, ``over_seeds``, ``by_visit``,
+        ``samples`` and ``judged_by`` of the summary.
     """
     seeds_U = user_seeds(arena.judge.users, arena.seed + arena.judge.seed, "judge")
     everyone = references(arena.log, arena.catalog, arena) | dict(arena.others) | dict(agents)
     served = serve_all(arena.task.simulator, everyone, arena.reward, seeds_U, arena)
-    each = {name: _ratios(result) for name, result in served.items()}
-    learned = [each.pop(name) for name in agents]
-    ratios = each | {algorithm: {metric: mean_of([one[metric] for one in learned]) for metric in learned[0]}}
+    first = {algorithm: served[next(iter(agents))]} | {name: served[name] for name in (*arena.others, "popular")}
+    trained = [served.pop(name) for name in agents]
+    served[algorithm] = mean_of(trained)
+    ratios = {name: _ratios(result) for name, result in served.items()}
+    learned = [_ratios(result) for result in trained]
     counts_RU = resampling_counts(len(seeds_U), arena.seed)
     lifts = {}
     for other in (*OVER, *arena.others):
         gains = {metric: lift(ratios[algorithm][metric], ratios[other][metric], counts_RU) for metric in learned[0]}
         lifts[f"{algorithm} over {other}"] = {metric: value for metric, value in gains.items() if value is not None}
-    first = {f"{algorithm}": served[next(iter(agents))]} | {name: served[name] for name in (*arena.others, "popular")}
     return {
         "agents": {
             name: {metric: interval(ratio, counts_RU) for metric, ratio in metrics.items()}
@@ -265,7 +268,8 @@ def judge(algorithm: str, agents: Mapping[str, RLlibRecommender], arena: Arena) 
         "lift": lifts[f"{algorithm} over {OVER[0]}"],
         "lift_names": [algorithm, OVER[0]],
         "lifts": lifts,
-        "over_seeds": seeds_compared(algorithm, learned, {name: each[name] for name in (*OVER, *arena.others)}),
+        "over_seeds": seeds_compared(algorithm, learned, {name: ratios[name] for name in (*OVER, *arena.others)}),
+        "by_visit": told_by_visit(served, [(algorithm, other) for other in (*OVER, *arena.others)], counts_RU),
         "samples": samples(first, arena.catalog),
         "judged_by": judged_by(len(seeds_U), arena),
     }
@@ -276,11 +280,12 @@ def _ratios(served: ServingRecord) -> dict[str, Ratio]:
     return served.ratios() | {VISITS_METRIC: Ratio(total_U, np.ones_like(total_U))}
 
 
-def mean_of(ratios: Sequence[Ratio]) -> Ratio:
-    """The same users under several agents, as one: numerators and denominators are means over the agents."""
-    return Ratio(
-        np.mean([ratio.numerator_U for ratio in ratios], axis=0),
-        np.mean([ratio.denominator_U for ratio in ratios], axis=0),
+def mean_of(records: Sequence[ServingRecord]) -> ServingRecord:
+    """The same users under several agents, as one: counts are means over the agents."""
+    return ServingRecord(
+        {name: np.mean([one.by_visit[name] for one in records], axis=0) for name in records[0].by_visit},
+        np.mean([one.concentration_V for one in records], axis=0),
+        [],
     )
 
 

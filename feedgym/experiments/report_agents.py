@@ -1,0 +1,126 @@
+"""Judged agents in reports: their names, order and colours, and what they do visit by visit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from feedgym.experiments.page import COLOURS, axes_row, folded, html_table, image, missing, number, with_ends
+
+FIRST = ("random", "popular", "base", "aligned", "base_searched", "aligned_searched")
+LAST = ("retrieved", "ranked", "cascade", "oracle")
+"""The agents in the order of tables; best-of-N agents stand between the two, others after them."""
+
+BEST_OF = re.compile(r"(base|aligned)_best_of_(\d+)(_by_truth)?")
+"""Names of agents that serve the best of N drawn sessions."""
+
+OTHERS = ("#7b5ea7", "#b5472f", "#4f7f2a", "#a87b1e", "#3f6fb0", "#8c4a6f")
+"""Colours of agents without one of their own."""
+
+PANELS = {
+    "true_reward": "true reward a visit",
+    "model_reward": "reward model's opinion",
+    "repeats": "share seen before",
+    "favourites_used": "favourites used up",
+    "concentration": "share of the 20 most served",
+    "alive": "users still there",
+}
+"""What is drawn visit by visit, and what it is called."""
+
+TOLD = (1, 8, 14, 30)
+"""Visits that the tables tell, and the last one."""
+
+
+def ordered(agents: Collection[str]) -> list[str]:
+    """Agents' names in the order of tables."""
+    best = sorted((bool(m[3]), int(m[2]), m[1] != "base", m[0]) for m in map(BEST_OF.fullmatch, agents) if m)
+    known = [name for name in (*FIRST, *(one[-1] for one in best), *LAST) if name in agents]
+    return known + [name for name in agents if name not in known]
+
+
+def agent_label(name: str) -> str:
+    """An agent's name for people; what knows the truth is marked."""
+    words = name.replace("_", " ")
+    return f"{words} (study only)" if name.endswith("_by_truth") else words
+
+
+def style_of(name: str, among: Sequence[str]) -> dict[str, Any]:
+    """Colour and line of an agent in plots of several."""
+    family, _, way = name.partition("_")
+    line = {"": "-", "searched": "--"}.get(way, ":")
+    if family in ("base", "aligned"):
+        return {"color": COLOURS[family], "linestyle": line}
+    if name == "oracle":
+        return {"color": "#1d2126", "linestyle": "-"}
+    if name in ("random", "popular"):
+        return {"color": COLOURS["other"], "linestyle": "-" if name == "popular" else ":"}
+    others = [other for other in among if other not in (*FIRST, "oracle") and not BEST_OF.fullmatch(other)]
+    return {"color": OTHERS[others.index(name) % len(OTHERS)], "linestyle": "-"}
+
+
+def visits_plot(by_visit: Mapping[str, Any] | None) -> str:
+    """A panel a figure, a line an agent, along the visits; bands are the intervals of base and aligned."""
+    if not by_visit:
+        return ""
+    agents = by_visit["agents"]
+    names = ordered(agents)
+    panels = [name for name in PANELS if any(name in agents[agent] for agent in names)]
+    figure, axes = axes_row(len(panels), width=3.3)
+    for axis, metric in zip(axes, panels, strict=True):
+        for name in names:
+            if (told := agents[name].get(metric)) is not None:
+                visits, style = np.arange(1, len(told["mean"]) + 1), style_of(name, names)
+                axis.plot(visits, _floats(told["mean"]), label=agent_label(name), linewidth=1.3, **style)
+                if "low" in told and name in ("base", "aligned", "cascade"):
+                    ends = _floats(told["low"]), _floats(told["high"])
+                    axis.fill_between(visits, *ends, color=style["color"], alpha=0.15, linewidth=0)
+        axis.set_title(PANELS[metric], fontsize=10)
+        axis.set_xlabel("visit")
+    axes[0].legend(fontsize=6, frameon=False)
+    return image(figure)
+
+
+def visits_tables(by_visit: Mapping[str, Any] | None) -> str:
+    """True reward at some visits, with the differences of pairs; the other figures folded away."""
+    if not by_visit:
+        return ""
+    agents, names = by_visit["agents"], ordered(by_visit["agents"])
+    num_visits = len(agents[names[0]]["true_reward"]["mean"])
+    visits = [visit for visit in TOLD if visit < num_visits] + [num_visits]
+    heads = [f"visit {visit}" for visit in visits]
+
+    def row(label: str, told: Mapping[str, Sequence[float]]) -> list[str]:
+        return [label, *(_cell(told, visit - 1) for visit in visits)]
+
+    reward = [row(agent_label(name), agents[name]["true_reward"]) for name in names]
+    apart = [row(f"{pair.replace(' over ', ' less ')}", told) for pair, told in by_visit["difference"].items()]
+    rest = [
+        row(f"{PANELS[metric]}: {agent_label(name)}", agents[name][metric])
+        for metric in PANELS
+        for name in names
+        if metric != "true_reward" and metric in agents[name]
+    ]
+    first = html_table(["true reward of a visit", *heads], reward + apart)
+    return first + folded("Opinion, repeats, favourites and concentration", html_table(["", *heads], rest))
+
+
+def last_difference(by_visit: Mapping[str, Any] | None, pair: str) -> str:
+    """What is left of a pair's difference at the last visit, in words; nothing where it is not told."""
+    told = (by_visit or {}).get("difference", {}).get(pair)
+    if told is None or missing(told["mean"][-1]):
+        return ""
+    low, high = (f"{told[end][-1]:+.2f}" for end in ("low", "high"))
+    return f"at visit {len(told['mean'])}: {told['mean'][-1]:+.2f} [{low}, {high}]"
+
+
+def _cell(told: Mapping[str, Sequence[float]], at: int) -> str:
+    if "low" not in told:
+        return number(told["mean"][at])
+    return with_ends({end: told[end][at] for end in ("mean", "low", "high")})
+
+
+def _floats(values: Sequence[float | None]) -> list[float]:
+    return [np.nan if missing(value) else float(value) for value in values]  # type: ignore[arg-type]

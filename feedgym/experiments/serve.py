@@ -1,0 +1,337 @@
+"""Serving simulated users: what happened to the same users, with the same luck, under one agent or many.
+
+Every agent serves the SAME users (common random numbers), so that differences between agents are paired. Of each agent
+are kept counts per user and visit, from which every metric is a ratio of sums, and all that was served as an event log.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
+from feedgym.envs.feed import FeedVectorEnv, event_batch, judging
+from feedgym.envs.logging import event_log
+from feedgym.envs.truth import RewardWeights
+from feedgym.envs.visits import Visits
+from feedgym.experiments.configs import JudgeConfig
+from feedgym.experiments.progress import Step, progress
+from feedgym.experiments.repeats import concentration, favourites_of, first_times, used_up
+from feedgym.experiments.statistics import Ratio, Series
+from feedgym.protocols import Recommender, SessionReward, UserSimulator, take_users
+
+Choose = Callable[[EventBatch, Any], SessionBatch]
+"""Chooses one session a user (S = 1), given their histories and, for the oracle alone, their true state."""
+
+
+class JudgedConfig(Protocol):
+    """What the judge asks of an experiment's configuration."""
+
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def session_length(self) -> int: ...  # noqa: D102
+    @property
+    def history_length(self) -> int: ...  # noqa: D102
+    @property
+    def weights(self) -> RewardWeights: ...  # noqa: D102
+    @property
+    def judge(self) -> JudgeConfig: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeSettings:
+    """Just that, where no experiment is configured."""
+
+    seed: int
+    session_length: int
+    history_length: int
+    weights: RewardWeights
+    judge: JudgeConfig
+
+
+@dataclass(frozen=True, eq=False)
+class ServingRecord:
+    """What happened to U users under one agent.
+
+    Attributes:
+        by_visit: per user and visit, float64 [V, U] each; 0 where a user had left for good before the visit.
+        concentration_V: share of what is served at a visit that the visit's most served items hold.
+        visits: the first users' visits as they happened, for people to read.
+        log: everything that was served, as an event log; None where several agents' users are taken together.
+    """
+
+    by_visit: dict[str, NDArray[np.float64]]
+    concentration_V: NDArray[np.float64]
+    visits: list[dict[str, Any]]
+    log: EventLog | None = None
+
+    @property
+    def sums(self) -> dict[str, NDArray[np.float64]]:
+        """Per user over all visits, [U] each."""
+        return {name: count_VU.sum(axis=0) for name, count_VU in self.by_visit.items()}
+
+    def ratio(self, metric: str, first: int | None = None) -> Ratio:
+        """A metric as numerator over denominator, over all visits or the ``first`` of them."""
+        series = self.series(metric)
+        numerator_U = series.numerator_UV[:, :first].sum(axis=1)
+        lost = metric == "churn_rate"  # a user is lost once, however many visits they paid
+        return Ratio(numerator_U, np.ones_like(numerator_U) if lost else series.denominator_UV[:, :first].sum(axis=1))
+
+    def ratios(self) -> dict[str, Ratio]:
+        """All metrics that were measured, over all visits; of the true reward the mean of the first visits too."""
+        told = {metric: self.ratio(metric) for metric in METRICS if metric in self.by_visit}
+        if len(self.concentration_V) > FIRST_VISITS:
+            told[FIRST_REWARD] = self.ratio("true_reward", FIRST_VISITS)
+        return told
+
+    def series(self, metric: str) -> Series:
+        """A metric at each visit, of the users who are there."""
+        over = "seen" if metric == "repeats" or (metric.endswith("_rate") and metric != "churn_rate") else "visits"
+        return Series(self.by_visit[metric].T, self.by_visit[over].T)
+
+
+METRICS = (
+    *("true_reward", "model_reward", "watch_s", "session_items", "return_24h", "churn_rate", "diversity", "repeats"),
+    *(f"{name}_rate" for name in BEHAVIOURS),
+)
+"""What is told of every agent: means a visit, shares of users lost, repeats and behaviours an item seen."""
+
+FIRST_VISITS = 8
+FIRST_REWARD = f"true_reward_first_{FIRST_VISITS}"
+"""The mean true reward of the first visits, told beside that of all: figures were once those of 8 visits."""
+
+READ_USERS = 3
+"""Users whose sessions people can read in the report."""
+
+
+def serve(
+    simulator: UserSimulator,
+    choose: Choose,
+    reward: SessionReward | None,
+    seeds_U: NDArray[np.uint64],
+    *,
+    visits: int,
+    session_length: int,
+    history_length: int,
+    weights: RewardWeights,
+    step: Step | None = None,
+) -> ServingRecord:
+    """Serve users until they churn or have visited often enough.
+
+    Args:
+        simulator: the users.
+        choose: the agent.
+        reward: the reward model, asked for its opinion of what is served; None where there is none.
+        seeds_U: the users.
+        visits: visits a user, at most.
+        session_length: K.
+        history_length: T.
+        weights: what the true reward is made of.
+        step: progress callback.
+    """
+    env = FeedVectorEnv(
+        len(seeds_U),
+        simulator,
+        session_length=session_length,
+        history_length=history_length,
+        horizon=visits,
+        reward=weights,
+        autoreset_mode=AutoresetMode.NEXT_STEP,
+    )
+    observation, _ = env.reset(seed=[int(seed) for seed in seeds_U])
+    by_visit: dict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros((visits, len(seeds_U))))
+    items_VUK = np.full((visits, len(seeds_U), session_length), -1, np.int64)
+    examined_VUK = np.zeros(items_VUK.shape, bool)
+    favourites_UN = favourites_of(simulator, env.state)
+    read: list[dict[str, Any]] = []
+    paid: list[dict[str, NDArray]] = []
+    profile_UF = env.state.profile_UF
+    alive_U = np.ones(len(seeds_U), bool)
+    for visit in range(visits):
+        # Agents are asked for the users who are still there alone: a lost user's slot goes on with a fresh one, whose
+        # visits would be nobody's.
+        histories = event_batch(observation).rows(torch.from_numpy(alive_U))
+        with torch.inference_mode():
+            sessions = choose(histories, take_users(env.state, alive_U))
+            opinion_U = None if reward is None else reward(histories, sessions)[:, 0].numpy()
+        slates_UK = np.zeros((len(alive_U), session_length), np.int64)
+        slates_UK[alive_U] = sessions.item_ids_USK[:, 0].numpy()
+        login_s_U = env.state.time_s_U  # before the step moves it on to the next visit
+        observation, reward_U, churned_U, late_U, info = env.step(slates_UK)
+        paid.append(_paid(visit, login_s_U, slates_UK, info, alive_U))
+        items_VUK[visit, alive_U], examined_VUK[visit, alive_U] = slates_UK[alive_U], info["examined"][alive_U]
+        for name, count_U in _counted(slates_UK, reward_U, info, simulator.catalog).items():
+            by_visit[name][visit] = count_U * alive_U
+        if opinion_U is not None:
+            by_visit["model_reward"][visit, alive_U] = opinion_U
+        read.append({"slates_UK": slates_UK[:READ_USERS], "alive_U": alive_U[:READ_USERS].copy(), **_first_users(info)})
+        alive_U &= ~(churned_U | late_U)
+        if step is not None:
+            step(visit + 1, visits)
+        if not alive_U.any():
+            break
+    first_VUK = first_times(items_VUK, examined_VUK)
+    by_visit["repeats"] = (examined_VUK & ~first_VUK).sum(axis=2, dtype=np.float64)
+    if favourites_UN is not None:
+        used_VU = used_up(items_VUK, first_VUK, favourites_UN)
+        by_visit["favourites_used"] = used_VU * by_visit["visits"]
+    return ServingRecord(dict(by_visit), concentration(items_VUK), read, _log(simulator, profile_UF, paid))
+
+
+def _paid(
+    visit: int, login_s_U: NDArray, slates_UK: NDArray, info: dict[str, Any], alive_U: NDArray
+) -> dict[str, NDArray]:
+    """One visit of the users who are still there, with the names of :class:`feedgym.envs.logging.Visits`."""
+    columns = {
+        "user_N": np.arange(len(alive_U)),
+        "visit_N": np.full(len(alive_U), visit),
+        "login_s_N": login_s_U,
+        "logout_s_N": login_s_U + info["elapsed_s"],
+        "slates_NK": slates_UK,
+        "propensity_NK": np.full(slates_UK.shape, np.nan, np.float32),
+        "watch_s_NK": info["watch_s"],
+        "examined_NK": info["examined"],
+        "behaviours_NKB": info["behaviours"],
+    }
+    return {name: column[alive_U] for name, column in columns.items()}
+
+
+def _log(simulator: UserSimulator, profile_UF: NDArray, paid: list[dict[str, NDArray]]) -> EventLog:
+    columns = {name: np.concatenate([visit[name] for visit in paid]) for name in paid[0]}
+    # Visits were gathered visit by visit; a log has them user by user.
+    order = np.lexsort((columns["visit_N"], columns["user_N"]))
+    visits = Visits(profile_UF=profile_UF, **{name: column[order] for name, column in columns.items()})
+    return event_log(simulator, profile_UF, visits)
+
+
+def _counted(slates_UK: NDArray, reward_U: NDArray, info: dict[str, Any], catalog: Catalog) -> dict[str, NDArray]:
+    """The counts of one visit, [U] each; later users of a slot are not told apart here."""
+    parts = info["reward_components"]
+    return {
+        "visits": np.ones(len(slates_UK)),
+        "seen": info["examined"].sum(axis=1),
+        "true_reward": reward_U,
+        "watch_s": info["watch_s"].sum(axis=1),
+        "session_items": info["examined"].sum(axis=1),
+        "return_24h": parts["return_24h"],
+        "churn_rate": info["churned"],
+        "diversity": session_diversity(catalog, slates_UK),
+        **{f"{name}_rate": parts[name] for name in BEHAVIOURS},
+    }
+
+
+def _first_users(info: dict[str, Any]) -> dict[str, NDArray]:
+    return {name: info[name][:READ_USERS] for name in ("examined", "watch_s", "behaviours")}
+
+
+def session_diversity(catalog: Catalog, item_ids_XK: NDArray) -> NDArray[np.float64]:
+    """Mean cosine distance between the contents of the items of sessions [..., K]; 0 for sessions of one item."""
+    length = item_ids_XK.shape[-1]
+    if length == 1:
+        return np.zeros(item_ids_XK.shape[:-1])
+    norm_I1 = np.linalg.norm(catalog.content_IE, axis=1, keepdims=True)
+    direction_IE = catalog.content_IE / np.maximum(norm_I1, 1e-12)
+    # |sum|^2 = K + 2 * sum of the pairs' cosines. The sum, place by place, is all that is held: neither the K x K
+    # cosines nor the contents of all places at once, which matters at 128 sessions a user.
+    sum_XE = np.zeros((*item_ids_XK.shape[:-1], direction_IE.shape[1]), np.float32)
+    for k in range(length):
+        sum_XE += direction_IE[item_ids_XK[..., k]]
+    return 1 - ((sum_XE.astype(np.float64) ** 2).sum(axis=-1) - length) / (length * (length - 1))
+
+
+def serve_all(
+    simulator: UserSimulator,
+    agents: Mapping[str, Recommender],
+    reward: SessionReward | None,
+    seeds_U: NDArray[np.uint64],
+    config: JudgedConfig,
+) -> dict[str, ServingRecord]:
+    """Serve every agent, and the oracle where the simulator has one, to the same users with the same luck."""
+    choices = {name: _serving(agent) for name, agent in agents.items()}
+    simulator = judging(simulator)
+    if config.judge.first_day:
+        simulator = starting(simulator, config.judge.first_day)
+    if hasattr(simulator, "oracle"):
+        choices["oracle"] = _oracle(simulator, config.session_length)
+    served = {}
+    for name, choose in choices.items():
+        with progress(f"Judging {name}") as step:
+            served[name] = serve(
+                simulator,
+                choose,
+                reward,
+                seeds_U,
+                visits=config.judge.visits,
+                session_length=config.session_length,
+                history_length=config.history_length,
+                weights=config.weights,
+                step=step,
+            )
+    return served
+
+
+def starting(simulator: Any, first_day: float) -> UserSimulator:
+    """The simulator, its fresh users paying their first visits on another day of its clock.
+
+    Raises:
+        ValueError: it cannot: it has no method ``starting``.
+    """
+    if not hasattr(simulator, "starting"):
+        raise ValueError(
+            f"judge.first_day={first_day:g} asks {type(simulator).__name__} for users who begin later; give it a "
+            "method starting(first_day) -> simulator, or leave the day at 0."
+        )
+    return simulator.starting(first_day)
+
+
+def samples(served: Mapping[str, ServingRecord], catalog: Catalog) -> dict[str, Any]:
+    """A few users' last visits under each agent, side by side, for people to read."""
+    columns = ["user", "agent", "visit", "place", "item", "topic", "duration s", "watched s", "behaviours"]
+    rows = [row for name, result in served.items() for row in readable(result, name, catalog)]
+    return {"columns": columns, "rows": sorted(rows, key=lambda row: (row[0], row[2]))}
+
+
+def _serving(agent: Recommender) -> Choose:
+    return lambda histories, _: agent.recommend(histories)
+
+
+def _oracle(simulator: Any, session_length: int) -> Choose:
+    def choose(histories: EventBatch, state: Any) -> SessionBatch:
+        items_U1K = torch.from_numpy(simulator.oracle(state, session_length))[:, None]
+        return SessionBatch(item_ids_USK=items_U1K, logp_US=torch.full(items_U1K.shape[:2], torch.nan))
+
+    return choose
+
+
+def readable(served: ServingRecord, agent: str, catalog: Catalog) -> list[list[Any]]:
+    """The last visit that the first users paid, item by item."""
+    rows = []
+    for user in range(len(served.visits[0]["alive_U"])):
+        visit = max(v for v, seen in enumerate(served.visits) if seen["alive_U"][user])
+        happened = served.visits[visit]
+        for k, item in enumerate(happened["slates_UK"][user].tolist()):
+            did = [name for name, flag in zip(BEHAVIOURS, happened["behaviours"][user, k], strict=True) if flag]
+            seen = happened["examined"][user, k]
+            rows.append(
+                [
+                    f"user {user + 1}",
+                    agent,
+                    visit + 1,
+                    k + 1,
+                    str(catalog.raw_ids_I[item]),
+                    int(catalog.topic_I[item]),
+                    round(float(catalog.duration_s_I[item]), 1),
+                    round(float(happened["watch_s"][user, k]), 1) if seen else None,
+                    ", ".join(did) or "-" if seen else "not reached",
+                ]
+            )
+    return rows
