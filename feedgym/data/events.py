@@ -9,6 +9,7 @@ some parts; in a module whose docstring says so, that counts::
     T history length                    text: tokens of a text; slates, render: topics; recsim: steps of time
     K session length: the places of a session or a slate, the candidates of a request
     N rows: logged sessions, requests; in networks and tokenizers whatever is taken one by one (tokens, points, draws)
+                                        probes and stop rules of an alignment: its rounds; statistics: runs
     I items
     B behaviours                        tokenizers: bits of a hash, points of a block
     E content width                     mixtures of experts: experts
@@ -29,6 +30,7 @@ some parts; in a module whose docstring says so, that counts::
     G groups                            assignment: points of one group; logging policies: urns; learned users: donors
     W children of a node, at most       ranking networks: places of a window, thresholds of watching;
                                         short video: the width of what an item shows of itself
+                                        probes: held-out reward models
     O outputs of the reward model
     A numbers of a continuous action
     Y numbers that describe an event

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from feedgym.data.events import BEHAVIOURS
+from feedgym.experiments.align.pictures import gap_section, over_optimisation_section
 from feedgym.experiments.page import (
     COLOURS,
     axes_row,
@@ -134,6 +135,8 @@ def write_report(summary: Summary, folder: Path) -> Path:
         section("Over the trainings", _seeds_table(summary.get("over_seeds"))),
         section("Learning", _learning_plot(summary.get("learning"), summary.get("learning_names"))),
         section("Alignment, round by round", _rounds_plot(summary.get("rounds")), _rounds_table(summary.get("rounds"))),
+        over_optimisation_section(summary.get("over_optimisation"), summary.get("stops")),
+        gap_section(summary.get("gap")),
         section("What the reward model believes, and what is true", _scatter_plot(summary.get("scatter"))),
         section("Behaviours an item seen", _bars(agents, rates, width=2.2)),
         section("The reward model on users it never saw: area under the ROC curve", _aucs(summary.get("reward_model"))),

@@ -135,7 +135,14 @@ def _ends_by_visit(mean_V: np.ndarray, values_RV: np.ndarray) -> dict[str, list[
 
 
 def within_user_correlation(left_US: np.ndarray, right_US: np.ndarray, *, ranks: bool) -> float:
-    """Mean over users of the correlation of two scores over the user's S sessions.
+    """Mean over users of :func:`correlation_per_user`, over those for whom both scores vary; NaN if there is none."""
+    each_U = correlation_per_user(left_US, right_US, ranks=ranks)
+    varies_U = ~np.isnan(each_U)
+    return float(each_U[varies_U].mean()) if varies_U.any() else float("nan")
+
+
+def correlation_per_user(left_US: np.ndarray, right_US: np.ndarray, *, ranks: bool) -> np.ndarray:
+    """Correlation of two scores over each user's S sessions.
 
     Args:
         left_US: first score.
@@ -143,7 +150,7 @@ def within_user_correlation(left_US: np.ndarray, right_US: np.ndarray, *, ranks:
         ranks: Spearman's rank correlation instead of Pearson's.
 
     Returns:
-        The mean over the users for whom both scores vary; NaN if there is none.
+        float64 [U], NaN for users for whom one of the scores does not vary.
     """
     if ranks:
         from scipy.stats import rankdata
@@ -153,5 +160,4 @@ def within_user_correlation(left_US: np.ndarray, right_US: np.ndarray, *, ranks:
     right = right_US - right_US.mean(axis=1, keepdims=True)
     # Correlated user by user: over all sessions together, users who like everything would pass for agreement.
     scale = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
-    varies = scale > 1e-12
-    return float(((left * right).sum(axis=1)[varies] / scale[varies]).mean()) if varies.any() else float("nan")
+    return np.divide((left * right).sum(axis=1), scale, out=np.full(len(scale), np.nan), where=scale > 1e-12)
