@@ -43,7 +43,16 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "diverse": "feedgym.rewards.compose:diverse",
         "diversity": "feedgym.rewards.compose:Diversity",
     },
-    "method": {"dpo": "feedgym.agents.alignment.dpo:DPO"},
+    "method": {
+        "dpo": "feedgym.agents.alignment.dpo:DPO",
+        "grpo": "feedgym.agents.alignment.grpo:GRPO",
+        "dr_grpo": "feedgym.agents.alignment.grpo:DrGRPO",
+        "rloo": "feedgym.agents.alignment.grpo:RLOO",
+        "ecpo": "feedgym.agents.alignment.ecpo:ECPO",
+        "gbpo": "feedgym.agents.alignment.ecpo:GBPO",
+        "rsft": "feedgym.agents.alignment.imitation:RSFT",
+        "exp_rsft": "feedgym.agents.alignment.imitation:ExpRSFT",
+    },
     "retriever": {
         "sasrec": "feedgym.agents.sasrec:SASRec",
         "hstu": "feedgym.agents.hstu:HSTU",

@@ -12,6 +12,7 @@ from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.launch import kind_of
 from feedgym.experiments.presets import COMPARISONS, CONFIGS, PRESETS
+from feedgym.plugins import BUILT_IN
 from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
 
 OTHER: dict[str, list[Any]] = {
@@ -132,6 +133,13 @@ def unlike(config, name):
 def test_every_field_changes_a_stages_key_or_is_declared_inert(name):
     found = [unlike(BASES[name], leaf) for leaf in leaves(BASES[name]) if leaf != "against"]  # below
     assert [fault for fault in found if fault] == []
+
+
+@pytest.mark.parametrize("method", BUILT_IN["method"])
+def test_every_option_of_every_method_changes_a_stages_key(method):
+    config = replace(SMOKES["onerec-ipa-smoke"](), method=method, method_options=None)
+    options = [leaf for leaf in leaves(config) if leaf.startswith("method_options.")]
+    assert len(options) > 5 and [fault for leaf in options if (fault := unlike(config, leaf))] == []
 
 
 @pytest.mark.parametrize("preset", ["rllib-smoke", "cascade-smoke"])

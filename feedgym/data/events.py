@@ -27,7 +27,8 @@ some parts; in a module whose docstring says so, that counts::
                                         truth: replicas; short video: the items remembered
     J items of a short list, such as those that must not be served again
                                         short video: the topics that a user loves; proto-actions: points of one
-    G groups                            assignment: points of one group; logging policies: urns; learned users: donors
+    G groups                            assignment: points of one group; logging policies: urns; learned users: donors;
+                                        alignment: sessions of a user's group
     W children of a node, at most       ranking networks: places of a window, thresholds of watching;
                                         short video: the width of what an item shows of itself
                                         probes: held-out reward models

@@ -1,0 +1,200 @@
+"""Supervised fine-tuning on a user's own sampled sessions, the better the more: RSFT and Exp-RSFT.
+
+Neither can lower a session's probability, and neither has a reference: what keeps the model in place is next-token
+prediction on the logged sessions beside it (``ntp_weight``). Without that each round that is imitated perfectly moves
+the model by up to log N - (N - 1) / N nats, N being the sampled sessions per user.
+
+The loss is the mean over codes, as that of next-token prediction is, so both weights speak of the same unit. Users
+whose scores do not differ are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from feedgym.agents.alignment.groups import NO_SPREAD, chosen, differ
+from feedgym.agents.alignment.loop import GroupRows, GroupTrainer, LoopConfig, without_dropout
+from feedgym.agents.alignment.policy_gradient import Behaviour, mean_of_session
+from feedgym.agents.pretrain import Progress
+from feedgym.data.batches import EventBatch, ScoredSessions
+from feedgym.protocols import GenerativeAgent
+from feedgym.ranges import Count, CountOrZero, Positive
+
+Unit = Literal["spread", "score"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RSFTConfig(LoopConfig):
+    """RSFT."""
+
+    best: Count = 1
+    """Imitate this many of each user's sessions, the best ones; all of them alike where there are no more."""
+    imitation_weight: Positive = 1.0
+    """Weight of imitation (mean over codes)."""
+
+
+class RSFT:
+    """Rejection sampling: next-token prediction of the best of each user's sessions (RAFT, arXiv:2304.06767)."""
+
+    title = "RSFT"
+    Config = RSFTConfig
+
+    def __init__(self, config: RSFTConfig) -> None:
+        self.config = config
+
+    def update(
+        self,
+        model: GenerativeAgent,
+        histories: EventBatch,
+        sampled: ScoredSessions,
+        logged_UK: Tensor,
+        work: Path,
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """See :meth:`feedgym.protocols.AlignmentMethod.update`; the figures are those of :func:`imitate`."""
+        best = min(self.config.best, sampled.score_US.shape[1])
+        idx_UG = sampled.score_US.topk(best, dim=1).indices
+        weight_UG = torch.full(idx_UG.shape, 1 / best)
+        return imitate(
+            model, histories, sampled, logged_UK, idx_UG, weight_UG, self.config.imitation_weight, self.config, work,
+            progress,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpRSFTConfig(LoopConfig):
+    """Exp-RSFT."""
+
+    temperature: Positive = 0.5
+    """Lambda: the weight of a session is exp(score / lambda) over that of all of the user's. Near 0 the best session
+    alone is imitated, far above the spread of the scores all alike."""
+    unit: Unit = "spread"
+    """What lambda is in: the standard deviation of the user's own scores, or the score itself."""
+    draws: CountOrZero = 8
+    """Sessions per user to imitate, drawn by their weights, the best of them repeatedly: this costs less than weighing
+    all, which 0 does."""
+    imitation_weight: Positive = 1.0
+    """Weight of imitation (mean over codes)."""
+    behaviour: Behaviour = "model"
+    """What the sessions count as: model takes them as the own draws of the model that drew them, drawn corrects the
+    weights by that model's probability over the one with which a session was drawn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in (("unit", get_args(Unit)), ("behaviour", get_args(Behaviour))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}.")
+
+
+class ExpRSFT:
+    """Imitation weighed by exp(reward / lambda) (arXiv:2603.10279): aims at pi times exp(reward / lambda).
+
+    The weights of a user add up to 1. Without that, under shared parameters, the users with the highest rewards would
+    count most.
+    """
+
+    title = "Exp-RSFT"
+    Config = ExpRSFTConfig
+
+    def __init__(self, config: ExpRSFTConfig) -> None:
+        self.config = config
+
+    def update(
+        self,
+        model: GenerativeAgent,
+        histories: EventBatch,
+        sampled: ScoredSessions,
+        logged_UK: Tensor,
+        work: Path,
+        progress: Progress | None = None,
+    ) -> dict[str, float]:
+        """See :meth:`feedgym.protocols.AlignmentMethod.update`.
+
+        Returns:
+            The figures of :func:`imitate`, and ``ess``: how many sessions a user's weights are worth, a mean.
+        """
+        config = self.config
+        weight_US = exp_weights(sampled, config)
+        learned_U = differ(sampled.score_US)
+        figures = {"ess": (1 / weight_US.square().sum(1))[learned_U].mean().item()} if learned_U.any() else {}
+        if config.draws:
+            idx_UG = resampled(weight_US, config.draws, torch.Generator().manual_seed(config.seed))
+            weight_UG = torch.full(idx_UG.shape, 1 / config.draws)
+        else:
+            idx_UG, weight_UG = torch.arange(weight_US.shape[1]).expand(weight_US.shape), weight_US
+        return figures | imitate(
+            model, histories, sampled, logged_UK, idx_UG, weight_UG, config.imitation_weight, config, work, progress
+        )
+
+
+def exp_weights(sampled: ScoredSessions, config: ExpRSFTConfig) -> Tensor:
+    """The weight [U, S] of each session; a user's add up to 1."""
+    logit_US = sampled.score_US / config.temperature
+    if config.unit == "spread":
+        logit_US = logit_US / sampled.score_US.std(dim=1, correction=0, keepdim=True).clamp_min(NO_SPREAD)
+    if config.behaviour == "drawn":
+        if sampled.logp_drawn_US.isnan().any():
+            raise ValueError(
+                "behaviour='drawn' needs the probability with which each session was drawn, and a search has none; "
+                "choose behaviour='model', or sample the sessions."
+            )
+        logit_US = logit_US + sampled.logp_US - sampled.logp_allowed_US - sampled.logp_drawn_US
+    return logit_US.softmax(dim=1)
+
+
+def resampled(weight_US: Tensor, num: int, generator: torch.Generator) -> Tensor:
+    """``num`` of each user's S sessions, drawn by their weights with repetition, int64 [U, num].
+
+    The draws of a user are evenly spaced in the cumulated weights (systematic resampling), so each session comes as
+    often as its weight says, to within one.
+    """
+    start_U1 = torch.rand(len(weight_US), 1, generator=generator, dtype=torch.float64)
+    place_UG = (torch.arange(num) + start_U1) / num
+    cdf_US = weight_US.double().cumsum(dim=1)
+    return torch.searchsorted(cdf_US / cdf_US[:, -1:], place_UG, right=True).clamp_max(weight_US.shape[1] - 1)
+
+
+def imitate(
+    model: GenerativeAgent,
+    histories: EventBatch,
+    sampled: ScoredSessions,
+    logged_UK: Tensor,
+    idx_UG: Tensor,
+    weight_UG: Tensor,
+    imitation_weight: float,
+    config: LoopConfig,
+    work: Path,
+    progress: Progress | None,
+) -> dict[str, float]:
+    """Next-token prediction of the sessions at ``idx_UG`` by their weights, users without a spread left out.
+
+    Returns:
+        ``groups``, users that were learned from, and ``skipped`` ones; ``score_gain``, how much better the imitated
+        sessions are than all of these users' in the reward's eyes; ``first_loss``; and means over the last epoch's
+        steps: ``loss``, ``ntp_loss``, ``entropy`` (nats a code) and ``grad_norm``.
+    """
+    learned_U = differ(sampled.score_US)
+    counts: dict[str, float] = {"groups": int(learned_U.sum()), "skipped": int((~learned_U).sum())}
+    if not counts["groups"]:
+        return counts
+    groups, weight_UG = chosen(sampled, idx_UG).rows(learned_U), weight_UG[learned_U]
+    gain_U = (groups.score_UG * weight_UG).sum(1) - sampled.score_US[learned_U].mean(1)
+    rows = GroupRows(model, histories.rows(learned_U), groups.item_ids_UGK, logged_UK[learned_U])
+    rows.columns = {"weight_UG": weight_UG}
+
+    def loss(logp_BGKL: Tensor, mask_BGKL: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return imitation_weight * weighted_nll(logp_BGKL, mask_BGKL, columns["weight_UG"]), {}
+
+    with without_dropout(model):
+        trainer = GroupTrainer(model, rows, config, loss, Path(work), progress)
+        return counts | {"score_gain": gain_U.mean().item()} | trainer.run()
+
+
+def weighted_nll(logp_BGKL: Tensor, mask_BGKL: Tensor, weight_BG: Tensor) -> Tensor:
+    """Minus the log-probability a code, the weighted mean over each user's sessions, and the mean over users."""
+    return -(weight_BG * mean_of_session(logp_BGKL, mask_BGKL)).sum(1).mean()

@@ -1,0 +1,272 @@
+"""The training loop of the methods that learn from groups: several of a user's sessions, each with a weight of its own.
+
+It is transformers' Trainer, as in pretraining, and not TRL's GRPOTrainer, which draws sessions itself, by ``generate``
+and from prompts that are text; here they are drawn and scored already, the same for every method. A group shares one
+encoded history: the decoder rows of a batch of B users are [first sessions; second sessions; ...; logged sessions], and
+row r reads history r mod B. So a step is one forward pass, and one load-balancing loss covers all its tokens.
+
+Nothing random is on: dropout would make the policy another one than that whose log-probabilities are compared with it.
+
+``logp_UGKL`` is the log-probability of each code, over the joint vocabulary of all levels: the model's own, and not
+that restricted to what can be served. See :mod:`feedgym.agents.alignment.policy_gradient` for what this means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from feedgym.agents.pretrain import Progress, Schedule, Sealing, _ProgressCallback, on_one_device
+from feedgym.agents.session_model import history_columns
+from feedgym.data.batches import EventBatch
+from feedgym.data.whole import last_whole_checkpoint
+from feedgym.protocols import GenerativeAgent
+from feedgym.ranges import Count, CountOrZero, LearningRate, NonNegative, Passes, Positive, Ranged, Seed
+from feedgym.tokenizers.vocabulary import Vocabulary
+
+Loss = Callable[[Tensor, Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+"""A batch's loss and figures, given log-probabilities [B, G, K, L] of the codes (0 where there is none), where there
+are codes, and the batch's rows of the columns that the method added."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig(Ranged):
+    """How a round's groups are trained on."""
+
+    ntp_weight: NonNegative = 0.5
+    """Weight of next-token prediction on the logged sessions (mean over codes). Without it the method may push
+    probability off the catalogue."""
+    learning_rate: LearningRate = 3e-4
+    """Peak learning rate of AdamW; no weight decay."""
+    warmup_steps: CountOrZero = 0
+    """Steps in which the learning rate rises from 0."""
+    schedule: Schedule = "linear"
+    """What the learning rate does afterwards; linear and cosine fall to 0."""
+    epochs: Passes = 2
+    """Passes over the groups."""
+    batch_size: Count = 8
+    """Groups, and so users, a step and device."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
+    bf16: bool = False
+    """Compute in bfloat16, which GPUs and some processors multiply several times as fast."""
+    checkpoint_steps: Count = 200
+    """Steps between checkpoints."""
+    seed: Seed = 0
+    """Seed of which sessions are drawn into the groups, and of the order of the groups."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule not in get_args(Schedule):
+            raise ValueError(f"schedule={self.schedule!r} is unknown; choose one of {', '.join(get_args(Schedule))}.")
+
+
+class GroupRows:
+    """A round's groups as decoder tokens, cut into batches by indexing.
+
+    Attributes:
+        tokens_UGM: int64 decoder tokens of each user's sessions, the logged one last.
+        histories: U rows.
+        columns: what else the loss is given of each user, by name; first axis U.
+    """
+
+    def __init__(self, model: GenerativeAgent, histories: EventBatch, item_ids_UGK: Tensor, logged_UK: Tensor) -> None:
+        longest, limit = max(item_ids_UGK.shape[2], logged_UK.shape[1]), model.config.session_length
+        if longest > limit:
+            raise ValueError(
+                f"Sessions of {longest} items exceed the model's session_length={limit}; cut them or build a longer "
+                "model."
+            )
+        padded = [F.pad(ids, (0, longest - ids.shape[-1]), value=-1) for ids in (item_ids_UGK, logged_UK[:, None])]
+        sessions_UGK = torch.cat(padded, dim=1)
+        tokens = model.session_tokens(sessions_UGK.flatten(0, 1)).cpu()
+        self.tokens_UGM = tokens.unflatten(0, sessions_UGK.shape[:2])
+        self.histories = histories.to("cpu")
+        self.session_length = longest
+        self.columns: dict[str, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.tokens_UGM)
+
+    def batch(self, users: Tensor) -> dict[str, Tensor]:
+        """The model's inputs for the groups of some users and their logged sessions."""
+        tokens_RM = self.tokens_UGM[users].transpose(0, 1).flatten(0, 1)
+        return {
+            "input_ids": tokens_RM,
+            "attention_mask": (tokens_RM != Vocabulary.pad_id).long(),
+            **history_columns(self.histories.rows(users).trimmed()),
+        }
+
+    def collate(self, elements: Sequence[int]) -> dict[str, Any]:
+        """A training batch: the model's inputs, and what the loss is given besides."""
+        users = torch.as_tensor(elements)
+        return {**self.batch(users), "columns": {name: value[users] for name, value in self.columns.items()}}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """What a model says of a batch of B users' sessions, the logged one last.
+
+    Attributes:
+        logp_BGKL: log-probability of each code; 0 where there is none.
+        mask_BGKL: where there is a code.
+        entropy: mean entropy of the next code over the joint vocabulary, nats; of the groups' codes.
+        aux_loss: load-balancing loss of all tokens, or None.
+    """
+
+    logp_BGKL: Tensor
+    mask_BGKL: Tensor
+    entropy: Tensor
+    aux_loss: Tensor | None
+
+
+def scored(model: Any, inputs: Mapping[str, Tensor], session_length: int) -> Scored:
+    """Teacher-force a batch of :class:`GroupRows`."""
+    outputs = model(**inputs)
+    num_users = len(inputs["profile_UF"])
+    # An item is [BOS, code 1, ..., code L]: what stands at each of the first L places predicts the next one.
+    tokens = inputs["input_ids"].unflatten(1, (session_length, -1))
+    logp = outputs.logits.unflatten(1, (session_length, -1))[:, :, :-1].float().log_softmax(-1)
+    codes_RKL = tokens[:, :, 1:]
+    mask_RKL = codes_RKL > Vocabulary.bos_id
+    logp_RKL = logp.gather(-1, codes_RKL[..., None]).squeeze(-1).masked_fill(~mask_RKL, 0.0)
+    with torch.no_grad():
+        entropy_RKL = -(logp.exp() * logp).sum(-1)[:-num_users]
+        entropy = entropy_RKL[mask_RKL[:-num_users]].mean()
+    logp_BGKL, mask_BGKL = (value.unflatten(0, (-1, num_users)).transpose(0, 1) for value in (logp_RKL, mask_RKL))
+    return Scored(
+        logp_BGKL=logp_BGKL, mask_BGKL=mask_BGKL, entropy=entropy, aux_loss=getattr(outputs, "aux_loss", None)
+    )
+
+
+class GroupTrainer(Sealing, Trainer):
+    """A method's loss on groups, plus next-token prediction on the logged sessions."""
+
+    model: Any
+
+    def __init__(
+        self,
+        model: Any,
+        rows: GroupRows,
+        config: LoopConfig,
+        loss: Loss,
+        output_dir: Path,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__(
+            model=model,
+            args=_arguments(config, output_dir),
+            train_dataset=range(len(rows)),  # type: ignore[arg-type]
+            data_collator=rows.collate,
+            callbacks=[_ProgressCallback(progress)] if progress else [],
+        )
+        self.remove_callback(PrinterCallback)
+        self.rows, self.config, self.method_loss = rows, config, loss
+        self._figures: dict[str, list[float]] = defaultdict(list)
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The whole loss of a batch; its parts are logged."""
+        columns = inputs.pop("columns")
+        told = scored(model, inputs, self.rows.session_length)
+        loss, figures = self.method_loss(told.logp_BGKL[:, :-1], told.mask_BGKL[:, :-1], columns)
+        ntp_loss = -told.logp_BGKL[:, -1].sum() / told.mask_BGKL[:, -1].sum().clamp_min(1)
+        total = loss + self.config.ntp_weight * ntp_loss
+        if told.aux_loss is not None:
+            total = total + self.model.config.router_aux_loss_coef * told.aux_loss
+        figures = {"loss": loss, "ntp_loss": ntp_loss, "entropy": told.entropy} | figures
+        for name, value in figures.items():
+            self._figures[name].append(value.item())
+        return total
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the parts of the steps' losses beside what the Trainer logs."""
+        if "loss" in logs:
+            means = {name: sum(values) / len(values) for name, values in self._figures.items()}
+            logs = {**logs, "total_loss": logs["loss"], **means}
+        self._figures.clear()
+        super().log(logs, start_time)
+
+    @torch.no_grad()
+    def logps(self, model: Any) -> Tensor:
+        """Log-probabilities [U, G, K, L] of all groups' codes under a model, which keeps its weights and flags."""
+        device, was_training = next(model.parameters()).device, model.training
+        model.eval()
+        try:
+            parts = []
+            for users in torch.arange(len(self.rows)).split(self.config.batch_size):
+                inputs = {name: value.to(device) for name, value in self.rows.batch(users).items()}
+                with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
+                    parts.append(scored(model, inputs, self.rows.session_length).logp_BGKL[:, :-1].cpu())
+            return torch.cat(parts)
+        finally:
+            model.train(was_training)
+
+    def run(self) -> dict[str, float]:
+        """Train, from the last whole checkpoint on if there is one; the figures of :func:`summary`."""
+        checkpoint = last_whole_checkpoint(Path(str(self.args.output_dir)))
+        self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return summary(self.state.log_history, math.ceil(len(self.rows) / self.config.batch_size))
+
+
+def summary(history: Sequence[dict[str, float]], steps_per_epoch: int) -> dict[str, float]:
+    """Loss, ratio and divergence of the first step, and means of all figures over the last epoch's steps."""
+    steps = [entry for entry in history if "ntp_loss" in entry]
+    last = steps[-steps_per_epoch:]
+    kept = steps[0].keys() - {"epoch", "step", "learning_rate", "total_loss"}
+    first = {f"first_{name}": steps[0][name] for name in ("loss", "ratio", "kl") if name in kept}
+    return first | {name: sum(entry[name] for entry in last) / len(last) for name in sorted(kept)}
+
+
+@contextmanager
+def without_dropout(model: Any) -> Iterator[None]:
+    """Switch dropout off, and undo in the end this and what the Trainer does to a model besides training."""
+    rates = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
+    training = model.training
+    for module, _ in rates:
+        module.p = 0.0
+    try:
+        yield
+    finally:
+        for module, rate in rates:
+            module.p = rate
+        for name in ("forward", "_original_forward"):  # mixed precision's, which a copy would go on calling
+            vars(model).pop(name, None)
+        model.train(training)
+
+
+def _arguments(config: LoopConfig, output_dir: Path) -> TrainingArguments:
+    args = TrainingArguments(
+        output_dir=str(output_dir),
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        lr_scheduler_type=config.schedule,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # else bf16 asks for a GPU
+        seed=config.seed,
+        data_seed=config.seed,
+        save_strategy="steps",
+        save_steps=config.checkpoint_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+    )
+    return on_one_device(args)
