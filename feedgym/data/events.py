@@ -20,7 +20,7 @@ some parts; in a module whose docstring says so, that counts::
     D model width                       simulators: latent width; logging policies, retention: days
     P preference pairs
     M positions of the sequence of tokens that a network reads
-                                        simulators, render: topics; rankers: tasks
+                                        simulators, render: topics; rankers, comparisons of methods: tasks
     Q queries of attention              ranking: requests of a row; learned users: quantiles
     H heads of attention                simulators: hours or parts of the day
     R rows decoded together             experiments: resamples; realism: ranks; logging policies: rules;

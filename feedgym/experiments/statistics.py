@@ -85,7 +85,7 @@ def resampling_counts(num_users: int, seed: int, num_resamples: int = NUM_RESAMP
 
 def interval(metric: Figure, counts_RU: np.ndarray) -> dict[str, float]:
     """Mean with the ends of its 95% percentile interval."""
-    return {"mean": metric.mean(), **_ends(metric.resampled(counts_RU))}
+    return {"mean": metric.mean(), **ends(metric.resampled(counts_RU))}
 
 
 def lift(treated: Figure, control: Figure, counts_RU: np.ndarray) -> dict[str, float] | None:
@@ -97,7 +97,7 @@ def lift(treated: Figure, control: Figure, counts_RU: np.ndarray) -> dict[str, f
     control_R = control.resampled(counts_RU)
     if control.mean() <= 0 or (control_R <= 0).any():
         return None
-    return {"mean": treated.mean() / control.mean() - 1, **_ends(treated.resampled(counts_RU) / control_R - 1)}
+    return {"mean": treated.mean() / control.mean() - 1, **ends(treated.resampled(counts_RU) / control_R - 1)}
 
 
 def intervals(series: Series, counts_RU: np.ndarray) -> dict[str, list[float]]:
@@ -120,7 +120,8 @@ def over_runs(value_N: np.ndarray) -> dict[str, Any]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "runs": value_N.tolist()}
 
 
-def _ends(values_R: np.ndarray) -> dict[str, float]:
+def ends(values_R: np.ndarray) -> dict[str, float]:
+    """The ends of the 95% percentile interval of resampled values."""
     low, high = np.quantile(values_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {"low": float(low), "high": float(high)}
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from feedgym.experiments.align.best_of_n import best_of_n
 from feedgym.experiments.align.probe import Probe
-from feedgym.experiments.statistics import LEVEL, Figure, Ratio, resampling_counts
+from feedgym.experiments.statistics import Figure, Ratio, ends, resampling_counts
 
 Float = NDArray[np.float64]
 
@@ -102,16 +102,16 @@ def gap(values: Mapping[str, Float | Figure], seed: int = 0) -> dict[str, Any]:
     counts_RU = resampling_counts(figures["base"].num_users, seed)
     mean = {name: figure.mean() for name, figure in figures.items()}
     resampled = {name: figure.resampled(counts_RU) for name, figure in figures.items()}
-    way, way_R = (figure[there[-1]] - figure["base"] for figure in (mean, resampled))
+    way, way_R = mean[there[-1]] - mean["base"], resampled[there[-1]] - resampled["base"]
     steps = []
     for below, above in pairwise(there):
         step, step_R = mean[above] - mean[below], resampled[above] - resampled[below]
-        share = with_ends(step / way, step_R / way_R)
-        steps.append({"name": _name_of(below, above), "to": above, **with_ends(step, step_R), "share": share})
+        share = {"mean": step / way, **ends(step_R / way_R)}
+        steps.append({"name": _name_of(below, above), "to": above, "mean": step, **ends(step_R), "share": share})
     return {
-        "values": {name: with_ends(mean[name], resampled[name]) for name in figures},
+        "values": {name: {"mean": mean[name], **ends(resampled[name])} for name in figures},
         "steps": steps,
-        "way": with_ends(way, way_R),
+        "way": {"mean": way, **ends(way_R)},
     }
 
 
@@ -122,9 +122,3 @@ def _name_of(below: str, above: str) -> str:
 
 def _figure(value: Float | Figure) -> Figure:
     return Ratio(value, np.ones(len(value))) if isinstance(value, np.ndarray) else value
-
-
-def with_ends(mean: float, values_R: Float) -> dict[str, float]:
-    """A figure with the ends of its 95% percentile interval."""
-    low, high = np.quantile(values_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return {"mean": float(mean), "low": float(low), "high": float(high)}

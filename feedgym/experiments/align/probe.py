@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +83,8 @@ class Signals:
 
     def until(self, t: int) -> Signals:
         """What was known after round t."""
-        return Signals(**{name: None if value is None else value[: t + 1] for name, value in vars(self).items()})
+        known: dict[str, Any] = vars(self)
+        return Signals(**{name: None if value is None else value[: t + 1] for name, value in known.items()})
 
 
 def signals_of(probes: Sequence[Probe], diversity_NU: Float) -> Signals:
