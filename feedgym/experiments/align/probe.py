@@ -83,8 +83,8 @@ class Signals:
 
     def until(self, t: int) -> Signals:
         """What was known after round t."""
-        known: dict[str, Any] = vars(self)
-        return Signals(**{name: None if value is None else value[: t + 1] for name, value in known.items()})
+        early: dict[str, Any] = {name: None if value is None else value[: t + 1] for name, value in vars(self).items()}
+        return Signals(**early)
 
 
 def signals_of(probes: Sequence[Probe], diversity_NU: Float) -> Signals:
