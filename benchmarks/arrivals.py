@@ -26,7 +26,7 @@ from feedgym.experiments.align.experiment import align, plan
 from feedgym.experiments.align.presets import hstu, smoke, tiger
 from feedgym.experiments.align.rounds import SampledRound
 from feedgym.experiments.align.world import Pool
-from feedgym.experiments.evaluate import references
+from feedgym.experiments.controls import references
 from feedgym.experiments.rollouts import ray_running
 from feedgym.experiments.run import Run
 from feedgym.experiments.serve import serve

@@ -24,7 +24,7 @@ from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.envs.feed import judging, make_simulator
 from feedgym.envs.luck import user_seeds
 from feedgym.experiments.align.agents import FinishedRun, agents_of
-from feedgym.experiments.evaluate import references
+from feedgym.experiments.controls import references
 from feedgym.experiments.progress import progress
 from feedgym.experiments.run import write_json
 from feedgym.experiments.serve import serve

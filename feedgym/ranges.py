@@ -32,6 +32,8 @@ Visits = Annotated[int, Interval(ge=1, le=100_000)]
 """Visits of a user: ten a day for 27 years."""
 Few = Annotated[int, Interval(ge=1, le=1024)]
 """Layers, heads, experts."""
+Drawn = Annotated[int, Interval(ge=2, le=10**6)]
+"""Sessions drawn per request, of which one is taken."""
 Width = Annotated[int, Interval(ge=1, le=65_536)]
 """Width of a vector, or codes of a level."""
 Length = Annotated[int, Interval(ge=1, le=1_000_000)]

@@ -57,8 +57,12 @@ def refused(capsys, *arguments):
 
 
 def figures(folder):
-    """What a summary says of agents and rounds."""
+    """What a summary says of agents and rounds, but for what requests cost, which is measured."""
     summary = json.loads((folder / "summary.json").read_text())
+    summary["agents"] = {
+        name: {metric: value for metric, value in metrics.items() if not metric.startswith("cost_")}
+        for name, metrics in summary["agents"].items()
+    }
     return {name: summary[name] for name in ("agents", "lift", "lift_searched", "rounds", "reward_model", "tokenizer")}
 
 

@@ -14,9 +14,10 @@ from feedgym.agents.cascade import Cascade
 from feedgym.agents.ranker import RankerSizes
 from feedgym.cli import MISTAKE, main
 from feedgym.experiments.align.agents import agents_of, read_config
-from feedgym.experiments.cascade.cost import cost_of
 from feedgym.experiments.cascade.experiment import build_ranker, plan, requests
-from feedgym.experiments.cascade.presets import COMPARISONS, CascadeRun, CostConfig, RankerStage
+from feedgym.experiments.cascade.presets import COMPARISONS, CascadeRun, RankerStage
+from feedgym.experiments.configs import CostConfig
+from feedgym.experiments.cost import cost_of
 from feedgym.experiments.run import Run
 from feedgym.plugins import BUILT_IN
 
@@ -92,7 +93,7 @@ def test_other_rules_keep_the_models_and_no_diversity_is_the_rankers_order(finis
         (["--cascade.candidates", "3"], "cascade.candidates=3"),
         (["--cascade.diversity", "-1"], "diversity=-1.0"),
         (["--against", "nowhere"], "nowhere holds no run"),
-        (["--cost.repeats", "0"], "cost.repeats=0"),
+        (["--judge.cost.repeats", "0"], "cost.repeats=0"),
         (["--ranker.epochs", "0"], "ranker.epochs=0"),
     ],
 )

@@ -19,19 +19,19 @@ from feedgym.data.requests import Requests
 from feedgym.envs.logging import collect_log
 from feedgym.envs.luck import user_seeds
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
-from feedgym.envs.truth import RewardWeights, reward_components, session_reward
+from feedgym.envs.truth import RewardWeights, reward_components, session_reward, true_value
 from feedgym.experiments import evaluate
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.configs import JudgeConfig
+from feedgym.experiments.controls import references, with_controls
 from feedgym.experiments.evaluate import (
     compared,
     judge_offline,
     judge_online,
     recall_ndcg,
-    references,
     top_items,
 )
-from feedgym.experiments.serve import METRICS, ServingRecord, readable, serve, session_diversity
+from feedgym.experiments.serve import METRICS, ServingRecord, _best_by_truth, readable, serve, session_diversity
 from feedgym.experiments.statistics import Ratio
 
 ITEMS, LENGTH, HISTORY, VISITS = 40, 4, 5, 6
@@ -48,6 +48,10 @@ def slate(profile, events, sharp=3):
 
 class Attentive:
     """Chooses by profile and by the length of the history, so that a mixed-up user is noticed."""
+
+    def sample(self, histories, n, generator):
+        return SessionBatch(item_ids_USK=self.recommend(histories).item_ids_USK.expand(-1, n, -1).clone(),
+                            logp_US=torch.zeros(len(histories), n))  # fmt: skip
 
     session_length = LENGTH
 
@@ -310,7 +314,9 @@ def judged(simulator, agents, users=20, **changes):
     config = AlignConfig(
         session_length=LENGTH, history_length=HISTORY, weights=WEIGHTS, judge=JudgeConfig(users=users, visits=2)
     )
-    return judge_online(simulator, agents, opinion, log, user_seeds(users, 0, "judge"), replace(config, **changes))
+    config = replace(config, **changes)
+    everyone = references(log, simulator.catalog, config) | with_controls(agents, opinion, config.judge)
+    return judge_online(simulator, everyone, opinion, log, user_seeds(users, 0, "judge"), config)
 
 
 def test_judges_of_a_simulator_that_keeps_some_apart_are_those():
@@ -325,7 +331,9 @@ def test_judges_of_a_simulator_that_keeps_some_apart_are_those():
 
 def test_a_judgement_holds_all_agents_all_metrics_and_visits_to_read():
     found = judged(ToyUsers(), {"base": Attentive(), "aligned": Attentive(sharp=7)})
-    assert found.keys() == {"agents", "lift", "by_visit", "samples", "judged_by"}
+    assert found.keys() == {"agents", "lift", "lifts", "by_visit", "samples", "judged_by"}
+    assert found["lifts"].keys() == {f"aligned over {name}" for name in ("random", "popular", "base")}
+    assert found["lifts"]["aligned over base"] == found["lift"]
     assert list(found["agents"]) == ["random", "popular", "base", "aligned"]
     for metrics in found["agents"].values():
         assert list(metrics)[: len(METRICS)] == list(METRICS)
@@ -350,6 +358,52 @@ def test_the_oracle_is_served_where_the_simulator_has_one_and_beats_those_who_kn
     assert list(agents)[-1] == "oracle"
     assert agents["oracle"]["true_reward"]["mean"] > agents["random"]["true_reward"]["mean"]
     assert agents["base"] == agents["random"]
+
+
+class Drawing:
+    """Draws sessions that depend on the profile; the first one is what it serves."""
+
+    session_length = LENGTH
+
+    def drawn(self, histories, n):
+        start_U11 = (histories.profile_UF[:, :1] * 5 + histories.mask_UT.sum(1, keepdim=True))[:, :, None]
+        items_USK = (start_U11 + 7 * torch.arange(n)[:, None] + 3 * torch.arange(LENGTH)) % ITEMS
+        return SessionBatch(item_ids_USK=items_USK, logp_US=torch.zeros(len(items_USK), n))
+
+    def recommend(self, histories):
+        return self.drawn(histories, 1)
+
+
+def test_the_best_of_n_is_served_by_the_reward_and_for_studies_by_the_truth():
+    judge = JudgeConfig(users=30, visits=3, best_of=(2, 8), study=True)
+    found = judged(ToyUsers(churn=0.0), {"base": Drawing(), "aligned": Attentive()}, users=30, judge=judge)
+    agents = found["agents"]
+    named = {f"{name}_best_of_{n}" for name in ("base", "aligned") for n in (2, 8)}
+    assert agents.keys() == {"random", "popular", "base", "aligned"} | named | {f"{name}_by_truth" for name in named}
+    opinions = [agents[name]["model_reward"]["mean"] for name in ("base", "base_best_of_2", "base_best_of_8")]
+    assert opinions == sorted(opinions) and opinions[2] > opinions[0]
+    truth = [agents[f"base{way}"]["true_reward"]["mean"] for way in ("", "_best_of_2_by_truth", "_best_of_8_by_truth")]
+    assert truth == sorted(truth) and truth[2] > max(truth[0], agents["base_best_of_8"]["true_reward"]["mean"])
+    pairs = {"aligned over base", "aligned over base_best_of_2", "aligned over base_best_of_8"}
+    assert found["by_visit"]["difference"].keys() == pairs
+
+
+def test_the_truth_chooses_among_draws_by_the_value_of_each_alone():
+    simulator = ToyUsers()
+    state = simulator.reset(SEEDS[:5])
+    histories = replace(toy_histories(5, num_items=ITEMS), profile_UF=torch.from_numpy(state.profile_UF))
+    chosen = _best_by_truth(Drawing(), simulator, 6, WEIGHTS)(histories, state).item_ids_USK[:, 0]
+    drawn = Drawing().drawn(histories, 6).item_ids_USK
+    for u in range(5):
+        one = simulator.reset(SEEDS[u : u + 1])
+        values = [true_value(simulator, one, drawn[u, s].numpy()[None, None], weights=WEIGHTS, replicas=8)[0, 0]
+                  for s in range(6)]  # fmt: skip
+        assert chosen[u].tolist() == drawn[u, int(np.argmax(values))].tolist()
+
+
+def test_a_study_of_no_sessions_is_refused():
+    with pytest.raises(ValueError, match=r"judge\.best_of sessions; give some"):
+        JudgeConfig(study=True)
 
 
 def test_popularity_counts_what_was_seen_not_what_was_served():
@@ -416,8 +470,9 @@ def test_a_catalogue_of_which_users_have_seen_nearly_all_can_be_judged_offline(m
     assert (top_items(agent, histories, NUM_ITEMS) == -1).any(), "some user must have too few items left"
     log = collect_log(ToyUsers(NUM_ITEMS), num_users=5, num_visits=2, session_length=K, seed=0)
     requests = Requests(sessions=None, histories=histories, targets_NK=torch.tensor([[4, 2, -1]] * 6))
-    found = judge_offline({"base": agent, "aligned": agent}, opinion, log, toy_catalog(NUM_ITEMS), requests,
-                          AlignConfig(session_length=K), "nobody")  # fmt: skip
+    config = AlignConfig(session_length=K)
+    agents = references(log, toy_catalog(NUM_ITEMS), config) | {"base": agent, "aligned": agent}
+    found = judge_offline(agents, opinion, toy_catalog(NUM_ITEMS), requests, config, "nobody")
     assert found["agents"]["random"]["recall@6 of next item"]["mean"] == 1, "it names the whole catalogue"
     assert 0 < found["agents"]["base"]["recall@6 of next item"]["mean"] < 1
     assert found["agents"]["base"] == found["agents"]["aligned"]
@@ -452,7 +507,8 @@ def test_offline_one_who_knows_the_future_is_told_from_one_who_does_not_whatever
     requests = Requests(sessions=None, histories=histories, targets_NK=targets_NK)
     agents = {"base": Knowing(requests, known=False), "aligned": Knowing(requests)}
     config = AlignConfig(session_length=K, history_length=HISTORY)
-    found = judge_offline(agents, opinion, log, simulator.catalog, requests, config, "what they watched next")
+    everyone = references(log, simulator.catalog, config) | agents
+    found = judge_offline(everyone, opinion, simulator.catalog, requests, config, "what they watched next")
     assert found["judged_by"] == "what they watched next"
     assert list(found["agents"]) == ["random", "popular", "base", "aligned"]
     foretold = ("recall@3 of session", "ndcg@3 of session", "recall@10 of next item", "ndcg@10 of next item")

@@ -35,12 +35,13 @@ OTHER: dict[str, list[Any]] = {
     "behaviours": [("like",)],
     "tasks": [("like",)],
     "stochastic_alpha": [1.5],
+    "best_of": [(4,)],
 }
 """Other values of fields whose type does not say which there are."""
 
-FIXED = {"against", "model_options.loss", "simulator_options", "reward_options"}
-"""Fields that no test here changes: a run's folder, the one loss by which HSTU learns sessions, and options of what has
-none."""
+FIXED = {"against", "model_options.loss", "simulator_options", "reward_options", "judge.best_of", "judge.study"}
+"""Fields that no test here changes: a run's folder, the one loss by which HSTU learns sessions, options of what has
+none, and what reinforcement learning has only beside the agents of another run."""
 
 SMOKES = {name: preset for name, preset in {**PRESETS, **COMPARISONS}.items() if name.endswith("-smoke")}
 
@@ -57,6 +58,8 @@ def bases():
         replace(SMOKES["onerec-ipa-smoke"](), simulator="my_lab.users:Child", simulator_options=None),
     )
     yield "without rounds", replace(PRESETS["onerec-ipa-smoke"](), rounds=replace(AlignConfig().rounds, num=0))
+    sampled = replace(SMOKES["onerec-ipa-smoke"]().judge, best_of=(2, 4))
+    yield "judged beside the best of a few", replace(SMOKES["onerec-ipa-smoke"](), judge=sampled)
     codes = {"tokenizer": "residual_kmeans", "tokenizer_options": ResidualKMeansConfig(num_codes=(8, 16))}
     yield "TIGER over balanced codes", replace(PRESETS["tiger-smoke"](), **codes)
     sasrec = PRESETS["sasrec-smoke"]()

@@ -67,7 +67,7 @@ def test_trainings_have_seeds_of_their_own():
 @pytest.mark.parametrize("name", RL_PRESETS)
 def test_presets_are_offered_and_come_back_from_a_run_folder(name, tmp_path):
     config = PRESETS[name]()
-    assert CONFIGS[type(config).__name__] is RLConfig and list(plan(config))[-1] == "judged"
+    assert CONFIGS[type(config).__name__] is RLConfig and list(plan(config))[-1] == "cost"
     Run(tmp_path / "run", config, plan(config), tracker=False).close()
     assert read_config(tmp_path / "run") == config
 

@@ -19,7 +19,7 @@ from feedgym.experiments.logs import simulator_key
 from feedgym.experiments.run import Plan, Run, json_of, read_about, read_product
 
 JSON = json_of(Any)
-PASSING = ("peak_memory_mb", "git_revision", "stages")
+PASSING = ("peak_memory_mb", "git_revision", "stages", "cost")
 """What summary.json says of how a run went, and not of what it found."""
 
 
@@ -285,12 +285,17 @@ def feedgym(*arguments):
 
 def figures(folder):
     found = json.loads((folder / "summary.json").read_text())
+    for metrics in found["agents"].values():
+        metrics.pop("cost_ms", None)  # measured
     return {name: value for name, value in found.items() if name not in PASSING}
 
 
 def contents(stages):
-    """The hashes of all products but the tokenizer, whose file has its metadata in any order."""
-    return {stage.name: read_mark(stage)["files"] for stage in stages.iterdir() if stage.name != "tokenizer"}
+    """The hashes of all products but the tokenizer, whose file has its metadata in any order, and what was timed."""
+    return {stage.name: read_mark(stage)["files"] for stage in stages.iterdir() if stage.name not in OF_THE_MOMENT}
+
+
+OF_THE_MOMENT = ("tokenizer", "cost")
 
 
 def test_the_command_line_shares_all_before_the_rounds_and_changes_no_figure(tmp_path, capfd):
@@ -301,7 +306,7 @@ def test_the_command_line_shares_all_before_the_rounds_and_changes_no_figure(tmp
     feedgym("run", *preset, "--rounds.num", 2, "--run", two, "--store", store)
     said = " ".join(capfd.readouterr().err.split())
     taken = {name for name in read_stages(two) if f"from the store {name} " in said}
-    assert taken == set(read_stages(one)) - {"judged"}
+    assert taken == set(read_stages(one)) - {"judged", "cost"}
     feedgym("run", *preset, "--rounds.num", 2, "--run", alone)
     assert figures(two) == figures(alone) and contents(two / "stages") == contents(alone / "stages")
     assert "store" not in read_about(alone) and not list(store.rglob("work"))

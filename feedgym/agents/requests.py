@@ -15,7 +15,7 @@ from feedgym.protocols import too_few
 
 def request_noise(histories: EventBatch, count: int, seed: int = 0) -> Tensor:
     """Uniform numbers in (0, 1), float32 [U, count], which depend on the request and on ``seed`` alone."""
-    key_U = luck.derive(_request_keys(histories), seed)
+    key_U = luck.derive(request_keys(histories), seed)
     position, channel = np.divmod(np.arange(count), luck.CHANNELS)
     return torch.from_numpy(luck.draw(key_U[:, None], position, channel))
 
@@ -55,7 +55,7 @@ def shown_mask(histories: EventBatch, num_items: int) -> Tensor:
     return found_UI.scatter_(1, shown_UT, True)[:, :-1]
 
 
-def _request_keys(histories: EventBatch) -> NDArray[np.uint64]:
+def request_keys(histories: EventBatch) -> NDArray[np.uint64]:
     """A number a request, from what the user did, who they are and the time of day."""
     items_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, -1)
     seconds_U1 = (histories.time_of_day_U * 3600).long()[:, None]

@@ -11,7 +11,7 @@ import tyro
 from feedgym.data.public.interactions import ReadOptions
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.plugins import fill_in
-from feedgym.ranges import Count, CountOrZero, NonNegative, Ranged, Seed, Visits
+from feedgym.ranges import Count, CountOrZero, Drawn, NonNegative, Passes, Ranged, Seed, Visits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,16 @@ class DataConfig(UsersConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CostConfig(Ranged):
+    """How the cost of a request is measured."""
+
+    requests: Count = 128
+    """Requests of a batch: the last ones of so many users of the log."""
+    repeats: Passes = 3
+    """Batches timed, of which the median counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class JudgeConfig(Ranged):
     """The users who judge the agents in the end. They are fresh: no stage before has seen them."""
 
@@ -98,3 +108,17 @@ class JudgeConfig(Ranged):
     beams: CountOrZero = 8
     """Agents serve sessions drawn as in a round. With beams they are judged a second time, serving the likeliest
     session that a search of this width finds: what alignment is worth to agents that choose sharply anyway. 0: no."""
+    best_of: tuple[Drawn, ...] = ()
+    """Judge base and aligned once more for each of these N, serving the best of N drawn sessions by the reward: what
+    the reward gives without any alignment. It takes N times as long to serve."""
+    study: bool = False
+    """Judge the best of those N sessions by the truth as well, which no platform could serve: what a perfect reward
+    would give."""
+
+    cost: CostConfig = field(default_factory=CostConfig)
+    """How the cost of a request is measured."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.study and not self.best_of:
+            raise ValueError("judge.study takes the best of judge.best_of sessions; give some, such as 16.")

@@ -16,16 +16,24 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
-from feedgym.agents.baselines import PopularRecommender, RandomRecommender
+from feedgym.agents.best_of import BestOf
 from feedgym.data.batches import EventBatch
-from feedgym.data.events import Catalog, Event, EventLog
+from feedgym.data.events import Catalog, EventLog
 from feedgym.data.requests import Requests
 from feedgym.envs.history import has_arrivals
 from feedgym.experiments.by_visit import told_by_visit
+from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.exposure import exposure_figures, shown_items, spread_figures
 from feedgym.experiments.progress import Step, progress
 from feedgym.experiments.run import Codec, NumberOrNone, json_of
-from feedgym.experiments.serve import JudgedConfig, ServingRecord, samples, serve_all, session_diversity
+from feedgym.experiments.serve import (
+    JudgedConfig,
+    ServingRecord,
+    best_of_name,
+    samples,
+    serve_all,
+    session_diversity,
+)
 from feedgym.experiments.statistics import Figure, Ratio, interval, lift, resampling_counts
 from feedgym.protocols import Recommender, SessionReward, UserSimulator
 
@@ -58,8 +66,8 @@ class Comparison(Judgement):
 JUDGED: Codec[Any] = json_of(Comparison)
 """How a judgement is kept."""
 
-PAIRS = (("aligned", "base"), ("aligned_searched", "base_searched"))
-"""Agents compared with each other."""
+READ = ("base", "aligned", "base_searched", "aligned_searched")
+"""Agents whose sessions people can read."""
 
 
 def judge_online(
@@ -70,29 +78,39 @@ def judge_online(
     seeds_U: NDArray[np.uint64],
     config: JudgedConfig,
 ) -> dict[str, Any]:
-    """Serve all agents and the references to the same users.
+    """Serve all agents to the same users.
 
     Args:
         simulator: the users.
-        agents: the agents to compare, "base" and "aligned" among them.
+        agents: the agents to compare and those beside them, "base" and "aligned" among them
+            (:mod:`feedgym.experiments.controls`).
         reward: the reward model.
-        log: what the popularity reference counts.
+        log: what was known before: what agents learned from.
         seeds_U: the users, whom nothing has been trained on.
         config: visits, lengths, weights, seed.
 
     Returns:
-        ``agents``, ``lift``, ``lift_searched``, ``by_visit``, ``samples`` and ``judged_by`` of the summary.
+        ``agents``, ``lift``, ``lift_searched``, ``lifts`` (of the aligned agent over each), ``by_visit``, ``samples``
+        and ``judged_by`` of the summary.
     """
-    served = serve_all(simulator, references(log, simulator.catalog, config) | agents, reward, seeds_U, config)
+    served = serve_all(simulator, agents, reward, seeds_U, config)
     figures = {
         name: {**result.ratios(), **exposure_of(result, simulator, log, config)} for name, result in served.items()
     }
+    counts_RU = resampling_counts(len(seeds_U), config.seed)
     return {
         **compared(figures, config.seed),
-        "by_visit": told_by_visit(served, PAIRS, resampling_counts(len(seeds_U), config.seed)),
-        "samples": samples({name: served[name] for name in agents}, simulator.catalog),
+        "lifts": lifts_over_each("aligned", figures, counts_RU),
+        "by_visit": told_by_visit(served, _pairs(config.judge), counts_RU),
+        "samples": samples({name: served[name] for name in READ if name in served}, simulator.catalog),
         "judged_by": judged_by(len(seeds_U), config),
     }
+
+
+def _pairs(judge: JudgeConfig) -> list[tuple[str, str]]:
+    """Agents whose difference is told visit by visit: what alignment gives, and what it gives beyond best of N."""
+    instead = [("aligned", best_of_name("base", n)) for n in judge.best_of]
+    return [("aligned", "base"), ("aligned_searched", "base_searched"), *instead]
 
 
 def exposure_of(
@@ -110,6 +128,22 @@ def judged_by(users: int, config: JudgedConfig) -> str:
     return f"{users:,} fresh users, served {config.judge.visits} visits each unless they left for good"
 
 
+def lifts_over_each(
+    ours: str, figures: Mapping[str, Mapping[str, Figure]], counts_RU: NDArray[np.float64]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The lifts of one agent over each of the others, by "ours over other", in all figures that both have."""
+    return {
+        f"{ours} over {name}": {
+            metric: gain
+            for metric, figure in other.items()
+            # A figure of which one of the two has no case, such as clicks on cold items, has no lift.
+            if metric in figures[ours] and (gain := lift(figures[ours][metric], figure, counts_RU)) is not None
+        }
+        for name, other in figures.items()
+        if name != ours
+    }
+
+
 def compared(ratios: Mapping[str, Mapping[str, Figure]], seed: int) -> dict[str, Any]:
     """Every agent's metrics with intervals, and the lifts of the aligned agents over their bases with paired ones."""
     # One set of resamples for all agents and metrics: the users are the same, so that lifts are paired.
@@ -121,29 +155,16 @@ def compared(ratios: Mapping[str, Mapping[str, Figure]], seed: int) -> dict[str,
     }
     lifts = {}
     for suffix in ("", "_searched"):
-        if f"base{suffix}" in ratios:
-            aligned, base = ratios[f"aligned{suffix}"], ratios[f"base{suffix}"]
-            # A figure of which one of the two has no case, such as clicks on cold items, has no lift.
-            shared = [metric for metric in base if metric in aligned]
-            gains = {metric: lift(aligned[metric], base[metric], counts_RU) for metric in shared}
-            lifts[f"lift{suffix}"] = {metric: value for metric, value in gains.items() if value is not None}
+        aligned, base = f"aligned{suffix}", f"base{suffix}"
+        if base in ratios:
+            both = {name: ratios[name] for name in (aligned, base)}
+            lifts[f"lift{suffix}"] = lifts_over_each(aligned, both, counts_RU)[f"{aligned} over {base}"]
     return {"agents": agents, **lifts}
-
-
-def references(log: EventLog, catalog: Catalog, config: JudgedConfig) -> dict[str, Recommender]:
-    """The agents that know nothing: random, and the most popular of what a user has not seen; both of what exists."""
-    seen = (log.event == Event.IMPRESSION) & log.examined
-    count_I = np.bincount(log.item_id[seen], minlength=catalog.num_items)
-    return {
-        "random": RandomRecommender(catalog.num_items, config.session_length, seed=config.seed, catalog=catalog),
-        "popular": PopularRecommender(torch.from_numpy(count_I), config.session_length, catalog=catalog),
-    }
 
 
 def judge_offline(
     agents: dict[str, Recommender],
     reward: SessionReward,
-    log: EventLog,
     catalog: Catalog,
     requests: Requests,
     config: JudgedConfig,
@@ -156,16 +177,15 @@ def judge_offline(
     catalogue and its creators.
 
     Args:
-        agents: the agents to compare, "base" and "aligned" among them.
+        agents: the agents to compare and those beside them, "base" and "aligned" among them.
         reward: the reward model.
-        log: what the popularity reference counts: what agents may learn from, and nothing that is held out.
         catalog: the items.
         requests: one held-out request a user.
         config: lengths and seed.
         judged_by: who they are, in words.
     """
     ratios = {}
-    for name, agent in (references(log, catalog, config) | agents).items():
+    for name, agent in agents.items():
         with progress(f"Testing {name}") as step:
             ratios[name] = _offline_ratios(agent, reward, catalog, requests, step)
     return {**compared(ratios, config.seed), "judged_by": judged_by}
@@ -202,9 +222,12 @@ def _offline_ratios(
 def top_items(agent: Any, histories: EventBatch, n: int) -> torch.Tensor:
     """The ``n`` items [U, n] an agent holds likeliest to come next, best first, -1 where a search finds no more.
 
-    A generative agent's are the ``n`` best sessions of one item, another's the session of ``n`` items it would serve.
+    A generative agent's are the ``n`` best sessions of one item, another's the session of ``n`` items it would serve;
+    those of best of N are its agent's.
     """
-    agent = copy.copy(agent)  # the caller's goes on with sessions of its own length
+    agent = copy.copy(
+        agent.agent if isinstance(agent, BestOf) else agent
+    )  # the caller's goes on with sessions of its own length
     if hasattr(agent, "beams"):
         agent.session_length = 1
         items_US = agent.beams(histories, n).item_ids_USK[:, :, 0]

@@ -28,10 +28,14 @@ from feedgym.experiments.page import (
     with_ends,
 )
 from feedgym.experiments.report_agents import agent_label, last_difference, ordered, visits_plot, visits_tables
+from feedgym.experiments.report_front import front_plot
 from feedgym.experiments.run import Run, write_text
 from feedgym.experiments.serve import FIRST_REWARD, FIRST_VISITS
 
 Summary = Mapping[str, Any]
+
+OURS = ("aligned", "base")
+"""Who is compared with whom where a summary does not say."""
 
 LABELS = {
     "true_reward": "true reward a visit",
@@ -131,6 +135,7 @@ def write_report(summary: Summary, folder: Path) -> Path:
     sections = [
         _headline(summary),
         section(f"Judged by {summary['judged_by']}", _bars(agents, _first_metrics(agents)), _agents_table(summary)),
+        section("True reward against the cost of a request", front_plot(agents)),
         section("Visit by visit", visits_plot(summary.get("by_visit")), visits_tables(summary.get("by_visit"))),
         section("Over the trainings", _seeds_table(summary.get("over_seeds"))),
         section("Learning", _learning_plot(summary.get("learning"), summary.get("learning_names"))),
@@ -174,7 +179,7 @@ def agents_table(summary: Summary) -> Table:
 
 def _contest_table(summary: Summary) -> Table:
     """Many agents, one a row, with the lift of the agent that the contest is about over each of them."""
-    agents, ours = summary["agents"], summary["lift_names"][0]
+    agents, ours = summary["agents"], summary.get("lift_names", OURS)[0]
     title, caption = escape(summary["title"]), escape(f"{_lift_sentence(summary)}; lift: {ours} over each")
     table = Table(title=title, caption=caption, caption_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
     table.add_column("", no_wrap=True)
@@ -184,7 +189,7 @@ def _contest_table(summary: Summary) -> Table:
         cells = [agents[name].get(metric) for metric in SHORT]
         lifted = summary["lifts"].get(f"{ours} over {name}", {}).get("true_reward")
         change = "-" if lifted is None else f"{lifted['mean']:+.1%}"
-        table.add_row(agent_label(name), *("-" if v is None else number(v["mean"]) for v in cells), change)
+        table.add_row(name.replace("_", " "), *("-" if v is None else number(v["mean"]) for v in cells), change)
     return table
 
 
@@ -222,7 +227,7 @@ def _change(summary: Summary, metric: str, lift: str = "lift") -> str:
 
 def _lift_name(summary: Summary) -> str:
     """Who is compared with whom."""
-    return " over ".join(summary.get("lift_names", ("aligned", "base")))
+    return " over ".join(summary.get("lift_names", OURS))
 
 
 def _lift_sentence(summary: Summary) -> str:

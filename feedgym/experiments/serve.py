@@ -16,11 +16,12 @@ import torch
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
+from feedgym.agents.best_of import best, drawn
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
 from feedgym.envs.feed import FeedVectorEnv, event_batch, judging
 from feedgym.envs.logging import event_log
-from feedgym.envs.truth import RewardWeights
+from feedgym.envs.truth import RewardWeights, true_value
 from feedgym.envs.visits import Visits
 from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.progress import Step, progress
@@ -108,6 +109,12 @@ METRICS = (
 FIRST_VISITS = 8
 FIRST_REWARD = f"true_reward_first_{FIRST_VISITS}"
 """The mean true reward of the first visits, told beside that of all: figures were once those of 8 visits."""
+
+STUDIED = {"base", "aligned"}
+"""Agents whose best of N draws by the truth is served in studies."""
+
+TRUTH_REPLICAS = 8
+"""Answers from which the true value of a drawn session is averaged."""
 
 READ_USERS = 3
 """Users whose sessions people can read in the report."""
@@ -255,13 +262,19 @@ def serve_all(
     seeds_U: NDArray[np.uint64],
     config: JudgedConfig,
 ) -> dict[str, ServingRecord]:
-    """Serve every agent, and the oracle where the simulator has one, to the same users with the same luck."""
+    """Serve every agent to the same users with the same luck, and with them what the truth alone can choose.
+
+    That is the oracle, where the simulator has one, and for studies the best of N draws of base and aligned.
+    """
     choices = {name: _serving(agent) for name, agent in agents.items()}
     simulator = judging(simulator)
     if config.judge.first_day:
         simulator = starting(simulator, config.judge.first_day)
     if hasattr(simulator, "oracle"):
         choices["oracle"] = _oracle(simulator, config.session_length)
+    for n in config.judge.best_of if config.judge.study else ():
+        for name in STUDIED & agents.keys():
+            choices[f"{best_of_name(name, n)}_by_truth"] = _best_by_truth(agents[name], simulator, n, config.weights)
     served = {}
     for name, choose in choices.items():
         with progress(f"Judging {name}") as step:
@@ -308,6 +321,22 @@ def _oracle(simulator: Any, session_length: int) -> Choose:
     def choose(histories: EventBatch, state: Any) -> SessionBatch:
         items_U1K = torch.from_numpy(simulator.oracle(state, session_length))[:, None]
         return SessionBatch(item_ids_USK=items_U1K, logp_US=torch.full(items_U1K.shape[:2], torch.nan))
+
+    return choose
+
+
+def best_of_name(agent: str, n: int) -> str:
+    """The name of an agent that serves the best of N drawn sessions."""
+    return f"{agent}_best_of_{n}"
+
+
+def _best_by_truth(agent: Recommender, simulator: UserSimulator, n: int, weights: RewardWeights) -> Choose:
+    def choose(histories: EventBatch, state: Any) -> SessionBatch:
+        sessions = drawn(agent, histories, n)
+        # The truth is an expectation: its replicas' luck has nothing to do with what the user will really meet.
+        items_USK = sessions.item_ids_USK.numpy()
+        value_US = true_value(simulator, state, items_USK, weights=weights, replicas=TRUTH_REPLICAS)
+        return best(sessions, torch.from_numpy(value_US))
 
     return choose
 

@@ -109,7 +109,7 @@ def _run_show(folder: Path, which: str, visits: int, trust: bool) -> WatchedAgen
     from feedgym.experiments.align.agents import (
         agents_of,  # these two bring in all models, which take seconds to import
     )
-    from feedgym.experiments.evaluate import references
+    from feedgym.experiments.controls import references
 
     finished = agents_of(folder, trust=trust)
     config, users = finished.config, getattr(finished.world, "simulator", None)

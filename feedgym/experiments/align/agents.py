@@ -166,19 +166,18 @@ def tokenizer_codec(config: AlignConfig) -> Codec[CodeTokenizer]:
 
 
 def recommender_of(
-    config: AlignConfig, model: Any, tokenizer: CodeTokenizer, catalog: Catalog, beams: int = 0
+    config: AlignConfig, model: Any, tokenizer: CodeTokenizer, catalog: Catalog
 ) -> GenerativeRecommender:
-    """A run's model as the agent that its rounds sample from and its judge serves.
+    """A run's model as the agent that its rounds sample from and its judge serves: it serves drawn sessions.
 
     Args:
         config: the experiment.
         model: base or a snapshot.
         tokenizer: the run's.
         catalog: the run's; where items come and go, those that do not exist at a request are not served.
-        beams: width of the search by which it serves; 0 serves sessions drawn as in a round.
     """
     kind = Searching if config.rounds.beams else GenerativeRecommender
-    options: dict[str, Any] = {"num_beams": beams, "catalog": catalog}
+    options: dict[str, Any] = {"num_beams": 0, "catalog": catalog}
     # Its sessions are sampled in actors that have no GPU, also after a training on one.
     return kind(model, tokenizer.trie(), config.session_length, config.sampling, **options, device="cpu")
 

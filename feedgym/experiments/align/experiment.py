@@ -26,6 +26,7 @@ from feedgym.agents.check import same_weights
 from feedgym.agents.generation import GenerativeRecommender
 from feedgym.agents.pretrain import SessionDataset, pretrain
 from feedgym.data.parquet import read_batch, write_batch
+from feedgym.data.requests import last_requests
 from feedgym.experiments.align.agents import (
     model_codec,
     new_model,
@@ -37,6 +38,9 @@ from feedgym.experiments.align.agents import (
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.align.rounds import SampledRound, cloud, round_metrics, sample_round
 from feedgym.experiments.align.world import Pool, plan_world, world_of
+from feedgym.experiments.configs import CostConfig
+from feedgym.experiments.controls import references, with_controls
+from feedgym.experiments.cost import COSTS, MEASURED_HERE, costs, with_costs
 from feedgym.experiments.evaluate import JUDGED
 from feedgym.experiments.exposure import FEW
 from feedgym.experiments.logs import LOG
@@ -78,7 +82,9 @@ def plan(config: AlignConfig) -> Plan:
             snapshot = plan.stage(
                 f"aligned-{t + 1}", [key_of("method", config.method), config.method_options], (sampled,)
             )
-    plan.stage("judged", [config.judge, *scored, config.rounds.beams], (base, snapshot, reward))
+    alike = replace(config.judge, cost=CostConfig())
+    judged = plan.stage("judged", [alike, *scored, config.rounds.beams], (base, snapshot, reward))
+    plan.stage("cost", config.judge.cost, (judged,), MEASURED_HERE)
     return plan
 
 
@@ -113,8 +119,8 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     reward_figures = run.stage("reward-check", lambda _: reward_check(reward.value, pool), FIGURES)
     score = reward_of(config, pool.known, pool.catalog, reward.value)
 
-    def agent(model: Any, beams: int = 0) -> GenerativeRecommender:
-        return recommender_of(config, model, tokenizer.value, pool.catalog, beams)
+    def agent(model: Any) -> GenerativeRecommender:
+        return recommender_of(config, model, tokenizer.value, pool.catalog)
 
     sample = partial(
         sample_round, config.rounds, pool, world, rollouts, base=agent(base.value), reward=score, seed=config.seed
@@ -140,14 +146,15 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
                 rounds[-1] |= aligned.value[1]
             run.log({f"round/{name}": value for name, value in rounds[-1].items()}, step=t)
 
-    compared: dict[str, Recommender] = {"base": agent(base.value), "aligned": agent(snapshot.value)}
-    if beams := config.judge.beams:
-        compared |= {"base_searched": agent(base.value, beams), "aligned_searched": agent(snapshot.value, beams)}
-    judged = run.stage("judged", lambda _: world.judge(compared, score, pool), JUDGED)
+    ours: dict[str, Recommender] = {"base": agent(base.value), "aligned": agent(snapshot.value)}
+    everyone = references(pool.known, pool.catalog, config) | with_controls(ours, score, config.judge)
+    judged = run.stage("judged", lambda _: world.judge(everyone, score, pool), JUDGED)
+    asked = last_requests(pool.rate).histories
+    cost = run.stage("cost", lambda _: costs(everyone, asked, config.judge.cost), COSTS)
     summary = {
         "title": world.title,
         "note": world.note,
-        **judged.value,
+        **with_costs(judged.value, cost.value),
         "rounds": rounds,
         "scatter": clouds if clouds[0] else [],
         "reward_model": reward_figures.value,

@@ -120,6 +120,8 @@ class AlignConfig(UsersConfig):
         super().__post_init__()
         if self.split == "time" and self.data is None:
             raise ValueError("split='time' cuts a recorded log; give one with --data, or leave it 'users'.")
+        if self.judge.study and self.data is not None:
+            raise ValueError("judge.study asks for the truth, which no recorded log holds; leave it out.")
         if self.model == "hstu" and self.tokenizer != "item_id":
             raise ValueError(f"HSTU writes item ids and not the codes of tokenizer={self.tokenizer!r}; choose item_id.")
         if self.model == "hstu" and self.model_options.loss != "ce":

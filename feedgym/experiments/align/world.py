@@ -262,7 +262,7 @@ class Recorded:
         if self.config.split == "time":
             users, when = f"{len(requests):,} users", "after the moment at which training ends"
         judged_by = f"what {users} watched {when}"
-        return judge_offline(agents, reward, pool.known, pool.catalog, requests, self.config, judged_by)
+        return judge_offline(agents, reward, pool.catalog, requests, self.config, judged_by)
 
 
 def world_of(config: AlignConfig, trust: bool = False) -> World:

@@ -9,7 +9,6 @@ candidates, and ``cascade`` lets the re-rank rule choose among these.
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from typing_extensions import TypedDict
 
 from feedgym import plugins
 from feedgym.agents.cascade import Cascade
@@ -28,8 +26,7 @@ from feedgym.agents.sequences import ScoreRecommender
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
 from feedgym.data.ranking import ranking_requests
-from feedgym.data.requests import LogAndItems, Requests, last_requests
-from feedgym.data.sessions import logged_sessions
+from feedgym.data.requests import LogAndItems
 from feedgym.data.whole import WORK
 from feedgym.envs.history import has_arrivals
 from feedgym.envs.luck import user_seeds
@@ -38,9 +35,11 @@ from feedgym.experiments.align.experiment import align
 from feedgym.experiments.align.experiment import plan as align_plan
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.by_visit import told_by_visit
-from feedgym.experiments.cascade.cost import cost_of
 from feedgym.experiments.cascade.presets import CascadeRun, RankerStage
-from feedgym.experiments.evaluate import JUDGED, Table, exposure_of, judged_by, references
+from feedgym.experiments.configs import CostConfig
+from feedgym.experiments.controls import references, with_controls
+from feedgym.experiments.cost import COSTS, MEASURED_HERE, asked, costs, told, with_costs
+from feedgym.experiments.evaluate import JUDGED, exposure_of, judged_by, lifts_over_each
 from feedgym.experiments.logs import LOG
 from feedgym.experiments.presets import PRESETS
 from feedgym.experiments.progress import progress
@@ -50,24 +49,13 @@ from feedgym.experiments.retrieval.agents import model_stage
 from feedgym.experiments.retrieval.data import RetrievalData
 from feedgym.experiments.retrieval.experiment import iteration_row
 from feedgym.experiments.retrieval.presets import RetrievalConfig
-from feedgym.experiments.run import Codec, FinishedStage, Plan, Run, StageReached, json_of, with_curve
+from feedgym.experiments.run import Codec, FinishedStage, Plan, Run, StageReached, with_curve
 from feedgym.experiments.serve import samples, serve_all
-from feedgym.experiments.statistics import interval, lift, resampling_counts
+from feedgym.experiments.statistics import interval, resampling_counts
 from feedgym.protocols import Recommender
 
 OPPONENT = "aligned"
 """The agent that the cascade's lift is taken over; the others stand in ``lifts``."""
-
-
-class Costs(TypedDict):
-    """The stage of the costs, as :func:`costs` makes it."""
-
-    agents: dict[str, Table]
-    requests: int
-    threads: int
-
-
-COSTS: Codec[Any] = json_of(Costs)
 
 
 def plan(config: CascadeRun) -> Plan:
@@ -85,9 +73,8 @@ def plan(config: CascadeRun) -> Plan:
     retriever = plan.stage("retriever", [config.retriever, config.seed], (log,))
     ranker = plan.stage("ranker", [config.ranker, config.seed], (log,))
     cascade = plan.stage("cascade", config.cascade, (retriever, ranker))
-    judged = plan.stage("judged", config.judge, (cascade,))
-    own = "What a request costs is measured on this machine"
-    plan.stage("cost", [config.cost, config.judge.beams], (judged,), own)
+    judged = plan.stage("judged", replace(config.judge, cost=CostConfig()), (cascade,))
+    plan.stage("cost", config.judge.cost, (judged,), MEASURED_HERE)
     return plan
 
 
@@ -112,15 +99,12 @@ def experiment(config: CascadeRun, run: Run) -> dict[str, Any]:
         lambda _: Cascade(*models, finished.catalog, align_config.session_length, config.cascade, align_config.weights),
         Codec(lambda agent, folder: agent.save(folder), Cascade.load),
     )
-    agents = contestants(finished.agents, cascade.value, config.judge.beams)
+    agents = references(finished.log, finished.catalog, align_config)
+    agents |= with_controls(finished.agents, finished.reward, config.judge) | grown(cascade.value)
     judged = run.stage("judged", lambda _: judge(agents, finished, align_config), JUDGED)
     cost = run.stage(
         "cost",
-        lambda _: costs(
-            references(finished.log, finished.catalog, align_config) | agents,
-            requests(finished, config.cost.requests),
-            config.cost.repeats,
-        ),
+        lambda _: costs(agents, requests(finished, config.judge.cost.requests), config.judge.cost),
         COSTS,
     )
     summary = summarised(config, finished, judged.value, cost.value) | {
@@ -236,15 +220,12 @@ def build_ranker(config: RankerStage, log: EventLog, catalog: Catalog, history_l
 # ---------------------------------------------------------------- judgement
 
 
-def contestants(end_to_end: Mapping[str, Recommender], cascade: Cascade, beams: int) -> dict[str, Recommender]:
-    """Everyone who is judged besides the references: the end-to-end agents, and the cascade grown part by part."""
-    agents = dict(end_to_end)
-    for name, agent in end_to_end.items() if beams else ():
-        searched: Any = copy.copy(agent)
-        searched.num_beams = beams
-        agents[f"{name}_searched"] = searched
+def grown(cascade: Cascade) -> dict[str, Recommender]:
+    """The cascade, grown part by part."""
     retriever: Any = cascade.retriever
-    agents["retrieved"] = ScoreRecommender(retriever, cascade.session_length, catalog=cascade.catalog)
+    agents: dict[str, Recommender] = {
+        "retrieved": ScoreRecommender(retriever, cascade.session_length, catalog=cascade.catalog)
+    }
     if cascade.config.diversity:
         parts = (cascade.retriever, cascade.ranker, cascade.catalog, cascade.session_length)
         agents["ranked"] = Cascade(*parts, replace(cascade.config, diversity=0.0), cascade.weights)
@@ -260,23 +241,13 @@ def judge(agents: Mapping[str, Recommender], finished: FinishedRun, config: Alig
     """
     simulator = finished.world.simulator  # type: ignore[attr-defined]  # check() left no other worlds
     seeds_U = user_seeds(config.judge.users, config.seed + config.judge.seed, "judge")
-    everyone = references(finished.log, finished.catalog, config) | dict(agents)
-    served = serve_all(simulator, everyone, finished.reward, seeds_U, config)
+    served = serve_all(simulator, agents, finished.reward, seeds_U, config)
     figures = {
         name: {**result.ratios(), **exposure_of(result, simulator, finished.log, config)}
         for name, result in served.items()
     }
     counts_RU = resampling_counts(len(seeds_U), config.seed)
-    ours = figures["cascade"]
-    lifts = {
-        f"cascade over {name}": {
-            metric: gain
-            for metric, figure in other.items()
-            if metric in ours and (gain := lift(ours[metric], figure, counts_RU)) is not None
-        }
-        for name, other in figures.items()
-        if name != "cascade"
-    }
+    lifts = lifts_over_each("cascade", figures, counts_RU)
     read = {name: served[name] for name in ("base", "aligned", "cascade")}
     return {
         "agents": {
@@ -292,44 +263,27 @@ def judge(agents: Mapping[str, Recommender], finished: FinishedRun, config: Alig
     }
 
 
-def costs(agents: Mapping[str, Recommender], histories: EventBatch, repeats: int) -> dict[str, Any]:
-    """What a request costs each agent, all measured in one go at one batch."""
-    cost_by_agent = {}
-    with progress("Timing requests") as step:
-        for done, (name, agent) in enumerate(agents.items()):
-            cost_by_agent[name] = cost_of(agent, histories, repeats)
-            step(done + 1, len(agents))
-    return {"agents": cost_by_agent, "requests": len(histories), "threads": torch.get_num_threads()}
-
-
 def requests(finished: FinishedRun, wanted: int) -> EventBatch:
     """The last requests of the log's first users."""
-    data = (finished.log, finished.catalog)
-    sessions = logged_sessions(finished.log, finished.config.session_length)
-    first = sessions.rows(sessions.user_idx_N < wanted)
+    lengths = finished.config.session_length, finished.config.history_length
     dated = has_arrivals(finished.world.simulator)  # type: ignore[attr-defined]
-    every = Requests.of(data, first, finished.config.history_length, dated=dated)
-    return last_requests(every).histories
+    return asked((finished.log, finished.catalog), *lengths, wanted, dated=dated)
 
 
 def summarised(
     config: CascadeRun, finished: FinishedRun, judged: Mapping[str, Any], cost: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What summary.json says of the contest."""
-    agents = {name: metrics | cost["agents"].get(name, {}) for name, metrics in judged["agents"].items()}
     simulator = finished.world.simulator  # type: ignore[attr-defined]
     rule = f"{config.cascade.rule}, diversity {config.cascade.diversity:g}"
     model = plugins.title_of("model", finished.config.model)
     note = (
         f"The cascade ranks {config.cascade.candidates} candidates of HSTU by {config.ranker.label} and orders them by "
         f"{rule}. {model} (base) and {model} + IPA (aligned) serve drawn sessions; as _searched the best of a beam "
-        f"search. Cost a request: batches of {cost['requests']}, {cost['threads']} thread(s), median of "
-        f"{config.cost.repeats} with fastest and slowest; MFLOP count products of matrices alone."
+        f"search. {told(cost)}"
     )
     return {
         "title": f"Cascade against {model} on {type(simulator).__name__}, simulated users",
         "note": note,
-        **judged,
-        "agents": agents,
-        "cost": cost,
+        **with_costs(judged, cost),
     }

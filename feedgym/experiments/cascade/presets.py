@@ -11,9 +11,9 @@ from feedgym.agents.cascade import CascadeConfig
 from feedgym.agents.fit import FitConfig
 from feedgym.agents.hstu import HSTUSizes
 from feedgym.agents.ranker import RankerSizes
-from feedgym.experiments.configs import JudgeConfig
+from feedgym.experiments.configs import CostConfig, JudgeConfig
 from feedgym.experiments.retrieval.presets import HSTURun, hstu_retrieval_small, hstu_retrieval_smoke
-from feedgym.ranges import Count, CountOrZero, Length, Passes, Ranged, Seed, SplitShare
+from feedgym.ranges import CountOrZero, Length, Passes, Ranged, Seed, SplitShare
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +73,6 @@ class RankerStage(Ranged):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CostConfig(Ranged):
-    """How the cost of a request is measured."""
-
-    requests: Count = 256
-    """Requests of a batch: the last ones of so many users of the log."""
-    repeats: Passes = 5
-    """Batches timed, of which the median counts."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class CascadeRun(Ranged):
     """A cascade (retrieve, rank, re-rank) against an end-to-end agent in one simulator, with what a request costs each.
 
@@ -105,8 +95,6 @@ class CascadeRun(Ranged):
     """How many candidates are ranked, and how a session is made of them."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """Who judges."""
-    cost: CostConfig = field(default_factory=CostConfig)
-    """How the cost of a request is measured."""
 
     def code(self) -> list[tuple[str, str | None]]:
         """What it names besides data; see :mod:`feedgym.trust`."""
@@ -129,8 +117,7 @@ def cascade_smoke() -> CascadeRun:
         ),
         ranker=RankerStage(model=RankerSizes(d_model=8, num_layers=1), epochs=1),
         cascade=CascadeConfig(candidates=20, diversity=0.2),
-        judge=JudgeConfig(users=12, visits=2, beams=2),
-        cost=CostConfig(requests=8, repeats=2),
+        judge=JudgeConfig(users=12, visits=2, beams=2, cost=CostConfig(requests=8, repeats=2)),
     )
 
 

@@ -9,9 +9,8 @@ by Student's t over their means.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,15 +20,19 @@ import torch
 
 from feedgym.agents.rl_recommender import RLlibRecommender
 from feedgym.agents.rl_settings import CLONES, OFFLINE
+from feedgym.data.batches import EventBatch
 from feedgym.data.events import Catalog, EventLog
+from feedgym.envs.history import has_arrivals
 from feedgym.envs.logging import collect_log
 from feedgym.envs.luck import user_seeds
 from feedgym.envs.recorder import transitions
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.align.agents import FinishedRun, agents_of, key_of
 from feedgym.experiments.by_visit import told_by_visit
-from feedgym.experiments.configs import JudgeConfig
-from feedgym.experiments.evaluate import JUDGED, judged_by, references
+from feedgym.experiments.configs import CostConfig, JudgeConfig
+from feedgym.experiments.controls import references, with_controls
+from feedgym.experiments.cost import COSTS, MEASURED_HERE, asked, costs, told, with_costs
+from feedgym.experiments.evaluate import JUDGED, judged_by
 from feedgym.experiments.logs import LOG
 from feedgym.experiments.progress import progress
 from feedgym.experiments.report import conclude
@@ -98,7 +101,8 @@ def plan(config: RLConfig) -> Plan:
         plan.stage(f"trained-{n}", [world, config.train, config.sizes, n], parents, own)
         for n in range(config.num_seeds)
     ]
-    plan.stage("judged", [world, config.judge], (log, *trained))
+    judged = plan.stage("judged", [world, replace(config.judge, cost=CostConfig())], (log, *trained))
+    plan.stage("cost", config.judge.cost, (judged,), MEASURED_HERE)
     return plan
 
 
@@ -124,10 +128,14 @@ def experiment(config: RLConfig, run: Run) -> dict[str, Any]:
     arena = arena_of(config, task, log, finished)
     agents = {f"{config.train.algorithm}-{n}": stage.value[0] for n, stage in enumerate(trained)}
     judged = run.stage("judged", lambda _: judge(config.train.algorithm, agents, arena), JUDGED)
+    cost = run.stage(
+        "cost", lambda _: costs(*asked_of(arena, config.train.algorithm, agents), config.judge.cost), COSTS
+    )
     summary = {
         "title": f"{config.train.algorithm.upper()} on {config.env}",
-        "note": f"{config.num_seeds} training(s) of {config.train.iterations} iterations; judged by the truth alone.",
-        **judged.value,
+        "note": f"{config.num_seeds} training(s) of {config.train.iterations} iterations; judged by the truth alone. "
+        f"{told(cost.value)}",
+        **with_costs(judged.value, cost.value),
         "learning": [stage.value[1] for stage in trained],
         "seed": config.seed,
         **run.facts(),
@@ -179,12 +187,7 @@ def arena_of(config: RLConfig, task: Task, log: FinishedStage, finished: Finishe
     """Who judges, and who else is judged."""
     others: dict[str, Recommender] = {}
     if finished is not None:
-        others |= finished.agents
-        for name, agent in finished.agents.items() if config.judge.beams else ():
-            if hasattr(agent, "num_beams"):
-                searched: Any = copy.copy(agent)
-                searched.num_beams = config.judge.beams
-                others[f"{name}_searched"] = searched
+        others |= with_controls(finished.agents, finished.reward, config.judge)
     worthless = not any(vars(task.reward).values())  # the return alone is rewarded, and not through the weights
     return Arena(
         task=task,
@@ -278,6 +281,16 @@ def judge(algorithm: str, agents: Mapping[str, RLlibRecommender], arena: Arena) 
 def _ratios(served: ServingRecord) -> dict[str, Ratio]:
     total_U = served.sums["true_reward"]
     return served.ratios() | {VISITS_METRIC: Ratio(total_U, np.ones_like(total_U))}
+
+
+def asked_of(
+    arena: Arena, algorithm: str, agents: Mapping[str, RLlibRecommender]
+) -> tuple[dict[str, Recommender], EventBatch]:
+    """Whose cost is measured, the first training for all of them, and on which requests."""
+    everyone = references(arena.log, arena.catalog, arena) | dict(arena.others)
+    lengths, dated = (arena.session_length, arena.history_length), has_arrivals(arena.task.simulator)
+    histories = asked((arena.log, arena.catalog), *lengths, arena.judge.cost.requests, dated=dated)
+    return everyone | {algorithm: next(iter(agents.values()))}, histories
 
 
 def mean_of(records: Sequence[ServingRecord]) -> ServingRecord:

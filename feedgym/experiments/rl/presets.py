@@ -47,6 +47,8 @@ class RLConfig(Ranged):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.options()
+        if self.judge.best_of and self.against is None:
+            raise ValueError("judge.best_of wants agents and a reward model; name a finished run by --against.")
 
     def options(self) -> dict[str, Any]:
         """Keywords of the environment, where they differ from those it is registered with."""

@@ -1,0 +1,90 @@
+"""Best of N: an agent draws N sessions at each request, and the one that a reward scores best is served.
+
+The control that every alignment is measured against (Stiennon et al., arXiv:2009.01325, §4.1): it needs no training,
+and pays for it at every request. Nothing is known of its log-probabilities, which are NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from feedgym.agents.requests import request_keys
+from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.protocols import Recommender, SessionReward
+
+ROWS_PER_BLOCK = 4096
+"""Sessions drawn and scored at a time; keeps memory low."""
+
+
+class BestOf:
+    """Serves the best of N drawn sessions.
+
+    Args:
+        agent: draws them. Its method ``drawn(histories, n)``, if it has one, draws by random numbers that belong to the
+            request. Any other agent is asked request by request for samples, by a generator that the request seeds,
+            which takes longer.
+        reward: scores them; of equal scores the first drawn is served.
+        n: N, sessions drawn at a request.
+
+    Raises:
+        ValueError: N is below 1.
+    """
+
+    def __init__(self, agent: Recommender, reward: SessionReward, n: int) -> None:
+        if n < 1:
+            raise ValueError(f"best_of={n} sessions leave none to serve; give 1 or more.")
+        self.agent, self.reward, self.n = agent, reward, n
+
+    @property
+    def session_length(self) -> int:
+        """K, that of the agent."""
+        return self.agent.session_length
+
+    def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
+        """``n`` sessions a user, each the best of N of its own."""
+        size = max(1, ROWS_PER_BLOCK // (n * self.n))
+        return SessionBatch.cat(
+            [
+                self._best(block, self.agent.sample(block, n * self.n, generator), n)
+                for block in _blocks(histories, size)
+            ]
+        )
+
+    def recommend(self, histories: EventBatch) -> SessionBatch:
+        """The best of N sessions, the same for the same request."""
+        size = max(1, ROWS_PER_BLOCK // self.n)
+        return SessionBatch.cat(
+            [self._best(block, drawn(self.agent, block, self.n), 1) for block in _blocks(histories, size)]
+        )
+
+    def _best(self, histories: EventBatch, sessions: SessionBatch, n: int) -> SessionBatch:
+        return best(sessions, self.reward(histories, sessions), n)
+
+
+def drawn(agent: Any, histories: EventBatch, n: int) -> SessionBatch:
+    """``n`` sessions a user by random numbers that belong to the request: the same for the same request."""
+    if hasattr(agent, "drawn"):
+        return agent.drawn(histories, n)
+    keys = (int(key) >> 1 for key in request_keys(histories))
+    sampled = [agent.sample(histories.rows([u]), n, torch.Generator().manual_seed(key)) for u, key in enumerate(keys)]
+    return SessionBatch.cat(sampled)
+
+
+def best(sessions: SessionBatch, score_US: torch.Tensor, n: int = 1) -> SessionBatch:
+    """Of each user's sessions, in ``n`` groups as they come, the best-scored of each group.
+
+    Args:
+        sessions: S of U users, n dividing S.
+        score_US: their scores.
+        n: sessions that are left of each user.
+    """
+    items_USNK = sessions.item_ids_USK.unflatten(1, (n, -1))
+    best_US = score_US.unflatten(1, (n, -1)).argmax(dim=2)
+    items_USK = items_USNK.take_along_dim(best_US[:, :, None, None], dim=2).squeeze(2)
+    return SessionBatch(item_ids_USK=items_USK, logp_US=torch.full(items_USK.shape[:2], torch.nan))
+
+
+def _blocks(histories: EventBatch, size: int) -> list[EventBatch]:
+    return [histories.rows(slice(low, low + size)) for low in range(0, len(histories), size)]

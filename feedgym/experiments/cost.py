@@ -1,0 +1,106 @@
+"""What a request costs an agent: measured milliseconds, and the arithmetic of its products counted by torch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from typing_extensions import TypedDict
+
+from feedgym.data.batches import EventBatch
+from feedgym.data.requests import LogAndItems, Requests, last_requests
+from feedgym.data.sessions import logged_sessions
+from feedgym.experiments.configs import CostConfig
+from feedgym.experiments.progress import progress
+from feedgym.experiments.run import Codec, NumberOrNone, json_of
+from feedgym.protocols import Recommender
+
+MS, MFLOP = "cost_ms", "cost_mflop"
+"""The figures' names in tables."""
+
+MEASURED_HERE = "What a request costs is measured on this machine"
+"""Why no other run may take the stage of the costs from a store."""
+
+
+class Costs(TypedDict):
+    """The stage of the costs, as :func:`costs` makes it."""
+
+    agents: dict[str, dict[str, dict[str, NumberOrNone]]]
+    requests: int
+    threads: int
+    repeats: int
+
+
+COSTS: Codec[Any] = json_of(Costs)
+"""How it is kept."""
+
+
+def costs(agents: Mapping[str, Recommender], histories: EventBatch, config: CostConfig) -> dict[str, Any]:
+    """What a request costs each agent, all measured in one go at one batch.
+
+    Args:
+        agents: whoever is asked by their histories alone; what knows the truth has no cost that means anything.
+        histories: requests, of which the first ``config.requests`` are the batch.
+        config: how it is measured.
+    """
+    histories = histories.rows(slice(config.requests))
+    cost_by_agent = {}
+    with progress("Timing requests") as step:
+        for done, (name, agent) in enumerate(agents.items()):
+            cost_by_agent[name] = cost_of(agent, histories, config.repeats)
+            step(done + 1, len(agents))
+    threads = torch.get_num_threads()
+    return {"agents": cost_by_agent, "requests": len(histories), "threads": threads, "repeats": config.repeats}
+
+
+def asked(data: LogAndItems, session_length: int, history_length: int, users: int, *, dated: bool) -> EventBatch:
+    """The last requests of a log's first users, on whom costs are measured."""
+    sessions = logged_sessions(data[0], session_length)
+    first = sessions.rows(sessions.user_idx_N < users)
+    return last_requests(Requests.of(data, first, history_length, dated=dated)).histories
+
+
+def with_costs(judged: Mapping[str, Any], cost: Mapping[str, Any]) -> dict[str, Any]:
+    """A judgement with the costs of its agents among their figures, and how these were measured."""
+    agents = {name: metrics | cost["agents"].get(name, {}) for name, metrics in judged["agents"].items()}
+    return {**judged, "agents": agents, "cost": cost}
+
+
+def told(cost: Mapping[str, Any]) -> str:
+    """How costs were measured, in words."""
+    return (
+        f"Cost a request: batches of {cost['requests']}, {cost['threads']} thread(s), median of {cost['repeats']} with "
+        "fastest and slowest; MFLOP count products of matrices alone."
+    )
+
+
+@torch.inference_mode()
+def cost_of(agent: Recommender, histories: EventBatch, repeats: int) -> dict[str, dict[str, float | None]]:
+    """Let an agent serve the same batch again and again.
+
+    Args:
+        agent: whose ``recommend`` is measured, with all that it does inside.
+        histories: the batch; the cost is a row's.
+        repeats: times the clock is taken, after a first time that does not count.
+
+    Returns:
+        ``cost_ms``: the median over the repeats, with the fastest and the slowest as its ends. ``cost_mflop``: millions
+        of floating-point operations in products of matrices, which do not depend on the machine; sorting, exponentials
+        and look-ups are not counted, so an agent without a network has 0.
+    """
+    with FlopCounterMode(display=False) as counter:
+        agent.recommend(histories)
+    ms = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        agent.recommend(histories)
+        ms.append(1e3 * (time.perf_counter() - begin) / len(histories))
+    flops = counter.get_total_flops() / len(histories)
+    return {
+        MS: {"mean": statistics.median(ms), "low": min(ms), "high": max(ms)},
+        MFLOP: {"mean": flops / 1e6, "low": None, "high": None},
+    }
