@@ -103,13 +103,12 @@ def _draw_distances(axis: Any, found: Mapping[str, Any]) -> None:
 
 
 def _draw_rounds(axis: Any, found: Mapping[str, Any], stops: Sequence[Mapping[str, Any]]) -> None:
-    """The same gains by round, with the turnover and the alarms of the stop rules."""
-    rounds = found["rounds"]
-    for name, colour in CURVES.items():
-        if name in found["unit"]:
-            gains = _gains(rounds, name, max(found["unit"][name], 1e-12))
-            axis.errorbar(range(len(rounds)), *gains, color=COLOURS[colour], marker="o", markersize=4, capsize=2)
-    turn, low = found["turnover"], axis.get_ylim()[0]
+    """The truth by round, or the proxy where there is none, on its own scale; the turnover and the rules' alarms."""
+    rounds, name = found["rounds"], "truth" if "truth" in found["unit"] else "proxy"
+    gains = _gains(rounds, name, 1.0)
+    axis.errorbar(range(len(rounds)), *gains, color=COLOURS[CURVES[name]], marker="o", markersize=4, capsize=2)
+    axis.set_ylabel(f"gain by {CALLED[name]}")
+    turn = found["turnover"]
     if turn and turn["over_optimised"]:
         axis.axvline(turn["round"], color=COLOURS["truth"], linewidth=1, linestyle="--", label="turnover")
         axis.legend(fontsize=7, frameon=False, loc="upper left")
@@ -117,9 +116,12 @@ def _draw_rounds(axis: Any, found: Mapping[str, Any], stops: Sequence[Mapping[st
     for stop in stops:
         if stop["alarm"] is not None:
             alarms.setdefault(stop["alarm"], []).append(stop["rule"].replace("_", " "))
+    low, high = axis.get_ylim()
+    lines = max(map(len, alarms.values()), default=0)
+    axis.set_ylim(low - 0.06 * lines * (high - low), high)  # room for the boxes below the curve
     for t, names in alarms.items():
         axis.annotate(
-            "\n".join(names), (t, low), fontsize=7, ha="center", va="bottom", color=COLOURS["model"],
+            "\n".join(names), (t, axis.get_ylim()[0]), fontsize=7, ha="center", va="bottom", color=COLOURS["model"],
             bbox={"boxstyle": "round,pad=.2", "fc": "white", "ec": COLOURS["model"], "lw": 0.6},
         )  # fmt: skip
     axis.set_xlabel("rounds of alignment; boxes: where rules would stop" if alarms else "rounds of alignment")

@@ -4,8 +4,9 @@ A rule looks at the signals of the probes after every round (:class:`feedgym.exp
 whether to stop and why, and which round is then the best one. Each is a class with its ``Config``; one of your own
 needs the two methods of :class:`StopRule`.
 
-The defaults are chosen, not derived: loose enough for a sound reward model at the laptop's sizes. Fit them on other
-seeds than those reported; :mod:`feedgym.experiments.align.stop_scores` says how good they are where the truth is known.
+The defaults are chosen, not derived: they were set by looking at two runs of the demo's size (seed 10), so that none of
+them stops the one with a sound reward model. Fit them on other seeds than those reported;
+:mod:`feedgym.experiments.align.stop_scores` says how good they are where the truth is known.
 
 What each can see: ``held_out`` and ``correlation`` see a reward model that is exploited alone, and no bias that the
 held-out ones share; so does ``disagreement``, already while the held-out ones still rise. ``kl`` and ``diversity`` see
