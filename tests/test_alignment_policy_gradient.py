@@ -118,11 +118,11 @@ def labels(scores):
 
 
 FORMULAS = {
-    "grpo": (GRPOConfig(beta=0.7, epsilon_high=0.3), grpo, standard),
-    "grpo, unscaled": (GRPOConfig(beta=0.7, epsilon_high=0.3, scale_by_spread=False), grpo, centre),
-    "dr_grpo": (DrGRPOConfig(epsilon_high=0.3), dr_grpo, centre),
-    "rloo": (RLOOConfig(epsilon_high=0.3), rloo, others),
-    "ecpo": (ECPOConfig(), ecpo, standard),
+    "grpo": (GRPOConfig(beta=0.7, epsilon=0.2, epsilon_high=0.3), grpo, standard),
+    "grpo, unscaled": (GRPOConfig(beta=0.7, epsilon=0.2, epsilon_high=0.3, scale_by_spread=False), grpo, centre),
+    "dr_grpo": (DrGRPOConfig(epsilon=0.2, epsilon_high=0.3), dr_grpo, centre),
+    "rloo": (RLOOConfig(epsilon=0.2, epsilon_high=0.3), rloo, others),
+    "ecpo": (ECPOConfig(epsilon=0.2), ecpo, standard),
     "gbpo": (GBPOConfig(top_share=0.4, bottom_share=0.3), gbpo, labels),
 }
 
@@ -190,8 +190,8 @@ def test_formulas_hold_at_every_level_in_float64(level):
     p, q = ((value.sum(axes, keepdim=True) if axes else value).exp() for value in (new, old))
     a, early = advantage[..., None, None], torch.maximum(p.detach() / 1.3, q)
     wanted = {
-        ECPO(ECPOConfig(level=level)): clip(p / early, a, 0.2, 0.2),
-        GBPO(GBPOConfig(level=level)): -a
+        ECPO(ECPOConfig(level=level, epsilon=0.2, policy_weight=1.0)): clip(p / early, a, 0.2, 0.2),
+        GBPO(GBPOConfig(level=level, policy_weight=1.0)): -a
         * p
         / torch.where(a >= 0, torch.maximum(q, p), torch.maximum(q, 1 - p)).detach(),
     }
@@ -207,7 +207,7 @@ def test_ecpo_bounds_the_push_on_bad_sessions_and_grpo_does_not():
     columns = {"advantage_UG": torch.tensor([[-1.0, 1.0]]), "old_UGKL": torch.full((1, 2, 1, 1), -5.0)}
     mask = torch.ones(1, 2, 1, 1, dtype=torch.bool)
     pushes = {}
-    for method in (ECPO(ECPOConfig(delta=0.1)), GRPO(GRPOConfig(beta=0.0))):
+    for method in (ECPO(ECPOConfig(epsilon=0.2, policy_weight=1.0)), GRPO(GRPOConfig(beta=0.0, policy_weight=1.0))):
         loss, figures = method.loss(new, mask, columns)
         pushes[type(method)] = torch.autograd.grad(loss, new)[0][0, :, 0, 0] * 2
         assert figures["clip_share"] == 0.5
@@ -219,7 +219,7 @@ def test_gbpo_pushes_no_harder_than_a_classifier():
     for now in (-8.0, -2.0, -0.5, -0.01):
         new = torch.full((1, 2, 1, 1), now, dtype=torch.float64, requires_grad=True)
         columns = {"advantage_UG": torch.tensor([[-1.0, 1.0]]), "old_UGKL": torch.full((1, 2, 1, 1), -12.0)}
-        loss, _ = GBPO(GBPOConfig()).loss(new, torch.ones(1, 2, 1, 1, dtype=torch.bool), columns)
+        loss, _ = GBPO(GBPOConfig(policy_weight=1.0)).loss(new, torch.ones(1, 2, 1, 1, dtype=torch.bool), columns)
         down, up = (torch.autograd.grad(loss, new)[0] * 2).flatten().tolist()
         odds = math.exp(now) / (1 - math.exp(now))  # the derivative of -log(1 - pi) after log pi
         assert up == pytest.approx(-1) and down == pytest.approx(odds)
@@ -228,12 +228,14 @@ def test_gbpo_pushes_no_harder_than_a_classifier():
 def test_the_format_reward_gives_the_first_sessions_of_a_random_group_an_advantage_of_1():
     new = torch.randn(2, 4, 2, 2, requires_grad=True)
     columns = {"advantage_UG": torch.zeros(2, 4), "old_UGKL": new.detach()}
-    loss, _ = ECPO(ECPOConfig(format_samples=3)).loss(new, torch.ones(2, 4, 2, 2, dtype=torch.bool), columns)
+    loss, _ = ECPO(ECPOConfig(format_samples=3, policy_weight=1.0)).loss(
+        new, torch.ones(2, 4, 2, 2, dtype=torch.bool), columns
+    )
     loss.backward()
     assert loss.item() == pytest.approx(-3 / 4)
     assert (new.grad[:, :3] < 0).all() and (new.grad[:, 3] == 0).all()
-    with pytest.raises(ValueError, match="format_samples=9 exceeds group_size=8; lower it or raise that"):
-        ECPOConfig(format_samples=9)
+    with pytest.raises(ValueError, match="format_samples=17 exceeds group_size=16; lower it or raise that"):
+        ECPOConfig(format_samples=17)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +297,9 @@ def test_old_and_reference_log_probabilities_are_those_of_the_models_as_they_cam
         torch.testing.assert_close(before.old_UGKL[:, g].sum((1, 2)), logp(was, histories, items_UK))
         torch.testing.assert_close(before.reference_UGKL[:, g].sum((1, 2)), logp(base, histories, items_UK))
     assert metrics["first_kl"] > 0.1
-    assert metrics["first_loss"] == pytest.approx(0.04 * metrics["first_kl"] / (2 * K), rel=1e-4)  # a mean over codes
+    assert metrics["first_loss"] == pytest.approx(
+        4 * 0.04 * metrics["first_kl"] / (2 * K), rel=1e-4
+    )  # a mean over codes
     assert all(torch.equal(value, weights(base)[key]) for key, value in weights(reference).items())
     assert reference.training  # as it came
 
@@ -373,12 +377,12 @@ def test_weights_of_what_was_drawn_scale_each_sessions_loss(tmp_path):
         )
         for behaviour in ("model", "drawn")
     }
-    assert "behaviour_ess" not in metrics["model"] and 1 < metrics["drawn"]["behaviour_ess"] < 8
+    assert "behaviour_ess" not in metrics["model"] and 1 < metrics["drawn"]["behaviour_ess"] < 16
     assert metrics["drawn"]["first_ratio"] == pytest.approx(1, abs=1e-5)
     assert metrics["drawn"]["first_loss"] != pytest.approx(metrics["model"]["first_loss"], abs=1e-4)
     new, columns = torch.zeros(1, 2, 1, 1), {"advantage_UG": torch.tensor([[1.0, -1.0]])}
     columns |= {"old_UGKL": new, "weight_UG": torch.tensor([[1.5, 0.5]])}
-    loss, _ = DrGRPO(DrGRPOConfig()).loss(new, torch.ones(1, 2, 1, 1, dtype=torch.bool), columns)
+    loss, _ = DrGRPO(DrGRPOConfig(policy_weight=1.0)).loss(new, torch.ones(1, 2, 1, 1, dtype=torch.bool), columns)
     assert loss.item() == pytest.approx(-(1.5 - 0.5) / 2)
 
 

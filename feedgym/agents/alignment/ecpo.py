@@ -30,7 +30,7 @@ from feedgym.ranges import CountOrZero, NonNegative, SplitShare
 class ECPOConfig(PolicyGradientConfig):
     """ECPO."""
 
-    epsilon: SplitShare = 0.2
+    epsilon: SplitShare = 0.5
     """Ratios are clipped to 1 - epsilon and 1 + epsilon."""
     delta: NonNegative = 0.1
     """The ratio of a bad session stays below 1 + epsilon + delta, and with it the push downwards."""

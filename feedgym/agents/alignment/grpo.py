@@ -31,10 +31,10 @@ from feedgym.ranges import NonNegative, Positive, SplitShare
 class ClippedConfig(PolicyGradientConfig):
     """A policy gradient whose ratios are clipped."""
 
-    epsilon: SplitShare = 0.2
-    """A ratio below 1 - epsilon no longer lowers a session's probability."""
-    epsilon_high: Positive = 0.2
-    """A ratio above 1 + epsilon_high no longer raises it (DAPO has 0.28)."""
+    epsilon: SplitShare = 0.5
+    """A ratio below 1 - epsilon no longer lowers a session's probability; the papers have 0.2."""
+    epsilon_high: Positive = 1.0
+    """A ratio above 1 + epsilon_high no longer raises it; GRPO has 0.2, DAPO 0.28."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,9 @@ class GRPO(PolicyGradient):
 class DrGRPOConfig(ClippedConfig):
     """Dr. GRPO."""
 
+    policy_weight: Positive = 10.0
+    """Weight of the method's own loss, a mean over codes, with advantages in units of the reward."""
+
 
 class DrGRPO(PolicyGradient):
     """GRPO done right (arXiv:2503.20783): no standard deviation, a constant in place of a session's length, no KL."""
@@ -112,6 +115,12 @@ class DrGRPO(PolicyGradient):
 class RLOOConfig(ClippedConfig):
     """RLOO."""
 
+    policy_weight: Positive = 1.0
+    """Weight of the method's own loss, a sum over codes, with advantages in units of the reward."""
+    epsilon: SplitShare = 0.8
+    """A session's ratio below 1 - epsilon no longer lowers its probability; TRL has 0.2."""
+    epsilon_high: Positive = 4.0
+    """A session's ratio above 1 + epsilon_high no longer raises it; TRL has 0.2."""
     beta: NonNegative = 0.0
     """What a nat of divergence from the reference costs in units of the reward: it is part of a session's reward. At
     the snapshot itself it is 0, so it needs rounds.reference='base'."""

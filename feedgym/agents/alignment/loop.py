@@ -46,12 +46,12 @@ class LoopConfig(Ranged):
     ntp_weight: NonNegative = 0.5
     """Weight of next-token prediction on the logged sessions (mean over codes). Without it the method may push
     probability off the catalogue."""
-    learning_rate: LearningRate = 3e-4
+    learning_rate: LearningRate = 5e-4
     """Peak learning rate of AdamW; no weight decay."""
     warmup_steps: CountOrZero = 0
     """Steps in which the learning rate rises from 0."""
     schedule: Schedule = "linear"
-    """What the learning rate does afterwards; linear and cosine fall to 0."""
+    """What the learning rate does afterwards; linear and cosine fall to 0, inverse_sqrt stays high for long."""
     epochs: Passes = 2
     """Passes over the groups."""
     batch_size: Count = 8

@@ -15,6 +15,9 @@ What they share beyond the papers:
     - Where sessions were drawn otherwise than from the model at temperature 1 (sharper, cut by top-k or top-p, or from
       the base), ``behaviour="drawn"`` weighs each by how much likelier the snapshot makes it than what drew it.
     - The reward is of the whole session, so all its codes share its advantage.
+    - A round is one batch of sessions and some fifty small steps. The papers' clipping at 0.2 is for few, large steps
+      between two batches: here it ends a round after a seventh of the divergence that a round of DPO makes. So the
+      defaults are wider, and the weights, of losses in different units, such that a round of each goes about as far.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ from feedgym.data.batches import EventBatch, ScoredSessions, TensorRows
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.data.whole import drop_checkpoints, is_whole, seal
 from feedgym.protocols import GenerativeAgent
-from feedgym.ranges import Positive
+from feedgym.ranges import LearningRate, Passes, Positive
 
 Level = Literal["code", "item", "session"]
 Behaviour = Literal["model", "drawn"]
@@ -45,11 +48,15 @@ Behaviour = Literal["model", "drawn"]
 class PolicyGradientConfig(LoopConfig):
     """What all policy gradients are told."""
 
-    group_size: Annotated[int, Interval(ge=2, le=10**6)] = 8
+    learning_rate: LearningRate = 1e-3
+    """Peak learning rate of AdamW; no weight decay."""
+    epochs: Passes = 1
+    """Passes over the groups."""
+    group_size: Annotated[int, Interval(ge=2, le=10**6)] = 16
     """Sessions per user to learn from, drawn at random from those that were sampled; all of them where there are no
     more."""
-    policy_weight: Positive = 1.0
-    """Weight of the method's own loss."""
+    policy_weight: Positive = 4.0
+    """Weight of the method's own loss, which is a mean over codes."""
     behaviour: Behaviour = "model"
     """Whose draws the sessions count as: model takes them as the snapshot's own, drawn weighs each by the snapshot's
     probability over that with which it was drawn, the weights of a group having the mean 1."""
