@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from feedgym.agents.alignment.pairs import best_and_worst
+from feedgym.agents.alignment.pairs import chosen_pairs
 from feedgym.agents.rl_recommender import RLlibRecommender
 from feedgym.agents.rl_settings import TrainConfig
 from feedgym.agents.rllib.task import Task
@@ -90,7 +90,7 @@ def main():
             first = False
             pool = Pool.of((finished.log, finished.catalog), finished.world, config)
             drawn = read_batch(SampledRound, next((folder / kind / "stages" / "sampled-0").glob("sampled.safetensors")))
-            pairs = best_and_worst(drawn.for_method(), pool.imitate.targets_NK[drawn.row_U], 0.0)
+            pairs = chosen_pairs(drawn.for_method(), pool.imitate.targets_NK[drawn.row_U])
             time_s = pool.imitate.histories.time_s_U[pairs.user_idx_P].numpy()[:, None]
             both = np.stack(
                 [~finished.catalog.exists(time_s, part.numpy()) for part in (pairs.chosen_PK, pairs.rejected_PK)]

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from toy_agents import NUM_ITEMS, K, T, dated, toy_histories, toy_model, toy_tokenizer
 from toy_users import toy_catalog
 
-from feedgym.agents.alignment.pairs import best_and_worst
+from feedgym.agents.alignment.pairs import PairingConfig, chosen_pairs
 from feedgym.agents.generation import SamplingConfig, score_sessions
 from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.events import BEHAVIOURS, LoggedSessions
@@ -50,7 +50,7 @@ def pool_of(catalog, imitate=None):
 
 def test_the_best_session_meets_the_worst_of_the_same_user():
     drawn, logged = sampled(), torch.arange(USERS * 4).reshape(USERS, 4)
-    pairs = best_and_worst(drawn.for_method(), logged, margin=0.0)
+    pairs = chosen_pairs(drawn.for_method(), logged)
     assert len(pairs) == USERS
     for u in range(USERS):
         by_score = sorted(range(SAMPLES), key=lambda s: drawn.score_US[u, s].item())
@@ -66,7 +66,7 @@ def test_pairs_below_the_margin_are_left_out_and_the_others_keep_their_own_histo
     drawn, logged = sampled(), torch.arange(USERS * 4).reshape(USERS, 4)
     gaps = drawn.score_US.amax(1) - drawn.score_US.amin(1)
     margin = gaps.sort().values[4].item()  # this pair's difference is the margin itself, and it stays
-    pairs = best_and_worst(drawn.for_method(), logged, margin)
+    pairs = chosen_pairs(drawn.for_method(), logged, PairingConfig(margin=margin))
     kept = [u for u in range(USERS) if gaps[u] >= margin]
     assert len(kept) == len(pairs) == USERS - 4
     assert pairs.user_idx_P.tolist() == kept
@@ -77,10 +77,10 @@ def test_pairs_below_the_margin_are_left_out_and_the_others_keep_their_own_histo
 def test_users_whose_sessions_score_alike_or_not_at_all_give_no_pair_at_any_margin():
     drawn = sampled()
     drawn.score_US[2], drawn.score_US[5, 3] = 0.7, torch.nan
-    for margin in (0.0, -1.0):
-        pairs = best_and_worst(drawn.for_method(), torch.zeros(USERS, 4, dtype=torch.long), margin)
-        assert pairs.user_idx_P.tolist() == [u for u in range(USERS) if u not in (2, 5)]
-    assert len(best_and_worst(drawn.for_method(), torch.zeros(USERS, 4, dtype=torch.long), margin=1e6)) == 0
+    pairs = chosen_pairs(drawn.for_method(), torch.zeros(USERS, 4, dtype=torch.long))
+    assert pairs.user_idx_P.tolist() == [u for u in range(USERS) if u not in (2, 5)]
+    huge = PairingConfig(margin=1e6)
+    assert len(chosen_pairs(drawn.for_method(), torch.zeros(USERS, 4, dtype=torch.long), huge)) == 0
 
 
 # ---------------------------------------------------------------- metrics
@@ -244,7 +244,7 @@ def test_a_round_of_items_that_come_and_go_holds_none_that_is_absent_and_neither
     upload_s_I, withdraw_s_I = np.array([0.0, 0, 0, 0, 5, 9]), np.array([np.inf, 5, np.inf, 10, np.inf, 14])
     catalog = replace(toy_catalog(NUM_ITEMS), upload_s_I=upload_s_I, withdraw_s_I=withdraw_s_I)
     drawn, pool, _ = sample(base_seed=1, block_seen=True, catalog=catalog, days=list(range(20)), **way)
-    pairs = best_and_worst(drawn.for_method(), pool.imitate.targets_NK[drawn.row_U], margin=0.0)
+    pairs = chosen_pairs(drawn.for_method(), pool.imitate.targets_NK[drawn.row_U])
     sessions = (drawn.row_U, drawn.item_ids_USK.flatten(1))
     for rows, items in (
         sessions,

@@ -11,6 +11,7 @@ from toy_users import ToyUsers
 
 from feedgym.agents.baselines import RandomRecommender
 from feedgym.experiments.conformance import BUILT_IN, check_path
+from feedgym.plugins import BUILT_IN as REGISTRY
 from feedgym.rewards.compose import Diversity
 
 PROTOCOLS = {
@@ -28,7 +29,7 @@ PROTOCOLS = {
     "OneRec": "GenerativeAgent",
     "Tiger": "GenerativeAgent",
     "HSTU": "GenerativeAgent",
-    "DPO": "AlignmentMethod",
+    **{path.partition(":")[2]: "AlignmentMethod" for path in REGISTRY["method"].values()},
     "random_agent": "Recommender",
     "popular_agent": "Recommender",
     "item_knn": "Recommender",
@@ -73,8 +74,8 @@ def check(monkeypatch):
     return checked
 
 
-# The tokenizer's default codes are far more than 300 items need, which takes its fit a while; DPO imports TRL.
-SLOW = {"feedgym.tokenizers:ResidualKMeans": pytest.mark.slow, "feedgym.agents.alignment.dpo:DPO": pytest.mark.slow}
+# The tokenizer's default codes are far more than 300 items need, which takes its fit a while; methods import TRL.
+SLOW = {path: pytest.mark.slow for path in ("feedgym.tokenizers:ResidualKMeans", *REGISTRY["method"].values())}
 
 
 @pytest.mark.parametrize("path", [pytest.param(path, marks=SLOW.get(path, ())) for path in BUILT_IN])

@@ -67,7 +67,7 @@ BUILT_IN = (
     "feedgym.agents.onerec:OneRec",
     "feedgym.agents.tiger:Tiger",
     "feedgym.agents.hstu:HSTU",
-    "feedgym.agents.alignment.dpo:DPO",
+    *NAMES["method"].values(),
     "feedgym.experiments.conformance:random_agent",
     "feedgym.experiments.conformance:popular_agent",
     "feedgym.experiments.conformance:item_knn",

@@ -1,32 +1,265 @@
-"""Preference pairs out of sampled sessions."""
+"""Which of a user's sampled sessions are set against which: pairs, one against several, and good against bad ones.
+
+All choices are made of the user's own sessions in the order of their scores. A session that was drawn twice counts
+once, sessions of equal score are never set against each other, and a user with a score that is no number is left out.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
 import torch
+from torch import Tensor
 
-from feedgym.data.batches import Preferences, ScoredSessions
+from feedgym.data.batches import Preferences, ScoredSessions, TensorRows
+from feedgym.ranges import Count, NonNegative, Ranged
+
+Kind = Literal["best_worst", "best_random", "any"]
+Unit = Literal["score", "spread"]
+Rejected = Literal["worst", "random"]
+
+BLOCK = 2**23
+"""Pairs of sessions that are looked at together, which bounds the memory."""
 
 
-def best_and_worst(sampled: ScoredSessions, logged_UK: torch.Tensor, margin: float) -> Preferences:
-    """Best against worst of each user's sessions by the reward (OneRec, arXiv:2502.18965, Algorithm 2, lines 7-9).
+def check_choices(config: Any, **choices: Any) -> None:
+    """Refuse a field whose value is none of its Literal's."""
+    for name, literal in choices.items():
+        if getattr(config, name) not in get_args(literal):
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} is unknown; choose one of {', '.join(get_args(literal))}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarginConfig(Ranged):
+    """How much better a session must be than another to be set against it."""
+
+    margin: NonNegative = 0.0
+    """Sessions whose scores differ by less are not set against each other; those that do not differ never are."""
+    margin_unit: Unit = "score"
+    """Unit of the margin: the reward's scores, or the standard deviation of the scores of the user's own sessions
+    (spread)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self, margin_unit=Unit)
+        if self.margin_unit != "score" and not self.margin:
+            raise ValueError(
+                f"margin_unit={self.margin_unit!r} does nothing to margin=0; set a margin or leave it out."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairingConfig(MarginConfig):
+    """Which sessions make a pair."""
+
+    kind: Kind = "best_worst"
+    """The best session against the worst; the best against one of the rest, at random (best_random); or any two that
+    differ by the margin, at random (any)."""
+    num: Count = 1
+    """Pairs per user, at most. Of best_worst, the second pair is the second best against the second worst, and so on;
+    the other kinds draw that many different pairs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self, kind=Kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListingConfig(MarginConfig):
+    """Which sessions the best one is set against."""
+
+    kind: Rejected = "worst"
+    """The worst sessions, or some of the rest at random."""
+    num: Count = 3
+    """R, rejected sessions per user. A user with fewer that differ from the best by the margin is left out."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self, kind=Rejected)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradingConfig(MarginConfig):
+    """Which sessions count as good and as bad. The margin lies between the worst good one and the best bad one."""
+
+    good: Count = 1
+    """Sessions per user, from the best one down, that count as good."""
+    bad: Count = 1
+    """Sessions per user, from the worst one up, that count as bad. A user with too few sessions is left out."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Choice(TensorRows):
+    """P times some sessions of one user, the better ones first.
+
+    Attributes:
+        user_idx_P: int64 row of the user.
+        session_idx_PS: int64, which of the user's sampled sessions.
+    """
+
+    user_idx_P: Tensor
+    session_idx_PS: Tensor
+
+    def __len__(self) -> int:
+        return len(self.user_idx_P)
+
+    def of(self, values_US: Tensor) -> Tensor:
+        """What belongs to the chosen sessions, [P, S, ...], of what belongs to all, [U, S, ...]."""
+        return values_US[self.user_idx_P[:, None], self.session_idx_PS]
+
+
+def chosen_pairs(
+    sampled: ScoredSessions, logged_UK: Tensor, config: PairingConfig = PairingConfig(), seed: int = 0
+) -> Preferences:
+    """Pairs of sessions of the same user, a better and a worse one by the reward.
+
+    By default the best against the worst (OneRec, arXiv:2502.18965, Algorithm 2, lines 7-9).
 
     Args:
         sampled: S sessions per user, scored.
         logged_UK: what the log showed these users.
-        margin: pairs whose scores differ by less are left out, as are those that do not differ.
-
-    Returns:
-        At most one pair per user.
+        config: which pairs.
+        seed: of what is drawn at random.
     """
-    user = torch.arange(len(sampled))
-    best, worst = sampled.score_US.argmax(dim=1), sampled.score_US.argmin(dim=1)
-    pairs = Preferences(
-        user_idx_P=user,
-        chosen_PK=sampled.item_ids_USK[user, best],
-        rejected_PK=sampled.item_ids_USK[user, worst],
-        logged_PK=logged_UK,
-        score_chosen_P=sampled.score_US[user, best],
-        score_rejected_P=sampled.score_US[user, worst],
+    choice = choose_pairs(sampled, config, seed)
+    sessions_P2K, score_P2 = choice.of(sampled.item_ids_USK), choice.of(sampled.score_US)
+    return Preferences(
+        user_idx_P=choice.user_idx_P,
+        chosen_PK=sessions_P2K[:, 0],
+        rejected_PK=sessions_P2K[:, 1],
+        logged_PK=logged_UK[choice.user_idx_P],
+        score_chosen_P=score_P2[:, 0],
+        score_rejected_P=score_P2[:, 1],
     )
-    gap_P = pairs.score_chosen_P - pairs.score_rejected_P
-    return pairs.rows((gap_P > 0) & (gap_P >= margin))
+
+
+def choose_pairs(sampled: ScoredSessions, config: PairingConfig, seed: int) -> Choice:
+    """The pairs of :func:`chosen_pairs` as positions, S = 2; ordered by user."""
+    ranked = _ranked(sampled, config)
+    if config.kind == "any":
+        better_UN, worse_UN, valid_UN = _any_two(ranked, config.num, seed)
+    elif config.kind == "best_random":
+        worse_UN, valid_UN = _random_rest(ranked, config.num, seed)
+        better_UN = torch.zeros_like(worse_UN)
+    else:
+        better_UN = torch.arange(min(config.num, ranked.score_US.shape[1])).expand(len(sampled), -1)
+        worse_UN = ranked.num_U1 - 1 - better_UN
+        valid_UN = ranked.differ(better_UN, worse_UN)
+    user_P, nth_P = valid_UN.nonzero(as_tuple=True)
+    rank_P2 = torch.stack([better_UN[user_P, nth_P], worse_UN[user_P, nth_P]], dim=1)
+    return ranked.choice(user_P, rank_P2)
+
+
+def choose_lists(sampled: ScoredSessions, config: ListingConfig, seed: int) -> Choice:
+    """The best session of each user, and R worse ones: S = 1 + R."""
+    _check_enough(sampled, 1 + config.num)
+    ranked = _ranked(sampled, config)
+    if config.kind == "random":
+        worse_UN, valid_UN = _random_rest(ranked, config.num, seed)
+    else:
+        worse_UN = ranked.num_U1 - 1 - torch.arange(config.num)
+        valid_UN = ranked.differ(torch.zeros_like(worse_UN), worse_UN)
+    user_P = valid_UN.all(1).nonzero()[:, 0]
+    return ranked.choice(user_P, torch.nn.functional.pad(worse_UN[user_P], (1, 0)))
+
+
+def choose_grades(sampled: ScoredSessions, config: GradingConfig) -> Choice:
+    """The best and the worst sessions of each user: S = good + bad."""
+    _check_enough(sampled, config.good + config.bad)
+    ranked = _ranked(sampled, config)
+    good_UN = torch.arange(config.good).expand(len(sampled), -1)
+    bad_UN = ranked.num_U1 - config.bad + torch.arange(config.bad)
+    user_P = ranked.differ(good_UN[:, -1:], bad_UN[:, :1])[:, 0].nonzero()[:, 0]
+    return ranked.choice(user_P, torch.cat([good_UN, bad_UN], dim=1)[user_P])
+
+
+def prob_of_winning(sampled: ScoredSessions, choice: Choice, unit: Unit) -> Tensor:
+    """Probability [P, S] that a chosen session is preferred to one of the user's S sessions, itself among them.
+
+    P(y) = mean over y' of sigmoid(r_y - r_y'), a Bradley-Terry model of the scores in their own unit, or divided by
+    their standard deviation over the user's sessions.
+    """
+    others_PS = sampled.score_US[choice.user_idx_P]
+    if unit == "spread":
+        others_PS = others_PS / others_PS.std(1, keepdim=True)
+    own_PS = others_PS.gather(1, choice.session_idx_PS)
+    return (own_PS[:, :, None] - others_PS[:, None]).sigmoid().mean(2)
+
+
+class _Ranked(NamedTuple):
+    """The users' sessions from the best to the worst, those that do not count behind all others."""
+
+    order_US: Tensor
+    score_US: Tensor
+    num_U1: Tensor
+    """How many count."""
+    margin_U1: Tensor
+
+    def differ(self, better_UN: Tensor, worse_UN: Tensor) -> Tensor:
+        """Whether sessions of such ranks may be set against each other; ranks below 0 are none."""
+        score_UN, below_UN = (self.score_US.gather(1, rank.clamp_min(0)) for rank in (better_UN, worse_UN))
+        gap_UN, counts_UN = score_UN - below_UN, (worse_UN >= 0) & (worse_UN < self.num_U1)
+        return counts_UN & (better_UN < worse_UN) & (gap_UN > 0) & (gap_UN >= self.margin_U1)
+
+    def choice(self, user_P: Tensor, rank_PS: Tensor) -> Choice:
+        return Choice(user_idx_P=user_P, session_idx_PS=self.order_US[user_P].gather(1, rank_PS))
+
+
+def _ranked(sampled: ScoredSessions, config: MarginConfig) -> _Ranked:
+    score_US = sampled.score_US
+    counts_US = _first_of_each(sampled.item_ids_USK) & score_US.isfinite().all(1, keepdim=True)
+    ordered_US, order_US = score_US.masked_fill(~counts_US, -torch.inf).sort(dim=1, descending=True, stable=True)
+    unit_U1 = score_US.std(1, keepdim=True) if config.margin_unit == "spread" else torch.ones_like(score_US[:, :1])
+    return _Ranked(order_US, ordered_US, counts_US.sum(1, keepdim=True), config.margin * unit_U1)
+
+
+def _first_of_each(item_ids_USK: Tensor) -> Tensor:
+    """Whether a session is the first of its user's that has these items in this order, [U, S]."""
+    num_users, num_sessions, _ = item_ids_USK.shape
+    user_US1 = torch.arange(num_users)[:, None, None].expand(-1, num_sessions, 1)
+    rows = torch.cat([user_US1, item_ids_USK.cpu()], dim=2).flatten(0, 1)
+    which_N = torch.unique(rows, dim=0, return_inverse=True)[1]
+    first = torch.full((int(which_N.max()) + 1,), len(which_N)).scatter_reduce_(
+        0, which_N, torch.arange(len(which_N)), "amin"
+    )
+    return (first[which_N] == torch.arange(len(which_N))).view(num_users, num_sessions)
+
+
+def _random_rest(ranked: _Ranked, num: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Ranks [U, N] of different sessions, at random, that differ from the best; and whether there are so many."""
+    num_users, num_sessions = ranked.score_US.shape
+    key_US = torch.rand(num_users, num_sessions, generator=torch.Generator().manual_seed(seed))
+    rank_US = torch.arange(num_sessions).expand(num_users, -1)
+    eligible_US = ranked.differ(torch.zeros_like(rank_US), rank_US)
+    key_UN, worse_UN = key_US.masked_fill(~eligible_US, -1.0).topk(min(num, num_sessions), dim=1)
+    return worse_UN, key_UN >= 0
+
+
+def _any_two(ranked: _Ranked, num: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ranks [U, N] of the better and of the worse session of different pairs at random; and whether there are so many.
+
+    A user has S * (S - 1) / 2 pairs, so this goes over blocks of users.
+    """
+    num_sessions, generator = ranked.score_US.shape[1], torch.Generator().manual_seed(seed)
+    better_N, worse_N = torch.triu_indices(num_sessions, num_sessions, offset=1)
+    found = []
+    for users in torch.arange(len(ranked.num_U1)).split(max(1, BLOCK // max(1, len(better_N)))):
+        block = _Ranked(*(column[users] for column in ranked))
+        shape = (len(users), len(better_N))
+        eligible_UN = block.differ(better_N.expand(shape), worse_N.expand(shape))
+        key_UN = torch.rand(shape, generator=generator).masked_fill_(~eligible_UN, -1.0)
+        key_UN, which_UN = key_UN.topk(min(num, len(better_N)), dim=1)
+        found.append((better_N[which_UN], worse_N[which_UN], key_UN >= 0))
+    better_UN, worse_UN, valid_UN = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return better_UN, worse_UN, valid_UN
+
+
+def _check_enough(sampled: ScoredSessions, wanted: int) -> None:
+    if sampled.score_US.shape[1] < wanted:
+        raise ValueError(
+            f"{sampled.score_US.shape[1]} sessions were drawn per user and {wanted} are wanted; draw more "
+            "(--rounds.num-samples) or set fewer against each other."
+        )

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import tyro
 from annotated_types import Interval
 
-from feedgym.agents.alignment.dpo import DPORoundConfig
+from feedgym.agents.alignment.dpo import IPAConfig
 from feedgym.agents.generation import SamplingConfig
 from feedgym.agents.hstu import HSTUSizes
 from feedgym.agents.onerec import OneRecSizes
@@ -102,8 +102,11 @@ class AlignConfig(UsersConfig):
     """How the sessions of a round are drawn."""
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     """The rounds."""
-    method: str = "dpo"
-    """How a round's scored sessions become an update of the agent: dpo, or the import path of your own."""
+    method: str = "ipa"
+    """How a round's scored sessions become an update of the agent. From pairs: ipa (OneRec's iterated DPO), dpo, ipo,
+    cdpo, rdpo, apo, sppo, and without a reference cpo, simpo, orpo. From one against several: s_dpo. From good and bad
+    ones: kto. From whole groups: grpo, dr_grpo, rloo, ecpo, gbpo. By imitation: rsft, exp_rsft. Or the import path of
+    your own."""
     method_options: Annotated[Any, tyro.conf.arg(name="method")] = None
     """Options of the method; the experiment's seed and the round's number are added to its own."""
     weights: RewardWeights = field(default_factory=RewardWeights)
@@ -155,7 +158,7 @@ def smoke() -> AlignConfig:
         pretrain=PretrainConfig(steps=12, batch_size=32, checkpoint_steps=4, warmup_steps=2),
         reward_model=RewardModelConfig(epochs=1),
         rounds=RoundsConfig(num=2, user_share=0.3, num_samples=12, truth_replicas=2),
-        method_options=DPORoundConfig(epochs=1, batch_size=8),
+        method_options=IPAConfig(epochs=1, batch_size=8),
         judge=JudgeConfig(users=24, visits=2),
     )
 
@@ -235,7 +238,7 @@ def paper() -> AlignConfig:
         reward_model=RewardModelConfig(width=128, batch_size=1024),
         pretrain=PretrainConfig(epochs=3, batch_size=128, lr=2e-4, warmup_steps=200, bf16=True),
         rounds=RoundsConfig(user_share=0.01, beams=True),
-        method_options=DPORoundConfig(learning_rate=2e-4, epochs=1, batch_size=64, bf16=True),
+        method_options=IPAConfig(learning_rate=2e-4, epochs=1, batch_size=64, bf16=True),
         judge=JudgeConfig(users=5000, visits=14, beams=128),
     )
 

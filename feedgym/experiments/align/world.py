@@ -149,9 +149,8 @@ def _cut_s(log: EventLog, good: Requests) -> float:
 
 
 def _what(config: AlignConfig) -> str:
-    """The agent and how it is aligned, in two words; iterated DPO is the paper's IPA."""
-    method = "IPA" if config.method == "dpo" else title_of("method", config.method)
-    return f"{title_of('model', config.model)} + {method}"
+    """The agent and how it is aligned, in two words."""
+    return f"{title_of('model', config.model)} + {title_of('method', config.method)}"
 
 
 class World(Protocol):

@@ -1,0 +1,240 @@
+"""What a method that learns from preferences is: its options, the sessions it compares, and the hooks of its loss.
+
+A *contrast* is one user's history with S sessions, the better ones first: a pair (S = 2), one session against several,
+or good ones and bad ones. Decoder rows are [all first sessions; all second ones; ...], and row r reads history r mod P:
+a contrast's history is encoded once. With them goes the session that the log has for the same request.
+
+Every log-probability here is the model's own, over all codes; serving restricts it to what can be served. So these
+losses also move probability on and off the catalogue, and next-token prediction on logged sessions holds it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from feedgym.agents.alignment.pairs import check_choices
+from feedgym.agents.session_model import history_columns
+from feedgym.data.batches import EventBatch, TensorRows
+from feedgym.protocols import GenerativeAgent
+from feedgym.ranges import Count, CountOrZero, LearningRate, NonNegative, Passes, Positive, Ranged, Seed
+from feedgym.tokenizers.vocabulary import Vocabulary
+
+Schedule = Literal["linear", "cosine", "constant_with_warmup"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig(Ranged):
+    """How one round trains the model."""
+
+    preference_weight: Positive = 1.0
+    """Weight of the method's own loss."""
+    ntp_weight: NonNegative = 0.5
+    """Weight of next-token prediction on the logged sessions (mean over codes). Without it a preference loss pushes
+    probability off the catalogue."""
+    learning_rate: LearningRate = 3e-4
+    """Peak learning rate of AdamW; no weight decay."""
+    warmup_steps: CountOrZero = 0
+    """Steps in which the learning rate rises from 0."""
+    schedule: Schedule = "linear"
+    """What the learning rate does afterwards; linear and cosine fall to 0."""
+    epochs: Passes = 3
+    """Passes over the pairs."""
+    batch_size: Count = 16
+    """Pairs a step and device; users with all their sessions where a method takes more than two."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
+    bf16: bool = False
+    """Compute in bfloat16, which GPUs and some processors multiply several times as fast."""
+    checkpoint_steps: Count = 200
+    """Steps between checkpoints."""
+    seed: Seed = 0
+    """Seed of the order of the pairs, and of those that are drawn at random."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self, schedule=Schedule)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Logps(TensorRows):
+    """Log-probabilities of the sessions of P contrasts at the start of a round: sums over codes.
+
+    Attributes:
+        own_PS: float, under the model's first weights.
+        reference_PS: float, under the reference; the same where that is the model itself.
+        mismatched_PS: float, of the next contrast's sessions after this one's history under the reference; None for
+            methods that do not ask for it.
+    """
+
+    own_PS: Tensor
+    reference_PS: Tensor
+    mismatched_PS: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Opinions:
+    """What the model in training and the reference think of the sessions of P contrasts.
+
+    Attributes:
+        logp_SP: float, log-probability under the model: sum over codes, with gradients in training.
+        reference_SP: float, under the reference.
+        num_codes_SP: float, codes of each session.
+        prob_win_SP: float, see :func:`feedgym.agents.alignment.pairs.prob_of_winning`; None unless the method made it.
+    """
+
+    logp_SP: Tensor
+    reference_SP: Tensor
+    num_codes_SP: Tensor
+    prob_win_SP: Tensor | None = None
+
+    @property
+    def gain_SP(self) -> Tensor:
+        """How much more probable than under the reference: log pi(y|x) - log pi_ref(y|x), nats."""
+        return self.logp_SP - self.reference_SP
+
+    @property
+    def mean_SP(self) -> Tensor:
+        """Mean log-probability of a code."""
+        return self.logp_SP / self.num_codes_SP.clamp_min(1)
+
+
+class PreferenceLoss:
+    """What tells one method from another: one of TRL's losses by its name, or a loss of its own.
+
+    Attributes:
+        trainer: the TRL trainer that runs it; ``KTOTrainer`` for good and bad sessions that are no pairs.
+        Config: its options, among them those of :class:`UpdateConfig`.
+    """
+
+    title: ClassVar[str]
+    Config: ClassVar[type]
+    trainer: ClassVar[str] = "DPOTrainer"
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @property
+    def num_chosen(self) -> int:
+        """How many of a contrast's sessions, the first ones, are the better ones."""
+        return 1
+
+    def of_trl(self, num_codes: int) -> dict[str, Any]:
+        """The arguments of TRL's configuration that make its loss this one; none where :meth:`loss` is it.
+
+        Args:
+            num_codes: codes of the longest session.
+        """
+        return {}
+
+    def loss(self, opinions: Opinions) -> Tensor:
+        """The loss [P] of contrasts, where TRL has none."""
+        raise NotImplementedError
+
+    def rewards(self, opinions: Opinions) -> Tensor:
+        """The implicit rewards [S, P] of which ``margin`` and ``accuracy`` speak; by default beta times the gain."""
+        return self.config.beta * opinions.gain_SP
+
+    def margin(self, opinions: Opinions) -> Tensor:
+        """Mean reward of the better sessions less that of the worse ones, [P]."""
+        rewards_SP = self.rewards(opinions)
+        return rewards_SP[: self.num_chosen].mean(0) - rewards_SP[self.num_chosen :].mean(0)
+
+    def accuracy(self, opinions: Opinions) -> Tensor:
+        """Whether each better session has a higher reward than all worse ones, 0 or 1, [P]."""
+        rewards_SP = self.rewards(opinions)
+        return (rewards_SP[: self.num_chosen].amin(0) > rewards_SP[self.num_chosen :].amax(0)).double()
+
+
+class Contrasts:
+    """P contrasts as decoder tokens, cut into batches by indexing.
+
+    Attributes:
+        tokens_PSM: int64 decoder tokens of the sessions, the better ones first.
+        logged_PM: int64 those of the logged sessions.
+        histories: P rows.
+        prob_win_PS: see :class:`Opinions`.
+        logps: what the round starts from; to be set before the training.
+    """
+
+    logps: Logps
+
+    def __init__(
+        self,
+        model: GenerativeAgent,
+        histories: EventBatch,
+        item_ids_PSK: Tensor,
+        logged_PK: Tensor,
+        prob_win_PS: Tensor | None = None,
+    ) -> None:
+        if not len(item_ids_PSK) or len(histories) != len(item_ids_PSK):
+            raise ValueError(
+                f"{len(histories)} histories and {len(item_ids_PSK)} preference pairs; give one history a pair and at "
+                "least one pair."
+            )
+        longest, limit = max(item_ids_PSK.shape[2], logged_PK.shape[1]), model.config.session_length
+        if longest > limit:
+            raise ValueError(
+                f"Sessions of {longest} items exceed the model's session_length={limit}; cut them or build a longer "
+                "model."
+            )
+        item_ids_PSK, logged_PK = (
+            F.pad(ids, (0, longest - ids.shape[-1]), value=-1) for ids in (item_ids_PSK, logged_PK)
+        )
+        self.tokens_PSM = model.session_tokens(item_ids_PSK.flatten(0, 1)).cpu().view(*item_ids_PSK.shape[:2], -1)
+        self.logged_PM = model.session_tokens(logged_PK).cpu()
+        self.histories, self.prob_win_PS = histories.to("cpu"), prob_win_PS
+
+    def __len__(self) -> int:
+        return len(self.tokens_PSM)
+
+    @cached_property
+    def num_codes_PS(self) -> Tensor:
+        """Codes of each session."""
+        return (self.tokens_PSM > Vocabulary.bos_id).sum(2).float()
+
+    def batch(self, row_P: Tensor, mismatched: bool = False) -> dict[str, Tensor]:
+        """What the model needs to score the contrasts ``row_P``, and which tokens count (``completion_mask``).
+
+        Args:
+            row_P: the contrasts.
+            mismatched: score the sessions of the contrast after each, as if they came after its own history.
+        """
+        sessions_P = (row_P + 1) % len(self) if mismatched else row_P
+        tokens_RM = self.tokens_PSM[sessions_P].transpose(0, 1).flatten(0, 1)
+        return {
+            "input_ids": tokens_RM,
+            "attention_mask": (tokens_RM != Vocabulary.pad_id).long(),
+            "completion_mask": (tokens_RM > Vocabulary.bos_id).long(),
+            **history_columns(self.histories.rows(row_P).trimmed()),
+        }
+
+    def collate(self, elements: Sequence[dict[str, int]]) -> dict[str, Tensor]:
+        """A training batch: :meth:`batch`, the logged sessions, and what of :class:`Opinions` stays as it is."""
+        row_P = torch.tensor([element["row"] for element in elements])
+        fixed = {
+            "reference_SP": self.logps.reference_PS,
+            "num_codes_SP": self.num_codes_PS,
+            "prob_win_SP": self.prob_win_PS,
+            "mismatched_SP": self.logps.mismatched_PS,
+        }
+        batch = self.batch(row_P) | {"logged_ids": self.logged_PM[row_P]}
+        if self.logps.mismatched_PS is not None:
+            batch["mismatched_ids"] = self.batch(row_P, mismatched=True)["input_ids"]
+        return batch | {name: value_PS[row_P].T for name, value_PS in fixed.items() if value_PS is not None}
+
+    def opinions(self, logp_PS: Tensor) -> Opinions:
+        """What a model that gives these log-probabilities thinks of all contrasts."""
+        prob_win_SP = None if self.prob_win_PS is None else self.prob_win_PS.T
+        return Opinions(
+            logp_SP=logp_PS.T,
+            reference_SP=self.logps.reference_PS.T,
+            num_codes_SP=self.num_codes_PS.T,
+            prob_win_SP=prob_win_SP,
+        )

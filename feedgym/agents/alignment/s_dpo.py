@@ -1,0 +1,45 @@
+"""S-DPO: the best session against several worse ones at once (arXiv:2406.09215)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from feedgym.agents.alignment.contrasts import Opinions, UpdateConfig
+from feedgym.agents.alignment.pairs import Choice, ListingConfig, choose_lists
+from feedgym.agents.alignment.preference import ReferencedMethod
+from feedgym.data.batches import ScoredSessions
+from feedgym.ranges import Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class SDPOConfig(UpdateConfig):
+    """Softmax DPO."""
+
+    beta: Positive = 0.1
+    """How dear it is to leave the reference: the scale of the implicit rewards. Large values let the hardest rejected
+    session alone count."""
+    rejected: ListingConfig = field(default_factory=ListingConfig)
+    """Which sessions the best one is set against."""
+
+
+class SDPO(ReferencedMethod):
+    """Softmax DPO (arXiv:2406.09215, eq. 12): log(1 + Σ_l exp(β(ρ_l - ρ_w))).
+
+    With the gain ρ over the reference: the cross-entropy of the best session in softmax(βρ) over it and R worse ones.
+    With R = 1 it is DPO; it starts at log(1 + R). Log-probabilities are the model's own, over all codes.
+
+    Deviations: the rejected sessions are sampled from the model and worse by the reward; the paper's are random items.
+    """
+
+    title = "S-DPO"
+    Config = SDPOConfig
+
+    def choose(self, sampled: ScoredSessions) -> Choice:
+        """One session and several."""
+        return choose_lists(sampled, self.config.rejected, self.config.seed)
+
+    def loss(self, opinions: Opinions) -> Tensor:
+        """See the class."""
+        return -self.rewards(opinions).log_softmax(0)[0]

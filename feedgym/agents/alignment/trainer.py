@@ -1,0 +1,387 @@
+"""One round of preference alignment on TRL's trainers: a preference loss, and next-token prediction on logged sessions.
+
+The update of OneRec (arXiv:2502.18965, §3.3 and Algorithm 2, lines 10-12) with any preference loss in the place of
+DPO's: L = ntp_weight L_NTP + preference_weight L_preference. Losses that TRL has are TRL's, the others are the method's
+own on the log-probabilities of the same forward pass; the training loop is TRL's for all. What is added here is how
+sessions enter it:
+
+    - Contrasts share one encoded history (:mod:`feedgym.agents.alignment.contrasts`), and the logged sessions ride
+      along as further rows. So a step is one forward pass, and one load-balancing loss covers all its tokens.
+    - The log-probabilities under the reference, which is the model as it comes where no other is given, are taken once,
+      before the first step. They are kept in the round's folder, so a round that was killed goes on with them.
+    - Nothing random is on in policy and reference, so the first step has the margin 0: TRL switches off every
+      ``nn.Dropout``, and whatever else a model does at random on sessions must be one (as HSTU's hidden actions are).
+
+Deviations from the paper: β and λ are not published, so both weights are free; NTP is on the logged sessions of the
+pairs' users and not on the whole stream; a fresh AdamW each round.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerFast, PrinterCallback
+from transformers.modeling_outputs import ModelOutput
+
+from feedgym.agents.alignment.contrasts import Contrasts, Logps, Opinions, PreferenceLoss
+from feedgym.agents.pretrain import Progress, Sealing, _ProgressCallback, on_one_device
+from feedgym.agents.session_model import HISTORY_COLUMNS
+from feedgym.data.parquet import read_batch, write_batch
+from feedgym.data.whole import drop_checkpoints, is_whole, last_whole_checkpoint, seal
+from feedgym.tokenizers.vocabulary import Vocabulary
+
+SCORED = ("input_ids", "attention_mask", "completion_mask", *HISTORY_COLUMNS)
+"""Columns of a batch that score its sessions."""
+
+
+def run_round(
+    method: PreferenceLoss,
+    model: Any,
+    contrasts: Contrasts,
+    work: Path | str,
+    progress: Progress | None = None,
+    reference: Any = None,
+) -> dict[str, float]:
+    """Train ``model`` in place on a round's contrasts.
+
+    Args:
+        method: the loss and its options.
+        model: the snapshot that the sessions were sampled from.
+        contrasts: what it learns from.
+        work: gets the reference and checkpoints. A round that was killed goes on from there, with the same method and
+            contrasts, and ends in the same weights.
+        progress: called after each step.
+        reference: the model that must not be left too far; ``model`` as it comes, if left out.
+
+    Returns:
+        ``first_loss`` and ``first_margin`` of the first step; ``loss``, ``ntp_loss`` and ``grad_norm``, means over the
+        last epoch's steps; and of all contrasts under the trained model: ``accuracy`` (share in which every better
+        session has a higher implicit reward than every worse one), ``margin`` (mean difference of these rewards),
+        ``chosen_logp`` and ``rejected_logp`` (means) and ``chosen_logp_change`` and ``rejected_logp_change`` since the
+        round began (both below 0: likelihood displacement).
+
+    Raises:
+        ValueError: the folder holds another round.
+    """
+    work = Path(work)
+    with lent_to_trl(model), warnings.catch_warnings(action="ignore", category=FutureWarning):
+        trainer = round_trainer(method, model, contrasts, work, progress)
+        if not is_whole(work / "reference"):  # without it, what was trained since is of no use
+            drop_checkpoints(work)
+        checkpoint = last_whole_checkpoint(work)
+        contrasts.logps = trainer.first_logps(work / "reference", reference, kept=checkpoint is not None)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return _summary(trainer.state.log_history, method, contrasts, trainer.logps(model))
+
+
+def round_trainer(
+    method: PreferenceLoss, model: Any, contrasts: Contrasts, work: Path, progress: Progress | None = None
+) -> Any:
+    """The trainer of a round on a model that is :func:`lent_to_trl`; it needs ``contrasts.logps`` to train."""
+    from datasets import Dataset
+
+    trainer = _trainer_class(method.trainer)(
+        model=model,
+        args=_arguments(method, contrasts, work),
+        train_dataset=Dataset.from_dict({"row": range(len(contrasts))}),
+        data_collator=contrasts.collate,
+        processing_class=_padding_tokenizer(),
+        callbacks=[_ProgressCallback(progress)] if progress else [],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.args.train_sampling_strategy = "random"  # KTO's insists on another, for the way it finds mismatched pairs
+    if not hasattr(model, "lm_head"):
+        model.forward = MethodType(_scored_forward, model)
+    trainer.processing_class = None  # it spoke for the padding; a checkpoint has no use for it
+    trainer.method, trainer.contrasts = method, contrasts
+    trainer.figures = defaultdict(list)
+    return trainer
+
+
+class _WithLogged:
+    """Stands for the model in a loss: the logged sessions ride along as further rows of the same forward pass.
+
+    Attributes:
+        logp_R: log-probability of each of the other rows.
+        ntp_loss: mean cross-entropy of the logged codes; 0 where there are none.
+        aux_loss: load-balancing loss of all tokens, or None.
+    """
+
+    logp_R: Tensor
+    ntp_loss: Tensor
+    aux_loss: Tensor | None
+
+    def __init__(self, model: nn.Module, logged_ids: Tensor) -> None:
+        self.model, self.logged_ids = model, logged_ids
+
+    def __call__(self, *, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **arguments: Any) -> Any:
+        learned = self.logged_ids > Vocabulary.bos_id
+        outputs = self.model(
+            input_ids=torch.cat([input_ids, self.logged_ids]),
+            attention_mask=torch.cat([attention_mask, (self.logged_ids != Vocabulary.pad_id).long()]),
+            labels=torch.cat([labels, self.logged_ids.masked_fill(~learned, -100)]),
+            **arguments,
+        )
+        num_rows = len(input_ids)
+        self.logp_R = outputs.log_probs[:num_rows].sum(1)
+        self.ntp_loss = -outputs.log_probs[num_rows:].sum() / learned.sum().clamp_min(1)
+        self.aux_loss = outputs.aux_loss
+        per_token = {name: value[:num_rows] for name, value in outputs.items() if value.ndim == 2}
+        return type(outputs)(**per_token)
+
+
+class _RoundTrainer(Sealing):
+    """What a round adds to a trainer of TRL; it comes before that among the bases."""
+
+    model: Any
+    accelerator: Any
+    method: PreferenceLoss
+    contrasts: Contrasts
+    figures: dict[str, list[float]]
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset  # nothing to tokenise
+
+    def _precompute_ref_logps(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset  # the collator brings them
+
+    def _send_telemetry(self) -> None:
+        """A run here is nobody else's business."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Checkpoints are for resuming alone."""
+
+    @torch.no_grad()
+    def logps(self: Any, model: nn.Module, mismatched: bool = False) -> Tensor:
+        """Log-probabilities [P, S] of all sessions under a model that TRL has prepared."""
+        found = []
+        for row_P in torch.arange(len(self.contrasts)).split(self.method.config.batch_size):
+            batch = self._prepare_inputs(self.contrasts.batch(row_P, mismatched))
+            with self.accelerator.autocast():
+                found.append(_scores(model, batch).log_probs.sum(1).view(-1, len(row_P)).T)
+        return torch.cat(found).cpu()
+
+    def first_logps(self: Any, folder: Path, reference: Any, kept: bool) -> Logps:
+        """Those at the round's start: taken now, or what a killed round left in ``folder``."""
+        path = folder / "reference.safetensors"
+        if not kept:
+            own_PS = self.logps(self.model)
+            with nullcontext(self.model) if reference is None else _ready(reference, self.args.device) as judge:
+                reference_PS = own_PS if reference is None else self.logps(judge)
+                mismatched_PS = self.logps(judge, mismatched=True) if self.method.trainer == "KTOTrainer" else None
+            write_batch(Logps(own_PS=own_PS, reference_PS=reference_PS, mismatched_PS=mismatched_PS), path)
+            seal(folder)
+        logps = read_batch(Logps, path)
+        if len(logps.own_PS) != len(self.contrasts):
+            raise ValueError(
+                f"{folder.parent} holds a round of {len(logps.own_PS)} pairs, not {len(self.contrasts)}; give each "
+                "round a folder of its own."
+            )
+        return logps
+
+    def _compute_loss(self: Any, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool) -> Tensor:
+        policy, batch = _WithLogged(model, inputs["logged_ids"]), {name: inputs[name] for name in SCORED}
+        of_trl = bool(self.method.of_trl(1))
+        if of_trl:
+            loss = self.trl_loss(policy, batch, inputs)
+        else:
+            _scores(policy, batch)
+        fixed = {name: inputs.get(name) for name in ("reference_SP", "num_codes_SP", "prob_win_SP")}
+        opinions = Opinions(logp_SP=policy.logp_R.view(fixed["reference_SP"].shape), **fixed)
+        if not of_trl:
+            loss = self.method.loss(opinions).mean()
+        self._note(opinions, loss=loss, ntp_loss=policy.ntp_loss)
+        config = self.method.config
+        total = config.preference_weight * loss + config.ntp_weight * policy.ntp_loss
+        if policy.aux_loss is not None:
+            total = total + self.model.config.router_aux_loss_coef * policy.aux_loss
+        return total
+
+    @torch.no_grad()
+    def _note(self, opinions: Opinions, **losses: Tensor) -> None:
+        """Keep a step's figures for :meth:`log`."""
+        figures = {"accuracy": self.method.accuracy(opinions).mean(), "margin": self.method.margin(opinions).mean()}
+        for name, value in (losses | figures).items():
+            self.figures[name].append(value.item())
+
+    def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._metrics["train"] = self.figures  # in the place of TRL's, which clears them
+        total = {"total_loss": logs.pop("loss")} if "loss" in logs else {}
+        super().log(logs | total, start_time)  # type: ignore[misc]
+
+
+@cache
+def _trainer_class(name: str) -> type:
+    """TRL's trainers for rounds; a function, for importing TRL takes seconds."""
+    import trl
+
+    class Pairwise(_RoundTrainer, trl.DPOTrainer):
+        """DPO's and its relatives', and any loss of one's own."""
+
+        def trl_loss(self, policy: _WithLogged, batch: dict[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
+            chosen_P, rejected_P = inputs["reference_SP"]
+            columns = {"ref_chosen_logps": chosen_P, "ref_rejected_logps": rejected_P}
+            return trl.DPOTrainer._compute_loss(self, policy, batch | columns, return_outputs=False)
+
+    class Single(_RoundTrainer, trl.KTOTrainer):
+        """KTO's; its mismatched sessions are those of the next contrast and not the next row of the batch."""
+
+        def trl_loss(self, policy: _WithLogged, batch: dict[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
+            mismatched_RM, reference_SP = inputs["mismatched_ids"], inputs["reference_SP"]
+            good_SP = torch.zeros_like(reference_SP, dtype=torch.bool)
+            good_SP[: self.method.num_chosen] = True
+            columns = {
+                "label": good_SP.flatten(),
+                "ref_logps": reference_SP.flatten(),
+                "KL_input_ids": mismatched_RM,
+                "KL_attention_mask": (mismatched_RM != Vocabulary.pad_id).long(),
+                "KL_completion_mask": (mismatched_RM > Vocabulary.bos_id).long(),
+                "ref_KL_logps": inputs["mismatched_SP"].flatten(),
+            }
+            return trl.KTOTrainer._compute_loss(self, policy, batch | columns, return_outputs=False)
+
+        def _compute_kl_logps(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+            return super()._compute_kl_logps(model.model, batch)  # nothing rides along
+
+    return {"DPOTrainer": Pairwise, "KTOTrainer": Single}[name]
+
+
+def _arguments(method: PreferenceLoss, contrasts: Contrasts, work: Path) -> Any:
+    import trl
+
+    config, single = method.config, method.trainer == "KTOTrainer"
+    args = (trl.KTOConfig if single else trl.DPOConfig)(
+        output_dir=str(work),
+        **method.of_trl(int(contrasts.num_codes_PS.max())),
+        precompute_ref_log_probs=True,
+        router_aux_loss_coef=0.0,  # added by the round for all rows, the logged ones too
+        max_length=None,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_steps,
+        lr_scheduler_type=config.schedule,
+        num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.bf16,
+        use_cpu=not torch.accelerator.is_available(),  # else bf16 asks for a GPU
+        gradient_checkpointing=False,
+        seed=config.seed,
+        data_seed=config.seed,
+        train_sampling_strategy="sequential" if single else "random",
+        save_strategy="steps",
+        save_steps=config.checkpoint_steps,
+        save_total_limit=2,
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    return on_one_device(args)
+
+
+def _scores(model: Any, batch: dict[str, Tensor]) -> Any:
+    """What a model prepared by TRL answers to the columns :data:`SCORED`."""
+    columns = dict(batch)
+    counted = columns.pop("completion_mask").bool()
+    return model(**columns, labels=batch["input_ids"].masked_fill(~counted, -100), use_cache=False, fused_lm_head=True)
+
+
+def _scored_forward(
+    self: Any, *, labels: Tensor | None = None, fused_lm_head: bool = False, **inputs: Any
+) -> ModelOutput:
+    """What TRL's fused head answers, of a model whose logits are no product with an output matrix (HSTU's cosines)."""
+    forward = type(self).forward
+    if not fused_lm_head or labels is None:
+        return forward(self, labels=labels, **inputs)
+    from trl.trainer.utils import FusedCausalLMOutput
+
+    logits, targets = forward(self, **inputs).logits[:, :-1].float(), labels[:, 1:]
+    logp, mask = logits.log_softmax(-1), targets != -100
+    per_token = {
+        "log_probs": logp.gather(2, targets.clamp_min(0)[..., None]).squeeze(2),
+        "entropy": -(logp.exp() * logp).sum(-1),
+        "mean_logits": logits.detach().mean(-1),
+        "is_top1": logp.argmax(-1) == targets,
+    }
+    return FusedCausalLMOutput(**{name: value.masked_fill(~mask, 0) for name, value in per_token.items()})
+
+
+@contextmanager
+def lent_to_trl(model: Any) -> Iterator[None]:
+    """Make a model fit for TRL, and undo in the end what trainers do to it besides training.
+
+    TRL sets the dropout rates to 0 and puts its own ``forward`` on the instance, and mixed precision another one; a
+    deep copy would go on calling them with this model's weights.
+    """
+    rates = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
+    training = model.training
+    try:
+        if hasattr(model, "lm_head"):  # transformers finds no output matrix where it finds no input embeddings
+            model._input_embed_layer = "tokens"
+        if not hasattr(model, "generation_config"):
+            model.generation_config = GenerationConfig()  # TRL writes its padding there
+        yield
+    finally:
+        for module, rate in rates:
+            module.p = rate
+        for name in ("forward", "_original_forward", "_input_embed_layer"):
+            model.__dict__.pop(name, None)
+        model.train(training)
+
+
+@contextmanager
+def _ready(reference: Any, device: torch.device) -> Iterator[Any]:
+    """Another model as one that TRL has prepared, on a device; in the end it is what and where it was."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    home = next(reference.parameters()).device
+    with lent_to_trl(reference):
+        reference.eval().to(device)
+        if hasattr(reference, "lm_head"):
+            add_fused_lm_head(reference)
+        else:
+            reference.forward = MethodType(_scored_forward, reference)
+        yield reference
+    reference.to(home)
+
+
+def _padding_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer TRL insists on; it is asked for the padding token and nothing else."""
+    vocabulary = {"[PAD]": Vocabulary.pad_id}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="[PAD]")), pad_token="[PAD]"
+    )
+
+
+def _summary(
+    history: Sequence[dict[str, float]], method: PreferenceLoss, contrasts: Contrasts, logp_PS: Tensor
+) -> dict[str, float]:
+    """The round in figures; see :func:`run_round`."""
+    steps, opinions = [entry for entry in history if "ntp_loss" in entry], contrasts.opinions(logp_PS)
+    last = steps[-math.ceil(len(contrasts) / method.config.batch_size) :]
+    change_PS, num_chosen = logp_PS - contrasts.logps.own_PS, method.num_chosen
+    return {
+        "first_loss": steps[0]["loss"],
+        "first_margin": steps[0]["margin"],
+        **{name: sum(entry[name] for entry in last) / len(last) for name in ("loss", "ntp_loss", "grad_norm")},
+        "accuracy": method.accuracy(opinions).mean().item(),
+        "margin": method.margin(opinions).mean().item(),
+        "chosen_logp": logp_PS[:, :num_chosen].mean().item(),
+        "rejected_logp": logp_PS[:, num_chosen:].mean().item(),
+        "chosen_logp_change": change_PS[:, :num_chosen].mean().item(),
+        "rejected_logp_change": change_PS[:, num_chosen:].mean().item(),
+    }
