@@ -410,4 +410,4 @@ def test_sessions_longer_than_the_model_are_refused():
 def test_a_history_is_all_the_columns_of_a_batch():
     histories = toy_histories(3)
     columns = history_columns(histories)
-    assert list(columns) == list(vars(histories)) and EventBatch(**columns).mask_UT is histories.mask_UT
+    assert [*columns, "earlier_UJ"] == list(vars(histories)) and EventBatch(**columns).mask_UT is histories.mask_UT

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from scipy import sparse
 from torch import Tensor
 
-from feedgym.agents.requests import existing_items, request_noise
+from feedgym.agents.requests import existing_items, request_noise, seen_by
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, Event, EventLog
 
@@ -242,9 +242,10 @@ def _ruled_out(score: Tensor, exists_UI: Tensor | None) -> Tensor:
 
 
 def _without_seen(score_UI: Tensor, histories: EventBatch) -> Tensor:
-    """Scores that are far below all others where the history shows the item."""
-    seen_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, score_UI.shape[1]).cpu()
-    return F.pad(score_UI, (0, 1)).scatter_(1, seen_UT, LOW_SCORE)[:, :-1]
+    """Scores that are far below all others where the user is known to have seen the item."""
+    items_UX, known_UX = seen_by(histories)
+    seen_UX = items_UX.masked_fill(~known_UX, score_UI.shape[1]).cpu()
+    return F.pad(score_UI, (0, 1)).scatter_(1, seen_UX, LOW_SCORE)[:, :-1]
 
 
 def _drawn(logit_UI: Tensor, n: int, length: int, generator: torch.Generator) -> SessionBatch:

@@ -54,9 +54,8 @@ def _check_samples(agent: Recommender, name: str, histories: EventBatch, num_ite
         torch.equal(again.item_ids_USK, sessions.item_ids_USK),
         f"{name}.sample() gave other sessions under the same generator; draw every random number from it.",
     )
-    others = replace(
-        histories, **{n: torch.cat([c[:1], c[1:].flip(0)]) for n, c in vars(histories).items() if n != "mask_UT"}
-    )
+    columns = {name: column for name, column in _copy(histories).items() if name != "mask_UT"}
+    others = replace(histories, **{name: torch.cat([c[:1], c[1:].flip(0)]) for name, c in columns.items()})
     moved = _sampled(agent, others)
     _require(
         torch.equal(moved.item_ids_USK[0], sessions.item_ids_USK[0]),
@@ -182,7 +181,7 @@ def _kind(column: Any) -> tuple[Any, tuple[int, ...]]:
 
 
 def _copy(batch: TensorRows) -> dict[str, Tensor]:
-    return {name: column.clone() for name, column in vars(batch).items()}
+    return {name: column.clone() for name, column in vars(batch).items() if column is not None}
 
 
 def _same(kept: dict[str, Tensor], batch: TensorRows) -> bool:

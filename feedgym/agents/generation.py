@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from feedgym.agents.requests import request_noise
+from feedgym.agents.requests import request_noise, seen_by
 from feedgym.data.batches import DatedEventBatch, EventBatch, SessionBatch
 from feedgym.data.events import Catalog
 from feedgym.protocols import GenerativeAgent, too_few
@@ -52,8 +52,8 @@ class SamplingConfig(Ranged):
     top_p: SomeShare = 1.0
     """Draw from the fewest codes whose probabilities reach p."""
     block_seen: bool = True
-    """Leave out the items of the history, in sampling and in beam search alike; the newest of them where the catalogue
-    has not enough others."""
+    """Leave out the items of the history, and of a longer memory where there is one, in sampling and in beam search
+    alike; the newest of them where the catalogue has not enough others."""
 
     def weights(self, logp: Tensor) -> Tensor:
         """Probabilities [..., C] to choose by, given log-probabilities that are -inf at forbidden codes."""
@@ -234,9 +234,9 @@ def _blocked(trie: Trie, histories: EventBatch, session_length: int, block_seen:
         return seen_items(histories, 0)
     if (time_s_U := _request_times(trie, histories)) is None:
         return seen_items(histories, trie.num_items - session_length)
-    exists_UT = trie.exists(time_s_U[:, None], histories.item_ids_UT.masked_fill(~histories.mask_UT, -1))
-    limit_U = trie.num_existing(time_s_U) - session_length
-    return seen_items(replace(histories, mask_UT=exists_UT), limit_U)
+    items_UX, known_UX = seen_by(histories)
+    exists_UX = trie.exists(time_s_U[:, None], items_UX.masked_fill(~known_UX, -1))
+    return _newest(items_UX, exists_UX, trie.num_existing(time_s_U) - session_length)
 
 
 def _request_times(trie: Trie, histories: EventBatch) -> Tensor | None:
@@ -245,22 +245,27 @@ def _request_times(trie: Trie, histories: EventBatch) -> Tensor | None:
 
 
 def seen_items(histories: EventBatch, limit: int | Tensor) -> Tensor:
-    """The ``limit`` different items that each history showed last, int64 [U, J <= T], some repeated; -1 elsewhere.
+    """The ``limit`` different items that users are known to have seen last, int64 [U, J], some repeated; -1 elsewhere.
 
     Args:
         histories: of U users.
         limit: one for all, or [U].
     """
-    limit_U1 = torch.as_tensor(limit, device=histories.item_ids_UT.device).view(-1, 1)
+    return _newest(*seen_by(histories), limit)
+
+
+def _newest(items_UX: Tensor, known_UX: Tensor, limit: int | Tensor) -> Tensor:
+    """The ``limit`` newest different items of those that are known, oldest first; -1 elsewhere."""
+    limit_U1 = torch.as_tensor(limit, device=items_UX.device).view(-1, 1)
     if (limit_U1 < 1).all():
-        return histories.item_ids_UT.new_empty(len(histories), 0)
+        return items_UX.new_empty(len(items_UX), 0)
     # Blocking the newest first leaves enough for a session, where a user has seen nearly the whole catalogue.
-    seen_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, -1)
-    if (limit_U1 >= seen_UT.shape[1]).all():
-        return seen_UT
-    again_UT = (seen_UT[:, :, None] == seen_UT[:, None]).triu(1).any(2)  # the item comes again later
-    nth_newest_UT = (histories.mask_UT & ~again_UT).flip(1).cumsum(1).flip(1)
-    return seen_UT.masked_fill(nth_newest_UT > limit_U1, -1)
+    seen_UX = items_UX.masked_fill(~known_UX, -1)
+    if (limit_U1 >= seen_UX.shape[1]).all():
+        return seen_UX
+    again_UX = (seen_UX[:, :, None] == seen_UX[:, None]).triu(1).any(2)  # the item comes again later
+    nth_newest_UX = (known_UX & ~again_UX).flip(1).cumsum(1).flip(1)
+    return seen_UX.masked_fill(nth_newest_UX > limit_U1, -1)
 
 
 def _block(

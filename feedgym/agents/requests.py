@@ -49,10 +49,21 @@ def require_items(exists_UI: Tensor, session_length: int) -> None:
 
 
 def shown_mask(histories: EventBatch, num_items: int) -> Tensor:
-    """Whether the history shows each of I items, bool [U, I]."""
-    shown_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, num_items)
-    found_UI = torch.zeros(len(histories), num_items + 1, dtype=torch.bool, device=shown_UT.device)
-    return found_UI.scatter_(1, shown_UT, True)[:, :-1]
+    """Whether the user is known to have seen each of I items, bool [U, I]."""
+    items_UX, known_UX = seen_by(histories)
+    shown_UX = items_UX.masked_fill(~known_UX, num_items)
+    found_UI = torch.zeros(len(histories), num_items + 1, dtype=torch.bool, device=shown_UX.device)
+    return found_UI.scatter_(1, shown_UX, True)[:, :-1]
+
+
+def seen_by(histories: EventBatch) -> tuple[Tensor, Tensor]:
+    """Items [U, X] that users are known to have seen, oldest first, and where there is one: those of the history, and
+    before them those that a platform with a longer memory knows."""  # noqa: D205, D209
+    if histories.earlier_UJ is None:
+        return histories.item_ids_UT, histories.mask_UT
+    earlier_UJ = histories.earlier_UJ
+    items_UX = torch.cat([earlier_UJ, histories.item_ids_UT], dim=1)
+    return items_UX, torch.cat([earlier_UJ >= 0, histories.mask_UT], dim=1)
 
 
 def request_keys(histories: EventBatch) -> NDArray[np.uint64]:

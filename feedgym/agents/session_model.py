@@ -11,7 +11,6 @@ preference pairs, [all chosen; all rejected], needs its histories only once.
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +24,7 @@ from transformers.modeling_outputs import CausalLMOutput, ModelOutput
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig
 from feedgym.agents.layers.transformer import DecodingState
 from feedgym.agents.saved import SizedConfig, load_saved
-from feedgym.data.batches import EventBatch
+from feedgym.data.batches import HISTORY_COLUMNS, EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog
 from feedgym.ranges import CountOrZero, Few, Length, check_ranges
 from feedgym.tokenizers.codes import CodeTokenizer
@@ -33,9 +32,6 @@ from feedgym.tokenizers.vocabulary import Vocabulary
 
 SEMANTIC_STD, OUTPUT_STD = 0.4, 0.04
 """Standard deviations of code embeddings at their start; outputs are small, for they meet activations of size 1."""
-
-HISTORY_COLUMNS = tuple(f.name for f in fields(EventBatch))
-"""The keyword arguments by which a model takes a history: the columns of an EventBatch."""
 
 
 class SessionConfig(SizedConfig):
@@ -295,7 +291,7 @@ def session_logp(model: SessionModel, histories: EventBatch, item_ids_USK: Tenso
 
 
 def history_columns(histories: EventBatch) -> dict[str, Tensor]:
-    """A history as the keyword arguments the model takes."""
+    """A history as the keyword arguments the model takes: what models read of it."""
     return {name: getattr(histories, name) for name in HISTORY_COLUMNS}
 
 

@@ -50,6 +50,8 @@ class EventBatch(TensorRows):
         mask_UT: bool, true where an event is real.
         profile_UF: int64 profile fields.
         time_of_day_U: float32 hours in [0, 24) at the request.
+        earlier_UJ: int64 items examined before the T events, oldest first, -1 after the last one: what a platform with
+            a longer memory knows besides. Models do not read it; agents leave these items out. None without a memory.
     """
 
     item_ids_UT: Tensor
@@ -59,6 +61,7 @@ class EventBatch(TensorRows):
     mask_UT: Tensor
     profile_UF: Tensor
     time_of_day_U: Tensor
+    earlier_UJ: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.item_ids_UT)
@@ -82,6 +85,9 @@ class DatedEventBatch(EventBatch):
 
     time_s_U: Tensor
 
+
+HISTORY_COLUMNS = tuple(f.name for f in fields(EventBatch) if f.name != "earlier_UJ")
+"""The columns of a history that models read."""
 
 PER_EVENT = tuple(f.name for f in fields(EventBatch) if "T" in f.name.rsplit("_", 1)[-1])
 """The columns with a T axis."""

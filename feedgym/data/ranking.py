@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from feedgym.data.batches import EventBatch
+from feedgym.data.batches import HISTORY_COLUMNS, EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, Event, EventLog
 from feedgym.data.sessions import MAX_WATCH_FRACTION, histories, user_of_rows
 
@@ -64,12 +64,12 @@ class RankingBatch:
     @classmethod
     def of_columns(cls, columns: dict[str, Any]) -> Self:
         """The batch whose :meth:`columns` these are."""
-        past = EventBatch(**{f.name: columns[f.name] for f in fields(EventBatch)})
+        past = EventBatch(**{name: columns[name] for name in HISTORY_COLUMNS})
         return cls(histories=past, **{name: columns[name] for name in PER_CANDIDATE})
 
     def columns(self) -> dict[str, Tensor]:
         """Its tensors by name, those of the histories among them."""
-        return {f.name: getattr(self.histories, f.name) for f in fields(EventBatch)} | {
+        return {name: getattr(self.histories, name) for name in HISTORY_COLUMNS} | {
             name: getattr(self, name) for name in PER_CANDIDATE
         }
 

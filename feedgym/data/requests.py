@@ -33,10 +33,16 @@ class Requests:
     targets_NK: torch.Tensor
 
     @classmethod
-    def of(cls, data: LogAndItems, sessions: LoggedSessions, length: int, *, dated: bool = False) -> Requests:
-        """The requests behind logged sessions, with histories of ``length`` events, which are dated if asked for."""
+    def of(
+        cls, data: LogAndItems, sessions: LoggedSessions, length: int, *, dated: bool = False, memory: int = 0
+    ) -> Requests:
+        """The requests behind logged sessions, with histories of ``length`` events.
+
+        They are dated, and know ``memory`` earlier items, if asked for (:func:`feedgym.data.sessions.histories`).
+        """
         log, catalog = data
-        batch = histories(log, catalog, sessions.user_idx_N, sessions.row_N, sessions.start_s_N, length, dated=dated)
+        whose = sessions.user_idx_N, sessions.row_N, sessions.start_s_N
+        batch = histories(log, catalog, *whose, length, dated=dated, memory=memory)
         targets_NK = np.where(sessions.examined_NK, sessions.item_ids_NK, -1).astype(np.int64)
         return cls(sessions=sessions, histories=batch, targets_NK=torch.from_numpy(targets_NK))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,9 @@ from numpy.typing import NDArray
 from feedgym.data.batches import DatedEventBatch, EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, BoolArray, Catalog, Event, EventLog, LoggedSessions
 from feedgym.ranges import CountOrZero, Ranged, Seconds, SomeShare
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 POSITIVE = ("long_view", "like", "follow", "comment", "forward")
 """The behaviours that make an exposure positive by default."""
@@ -172,6 +176,7 @@ def histories(
     length: int,
     *,
     dated: bool = False,
+    memory: int = 0,
 ) -> EventBatch:
     """What a recommender knew of users when it was asked: their last T examined items before a row of the log.
 
@@ -186,6 +191,7 @@ def histories(
         now_s_N: seconds, when the request happens (``LoggedSessions.start_s_N``).
         length: T.
         dated: tell the time of the requests, for agents that serve only what exists then.
+        memory: items examined before the T events that are known besides (``earlier_UJ``).
 
     Returns:
         N histories, dated ones if asked for; users without an examined event have an empty mask.
@@ -217,10 +223,23 @@ def histories(
         mask_UT=torch.from_numpy(mask_NT),
         profile_UF=torch.from_numpy(log.profile_UF[user_idx_N].astype(np.int64)),
         time_of_day_U=torch.from_numpy(time_of_day(now_s_N)),
+        earlier_UJ=_earlier(log, seen, begin_N, log.offsets_U1[user_idx_N], memory) if memory else None,
     )
     if not dated:
         return batch
     return DatedEventBatch(**vars(batch), time_s_U=torch.from_numpy(np.asarray(now_s_N, np.float64)))
+
+
+def _earlier(log: EventLog, seen: NDArray, end_N: NDArray, first_row_N: NDArray, memory: int) -> Tensor:
+    """The last items [N, J] of the exposures ``seen`` before those at ``end_N``, of the same users; -1 after them."""
+    import torch
+
+    begin_N = np.maximum(np.searchsorted(seen, first_row_N), end_N - memory)
+    place_J = np.arange(memory)
+    there_NJ = place_J < (end_N - begin_N)[:, None]
+    row_NJ = np.where(there_NJ, begin_N[:, None] + place_J, 0)
+    item_NJ = log.item_id[seen[row_NJ]] if len(seen) else np.zeros(row_NJ.shape, np.int64)
+    return torch.from_numpy(np.where(there_NJ, item_NJ, -1).astype(np.int64))
 
 
 def time_of_day(time_s: NDArray) -> NDArray[np.float32]:

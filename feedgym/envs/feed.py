@@ -107,6 +107,7 @@ class FeedVectorEnv(VectorEnv):
         simulator: an object or an import path; see :func:`make_simulator`.
         session_length: K.
         history_length: T, examined events that are observed.
+        memory: items examined before these that are observed besides, so that agents can leave them out.
         horizon: visits after which an episode is truncated.
         warmup_visits: visits under the logging policy that users have paid when their episode begins.
         reward: weights of the reward's components, or the import path of such; ``default_reward`` if None.
@@ -130,6 +131,7 @@ class FeedVectorEnv(VectorEnv):
         *,
         session_length: int = 10,
         history_length: int = 50,
+        memory: int = 0,
         horizon: int = 30,
         warmup_visits: int = 0,
         reward: RewardWeights | str | None = None,
@@ -145,6 +147,8 @@ class FeedVectorEnv(VectorEnv):
         for name, value in {**lengths, "horizon": self.horizon}.items():
             if value < 1:
                 raise ValueError(f"{name}={value} is below 1; give 1 or more.")
+        if memory < 0:
+            raise ValueError(f"memory={memory} is below 0; give 0 for the history alone.")
         if warmup_visits < 0:
             raise ValueError(f"warmup_visits={warmup_visits} is below 0; give 0 for users without a past.")
         if population not in POPULATIONS:
@@ -154,7 +158,7 @@ class FeedVectorEnv(VectorEnv):
         self.simulator = make_simulator(simulator, **simulator_kwargs)
         if population == "test":
             self.simulator = judging(self.simulator)
-        self.history_length = history_length
+        self.history_length, self.memory = history_length, memory
         self.session_length, self.warmup_visits = session_length, warmup_visits
         self.reward = (load(reward) if isinstance(reward, str) else reward) or self.default_reward
         if not isinstance(self.reward, RewardWeights):
@@ -167,12 +171,14 @@ class FeedVectorEnv(VectorEnv):
         num_items = self.simulator.catalog.num_items
         self.single_action_space = spaces.MultiDiscrete(np.full(session_length, num_items))
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.single_observation_space = observation_space(self.simulator, history_length, with_weekday=weekday)
+        self.single_observation_space = observation_space(
+            self.simulator, history_length, with_weekday=weekday, memory=memory
+        )
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
         self._policy: LoggingPolicy | None = None
         self._state: Any = None
-        self._history = History.empty(num_envs, history_length)
+        self._history = History.empty(num_envs, history_length + memory)
         self._over_U = np.zeros(num_envs, bool)
         self._slot_seed_U = np.zeros(num_envs, np.uint64)
         self._num_users_U = np.zeros(num_envs, np.int64)
@@ -340,7 +346,7 @@ class FeedVectorEnv(VectorEnv):
         slot_seed_U, number_U = self._slot_seed_U[mask_U], self._num_users_U[mask_U]
         later_U = luck.derive(luck.derive(slot_seed_U, NEXT_USER), number_U)
         fresh = self.simulator.reset(np.where(number_U == 0, slot_seed_U, later_U))
-        history = first_history(self.simulator, fresh, self.history_length)
+        history = first_history(self.simulator, fresh, self.history_length + self.memory)
         if self.warmup_visits:
             self._policy = self._policy or LoggingPolicy(self.simulator, self.session_length)
             fresh, history = warm_up(self._policy, fresh, history, self.warmup_visits)
@@ -366,10 +372,12 @@ class FeedVectorEnv(VectorEnv):
         return mask_U
 
     def _observation(self) -> Observation:
-        dated = has_arrivals(self.simulator)
-        return self._history.observation(
-            self._state.profile_UF, self._now_s_U(), dated=dated, with_weekday=self.weekday
-        )
+        told = {"dated": has_arrivals(self.simulator), "with_weekday": self.weekday}
+        if not self.memory:
+            return self._history.observation(self._state.profile_UF, self._now_s_U(), **told)
+        window = self._history.resized(self.history_length)
+        observed = window.observation(self._state.profile_UF, self._now_s_U(), **told)
+        return observed | {"history_earlier": self._history.earlier(self.history_length)}
 
     def _now_s_U(self) -> NDArray[np.float64]:
         """When the next request comes."""
@@ -401,6 +409,7 @@ class FeedEnv(gym.Env):
     | ``time_of_day`` | Box float32 [1] | hours, 0 to 24 |
     | ``time_s`` | Box float64 [1] | the simulator's clock, seconds; only where items come and go |
     | ``weekday`` | MultiDiscrete [1] | day of the week, 0 on the clock's first day; only with ``weekday=True`` |
+    | ``history_earlier`` | Box int64 [J] | items before those T, oldest first, -1 after them; only with ``memory=J`` |
 
     ### Reward
     What the visit was worth to the user: the weighted sum of the minutes watched, of the counts of the behaviours and
@@ -420,7 +429,7 @@ class FeedEnv(gym.Env):
     (seconds to the next visit), ``churned``, and ``reward_components``, the parts of the reward before weighting.
 
     ### Arguments
-    ``simulator`` (an import path or an object), ``session_length`` K, ``history_length`` T, ``horizon``,
+    ``simulator`` (an import path or an object), ``session_length`` K, ``history_length`` T, ``memory`` J, ``horizon``,
     ``warmup_visits``, ``reward`` (weights, or their import path), ``population`` ("train" or "test"), ``weekday``,
     ``render_mode``, and whatever the simulator takes, such as ``num_items``; see :class:`FeedVectorEnv`. Vector
     environments take ``autoreset_mode`` too.

@@ -73,6 +73,7 @@ def event_batch(observation: Observation) -> EventBatch:
         mask_UT=tensor("history_mask", torch.bool),
         profile_UF=tensor("profile", torch.int64),
         time_of_day_U=tensor("time_of_day", torch.float32)[:, 0],
+        earlier_UJ=tensor("history_earlier", torch.int64) if "history_earlier" in columns else None,
     )
     if "time_s" not in columns:
         return histories
@@ -152,6 +153,12 @@ class History:
         columns = {f.name: column(getattr(self, f.name)) for f in fields(self) if f.name != "length_U"}
         return History(**columns, length_U=length_U)
 
+    def earlier(self, length: int) -> NDArray[np.int64]:
+        """The items before the last ``length`` events, oldest first, -1 after the last one."""
+        items_UJ = self.items_UT[:, : self.items_UT.shape[1] - length]
+        there_UJ = np.arange(items_UJ.shape[1]) < self.length_U[:, None] - length
+        return np.where(there_UJ, items_UJ, -1)
+
     def observation(
         self,
         profile_UF: NDArray[np.int64],
@@ -185,7 +192,9 @@ def told_on_request(now_s_U: NDArray, *, dated: bool, with_weekday: bool) -> Obs
     return told | {"weekday": weekday(now_s_U)[:, None]} if with_weekday else told
 
 
-def observation_space(simulator: UserSimulator, history_length: int, *, with_weekday: bool = False) -> spaces.Dict:
+def observation_space(
+    simulator: UserSimulator, history_length: int, *, with_weekday: bool = False, memory: int = 0
+) -> spaces.Dict:
     """The space of one user's observation; names and meanings are those of :class:`EventBatch`.
 
     Where items come and go it has the second of the request on the simulator's clock too, ``time_s``, for
@@ -195,10 +204,12 @@ def observation_space(simulator: UserSimulator, history_length: int, *, with_wee
         simulator: the users.
         history_length: T.
         with_weekday: it tells the day of the week.
+        memory: earlier items that it tells besides.
     """
     shape = (history_length,)
     dated = {"time_s": spaces.Box(0, MAX_TIME_S, (1,), np.float64)} if has_arrivals(simulator) else {}
     week = {"weekday": spaces.MultiDiscrete(np.array([WEEK_DAYS]))} if with_weekday else {}
+    earlier = {"history_earlier": spaces.Box(-1, simulator.catalog.num_items - 1, (memory,), np.int64)}
     return spaces.Dict(
         {
             "profile": spaces.MultiDiscrete(np.array(simulator.profile_sizes, np.int64)),
@@ -210,5 +221,6 @@ def observation_space(simulator: UserSimulator, history_length: int, *, with_wee
             "time_of_day": spaces.Box(0, 24, (1,), np.float32),
             **dated,
             **week,
+            **(earlier if memory else {}),
         }
     )

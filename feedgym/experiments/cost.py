@@ -17,6 +17,7 @@ from feedgym.data.sessions import logged_sessions
 from feedgym.experiments.configs import CostConfig
 from feedgym.experiments.progress import progress
 from feedgym.experiments.run import Codec, NumberOrNone, json_of
+from feedgym.experiments.serve import JudgedConfig
 from feedgym.protocols import Recommender
 
 MS, MFLOP = "cost_ms", "cost_mflop"
@@ -57,11 +58,12 @@ def costs(agents: Mapping[str, Recommender], histories: EventBatch, config: Cost
     return {"agents": cost_by_agent, "requests": len(histories), "threads": threads, "repeats": config.repeats}
 
 
-def asked(data: LogAndItems, session_length: int, history_length: int, users: int, *, dated: bool) -> EventBatch:
+def asked(data: LogAndItems, config: JudgedConfig, users: int, *, dated: bool) -> EventBatch:
     """The last requests of a log's first users, on whom costs are measured."""
-    sessions = logged_sessions(data[0], session_length)
+    sessions = logged_sessions(data[0], config.session_length)
     first = sessions.rows(sessions.user_idx_N < users)
-    return last_requests(Requests.of(data, first, history_length, dated=dated)).histories
+    every = Requests.of(data, first, config.history_length, dated=dated, memory=config.memory)
+    return last_requests(every).histories
 
 
 def with_costs(judged: Mapping[str, Any], cost: Mapping[str, Any]) -> dict[str, Any]:

@@ -132,6 +132,8 @@ def _alignment(config: AlignConfig) -> Iterator[Need]:
         yield from _agent(config, model, vocabulary, levels)
     users = min(config.rollouts.users_per_task, _known_users(config))
     sampled = _known_users(config) * config.rounds.user_share * config.rounds.num_samples * length * 8
+    remembered = _known_users(config) * config.memory * 8
+    yield Need("what is remembered of the users", ("log.users", "memory"), remembered)
     yield Need("a round's samples", ("log.users", "rounds.user_share", "rounds.num_samples", "session_length"), sampled)
     answers = users * length * config.rounds.truth_replicas * EVENT
     yield Need("a session's answers", ("rollouts.users_per_task", "rounds.truth_replicas", "session_length"), answers)

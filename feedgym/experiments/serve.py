@@ -43,6 +43,8 @@ class JudgedConfig(Protocol):
     @property
     def history_length(self) -> int: ...  # noqa: D102
     @property
+    def memory(self) -> int: ...  # noqa: D102
+    @property
     def weights(self) -> RewardWeights: ...  # noqa: D102
     @property
     def judge(self) -> JudgeConfig: ...  # noqa: D102
@@ -55,6 +57,7 @@ class JudgeSettings:
     seed: int
     session_length: int
     history_length: int
+    memory: int = 0
     weights: RewardWeights
     judge: JudgeConfig
 
@@ -129,6 +132,7 @@ def serve(
     visits: int,
     session_length: int,
     history_length: int,
+    memory: int = 0,
     weights: RewardWeights,
     step: Step | None = None,
 ) -> ServingRecord:
@@ -142,6 +146,7 @@ def serve(
         visits: visits a user, at most.
         session_length: K.
         history_length: T.
+        memory: earlier items that agents are told besides.
         weights: what the true reward is made of.
         step: progress callback.
     """
@@ -150,6 +155,7 @@ def serve(
         simulator,
         session_length=session_length,
         history_length=history_length,
+        memory=memory,
         horizon=visits,
         reward=weights,
         autoreset_mode=AutoresetMode.NEXT_STEP,
@@ -286,6 +292,7 @@ def serve_all(
                 visits=config.judge.visits,
                 session_length=config.session_length,
                 history_length=config.history_length,
+                memory=config.memory,
                 weights=config.weights,
                 step=step,
             )

@@ -125,6 +125,7 @@ def _run_show(folder: Path, which: str, visits: int, trust: bool) -> WatchedAgen
             users,
             session_length=config.session_length,
             history_length=config.history_length,
+            memory=config.memory,
             horizon=visits,
             reward=config.weights,
             autoreset_mode=AutoresetMode.DISABLED,

@@ -38,7 +38,7 @@ from transformers import PreTrainedConfig
 
 from feedgym.agents.layers.history import EventFeatures, RequestTokens
 from feedgym.agents.pretrain import PretrainConfig, Progress, SessionDataset, pretrain
-from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.batches import HISTORY_COLUMNS, EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, LoggedSessions
 from feedgym.data.parquet import replacing
 from feedgym.envs.truth import RewardWeights
@@ -295,7 +295,7 @@ class _Fitting(nn.Module):
         self.config = PreTrainedConfig()  # the Trainer leaves notes there
 
     def forward(self, **batch: Tensor) -> Any:
-        histories = EventBatch(**{f.name: batch[f.name] for f in fields(EventBatch)})
+        histories = EventBatch(**{name: batch[name] for name in HISTORY_COLUMNS})
         answers = Answers(**{f.name: batch[f.name] for f in fields(Answers)})
         return _LossOutput(self.model.loss(self.model.predict(histories, batch["item_ids_NK"][:, None]), answers))
 
@@ -314,7 +314,7 @@ class _LabelledSessions(SessionDataset):
         rows = torch.as_tensor(idx)
         histories, answers = self.histories.rows(rows).trimmed(), self.answers.rows(rows)
         return {
-            **{f.name: getattr(histories, f.name) for f in fields(EventBatch)},
+            **{name: getattr(histories, name) for name in HISTORY_COLUMNS},
             "item_ids_NK": self.item_ids_NK[rows],
             **{f.name: getattr(answers, f.name) for f in fields(Answers)},
         }

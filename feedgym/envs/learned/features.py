@@ -112,7 +112,7 @@ def _predicted(
     Every block holds a made-up user with a full history, so that a ranker which trims its input trims all alike.
     """
     items_UK = torch.from_numpy(np.ascontiguousarray(slates_UK, np.int64))
-    made_up = {name: torch.zeros_like(column[:1]) for name, column in vars(histories).items()}
+    made_up = {name: torch.zeros_like(column[:1]) for name, column in vars(histories).items() if column is not None}
     filler = EventBatch(**made_up | {"mask_UT": torch.ones_like(histories.mask_UT[:1])})
     prob, fraction = [], []
     for low in range(0, len(items_UK), BLOCK_USERS - 1):

@@ -73,7 +73,7 @@ def plan(config: AlignConfig) -> Plan:
     base = plan.stage("base", learned + cut, (tokenizer,))
     reward = plan.stage("reward", [config.reward_model, *cut], (log,))
     plan.stage("reward-check", parents=(reward,))
-    scored = [config.sampling, config.weights, key_of("reward", config.reward), config.reward_options]
+    scored = [config.sampling, config.memory, config.weights, key_of("reward", config.reward), config.reward_options]
     drawn = [replace(config.rounds, num=0), config.rollouts.users_per_task, *scored, config.seed]
     snapshot = base
     for t in range(config.rounds.num + 1):

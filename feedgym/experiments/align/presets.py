@@ -26,6 +26,7 @@ from feedgym.experiments.configs import JudgeConfig, LogConfig, UsersConfig
 from feedgym.experiments.rollouts import RolloutConfig
 from feedgym.ranges import (
     Count,
+    CountOrZero,
     Length,
     Ranged,
     Seed,
@@ -71,6 +72,9 @@ class AlignConfig(UsersConfig):
     """K, items in a session."""
     history_length: Length = 40
     """T, events of the history that agents and reward model see."""
+    memory: CountOrZero = 0
+    """Items seen before those T events that the platform remembers: agents leave them out, as they do those of the
+    history, though no model reads them. Users forget later than agents, so without it late visits repeat much."""
     split: Splitting = "users"
     """Of a recorded log, what judges: a tenth of the users, or (time) all users' last sessions, a tenth of all by time,
     while models are trained on what came before that moment."""
@@ -123,6 +127,8 @@ class AlignConfig(UsersConfig):
         super().__post_init__()
         if self.split == "time" and self.data is None:
             raise ValueError("split='time' cuts a recorded log; give one with --data, or leave it 'users'.")
+        if self.memory and not self.sampling.block_seen:
+            raise ValueError("memory does nothing where sampling.block_seen leaves no item out; leave it 0.")
         if self.judge.study and self.data is not None:
             raise ValueError("judge.study asks for the truth, which no recorded log holds; leave it out.")
         if self.model == "hstu" and self.tokenizer != "item_id":

@@ -194,7 +194,8 @@ class Simulated:
     def requests(self, data: LogAndItems) -> tuple[Requests, Requests]:
         """All visits for the reward model, and those that pass the filter to imitate; dated where items come and go."""
         sessions = logged_sessions(data[0], self.config.session_length)
-        every = Requests.of(data, sessions, self.config.history_length, dated=has_arrivals(self.simulator))
+        told = {"dated": has_arrivals(self.simulator), "memory": self.config.memory}
+        every = Requests.of(data, sessions, self.config.history_length, **told)
         return every.rows(quality_filter(every.sessions, self.config.sessions)), every
 
     def true_value(self, pool: Pool, row_U: NDArray, sessions_USK: NDArray, step: Step) -> NDArray[np.float32]:
@@ -248,7 +249,9 @@ class Recorded:
         log = data[0]
         signs = tuple(name for name in POSITIVE if log.behaviours[log.examined, BEHAVIOUR_IDX[name]].any())
         positive = positive_sessions(log, length, behaviours=signs or ("click",), min_items=min(2, length))
-        return Requests.of(data, positive, history), Requests.of(data, logged_sessions(data[0], length), history)
+        parts = (positive, logged_sessions(data[0], length))
+        imitate, rate = (Requests.of(data, part, history, memory=self.config.memory) for part in parts)
+        return imitate, rate
 
     def true_value(self, pool: Pool, row_U: NDArray, sessions_USK: NDArray, step: Step) -> None:
         """Nobody knows."""

@@ -265,9 +265,8 @@ def judge(agents: Mapping[str, Recommender], finished: FinishedRun, config: Alig
 
 def requests(finished: FinishedRun, wanted: int) -> EventBatch:
     """The last requests of the log's first users."""
-    lengths = finished.config.session_length, finished.config.history_length
     dated = has_arrivals(finished.world.simulator)  # type: ignore[attr-defined]
-    return asked((finished.log, finished.catalog), *lengths, wanted, dated=dated)
+    return asked((finished.log, finished.catalog), finished.config, wanted, dated=dated)
 
 
 def summarised(

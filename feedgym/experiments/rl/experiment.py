@@ -67,6 +67,7 @@ class Arena:
         catalog: its items.
         others: agents of another run.
         reward: that run's reward model.
+        memory: earlier items that agents are told, as in that run.
     """
 
     task: Task
@@ -77,6 +78,7 @@ class Arena:
     catalog: Catalog
     others: Mapping[str, Recommender]
     reward: SessionReward | None
+    memory: int
 
     @property
     def session_length(self) -> int:
@@ -198,6 +200,7 @@ def arena_of(config: RLConfig, task: Task, log: FinishedStage, finished: Finishe
         catalog=log.value[1],
         others=others,
         reward=None if finished is None else finished.reward,
+        memory=0 if finished is None else finished.config.memory,
     )
 
 
@@ -288,8 +291,8 @@ def asked_of(
 ) -> tuple[dict[str, Recommender], EventBatch]:
     """Whose cost is measured, the first training for all of them, and on which requests."""
     everyone = references(arena.log, arena.catalog, arena) | dict(arena.others)
-    lengths, dated = (arena.session_length, arena.history_length), has_arrivals(arena.task.simulator)
-    histories = asked((arena.log, arena.catalog), *lengths, arena.judge.cost.requests, dated=dated)
+    dated = has_arrivals(arena.task.simulator)
+    histories = asked((arena.log, arena.catalog), arena, arena.judge.cost.requests, dated=dated)
     return everyone | {algorithm: next(iter(agents.values()))}, histories
 
 
