@@ -45,9 +45,9 @@ def onerec(num_beams, **sampling):
 def test_sound_agents_pass_and_their_histories_stay_as_they_are(agent, num_items):
     assert isinstance(agent, Recommender)
     given = toy_histories(6, num_items=num_items)
-    kept = {name: column.clone() for name, column in vars(given).items()}
+    kept = {name: column.clone() for name, column in vars(given).items() if column is not None}
     check_recommender(agent, given, num_items)
-    assert all(torch.equal(column, kept[name]) for name, column in vars(given).items())
+    assert all(torch.equal(getattr(given, name), column) for name, column in kept.items())
 
 
 def changed(sessions, **columns):

@@ -29,10 +29,10 @@ class SmallOneRec(OneRec):
 
 @pytest.mark.parametrize("kind", [Recurrent, SmallOneRec])
 def test_sound_models_pass_and_leave_the_histories_and_chance_alone(kind):
-    kept = {name: column.clone() for name, column in vars(HISTORIES).items()}
+    kept = {name: column.clone() for name, column in vars(HISTORIES).items() if column is not None}
     torch.manual_seed(7)
     check_model(kind, HISTORIES, CONTENT, PROFILE)
-    assert all(torch.equal(column, kept[name]) for name, column in vars(HISTORIES).items())
+    assert all(torch.equal(getattr(HISTORIES, name), column) for name, column in kept.items())
     after = torch.rand(1)
     torch.manual_seed(7)
     assert torch.equal(torch.rand(1), after)

@@ -15,6 +15,7 @@ from feedgym.agents.slates.policy import SlatePolicy
 from feedgym.agents.slates.proto import ProtoPolicy
 from feedgym.agents.slates.values import ItemQ, SlateQ, choice_loss, outcomes, slate_value
 from feedgym.agents.slates.world import SlateWorld, flat_observation, read_histories
+from feedgym.data.batches import HISTORY_COLUMNS
 from feedgym.data.events import BEHAVIOUR_IDX
 from feedgym.envs.feed import FeedVectorEnv, event_batch
 
@@ -92,7 +93,9 @@ def test_flat_observations_read_as_the_dictionaries_do():
         observation, *_ = env.step(np.tile(np.arange(K), (5, 1)))
     flat = read_histories(torch.from_numpy(flat_observation(observation)), T)
     whole = read_histories({name: torch.from_numpy(column) for name, column in observation.items()}, T)
-    for name, column in vars(event_batch(observation)).items():
+    batch = event_batch(observation)
+    for name in HISTORY_COLUMNS:
+        column = getattr(batch, name)
         assert torch.equal(getattr(flat, name), column) and torch.equal(getattr(whole, name), column), name
 
 
