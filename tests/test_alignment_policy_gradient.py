@@ -314,7 +314,7 @@ def test_rloo_charges_for_the_divergence_and_a_group_of_two_is_a_pair():
 
 def test_a_reference_without_use_is_refused(tmp_path):
     given = make_model(), make_histories(U), make_sampled(), make_logged(), tmp_path
-    with pytest.raises(ValueError, match=r"beta=0 leaves the reference without use; raise beta"):
+    with pytest.raises(ValueError, match=r"beta=0 leaves the reference unused; raise beta"):
         GRPO(GRPOConfig(beta=0.0)).update(*given, reference=make_model(1))
     for beta, reference in ((0.0, make_model(1)), (0.1, None)):
         with pytest.raises(ValueError, match=r"set both beta and rounds.reference='base', or neither"):

@@ -67,7 +67,7 @@ class GRPO(PolicyGradient):
     ) -> dict[str, float]:
         """See :meth:`PolicyGradient.update`; the divergence from ``reference`` is part of the loss."""
         if reference is not None and not self.config.beta:
-            raise ValueError("beta=0 leaves the reference without use; raise beta, or let the snapshot be the reference.")
+            raise ValueError("beta=0 leaves the reference unused; raise beta, or let the snapshot be the reference.")
         return self._update(model, histories, sampled, logged_UK, work, progress, reference)
 
     def _advantage(self, score_UG: Tensor, before: Logps) -> Tensor:
