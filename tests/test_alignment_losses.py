@@ -243,3 +243,17 @@ def test_log1mexp_is_precise_and_its_gradients_are_finite():
 def test_settings_are_checked(kind, settings, message):
     with pytest.raises(ValueError, match=message):
         replace(kind.Config(), **settings)
+
+
+@pytest.mark.parametrize("kind", [DPO, APO, SPPO], ids=lambda kind: kind.title)
+def test_methods_start_at_about_the_same_speed_by_default(kind):
+    method = kind(kind.Config())
+    logp_SP = torch.zeros(2, 1, requires_grad=True)
+    b, (up, down) = getattr(method.config, "beta", 0.0), logp_SP
+    loss = {
+        DPO: lambda: -F.logsigmoid(b * (up - down)),
+        APO: lambda: 1 - torch.sigmoid(b * up) + torch.sigmoid(b * down),
+        SPPO: lambda: (up - method.config.target) ** 2 + (down + method.config.target) ** 2,
+    }[kind]()
+    (method.config.preference_weight * loss).sum().backward()
+    assert logp_SP.grad.flatten().tolist() == pytest.approx([-0.05, 0.05], rel=0.25)

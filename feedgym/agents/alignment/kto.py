@@ -18,6 +18,8 @@ from feedgym.ranges import Positive
 class KTOConfig(UpdateConfig):
     """Kahneman-Tversky optimisation."""
 
+    preference_weight: Positive = 4.0
+    """Weight of the method's own loss, a mean over sessions; at 4 its first gradient is that of DPO."""
     beta: Positive = 0.1
     """How dear it is to leave the reference: the scale of the implicit rewards."""
     good_weight: Positive = 1.0

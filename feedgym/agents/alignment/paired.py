@@ -50,6 +50,8 @@ class SmoothedConfig(UpdateConfig):
 class APOConfig(UpdateConfig):
     """Anchored preference optimisation."""
 
+    preference_weight: Positive = 2.0
+    """Weight of the method's own loss; at 2 its first gradient is that of DPO."""
     kind: APOKind = "zero"
     """zero raises the preferred session and lowers the other; down lowers both, the other one more, for a model that
     is better than what it learns from."""

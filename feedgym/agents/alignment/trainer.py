@@ -198,8 +198,12 @@ class _RoundTrainer(Sealing):
             loss = self.trl_loss(policy, batch, inputs)
         else:
             _scores(policy, batch)
-        fixed = {name: inputs.get(name) for name in ("reference_SP", "num_codes_SP", "prob_win_SP")}
-        opinions = Opinions(logp_SP=policy.logp_R.view(fixed["reference_SP"].shape), **fixed)
+        opinions = Opinions(
+            logp_SP=policy.logp_R.view(inputs["reference_SP"].shape),
+            reference_SP=inputs["reference_SP"],
+            num_codes_SP=inputs["num_codes_SP"],
+            prob_win_SP=inputs.get("prob_win_SP"),
+        )
         if not of_trl:
             loss = self.method.loss(opinions).mean()
         self._note(opinions, loss=loss, ntp_loss=policy.ntp_loss)
