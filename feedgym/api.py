@@ -198,8 +198,8 @@ def evaluate(
         agents: the folder of a finished run, whose agents are judged again and whose summary and report are rewritten;
             or a Recommender, or several by name.
         users: whom they serve, as in :func:`align`; a run has its own.
-        num_users: fresh users; 1,000, or those of the run, if left out.
-        visits: visits per user, unless they churn earlier; 8, or those of the run, if left out.
+        num_users: fresh users; 280, or those of the run, if left out.
+        visits: visits per user, unless they churn earlier; 30, or those of the run, if left out.
         seed: another seed is another population.
         beams: of a run: width of the search by which its agents serve in the second judgement; 0 leaves it out.
         history_length: T, events of the history that agents see; a run has its own.

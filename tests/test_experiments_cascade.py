@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from toy_agents import toy_histories
 from feedgym.agents.cascade import Cascade
 from feedgym.agents.ranker import RankerSizes
 from feedgym.cli import MISTAKE, main
+from feedgym.experiments.against import rivals
 from feedgym.experiments.align.agents import agents_of, read_config
 from feedgym.experiments.cascade.experiment import build_ranker, plan, requests
 from feedgym.experiments.cascade.presets import COMPARISONS, CascadeRun, RankerStage
@@ -73,6 +75,15 @@ def test_the_cascade_of_a_finished_run_is_read_back_whole(finished, aligned_run)
     assert type(agent.ranker).__name__ == "GenRank" and agent.session_length == other.config.session_length
     histories = requests(other, 6)
     assert len(histories) == 6 and agent.recommend(histories).item_ids_USK.shape == (6, 1, 4)
+
+
+def test_the_cascade_is_judged_beside_another_runs_agents(finished, aligned_run):
+    other = agents_of(aligned_run)
+    judge = replace(other.config.judge, against=(str(finished),))
+    (found,) = rivals(replace(other.config, judge=judge), other.catalog).items()
+    histories, ours = requests(other, 6), Cascade.load(finished / "stages" / "cascade")
+    assert found[0] == f"cascade of {finished.name}"
+    assert torch.equal(found[1].recommend(histories).item_ids_USK, ours.recommend(histories).item_ids_USK)
 
 
 def test_other_rules_keep_the_models_and_no_diversity_is_the_rankers_order(finished, tmp_path, capsys):

@@ -95,7 +95,7 @@ class CostConfig(Ranged):
 class JudgeConfig(Ranged):
     """The users who judge the agents in the end. They are fresh: no stage before has seen them."""
 
-    users: Count = 400
+    users: Count = 280
     """Fresh users served by every agent, with the same luck."""
     visits: Visits = 30
     """Visits a user, unless they churn earlier: enough to see whether a gain lasts. The mean of the first 8 is told
@@ -115,6 +115,9 @@ class JudgeConfig(Ranged):
     """Judge the best of those N sessions by the truth as well, which no platform could serve: what a perfect reward
     would give."""
 
+    against: tuple[str, ...] = ()
+    """Folders of other finished runs in the same world (aligned agents, cascades, rllib-*), whose agents are judged as
+    well."""
     cost: CostConfig = field(default_factory=CostConfig)
     """How the cost of a request is measured."""
 

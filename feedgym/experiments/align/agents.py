@@ -64,7 +64,7 @@ def agents_of(folder: Path | str, *, trust: bool = False, named: Collection[str]
     folder = Path(folder)
     config = _align_config(folder)
     config = trusted(config, folder / CONFIG, trust=trust, named=named)
-    stages = {name: _finished(folder, name) for name in _needed(config)}
+    stages = {name: finished_stage(folder, name) for name in _needed(config)}
     log, catalog = read_product(stages["log"], LOG.load)
     tokenizer = read_product(stages["tokenizer"], tokenizer_codec(config).load)
     models = {
@@ -201,8 +201,12 @@ class Searching(GenerativeRecommender):
         return self.beams(histories, n)
 
 
-def _finished(folder: Path, name: str) -> Path:
-    """The folder of a stage that is finished."""
+def finished_stage(folder: Path, name: str) -> Path:
+    """The folder of a run's stage that is finished.
+
+    Raises:
+        ValueError: it is not, or its mark is damaged.
+    """
     stage = folder / "stages" / name
     if _mark(stage) is None:
         raise ValueError(

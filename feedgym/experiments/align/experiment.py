@@ -27,6 +27,7 @@ from feedgym.agents.generation import GenerativeRecommender
 from feedgym.agents.pretrain import SessionDataset, pretrain
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.data.requests import last_requests
+from feedgym.experiments.against import rivals, rivals_key
 from feedgym.experiments.align.agents import (
     model_codec,
     new_model,
@@ -82,8 +83,8 @@ def plan(config: AlignConfig) -> Plan:
             snapshot = plan.stage(
                 f"aligned-{t + 1}", [key_of("method", config.method), config.method_options], (sampled,)
             )
-    alike = replace(config.judge, cost=CostConfig())
-    judged = plan.stage("judged", [alike, *scored, config.rounds.beams], (base, snapshot, reward))
+    judges = [replace(config.judge, cost=CostConfig()), rivals_key(config.judge.against)]
+    judged = plan.stage("judged", [*judges, *scored, config.rounds.beams], (base, snapshot, reward))
     plan.stage("cost", config.judge.cost, (judged,), MEASURED_HERE)
     return plan
 
@@ -148,6 +149,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
 
     ours: dict[str, Recommender] = {"base": agent(base.value), "aligned": agent(snapshot.value)}
     everyone = references(pool.known, pool.catalog, config) | with_controls(ours, score, config.judge)
+    everyone |= rivals(config, pool.catalog, trust=run.trust)
     judged = run.stage("judged", lambda _: world.judge(everyone, score, pool), JUDGED)
     asked = last_requests(pool.rate).histories
     cost = run.stage("cost", lambda _: costs(everyone, asked, config.judge.cost), COSTS)

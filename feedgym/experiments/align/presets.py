@@ -22,7 +22,7 @@ from feedgym.agents.tiger import TigerSizes
 from feedgym.data.sessions import SessionFilter
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
-from feedgym.experiments.configs import JudgeConfig, LogConfig, UsersConfig
+from feedgym.experiments.configs import CostConfig, JudgeConfig, LogConfig, UsersConfig
 from feedgym.experiments.rollouts import RolloutConfig
 from feedgym.ranges import (
     Count,
@@ -131,6 +131,8 @@ class AlignConfig(UsersConfig):
             raise ValueError("memory does nothing where sampling.block_seen leaves no item out; leave it 0.")
         if self.judge.study and self.data is not None:
             raise ValueError("judge.study asks for the truth, which no recorded log holds; leave it out.")
+        if self.judge.against and self.data is not None:
+            raise ValueError("judge.against needs simulated users: others may know those held out; leave it out.")
         if self.model == "hstu" and self.tokenizer != "item_id":
             raise ValueError(f"HSTU writes item ids and not the codes of tokenizer={self.tokenizer!r}; choose item_id.")
         if self.model == "hstu" and self.model_options.loss != "ce":
@@ -165,7 +167,7 @@ def smoke() -> AlignConfig:
         reward_model=RewardModelConfig(epochs=1),
         rounds=RoundsConfig(num=2, user_share=0.3, num_samples=12, truth_replicas=2),
         method_options=IPAConfig(epochs=1, batch_size=8),
-        judge=JudgeConfig(users=24, visits=2),
+        judge=JudgeConfig(users=24, visits=2, cost=CostConfig(requests=8, repeats=1)),
     )
 
 

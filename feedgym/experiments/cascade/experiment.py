@@ -30,6 +30,7 @@ from feedgym.data.requests import LogAndItems
 from feedgym.data.whole import WORK
 from feedgym.envs.history import has_arrivals
 from feedgym.envs.luck import user_seeds
+from feedgym.experiments.against import rivals, rivals_key
 from feedgym.experiments.align.agents import FinishedRun, agents_of, key_of, read_config
 from feedgym.experiments.align.experiment import align
 from feedgym.experiments.align.experiment import plan as align_plan
@@ -73,7 +74,8 @@ def plan(config: CascadeRun) -> Plan:
     retriever = plan.stage("retriever", [config.retriever, config.seed], (log,))
     ranker = plan.stage("ranker", [config.ranker, config.seed], (log,))
     cascade = plan.stage("cascade", config.cascade, (retriever, ranker))
-    judged = plan.stage("judged", replace(config.judge, cost=CostConfig()), (cascade,))
+    judges = [replace(config.judge, cost=CostConfig()), rivals_key(config.judge.against)]
+    judged = plan.stage("judged", judges, (cascade,))
     plan.stage("cost", config.judge.cost, (judged,), MEASURED_HERE)
     return plan
 
@@ -101,6 +103,7 @@ def experiment(config: CascadeRun, run: Run) -> dict[str, Any]:
     )
     agents = references(finished.log, finished.catalog, align_config)
     agents |= with_controls(finished.agents, finished.reward, config.judge) | grown(cascade.value)
+    agents |= rivals(align_config, finished.catalog, trust=run.trust)
     judged = run.stage("judged", lambda _: judge(agents, finished, align_config), JUDGED)
     cost = run.stage(
         "cost",

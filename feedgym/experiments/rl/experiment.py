@@ -27,6 +27,7 @@ from feedgym.envs.logging import collect_log
 from feedgym.envs.luck import user_seeds
 from feedgym.envs.recorder import transitions
 from feedgym.envs.truth import RewardWeights
+from feedgym.experiments.against import rivals, rivals_key
 from feedgym.experiments.align.agents import FinishedRun, agents_of, key_of
 from feedgym.experiments.by_visit import told_by_visit
 from feedgym.experiments.configs import CostConfig, JudgeConfig
@@ -103,7 +104,8 @@ def plan(config: RLConfig) -> Plan:
         plan.stage(f"trained-{n}", [world, config.train, config.sizes, n], parents, own)
         for n in range(config.num_seeds)
     ]
-    judged = plan.stage("judged", [world, replace(config.judge, cost=CostConfig())], (log, *trained))
+    judges = [replace(config.judge, cost=CostConfig()), rivals_key(config.judge.against)]
+    judged = plan.stage("judged", [world, *judges], (log, *trained))
     plan.stage("cost", config.judge.cost, (judged,), MEASURED_HERE)
     return plan
 
@@ -128,6 +130,8 @@ def experiment(config: RLConfig, run: Run) -> dict[str, Any]:
             for n in range(config.num_seeds)
         ]
     arena = arena_of(config, task, log, finished)
+    others = {**arena.others, **rivals(arena, arena.catalog, trust=run.trust)}
+    arena = replace(arena, others=others)
     agents = {f"{config.train.algorithm}-{n}": stage.value[0] for n, stage in enumerate(trained)}
     judged = run.stage("judged", lambda _: judge(config.train.algorithm, agents, arena), JUDGED)
     cost = run.stage(
