@@ -135,12 +135,14 @@ def align(
     Raises:
         ValueError: a name or an option is unknown, or parts do not fit each other.
     """
+    from feedgym.experiments.options import with_options
+
     given = {"simulator": users, "model": model, "tokenizer": tokenizer, "reward": reward, "method": method}
     if preset == "onerec-ipa" and model in ("tiger", "hstu"):  # whose preset brings the codes that it wants
         preset = f"{model}-ipa"
     config = _with_plugins(_preset(preset), given)
     changes = {"data": None if data is None else str(data), "seed": seed, "rounds.num": rounds, **(options or {})}
-    config = _changed(config, {name: value for name, value in changes.items() if value is not None})
+    config = with_options(config, {name: value for name, value in changes.items() if value is not None})
     return _run(config, "align", run, store=store, tracker=track, trust=trust)
 
 
@@ -173,10 +175,12 @@ def pretrain(
     Raises:
         ValueError: as for :func:`align`.
     """
+    from feedgym.experiments.options import with_options
+
     config = _preset(preset or ("onerec-ipa" if model == "onerec" else model))
     changes: dict[str, Any] = {"rounds.num": 0} if hasattr(config, "rounds") else {}
     changes |= {"data": None if data is None else str(data), "seed": seed, **(options or {})}
-    config = _changed(config, {name: value for name, value in changes.items() if value is not None})
+    config = with_options(config, {name: value for name, value in changes.items() if value is not None})
     return _run(config, f"pretrain-{model}", run, store=store, tracker=track, trust=trust)
 
 
@@ -312,7 +316,16 @@ def check_finished(folder: Path) -> None:
 
 
 def judged_by_others(config: Any, **changes: Any) -> Any:
-    """A run's configuration with other judges; what is None stays as it was."""
+    """A run's configuration with other judges; what is None stays as it was.
+
+    Raises:
+        ValueError: nobody judges it as a whole.
+    """
+    if not hasattr(config, "judge"):
+        raise ValueError(
+            f"A {type(config).__name__} has no judges to change; of a comparison, evaluate its cells/ one by one or "
+            "resume it with --set judge.users=100."
+        )
     judge = replace(config.judge, **{name: value for name, value in changes.items() if value is not None})
     return replace(config, judge=judge)
 
@@ -333,28 +346,6 @@ def _with_plugins(config: Any, given: Mapping[str, Any]) -> Any:
     names = {kind: named(kind, value) for kind, value in given.items() if value is not None}
     changed = {kind: name for kind, name in names.items() if name != getattr(config, kind)}
     return replace(config, **changed, **{f"{kind}_options": None for kind in changed})
-
-
-def _changed(config: Any, options: Mapping[str, Any]) -> Any:
-    """The configuration with options in their places.
-
-    Args:
-        config: a configuration.
-        options: values by dotted name, as on the command line: "rounds.num", "model.d_model" or "model.d-model".
-    """
-    parts: dict[str, dict[str, Any]] = {}
-    own: dict[str, Any] = {}
-    for name, value in options.items():
-        head, _, rest = name.replace("-", "_").partition(".")
-        if rest:
-            parts.setdefault(f"{head}_options" if head in getattr(config, "PLUGINS", ()) else head, {})[rest] = value
-        else:
-            own[head] = value
-    for head in (*own, *parts):
-        if not hasattr(config, head):
-            raise ValueError(f"There is no option {head.removesuffix('_options')!r} in {type(config).__name__}.")
-    config = replace(config, **own)
-    return replace(config, **{head: _changed(getattr(config, head), rest) for head, rest in parts.items()})
 
 
 def _run(config: Any, title: str, run: str | Path | None, **run_options: Any) -> Result:

@@ -29,7 +29,7 @@ from feedgym import api
 from feedgym.api import new_folder, prepare_libraries, preset_of
 from feedgym.ranges import Count, CountOrZero, Length, Ranged, Seed, Share, Visits
 
-MISTAKE, INTERRUPTED = 2, 130
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 NO_TENSORS = (
     "A checkpoint in the run's folder holds other things than tensors and was not read; make its stage again with "
     "feedgym stage NAME --run FOLDER --redo."
@@ -162,20 +162,35 @@ def run(arguments: Sequence[str]) -> None:
     _from_preset("run", PRESETS, arguments)
 
 
+COMPARE = """
+  feedgym compare methods --run runs/methods        all methods of alignment, seeds 0 1 2
+  feedgym compare methods --methods dpo grpo --seeds 0 1 --set rounds.num=3 dpo.beta=0.3
+  feedgym compare methods --resume runs/methods     goes on where it was stopped; --seeds or --methods may add some
+  feedgym compare ablations --method dpo --beta 0.03 0.3 --num-samples --user-share --pairing --rounds
+
+Methods and ablations are whole alignments: on 2 cores about 2 minutes a method (or value) and seed at the laptop's
+sizes, and 1 minute a seed for its log, base and reward model, which are made once. Each is a run folder under cells/,
+with a report of its own; two run at a time (--workers). One that fails stands in the table with its reason."""
+"""What ``feedgym compare`` says below its presets."""
+
+
 def compare(arguments: Sequence[str]) -> None:
-    """Put kinds of recommenders into one table, with what a request costs: feedgym compare cascade."""
+    """Put agents or methods into one table: feedgym compare cascade, methods or ablations."""
     from feedgym.experiments.presets import COMPARISONS
 
-    _from_preset("compare", COMPARISONS, arguments)
+    _from_preset("compare", COMPARISONS, arguments, COMPARE)
 
 
-def _from_preset(command: str, presets: Mapping[str, Callable[[], Any]], arguments: Sequence[str]) -> None:
+def _from_preset(
+    command: str, presets: Mapping[str, Callable[[], Any]], arguments: Sequence[str], teaches: str = ""
+) -> None:
     """Run what a preset says, with the options of the command line in their places."""
     if not arguments or arguments[0].startswith("-"):
         print(f"usage: feedgym {command} PRESET [OPTIONS]\n")
         print(f"Presets (`feedgym {command} PRESET --help` lists every option):\n")
         for name, preset in presets.items():
             print(f"  {name:<20}{(preset.__doc__ or '').splitlines()[0]}")
+        print(teaches, end="\n" if teaches else "")
         return
     name, *rest = arguments
     config = preset_of(name, presets)
@@ -254,7 +269,7 @@ class StageArguments(Ranged):
     preset: str = "onerec-ipa"
     """What a new run is made of."""
     seed: Seed = 0
-    """Seed of a new run."""
+    """Seed of a new run; a comparison of several seeds has its own."""
     redo: bool = False
     """Do the stage again though its product is there. One in a store (--store) is done again only if it is damaged:
     other runs use it."""
@@ -272,7 +287,7 @@ def stage(arguments: Sequence[str]) -> None:
 
     presets = {**PRESETS, **COMPARISONS}
     begun = (options.run / "config.json").exists()
-    config = read_config(options.run) if begun else replace(preset_of(options.preset, presets), seed=options.seed)
+    config = read_config(options.run) if begun else _of_seed(preset_of(options.preset, presets), options.seed)
     if begun:
         config = check_code(config, options.run, options.trust, arguments)
     folders = (None, options.run) if begun else (options.run, None)
@@ -280,6 +295,11 @@ def stage(arguments: Sequence[str]) -> None:
     with contextlib.suppress(StageReached):
         asked: dict[str, Any] = {"stop_after": options.name, "redo": redo}
         _experiment("stage", config, *folders, **asked, trust=options.trust, store=options.store)
+
+
+def _of_seed(config: Any, seed: int) -> Any:
+    """A configuration with another seed; a comparison of several is as it is."""
+    return replace(config, seed=seed) if hasattr(config, "seed") else config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,7 +354,7 @@ def _experiment(title: str, config: Any, folder: Path | None, resume: Path | Non
     if resume is not None and folder not in (None, resume):
         raise ValueError("Give either --run for a new run or --resume for an old one, not both.")
     folder = resume or folder or new_folder(title)
-    from feedgym.experiments.launch import launch
+    from feedgym.experiments.launch import kind_of, launch
     from feedgym.experiments.presets import COMPARISONS, PRESETS
     from feedgym.experiments.report import agents_table
 
@@ -346,8 +366,11 @@ def _experiment(title: str, config: Any, folder: Path | None, resume: Path | Non
         raise
     from rich.console import Console
 
-    Console().print(agents_table(summary))
+    Console().print(getattr(kind_of(config), "terminal_table", agents_table)(summary))
     print(f"\nReport: {folder / 'report.html'}\nFigures: {folder / 'summary.json'}")
+    if failed := summary.get("failed"):
+        print(f"feedgym: {len(failed)} cells failed; to try them again: {summary['resume']}", file=sys.stderr)
+        sys.exit(FAILED)
 
 
 # ---------------------------------------------------------------- data

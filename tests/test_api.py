@@ -13,6 +13,7 @@ import feedgym
 from feedgym import api, plugins
 from feedgym.cli import MISTAKE, main
 from feedgym.experiments.align.presets import smoke
+from feedgym.experiments.options import with_options
 
 ROOT = Path(feedgym.__file__).parent.parent
 TINY = {"log.users": 40, "log.visits": 3, "judge.users": 8, "judge.visits": 1, "judge.beams": 0, "ray": "off"}
@@ -128,7 +129,7 @@ def test_what_nothing_tells_from_others_has_a_new_name_each_time_and_the_run_say
 
 
 def test_options_have_the_names_of_the_command_line():
-    config = api._changed(smoke(), {"method.beta": 0.7, "model.d-model": 8, "log.users": 9, "seed": 3})
+    config = with_options(smoke(), {"method.beta": 0.7, "model.d-model": 8, "log.users": 9, "seed": 3})
     assert (config.method_options.beta, config.model_options.d_model) == (0.7, 8)
     assert (config.log.users, config.seed) == (9, 3) and config.log.visits == smoke().log.visits
 

@@ -17,7 +17,7 @@ from feedgym.cli import MISTAKE, main
 from feedgym.experiments.against import rivals
 from feedgym.experiments.align.agents import agents_of, read_config
 from feedgym.experiments.cascade.experiment import build_ranker, plan, requests
-from feedgym.experiments.cascade.presets import COMPARISONS, CascadeRun, RankerStage
+from feedgym.experiments.cascade.presets import CASCADE_COMPARISONS, CascadeRun, RankerStage
 from feedgym.experiments.configs import CostConfig
 from feedgym.experiments.cost import cost_of
 from feedgym.experiments.run import Run
@@ -114,9 +114,9 @@ def test_mistakes_are_told_and_leave_nothing(options, says, tmp_path, capsys):
     assert stop.value.code == MISTAKE and says in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", COMPARISONS)
+@pytest.mark.parametrize("name", CASCADE_COMPARISONS)
 def test_presets_come_back_from_a_run_folder(name, tmp_path):
-    config = COMPARISONS[name]()
+    config = CASCADE_COMPARISONS[name]()
     Run(tmp_path / "run", config, plan(config), tracker=False).close()
     assert read_config(tmp_path / "run") == config and isinstance(config, CascadeRun)
     assert next(iter(plan(config))) == "end-to-end"

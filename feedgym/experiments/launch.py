@@ -22,6 +22,8 @@ EXPERIMENTS = {
     "GenRankRun": "feedgym.experiments.rank.experiment",
     "MTGRRun": "feedgym.experiments.rank.experiment",
     "CascadeRun": "feedgym.experiments.cascade.experiment",
+    "MethodsRun": "feedgym.experiments.methods.experiment",
+    "AblationsRun": "feedgym.experiments.methods.experiment",
     "LearnedRun": "feedgym.experiments.simulator.experiment",
 }
 """The module of each kind of configuration; it has ``experiment(config, run)`` and ``plan(config)``, its stages."""

@@ -19,6 +19,8 @@ from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.cascade.presets import CascadeRun
 from feedgym.experiments.configs import LogConfig
+from feedgym.experiments.methods.cells import cells_of
+from feedgym.experiments.methods.presets import CellsRun
 from feedgym.experiments.rank.presets import RankRun
 from feedgym.experiments.retrieval.presets import RetrievalConfig
 from feedgym.experiments.rl.presets import RLConfig
@@ -57,7 +59,15 @@ def check_memory(config: Any) -> None:
     Raises:
         ValueError: names what is too large, the options that make it so, and both sizes.
     """
-    _refuse(config, needs(config))
+    for part in parts_of(config):
+        _refuse(part, needs(part))
+
+
+def parts_of(config: Any) -> list[Any]:
+    """The experiments that one consists of: itself, or its cells; those of all seeds are of one size."""
+    if isinstance(config, CellsRun):
+        return [cell.config for cell in cells_of(config) if cell.config.seed == config.seeds[0]]
+    return [config]
 
 
 def check_simulated(*, users: int, visits: int, session_length: int) -> None:
@@ -90,7 +100,10 @@ def _refuse(config: Any, needs: Iterable[Need]) -> None:
 
 def needs(config: Any) -> Iterator[Need]:
     """What an experiment must hold, by its kind."""
-    if isinstance(config, AlignConfig):
+    if isinstance(config, CellsRun):
+        for part in parts_of(config):
+            yield from needs(part)
+    elif isinstance(config, AlignConfig):
         yield from _alignment(config)
     elif isinstance(config, RLConfig):
         yield from _rl(config)

@@ -28,10 +28,28 @@ def folded(title: str, body: str) -> str:
     return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
 
 
+class Markup(str):
+    """A cell of a table that is HTML already."""
+
+
+def bold(cell: str) -> Markup:
+    """A cell in bold."""
+    return Markup(f"<b>{_escaped(cell)}</b>")
+
+
+def link(text: str, target: str) -> Markup:
+    """A cell that leads to another page."""
+    return Markup(f"<a href='{html.escape(target)}'>{html.escape(text)}</a>")
+
+
+def _escaped(cell: str) -> str:
+    return cell if isinstance(cell, Markup) else html.escape(cell)
+
+
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of escaped cells."""
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    """A table of cells, which are escaped where they are not :class:`Markup`."""
+    top = "".join(f"<th>{_escaped(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<div class='scroll'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from feedgym.experiments.align.presets import ALIGN_PRESETS, AlignConfig
-from feedgym.experiments.cascade.presets import COMPARISONS, CascadeRun
+from feedgym.experiments.cascade.presets import CASCADE_COMPARISONS, CascadeRun
+from feedgym.experiments.methods.presets import METHODS_COMPARISONS, AblationsRun, MethodsRun
 from feedgym.experiments.rank.presets import RANK_CONFIGS, RANK_PRESETS
 from feedgym.experiments.retrieval.presets import RETRIEVAL_CONFIGS, RETRIEVAL_PRESETS
 from feedgym.experiments.rl.presets import RL_PRESETS, RLConfig
@@ -23,6 +24,13 @@ PRESETS: dict[str, Callable[[], Any]] = {
 }
 """What `feedgym run` offers."""
 
-KINDS: tuple[Any, ...] = (AlignConfig, RLConfig, CascadeRun, LearnedRun, *RETRIEVAL_CONFIGS, *RANK_CONFIGS)
+COMPARISONS: dict[str, Callable[[], Any]] = {**CASCADE_COMPARISONS, **METHODS_COMPARISONS}
+"""What `feedgym compare` offers."""
+
+KINDS: tuple[Any, ...] = (
+    *(AlignConfig, RLConfig, CascadeRun, MethodsRun, AblationsRun, LearnedRun),
+    *RETRIEVAL_CONFIGS,
+    *RANK_CONFIGS,
+)
 CONFIGS: dict[str, Any] = {kind.__name__: kind for kind in KINDS}
 """The kinds of experiments, by the name that a run folder keeps."""

@@ -68,7 +68,8 @@ VERSION = 4
 """Of run folders. Raise it when the same configuration would make another product than before: older folders are then
 refused, as a run that mixes products of both would be repeatable by neither."""
 
-DIFFERENCES_TOLD = 8
+MOST_TOLD = 8
+"""Differences, or stages, that a message lists."""
 
 
 class StageReached(Exception):
@@ -297,8 +298,7 @@ class Run:
         there = [name for name in self.plan if any((self._home(name) / file).exists() for file in (MARK, STORED))]
         made = [name for name in there if self._is_kept(name)]
         self._replaced = [name for name in there if name not in made]
-        told = ", ".join(changes[:DIFFERENCES_TOLD]) + ", ..." * (len(changes) > DIFFERENCES_TOLD)
-        again, stay = ", ".join(self._replaced), ", ".join(made)
+        told, again, stay = _few(changes), ", ".join(self._replaced), ", ".join(made)
         say(f"[yellow]Another configuration than {escape(str(self.folder / CONFIG))}:[/] {escape(told)}")
         say(f"[yellow]Made again:[/] {again or 'nothing'}. Kept: {stay or 'nothing'}.")
 
@@ -309,7 +309,7 @@ class Run:
         self.store.mkdir(parents=True, exist_ok=True)
         self._about["store"] = str(self.store)
         for reason in dict.fromkeys(self.plan.own.values()):
-            names = ", ".join(name for name, why in self.plan.own.items() if why == reason)
+            names = _few([name for name, why in self.plan.own.items() if why == reason])
             say(f"[yellow]Kept in the run's folder and not in the store:[/] {names}. {escape(reason)}.")
 
     def _reuse_store(self, kept: dict[str, Any]) -> None:
@@ -338,6 +338,10 @@ class Run:
         """Whether the product that the run's folder has, or names, is that of the present configuration."""
         home, place = self._home(name), self._place(name)
         return self._is_made(name) if place == home else is_recorded(home, place)
+
+    def is_made(self, name: str) -> bool:
+        """Whether a stage would be read and not made; what is damaged is told when it is read."""
+        return name != self.redo and self._is_made(name)
 
     def _is_made(self, name: str) -> bool:
         """Whether a stage's product was made under its present key; what is damaged is told when it is read."""
@@ -371,7 +375,7 @@ class Run:
             ValueError: the product is there but is damaged, or it is whole, in a store, and to be made again.
             StageReached: this is the stage to stop after.
         """
-        if name != self.redo and self._is_made(name):
+        if self.is_made(name):
             value = self._read(name, codec)
         elif (place := self._place(name)) == self._home(name):
             value = self._made(name, make, codec)
@@ -617,6 +621,11 @@ def differences(before: Any, after: Any, name: str = "") -> list[str]:
         ]
     alike = before == after and isinstance(before, bool) == isinstance(after, bool)  # 1 is 1.0, but is not True
     return [] if alike else [f"{name} {before} -> {after}"]
+
+
+def _few(names: list[str]) -> str:
+    """Names for a message, the first of them where they are many."""
+    return ", ".join(names[:MOST_TOLD]) + ", ..." * (len(names) > MOST_TOLD)
 
 
 def _is_for(work: Path, key: str) -> bool:

@@ -121,5 +121,5 @@ def cascade_smoke() -> CascadeRun:
     )
 
 
-COMPARISONS: dict[str, Callable[[], CascadeRun]] = {"cascade": cascade, "cascade-smoke": cascade_smoke}
-"""What `feedgym compare` offers."""
+CASCADE_COMPARISONS: dict[str, Callable[[], CascadeRun]] = {"cascade": cascade, "cascade-smoke": cascade_smoke}
+"""What `feedgym compare` offers of it."""

@@ -1,0 +1,225 @@
+"""The result of a comparison for people: one self-contained page, and the table for the terminal."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from feedgym.experiments.methods.figures import LAST_REWARD
+from feedgym.experiments.methods.pictures import axes_plot, gains_plot, gap_plot, truth_plot, visits_plot
+from feedgym.experiments.page import bold, folded, html_table, link, missing, number, page, section, with_ends
+from feedgym.experiments.report import LABELS
+from feedgym.experiments.report_front import front_plot
+from feedgym.experiments.run import write_text
+from feedgym.experiments.serve import FIRST_REWARD, FIRST_VISITS
+
+Summary = Mapping[str, Any]
+
+CALLED = {
+    **LABELS,
+    FIRST_REWARD: f"true reward, first {FIRST_VISITS} visits",
+    LAST_REWARD: "true reward, last visit",
+    "long_view_rate": "views an item seen",
+    "follow_rate": "follows an item seen",
+    "true_reward_searched": "true reward by search",
+    "model_mean": "opinion of sampled sessions, mean",
+    "model_max": "opinion of sampled sessions, best",
+    "true_mean": "truth of sampled sessions, mean",
+    "true_max": "truth of sampled sessions, best",
+    "legality": "legal without the trie",
+    "kl_to_base": "KL to the base (nats)",
+    "entropy": "entropy (nats)",
+    "learned_from": "pairs or groups learned from",
+    "update_s": "seconds of the updates",
+    "requests_spent": "users' requests spent",
+}
+"""Figures in the order of the whole table, and what they are called."""
+FIRST = ("true_reward", LAST_REWARD, "model_reward")
+"""Figures of the first table; the whole one is folded away."""
+
+
+def write_report(summary: Summary, folder: Path) -> Path:
+    """Write ``report.html``.
+
+    Args:
+        summary: what ``summary.json`` holds.
+        folder: of the comparison.
+
+    Returns:
+        The file's path.
+    """
+    sections = [
+        _headline(summary),
+        section("Cells that failed", _failed_table(summary)),
+        section(f"Judged by {summary['judged_by']}", _first_table(summary), folded("All figures", _table(summary))),
+        section("What is believed, what is true, and how far to the oracle", truth_plot(summary)),
+        section("Options varied by themselves", axes_plot(summary)),
+        section("True reward against the cost of a request", front_plot(summary["agents"] | summary["choosers"])),
+        section("Visit by visit", visits_plot(summary)),
+        section("Over-optimisation: gains along the rounds", gains_plot(summary)),
+        section("Where the gap lies", gap_plot(summary)),
+        section("Every cell", _cells_table(summary)),
+    ]
+    path = folder / "report.html"
+    write_text(path, page(summary["title"], sections))
+    return path
+
+
+def terminal_table(summary: Summary) -> Table:
+    """The conditions and the agents beside them, best first, in 80 columns."""
+    table = Table(
+        title=escape(summary["title"]), caption=escape(best_sentence(summary)), caption_justify="left",
+        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
+    )  # fmt: skip
+    table.add_column("", no_wrap=True, max_width=20)
+    for head in ("reward", "last", "opinion", "over base", "way", "KL", "s"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in rows_in_order(summary):
+        figures, way = summary["agents"][row], summary["way"].get(row)
+        means = [_mean(figures, metric) for metric in FIRST]
+        rest = [_mean(figures, metric, style) for metric, style in (("kl_to_base", ".2g"), ("update_s", ".0f"))]
+        gain = summary["over"].get("base", {}).get(row)
+        told = ["-" if gain is None else _signed(gain), "-" if way is None else f"{way['mean']:.0%}"]
+        style = "bold" if row in summary["bold"].get("true_reward", ()) else None
+        table.add_row(escape(title(summary, row)), *means, *told, *rest, style=style)
+    return table
+
+
+def rows_in_order(summary: Summary) -> list[str]:
+    """The conditions from the best to the worst, then the agents beside them."""
+    agents, conditions = summary["agents"], summary["conditions"]
+    reward = {row: agents[row].get("true_reward", {}).get("mean", float("-inf")) for row in agents}
+    return sorted(agents, key=lambda row: (row not in conditions, -reward[row]))
+
+
+def title(summary: Summary, row: str) -> str:
+    """A row's name for people; what knows the truth is marked."""
+    return summary["conditions"].get(row) or row.replace("_", " ") + " (study only)" * row.endswith("_by_truth")
+
+
+def best_sentence(summary: Summary) -> str:
+    """What has come out, in a sentence."""
+    gains = summary["over"].get("base") or {}
+    if not gains:
+        return "No cell is finished." if not summary["cells"] else "There is no base to compare with."
+    name = max(gains, key=lambda row: gains[row]["mean"])
+    best = summary["bold"].get("true_reward", [])
+    sure = f"seeds tell apart as not beaten: {', '.join(title(summary, row) for row in best)}"
+    lead = f"Highest true reward: {title(summary, name)}, {_signed(gains[name])} over the base"
+    return f"{lead} (95% interval over {_seeds(gains[name])}); {sure if best else 'the seeds tell no two apart'}."
+
+
+# ---------------------------------------------------------------- parts of the page
+
+
+def _headline(summary: Summary) -> str:
+    facts = [
+        f"seeds {', '.join(map(str, summary['seeds']))}",
+        f"{len(summary['cells'])} cells",
+        f"{summary['work_s'] / 60:,.0f} minutes of work",
+        f"revision {summary['git_revision'][:12]}",
+        f"peak memory {summary['peak_memory_mb']:,.0f} MB",
+    ]
+    commands = "<br>".join(f"<code>{html.escape(summary[name])}</code>" for name in ("command", "resume"))
+    return (
+        f"<h1>{html.escape(summary['title'])}</h1><p class='lead'>{html.escape(best_sentence(summary))}</p>"
+        f"<p class='facts'>{html.escape(' · '.join(facts))}</p><p>{commands}</p>"
+    )
+
+
+def _failed_table(summary: Summary) -> str:
+    if not summary["failed"]:
+        return ""
+    again = f"<p>Finished cells are kept; to try these again: <code>{html.escape(summary['resume'])}</code></p>"
+    return html_table(["cell", "why"], list(summary["failed"].items())) + again
+
+
+def _first_table(summary: Summary) -> str:
+    """A row a condition or agent: rewards, and how sure the differences are."""
+    controls = [control for control, gains in summary["over"].items() if gains]
+    heads = [CALLED[metric] for metric in FIRST]
+    for control in controls:
+        heads += [f"over {title(summary, control)}", "p, Holm", "improves"]
+    heads += ["share of the way to the oracle", "worst seed"]
+    rows = []
+    for row in rows_in_order(summary):
+        cells = [_cell(summary, row, metric) for metric in FIRST]
+        for control in controls:
+            gain = summary["over"][control].get(row)
+            cells += ["-", "-", "-"] if gain is None else [
+                f"{gain['mean']:+.2f} {_ends(gain)}", number(gain["p_holm"]), f"{gain['improves']['mean']:.0%}"
+            ]  # fmt: skip
+        way = summary["way"].get(row)
+        told = ["-", "-"] if way is None else [f"{way['mean']:.0%} {_ends(way, '.0%')}", f"{way['worst']:.0%}"]
+        rows.append([title(summary, row), *cells, *told])
+    note = (
+        "Intervals hold 95%: by Student's t over the seeds, and over users where there is one seed alone. Differences "
+        "are taken seed by seed; p is corrected by Holm for the number of rows; improves: how likely a run is above "
+        "one of the other's. The share of the way from base to oracle is the interquartile mean over the seeds with a "
+        "stratified bootstrap. Bold: what no other row beats by a paired test, where the seeds tell any two apart."
+    )
+    return html_table(["", *heads], rows) + f"<p class='facts'>{note}</p>"
+
+
+def _table(summary: Summary) -> str:
+    """All figures of all rows."""
+    there = {metric for figures in summary["agents"].values() for metric in figures}
+    metrics = [metric for metric in CALLED if metric in there] + sorted(there - set(CALLED))
+    heads = [CALLED.get(metric, metric.replace("_", " ")) for metric in metrics]
+    rows = [
+        [title(summary, row), *(_cell(summary, row, metric) for metric in metrics)] for row in rows_in_order(summary)
+    ]
+    return html_table(["", *heads], rows)
+
+
+def _cells_table(summary: Summary) -> str:
+    """Each cell by itself, with intervals over its users."""
+    if not summary["cells"]:
+        return ""
+    rows = []
+    for name, cell in summary["cells"].items():
+        figures = [with_ends(cell["agents"][agent].get("true_reward")) for agent in ("aligned", "base")]
+        rest = [number(cell["agents"]["aligned"].get(metric, {}).get("mean")) for metric in ("kl_to_base", "update_s")]
+        rows.append([link(name, f"{cell['folder']}/report.html"), str(cell["seed"]), *figures, *rest])
+    heads = ["cell", "seed", "true reward a visit", "of its base", CALLED["kl_to_base"], CALLED["update_s"]]
+    return html_table(heads, rows) + "<p class='facts'>Intervals over users.</p>"
+
+
+# ---------------------------------------------------------------- words and numbers
+
+
+def _cell(summary: Summary, row: str, metric: str) -> str:
+    """A figure with its interval, in bold where nothing beats it."""
+    told = summary["agents"][row].get(metric)
+    if told is None:
+        return "-"
+    text = number(told["mean"]) if missing(told["low"]) else with_ends(told)
+    return bold(text) if row in summary["bold"].get(metric, ()) else text
+
+
+def _mean(figures: Mapping[str, Any], metric: str, style: str = "") -> str:
+    if metric not in figures:
+        return "-"
+    value = figures[metric]["mean"]
+    return f"{value:{style}}" if style else number(value)
+
+
+def _signed(gain: Mapping[str, Any]) -> str:
+    return f"{gain['mean']:+.2f} {_ends(gain)}".strip()
+
+
+def _ends(told: Mapping[str, Any], style: str = "+.2f") -> str:
+    """The ends of an interval; nothing where a single run has none."""
+    if missing(told["low"]) or told["low"] in (float("inf"), float("-inf")):
+        return ""
+    return f"[{told['low']:{style}}, {told['high']:{style}}]"
+
+
+def _seeds(gain: Mapping[str, Any]) -> str:
+    return "1 seed, which has no interval" if (runs := len(gain["runs"])) == 1 else f"{runs} seeds"

@@ -1,0 +1,79 @@
+"""Options by dotted name, as the command line has them: "rounds.num", "method.beta"."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping
+from dataclasses import is_dataclass, replace
+from typing import Any, get_type_hints
+
+
+def with_options(config: Any, options: Mapping[str, Any]) -> Any:
+    """A configuration with options in their places.
+
+    Args:
+        config: a configuration.
+        options: values by dotted name: "rounds.num", "model.d_model" or "model.d-model". A plug-in that is named anew
+            has its own defaults.
+
+    Raises:
+        ValueError: there is no such option, or it does not take the value.
+    """
+    parts: dict[str, dict[str, Any]] = {}
+    own: dict[str, Any] = {}
+    plugins = getattr(config, "PLUGINS", ())
+    for name, value in options.items():
+        head, _, rest = name.replace("-", "_").partition(".")
+        if rest:
+            parts.setdefault(f"{head}_options" if head in plugins else head, {})[rest] = value
+        else:
+            own[head] = value
+    for head in (*own, *parts):
+        if not hasattr(config, head):
+            raise ValueError(f"There is no option {head.removesuffix('_options')!r} in {type(config).__name__}.")
+    own = {head: _as_typed(type(config), head, value) for head, value in own.items()}
+    anew: dict[str, Any] = {
+        f"{kind}_options": None for kind in plugins if kind in own and own[kind] != getattr(config, kind)
+    }
+    config = replace(config, **anew, **own)
+    for head, inner in parts.items():
+        if not is_dataclass(getattr(config, head)):
+            raise ValueError(f"{head.removesuffix('_options')} has no options, and got {', '.join(inner)}.")
+    # All at once: what is refused together with another value may be right once both are changed.
+    return replace(config, **{head: with_options(getattr(config, head), inner) for head, inner in parts.items()})
+
+
+def pairs_of(texts: Iterable[str], option: str) -> dict[str, Any]:
+    """NAME=VALUE texts of a command line as values by name.
+
+    Args:
+        texts: of them, those that Python reads as a number, a tuple or the like are that; others stay texts.
+        option: its name, for messages.
+
+    Raises:
+        ValueError: one is no pair, or a name stands twice.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name or not value:
+            raise ValueError(f"{option}={text!r} is no NAME=VALUE pair; write it as rounds.num=3.")
+        if name in values:
+            raise ValueError(f"{option} says {name} twice; say it once.")
+        try:
+            values[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[name] = value
+    return values
+
+
+def _as_typed(kind: Any, name: str, value: Any) -> Any:
+    """A value as a field's type has it: whole numbers for 3.0, tuples for lists; its range is the class's matter."""
+    if is_dataclass(value):
+        return value
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(get_type_hints(kind)[name]).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(f"{name}={value!r}: {error.errors()[0]['msg'].lower()}.") from error
