@@ -23,9 +23,9 @@ from feedgym.data.parquet import read_batch
 from feedgym.envs.luck import user_seeds
 from feedgym.experiments.align.agents import agents_of
 from feedgym.experiments.align.experiment import align, plan
+from feedgym.experiments.align.pool import Pool
 from feedgym.experiments.align.presets import hstu, smoke, tiger
 from feedgym.experiments.align.rounds import SampledRound
-from feedgym.experiments.align.world import Pool
 from feedgym.experiments.controls import references
 from feedgym.experiments.rollouts import ray_running
 from feedgym.experiments.run import Run

@@ -64,6 +64,14 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "rsft": "feedgym.agents.alignment.imitation:RSFT",
         "exp_rsft": "feedgym.agents.alignment.imitation:ExpRSFT",
     },
+    "stop": {
+        "never": "feedgym.experiments.align.stopping:Never",
+        "disagreement": "feedgym.experiments.align.stopping:Disagreement",
+        "held_out": "feedgym.experiments.align.stopping:HeldOut",
+        "kl": "feedgym.experiments.align.stopping:KLBudget",
+        "diversity": "feedgym.experiments.align.stopping:Diversity",
+        "correlation": "feedgym.experiments.align.stopping:Correlation",
+    },
     "retriever": {
         "sasrec": "feedgym.agents.sasrec:SASRec",
         "hstu": "feedgym.agents.hstu:HSTU",

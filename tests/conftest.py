@@ -43,7 +43,7 @@ def aligned_run(tmp_path_factory):
         session_length=4,
         log=replace(tiny.log, users=60, visits=3),
         pretrain=replace(tiny.pretrain, steps=3, checkpoint_steps=3),
-        rounds=replace(tiny.rounds, num=1, num_samples=6, truth_replicas=1),
+        rounds=replace(tiny.rounds, num=1, num_samples=6, truth_replicas=2),
         reward="diverse",
     )
     run = Run(folder, config, plan(config), tracker=False, stop_after="aligned-1")

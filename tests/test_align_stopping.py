@@ -4,9 +4,8 @@ import torch
 
 from feedgym.experiments.align.analysis import stops
 from feedgym.experiments.align.probe import Probe, Signals, probe_metrics, signals_of, truth_of
-from feedgym.experiments.align.stop_scores import KnownRun, Never, compare_rules, leave_one_out, score
+from feedgym.experiments.align.stop_scores import KnownRun, compare_rules, leave_one_out, score
 from feedgym.experiments.align.stopping import (
-    STOP_RULES,
     Correlation,
     CorrelationConfig,
     Disagreement,
@@ -16,10 +15,14 @@ from feedgym.experiments.align.stopping import (
     HeldOutConfig,
     KLBudget,
     KLBudgetConfig,
+    Never,
     first_stop,
     kept_round,
     usual_rules,
 )
+from feedgym.plugins import BUILT_IN, resolve
+
+RULES = [name for name in BUILT_IN["stop"] if name != "never"]
 
 
 def around(rng, mean_N, users, noise):
@@ -44,7 +47,7 @@ def humped(rounds=9, peak=4, fall=0.1):
 def test_no_rule_stops_a_run_that_goes_well():
     for seed in range(5):
         run = signals(seed)
-        assert {name: first_stop(rule, run) for name, rule in usual_rules(run).items()} == dict.fromkeys(STOP_RULES)
+        assert {name: first_stop(rule, run) for name, rule in usual_rules(run).items()} == dict.fromkeys(RULES)
         assert all(kept_round(rule, run) == 8 for rule in usual_rules(run).values())
 
 
@@ -102,7 +105,7 @@ def test_rules_that_need_watchers_are_left_out_or_refused_without_them():
     assert set(usual_rules(alone)) == {"kl", "diversity"}
     for name in ("held_out", "disagreement", "correlation"):
         with pytest.raises(ValueError, match=f"stop='{name}' needs held-out reward models"):
-            STOP_RULES[name]().stopped(alone)
+            resolve("stop", name)().stopped(alone)
     with pytest.raises(ValueError, match="nothing to stop at"):
         DiversityConfig(items=0, entropy=0)
 
@@ -213,10 +216,11 @@ def test_disagreement_is_in_units_of_the_base_whatever_the_members_scales():
 
 def test_what_nobody_knows_is_not_told():
     blind = probe(0, watched=0, known=False)
-    assert set(probe_metrics(blind)) == {"proxy", "kl", "entropy"}
+    assert set(probe_metrics(blind)) == {"model_mean", "kl_to_base", "entropy"}
     assert truth_of([blind]) is None and signals_of([blind], np.ones((1, 6))).held_out_NU is None
     told = probe_metrics(probe(0))
-    assert set(told) == {*("proxy", "kl", "entropy", "truth", "rank_correlation", "held_out", "held_out_correlation")}
+    more = {"true_mean", "rank_correlation", "held_out_mean", "held_out_correlation"}
+    assert set(told) == {"model_mean", "kl_to_base", "entropy", *more}
     assert 0.5 < told["rank_correlation"] < 1
 
 

@@ -294,7 +294,7 @@ def test_a_mistake_is_told_in_a_line_with_the_remedy(tmp_path, monkeypatch, caps
         ("--model.num-experts-per-tok 5", "num_experts_per_tok=5 is above num_experts=4; lower it."),
         ("--tokenizer.steps 7", "--tokenizer.steps, 7"),
         ("--tokenizer item_id --tokenizer.num-codes 16 16", "--tokenizer.num-codes, 16"),
-        ("--rounds.beams --sampling.top-k 5", "do nothing where rounds.beams searches; leave one of them out."),
+        ("--rounds.search beam --sampling.top-k 5", "do nothing where rounds.search='beam'; leave one of them out."),
         (
             "--tokenizer dance",
             "tokenizer='dance' is unknown; give one of residual_kmeans, rqvae,",

@@ -94,17 +94,19 @@ def test_the_default_codes_are_balanced_and_an_existing_item_is_not_written_by_c
 def test_the_papers_preset_has_what_the_paper_publishes():
     config = PRESETS["onerec-ipa-paper"]()
     assert config.sessions == SessionFilter(min_watched=5, min_interactions=1, top_share=1.0)
-    assert (config.rounds.num_samples, config.rounds.user_share, config.rounds.beams) == (128, 0.01, True)
+    assert (config.rounds.num_samples, config.rounds.user_share, config.rounds.search) == (128, 0.01, "beam")
     assert (config.history_length, config.model_options.num_experts, config.judge.beams) == (256, 24, 128)
     assert config.pretrain.lr == config.method_options.learning_rate == 2e-4 and config.method_options.epochs == 1
 
 
 @pytest.mark.parametrize("changes", [{"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.9}])
 def test_a_beam_search_refuses_the_options_of_sampling(changes):
-    beams = replace(smoke().rounds, beams=True)
-    with pytest.raises(ValueError, match=r"top_k and top_p do nothing where rounds\.beams searches; leave"):
+    beams = replace(smoke().rounds, search="beam")
+    with pytest.raises(ValueError, match=r"top_k and top_p do nothing where rounds\.search='beam'; leave"):
         replace(smoke(), rounds=beams, sampling=SamplingConfig(**changes))
-    assert replace(smoke(), rounds=beams, sampling=SamplingConfig(block_seen=False)).rounds.beams  # the search obeys it
+    assert (
+        replace(smoke(), rounds=beams, sampling=SamplingConfig(block_seen=False)).rounds == beams
+    )  # the search obeys it
 
 
 def test_options_of_the_experts_reach_the_built_model():

@@ -8,7 +8,7 @@ import torch
 from feedgym.agents.baselines import RandomRecommender
 from feedgym.data.whole import write_sealed
 from feedgym.experiments.align.agents import agents_of, read_config
-from feedgym.experiments.align.world import Pool
+from feedgym.experiments.align.pool import Pool
 from feedgym.experiments.run import read_about
 from feedgym.rewards.compose import Diversity
 from feedgym.rewards.model import RewardModel

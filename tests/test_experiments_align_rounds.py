@@ -14,9 +14,10 @@ from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.events import BEHAVIOURS, LoggedSessions
 from feedgym.data.requests import Requests
 from feedgym.experiments.align.agents import recommender_of
+from feedgym.experiments.align.pool import Pool
 from feedgym.experiments.align.presets import AlignConfig, RoundsConfig
-from feedgym.experiments.align.rounds import SampledRound, cloud, drift, round_metrics, sample_round
-from feedgym.experiments.align.world import Pool
+from feedgym.experiments.align.probe import Probe
+from feedgym.experiments.align.rounds import SampledRound, cloud, look, round_metrics, sample_round
 from feedgym.experiments.rollouts import RolloutConfig, Rollouts
 
 USERS, SAMPLES, BASE_SAMPLES, ITEMS = 9, 7, 3, 30
@@ -32,17 +33,27 @@ def sampled(seed=0, **columns):
         "logp_US": torch.full((USERS, SAMPLES), -7.0),
         "logp_drawn_US": torch.full((USERS, SAMPLES), -6.0),
         "logp_allowed_US": torch.full((USERS, SAMPLES), -1.0),
-        "logp_UB": -5 - torch.rand(USERS, BASE_SAMPLES, generator=rng),
-        "base_logp_UB": -5 - torch.rand(USERS, BASE_SAMPLES, generator=rng),
         "score_US": torch.randn(USERS, SAMPLES, generator=rng),
         "truth_US": torch.randn(USERS, SAMPLES, generator=rng),
     }
     return SampledRound(**drawn | columns)
 
 
+def probed(seed=0, **columns):
+    rng = torch.Generator().manual_seed(seed)
+    drawn = {
+        "item_ids_USK": torch.rand(USERS, SAMPLES, ITEMS, generator=rng).topk(4).indices,
+        "logp_US": -5 - torch.rand(USERS, SAMPLES, generator=rng),
+        "base_logp_US": -5 - torch.rand(USERS, SAMPLES, generator=rng),
+        "score_US": torch.randn(USERS, SAMPLES, generator=rng),
+        "truth_half_US2": torch.randn(USERS, SAMPLES, 2, generator=rng),
+    }
+    return Probe(**drawn | columns)
+
+
 def pool_of(catalog, imitate=None):
-    """A pool of which nothing but its catalogue and what is imitated is looked at."""
-    return Pool(log=None, known=None, catalog=catalog, imitate=imitate, rate=None, unseen=None, unseen_good=None)
+    """A pool of which nothing but its catalogue, what is imitated and the probed users is looked at."""
+    return Pool(log=None, known=None, catalog=catalog, imitate=imitate, rate=None, unseen=None, unseen_good=imitate)
 
 
 # ---------------------------------------------------------------- pairs
@@ -95,32 +106,37 @@ def plain_diversity(catalog, session):
 
 
 def test_metrics_of_a_round_are_those_worked_out_by_hand():
-    drawn, catalog = sampled(), toy_catalog(ITEMS)
-    found = round_metrics(drawn, pool_of(catalog))
-    score, truth = drawn.score_US.double().numpy(), drawn.truth_US.double().numpy()
+    looked, drawn, catalog = probed(), sampled(), toy_catalog(ITEMS)
+    found = round_metrics(looked, pool_of(catalog), drawn)
+    score, truth = looked.score_US.double().numpy(), looked.truth_half_US2.double().numpy().mean(axis=2)
+    best, value = drawn.score_US.double().numpy(), drawn.truth_US.double().numpy()
     every = [(u, s) for u in range(USERS) for s in range(SAMPLES)]
-    few = [(u, b) for u in range(USERS) for b in range(BASE_SAMPLES)]
     assert found == pytest.approx(
         {
             "model_mean": np.mean([score[at] for at in every]),
-            "model_max": np.mean([max(row) for row in score]),
             "true_mean": np.mean([truth[at] for at in every]),
-            "true_max": np.mean([max(row) for row in truth]),
-            "true_of_best": np.mean([truth[u, list(score[u]).index(max(score[u]))] for u in range(USERS)]),
             "rank_correlation": np.mean([spearmanr(score[u], truth[u]).statistic for u in range(USERS)]),
+            "diversity": np.mean([plain_diversity(catalog, looked.item_ids_USK[at].tolist()) for at in every]),
+            "entropy": -np.mean([looked.logp_US[at].item() for at in every]),
+            "kl_to_base": np.mean([(looked.logp_US[at] - looked.base_logp_US[at]).item() for at in every]),
+            "model_max": np.mean([max(row) for row in best]),
+            "true_max": np.mean([max(row) for row in value]),
+            "true_of_best": np.mean([value[u, list(best[u]).index(max(best[u]))] for u in range(USERS)]),
             "legality": np.mean([np.exp(drawn.logp_legal_US[at].item()) for at in every]),
-            "diversity": np.mean([plain_diversity(catalog, drawn.item_ids_USK[at].tolist()) for at in every]),
-            "entropy": -np.mean([drawn.logp_UB[at].item() for at in few]),
-            "kl_to_base": np.mean([(drawn.logp_UB[at] - drawn.base_logp_UB[at]).item() for at in few]),
         },
         rel=1e-5,
         abs=1e-6,
     )
+    last = round_metrics(looked, pool_of(catalog))
+    assert last == {name: found[name] for name in last} and found.keys() - last.keys() == {
+        *("model_max", "true_max", "true_of_best", "legality"),
+    }
 
 
 def test_without_a_truth_a_round_says_nothing_of_it():
-    found = round_metrics(sampled(truth_US=None), pool_of(toy_catalog(ITEMS)))
-    whole = round_metrics(sampled(), pool_of(toy_catalog(ITEMS)))
+    pool = pool_of(toy_catalog(ITEMS))
+    found = round_metrics(probed(truth_half_US2=None), pool, sampled(truth_US=None))
+    whole = round_metrics(probed(), pool, sampled())
     assert not [name for name in found if "true" in name or "correlation" in name]
     assert found == {name: whole[name] for name in found}
 
@@ -130,10 +146,10 @@ def test_without_a_truth_a_round_says_nothing_of_it():
 
 @pytest.mark.parametrize("points", [5, 20, 1500])
 def test_points_pair_a_score_with_the_truth_of_the_same_session_each_once_at_most(points):
-    drawn = sampled()
-    found = cloud(drawn, t=3, points=points)
+    looked = probed()
+    found = cloud(looked, t=3, points=points)
     pairs = list(zip(found["model"], found["true"], strict=True))
-    every = list(zip(drawn.score_US.flatten().tolist(), drawn.truth_US.flatten().tolist(), strict=True))
+    every = list(zip(looked.score_US.flatten().tolist(), looked.truth_US.flatten().tolist(), strict=True))
     assert found["round"] == 3
     assert set(pairs) <= set(every)
     assert len(set(pairs)) == len(pairs) == min(points, len(every))
@@ -141,7 +157,7 @@ def test_points_pair_a_score_with_the_truth_of_the_same_session_each_once_at_mos
 
 
 def test_there_are_no_points_without_a_truth():
-    assert cloud(sampled(truth_US=None), t=0) == {}
+    assert cloud(probed(truth_half_US2=None), t=0) == {}
 
 
 # ---------------------------------------------------------------- sampling
@@ -161,10 +177,15 @@ class Knowing:
         step(len(row_U), len(row_U))
         return (100 * row_U[:, None] + sessions_USK[..., 0]).astype(np.float32)
 
+    def probed_values(self, pool, num_users, sessions_USK, step):
+        return np.stack([sessions_USK[..., 0], sessions_USK[..., 1]], axis=2).astype(np.float32)
+
 
 class Silent:
     def true_value(self, pool, row_U, sessions_USK, step):
         return None
+
+    probed_values = true_value
 
 
 def logged(user_idx_N):
@@ -182,26 +203,32 @@ def logged(user_idx_N):
     )
 
 
-def sample(t=0, world=None, base_seed=0, beams=False, block_seen=False, catalog=None, days=None, **sampling):
+def sample(
+    t=0, world=None, base_seed=0, beams=False, block_seen=False, catalog=None, days=None, scores="reward", **sampling
+):
     users = np.repeat(np.arange(10), 2)
     histories = toy_histories(20, length=T - 4)
     if days is not None:
         histories = dated(histories, torch.tensor(days, dtype=torch.float64))
     requests = Requests(sessions=logged(users), histories=histories, targets_NK=torch.zeros(20, K).long())
     pool = pool_of(catalog or toy_catalog(NUM_ITEMS), requests)
-    rounds = RoundsConfig(user_share=0.5, num_samples=6, kl_samples=4, beams=beams)
+    rounds = RoundsConfig(user_share=0.5, num_samples=6, scores=scores, search="beam" if beams else "sample")
     config = AlignConfig(rounds=rounds, session_length=K,
                          sampling=SamplingConfig(block_seen=block_seen, **sampling))  # fmt: skip
     agent, base = (recommender_of(config, toy_model(seed), toy_tokenizer(), pool.catalog) for seed in (0, base_seed))
     with Rollouts(RolloutConfig(users_per_task=2), "off") as rollouts:
         drawn = sample_round(rounds, pool, world or Knowing(), rollouts, agent, t, base=base, reward=Taste(), seed=0)
-        return drawn, pool, base
+        return drawn, pool, (agent, base)
+
+
+def looked_at(pool, agents, watchers=(), world=None, num_users=10, num_samples=4):
+    return look(*agents, Taste(), watchers, pool, world or Knowing(), num_users, num_samples, seed=0)
 
 
 @pytest.mark.parametrize("block_seen", [False, True])
 def test_before_the_first_update_the_agent_is_no_way_off_its_base(block_seen):
-    drawn, pool, _ = sample(block_seen=block_seen)
-    found = round_metrics(drawn, pool)
+    _, pool, agents = sample(block_seen=block_seen)
+    found = round_metrics(looked_at(pool, agents), pool)
     assert found["kl_to_base"] == pytest.approx(0, abs=1e-5)
     assert found["entropy"] > 0
 
@@ -212,12 +239,11 @@ WAYS = [{"temperature": 0.5}, {"temperature": 2.0}, {"top_k": 2}, {"top_p": 0.6}
 @pytest.mark.parametrize("way", WAYS, ids=str)
 @pytest.mark.parametrize("block_seen", [False, True])
 def test_entropy_and_divergence_are_those_of_the_model_however_the_sessions_were_made(way, block_seen):
-    plain, pool, _ = sample(base_seed=1, block_seen=block_seen)
-    drawn, _, _ = sample(base_seed=1, block_seen=block_seen, **way)
+    plain, pool, agents = sample(base_seed=1, block_seen=block_seen)
+    drawn, _, shaped = sample(base_seed=1, block_seen=block_seen, **way)
     assert not torch.equal(plain.item_ids_USK, drawn.item_ids_USK)
-    expected, found = round_metrics(plain, pool), round_metrics(drawn, pool)
-    for name in ("entropy", "kl_to_base"):
-        assert found[name] == expected[name] and expected[name] > 0
+    expected, found = (round_metrics(looked_at(pool, those), pool) for those in (agents, shaped))
+    assert found == expected and min(found["entropy"], found["kl_to_base"]) > 0
 
 
 @pytest.mark.parametrize("block_seen", [False, True])
@@ -230,7 +256,10 @@ def test_entropy_and_divergence_are_right_on_average_as_told_by_every_session_th
     logp_UX, base_UX = (one.logp_US - one.logp_allowed_US for one in scored)
     prob_UX = logp_UX.exp()
     torch.testing.assert_close(prob_UX.sum(1), torch.ones(len(histories)))
-    found_UB, base_UB = drift(agent, base, histories, n, (3, 1))
+    users = logged(np.arange(6))
+    pool = pool_of(toy_catalog(NUM_ITEMS), Requests(sessions=users, histories=histories, targets_NK=torch.zeros(6, K)))
+    looked = looked_at(pool, (agent, base), num_samples=n)
+    found_UB, base_UB = looked.logp_US, looked.base_logp_US
     surprise_UX, gap_UX = (torch.where(prob_UX > 0, x, 0.0) for x in (-logp_UX, logp_UX - base_UX))
     for value_UX, drawn_UB in ((surprise_UX, -found_UB), (gap_UX, found_UB - base_UB)):
         exact_U = (prob_UX * value_UX).sum(1)
@@ -243,7 +272,7 @@ def test_entropy_and_divergence_are_right_on_average_as_told_by_every_session_th
 def test_a_round_of_items_that_come_and_go_holds_none_that_is_absent_and_neither_do_its_pairs(way):
     upload_s_I, withdraw_s_I = np.array([0.0, 0, 0, 0, 5, 9]), np.array([np.inf, 5, np.inf, 10, np.inf, 14])
     catalog = replace(toy_catalog(NUM_ITEMS), upload_s_I=upload_s_I, withdraw_s_I=withdraw_s_I)
-    drawn, pool, _ = sample(base_seed=1, block_seen=True, catalog=catalog, days=list(range(20)), **way)
+    drawn, pool, agents = sample(base_seed=1, block_seen=True, catalog=catalog, days=list(range(20)), **way)
     pairs = chosen_pairs(drawn.for_method(), pool.imitate.targets_NK[drawn.row_U])
     sessions = (drawn.row_U, drawn.item_ids_USK.flatten(1))
     for rows, items in (
@@ -253,20 +282,36 @@ def test_a_round_of_items_that_come_and_go_holds_none_that_is_absent_and_neither
     ):
         assert len(rows) and catalog.exists(rows.double().numpy()[:, None], items.numpy()).all()
     assert not catalog.exists(drawn.row_U.double().numpy()).all(axis=1).any(), "something is absent from every request"
-    assert torch.isfinite(drawn.logp_UB).all() and torch.isfinite(drawn.base_logp_UB).all()
+    looked = looked_at(pool, agents)
+    assert torch.isfinite(looked.logp_US).all() and torch.isfinite(looked.base_logp_US).all()
 
 
-def test_a_round_keeps_scores_truths_and_the_bases_opinion_in_line_with_their_sessions():
-    drawn, pool, base = sample(base_seed=1)
+def test_a_round_keeps_scores_and_truths_in_line_with_their_sessions():
+    drawn, pool, _ = sample(base_seed=1)
     assert len(drawn.row_U) == 5 and drawn.item_ids_USK.shape == (5, 6, K)
     histories = pool.imitate.histories.rows(drawn.row_U)
     expected = drawn.item_ids_USK.float().mean(-1) + 10 * histories.profile_UF[:, :1]
     torch.testing.assert_close(drawn.score_US, expected)
     assert drawn.truth_US.tolist() == (100 * drawn.row_U[:, None] + drawn.item_ids_USK[..., 0]).tolist()
-    agent = SessionRecommender(toy_model(0), toy_tokenizer(), K, SamplingConfig(block_seen=False))
-    expected = drift(agent, base, histories, 4, (0, 0))
-    assert torch.equal(drawn.logp_UB, expected[0]) and torch.equal(drawn.base_logp_UB, expected[1])
-    assert abs(round_metrics(drawn, pool)["kl_to_base"]) > 0.01
+
+
+def test_in_a_study_methods_learn_from_the_truth_itself():
+    drawn, _, _ = sample(base_seed=1, scores="truth")
+    assert torch.equal(drawn.for_method().score_US, drawn.truth_US)
+
+
+def test_a_probe_is_of_the_same_users_and_random_numbers_and_all_who_judge_judge_its_sessions():
+    _, pool, (agent, base) = sample(base_seed=1)
+    first, again = (looked_at(pool, (agent, base), [Taste(), lambda h, s: -Taste()(h, s)]) for _ in range(2))
+    assert torch.equal(first.item_ids_USK, again.item_ids_USK) and first.item_ids_USK.shape == (10, 4, K)
+    histories = pool.probed(10).histories
+    expected = first.item_ids_USK.float().mean(-1) + 10 * histories.profile_UF[:, :1]
+    torch.testing.assert_close(first.score_US, expected)
+    torch.testing.assert_close(first.watch_USW, torch.stack([expected, -expected], dim=2))
+    assert first.truth_half_US2.tolist() == first.item_ids_USK[..., :2].float().tolist()
+    of_base = score_sessions(base.model, base.trie, histories, first.item_ids_USK, block_seen=False)
+    torch.testing.assert_close(first.base_logp_US, of_base.logp_US - of_base.logp_allowed_US)
+    assert torch.equal(looked_at(pool, (agent, base), num_users=3).item_ids_USK, first.item_ids_USK[:3])
 
 
 def test_a_round_is_the_same_again_and_another_round_meets_other_users_and_luck():
@@ -276,4 +321,5 @@ def test_a_round_is_the_same_again_and_another_round_meets_other_users_and_luck(
 
 
 def test_a_world_that_knows_no_truth_leaves_none():
-    assert sample(world=Silent())[0].truth_US is None
+    drawn, pool, agents = sample(world=Silent())
+    assert drawn.truth_US is None and looked_at(pool, agents, world=Silent()).truth_US is None

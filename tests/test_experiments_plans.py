@@ -28,6 +28,7 @@ OTHER: dict[str, list[Any]] = {
     "preset": ["tiger-ipa-smoke"],
     "options": [("rounds.num=1",)],
     "reward": ["clicks"],
+    "stop": ["diversity", "kl"],
     "ray": ["off", "local"],
     "ranker": ["my_lab.rankers:Mine"],
     "env": ["feedgym/Retention-v0"],
@@ -43,8 +44,8 @@ OTHER: dict[str, list[Any]] = {
 }
 """Other values of fields whose type does not say which there are."""
 
-FIXED = {"against", "model_options.loss", "simulator_options", "reward_options", "judge.best_of", "judge.study"}
-FIXED |= {"judge.against"}
+FIXED = {"against", "model_options.loss", "simulator_options", "reward_options", "stop_options", "judge.best_of"}
+FIXED |= {"judge.study", "judge.against"}
 """Fields that no test here changes: folders of runs, the one loss by which HSTU learns sessions, options of what has
 none, and what reinforcement learning has only beside the agents of another run."""
 
@@ -63,6 +64,10 @@ def bases():
     yield "without rounds", replace(PRESETS["onerec-ipa-smoke"](), rounds=replace(AlignConfig().rounds, num=0))
     sampled = replace(SMOKES["onerec-ipa-smoke"]().judge, best_of=(2, 4))
     yield "judged beside the best of a few", replace(SMOKES["onerec-ipa-smoke"](), judge=sampled)
+    served = replace(SMOKES["onerec-ipa-smoke"]().rounds, serve=5, serve_visits=3, served_share=0.4)
+    yield "with rounds that serve", replace(PRESETS["onerec-ipa-smoke"](), rounds=served)
+    yield "with a rule to stop by", replace(SMOKES["onerec-ipa-smoke"](), stop="kl")
+    yield "DPO", replace(SMOKES["onerec-ipa-smoke"](), method="dpo", method_options=None)
     codes = {"tokenizer": "residual_kmeans", "tokenizer_options": ResidualKMeansConfig(num_codes=(8, 16))}
     yield "TIGER over balanced codes", replace(PRESETS["tiger-smoke"](), **codes)
     sasrec = PRESETS["sasrec-smoke"]()

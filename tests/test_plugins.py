@@ -25,7 +25,7 @@ PLUGINS = {
 NAMED = [word for kind, path in PLUGINS.items() for word in (f"--{kind}", path)]
 TINY = [
     *("--ray", "off", "--log.users", 40, "--log.visits", 3, "--pretrain.steps", 4),
-    *("--rounds.num-samples", 6, "--rounds.truth-replicas", 1, "--judge.users", 8, "--judge.beams", 0),
+    *("--rounds.num-samples", 6, "--rounds.truth-replicas", 2, "--judge.users", 8, "--judge.beams", 0),
 ]
 
 
@@ -90,8 +90,8 @@ def test_one_more_round_keeps_the_earlier_stages(lab_run, tmp_path):
     rounds = summary_of(folder)["rounds"]
     feedgym("run", "onerec-ipa-smoke", "--resume", folder, *NAMED, "--rounds.num", 3)
     after = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("stages/*/stage.json")}
-    assert after.keys() - before.keys() == {"aligned-3", "sampled-3"}
-    assert {name for name in before if after[name] != before[name]} == {"judged", "cost"}
+    assert after.keys() - before.keys() == {"aligned-3", "sampled-2", "probe-3"}
+    assert {name for name in before if after[name] != before[name]} == {"chosen", "pool-aligned", "judged", "cost"}
     assert summary_of(folder)["rounds"][:2] == rounds[:2] and len(summary_of(folder)["rounds"]) == 4
     assert json.loads((folder / "config.json").read_text())["config"]["model_options"] == {"width": 8}
 
@@ -110,7 +110,7 @@ def test_a_folder_that_names_them_is_judged_again_only_if_it_is_trusted(lab_run,
         ("users", "log"),
         ("codes", "tokenizer"),
         ("model", "base"),
-        ("reward", "sampled-0"),
+        ("reward", "probe-0"),
         ("method", "aligned-1"),
     ],
 )

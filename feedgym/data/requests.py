@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -51,6 +51,17 @@ class Requests:
         rows = torch.from_numpy(np.arange(len(self))[idx])
         return Requests(
             sessions=self.sessions.rows(idx), histories=self.histories.rows(rows), targets_NK=self.targets_NK[rows]
+        )
+
+    def followed_by(self, others: Requests) -> Requests:
+        """These requests and then those of other users, who are counted on from this one's last user."""
+        first = int(self.sessions.user_idx_N.max(initial=-1)) + 1
+        later = replace(others.sessions, user_idx_N=others.sessions.user_idx_N + first)
+        columns = {f.name: [getattr(part, f.name) for part in (self.sessions, later)] for f in fields(LoggedSessions)}
+        return Requests(
+            sessions=LoggedSessions(**{name: np.concatenate(parts) for name, parts in columns.items()}),
+            histories=type(self.histories).cat([self.histories, others.histories]),
+            targets_NK=torch.cat([self.targets_NK, others.targets_NK]),
         )
 
     def __len__(self) -> int:

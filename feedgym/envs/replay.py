@@ -17,7 +17,9 @@ from feedgym.envs.wrappers import of_feeds
 from feedgym.protocols import Response, UserSimulator, cat_users, take_users
 
 
-def states_at(simulator: UserSimulator, log: EventLog, sessions: LoggedSessions, seed: int) -> Any:
+def states_at(
+    simulator: UserSimulator, log: EventLog, sessions: LoggedSessions, seed: int, group: str = LOG_GROUP
+) -> Any:
     """The users as they were just before the visits of logged sessions, by replaying the log from their first visit.
 
     Args:
@@ -25,6 +27,7 @@ def states_at(simulator: UserSimulator, log: EventLog, sessions: LoggedSessions,
         log: what :func:`feedgym.envs.logging.collect_log` returned, or some of its users.
         sessions: N of its sessions, in any order and as often as wanted.
         seed: the one the log was collected with.
+        group: the population that its users are of (:func:`feedgym.envs.luck.user_seeds`).
 
     Returns:
         The simulator's state of N users, row n for session n.
@@ -32,7 +35,7 @@ def states_at(simulator: UserSimulator, log: EventLog, sessions: LoggedSessions,
     Raises:
         ValueError: the replay does not give what was logged, so the log is another simulator's or another seed's.
     """
-    seeds_U = seeds_of(log.user_ids_U, seed, LOG_GROUP)
+    seeds_U = seeds_of(log.user_ids_U, seed, group)
     served, first_U1 = served_visits(log)
     number_N = np.searchsorted(served.row_N, sessions.row_N, side="right") - 1
     order = np.argsort(number_N, kind="stable")

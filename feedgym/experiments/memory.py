@@ -150,6 +150,10 @@ def _alignment(config: AlignConfig) -> Iterator[Need]:
     yield Need("a round's samples", ("log.users", "rounds.user_share", "rounds.num_samples", "session_length"), sampled)
     answers = users * length * config.rounds.truth_replicas * EVENT
     yield Need("a session's answers", ("rollouts.users_per_task", "rounds.truth_replicas", "session_length"), answers)
+    served = config.rounds.num * log_bytes(config.rounds.serve, config.rounds.serve_visits, length)
+    yield Need("what rounds serve", ("rounds.num", "rounds.serve", "rounds.serve_visits", "session_length"), served)
+    looked = config.probe.users * max(config.probe.samples, config.rounds.num_samples) * length * 8
+    yield Need("a probe", ("probe.users", "probe.samples", "rounds.num_samples", "session_length"), looked)
     reward = config.reward_model.layers * 12 * config.reward_model.width**2 * WEIGHT
     yield Need("training the reward model", ("reward_model.width", "reward_model.layers"), reward)
     yield Need("the actors", ("rollouts.num_actors",), config.rollouts.num_actors * PROCESS * (config.ray == "local"))
@@ -167,7 +171,7 @@ def _agent(config: AlignConfig, model: Any, vocabulary: int, levels: int) -> Ite
         positions**2 * model.num_heads * 4,
     )
     state = length * (levels + 1) * model.d_model * 4
-    for name, number in {"rounds.num_samples": config.rounds.num_samples, "rounds.kl_samples": config.rounds.kl_samples,
+    for name, number in {"rounds.num_samples": config.rounds.num_samples, "probe.samples": config.probe.samples,
                          "judge.beams": config.judge.beams}.items():  # fmt: skip
         options = ("rollouts.users_per_task", name, "session_length", "model_options.d_model")
         yield Need("what is sampled at a time", options, users * number * state)

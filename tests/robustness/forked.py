@@ -45,7 +45,7 @@ def aligned():
         pretrain=replace(tiny.pretrain, steps=8, checkpoint_steps=2),
         reward_model=replace(tiny.reward_model, checkpoint_steps=1),
         method_options=replace(tiny.method_options, checkpoint_steps=1, batch_size=4),
-        rounds=replace(tiny.rounds, num=1, num_samples=4, truth_replicas=1),
+        rounds=replace(tiny.rounds, num=1, num_samples=4, truth_replicas=2),
         judge=replace(tiny.judge, users=8, visits=1, beams=0),
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +14,10 @@ from feedgym.agents.generation import GenerativeRecommender
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import Catalog, EventLog
 from feedgym.data.whole import Mark, read_mark, unreadable
+from feedgym.experiments.align.pool import Pool, World
 from feedgym.experiments.align.presets import AlignConfig
-from feedgym.experiments.align.world import Pool, World, world_of
+from feedgym.experiments.align.stages import CHOSEN
+from feedgym.experiments.align.world import world_of
 from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.logs import LOG, simulator_key
 from feedgym.experiments.presets import CONFIGS
@@ -64,13 +66,10 @@ def agents_of(folder: Path | str, *, trust: bool = False, named: Collection[str]
     folder = Path(folder)
     config = _align_config(folder)
     config = trusted(config, folder / CONFIG, trust=trust, named=named)
-    stages = {name: finished_stage(folder, name) for name in _needed(config)}
+    stages = {name: finished_stage(folder, stage) for name, stage in _needed(config, folder).items()}
     log, catalog = read_product(stages["log"], LOG.load)
     tokenizer = read_product(stages["tokenizer"], tokenizer_codec(config).load)
-    models = {
-        name: read_product(stages[stage], model_codec(config, tokenizer).load)
-        for name, stage in (("base", "base"), ("aligned", _needed(config)[-1]))
-    }
+    models = {name: read_product(stages[name], model_codec(config, tokenizer).load) for name in ("base", "aligned")}
     reward_model = read_product(stages["reward"], RewardModel.load)
     world = world_of(config, trust)
     # A score may count the log: that of the run did so in what was trained on.
@@ -121,7 +120,7 @@ def key_of(folder: Path | str) -> Any:
     # Who judged there and how the work was spread decides nothing elsewhere.
     config = replace(config, judge=JudgeConfig(), rollouts=RolloutConfig(), ray="off")
     fitted = [simulator_key(config.simulator)] if is_folder("simulator", config.simulator) else []
-    return [config, {name: _mark(folder / "stages" / name) for name in _needed(config)}, *fitted]
+    return [config, {name: _mark(folder / "stages" / name) for name in _needed(config, folder).values()}, *fitted]
 
 
 def _align_config(folder: Path) -> AlignConfig:
@@ -132,9 +131,18 @@ def _align_config(folder: Path) -> AlignConfig:
     return config
 
 
-def _needed(config: AlignConfig) -> list[str]:
-    """The stages that agents are read from; the last one is the aligned agent's."""
-    return ["log", "tokenizer", "reward", "base"] + [f"aligned-{config.rounds.num}"] * bool(config.rounds.num)
+def _needed(config: AlignConfig, folder: Path) -> dict[str, str]:
+    """The stages that agents are read from, by what they hold."""
+    stages = {"log": "log", "tokenizer": "tokenizer", "reward": "reward", "base": "base", "aligned": "base"}
+    # A run that was brought up to its last round alone has not chosen yet, and would choose that one.
+    chosen = {"round": config.rounds.num, "last": config.rounds.num}
+    if _mark(folder / "stages" / "chosen") is not None:
+        chosen = read_product(folder / "stages" / "chosen", CHOSEN.load)
+    if chosen["round"]:
+        stages["aligned"] = f"aligned-{chosen['round']}"
+    if config.rounds.serve and chosen["last"]:
+        stages["reward"] = f"reward-{chosen['last'] - 1}"
+    return stages
 
 
 def new_tokenizer(config: AlignConfig) -> Any:
@@ -176,7 +184,7 @@ def recommender_of(
         tokenizer: the run's.
         catalog: the run's; where items come and go, those that do not exist at a request are not served.
     """
-    kind = Searching if config.rounds.beams else GenerativeRecommender
+    kind = {"sample": GenerativeRecommender, "beam": Searching, "mixed": HalfSearching}[config.rounds.search]
     options: dict[str, Any] = {"num_beams": 0, "catalog": catalog}
     # Its sessions are sampled in actors that have no GPU, also after a training on one.
     return kind(model, tokenizer.trie(), config.session_length, config.sampling, **options, device="cpu")
@@ -197,8 +205,19 @@ class Searching(GenerativeRecommender):
     """An agent whose "samples" are the sessions of a beam search, as in the paper."""
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
-        """The ``n`` best sessions a user; the generator is not needed."""
+        """The ``n`` best sessions per user; the generator is not needed."""
         return self.beams(histories, n)
+
+
+class HalfSearching(GenerativeRecommender):
+    """An agent of whose "samples" the first half are the sessions of a beam search and the others are drawn."""
+
+    def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
+        """``n`` sessions per user; a session that the search found may be drawn as well."""
+        found = self.beams(histories, n // 2)
+        drawn = super().sample(histories, n - found.item_ids_USK.shape[1], generator)
+        columns = {f.name: (getattr(found, f.name), getattr(drawn, f.name)) for f in fields(SessionBatch)}
+        return SessionBatch(**{name: torch.cat(parts, dim=1) for name, parts in columns.items()})
 
 
 def finished_stage(folder: Path, name: str) -> Path:

@@ -12,13 +12,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feedgym.experiments.align.best_of_n import best_of_n, best_of_n_kl, doublings
+from feedgym.experiments.align.gap import gap, values_at_requests
 from feedgym.experiments.align.overoptimisation import FORMS, Curve, fit, turnover
 from feedgym.experiments.align.probe import Probe, Signals, kl_of, truth_of
 from feedgym.experiments.align.stop_scores import KnownRun, score
-from feedgym.experiments.align.stopping import StopRule, first_stop, kept_round
+from feedgym.experiments.align.stopping import StopRule, first_stop, kept_round, usual_rules
 from feedgym.experiments.statistics import Ratio, interval, resampling_counts
 
 Float = NDArray[np.float64]
+
+
+def told_of(
+    probes: Sequence[Probe], signals: Signals, pools: Mapping[str, Probe], oracle_U: Float | None, seed: int
+) -> dict[str, Any]:
+    """All that probes say of a run: its parts of the summary.
+
+    Args:
+        probes: after the rounds 0, 1, ... of the same users.
+        signals: theirs.
+        pools: larger pools of the sessions of ``base`` and ``aligned``, of the same users.
+        oracle_U: true value of the oracle's sessions for these users, where there is an oracle.
+        seed: decides the resamples of users.
+
+    Returns:
+        ``over_optimisation``, ``stops`` and, where the truth is known, ``gap``.
+    """
+    truth_NU = truth_of(probes)
+    told: dict[str, Any] = {}
+    if len(probes) > 1:
+        told["over_optimisation"] = over_optimisation(probes, pools["base"], seed)
+        told["stops"] = stops(usual_rules(signals), signals, truth_NU)
+    if truth_NU is not None:
+        values = values_at_requests(pools["base"], pools["aligned"], oracle_U)
+        told["gap"] = {"held-out users at their logged requests": gap(values, seed)}
+    return told
 
 
 def over_optimisation(probes: Sequence[Probe], pool: Probe | None = None, seed: int = 0) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from inspect import signature
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import tyro
 from annotated_types import Interval
@@ -24,13 +25,16 @@ from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.configs import CostConfig, JudgeConfig, LogConfig, UsersConfig
 from feedgym.experiments.rollouts import RolloutConfig
+from feedgym.plugins import is_built_in, resolve
 from feedgym.ranges import (
     Count,
     CountOrZero,
     Length,
     Ranged,
     Seed,
+    Share,
     SomeShare,
+    Visits,
 )
 from feedgym.rewards.model import RewardModelConfig
 from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
@@ -40,6 +44,9 @@ ConfigT = TypeVar("ConfigT")
 
 
 Splitting = Literal["users", "time"]
+Search = Literal["sample", "beam", "mixed"]
+Reference = Literal["last", "base"]
+Scores = Literal["reward", "truth"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +54,70 @@ class RoundsConfig(Ranged):
     """The rounds of an alignment: whom it samples sessions for, how many, and how."""
 
     num: Annotated[int, Interval(ge=0, le=10_000)] = 6
-    """Rounds of sampling, scoring and DPO; each starts from the snapshot the last one left."""
+    """Rounds of sampling, scoring and updating; each starts from the snapshot the last one left."""
     user_share: SomeShare = 0.1
     """r_DPO: share of the training users sampled for in a round, one of their logged sessions each."""
     num_samples: Annotated[int, Interval(ge=2, le=10**6)] = 128
-    """Sessions sampled a user; the best and the worst of them by the reward model become a pair."""
-    beams: bool = False
-    """Take the 128 sessions from a beam search, as the paper does, instead of sampling them."""
-    kl_samples: Count = 4
-    """Sessions per user, drawn at temperature 1, on which entropy and divergence from the base agent are measured."""
-    truth_replicas: Count = 8
-    """Answers a session from which its true value is averaged; only watched, never learned from."""
+    """Sessions sampled per user, which the reward scores and the method learns from."""
+    search: Search = "sample"
+    """Where a user's sessions come from: sample (drawn from the agent), beam (a beam search, as in OneRec's paper), or
+    mixed (half and half)."""
+    on_policy: bool = True
+    """Sample from the latest snapshot. Without it all rounds sample from the base, as if the sessions had been drawn
+    and scored once, before the alignment."""
+    reference: Reference = "last"
+    """The model that methods with a reference must not leave too far: last (the snapshot, which moves with the rounds)
+    or base."""
+    serve: CountOrZero = 0
+    """New users whom the snapshot serves before each round. The reward model is then fitted anew to the log and all
+    that was served, and a part of the round's requests comes from there. It spends real users' requests. 0: none."""
+    serve_visits: Visits = 14
+    """Visits per served user, unless they churn earlier."""
+    served_share: Share = 0.5
+    """Share of a round's requests that come from what was served just before it; the others are the log's."""
+    scores: Scores = "reward"
+    """What scores the sessions that methods learn from: reward, or truth (FOR STUDY ONLY: the simulator's own values,
+    which no platform has; they say what a perfect reward model would be worth)."""
+    truth_replicas: Annotated[int, Interval(ge=2, le=10**9)] = 8
+    """Answers per session from which its true value is averaged; watched, and learned from with scores=truth alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, choices in (
+            ("search", get_args(Search)),
+            ("reference", get_args(Reference)),
+            ("scores", get_args(Scores)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}.")
+        for name in ("serve_visits", "served_share"):
+            if not self.serve and getattr(self, name) != getattr(RoundsConfig, name):
+                raise ValueError(f"{name}={getattr(self, name)} does nothing where nobody is served; set serve too.")
+        if not self.on_policy and self.serve and self.served_share:
+            raise ValueError(
+                "on_policy=False samples from the base alone, so requests from the snapshot's serving do not fit; set "
+                "served_share to 0."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(Ranged):
+    """What is looked at after every round: the same held-out users at one logged request each."""
+
+    users: Count = 120
+    """Held-out users."""
+    samples: Annotated[int, Interval(ge=2, le=10**6)] = 8
+    """Sessions per user, drawn at temperature 1 whatever the rounds' sampling."""
+    watchers: Annotated[int, Interval(ge=0, le=100)] = 0
+    """Further reward models that nothing optimises, each fitted to a resample of the training users. They are what some
+    stop rules look at; each costs as much as the reward model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlignConfig(UsersConfig):
     """An alignment experiment from the log to the report."""
 
-    PLUGINS: ClassVar[tuple[str, ...]] = ("simulator", "tokenizer", "model", "reward", "method")
+    PLUGINS: ClassVar[tuple[str, ...]] = ("simulator", "tokenizer", "model", "reward", "method", "stop")
 
     seed: Seed = 0
     """Decides everything: catalogue, users, weights, samples."""
@@ -97,6 +150,8 @@ class AlignConfig(UsersConfig):
     """Next-token prediction."""
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     """The session reward model, fitted to the log."""
+    reward_share: SomeShare = 1.0
+    """Share of the training users whose sessions the reward model learns from."""
     reward: str = "reward_model"
     """What scores the sessions of a round: reward_model, clicks, diverse, diversity, or the import path of your own: a
     SessionReward, or what makes one out of any of catalog, log and reward_model."""
@@ -113,6 +168,13 @@ class AlignConfig(UsersConfig):
     your own."""
     method_options: Annotated[Any, tyro.conf.arg(name="method")] = None
     """Options of the method; the experiment's seed and the round's number are added to its own."""
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    """What is looked at after every round."""
+    stop: str = "never"
+    """When to stop before the last round, by a rule that sees no truth: never, kl, diversity, disagreement, held_out or
+    correlation (these three need --probe.watchers), or the import path of your own."""
+    stop_options: Annotated[Any, tyro.conf.arg(name="stop")] = None
+    """Options of the rule."""
     weights: RewardWeights = field(default_factory=RewardWeights)
     """What a session's reward is made of, the true one and the reward model's opinion of it alike."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -137,9 +199,23 @@ class AlignConfig(UsersConfig):
             raise ValueError(f"HSTU writes item ids and not the codes of tokenizer={self.tokenizer!r}; choose item_id.")
         if self.model == "hstu" and self.model_options.loss != "ce":
             raise ValueError(f"HSTU learns sessions by loss='ce', not {self.model_options.loss!r}; choose ce.")
-        if self.rounds.beams and vars(self.sampling) != vars(SamplingConfig(block_seen=self.sampling.block_seen)):
+        if self.rounds.search == "beam" and self.sampling != SamplingConfig(block_seen=self.sampling.block_seen):
             raise ValueError(
-                "sampling.temperature, top_k and top_p do nothing where rounds.beams searches; leave one of them out."
+                "sampling.temperature, top_k and top_p do nothing where rounds.search='beam'; leave one of them out."
+            )
+        if self.rounds.serve and self.data is not None:
+            raise ValueError(f"rounds.serve={self.rounds.serve} asks for simulated users; leave it 0 with --data.")
+        if self.rounds.scores == "truth" and self.data is not None:
+            raise ValueError("rounds.scores='truth' asks for simulated users; leave it 'reward' with --data.")
+
+        if self.rounds.reference == "base" and is_built_in("method", self.method):
+            self.check_reference()
+
+    def check_reference(self) -> None:
+        """Refuse the base as the reference of a method that has none; this imports the method."""
+        if "reference" not in signature(resolve("method", self.method).update).parameters:
+            raise ValueError(
+                f"rounds.reference='base' does nothing to method={self.method!r}, which has none; leave it 'last'."
             )
 
     def code(self) -> list[tuple[str, str | None]]:
@@ -167,6 +243,7 @@ def smoke() -> AlignConfig:
         reward_model=RewardModelConfig(epochs=1),
         rounds=RoundsConfig(num=2, user_share=0.3, num_samples=12, truth_replicas=2),
         method_options=IPAConfig(epochs=1, batch_size=8),
+        probe=ProbeConfig(users=6, samples=3),
         judge=JudgeConfig(users=24, visits=2, cost=CostConfig(requests=8, repeats=1)),
     )
 
@@ -245,7 +322,7 @@ def paper() -> AlignConfig:
         ),
         reward_model=RewardModelConfig(width=128, batch_size=1024),
         pretrain=PretrainConfig(epochs=3, batch_size=128, lr=2e-4, warmup_steps=200, bf16=True),
-        rounds=RoundsConfig(user_share=0.01, beams=True),
+        rounds=RoundsConfig(user_share=0.01, search="beam"),
         method_options=IPAConfig(learning_rate=2e-4, epochs=1, batch_size=64, bf16=True),
         judge=JudgeConfig(users=5000, visits=14, beams=128),
     )

@@ -127,25 +127,23 @@ def probe_metrics(probe: Probe) -> dict[str, float]:
     """The figures of one probe, means over users.
 
     Returns:
-        ``proxy``, ``kl`` and ``entropy``, the latter two in nats a session; with the truth known ``truth`` and the
-        ``rank_correlation`` of proxy and truth within users; with watchers ``held_out``, their mean score, and the
-        ``held_out_correlation`` of ranks by the proxy and by them.
+        ``model_mean``, the mean score, ``kl_to_base`` and ``entropy``, both in nats per session; with the truth known
+        ``true_mean`` and the ``rank_correlation`` of score and truth within users; with watchers ``held_out_mean``,
+        their mean score, and the ``held_out_correlation`` of ranks by the score and by them.
     """
     score_US = _float(probe.score_US)
     metrics = {
-        "proxy": score_US.mean(),
-        "kl": kl_of([probe]).mean(),
+        "model_mean": score_US.mean(),
+        "kl_to_base": kl_of([probe]).mean(),
         "entropy": -_float(probe.logp_US).mean(),
     }
     if probe.truth_US is not None:
         truth_US = _float(probe.truth_US)
-        metrics |= {
-            "truth": truth_US.mean(),
-            "rank_correlation": within_user_correlation(score_US, truth_US, ranks=True),
-        }
+        metrics["true_mean"] = truth_US.mean()
+        metrics["rank_correlation"] = within_user_correlation(score_US, truth_US, ranks=True)
     if probe.watch_USW is not None:
         watched_US = _watched_US(probe)
-        metrics["held_out"] = watched_US.mean()
+        metrics["held_out_mean"] = watched_US.mean()
         metrics["held_out_correlation"] = within_user_correlation(score_US, watched_US, ranks=True)
     return {name: float(value) for name, value in metrics.items()}
 

@@ -1,7 +1,8 @@
-"""What happens inside a round of alignment before the update: sampling and scoring sessions, and measuring them."""
+"""What happens in a round of alignment before the update: sampling and scoring sessions, and looking at the agent."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,18 @@ import numpy as np
 import torch
 
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig, sample_sessions, score_sessions
-from feedgym.data.batches import EventBatch, ScoredSessions, TensorRows
+from feedgym.data.batches import EventBatch, ScoredSessions, SessionBatch, TensorRows
+from feedgym.experiments.align.pool import Pool, World
 from feedgym.experiments.align.presets import RoundsConfig
-from feedgym.experiments.align.world import Pool, World
+from feedgym.experiments.align.probe import Probe, probe_metrics
 from feedgym.experiments.progress import progress
 from feedgym.experiments.rollouts import Rollouts, generator_of
-from feedgym.experiments.statistics import within_user_correlation
 from feedgym.protocols import SessionReward
 
-DRIFT = 0x6472696674
-"""Salt of the draws on which entropy and divergence are measured: a round's sessions are the same without them."""
+PROBE = 0x6472696674
+"""Salt of the draws of a probe: they are the same after every round, and a round's sessions are the same without."""
+PROBE_BLOCK = 16
+"""Users of a probe that are looked at between two steps of the progress bar."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,9 +33,7 @@ class SampledRound(TensorRows):
         row_U: int64 rows of the users' logged sessions in the pool.
         item_ids_USK: int64 sampled sessions.
         logp_US, logp_legal_US, logp_allowed_US, logp_drawn_US: float32, see :class:`feedgym.data.batches.SessionBatch`.
-        logp_UB: float32, log-probability of B other sessions that the agent drew at temperature 1 (:func:`drift`).
-        base_logp_UB: float32, log-probability of the same sessions under the base agent.
-        score_US: float32, the reward's scores.
+        score_US: float32, what methods learn from: the reward's scores, or the true values in a study.
         truth_US: float32, the simulator's true values; None on a recorded log.
     """
 
@@ -42,8 +43,6 @@ class SampledRound(TensorRows):
     logp_legal_US: torch.Tensor
     logp_allowed_US: torch.Tensor
     logp_drawn_US: torch.Tensor
-    logp_UB: torch.Tensor
-    base_logp_UB: torch.Tensor
     score_US: torch.Tensor
     truth_US: torch.Tensor | None = None
 
@@ -73,13 +72,15 @@ def sample_round(
         reward: scores the sessions.
         seed: with the round's number it decides the users and their sessions.
     """
-    row_U = torch.from_numpy(pool.draw_users(config.user_share, np.random.default_rng((seed, t))))
+    rng = np.random.default_rng((seed, t))
+    row_U = torch.from_numpy(pool.draw_users(config.user_share, rng, config.served_share))
     histories = pool.imitate.histories.rows(row_U)
+    drawing = agent if config.on_policy else base
     with progress(f"Round {t}: sampling, scoring") as step:
-        sessions, score_US = rollouts(agent, reward, histories, config.num_samples, (seed, t), step)
+        sessions, score_US = rollouts(drawing, reward, histories, config.num_samples, (seed, t), step)
     with progress(f"Round {t}: true values") as step:
         truth_US = world.true_value(pool, row_U.numpy(), sessions.item_ids_USK.numpy(), step)
-    logp_UB, base_logp_UB = drift(agent, base, histories, config.kl_samples, (seed, t))
+    truth = None if truth_US is None else torch.from_numpy(truth_US)
     return SampledRound(
         row_U=row_U,
         item_ids_USK=sessions.item_ids_USK,
@@ -87,71 +88,100 @@ def sample_round(
         logp_legal_US=sessions.logp_legal_US,  # type: ignore[arg-type]
         logp_allowed_US=sessions.logp_allowed_US,  # type: ignore[arg-type]
         logp_drawn_US=sessions.logp_drawn_US,  # type: ignore[arg-type]
-        logp_UB=logp_UB,
-        base_logp_UB=base_logp_UB,
-        score_US=score_US,
-        truth_US=None if truth_US is None else torch.from_numpy(truth_US),
+        score_US=truth if config.scores == "truth" and truth is not None else score_US,
+        truth_US=truth,
     )
 
 
-def drift(
-    agent: GenerativeRecommender, base: GenerativeRecommender, histories: EventBatch, n: int, seed: tuple[int, ...]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of sessions that the agent draws at temperature 1, under itself and under the base, [U, n].
+def look(
+    agent: GenerativeRecommender, base: GenerativeRecommender, reward: SessionReward, watchers: Sequence[SessionReward],
+    pool: Pool, world: World, num_users: int, num_samples: int, seed: int, work: Path | None = None,
+) -> Probe:  # fmt: skip
+    """Sessions that an agent draws for the probed users at temperature 1, and what all who judge say of them.
 
-    However a round's sessions were made, by temperature, top-k, top-p or beams, these are drawn from the model as it
-    is, and from random numbers of their own. Both models are restricted to what can be served: items of the
-    catalogue, none twice in a session, and none of the history where the agent blocks those.
+    However a round's sessions are made, by temperature, top-k, top-p or beams, these are drawn from the model as it is.
+    Both agents' log-probabilities are of the models restricted to what can be served: items of the catalogue, none
+    twice in a session, and none of the history where the agent blocks those.
 
     Args:
         agent: draws the sessions.
-        base: judges them too.
-        histories: of U users.
-        n: sessions a user.
+        base: the agent before the first round.
+        reward: scores them.
+        watchers: reward models that nothing optimises.
+        pool: has the users.
+        world: knows the truth, or does not.
+        num_users: users, or all held-out ones if there are fewer.
+        num_samples: S.
         seed: decides the draws.
+        work: the stage's folder, not needed.
     """
-    generator, block_seen = generator_of((*seed, DRIFT)), agent.sampling.block_seen
-    histories, plain = histories.to(agent.device), SamplingConfig(block_seen=block_seen)
-    drawn = sample_sessions(agent.model, agent.trie, histories, n, agent.session_length, generator, plain)
-    of_base = score_sessions(base.model, base.trie, histories, drawn.item_ids_USK, block_seen)
+    histories = pool.probed(num_users).histories
+    blocks = [slice(low, low + PROBE_BLOCK) for low in range(0, len(histories), PROBE_BLOCK)]
+    generator, parts = generator_of((seed, PROBE)), []
+    with torch.inference_mode(), progress("Looking at the held-out users") as step:
+        for block in blocks:
+            parts.append(_looked_at(agent, base, [reward, *watchers], histories.rows(block), num_samples, generator))
+            step(len(parts), len(blocks))
+        items_USK, logp_US, base_logp_US, score_USW = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    with progress("True values of their sessions") as step:
+        half_US2 = world.probed_values(pool, num_users, items_USK.numpy(), step)
+    return Probe(
+        item_ids_USK=items_USK,
+        logp_US=logp_US,
+        base_logp_US=base_logp_US,
+        score_US=score_USW[..., 0],
+        watch_USW=score_USW[..., 1:] if watchers else None,
+        truth_half_US2=None if half_US2 is None else torch.from_numpy(half_US2),
+    )
+
+
+def _looked_at(
+    agent: GenerativeRecommender, base: GenerativeRecommender, rewards: Sequence[SessionReward], histories: EventBatch,
+    num_samples: int, generator: torch.Generator,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """Items, log-probabilities by the agent and the base, and scores of some users' sessions."""
+    block_seen = agent.sampling.block_seen
+    moved = histories.to(agent.device)
+    plain = SamplingConfig(block_seen=block_seen)
+    drawn = sample_sessions(agent.model, agent.trie, moved, num_samples, agent.session_length, generator, plain)
+    of_base = score_sessions(base.model, base.trie, moved, drawn.item_ids_USK, block_seen)
     # Divided by what may be served, both are distributions over the same sessions, and so comparable.
-    own_UB, base_UB = (scored.logp_US - scored.logp_allowed_US for scored in (drawn, of_base))  # type: ignore[operator]
-    return own_UB.cpu(), base_UB.cpu()
+    logps = [(scored.logp_US - scored.logp_allowed_US).cpu() for scored in (drawn, of_base)]  # type: ignore[operator]
+    sessions = SessionBatch(item_ids_USK=drawn.item_ids_USK.cpu(), logp_US=drawn.logp_US.cpu())
+    return sessions.item_ids_USK, *logps, torch.stack([reward(histories, sessions) for reward in rewards], dim=2)
 
 
-def round_metrics(sampled: SampledRound, pool: Pool) -> dict[str, float]:
-    """What a round's sessions say of the agent that drew them.
+def round_metrics(probe: Probe, pool: Pool, sampled: SampledRound | None = None) -> dict[str, float]:
+    """What is known of the agent after a round.
 
-    Means are over users and sessions, maxima over a user's sessions and then means over users. ``entropy`` and
-    ``kl_to_base`` are of the model at temperature 1, in nats per session, estimated on the draws of :func:`drift`.
+    Args:
+        probe: of the held-out users, who are the same after every round: means, entropy, divergence and diversity.
+        pool: has the catalogue.
+        sampled: the sessions of the next round, if there is one: from them come the maxima over a user's sessions, the
+            truth of the best by the score, and legality.
     """
-    metrics = {
-        "model_mean": sampled.score_US.mean().item(),
+    metrics = probe_metrics(probe) | {"diversity": pool.diversity(probe.item_ids_USK.numpy()).mean().item()}
+    if sampled is None:
+        return metrics
+    metrics |= {
         "model_max": sampled.score_US.amax(dim=1).mean().item(),
         "legality": sampled.logp_legal_US.exp().mean().item(),
-        "diversity": pool.diversity(sampled.item_ids_USK.numpy()).mean().item(),
-        "entropy": -sampled.logp_UB.mean().item(),
-        "kl_to_base": (sampled.logp_UB - sampled.base_logp_UB).mean().item(),
     }
     if sampled.truth_US is not None:
-        score_US, truth_US = sampled.score_US.numpy(), sampled.truth_US.numpy()
-        metrics |= {
-            "true_mean": truth_US.mean().item(),
-            "true_max": truth_US.max(axis=1).mean().item(),
-            "true_of_best": truth_US[np.arange(len(truth_US)), score_US.argmax(axis=1)].mean().item(),
-            "rank_correlation": within_user_correlation(score_US, truth_US, ranks=True),
-        }
+        best_U1 = sampled.score_US.argmax(dim=1, keepdim=True)
+        metrics["true_max"] = sampled.truth_US.amax(dim=1).mean().item()
+        metrics["true_of_best"] = sampled.truth_US.gather(1, best_U1).mean().item()
     return metrics
 
 
-def cloud(sampled: SampledRound, t: int, points: int = 1500) -> dict[str, Any]:
-    """Some of a round's sessions as points: the reward's score against the truth; empty without a truth."""
-    if sampled.truth_US is None:
+def cloud(probe: Probe, t: int, points: int = 1500) -> dict[str, Any]:
+    """Some of a probe's sessions as points: the reward's score against the truth; empty without a truth."""
+    if probe.truth_US is None:
         return {}
-    total = sampled.score_US.numel()
+    total = probe.score_US.numel()
     some = np.linspace(0, total - 1, min(points, total)).astype(int)
     return {
         "round": t,
-        "model": sampled.score_US.flatten()[some].tolist(),
-        "true": sampled.truth_US.flatten()[some].tolist(),
+        "model": probe.score_US.flatten()[some].tolist(),
+        "true": probe.truth_US.flatten()[some].tolist(),
     }

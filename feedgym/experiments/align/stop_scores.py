@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from feedgym.experiments.align.overoptimisation import turnover
 from feedgym.experiments.align.probe import Signals
-from feedgym.experiments.align.stopping import StopRule, first_stop
+from feedgym.experiments.align.stopping import Never, StopRule, first_stop
 
 Float = NDArray[np.float64]
 
@@ -63,18 +63,6 @@ class StopScore:
     false_alarm: bool
     regret: float
     fallen: float
-
-
-class Never:
-    """The rule that lets every run go on to its end."""
-
-    def stopped(self, signals: Signals) -> str | None:
-        """Nothing is a reason."""
-        return None
-
-    def best(self, signals: Signals) -> int:
-        """The last round."""
-        return len(signals) - 1
 
 
 def score(rule: StopRule, run: KnownRun, delta: float | None = None) -> StopScore:

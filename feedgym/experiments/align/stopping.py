@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 import numpy as np
 from annotated_types import Interval
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from feedgym.experiments.align.overoptimisation import standard_error
 from feedgym.experiments.align.probe import Signals
+from feedgym.plugins import BUILT_IN, resolve
 from feedgym.ranges import Positive, Ranged, Share, SomeShare, SplitShare
 
 Float = NDArray[np.float64]
@@ -261,19 +262,24 @@ class Correlation(Crossing):
         return np.nan_to_num(np.nanmean(_watched(signals.correlation_NU, "correlation"), axis=1))
 
 
-STOP_RULES: dict[str, type[Any]] = {
-    "disagreement": Disagreement,
-    "held_out": HeldOut,
-    "kl": KLBudget,
-    "diversity": Diversity,
-    "correlation": Correlation,
-}
-"""The rules by name."""
+class Never:
+    """No rule: every round is gone through, and the last one's agent is kept."""
+
+    watched: ClassVar[bool] = False
+
+    def stopped(self, signals: Signals) -> None:
+        """Goes on."""
+        return
+
+    def best(self, signals: Signals) -> int:
+        """The last round."""
+        return len(signals) - 1
 
 
 def usual_rules(signals: Signals) -> dict[str, StopRule]:
-    """All rules with their defaults, as far as the signals serve them."""
-    return {name: kind() for name, kind in STOP_RULES.items() if not kind.watched or signals.held_out_NU is not None}
+    """The rules of the registry with their defaults, as far as the signals serve them."""
+    kinds = {name: resolve("stop", name) for name in BUILT_IN["stop"] if name != "never"}
+    return {name: kind() for name, kind in kinds.items() if not kind.watched or signals.held_out_NU is not None}
 
 
 def first_stop(rule: StopRule, signals: Signals) -> tuple[int, str] | None:

@@ -1,44 +1,29 @@
-"""Where an experiment's log comes from and who judges its agents: simulated users, or a recorded log.
-
-A world answers four questions: ``collect`` (the log), ``requests`` (which logged sessions to imitate and which to
-rate), ``true_value`` (what sessions are worth to their users, if anyone knows) and ``judge`` (the final comparison).
-"""
+"""The worlds of an alignment: simulated users, or a recorded log; see :class:`feedgym.experiments.align.pool.World`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from feedgym.data.content import default_cutoff_s
-from feedgym.data.events import BEHAVIOUR_IDX, Catalog, EventLog
+from feedgym.data.events import BEHAVIOUR_IDX
 from feedgym.data.requests import LogAndItems, Requests, last_requests
-from feedgym.data.sessions import (
-    POSITIVE,
-    logged_sessions,
-    positive_sessions,
-    quality_filter,
-    user_of_rows,
-)
-from feedgym.data.splits import keep_events, split_time, split_users, until
+from feedgym.data.sessions import POSITIVE, logged_sessions, positive_sessions, quality_filter
 from feedgym.envs.history import has_arrivals
 from feedgym.envs.luck import user_seeds
 from feedgym.envs.replay import states_at
 from feedgym.envs.truth import true_value
+from feedgym.experiments.align.pool import Pool, World
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.evaluate import judge_offline, judge_online
 from feedgym.experiments.logs import data_path, plan_log, recorded_log, simulated_log, simulator_of, users_key
 from feedgym.experiments.progress import Step
 from feedgym.experiments.run import Plan
-from feedgym.experiments.serve import session_diversity
+from feedgym.experiments.serve import serve
 from feedgym.plugins import title_of
-from feedgym.protocols import Recommender, SessionReward, take_users
-
-HELD_OUT = 0.1
-"""Share of the users, or of the sessions by time, that no model is trained on."""
+from feedgym.protocols import Recommender, SessionReward, cat_users, take_users
 
 TRUTH_USERS = 25
 """Users whose sessions are valued between two steps of the progress bar."""
@@ -50,130 +35,10 @@ def plan_world(plan: Plan, config: AlignConfig) -> str:
     return plan_log(plan, config, simulated, "simulator", "simulator_options")
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Pool:
-    """What the stages draw from, users held out or not.
-
-    Attributes:
-        log: the event log.
-        known: the part of it that may be counted, by popularity or a score: of a recorded log what is trained on; all
-            of a simulated one, for its judges are fresh users.
-        catalog: its items.
-        imitate: training sessions worth imitating; the rounds draw their users and contexts from them.
-        rate: training sessions, good or bad, for the reward model.
-        unseen: held-out sessions, as in ``rate``.
-        unseen_good: held-out sessions, as in ``imitate``.
-    """
-
-    log: EventLog
-    known: EventLog
-    catalog: Catalog
-    imitate: Requests
-    rate: Requests
-    unseen: Requests
-    unseen_good: Requests
-
-    @classmethod
-    def of(cls, data: LogAndItems, world: World, config: AlignConfig) -> Pool:
-        """Cut a log into the pool.
-
-        Users are held out by a hash of their id, or the last sessions by time: then what is trained on is cut out of
-        the log as it was at that moment, and sessions that reach over it belong to neither part.
-
-        Raises:
-            ValueError: a part is empty, sessions are longer than the catalogue, or a log without times is cut by time.
-        """
-        log, catalog = data
-        if config.session_length > catalog.num_items:
-            raise ValueError(
-                f"session_length={config.session_length} exceeds the catalogue's {catalog.num_items} items and a "
-                "session holds no item twice; lower --session-length or give more items."
-            )
-        good, every = world.requests(data)
-        if config.split == "time":
-            cut_s = _cut_s(log, good)
-            known = until(log, cut_s)
-            seen_good, seen = world.requests((known, catalog))
-            out_good, out_every = (part.sessions.start_s_N >= cut_s for part in (good, every))
-        else:
-            split = split_users(log.user_ids_U, validation=0.0, held_out=HELD_OUT, seed=config.split_seed)
-            held_out = np.zeros(log.num_users, bool)
-            held_out[split.held_out_idx] = True
-            out_good, out_every = (held_out[part.sessions.user_idx_N] for part in (good, every))
-            seen_good, seen = good.rows(~out_good), every.rows(~out_every)
-            known = log if config.data is None else keep_events(log, ~held_out[user_of_rows(log)])
-        judges = "check agents with, from held-out sessions"
-        parts = (
-            ("train on", len(seen_good)),
-            ("check the reward model with", out_every.sum()),
-            (judges, out_good.sum()),
-        )
-        for name, rows in parts:
-            if not rows:
-                raise ValueError(f"No logged session is left to {name}; loosen --sessions.* or give a longer log.")
-        return cls(
-            log=log,
-            known=known,
-            catalog=catalog,
-            imitate=seen_good,
-            rate=seen,
-            unseen=every.rows(out_every),
-            unseen_good=good.rows(out_good),
-        )
-
-    def draw_users(self, share: float, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Rows of ``imitate``: one session each of a share of its users, in random order."""
-        shuffled = rng.permutation(len(self.imitate))
-        _, first = np.unique(self.imitate.sessions.user_idx_N[shuffled], return_index=True)
-        wanted = max(1, round(share * len(first)))
-        return shuffled[rng.permutation(first)[:wanted]]
-
-    @property
-    def profile_sizes(self) -> tuple[int, ...]:
-        """Cardinalities of the users' profile fields."""
-        return self.log.profile_sizes
-
-    def diversity(self, item_ids_XK: NDArray) -> NDArray[np.float64]:
-        """Mean cosine distance between the contents of a session's items, [...] for sessions [..., K]."""
-        return session_diversity(self.catalog, item_ids_XK)
-
-
-def _cut_s(log: EventLog, good: Requests) -> float:
-    """The moment behind which the last tenth of the sessions begin; embeddings learned from nothing after it."""
-    if not log.has_time:
-        raise ValueError("The log knows the order of events only, so no moment cuts it; choose --split users.")
-    late = split_time(good.sessions, validation=0.0, held_out=HELD_OUT).held_out_N
-    if not late.any():
-        raise ValueError("No logged session is left to judge agents with; give a longer log or choose --split users.")
-    return max(float(good.sessions.start_s_N[late].min()), default_cutoff_s(log))
-
-
 def _what(config: AlignConfig) -> str:
-    """The agent and how it is aligned, in two words."""
-    return f"{title_of('model', config.model)} + {title_of('method', config.method)}"
-
-
-class World(Protocol):
-    """Where the log comes from and who judges."""
-
-    title: str
-    note: str
-
-    def collect(self, work: Path) -> LogAndItems:
-        """The log and its catalogue."""
-        ...
-
-    def requests(self, data: LogAndItems) -> tuple[Requests, Requests]:
-        """Sessions worth imitating, and sessions for the reward model to learn from."""
-        ...
-
-    def true_value(self, pool: Pool, row_U: NDArray, sessions_USK: NDArray, step: Step) -> NDArray | None:
-        """What sessions are truly worth to the users of rows of ``pool.imitate`` [U, S]; None if nobody knows."""
-        ...
-
-    def judge(self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, Any]:
-        """The final comparison: parts of ``summary.json``."""
-        ...
+    """The agent and how it is aligned, in two words, and whether by what no platform has."""
+    study = " by the truth itself (study only)" if config.rounds.scores == "truth" else ""
+    return f"{title_of('model', config.model)} + {title_of('method', config.method)}{study}"
 
 
 class Simulated:
@@ -198,23 +63,64 @@ class Simulated:
         every = Requests.of(data, sessions, self.config.history_length, **told)
         return every.rows(quality_filter(every.sessions, self.config.sessions)), every
 
-    def true_value(self, pool: Pool, row_U: NDArray, sessions_USK: NDArray, step: Step) -> NDArray[np.float32]:
-        """Asks copies of the users, brought by a replay of the log to the moment of the request."""
+    def serve(self, agent: Recommender, t: int, step: Step) -> LogAndItems:
+        """Serves users of round t's own, whom neither the log nor the judge has."""
         config = self.config
-        state = states_at(self.simulator, pool.log, pool.imitate.sessions.rows(row_U), config.seed)
-        values = []
-        for low in range(0, len(row_U), TRUTH_USERS):
-            users = take_users(state, np.arange(low, min(low + TRUTH_USERS, len(row_U))))
-            values.append(
-                true_value(
-                    self.simulator,
-                    users,
-                    sessions_USK[low : low + TRUTH_USERS],
-                    weights=config.weights,
-                    replicas=config.rounds.truth_replicas,
-                )
+        served = serve(
+            self.simulator,
+            lambda histories, _: agent.recommend(histories),
+            None,
+            user_seeds(config.rounds.serve, config.seed, served_group(t)),
+            visits=config.rounds.serve_visits,
+            session_length=config.session_length,
+            history_length=config.history_length,
+            weights=config.weights,
+            memory=config.memory,
+            step=step,
+        )
+        assert served.log is not None
+        return served.log, self.simulator.catalog
+
+    def true_value(self, pool: Pool, row_U: NDArray, sessions_USK: NDArray, step: Step) -> NDArray[np.float32]:
+        """Asks copies of the users, brought by a replay of their log to the moment of the request."""
+        config = self.config
+        parts = list(pool.sources(row_U))
+        states = [
+            states_at(self.simulator, source.log, pool.imitate.sessions.rows(row_U[places]), config.seed, source.group)
+            for source, places in parts
+        ]
+        state = take_users(cat_users(states), np.argsort(np.concatenate([places for _, places in parts])))
+        return self._valued(state, sessions_USK, step, config.rounds.truth_replicas)
+
+    def probed_values(self, pool: Pool, num_users: int, sessions_USK: NDArray, step: Step) -> NDArray[np.float32]:
+        """As :meth:`true_value`, each half with answers of its own."""
+        state, half = self._probed_state(pool, num_users), self.config.rounds.truth_replicas // 2
+        return np.stack([self._valued(state, sessions_USK, step, half, seed) for seed in range(2)], axis=2)
+
+    def oracle_values(self, pool: Pool, num_users: int) -> NDArray[np.float32] | None:
+        """Of the sessions that the simulator itself would choose."""
+        if not hasattr(self.simulator, "oracle"):
+            return None
+        state = self._probed_state(pool, num_users)
+        sessions_U1K = self.simulator.oracle(state, self.config.session_length)[:, None]
+        return self._valued(state, sessions_U1K, lambda *_: None, self.config.rounds.truth_replicas)[:, 0]
+
+    def _probed_state(self, pool: Pool, num_users: int) -> Any:
+        return states_at(self.simulator, pool.log, pool.probed(num_users).sessions, self.config.seed)
+
+    def _valued(
+        self, state: Any, sessions_USK: NDArray, step: Step, replicas: int, seed: int = 0
+    ) -> NDArray[np.float32]:
+        """What sessions are worth to users [U, S], some users at a time."""
+        values, weights = [], self.config.weights
+        for low in range(0, len(sessions_USK), TRUTH_USERS):
+            users = slice(low, low + TRUTH_USERS)
+            asked = take_users(state, np.arange(len(sessions_USK))[users])
+            value_US = true_value(
+                self.simulator, asked, sessions_USK[users], weights=weights, replicas=replicas, seed=seed
             )
-            step(min(low + TRUTH_USERS, len(row_U)), len(row_U))
+            values.append(value_US)
+            step(min(low + TRUTH_USERS, len(sessions_USK)), len(sessions_USK))
         return np.concatenate(values)
 
     def judge(self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, Any]:
@@ -253,8 +159,20 @@ class Recorded:
         imitate, rate = (Requests.of(data, part, history, memory=self.config.memory) for part in parts)
         return imitate, rate
 
+    def serve(self, agent: Recommender, t: int, step: Step) -> LogAndItems:
+        """There is nobody to serve; the configuration refuses it before."""
+        raise ValueError("A recorded log has no users to be served; set rounds.serve to 0.")
+
     def true_value(self, pool: Pool, row_U: NDArray, sessions_USK: NDArray, step: Step) -> None:
         """Nobody knows."""
+        return
+
+    def probed_values(self, pool: Pool, num_users: int, sessions_USK: NDArray, step: Step) -> None:
+        """Nobody knows."""
+        return
+
+    def oracle_values(self, pool: Pool, num_users: int) -> None:
+        """There is no oracle."""
         return
 
     def judge(self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, Any]:
@@ -265,6 +183,11 @@ class Recorded:
             users, when = f"{len(requests):,} users", "after the moment at which training ends"
         judged_by = f"what {users} watched {when}"
         return judge_offline(agents, reward, pool.catalog, requests, self.config, judged_by)
+
+
+def served_group(t: int) -> str:
+    """The name of the population that is served before round t."""
+    return f"served-{t}"
 
 
 def world_of(config: AlignConfig, trust: bool = False) -> World:

@@ -153,7 +153,7 @@ def end_to_end_config(config: CascadeRun) -> AlignConfig:
 def end_to_end(config: CascadeRun, run: Run) -> FinishedStage[FinishedRun]:
     """The end-to-end agent before and after its alignment, trained in a run folder inside the stage's."""
     align_config = end_to_end_config(config)
-    last = f"aligned-{align_config.rounds.num}" if align_config.rounds.num else "reward-check"
+    last = "chosen" if align_config.rounds.num else "reward-check"
 
     def train(work: Path) -> FinishedRun:
         inner = Run(work / "run", align_config, align_plan(align_config), resume=True, stop_after=last, tracker=False)

@@ -1,0 +1,113 @@
+"""The stages of an alignment: what decides each, and how its product is kept."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from feedgym.data.parquet import read_batch, write_batch
+from feedgym.experiments.against import rivals_key
+from feedgym.experiments.align.presets import AlignConfig, RoundsConfig
+from feedgym.experiments.align.probe import Probe
+from feedgym.experiments.align.rounds import SampledRound
+from feedgym.experiments.align.world import plan_world
+from feedgym.experiments.configs import CostConfig
+from feedgym.experiments.cost import MEASURED_HERE
+from feedgym.experiments.run import Codec, NumberOrNone, Plan, json_of
+from feedgym.plugins import key_of, resolve
+from feedgym.rewards.model import RewardModel
+
+FIGURES = json_of(dict[str, NumberOrNone])
+"""Codec of figures by name."""
+REWARD: Codec[RewardModel] = Codec(lambda model, folder: model.save_pretrained(folder), RewardModel.load)
+"""Codec of a reward model."""
+SAMPLED: Codec[SampledRound] = Codec(
+    lambda sampled, folder: write_batch(sampled, folder / "sampled.safetensors"),
+    lambda folder: read_batch(SampledRound, folder / "sampled.safetensors"),
+)
+"""Codec of a round's sessions."""
+PROBE: Codec[Probe] = Codec(
+    lambda probe, folder: write_batch(probe, folder / "probe.safetensors"),
+    lambda folder: read_batch(Probe, folder / "probe.safetensors"),
+)
+"""Codec of a probe."""
+CHOSEN = json_of(dict[str, int | str | None])
+"""Codec of which round's agent is kept, how many rounds there were, and why no more."""
+
+
+def _save_rewards(models: list[RewardModel], folder: Path) -> None:
+    for number, model in enumerate(models):
+        (folder / str(number)).mkdir()
+        REWARD.save(model, folder / str(number))
+
+
+REWARDS: Codec[list[RewardModel]] = Codec(
+    _save_rewards, lambda folder: [REWARD.load(path) for path in sorted(folder.iterdir()) if path.name.isdigit()]
+)
+"""Codec of several reward models, each in a folder with its number."""
+
+
+def plan(config: AlignConfig) -> Plan:
+    """The stages in order, with what decides each.
+
+    Raises:
+        ValueError: the method or the rule does not fit the rest.
+    """
+    _check(config)
+    plan, rounds = Plan(), config.rounds
+    plan.leave_out("ray", "rollouts.num_actors", because="who draws a block of sessions changes none of them")
+    if not rounds.num:
+        unused = [f"rounds.{f.name}" for f in fields(rounds) if f.name not in ("num", "num_samples", "truth_replicas")]
+        unused += ["method", "method_options", "stop", "stop_options", "rollouts"]
+        plan.leave_out(*unused, because="without rounds nothing is aligned")
+    log = plan_world(plan, config)
+    codes = [key_of("tokenizer", config.tokenizer), config.tokenizer_options, config.seed]
+    tokenizer = plan.stage("tokenizer", codes, (log,))
+    cut = [config.session_length, config.history_length, config.split, config.split_seed, config.seed]
+    learned = [key_of("model", config.model), config.model_options, config.pretrain, config.sessions]
+    base = plan.stage("base", learned + cut, (tokenizer,))
+    towers = [config.reward_model, config.reward_share, *cut]
+    reward = plan.stage("reward", towers, (log,))
+    plan.stage("reward-check", parents=(reward,))
+    watchers = plan.stage("watchers", [config.probe.watchers, config.reward_model, *cut], (log,))
+    scored = [config.memory, config.weights, key_of("reward", config.reward), config.reward_options, config.seed]
+    drawn = [_drawing(rounds), config.sampling, config.rollouts.users_per_task, *scored]
+    looked = [config.probe, config.sampling.block_seen, rounds.truth_replicas, *scored]
+    method = [key_of("method", config.method), config.method_options, rounds.reference, config.seed]
+    snapshot = base
+    for t in range(rounds.num + 1):
+        plan.stage(f"probe-{t}", looked, (snapshot, base, reward, watchers))
+        if t == rounds.num:
+            break
+        if rounds.serve:
+            served = plan.stage(f"served-{t}", [rounds.serve, rounds.serve_visits, config.sampling], (snapshot,))
+            reward = plan.stage(f"reward-{t}", towers, (served, reward))
+        sampled = plan.stage(f"sampled-{t}", drawn, (snapshot, base, reward))
+        snapshot = plan.stage(f"aligned-{t + 1}", method, (sampled, snapshot, base))
+    rule = [key_of("stop", config.stop), config.stop_options]
+    chosen = plan.stage("chosen", rule, (f"probe-{rounds.num}",)) if rounds.num else base
+    pools = [plan.stage(f"pool-{name}", [*looked, rounds.num_samples], (of, base, reward, watchers))
+             for name, of in (("base", base), ("aligned", chosen))]  # fmt: skip
+    judges = [replace(config.judge, cost=CostConfig()), rivals_key(config.judge.against)]
+    judged = plan.stage("judged", [*judges, config.sampling, *scored], (*pools, reward))
+    plan.stage("cost", config.judge.cost, (judged,), MEASURED_HERE)
+    return plan
+
+
+def _check(config: AlignConfig) -> None:
+    """Refuse choices that do nothing together. Method and rule are imported by now, so they have been trusted."""
+    rule = resolve("stop", config.stop)
+    if config.rounds.reference == "base":
+        config.check_reference()
+    if getattr(rule, "watched", False) and not config.probe.watchers:
+        raise ValueError(
+            f"stop={config.stop!r} looks at reward models that nothing optimises; set --probe.watchers 2, or choose kl "
+            "or diversity."
+        )
+
+
+def _drawing(rounds: RoundsConfig) -> Any:
+    """What of the rounds' configuration decides the sessions of one round, besides the models."""
+    others = ("num", "reference", "serve", "serve_visits")
+    return {f.name: getattr(rounds, f.name) for f in fields(rounds) if f.name not in others}

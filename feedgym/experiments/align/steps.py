@@ -1,0 +1,106 @@
+"""What the stages of an alignment do; :mod:`feedgym.experiments.align.experiment` has them in order."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from feedgym.agents.check import same_weights
+from feedgym.agents.generation import GenerativeRecommender
+from feedgym.agents.pretrain import SessionDataset, pretrain
+from feedgym.data.requests import LogAndItems, Requests
+from feedgym.experiments.align.agents import new_model
+from feedgym.experiments.align.pool import Pool, World
+from feedgym.experiments.align.presets import AlignConfig
+from feedgym.experiments.align.probe import Probe
+from feedgym.experiments.align.rounds import SampledRound
+from feedgym.experiments.exposure import FEW
+from feedgym.experiments.progress import progress, say
+from feedgym.plugins import built, title_of, with_seed
+from feedgym.protocols import AlignmentMethod
+from feedgym.rewards.model import RewardModel, auc_per_tower, fit_reward_model
+from feedgym.tokenizers.codes import CodeTokenizer
+
+WATCHERS = 0x77617463
+"""Salt of the resamples of users that watchers are fitted to."""
+
+
+def pretrained(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer, work: Path) -> Any:
+    """The agent after next-token prediction on the training users' good sessions."""
+    torch.manual_seed(config.seed)
+    model: Any = new_model(config, tokenizer, pool.log.profile_sizes)
+    dataset = SessionDataset(histories=pool.imitate.histories, item_ids_NK=pool.imitate.targets_NK)
+    with progress(f"Pretraining {title_of('model', config.model)}") as step:
+        return pretrain(model, dataset, config.seeded(config.pretrain), work, step)
+
+
+def fitted_reward(config: AlignConfig, pool: Pool, work: Path) -> RewardModel:
+    """The session reward model after training on the training users' sessions, logged or served, good or bad."""
+    rate = pool.rate
+    if config.reward_share < 1:
+        users = np.unique(rate.sessions.user_idx_N)
+        some = np.random.default_rng(config.seed).permutation(users)[: max(1, round(config.reward_share * len(users)))]
+        rate = rate.rows(np.isin(rate.sessions.user_idx_N, some))
+    with progress("Training the reward model") as step:
+        return _fitted(config, pool, rate, config.seed, work, step)
+
+
+def fitted_watchers(config: AlignConfig, pool: Pool, work: Path) -> list[RewardModel]:
+    """Reward models that nothing optimises, each of all training users drawn with replacement and a seed of its own."""
+    watchers, users = [], np.unique(pool.rate.sessions.user_idx_N)
+    for number in range(config.probe.watchers):
+        drawn = np.random.default_rng((config.seed, WATCHERS, number)).choice(users, len(users))
+        times_U = np.bincount(drawn, minlength=users.max() + 1)
+        row_N = np.repeat(np.arange(len(pool.rate)), times_U[pool.rate.sessions.user_idx_N])
+        with progress(f"Training watcher {number + 1} of {config.probe.watchers}") as step:
+            place = work / str(number)
+            watchers.append(_fitted(config, pool, pool.rate.rows(row_N), config.seed + 1 + number, place, step))
+    return watchers
+
+
+def _fitted(config: AlignConfig, pool: Pool, rate: Requests, seed: int, work: Path, step: Any) -> RewardModel:
+    """A reward model of some sessions."""
+    settings = replace(config.reward_model, seed=config.reward_model.seed + seed)
+    return fit_reward_model(pool.catalog, rate.histories, rate.sessions, settings, work, progress=step)
+
+
+def reward_check(reward: RewardModel, pool: Pool) -> dict[str, float]:
+    """The towers' AUC on users the model never saw: over all items, and over those it hardly saw ("click, cold")."""
+    seen, unseen = pool.rate.sessions, pool.unseen
+    known_I = np.bincount(seen.item_ids_NK[seen.examined_NK], minlength=pool.catalog.num_items)
+    cold = auc_per_tower(reward, unseen.histories, unseen.sessions, only_I=known_I < FEW)
+    everything = auc_per_tower(reward, unseen.histories, unseen.sessions)
+    return everything | {f"{name}, cold": value for name, value in cold.items()}
+
+
+def diversity_of(probes: Sequence[Probe], pool: Pool) -> Any:
+    """Mean distance between the contents of a session's items, by probe and user [N, U]."""
+    return np.stack([pool.diversity(probe.item_ids_USK.numpy()).mean(axis=1) for probe in probes])
+
+
+def serving(world: World, agent: GenerativeRecommender, t: int, work: Path) -> LogAndItems:
+    """What the snapshot serves to new users before round t."""
+    with progress(f"Round {t}: serving new users") as step:
+        return world.serve(agent, t, step)
+
+
+def updated(
+    config: AlignConfig, pool: Pool, snapshot: Any, base: Any, sampled: SampledRound, t: int, work: Path
+) -> tuple[Any, dict[str, float]]:
+    """The next snapshot: the last one after the method's update, which sees the scores and never the truth."""
+    method: AlignmentMethod = built("method", config.method, with_seed(config.method_options, config.seed + t))
+    model = copy.deepcopy(snapshot)
+    histories, logged_UK = pool.imitate.histories.rows(sampled.row_U), pool.imitate.targets_NK[sampled.row_U]
+    torch.manual_seed(config.seed + t)  # a method may leave dropout to torch's own generator
+    other = {"reference": base} if config.rounds.reference == "base" else {}
+    with progress(f"Round {t}: {title_of('method', config.method)}") as step:
+        metrics = method.update(model, histories, sampled.for_method(), logged_UK, work, step, **other)
+    if same_weights(snapshot, model):
+        say(f"[yellow]Round {t}: no sessions differ enough to learn from; the snapshot stays as it is.[/]")
+    return model, metrics
