@@ -16,19 +16,21 @@ from feedgym.data.events import Catalog, EventLog
 from feedgym.data.whole import Mark, read_mark, unreadable
 from feedgym.experiments.align.pool import Pool, World
 from feedgym.experiments.align.presets import AlignConfig
-from feedgym.experiments.align.stages import CHOSEN
 from feedgym.experiments.align.world import world_of
 from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.logs import LOG, simulator_key
 from feedgym.experiments.presets import CONFIGS
 from feedgym.experiments.rollouts import RolloutConfig
-from feedgym.experiments.run import CONFIG, Codec, differences, plain, read_about, read_product
+from feedgym.experiments.run import CONFIG, Codec, differences, json_of, plain, read_about, read_product
 from feedgym.plugins import built, is_folder, resolve, with_seed
 from feedgym.protocols import GenerativeAgent, Recommender, SessionReward, is_reward, make
 from feedgym.rewards.model import RewardModel
 from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.own import codes_type
 from feedgym.trust import trusted
+
+CHOSEN = json_of(dict[str, int | str | None])
+"""Codec of which round's agent is kept, how many rounds there were, and why no more."""
 
 
 class FinishedRun(NamedTuple):

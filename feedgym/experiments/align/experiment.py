@@ -19,13 +19,20 @@ from typing import Any
 from feedgym.agents.generation import GenerativeRecommender
 from feedgym.data.requests import last_requests
 from feedgym.experiments.against import rivals
-from feedgym.experiments.align.agents import model_codec, new_tokenizer, recommender_of, reward_of, tokenizer_codec
+from feedgym.experiments.align.agents import (
+    CHOSEN,
+    model_codec,
+    new_tokenizer,
+    recommender_of,
+    reward_of,
+    tokenizer_codec,
+)
 from feedgym.experiments.align.analysis import told_of
 from feedgym.experiments.align.pool import Pool
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.align.probe import Probe, signals_of
 from feedgym.experiments.align.rounds import cloud, look, round_metrics, sample_round
-from feedgym.experiments.align.stages import CHOSEN, FIGURES, PROBE, REWARD, REWARDS, SAMPLED
+from feedgym.experiments.align.stages import FIGURES, PROBE, REWARD, REWARDS, SAMPLED
 from feedgym.experiments.align.stages import plan as plan
 from feedgym.experiments.align.steps import (
     diversity_of,

@@ -32,8 +32,6 @@ PROBE: Codec[Probe] = Codec(
     lambda folder: read_batch(Probe, folder / "probe.safetensors"),
 )
 """Codec of a probe."""
-CHOSEN = json_of(dict[str, int | str | None])
-"""Codec of which round's agent is kept, how many rounds there were, and why no more."""
 
 
 def _save_rewards(models: list[RewardModel], folder: Path) -> None:
