@@ -229,7 +229,7 @@ def evaluate(
     agents = agents if isinstance(agents, Mapping) else {type(agents).__name__: agents}
     if len(lengths := {agent.session_length for agent in agents.values()}) != 1:
         raise ValueError(f"The agents write sessions of {sorted(lengths)} items; judge agents of one length together.")
-    given = {"users": num_users, "visits": visits, "seed": seed}
+    given: dict[str, Any] = {"users": num_users, "visits": visits, "seed": seed}
     judge = JudgeConfig(**{name: value for name, value in given.items() if value is not None})
     asked = JudgeSettings(
         seed=judge.seed, session_length=lengths.pop(), history_length=history_length,

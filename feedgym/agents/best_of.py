@@ -36,11 +36,7 @@ class BestOf:
         if n < 1:
             raise ValueError(f"best_of={n} sessions leave none to serve; give 1 or more.")
         self.agent, self.reward, self.n = agent, reward, n
-
-    @property
-    def session_length(self) -> int:
-        """K, that of the agent."""
-        return self.agent.session_length
+        self.session_length = agent.session_length
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
         """``n`` sessions a user, each the best of N of its own."""

@@ -59,7 +59,7 @@ class Simulated:
     def requests(self, data: LogAndItems) -> tuple[Requests, Requests]:
         """All visits for the reward model, and those that pass the filter to imitate; dated where items come and go."""
         sessions = logged_sessions(data[0], self.config.session_length)
-        told = {"dated": has_arrivals(self.simulator), "memory": self.config.memory}
+        told: dict[str, Any] = {"dated": has_arrivals(self.simulator), "memory": self.config.memory}
         every = Requests.of(data, sessions, self.config.history_length, **told)
         return every.rows(quality_filter(every.sessions, self.config.sessions)), every
 
