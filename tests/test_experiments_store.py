@@ -306,7 +306,7 @@ def test_the_command_line_shares_all_before_the_rounds_and_changes_no_figure(tmp
     feedgym("run", *preset, "--rounds.num", 2, "--run", two, "--store", store)
     said = " ".join(capfd.readouterr().err.split())
     taken = {name for name in read_stages(two) if f"from the store {name} " in said}
-    assert taken == set(read_stages(one)) - {"judged", "cost"}
+    assert taken == set(read_stages(one)) - {"chosen", "judged", "cost", "pool-aligned"}
     feedgym("run", *preset, "--rounds.num", 2, "--run", alone)
     assert figures(two) == figures(alone) and contents(two / "stages") == contents(alone / "stages")
     assert "store" not in read_about(alone) and not list(store.rglob("work"))
