@@ -10,6 +10,7 @@ import numpy as np
 from feedgym.experiments.align.gap import WAY
 from feedgym.experiments.methods.presets import CENTRE
 from feedgym.experiments.page import COLOURS, axes_row, image, missing
+from feedgym.experiments.report_front import front_plot
 
 Summary = Mapping[str, Any]
 CHOSEN = {"true_reward": ("truth", "true reward a visit"), "model_reward": ("model", "reward model's opinion")}
@@ -40,7 +41,8 @@ def truth_plot(summary: Summary) -> str:
     _dots(right, shares, places, COLOURS["truth"], "interquartile mean")
     for place, share in enumerate(shares):
         if share is not None:
-            right.plot(share["runs"], [place] * len(share["runs"]), "o", color=COLOURS["other"], markersize=4, zorder=0)
+            below = [place - 0.25] * len(share["runs"])
+            right.plot(share["runs"], below, "o", color=COLOURS["base"], markerfacecolor="white", markersize=3)
     right.set_title("share of the way from base to oracle; a dot a seed", fontsize=10)
     right.xaxis.set_major_formatter("{x:.1%}" if np.ptp(right.get_xlim()) < 0.1 else "{x:.0%}")
     right.locator_params(axis="x", nbins=5)
@@ -49,6 +51,16 @@ def truth_plot(summary: Summary) -> str:
         axis.set_ylim(-0.6, len(names) - 0.4)
         axis.grid(axis="x", color="#e6e8eb", linewidth=0.8)
     return image(figure)
+
+
+def cost_plot(summary: Summary) -> str:
+    """True reward against the cost of a request: the best condition, drawing or choosing, and the agents beside it.
+
+    One draw costs alike whatever the method, so the other conditions would all stand below the best.
+    """
+    names = [name for name in summary["agents"] if name not in summary["conditions"]]
+    shown = {name: summary["agents"][name] for name in [*names, *_sorted(summary)[-1:]]}
+    return front_plot(shown | summary["choosers"])
 
 
 def visits_plot(summary: Summary) -> str:
@@ -90,7 +102,7 @@ def gains_plot(summary: Summary) -> str:
 
 def gap_plot(summary: Summary) -> str:
     """Where each condition stands between the base and the oracle, beside what choosing among sessions would give."""
-    values = {name: _gap_values(summary, name) for name in summary["conditions"]}
+    values = {name: _gap_values(summary, name) for name in _sorted(summary)}
     values = {name: found for name, found in values.items() if found}
     if not values:
         return ""

@@ -12,10 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from feedgym.experiments.methods.figures import LAST_REWARD
-from feedgym.experiments.methods.pictures import axes_plot, gains_plot, gap_plot, truth_plot, visits_plot
+from feedgym.experiments.methods.pictures import axes_plot, cost_plot, gains_plot, gap_plot, truth_plot, visits_plot
 from feedgym.experiments.page import bold, folded, html_table, link, missing, number, page, section, with_ends
 from feedgym.experiments.report import LABELS
-from feedgym.experiments.report_front import front_plot
 from feedgym.experiments.run import write_text
 from feedgym.experiments.serve import FIRST_REWARD, FIRST_VISITS
 
@@ -60,7 +59,7 @@ def write_report(summary: Summary, folder: Path) -> Path:
         section(f"Judged by {summary['judged_by']}", _first_table(summary), folded("All figures", _table(summary))),
         section("What is believed, what is true, and how far to the oracle", truth_plot(summary)),
         section("Options varied by themselves", axes_plot(summary)),
-        section("True reward against the cost of a request", front_plot(summary["agents"] | summary["choosers"])),
+        section("True reward against the cost of a request", cost_plot(summary)),
         section("Visit by visit", visits_plot(summary)),
         section("Over-optimisation: gains along the rounds", gains_plot(summary)),
         section("Where the gap lies", gap_plot(summary)),
@@ -77,7 +76,7 @@ def terminal_table(summary: Summary) -> Table:
         title=escape(summary["title"]), caption=escape(best_sentence(summary)), caption_justify="left",
         box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
     )  # fmt: skip
-    table.add_column("", no_wrap=True, max_width=20)
+    table.add_column("", no_wrap=True, max_width=18)
     for head in ("reward", "last", "opinion", "over base", "way", "KL", "s"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows_in_order(summary):
@@ -109,10 +108,10 @@ def best_sentence(summary: Summary) -> str:
     if not gains:
         return "No cell is finished." if not summary["cells"] else "There is no base to compare with."
     name = max(gains, key=lambda row: gains[row]["mean"])
-    best = summary["bold"].get("true_reward", [])
-    sure = f"seeds tell apart as not beaten: {', '.join(title(summary, row) for row in best)}"
+    best, seeds = summary["bold"].get("true_reward", []), _seeds(gains[name])
+    sure = f"{len(best)} of {len(gains)} are not beaten by any other, as far as these tell"
     lead = f"Highest true reward: {title(summary, name)}, {_signed(gains[name])} over the base"
-    return f"{lead} (95% interval over {_seeds(gains[name])}); {sure if best else 'the seeds tell no two apart'}."
+    return f"{lead} (95% interval over {seeds}); {sure if best else 'they tell no two apart'}."
 
 
 # ---------------------------------------------------------------- parts of the page
@@ -145,24 +144,22 @@ def _first_table(summary: Summary) -> str:
     controls = [control for control, gains in summary["over"].items() if gains]
     heads = [CALLED[metric] for metric in FIRST]
     for control in controls:
-        heads += [f"over {title(summary, control)}", "p, Holm", "improves"]
+        heads += [f"over {title(summary, control)}", "p, Holm"]
     heads += ["share of the way to the oracle", "worst seed"]
     rows = []
     for row in rows_in_order(summary):
         cells = [_cell(summary, row, metric) for metric in FIRST]
         for control in controls:
             gain = summary["over"][control].get(row)
-            cells += ["-", "-", "-"] if gain is None else [
-                f"{gain['mean']:+.2f} {_ends(gain)}", number(gain["p_holm"]), f"{gain['improves']['mean']:.0%}"
-            ]  # fmt: skip
+            cells += ["-", "-"] if gain is None else [_signed(gain), number(gain["p_holm"])]
         way = summary["way"].get(row)
         told = ["-", "-"] if way is None else [f"{way['mean']:.0%} {_ends(way, '.0%')}", f"{way['worst']:.0%}"]
         rows.append([title(summary, row), *cells, *told])
     note = (
         "Intervals hold 95%: by Student's t over the seeds, and over users where there is one seed alone. Differences "
-        "are taken seed by seed; p is corrected by Holm for the number of rows; improves: how likely a run is above "
-        "one of the other's. The share of the way from base to oracle is the interquartile mean over the seeds with a "
-        "stratified bootstrap. Bold: what no other row beats by a paired test, where the seeds tell any two apart."
+        "are taken seed by seed; p is corrected by Holm for the number of rows. The share of the way from base to "
+        "oracle is the interquartile mean over the seeds with a stratified bootstrap. Bold: what no other row beats by "
+        "a paired test, where the seeds tell any two apart."
     )
     return html_table(["", *heads], rows) + f"<p class='facts'>{note}</p>"
 
