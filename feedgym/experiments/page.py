@@ -69,7 +69,7 @@ def axes_row(columns: int, width: float, height: float = 3.2) -> tuple[Any, Any]
 def image(figure: Any) -> str:
     """A figure as an HTML image that carries its own bytes."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150, bbox_inches="tight")
+    figure.savefig(picture, format="png", dpi=150)
     return f"<img alt='' src='data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}'>"
 
 
