@@ -106,6 +106,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
             reason = rule.stopped(signals_of(probes, diversity_of(probes, pool))) if t else None
             if reason or t == config.rounds.num:
                 rounds.append(round_metrics(probes[-1], pool) | spent)
+                run.log(_of_rounds(rounds[-1]), step=t)
                 break
             if config.rounds.serve:
                 served = run.stage(f"served-{t}", partial(serving, world, agent(snapshot.value), t), LOG)
@@ -127,7 +128,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
             )
             snapshots.append(FinishedStage(aligned.name, aligned.value[0]))
             rounds.append(round_metrics(probes[-1], pool, sampled.value) | spent | aligned.value[1])
-            run.log({f"round/{name}": value for name, value in rounds[-1].items()}, step=t)
+            run.log(_of_rounds(rounds[-1]), step=t)
 
     signals = signals_of(probes, diversity_of(probes, pool))
     chosen = {"round": rule.best(signals), "last": len(probes) - 1, "reason": reason}
@@ -163,6 +164,11 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
         **run.facts(),
     }
     return conclude(run, summary, artifacts={"tokenizer": tokenizer.name, "aligned-agent": snapshot.name})
+
+
+def _of_rounds(figures: dict[str, float]) -> dict[str, float]:
+    """A round's figures by the names of the record."""
+    return {f"round/{name}": value for name, value in figures.items()}
 
 
 experiment = align
