@@ -131,14 +131,13 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
             run.log(_of_rounds(rounds[-1]), step=t)
 
     signals = signals_of(probes, diversity_of(probes, pool))
-    chosen = {"round": rule.best(signals), "last": len(probes) - 1, "reason": reason}
+    last, best = len(probes) - 1, rule.best(signals)
+    chosen = {"round": best, "last": last, "reason": reason}
     if config.rounds.num:
         run.stage("chosen", lambda _: chosen, CHOSEN)
     if reason:
-        say(
-            f"[yellow]Stopped after round {len(probes) - 1}:[/] {reason}. The agent of round {chosen['round']} is kept."
-        )
-    snapshot = snapshots[chosen["round"]]
+        say(f"[yellow]Stopped after round {last}:[/] {reason}. The agent of round {best} is kept.")
+    snapshot = snapshots[best]
     pools = {
         name: looked(f"pool-{name}", model, config.rounds.num_samples)
         for name, model in (("base", base.value), ("aligned", snapshot.value))
