@@ -14,6 +14,7 @@ from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.configs import JudgeConfig, LogConfig
+from feedgym.experiments.controls import references
 from feedgym.experiments.evaluate import judge_online
 from feedgym.experiments.exposure import (
     FigureOfSums,
@@ -206,7 +207,7 @@ def test_judged_agents_tell_what_they_did_for_new_items_and_who_serves_what_does
     unaware = RandomRecommender(150, 4, seed=5)
     popular = PopularRecommender(np_counts(log, 150), 4, catalog=simulator.catalog)
     settings = AlignConfig(session_length=4, history_length=8, judge=JudgeConfig(users=40, visits=3, first_day=8.0))
-    agents = {"base": unaware, "aligned": popular}
+    agents = references(log, simulator.catalog, settings) | {"base": unaware, "aligned": popular}
     found = judge_online(simulator, agents, opinion, log, user_seeds(40, 0, "judge"), settings)["agents"]
     for aware in ("random", "popular", "aligned", "oracle"):
         assert found[aware]["absent_share"]["mean"] == 0, aware
