@@ -108,11 +108,11 @@ def test_log_and_environment_tell_a_recommender_the_same():
     simulator = ShortVideo(ShortVideoConfig(num_items=300, memory_items=16, churn_logit=-20))
     log = collect_log(simulator, **SMALL)
     sessions = logged_sessions(log, 4)
-    env = FeedVectorEnv(60, simulator, session_length=4, history_length=9)
+    env = FeedVectorEnv(60, simulator, session_length=4, history_length=9, memory=5)
     observation, _ = env.reset(seed=user_seeds(60, 3, "log").tolist())
     for visit in range(5):
         now = sessions.rows(np.arange(60) * 5 + visit)
-        logged = histories(log, simulator.catalog, now.user_idx_N, now.row_N, now.start_s_N, 9)
+        logged = histories(log, simulator.catalog, now.user_idx_N, now.row_N, now.start_s_N, 9, memory=5)
         served = event_batch(observation)
         for f in fields(logged):
             assert data_equivalence(getattr(logged, f.name).numpy(), getattr(served, f.name).numpy(), exact=True), (
