@@ -177,7 +177,7 @@ class Knowing:
         step(len(row_U), len(row_U))
         return (100 * row_U[:, None] + sessions_USK[..., 0]).astype(np.float32)
 
-    def probed_values(self, pool, num_users, sessions_USK, step):
+    def probed_values(self, pool, num_users, sessions_USK, replicas, step):
         return np.stack([sessions_USK[..., 0], sessions_USK[..., 1]], axis=2).astype(np.float32)
 
 
@@ -185,7 +185,8 @@ class Silent:
     def true_value(self, pool, row_U, sessions_USK, step):
         return None
 
-    probed_values = true_value
+    def probed_values(self, pool, num_users, sessions_USK, replicas, step):
+        return None
 
 
 def logged(user_idx_N):
@@ -222,7 +223,7 @@ def sample(
 
 
 def looked_at(pool, agents, watchers=(), world=None, num_users=10, num_samples=4):
-    return look(*agents, Taste(), watchers, pool, world or Knowing(), num_users, num_samples, seed=0)
+    return look(*agents, Taste(), watchers, pool, world or Knowing(), num_users, num_samples, replicas=2, seed=0)
 
 
 @pytest.mark.parametrize("block_seen", [False, True])

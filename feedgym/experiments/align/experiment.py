@@ -90,10 +90,10 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     def agent(model: Any) -> GenerativeRecommender:
         return recommender_of(config, model, tokenizer.value, pool.catalog)
 
-    def looked(name: str, model: Any, num_samples: int) -> Probe:
+    def looked(name: str, model: Any, num_samples: int, replicas: int) -> Probe:
         others = [watcher.with_weights(config.weights) for watcher in watchers.value]
-        those = (agent(model), agent(base.value), score, others, pool, world)
-        return run.stage(name, partial(look, *those, config.probe.users, num_samples, config.seed), PROBE).value
+        those = (agent(model), agent(base.value), score, others, pool, world, config.probe.users)
+        return run.stage(name, partial(look, *those, num_samples, replicas, config.seed), PROBE).value
 
     rule: StopRule = built("stop", config.stop, config.stop_options)
     snapshots, probes, reason = [base], [], None
@@ -101,7 +101,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     with rollouts:
         for t in range(config.rounds.num + 1):
             snapshot = snapshots[-1]
-            probes.append(looked(f"probe-{t}", snapshot.value, config.probe.samples))
+            probes.append(looked(f"probe-{t}", snapshot.value, config.probe.samples, config.rounds.truth_replicas))
             spent = {"requests_spent": pool.num_served_visits}
             reason = rule.stopped(signals_of(probes, diversity_of(probes, pool))) if t else None
             if reason or t == config.rounds.num:
@@ -139,7 +139,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
         say(f"[yellow]Stopped after round {last}:[/] {reason}. The agent of round {best} is kept.")
     snapshot = snapshots[best]
     pools = {
-        name: looked(f"pool-{name}", model, config.rounds.num_samples)
+        name: looked(f"pool-{name}", model, config.rounds.num_samples, config.probe.replicas)
         for name, model in (("base", base.value), ("aligned", snapshot.value))
     }
 

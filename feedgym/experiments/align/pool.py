@@ -213,7 +213,9 @@ class World(Protocol):
         """What sessions are truly worth to the users of rows of ``pool.imitate`` [U, S]; None if nobody knows."""
         ...
 
-    def probed_values(self, pool: Pool, num_users: int, sessions_USK: NDArray, step: Step) -> NDArray | None:
+    def probed_values(
+        self, pool: Pool, num_users: int, sessions_USK: NDArray, replicas: int, step: Step
+    ) -> NDArray | None:
         """The same to the users of ``pool.probed``, [U, S, 2] by halves of the replicas; None if nobody knows."""
         ...
 

@@ -108,6 +108,9 @@ class ProbeConfig(Ranged):
     """Held-out users."""
     samples: Annotated[int, Interval(ge=2, le=10**6)] = 8
     """Sessions per user, drawn at temperature 1 whatever the rounds' sampling."""
+    replicas: Annotated[int, Interval(ge=2, le=10**9)] = 32
+    """Answers per session of the larger pools, of num_samples sessions per user, among which the best by the truth is
+    looked for: with few answers noise decides which that is, and it seems worth less than it is."""
     watchers: Annotated[int, Interval(ge=0, le=100)] = 0
     """Further reward models that nothing optimises, each fitted to a resample of the training users. They are what some
     stop rules look at; each costs as much as the reward model."""
@@ -228,8 +231,12 @@ class AlignConfig(UsersConfig):
 
 
 def small() -> AlignConfig:
-    """The demo: 2,000 items, 4,000 users, 6 rounds; about 5 minutes on 2 cores."""
-    return AlignConfig()
+    """The demo: 2,000 items, 4,000 users, 6 rounds; about 7 minutes on 2 cores.
+
+    Agents have the platform's memory of what a user saw: without it more than half of what they show at the 30th visit
+    has been seen before, and nothing is left of what alignment gained.
+    """
+    return AlignConfig(memory=200)
 
 
 def smoke() -> AlignConfig:
@@ -243,7 +250,7 @@ def smoke() -> AlignConfig:
         reward_model=RewardModelConfig(epochs=1),
         rounds=RoundsConfig(num=2, user_share=0.3, num_samples=12, truth_replicas=2),
         method_options=IPAConfig(epochs=1, batch_size=8),
-        probe=ProbeConfig(users=6, samples=3),
+        probe=ProbeConfig(users=6, samples=3, replicas=4),
         judge=JudgeConfig(users=24, visits=2, cost=CostConfig(requests=8, repeats=1)),
     )
 

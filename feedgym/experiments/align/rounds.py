@@ -95,7 +95,7 @@ def sample_round(
 
 def look(
     agent: GenerativeRecommender, base: GenerativeRecommender, reward: SessionReward, watchers: Sequence[SessionReward],
-    pool: Pool, world: World, num_users: int, num_samples: int, seed: int, work: Path | None = None,
+    pool: Pool, world: World, num_users: int, num_samples: int, replicas: int, seed: int, work: Path | None = None,
 ) -> Probe:  # fmt: skip
     """Sessions that an agent draws for the probed users at temperature 1, and what all who judge say of them.
 
@@ -112,6 +112,7 @@ def look(
         world: knows the truth, or does not.
         num_users: users, or all held-out ones if there are fewer.
         num_samples: S.
+        replicas: answers per session of which its true value is made.
         seed: decides the draws.
         work: the stage's folder, not needed.
     """
@@ -124,7 +125,7 @@ def look(
             step(len(parts), len(blocks))
         items_USK, logp_US, base_logp_US, score_USW = (torch.cat(columns) for columns in zip(*parts, strict=True))
     with progress("True values of their sessions") as step:
-        half_US2 = world.probed_values(pool, num_users, items_USK.numpy(), step)
+        half_US2 = world.probed_values(pool, num_users, items_USK.numpy(), replicas, step)
     return Probe(
         item_ids_USK=items_USK,
         logp_US=logp_US,

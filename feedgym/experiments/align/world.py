@@ -92,9 +92,11 @@ class Simulated:
         state = take_users(cat_users(states), np.argsort(np.concatenate([places for _, places in parts])))
         return self._valued(state, sessions_USK, step, config.rounds.truth_replicas)
 
-    def probed_values(self, pool: Pool, num_users: int, sessions_USK: NDArray, step: Step) -> NDArray[np.float32]:
+    def probed_values(
+        self, pool: Pool, num_users: int, sessions_USK: NDArray, replicas: int, step: Step
+    ) -> NDArray[np.float32]:
         """As :meth:`true_value`, each half with answers of its own."""
-        state, half = self._probed_state(pool, num_users), self.config.rounds.truth_replicas // 2
+        state, half = self._probed_state(pool, num_users), replicas // 2
         return np.stack([self._valued(state, sessions_USK, step, half, seed) for seed in range(2)], axis=2)
 
     def oracle_values(self, pool: Pool, num_users: int) -> NDArray[np.float32] | None:
@@ -103,7 +105,7 @@ class Simulated:
             return None
         state = self._probed_state(pool, num_users)
         sessions_U1K = self.simulator.oracle(state, self.config.session_length)[:, None]
-        return self._valued(state, sessions_U1K, lambda *_: None, self.config.rounds.truth_replicas)[:, 0]
+        return self._valued(state, sessions_U1K, lambda *_: None, self.config.probe.replicas)[:, 0]
 
     def _probed_state(self, pool: Pool, num_users: int) -> Any:
         return states_at(self.simulator, pool.log, pool.probed(num_users).sessions, self.config.seed)
@@ -167,7 +169,7 @@ class Recorded:
         """Nobody knows."""
         return
 
-    def probed_values(self, pool: Pool, num_users: int, sessions_USK: NDArray, step: Step) -> None:
+    def probed_values(self, pool: Pool, num_users: int, sessions_USK: NDArray, replicas: int, step: Step) -> None:
         """Nobody knows."""
         return
 
