@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
 
-demo: install  ## pretrain OneRec on the simulator's log, align it, judge it by the true users (about 7 minutes)
+demo: install  ## pretrain OneRec on the simulator's log, align it, judge it by the true users (about 8 minutes)
 	$(BIN)/feedgym demo
 
 test: install  ## the test suite without its slow part

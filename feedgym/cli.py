@@ -120,7 +120,7 @@ def _line_of(box: str, command: str, root: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Ranged):
-    """The whole experiment on simulated users, in about 7 minutes on 2 cores.
+    """The whole experiment on simulated users, in about 8 minutes on 2 cores.
 
     Pretrains OneRec on the log of 4,000 users, aligns it by iterated DPO against a reward model, serves it to 280 fresh
     users, 30 visits each, beside the agent it came from and three references, and writes a report.
@@ -143,7 +143,7 @@ class Demo(Ranged):
 
 
 def demo(arguments: Sequence[str]) -> None:
-    """Pretrain, align and judge OneRec on simulated users: the whole experiment in about 7 minutes on 2 cores."""
+    """Pretrain, align and judge OneRec on simulated users: the whole experiment in about 8 minutes on 2 cores."""
     options = _parse(Demo, "demo", arguments)
     from feedgym.experiments.align.presets import small
 

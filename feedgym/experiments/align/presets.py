@@ -231,7 +231,7 @@ class AlignConfig(UsersConfig):
 
 
 def small() -> AlignConfig:
-    """The demo: 2,000 items, 4,000 users, 6 rounds; about 7 minutes on 2 cores.
+    """The demo: 2,000 items, 4,000 users, 6 rounds; about 8 minutes on 2 cores.
 
     Agents have the platform's memory of what a user saw: without it more than half of what they show at the 30th visit
     has been seen before, and nothing is left of what alignment gained.
