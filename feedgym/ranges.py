@@ -149,3 +149,12 @@ def _fault(value: Any, interval: Interval) -> str | None:
     if interval.le is not None and not value <= interval.le:
         return f"must be {high} or less; lower it."
     return None
+
+
+def check_choices(config: Any, **choices: Any) -> None:
+    """Refuse a field whose value is none of its Literal's."""
+    for name, literal in choices.items():
+        if getattr(config, name) not in get_args(literal):
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} is unknown; choose one of {', '.join(get_args(literal))}."
+            )

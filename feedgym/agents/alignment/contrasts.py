@@ -19,11 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feedgym.agents.alignment.pairs import check_choices
 from feedgym.agents.session_model import history_columns
 from feedgym.data.batches import EventBatch, TensorRows
 from feedgym.protocols import GenerativeAgent
-from feedgym.ranges import Count, CountOrZero, LearningRate, NonNegative, Passes, Positive, Ranged, Seed
+from feedgym.ranges import Count, CountOrZero, LearningRate, NonNegative, Passes, Positive, Ranged, Seed, check_choices
 from feedgym.tokenizers.vocabulary import Vocabulary
 
 Schedule = Literal["linear", "cosine", "constant_with_warmup"]

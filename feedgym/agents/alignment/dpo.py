@@ -13,13 +13,13 @@ from typing import Any, Literal
 import torch
 
 from feedgym.agents.alignment.contrasts import Contrasts, UpdateConfig
-from feedgym.agents.alignment.pairs import Choice, PairingConfig, check_choices, choose_pairs
+from feedgym.agents.alignment.pairs import Choice, PairingConfig, choose_pairs
 from feedgym.agents.alignment.preference import PreferenceMethod, ReferencedMethod
 from feedgym.agents.alignment.trainer import run_round
 from feedgym.agents.pretrain import Progress
 from feedgym.data.batches import EventBatch, Preferences, ScoredSessions
 from feedgym.protocols import GenerativeAgent
-from feedgym.ranges import NonNegative, Positive
+from feedgym.ranges import NonNegative, Positive, check_choices
 
 LossType = Literal["sigmoid", "hinge", "sigmoid_norm", "nca_pair"]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from feedgym.agents.alignment.policy_gradient import (
     mean_of_session,
     ratio_figures,
 )
-from feedgym.ranges import CountOrZero, NonNegative, SplitShare
+from feedgym.ranges import CountOrZero, NonNegative, SplitShare, check_choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +41,7 @@ class ECPOConfig(PolicyGradientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.level not in get_args(Level):
-            raise ValueError(f"level={self.level!r} is unknown; choose one of {', '.join(get_args(Level))}.")
+        check_choices(self, level=Level)
         if self.format_samples > self.group_size:
             raise ValueError(
                 f"format_samples={self.format_samples} exceeds group_size={self.group_size}; lower it or raise that."
@@ -91,8 +89,7 @@ class GBPOConfig(PolicyGradientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.level not in get_args(Level):
-            raise ValueError(f"level={self.level!r} is unknown; choose one of {', '.join(get_args(Level))}.")
+        check_choices(self, level=Level)
         if self.top_share + self.bottom_share > 1:
             raise ValueError(
                 f"top_share={self.top_share} and bottom_share={self.bottom_share} are more than a group; lower one."

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from feedgym.agents.alignment.policy_gradient import Behaviour, mean_of_session
 from feedgym.agents.pretrain import Progress
 from feedgym.data.batches import EventBatch, ScoredSessions
 from feedgym.protocols import GenerativeAgent
-from feedgym.ranges import Count, CountOrZero, Positive
+from feedgym.ranges import Count, CountOrZero, Positive, check_choices
 
 Unit = Literal["spread", "score"]
 
@@ -86,9 +86,7 @@ class ExpRSFTConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, choices in (("unit", get_args(Unit)), ("behaviour", get_args(Behaviour))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}.")
+        check_choices(self, unit=Unit, behaviour=Behaviour)
 
 
 class ExpRSFT:

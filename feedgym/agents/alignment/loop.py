@@ -19,19 +19,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from feedgym.agents.alignment.training import restored, shared_arguments
 from feedgym.agents.pretrain import Progress, Schedule, Sealing, _ProgressCallback, on_one_device
 from feedgym.agents.session_model import history_columns
 from feedgym.data.batches import EventBatch
 from feedgym.data.whole import last_whole_checkpoint
 from feedgym.protocols import GenerativeAgent
-from feedgym.ranges import Count, CountOrZero, LearningRate, NonNegative, Passes, Positive, Ranged, Seed
+from feedgym.ranges import Count, CountOrZero, LearningRate, NonNegative, Passes, Positive, Ranged, Seed, check_choices
 from feedgym.tokenizers.vocabulary import Vocabulary
 
 Loss = Callable[[Tensor, Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
@@ -67,8 +68,7 @@ class LoopConfig(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.schedule not in get_args(Schedule):
-            raise ValueError(f"schedule={self.schedule!r} is unknown; choose one of {', '.join(get_args(Schedule))}.")
+        check_choices(self, schedule=Schedule)
 
 
 class GroupRows:
@@ -232,41 +232,13 @@ def summary(history: Sequence[dict[str, float]], steps_per_epoch: int) -> dict[s
 @contextmanager
 def without_dropout(model: Any) -> Iterator[None]:
     """Switch dropout off, and undo in the end this and what the Trainer does to a model besides training."""
-    rates = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
-    training = model.training
-    for module, _ in rates:
-        module.p = 0.0
-    try:
+    with restored(model):
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
         yield
-    finally:
-        for module, rate in rates:
-            module.p = rate
-        for name in ("forward", "_original_forward"):  # mixed precision's, which a copy would go on calling
-            vars(model).pop(name, None)
-        model.train(training)
 
 
 def _arguments(config: LoopConfig, output_dir: Path) -> TrainingArguments:
-    args = TrainingArguments(
-        output_dir=str(output_dir),
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        lr_scheduler_type=config.schedule,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.bf16,
-        use_cpu=not torch.accelerator.is_available(),  # else bf16 asks for a GPU
-        seed=config.seed,
-        data_seed=config.seed,
-        save_strategy="steps",
-        save_steps=config.checkpoint_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
-        dataloader_pin_memory=False,
-    )
+    args = TrainingArguments(**shared_arguments(config, output_dir), dataloader_pin_memory=False)
     return on_one_device(args)

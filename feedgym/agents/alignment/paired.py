@@ -14,9 +14,9 @@ from annotated_types import Interval
 from torch import Tensor
 
 from feedgym.agents.alignment.contrasts import Opinions, UpdateConfig
-from feedgym.agents.alignment.pairs import PairingConfig, check_choices
+from feedgym.agents.alignment.pairs import PairingConfig
 from feedgym.agents.alignment.preference import ReferencedMethod
-from feedgym.ranges import Positive
+from feedgym.ranges import Positive, check_choices
 
 FlipShare = Annotated[float, Interval(gt=0, lt=0.5)]
 """Probability that a pair is the wrong way round."""

@@ -7,13 +7,13 @@ once, sessions of equal score are never set against each other, and a user with 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from feedgym.data.batches import Preferences, ScoredSessions, TensorRows
-from feedgym.ranges import Count, NonNegative, Ranged
+from feedgym.ranges import Count, NonNegative, Ranged, check_choices
 
 Kind = Literal["best_worst", "best_random", "any"]
 Unit = Literal["score", "spread"]
@@ -21,15 +21,6 @@ Rejected = Literal["worst", "random"]
 
 BLOCK = 2**23
 """Pairs of sessions that are looked at together, which bounds the memory."""
-
-
-def check_choices(config: Any, **choices: Any) -> None:
-    """Refuse a field whose value is none of its Literal's."""
-    for name, literal in choices.items():
-        if getattr(config, name) not in get_args(literal):
-            raise ValueError(
-                f"{name}={getattr(config, name)!r} is unknown; choose one of {', '.join(get_args(literal))}."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from feedgym.agents.alignment.contrasts import Opinions, UpdateConfig
-from feedgym.agents.alignment.pairs import Choice, PairingConfig, Unit, check_choices, prob_of_winning
+from feedgym.agents.alignment.pairs import Choice, PairingConfig, Unit, prob_of_winning
 from feedgym.agents.alignment.preference import ReferencedMethod
 from feedgym.data.batches import ScoredSessions
-from feedgym.ranges import Positive
+from feedgym.ranges import Positive, check_choices
 
 Labels = Literal["hard", "soft"]
 

@@ -36,6 +36,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, PrinterCallb
 from transformers.modeling_outputs import ModelOutput
 
 from feedgym.agents.alignment.contrasts import Contrasts, Logps, Opinions, PreferenceLoss
+from feedgym.agents.alignment.training import restored, shared_arguments
 from feedgym.agents.pretrain import Progress, Sealing, _ProgressCallback, on_one_device
 from feedgym.agents.session_model import HISTORY_COLUMNS
 from feedgym.data.parquet import read_batch, write_batch
@@ -267,31 +268,13 @@ def _arguments(method: PreferenceLoss, contrasts: Contrasts, work: Path) -> Any:
 
     config, single = method.config, method.trainer == "KTOTrainer"
     args = (trl.KTOConfig if single else trl.DPOConfig)(
-        output_dir=str(work),
+        **shared_arguments(config, work),
         **method.of_trl(int(contrasts.num_codes_PS.max())),
         precompute_ref_log_probs=True,
         router_aux_loss_coef=0.0,  # added by the round for all rows, the logged ones too
         max_length=None,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
-        lr_scheduler_type=config.schedule,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.bf16,
-        use_cpu=not torch.accelerator.is_available(),  # else bf16 asks for a GPU
         gradient_checkpointing=False,
-        seed=config.seed,
-        data_seed=config.seed,
         train_sampling_strategy="sequential" if single else "random",
-        save_strategy="steps",
-        save_steps=config.checkpoint_steps,
-        save_total_limit=2,
-        logging_steps=1,
-        report_to="none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_num_workers=0,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
     return on_one_device(args)
@@ -331,20 +314,12 @@ def lent_to_trl(model: Any) -> Iterator[None]:
     TRL sets the dropout rates to 0 and puts its own ``forward`` on the instance, and mixed precision another one; a
     deep copy would go on calling them with this model's weights.
     """
-    rates = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
-    training = model.training
-    try:
+    with restored(model):
         if hasattr(model, "lm_head"):  # transformers finds no output matrix where it finds no input embeddings
             model._input_embed_layer = "tokens"
         if not hasattr(model, "generation_config"):
             model.generation_config = GenerationConfig()  # TRL writes its padding there
         yield
-    finally:
-        for module, rate in rates:
-            module.p = rate
-        for name in ("forward", "_original_forward", "_input_embed_layer"):
-            model.__dict__.pop(name, None)
-        model.train(training)
 
 
 @contextmanager

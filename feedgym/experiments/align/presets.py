@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from inspect import signature
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 from annotated_types import Interval
@@ -35,6 +35,7 @@ from feedgym.ranges import (
     Share,
     SomeShare,
     Visits,
+    check_choices,
 )
 from feedgym.rewards.model import RewardModelConfig
 from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
@@ -83,13 +84,7 @@ class RoundsConfig(Ranged):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, choices in (
-            ("search", get_args(Search)),
-            ("reference", get_args(Reference)),
-            ("scores", get_args(Scores)),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(choices)}.")
+        check_choices(self, search=Search, reference=Reference, scores=Scores)
         for name in ("serve_visits", "served_share"):
             if not self.serve and getattr(self, name) != getattr(RoundsConfig, name):
                 raise ValueError(f"{name}={getattr(self, name)} does nothing where nobody is served; set serve too.")
