@@ -13,52 +13,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from feedgym.agents.alignment.training import TrainingConfig
 from feedgym.agents.session_model import history_columns
 from feedgym.data.batches import EventBatch, TensorRows
 from feedgym.protocols import GenerativeAgent
-from feedgym.ranges import Count, CountOrZero, LearningRate, NonNegative, Passes, Positive, Ranged, Seed, check_choices
+from feedgym.ranges import Positive
 from feedgym.tokenizers.vocabulary import Vocabulary
-
-Schedule = Literal["linear", "cosine", "constant_with_warmup"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class UpdateConfig(Ranged):
-    """How one round trains the model."""
+class UpdateConfig(TrainingConfig):
+    """How one round trains the model on contrasts: pairs, or users with all their sessions if a method takes more."""
 
     preference_weight: Positive = 1.0
     """Weight of the method's own loss."""
-    ntp_weight: NonNegative = 0.5
-    """Weight of next-token prediction on the logged sessions (mean over codes). Without it a preference loss pushes
-    probability off the catalogue."""
-    learning_rate: LearningRate = 3e-4
-    """Peak learning rate of AdamW; no weight decay."""
-    warmup_steps: CountOrZero = 0
-    """Steps in which the learning rate rises from 0."""
-    schedule: Schedule = "linear"
-    """What the learning rate does afterwards; linear and cosine fall to 0."""
-    epochs: Passes = 3
-    """Passes over the pairs."""
-    batch_size: Count = 16
-    """Pairs a step and device; users with all their sessions where a method takes more than two."""
-    max_grad_norm: Positive = 1.0
-    """Gradients are clipped to this norm."""
-    bf16: bool = False
-    """Compute in bfloat16, which GPUs and some processors multiply several times as fast."""
-    checkpoint_steps: Count = 200
-    """Steps between checkpoints."""
-    seed: Seed = 0
-    """Seed of the order of the pairs, and of those that are drawn at random."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choices(self, schedule=Schedule)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

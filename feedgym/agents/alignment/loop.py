@@ -26,13 +26,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from feedgym.agents.alignment.training import restored, shared_arguments
-from feedgym.agents.pretrain import Progress, Schedule, Sealing, _ProgressCallback, on_one_device
+from feedgym.agents.alignment.training import TrainingConfig, restored, shared_arguments
+from feedgym.agents.pretrain import Progress, Sealing, _ProgressCallback, on_one_device
 from feedgym.agents.session_model import history_columns
 from feedgym.data.batches import EventBatch
 from feedgym.data.whole import last_whole_checkpoint
 from feedgym.protocols import GenerativeAgent
-from feedgym.ranges import Count, CountOrZero, LearningRate, NonNegative, Passes, Positive, Ranged, Seed, check_choices
+from feedgym.ranges import Count, LearningRate, Passes
 from feedgym.tokenizers.vocabulary import Vocabulary
 
 Loss = Callable[[Tensor, Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
@@ -41,34 +41,12 @@ are codes, and the batch's rows of the columns that the method added."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoopConfig(Ranged):
-    """How a round's groups are trained on."""
+class LoopConfig(TrainingConfig):
+    """How a round's groups are trained on; a row is a group, and so a user."""
 
-    ntp_weight: NonNegative = 0.5
-    """Weight of next-token prediction on the logged sessions (mean over codes). Without it the method may push
-    probability off the catalogue."""
     learning_rate: LearningRate = 5e-4
-    """Peak learning rate of AdamW; no weight decay."""
-    warmup_steps: CountOrZero = 0
-    """Steps in which the learning rate rises from 0."""
-    schedule: Schedule = "linear"
-    """What the learning rate does afterwards; linear and cosine fall to 0, inverse_sqrt stays high for long."""
     epochs: Passes = 2
-    """Passes over the groups."""
     batch_size: Count = 8
-    """Groups, and so users, a step and device."""
-    max_grad_norm: Positive = 1.0
-    """Gradients are clipped to this norm."""
-    bf16: bool = False
-    """Compute in bfloat16, which GPUs and some processors multiply several times as fast."""
-    checkpoint_steps: Count = 200
-    """Steps between checkpoints."""
-    seed: Seed = 0
-    """Seed of which sessions are drawn into the groups, and of the order of the groups."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choices(self, schedule=Schedule)
 
 
 class GroupRows:

@@ -1,17 +1,52 @@
-"""What the trainers of all methods share: the Trainer's arguments, and a model that is given back as it came."""
+"""What the trainers of all methods share: options, the Trainer's arguments, a model that is given back as it came."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from feedgym.agents.pretrain import Schedule
+from feedgym.ranges import Count, CountOrZero, LearningRate, NonNegative, Passes, Positive, Ranged, Seed, check_choices
 
-def shared_arguments(config: Any, output_dir: Path) -> dict[str, Any]:
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Ranged):
+    """How one round trains the model; a row is a contrast or a group, as the method learns from one."""
+
+    ntp_weight: NonNegative = 0.5
+    """Weight of next-token prediction on the logged sessions (mean over codes). Without it a method may push
+    probability off the catalogue."""
+    learning_rate: LearningRate = 3e-4
+    """Peak learning rate of AdamW; no weight decay."""
+    warmup_steps: CountOrZero = 0
+    """Steps in which the learning rate rises from 0."""
+    schedule: Schedule = "linear"
+    """What the learning rate does afterwards; linear and cosine fall to 0, inverse_sqrt stays high for long."""
+    epochs: Passes = 3
+    """Passes over the rows."""
+    batch_size: Count = 16
+    """Rows per step and device."""
+    max_grad_norm: Positive = 1.0
+    """Gradients are clipped to this norm."""
+    bf16: bool = False
+    """Compute in bfloat16, which GPUs and some processors multiply several times as fast."""
+    checkpoint_steps: Count = 200
+    """Steps between checkpoints."""
+    seed: Seed = 0
+    """Seed of the order of the rows, and of those that are drawn at random."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self, schedule=Schedule)
+
+
+def shared_arguments(config: TrainingConfig, output_dir: Path) -> dict[str, Any]:
     """The arguments of transformers' Trainer by which a round is trained, from the fields of the same meaning."""
     return {
         "output_dir": str(output_dir),
