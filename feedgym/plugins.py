@@ -39,6 +39,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "reward": {
         "reward_model": "feedgym.rewards.compose:reward_model",
+        "cautious": "feedgym.rewards.compose:Cautious",
+        "worst_case": "feedgym.rewards.compose:WorstCase",
         "clicks": "feedgym.rewards.compose:clicks",
         "diverse": "feedgym.rewards.compose:diverse",
         "diversity": "feedgym.rewards.compose:Diversity",

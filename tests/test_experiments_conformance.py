@@ -43,6 +43,9 @@ PROTOCOLS = {
     "Diversity": "SessionReward",
     "item_average": "SessionReward",
     "reward_model": "SessionReward",
+    "ensemble": "SessionReward",
+    "WorstCase": "SessionReward",
+    "Cautious": "SessionReward",
 }
 NAMES = {
     "interest_evolution": "UserSimulator",
@@ -50,6 +53,7 @@ NAMES = {
     "hstu": "GenerativeAgent",
     "clicks": "SessionReward",
     "diverse": "SessionReward",
+    "cautious": "SessionReward",
 }
 """Names of the registry."""
 MY_LAB = {

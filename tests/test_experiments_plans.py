@@ -13,6 +13,7 @@ from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.launch import kind_of
 from feedgym.experiments.presets import COMPARISONS, CONFIGS, PRESETS
 from feedgym.plugins import BUILT_IN
+from feedgym.rewards.config import RewardModelConfig
 from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
 
 OTHER: dict[str, list[Any]] = {
@@ -67,6 +68,10 @@ def bases():
     served = replace(SMOKES["onerec-ipa-smoke"]().rounds, serve=5, serve_visits=3, served_share=0.4)
     yield "with rounds that serve", replace(PRESETS["onerec-ipa-smoke"](), rounds=served)
     yield "with a rule to stop by", replace(SMOKES["onerec-ipa-smoke"](), stop="kl")
+    several = {"reward_model": RewardModelConfig(members=3, backbone="genrank")}
+    yield "several rankers as the reward", replace(SMOKES["onerec-ipa-smoke"](), **several)
+    cautious = replace(SMOKES["onerec-ipa-smoke"](), reward="cautious", **several)
+    yield "a cautious reward", replace(cautious, reward_model=RewardModelConfig(members=2, resample=False))
     yield "DPO", replace(SMOKES["onerec-ipa-smoke"](), method="dpo", method_options=None)
     codes = {"tokenizer": "residual_kmeans", "tokenizer_options": ResidualKMeansConfig(num_codes=(8, 16))}
     yield "TIGER over balanced codes", replace(PRESETS["tiger-smoke"](), **codes)

@@ -13,8 +13,11 @@ from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, LoggedSessio
 from feedgym.envs.truth import RewardWeights
 from feedgym.rewards.answers import TOWERS, Answers
 from feedgym.rewards.check import check_reward
-from feedgym.rewards.model import RewardModel, RewardModelConfig, auc_per_tower, fit_reward_model
+from feedgym.rewards.config import RewardModelConfig
+from feedgym.rewards.measures import auc_per_tower
+from feedgym.rewards.model import RewardModel
 from feedgym.rewards.network import RelationAttention, Sizes
+from feedgym.rewards.training import fit_reward_model
 
 NUM_ITEMS, T, K = 30, 6, 4
 SMALL = RewardModelConfig(width=16, heads=2, epochs=1, batch_size=16)

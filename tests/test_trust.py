@@ -75,7 +75,7 @@ def test_feedgyms_own_are_what_it_offers():
     assert OTHERS["weights"] == {reward for reward in given if reward}
     assert all(isinstance(load(path), RewardWeights) for path in OTHERS["weights"])
     catalog = make_simulator(num_items=9).catalog
-    model = type("Model", (), {"with_weights": lambda self, weights: print, "__call__": print})()
+    model = type("Model", (), {"with_weights": lambda self, weights: print, "__call__": print, "opinions": print})()
     assert all(callable(make(reward, catalog=catalog, reward_model=model)) for reward in own["reward"].values())
 
 

@@ -170,6 +170,11 @@ class MTGR(Ranker):
             )
         return self.out(self.head(candidates_NKD))
 
+    def headless(self) -> Self:
+        """See the base."""
+        self.out = nn.Identity()  # type: ignore[assignment]
+        return self
+
     def forward(self, weight: Tensor | None = None, **columns: Any) -> Any:
         """The base's loss, times ``weight`` where a dynamic batch brings one.
 

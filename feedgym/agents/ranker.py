@@ -119,6 +119,10 @@ class Ranker(PreTrainedModel):
         """Logits [N, K, M] of each candidate's tasks, the watched fraction last."""
         raise NotImplementedError
 
+    def headless(self) -> Self:
+        """This ranker without its last layer: its "logits" are vectors [N, K, D] from then on, for a model above it."""
+        raise NotImplementedError
+
     @classmethod
     def load(cls, folder: Path | str) -> Self:
         """The model saved in ``folder``.

@@ -211,6 +211,11 @@ class SequenceRanker(Ranker):
         """Which tokens of the history, at some places, each of them sees: bool, itself and those before it."""
         return place_M <= place_M[:, None]
 
+    def headless(self) -> Self:
+        """See the base."""
+        self.head[-1] = nn.Identity()
+        return self
+
     # ------------------------------------------------------------ learning
 
     def forward(self, **columns: Any) -> CausalLMOutput:

@@ -43,9 +43,12 @@ from feedgym.plugins import checked_config
 from feedgym.protocols import ItemTokenizer, Recommender, SessionReward, UserSimulator, is_reward, load, make
 from feedgym.rewards.answers import Answers
 from feedgym.rewards.check import check_reward
+from feedgym.rewards.config import RewardModelConfig
 from feedgym.rewards.engagement import ItemAverage
-from feedgym.rewards.model import RewardModel, RewardModelConfig
+from feedgym.rewards.ensemble import RewardEnsemble
+from feedgym.rewards.model import RewardModel
 from feedgym.rewards.network import Sizes
+from feedgym.rewards.training import untrained
 from feedgym.tokenizers.check import check_tokenizer
 from feedgym.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
 from feedgym.tokenizers.rqvae import RQVAE, RQVAEConfig
@@ -81,6 +84,9 @@ BUILT_IN = (
     "feedgym.rewards.compose:Diversity",
     "feedgym.experiments.conformance:item_average",
     "feedgym.experiments.conformance:reward_model",
+    "feedgym.experiments.conformance:ensemble",
+    "feedgym.rewards.compose:WorstCase",
+    "feedgym.rewards.compose:Cautious",
 )
 """The plug-ins of ``feedgym check --all``. Models are small and untrained: the promises do not depend on training."""
 
@@ -167,7 +173,7 @@ def _made(target: Any) -> Any:
     catalog, log = _feed()
     given: dict[str, Any] = {"catalog": catalog, "log": log}
     if "reward_model" in names:
-        given["reward_model"] = reward_model(catalog, log)
+        given["reward_model"] = (ensemble if getattr(target, "of_members", False) else reward_model)(catalog, log)
     if options is not None:
         given["config"] = options
     return make(target, **given)
@@ -320,12 +326,18 @@ def item_average(catalog: Catalog, log: EventLog) -> SessionReward:
     return ItemAverage.watch_minutes(log, catalog)
 
 
-def reward_model(catalog: Catalog, log: EventLog) -> SessionReward:
+def reward_model(catalog: Catalog, log: EventLog) -> RewardModel:
     """A small session reward model."""
-    sessions = logged_sessions(log, LENGTH)
     config = RewardModelConfig(width=16, heads=2)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = RewardModel(config, Sizes.of(catalog, _histories(), LENGTH))
-    model.prepare(catalog, Answers.of(sessions, config.watch_cap_s))
+    model = untrained(config, Sizes.of(catalog, _histories(), LENGTH), seed=0)
+    model.prepare(catalog, Answers.of(logged_sessions(log, LENGTH), config.watch_cap_s))
     return model.eval()
+
+
+def ensemble(catalog: Catalog, log: EventLog) -> RewardEnsemble:
+    """Two of them, the second a little unlike the first."""
+    members = [reward_model(catalog, log) for _ in range(2)]
+    with torch.no_grad():
+        for weights in members[1].parameters():
+            weights.mul_(1.5)
+    return RewardEnsemble.of(members).eval()

@@ -154,8 +154,10 @@ def _alignment(config: AlignConfig) -> Iterator[Need]:
     yield Need("what rounds serve", ("rounds.num", "rounds.serve", "rounds.serve_visits", "session_length"), served)
     looked = config.probe.users * max(config.probe.samples, config.rounds.num_samples) * length * 8
     yield Need("a probe", ("probe.users", "probe.samples", "rounds.num_samples", "session_length"), looked)
-    reward = config.reward_model.layers * 12 * config.reward_model.width**2 * WEIGHT
-    yield Need("training the reward model", ("reward_model.width", "reward_model.layers"), reward)
+    reward = config.reward_model
+    weights = reward.members * (reward.layers + reward.backbone_layers) * 12 * reward.width**2 * WEIGHT
+    decided = ("reward_model.width", "reward_model.layers", "reward_model.backbone_layers", "reward_model.members")
+    yield Need("training the reward model", decided, weights)
     yield Need("the actors", ("rollouts.num_actors",), config.rollouts.num_actors * PROCESS * (config.ray == "local"))
     yield _judge(config)
 

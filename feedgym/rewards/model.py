@@ -13,6 +13,8 @@ Deviations from the paper:
     - Towers for every behaviour, for seconds watched and for the return within a day; the paper has session watch time,
       view, follow and like. Watch time is a soft label, seconds over ``watch_cap_s``.
     - Each attention is told which keys are the same item, topic or creator as the query, by one learned bias per head.
+    - Instead of target attention a whole ranker may read the history (``backbone``,
+      :mod:`feedgym.rewards.backbone`); what stands above, reach and towers, is the same.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``O`` towers, ``Q`` items of all sessions of a user in one row.
 """
@@ -21,82 +23,29 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from feedgym.agents.layers.history import EventFeatures, RequestTokens
-from feedgym.agents.pretrain import PretrainConfig, Progress, SessionDataset, pretrain
-from feedgym.data.batches import HISTORY_COLUMNS, EventBatch, SessionBatch
-from feedgym.data.events import BEHAVIOURS, Catalog, LoggedSessions
+from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.events import BEHAVIOURS, Catalog
 from feedgym.data.parquet import replacing
 from feedgym.envs.truth import RewardWeights
-from feedgym.ranges import (
-    BelowOne,
-    Count,
-    Few,
-    LearningRate,
-    NonNegative,
-    PartPasses,
-    Positive,
-    Ranged,
-    Seed,
-    SomeSeconds,
-    Width,
-    check_divides,
-)
-from feedgym.rewards.answers import NEXT, RETURN, TOWERS, WATCH, Answers, observed_bce
+from feedgym.rewards.answers import NEXT, TOWERS, Answers, observed_bce
+from feedgym.rewards.backbone import RankerBackbone
+from feedgym.rewards.config import RewardModelConfig
 from feedgym.rewards.network import ItemVectors, RelationAttention, SessionLayer, Sizes, Tower
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "reward_model.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardModelConfig(Ranged):
-    """The session reward model and its training."""
-
-    width: Width = 64
-    """D, width of the model."""
-    heads: Few = 4
-    """Attention heads; divides width."""
-    layers: Few = 1
-    """Self-attention layers inside the session."""
-    dropout: BelowOne = 0.0
-    """Dropout inside the network."""
-    id_dropout: BelowOne = 0.2
-    """Share of item-id embeddings left out in training, so that content speaks for rare items."""
-    watch_cap_s: SomeSeconds = 300.0
-    """Seconds watched of one item that count as a full label; more is clipped."""
-    max_weight: Positive = 1.0
-    """Clip of the inverse propensity weights by which the log's favouritism is undone, where it has propensities; 1
-    takes the log at face value."""
-    lr: LearningRate = 5e-3
-    """Peak learning rate of AdamW, warmed up and decayed by a cosine."""
-    weight_decay: NonNegative = 0.01
-    """AdamW's decay of matrices and embeddings."""
-    batch_size: Count = 256
-    """Sessions a step and device."""
-    epochs: PartPasses = 2.0
-    """Passes over the logged sessions."""
-    checkpoint_steps: Count = 500
-    """Steps between checkpoints."""
-    seed: Seed = 0
-    """Seed of the initial weights, the order of the sessions and dropout."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_divides(self, "heads", "width")
 
 
 class Predictions(NamedTuple):
@@ -139,7 +88,10 @@ class RewardModel(nn.Module):
         self.norm_events = nn.RMSNorm(width, eps=1e-6)
         self.user = nn.Linear(2 * width, width)
         self.norm_items = nn.RMSNorm(width, eps=1e-6)
-        self.attention = RelationAttention(width, config.heads)
+        if config.backbone == "attention":
+            self.attention = RelationAttention(width, config.heads)
+        else:
+            self.ranker = RankerBackbone(config, sizes)
         self.fuse = nn.Sequential(nn.SiLU(), nn.Dropout(config.dropout), nn.Linear(2 * width, width))
         self.fuse_item = nn.Linear(3 * width, 2 * width)
         self.fuse_user = nn.Linear(width, 2 * width, bias=False)
@@ -174,7 +126,7 @@ class RewardModel(nn.Module):
         """
         self._check(item_ids_USK)
         device = self.occurs_O.device  # training may have left the model on an accelerator
-        histories, item_ids_USK = histories.to(device), item_ids_USK.to(device)
+        histories, item_ids_USK = self._known(histories.to(device)), item_ids_USK.to(device)
         events_UTD, user_UD = self._encode(histories)
         x_USKD = self._meet(histories, events_UTD, user_UD, item_ids_USK)
         logit_USKO = self.towers(x_USKD)
@@ -185,24 +137,32 @@ class RewardModel(nn.Module):
         both = torch.cat([pooled_USD, user_UD[:, None].expand_as(pooled_USD)], dim=-1)
         return Predictions(logit_USKO, prob_reach_USK, self.return_tower(both).squeeze(-1))
 
+    def _known(self, histories: EventBatch) -> EventBatch:
+        """The histories with one value for all that their users' profiles never had in training."""
+        limit_F = torch.tensor(self.sizes.profile_sizes, device=histories.profile_UF.device)
+        return replace(histories, profile_UF=histories.profile_UF.clamp_max(limit_F))
+
     def _encode(self, histories: EventBatch) -> tuple[Tensor, Tensor]:
         """Events [U, T, D] and one vector per user [U, D]."""
         mask_UT = histories.mask_UT
-        limit_F = torch.tensor(self.sizes.profile_sizes, device=mask_UT.device)
-        clamped = replace(histories, profile_UF=histories.profile_UF.clamp_max(limit_F))
         items_UTD = self.items(histories.item_ids_UT.masked_fill(~mask_UT, 0))
-        events_UTD = self.norm_events(items_UTD + self.events(clamped)).masked_fill(~mask_UT[..., None], 0.0)
+        events_UTD = self.norm_events(items_UTD + self.events(histories)).masked_fill(~mask_UT[..., None], 0.0)
         mean_UD = events_UTD.sum(1) / mask_UT.sum(1, keepdim=True).clamp_min(1)
-        return events_UTD, self.user(torch.cat([mean_UD, self.request(clamped).sum(1)], dim=-1))
+        return events_UTD, self.user(torch.cat([mean_UD, self.request(histories).sum(1)], dim=-1))
+
+    def _attended(self, histories: EventBatch, events_UTD: Tensor, items_UQD: Tensor, ids_UQ: Tensor) -> Tensor:
+        """What each item finds in the history [U, Q, D], by target attention or by the ranker."""
+        if self.config.backbone != "attention":
+            return self.ranker(histories, ids_UQ)
+        relations = self.items.relations(ids_UQ, histories.item_ids_UT.masked_fill(~histories.mask_UT, 0))
+        return self.attention(items_UQD, events_UTD, relations, histories.mask_UT[:, None, None])
 
     def _meet(self, histories: EventBatch, events_UTD: Tensor, user_UD: Tensor, item_ids_USK: Tensor) -> Tensor:
         """The session's items after meeting the history and each other, [U, S, K, D]."""
         num_users, num_samples, length = item_ids_USK.shape
         ids_UQ = item_ids_USK.clamp_min(0).flatten(1)
-        event_ids_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, 0)
         items_UQD = self.norm_items(self.items(ids_UQ))
-        relations = self.items.relations(ids_UQ, event_ids_UT)
-        attended_UQD = self.attention(items_UQD, events_UTD, relations, histories.mask_UT[:, None, None])
+        attended_UQD = self._attended(histories, events_UTD, items_UQD, ids_UQ)
         joined = self.fuse_item(torch.cat([items_UQD, attended_UQD, items_UQD * attended_UQD], dim=-1))
         x_UQD = items_UQD + self.fuse(joined + self.fuse_user(user_UD)[:, None])
         x_NKD = x_UQD.view(num_users * num_samples, length, -1) + self.position.weight[:length]
@@ -237,6 +197,8 @@ class RewardModel(nn.Module):
     def prepare(self, catalog: Catalog, answers: Answers) -> None:
         """Take the catalogue in, and let each tower start at the rate of its label in the log."""
         self.items.fill(catalog)
+        if self.config.backbone != "attention":
+            self.ranker.fill(catalog)
         rate_O, return_rate = answers.labels_NKO.flatten(0, 1).nanmean(0), answers.return_N.nanmean()
         self.occurs_O.copy_(rate_O > 0)
         self.occurs_O[TOWERS.index(NEXT)] = ~rate_O[TOWERS.index(NEXT)].isnan()  # a rate of 0 is an answer too
@@ -259,24 +221,36 @@ class RewardModel(nn.Module):
             temporary.write_text(json.dumps({name: asdict(value) for name, value in parts.items()}, indent=2) + "\n")
 
     @classmethod
+    def described(cls, folder: Path | str) -> Self:
+        """An untrained model as the one saved in ``folder`` is."""
+        saved = json.loads((Path(folder) / CONFIG_FILE).read_text())
+        sizes = Sizes(**saved["sizes"] | {"profile_sizes": tuple(saved["sizes"]["profile_sizes"])})
+        model = cls(RewardModelConfig(**saved["config"]), sizes)
+        model.weights = RewardWeights(**saved["weights"])
+        return model
+
+    @classmethod
     def load(cls, folder: Path | str) -> Self:
         """The model saved in ``folder``, in evaluation mode.
 
         Raises:
             ValueError: a file is missing or damaged.
         """
-        path = Path(folder) / CONFIG_FILE
-        try:
-            saved = json.loads(path.read_text())
-            sizes = Sizes(**saved["sizes"] | {"profile_sizes": tuple(saved["sizes"]["profile_sizes"])})
-            model = cls(RewardModelConfig(**saved["config"]), sizes)
-            model.weights = RewardWeights(**saved["weights"])
-            path = Path(folder) / WEIGHTS_FILE
-            model.load_state_dict(load_file(path))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"Cannot read {path} ({reason}); train the reward model again or restore it.") from error
+        with unreadable_as(Path(folder) / CONFIG_FILE):
+            model = cls.described(folder)
+        with unreadable_as(Path(folder) / WEIGHTS_FILE):
+            model.load_state_dict(load_file(Path(folder) / WEIGHTS_FILE))
         return model.eval()
+
+
+@contextmanager
+def unreadable_as(path: Path) -> Iterator[None]:
+    """Tell in one line which file of a saved model is missing or damaged."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"Cannot read {path} ({reason}); train the reward model again or restore it.") from error
 
 
 def _reach(prob_next_USK: Tensor, real_USK: Tensor, learned: Tensor) -> Tensor:
@@ -284,125 +258,3 @@ def _reach(prob_next_USK: Tensor, real_USK: Tensor, learned: Tensor) -> Tensor:
     prob_next_USK = torch.where(real_USK & learned, prob_next_USK, 1.0)
     before_USK = F.pad(prob_next_USK[..., :-1], (1, 0), value=1.0)
     return before_USK.cumprod(-1) * real_USK
-
-
-class _Fitting(nn.Module):
-    """The reward model as the Trainer wants it: tensors in, a loss out."""
-
-    def __init__(self, model: RewardModel) -> None:
-        super().__init__()
-        self.model = model
-        self.config = PreTrainedConfig()  # the Trainer leaves notes there
-
-    def forward(self, **batch: Tensor) -> Any:
-        histories = EventBatch(**{name: batch[name] for name in HISTORY_COLUMNS})
-        answers = Answers(**{f.name: batch[f.name] for f in fields(Answers)})
-        return _LossOutput(self.model.loss(self.model.predict(histories, batch["item_ids_NK"][:, None]), answers))
-
-
-class _LossOutput(NamedTuple):
-    loss: Tensor
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _LabelledSessions(SessionDataset):
-    """Logged sessions with the labels of their positions."""
-
-    answers: Answers
-
-    def collate(self, model: Any, idx: Sequence[int]) -> dict[str, Tensor]:
-        rows = torch.as_tensor(idx)
-        histories, answers = self.histories.rows(rows).trimmed(), self.answers.rows(rows)
-        return {
-            **{name: getattr(histories, name) for name in HISTORY_COLUMNS},
-            "item_ids_NK": self.item_ids_NK[rows],
-            **{f.name: getattr(answers, f.name) for f in fields(Answers)},
-        }
-
-
-def fit_reward_model(
-    catalog: Catalog,
-    histories: EventBatch,
-    sessions: LoggedSessions,
-    config: RewardModelConfig,
-    output_dir: Path | str,
-    progress: Progress | None = None,
-) -> RewardModel:
-    """Train a reward model on logged sessions.
-
-    Args:
-        catalog: the items.
-        histories: N rows, what was known before each session.
-        sessions: N sessions with the users' answers; good and bad ones alike.
-        config: sizes and training.
-        output_dir: gets checkpoints and the model; training goes on from a checkpoint found there.
-        progress: called after each step.
-
-    Returns:
-        The model in evaluation mode.
-    """
-    output_dir = Path(output_dir)
-    answers = Answers.of(sessions, config.watch_cap_s, config.max_weight)
-    item_ids_NK = torch.from_numpy(sessions.item_ids_NK.astype(np.int64))
-    dataset = _LabelledSessions(histories=histories, item_ids_NK=item_ids_NK, answers=answers)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = RewardModel(config, Sizes.of(catalog, histories, item_ids_NK.shape[1]))
-    model.prepare(catalog, answers)
-    schedule = PretrainConfig(
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        checkpoint_steps=config.checkpoint_steps,
-        seed=config.seed,
-    )
-    pretrain(_Fitting(model), dataset, schedule, output_dir, progress)  # type: ignore[type-var]
-    model.save_pretrained(output_dir)
-    return model.eval()
-
-
-def auc_per_tower(
-    model: RewardModel,
-    histories: EventBatch,
-    sessions: LoggedSessions,
-    batch_size: int = 1024,
-    only_I: NDArray[np.bool_] | None = None,
-) -> dict[str, float]:
-    """How well each tower tells logged answers apart: the area under the ROC curve over positions, or sessions.
-
-    Seconds watched count as positive above their mean; towers whose labels are all alike are left out.
-
-    Args:
-        model: the reward model.
-        histories: N rows, what was known before each session; of users the model was not trained on.
-        sessions: N sessions with the users' answers.
-        batch_size: sessions scored at a time.
-        only_I: the items whose answers count, such as those that the model hardly knows; sessions' returns, which are
-            no item's, are then left out. All count if None.
-    """
-    if only_I is not None and not only_I.any():
-        return {}
-    answers = Answers.of(sessions, model.config.watch_cap_s)
-    item_ids_NSK = torch.from_numpy(sessions.item_ids_NK.astype(np.int64))[:, None]
-    logits, returns = [], []
-    with torch.no_grad():
-        for start in range(0, len(histories), batch_size):
-            rows = slice(start, start + batch_size)
-            predictions = model.predict(histories.rows(rows), item_ids_NSK[rows])
-            logits.append(predictions.logit_USKO.flatten(0, 2).cpu())
-            returns.append(predictions.logit_return_US.flatten().cpu())
-    labels_NO, logits_NO = answers.labels_NKO.flatten(0, 1), torch.cat(logits)
-    if only_I is not None:
-        others_N = torch.from_numpy(~only_I[sessions.item_ids_NK]).flatten()
-        labels_NO = labels_NO.masked_fill(others_N[:, None], torch.nan)
-    columns = {name: (labels_NO[:, o], logits_NO[:, o]) for o, name in enumerate(TOWERS)}
-    columns[WATCH] = (_above_mean(columns[WATCH][0]), columns[WATCH][1])
-    if only_I is None:
-        columns[RETURN] = (answers.return_N, torch.cat(returns))
-    seen = {name: (label[~label.isnan()], logit[~label.isnan()]) for name, (label, logit) in columns.items()}
-    return {n: float(roc_auc_score(y, logit)) for n, (y, logit) in seen.items() if len(y.unique()) == 2}
-
-
-def _above_mean(label: Tensor) -> Tensor:
-    return torch.where(label.isnan(), label, (label > label.nanmean()).float())

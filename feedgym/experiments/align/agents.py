@@ -24,6 +24,7 @@ from feedgym.experiments.rollouts import RolloutConfig
 from feedgym.experiments.run import CONFIG, Codec, differences, json_of, plain, read_about, read_product
 from feedgym.plugins import built, is_folder, resolve, with_seed
 from feedgym.protocols import GenerativeAgent, Recommender, SessionReward, is_reward, make
+from feedgym.rewards.ensemble import RewardEnsemble, load_reward_model
 from feedgym.rewards.model import RewardModel
 from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.own import codes_type
@@ -72,7 +73,7 @@ def agents_of(folder: Path | str, *, trust: bool = False, named: Collection[str]
     log, catalog = read_product(stages["log"], LOG.load)
     tokenizer = read_product(stages["tokenizer"], tokenizer_codec(config).load)
     models = {name: read_product(stages[name], model_codec(config, tokenizer).load) for name in ("base", "aligned")}
-    reward_model = read_product(stages["reward"], RewardModel.load)
+    reward_model = read_product(stages["reward"], load_reward_model)
     world = world_of(config, trust)
     # A score may count the log: that of the run did so in what was trained on.
     known = Pool.of((log, catalog), world, config).known if config.reward != "reward_model" and config.data else log
@@ -192,7 +193,9 @@ def recommender_of(
     return kind(model, tokenizer.trie(), config.session_length, config.sampling, **options, device="cpu")
 
 
-def reward_of(config: AlignConfig, log: EventLog, catalog: Catalog, model: RewardModel) -> SessionReward:
+def reward_of(
+    config: AlignConfig, log: EventLog, catalog: Catalog, model: RewardModel | RewardEnsemble
+) -> SessionReward:
     """What scores the sessions: the experiment's reward, with the weights of the reward where the model is asked.
 
     A function of histories and sessions is a reward itself; other functions and classes make one.

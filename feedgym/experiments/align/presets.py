@@ -37,7 +37,7 @@ from feedgym.ranges import (
     Visits,
     check_choices,
 )
-from feedgym.rewards.model import RewardModelConfig
+from feedgym.rewards.config import RewardModelConfig
 from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
 from feedgym.tokenizers.rqvae import RQVAEConfig
 
@@ -151,8 +151,9 @@ class AlignConfig(UsersConfig):
     reward_share: SomeShare = 1.0
     """Share of the training users whose sessions the reward model learns from."""
     reward: str = "reward_model"
-    """What scores the sessions of a round: reward_model, clicks, diverse, diversity, or the import path of your own: a
-    SessionReward, or what makes one out of any of catalog, log and reward_model."""
+    """What scores the sessions of a round: reward_model; of an ensemble (--reward-model.members) cautious or
+    worst_case; clicks, diverse, diversity; or the import path of your own: a SessionReward, or what makes one out of
+    any of catalog, log and reward_model."""
     reward_options: Annotated[Any, tyro.conf.arg(name="reward")] = None
     """Options of the reward, where it has some."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -208,6 +209,16 @@ class AlignConfig(UsersConfig):
 
         if self.rounds.reference == "base" and is_built_in("method", self.method):
             self.check_reference()
+        if is_built_in("reward", self.reward):
+            self.check_reward()
+
+    def check_reward(self) -> None:
+        """Refuse a reward that looks at the members of an ensemble where there is none; this imports the reward."""
+        if getattr(resolve("reward", self.reward), "of_members", False) and not self.reward_model.is_ensemble:
+            raise ValueError(
+                f"reward={self.reward!r} looks at how far the members of an ensemble are apart; set "
+                "--reward-model.members 5 (and no shared_start), or choose reward_model."
+            )
 
     def check_reference(self) -> None:
         """Refuse the base as the reference of a method that has none; this imports the method."""

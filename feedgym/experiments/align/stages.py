@@ -16,12 +16,15 @@ from feedgym.experiments.configs import CostConfig
 from feedgym.experiments.cost import MEASURED_HERE
 from feedgym.experiments.run import Codec, NumberOrNone, Plan, json_of
 from feedgym.plugins import key_of, resolve
+from feedgym.rewards.ensemble import RewardEnsemble, load_reward_model
 from feedgym.rewards.model import RewardModel
 
 FIGURES = json_of(dict[str, NumberOrNone])
 """Codec of figures by name."""
-REWARD: Codec[RewardModel] = Codec(lambda model, folder: model.save_pretrained(folder), RewardModel.load)
-"""Codec of a reward model."""
+REWARD: Codec[RewardModel | RewardEnsemble] = Codec(
+    lambda model, folder: model.save_pretrained(folder), load_reward_model
+)
+"""Codec of a reward model, or of an ensemble."""
 SAMPLED: Codec[SampledRound] = Codec(
     lambda sampled, folder: write_batch(sampled, folder / "sampled.safetensors"),
     lambda folder: read_batch(SampledRound, folder / "sampled.safetensors"),
@@ -34,13 +37,13 @@ PROBE: Codec[Probe] = Codec(
 """Codec of a probe."""
 
 
-def _save_rewards(models: list[RewardModel], folder: Path) -> None:
+def _save_rewards(models: list[RewardModel | RewardEnsemble], folder: Path) -> None:
     for number, model in enumerate(models):
         (folder / str(number)).mkdir()
         REWARD.save(model, folder / str(number))
 
 
-REWARDS: Codec[list[RewardModel]] = Codec(
+REWARDS: Codec[list[RewardModel | RewardEnsemble]] = Codec(
     _save_rewards, lambda folder: [REWARD.load(path) for path in sorted(folder.iterdir()) if path.name.isdigit()]
 )
 """Codec of several reward models, each in a folder with its number."""
@@ -96,6 +99,7 @@ def plan(config: AlignConfig) -> Plan:
 def _check(config: AlignConfig) -> None:
     """Refuse choices that do nothing together. Method and rule are imported by now, so they have been trusted."""
     rule = resolve("stop", config.stop)
+    config.check_reward()
     if config.rounds.reference == "base":
         config.check_reference()
     if getattr(rule, "watched", False) and not config.probe.watchers:

@@ -24,7 +24,11 @@ from feedgym.experiments.exposure import FEW
 from feedgym.experiments.progress import progress, say
 from feedgym.plugins import built, title_of, with_seed
 from feedgym.protocols import AlignmentMethod
-from feedgym.rewards.model import RewardModel, auc_per_tower, fit_reward_model
+from feedgym.rewards.config import RewardModelConfig
+from feedgym.rewards.ensemble import RewardEnsemble
+from feedgym.rewards.measures import auc_per_tower
+from feedgym.rewards.model import RewardModel
+from feedgym.rewards.training import fit_reward_model
 from feedgym.tokenizers.codes import CodeTokenizer
 
 WATCHERS = 0x77617463
@@ -40,7 +44,7 @@ def pretrained(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer, work: 
         return pretrain(model, dataset, config.seeded(config.pretrain), work, step)
 
 
-def fitted_reward(config: AlignConfig, pool: Pool, work: Path) -> RewardModel:
+def fitted_reward(config: AlignConfig, pool: Pool, work: Path) -> RewardModel | RewardEnsemble:
     """The session reward model after training on the training users' sessions, logged or served, good or bad."""
     rate = pool.rate
     if config.reward_share < 1:
@@ -48,29 +52,35 @@ def fitted_reward(config: AlignConfig, pool: Pool, work: Path) -> RewardModel:
         some = np.random.default_rng(config.seed).permutation(users)[: max(1, round(config.reward_share * len(users)))]
         rate = rate.rows(np.isin(rate.sessions.user_idx_N, some))
     with progress("Training the reward model") as step:
-        return _fitted(config, pool, rate, config.seed, work, step)
+        return _fitted(config.reward_model, pool, rate, config.seed, work, step)
 
 
-def fitted_watchers(config: AlignConfig, pool: Pool, work: Path) -> list[RewardModel]:
-    """Reward models that nothing optimises, each of all training users drawn with replacement and a seed of its own."""
+def fitted_watchers(config: AlignConfig, pool: Pool, work: Path) -> list[RewardModel | RewardEnsemble]:
+    """Reward models that nothing optimises, each of all training users drawn with replacement and a seed of its own.
+
+    They are single models, also beside an ensemble.
+    """
     watchers, users = [], np.unique(pool.rate.sessions.user_idx_N)
+    one = replace(config.reward_model, members=1, resample=True, shared_start=0.0)
     for number in range(config.probe.watchers):
         drawn = np.random.default_rng((config.seed, WATCHERS, number)).choice(users, len(users))
         times_U = np.bincount(drawn, minlength=users.max() + 1)
         row_N = np.repeat(np.arange(len(pool.rate)), times_U[pool.rate.sessions.user_idx_N])
         with progress(f"Training watcher {number + 1} of {config.probe.watchers}") as step:
             place = work / str(number)
-            watchers.append(_fitted(config, pool, pool.rate.rows(row_N), config.seed + 1 + number, place, step))
+            watchers.append(_fitted(one, pool, pool.rate.rows(row_N), config.seed + 1 + number, place, step))
     return watchers
 
 
-def _fitted(config: AlignConfig, pool: Pool, rate: Requests, seed: int, work: Path, step: Any) -> RewardModel:
-    """A reward model of some sessions."""
-    settings = replace(config.reward_model, seed=config.reward_model.seed + seed)
+def _fitted(
+    config: RewardModelConfig, pool: Pool, rate: Requests, seed: int, work: Path, step: Any
+) -> RewardModel | RewardEnsemble:
+    """A reward model of some sessions; a seed is added to its own."""
+    settings = replace(config, seed=config.seed + seed)
     return fit_reward_model(pool.catalog, rate.histories, rate.sessions, settings, work, progress=step)
 
 
-def reward_check(reward: RewardModel, pool: Pool) -> dict[str, float]:
+def reward_check(reward: RewardModel | RewardEnsemble, pool: Pool) -> dict[str, float]:
     """The towers' AUC on users the model never saw: over all items, and over those it hardly saw ("click, cold")."""
     seen, unseen = pool.rate.sessions, pool.unseen
     known_I = np.bincount(seen.item_ids_NK[seen.examined_NK], minlength=pool.catalog.num_items)

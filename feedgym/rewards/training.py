@@ -1,0 +1,220 @@
+"""Training of reward models on logged sessions: one, an ensemble in one pass, or members whose weights are averaged.
+
+All members of an ensemble see the same batches in the same order. What differs are their initial weights, their dropout
+and how much each user counts: as often as a draw of all users with replacement has them. Gradients are clipped member
+by member, so a member learns what it would learn alone.
+
+Averaged members (WARM, arXiv:2401.12187) have a common start: weights of models that started apart lie in different
+valleys, and their mean in none. Deviations from the paper: members differ by their users and dropout and not by their
+learning rates; the start has learned the same task, for a part of the passes.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, TrainerCallback
+
+from feedgym.agents.pretrain import PretrainConfig, Progress, SessionDataset, pretrain
+from feedgym.data.batches import HISTORY_COLUMNS, EventBatch
+from feedgym.data.events import Catalog, FloatArray, LoggedSessions
+from feedgym.rewards.answers import Answers
+from feedgym.rewards.config import RewardModelConfig
+from feedgym.rewards.ensemble import RewardEnsemble
+from feedgym.rewards.model import RewardModel
+from feedgym.rewards.network import Sizes
+
+RESAMPLE = 0x7265
+"""Salt of the users that members learn from."""
+STARTS = 0x7374
+"""Salt of the members' initial weights, but for the first one's."""
+
+
+def fit_reward_model(
+    catalog: Catalog,
+    histories: EventBatch,
+    sessions: LoggedSessions,
+    config: RewardModelConfig,
+    output_dir: Path | str,
+    progress: Progress | None = None,
+) -> RewardModel | RewardEnsemble:
+    """Train a reward model, or several as one, on logged sessions.
+
+    Args:
+        catalog: the items.
+        histories: N rows, what was known before each session.
+        sessions: N sessions with the users' answers; good and bad ones alike.
+        config: sizes and training.
+        output_dir: gets checkpoints and the model; training goes on from a checkpoint found there.
+        progress: called after each step.
+
+    Returns:
+        The model in evaluation mode.
+    """
+    output_dir = Path(output_dir)
+    answers = Answers.of(sessions, config.watch_cap_s, config.max_weight)
+    item_ids_NK = torch.from_numpy(sessions.item_ids_NK.astype(np.int64))
+    times_NM = torch.from_numpy(member_weights(sessions, config))
+    examples = _LabelledSessions(histories=histories, item_ids_NK=item_ids_NK, answers=answers, times_NM=times_NM)
+    sizes = Sizes.of(catalog, histories, item_ids_NK.shape[1])
+    starts = [untrained(config, sizes, seed) for seed in seeds_of_members(config)]
+    for start in starts:
+        start.prepare(catalog, answers)
+    model: RewardModel | RewardEnsemble
+    if config.is_ensemble:
+        model = trained_together(starts, examples, config, output_dir, progress)
+    elif config.members == 1:
+        model = trained_alone(starts[0], examples, config, output_dir, progress)
+    else:
+        before = replace(config, epochs=config.epochs * config.shared_start)
+        after = replace(config, epochs=config.epochs - before.epochs)
+        start = trained_alone(starts[0], examples, before, output_dir / "start", progress)
+        parted = trained_together([start] * config.members, examples, after, output_dir / "parted", progress)
+        model = averaged(parted)
+    model.save_pretrained(output_dir)
+    return model.eval()
+
+
+def untrained(config: RewardModelConfig, sizes: Sizes, seed: int) -> RewardModel:
+    """A model with the initial weights of a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return RewardModel(config, sizes)
+
+
+def seeds_of_members(config: RewardModelConfig) -> list[int]:
+    """The seeds of the initial weights: the first model's is the configuration's own; with a common start it is all."""
+    others = range(1, config.members if config.is_ensemble else 1)
+    return [config.seed, *(int(np.random.SeedSequence((config.seed, STARTS, m)).generate_state(1)[0]) for m in others)]
+
+
+def member_weights(sessions: LoggedSessions, config: RewardModelConfig) -> FloatArray:
+    """How often each member meets each session, float32 [N, M]: as often as a draw of the users has its user."""
+    user_N = np.unique(sessions.user_idx_N, return_inverse=True)[1]
+    if config.members == 1 or not config.resample:
+        return np.ones((len(user_N), config.members), np.float32)
+    num_users = user_N.max() + 1
+    rngs = [np.random.default_rng((config.seed, RESAMPLE, m)) for m in range(config.members)]
+    times = [np.bincount(rng.integers(num_users, size=num_users), minlength=num_users) for rng in rngs]
+    return np.stack([times_U[user_N] for times_U in times], axis=1).astype(np.float32)
+
+
+def trained_alone(
+    model: RewardModel, examples: _LabelledSessions, config: RewardModelConfig, place: Path, progress: Progress | None
+) -> RewardModel:
+    """One model after training; it meets every session alike."""
+    one = replace(examples, times_NM=torch.ones(len(examples), 1))
+    pretrain(_Fitting(model), one, schedule(config), place, progress)  # type: ignore[type-var]
+    return model
+
+
+def trained_together(
+    starts: Sequence[RewardModel],
+    examples: _LabelledSessions,
+    config: RewardModelConfig,
+    place: Path,
+    progress: Progress | None,
+) -> RewardEnsemble:
+    """All members after training, each with its own weights of the users."""
+    ensemble = RewardEnsemble.of(starts)
+    settings = schedule(config)
+    clip = ClipMembers(ensemble, settings.max_grad_norm)
+    fitting = _Fitting(ensemble)
+    pretrain(fitting, examples, replace(settings, max_grad_norm=0), place, progress, [clip])  # type: ignore[type-var]
+    return ensemble
+
+
+def schedule(config: RewardModelConfig) -> PretrainConfig:
+    """The Trainer's part."""
+    return PretrainConfig(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        checkpoint_steps=config.checkpoint_steps,
+        seed=config.seed,
+    )
+
+
+def averaged(ensemble: RewardEnsemble) -> RewardModel:
+    """One model whose weights are the members' mean."""
+    model = ensemble.members()[0]
+    with torch.no_grad():
+        for name, value in ensemble.net.named_parameters():
+            model.get_parameter(name).copy_(value.mean(0))
+    return model
+
+
+class ClipMembers(TrainerCallback):
+    """Clips the gradient of each member to a norm, as the Trainer clips that of a model.
+
+    Args:
+        ensemble: the members.
+        max_norm: the norm.
+    """
+
+    def __init__(self, ensemble: RewardEnsemble, max_norm: float) -> None:
+        self.ensemble, self.max_norm = ensemble, max_norm
+
+    @torch.no_grad()
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Scale the gradients."""
+        grads = [parameter.grad for parameter in self.ensemble.parameters() if parameter.grad is not None]
+        norm_M = torch.stack([grad.reshape(len(grad), -1).norm(dim=1) for grad in grads]).norm(dim=0)
+        scale_M = (self.max_norm / (norm_M + 1e-6)).clamp_max(1)
+        for grad in grads:
+            grad.mul_(scale_M.view(-1, *[1] * (grad.ndim - 1)))
+
+
+class _Fitting(nn.Module):
+    """A reward model or an ensemble as the Trainer wants it: tensors in, a loss out."""
+
+    def __init__(self, model: RewardModel | RewardEnsemble) -> None:
+        super().__init__()
+        self.model = model
+        self.config = PreTrainedConfig()  # the Trainer leaves notes there
+
+    def forward(self, **batch: Tensor) -> Any:
+        histories = EventBatch(**{name: batch[name] for name in HISTORY_COLUMNS})
+        answers = Answers(**{f.name: batch[f.name] for f in fields(Answers)})
+        item_ids_NSK = batch["item_ids_NK"][:, None]
+
+        def loss(model: RewardModel, times_N: Tensor) -> Tensor:
+            counted = replace(answers, weight_NK=answers.weight_NK * times_N[:, None])
+            return model.loss(model.predict(histories, item_ids_NSK), counted)
+
+        times_MN = batch["times_NM"].T
+        if isinstance(self.model, RewardModel):
+            return _LossOutput(loss(self.model, times_MN[0]))
+        # A sum, for then every member has the gradient that it would have alone.
+        return _LossOutput(self.model.each(loss, times_MN).sum())
+
+
+class _LossOutput(NamedTuple):
+    loss: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _LabelledSessions(SessionDataset):
+    """Logged sessions with the labels of their positions, and how much each counts for every member."""
+
+    answers: Answers
+    times_NM: Tensor
+
+    def collate(self, model: Any, idx: Sequence[int]) -> dict[str, Tensor]:
+        rows = torch.as_tensor(idx)
+        histories, answers = self.histories.rows(rows).trimmed(), self.answers.rows(rows)
+        return {
+            **{name: getattr(histories, name) for name in HISTORY_COLUMNS},
+            "item_ids_NK": self.item_ids_NK[rows],
+            "times_NM": self.times_NM[rows],
+            **{f.name: getattr(answers, f.name) for f in fields(Answers)},
+        }
