@@ -190,6 +190,50 @@ def score_sessions(
     return replace(scored, logp_allowed_US=scored.logp_allowed_US.masked_fill(barred_USK.any(2), torch.inf))
 
 
+@torch.no_grad()
+def item_log_probs(
+    model: GenerativeAgent,
+    trie: Trie,
+    histories: EventBatch,
+    item_ids_USK: Tensor,
+    sampling: SamplingConfig = SamplingConfig(),
+) -> Tensor:
+    """Log-probability of each item of given sessions, given those above it, had they been drawn with ``sampling``.
+
+    Args:
+        model: the agent.
+        trie: the catalogue's codes, on the histories' device.
+        histories: U users.
+        item_ids_USK: int64, S sessions for each of them.
+        sampling: how the agent draws.
+
+    Returns:
+        float32 [U, S, K], -inf where the item cannot be drawn there, and at all places below such a one.
+    """
+    codes_USN = trie.codes_IL[item_ids_USK].flatten(2)
+    num_samples, session_length = item_ids_USK.shape[1:]
+    blocks: list[list[Tensor]] = []
+
+    def chooser(rows: slice) -> Choose:
+        logp_NUS: list[Tensor] = []
+        blocks.append(logp_NUS)
+
+        def choose(step: int, legal_USC: Tensor, logp_US: Tensor) -> Choice:
+            codes_US = codes_USN[rows, :, step]
+            chance_USC = sampling.weights(legal_USC).expand(-1, num_samples, -1)
+            logp_NUS.append(chance_USC.gather(2, codes_US[..., None]).squeeze(2).log())
+            return (None if step else torch.zeros_like(codes_US)), codes_US, None
+
+        return choose
+
+    _generate(model, trie, histories, num_samples, session_length, sampling.block_seen, chooser)
+    logp_USN = torch.cat([torch.stack(steps, dim=2) for steps in blocks])
+    logp_USK = logp_USN.unflatten(2, (session_length, trie.num_levels)).sum(3)
+    # Where no code is allowed at all, the chances are 0 / 0: behind an item that cannot be drawn.
+    impossible_USK = (~logp_USK.isfinite()).cumsum(2) > 0
+    return logp_USK.masked_fill(impossible_USK, -torch.inf)
+
+
 def _first(sessions: SessionBatch, num: int) -> SessionBatch:
     """The first ``num`` sessions of each user."""
     columns: dict[str, Any] = {name: None if v is None else v[:, :num] for name, v in vars(sessions).items()}

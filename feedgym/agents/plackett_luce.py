@@ -45,8 +45,11 @@ class PlackettLuce:
 
     def log_prob(self, slates_UK: Tensor) -> Tensor:
         """Log-probabilities [U] of slates of K different items; one pass over the items, stable for sharp logits."""
-        chosen_UK = self.logits_UI.gather(1, slates_UK)
-        return (chosen_UK - self._log_total(slates_UK)).sum(dim=1)
+        return self.item_log_probs(slates_UK).sum(dim=1)
+
+    def item_log_probs(self, slates_UK: Tensor) -> Tensor:
+        """Log-probability [U, K] of each item given those in the places before it."""
+        return self.logits_UI.gather(1, slates_UK) - self._log_total(slates_UK)
 
     def entropy(self, generator: torch.Generator | None = None) -> Tensor:
         """An estimate of the entropy [U]: the places' entropies along one drawn slate."""

@@ -220,6 +220,15 @@ class LoggingPolicy:
         slates_UK[random] = self._lottery(key_U[random], uniform, uniform.urn_of(np.arange(len(random))))
         return slates_UK, self._propensity(slates_UK, items_UC, logit_UC, supply)
 
+    def propensity(self, state: Any, taste_UE: FloatArray, slates_UK: NDArray[np.int64]) -> FloatArray:
+        """The propensities, float32 [U, K], with which given sessions would be served at U users' next visits.
+
+        They are given the candidates of the visit, as those of :meth:`serve`; averaged over visits they are unbiased.
+        """
+        key_U = luck.stream(luck.derive(state.seed_U, POLICY), state.visit_U)
+        supply = self._supply(state)
+        return self._propensity(slates_UK, *self._candidates(state, taste_UE, key_U, supply), supply)
+
     def _supply(self, state: Any) -> _Supply:
         """What exists at the users' requests.
 

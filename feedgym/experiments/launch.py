@@ -24,6 +24,8 @@ EXPERIMENTS = {
     "CascadeRun": "feedgym.experiments.cascade.experiment",
     "MethodsRun": "feedgym.experiments.methods.experiment",
     "AblationsRun": "feedgym.experiments.methods.experiment",
+    "OPERun": "feedgym.experiments.ope.experiment",
+    "OPEItemsRun": "feedgym.experiments.ope.items",
     "LearnedRun": "feedgym.experiments.simulator.experiment",
 }
 """The module of each kind of configuration; it has ``experiment(config, run)`` and ``plan(config)``, its stages."""

@@ -21,6 +21,7 @@ from feedgym.experiments.cascade.presets import CascadeRun
 from feedgym.experiments.configs import LogConfig
 from feedgym.experiments.methods.cells import cells_of
 from feedgym.experiments.methods.presets import CellsRun
+from feedgym.experiments.ope.presets import OPEItemsRun, OPERun
 from feedgym.experiments.rank.presets import RankRun
 from feedgym.experiments.retrieval.presets import RetrievalConfig
 from feedgym.experiments.rl.presets import RLConfig
@@ -115,6 +116,11 @@ def needs(config: Any) -> Iterator[Need]:
         yield _model("retriever.model", config.retriever.model, 0)
         yield _model("ranker.model", config.ranker.model, 0)
         yield _judge(config)
+    elif isinstance(config, OPERun):
+        cells = config.users * config.visits * config.samples * EVENT
+        yield Need("a log and the slates of an agent", ("users", "visits", "samples"), cells)
+    elif isinstance(config, OPEItemsRun):
+        yield _log(config.log, config.session_length)
     elif isinstance(config, LearnedRun):
         yield _log(config.log, config.session_length)
         yield _model("", config, 0)

@@ -8,6 +8,7 @@ from typing import Any
 from feedgym.experiments.align.presets import ALIGN_PRESETS, AlignConfig
 from feedgym.experiments.cascade.presets import CASCADE_COMPARISONS, CascadeRun
 from feedgym.experiments.methods.presets import METHODS_COMPARISONS, AblationsRun, MethodsRun
+from feedgym.experiments.ope.presets import OPE_COMPARISONS, OPEItemsRun, OPERun
 from feedgym.experiments.rank.presets import RANK_CONFIGS, RANK_PRESETS
 from feedgym.experiments.retrieval.presets import RETRIEVAL_CONFIGS, RETRIEVAL_PRESETS
 from feedgym.experiments.rl.presets import RL_PRESETS, RLConfig
@@ -24,11 +25,11 @@ PRESETS: dict[str, Callable[[], Any]] = {
 }
 """What `feedgym run` offers."""
 
-COMPARISONS: dict[str, Callable[[], Any]] = {**CASCADE_COMPARISONS, **METHODS_COMPARISONS}
+COMPARISONS: dict[str, Callable[[], Any]] = {**CASCADE_COMPARISONS, **METHODS_COMPARISONS, **OPE_COMPARISONS}
 """What `feedgym compare` offers."""
 
 KINDS: tuple[Any, ...] = (
-    *(AlignConfig, RLConfig, CascadeRun, MethodsRun, AblationsRun, LearnedRun),
+    *(AlignConfig, RLConfig, CascadeRun, MethodsRun, AblationsRun, OPERun, OPEItemsRun, LearnedRun),
     *RETRIEVAL_CONFIGS,
     *RANK_CONFIGS,
 )

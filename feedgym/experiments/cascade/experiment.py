@@ -152,7 +152,11 @@ def end_to_end_config(config: CascadeRun) -> AlignConfig:
 
 def end_to_end(config: CascadeRun, run: Run) -> FinishedStage[FinishedRun]:
     """The end-to-end agent before and after its alignment, trained in a run folder inside the stage's."""
-    align_config = end_to_end_config(config)
+    return trained(end_to_end_config(config), run)
+
+
+def trained(align_config: AlignConfig, run: Run) -> FinishedStage[FinishedRun]:
+    """The stage ``end-to-end``: an alignment up to its chosen agent, in a run folder inside the stage's."""
     last = "chosen" if align_config.rounds.num else "reward-check"
 
     def train(work: Path) -> FinishedRun:

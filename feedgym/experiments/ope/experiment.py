@@ -1,0 +1,156 @@
+"""Off-policy evaluation, in reading order: logs of another policy, what they say of agents never served, and the truth.
+
+    agents of a finished run -> {log of fresh users -> estimates and truth of every agent} x logs -> table
+
+The value of an agent is that of serving it for one visit at each of a log's requests, so that a log made by another
+policy can speak of it: what users would have become under the agent no log tells. The truth is the same: copies of the
+users, as they were before each visit, answer slates of the agent's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from feedgym.data.events import EventLog
+from feedgym.data.requests import LogAndItems
+from feedgym.experiments.align.agents import FinishedRun, agents_of, key_of, read_config
+from feedgym.experiments.align.presets import AlignConfig
+from feedgym.experiments.cascade.experiment import trained
+from feedgym.experiments.logs import LOG
+from feedgym.experiments.ope.agents import mixtures_of, targets_of
+from feedgym.experiments.ope.judging import ESTIMATORS, Judge, all_slates, judged_agents
+from feedgym.experiments.ope.opinion import Opinion
+from feedgym.experiments.ope.presets import OPERun
+from feedgym.experiments.ope.report import terminal_table, write_report
+from feedgym.experiments.ope.table import over_logs, supports, table_of, told_of_log
+from feedgym.experiments.ope.visits import judging_log, judging_visits, log_seed
+from feedgym.experiments.options import pairs_of, with_options
+from feedgym.experiments.presets import PRESETS
+from feedgym.experiments.progress import progress
+from feedgym.experiments.run import Codec, Plan, Run, json_of
+
+__all__ = ["experiment", "plan", "terminal_table"]
+
+TOLD: Codec[Any] = json_of(dict[str, Any])
+"""Codec of what a log says."""
+
+
+def plan(config: OPERun) -> Plan:
+    """The stages in order, with what decides each."""
+    plan = Plan()
+    plan.leave_out("ray", because="who draws a block of sessions changes none of them")
+    if config.against is None:
+        own = "The agents lie in a run folder of their own; name a finished run by --against to share the rest"
+        before: tuple[str, ...] = (plan.stage("end-to-end", replace(training(config), ray="off"), own=own),)
+        source: Any = None
+    else:
+        plan.leave_out("end_to_end", "options", because="the agents are those of a finished run")
+        check_simulated(read_config(Path(config.against)), config.against)
+        before, source = (), key_of(config.against)
+    served = [config.users, config.visits, config.random_share, config.popularity_share, config.num_candidates]
+    agents = [config.agent_temperatures, config.popularity_temperatures, config.content_temperatures]
+    agents += [config.ranker_temperatures, config.ranker_items, config.mixtures]
+    judged = [config.replicas, config.samples, config.enumerated]
+    judged += [config.min_rows, config.min_rows_share, config.min_served]
+    for number in range(config.logs):
+        log = plan.stage(f"log-{number}", [source, served, config.temperature, log_seed(config, number)], before)
+        plan.stage(f"told-{number}", [agents, judged, config.seed], (log,))
+    return plan
+
+
+def training(config: OPERun) -> AlignConfig:
+    """The experiment that trains the agents.
+
+    Raises:
+        ValueError: the preset is none of an agent that is aligned, or an option does not fit.
+    """
+    aligned = PRESETS[config.end_to_end]() if config.end_to_end in PRESETS else None
+    if not isinstance(aligned, AlignConfig):
+        known = ", ".join(name for name in PRESETS if "-ipa" in name)
+        raise ValueError(f"end_to_end={config.end_to_end!r} aligns no agent; choose one of {known}.")
+    aligned = with_options(aligned, pairs_of(config.options, "set"))
+    return replace(aligned, seed=config.seed, ray=config.ray)
+
+
+def check_simulated(align: Any, folder: str) -> None:
+    """Refuse a run without simulated users.
+
+    Raises:
+        ValueError: it learned from a recorded log.
+    """
+    if isinstance(align, AlignConfig) and align.data is not None:
+        raise ValueError(f"{folder} learned from a recorded log, whose users cannot be served by a known policy.")
+
+
+def experiment(config: OPERun, run: Run) -> dict[str, Any]:
+    """Judge agents by logs, and the judges by the truth.
+
+    Args:
+        config: the whole evaluation.
+        run: the folder that keeps it; stages found there are not done again.
+
+    Returns:
+        The summary, as written to ``summary.json``.
+    """
+    if config.against is None:
+        finished = trained(training(config), run).value
+    else:
+        finished = agents_of(config.against, trust=run.trust)
+    logs = []
+    for number in range(config.logs):
+        log = run.stage(f"log-{number}", partial(_logged, config, finished, number), LOG)
+        logs.append(run.stage(f"told-{number}", partial(told, config, finished, log.value[0], number), TOLD).value)
+    summary = summarised(config, finished, logs) | {"seed": config.seed, **run.facts()}
+    run.finish(summary)
+    write_report(summary, run.folder)
+    run.publish(summary, {})
+    return summary
+
+
+def _logged(config: OPERun, finished: FinishedRun, number: int, work: Path) -> LogAndItems:
+    length = finished.config.session_length
+    return judging_log(config, simulator_of(finished), length, number), finished.catalog
+
+
+def simulator_of(finished: FinishedRun) -> Any:
+    """The users of a finished run; :func:`check_simulated` left no others."""
+    return finished.world.simulator  # type: ignore[attr-defined]
+
+
+def told(config: OPERun, finished: FinishedRun, log: EventLog, number: int, work: Path) -> dict[str, Any]:
+    """What a log says of every agent, beside the truth; see :func:`feedgym.experiments.ope.table.told_of_log`."""
+    visits = judging_visits(config, finished.config, simulator_of(finished), log, finished.catalog, number)
+    opinion = Opinion(finished.reward) if hasattr(finished.reward, "with_weights") else None
+    histories = visits.requests.histories
+    model_NK = None if opinion is None else opinion.by_place(histories, visits.slates_NK)
+    slates = all_slates(config, visits, finished.catalog.num_items)
+    targets = targets_of(config, finished, visits, opinion)
+    seed = log_seed(config, number)
+    with progress(f"Log {number}: agents") as step:
+        found = judged_agents(config, targets, mixtures_of(config), visits, opinion, slates, seed, step)
+    return told_of_log(Judge(config, visits, slates, model_NK), found, seed)
+
+
+def summarised(config: OPERun, finished: FinishedRun, logs: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """What summary.json says.
+
+    Returns:
+        ``estimators``: :func:`feedgym.experiments.ope.table.table_of`; ``agents``: means over the logs by agent, of
+        the truth and of every estimate; ``supports``; ``logs``: what each log says, without resamples.
+    """
+    table, agents = table_of(logs), over_logs(logs)
+    kept = [{name: log[name] for name in ("visits", "users", "agents")} for log in logs]
+    simulator = type(simulator_of(finished)).__name__
+    return {
+        "title": f"Off-policy evaluation of {len(agents)} agents on {simulator}, simulated users",
+        "judged_by": f"{len(logs)} logs of {config.users:,} users with {config.random_share:.0%} random visits",
+        "names": ESTIMATORS,
+        "estimators": table,
+        "agents": agents,
+        "supports": supports(logs),
+        "logs": kept,
+    }

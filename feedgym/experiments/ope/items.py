@@ -1,0 +1,251 @@
+"""Off-policy evaluation item by item, on any log with known chances: KuaiRand's random exposures above all.
+
+    log -> users in two: by some popularity and a model of the reward are learned, by the others agents are judged
+
+KuaiRand's random exposures took the place of single recommended videos, each drawn uniformly from a pool. So they tell
+what a policy of single items would earn in such a place, and nothing of slates: what stood above and below was chosen
+by a policy whose chances nobody logged. Of other logs, first places with a propensity are taken.
+
+There is no truth. Beside intervals over users, the order of the agents by one half of the users is held against that by
+the other half.
+
+Axes: N exposures, I items of the pool's catalogue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from feedgym.data.events import BEHAVIOUR_IDX, Catalog, Event, EventLog
+from feedgym.data.requests import LogAndItems
+from feedgym.data.sessions import POSITIVE, histories, user_of_rows
+from feedgym.data.splits import RANDOM, split_users
+from feedgym.experiments.logs import LOG, plan_log, recorded_log, simulated_log, simulator_of, users_key
+from feedgym.experiments.ope import estimators as by
+from feedgym.experiments.ope.estimators import Estimate, Float
+from feedgym.experiments.ope.items_report import terminal_table, write_report
+from feedgym.experiments.ope.presets import OPEItemsRun
+from feedgym.experiments.progress import progress
+from feedgym.experiments.run import Codec, Plan, Run, json_of
+from feedgym.experiments.statistics import correlation_per_user, interval, resampling_counts
+
+__all__ = ["experiment", "plan", "terminal_table"]
+
+TOLD: Codec[Any] = json_of(dict[str, Any])
+BLOCK_CELLS = 2**22
+"""Exposures times items held at a time."""
+PRIOR = 20.0
+"""Exposures of an average item that an item's rate begins with."""
+ESTIMATORS = {"ips": "IPS", "snips": "SNIPS", "dm": "direct method", "dr": "doubly robust"}
+"""What can be told of single items, and its name."""
+
+
+def plan(config: OPEItemsRun) -> Plan:
+    """The stages in order, with what decides each."""
+    plan = Plan()
+    simulated = [users_key(config, config.seed), config.log, config.session_length, config.seed]
+    log = plan_log(plan, config, simulated, "simulator", "simulator_options", "session_length")
+    agents = [config.popularity_temperatures, config.content_temperatures, config.history_length]
+    judged = [config.behaviours, config.exposures, config.held_out, config.min_rows, config.min_rows_share]
+    plan.stage("told", [agents, judged, config.seed], (log,))
+    return plan
+
+
+def experiment(config: OPEItemsRun, run: Run) -> dict[str, Any]:
+    """Estimate what agents of single items would earn; see the module's docstring.
+
+    Returns:
+        The summary, as written to ``summary.json``.
+    """
+    log = run.stage("log", lambda _: _read(config, run.trust), LOG)
+    told = run.stage("told", lambda _: told_of_items(config, log.value), TOLD)
+    summary = {"names": ESTIMATORS, **told.value, "seed": config.seed, **run.facts()}
+    run.finish(summary)
+    write_report(summary, run.folder)
+    run.publish(summary, {})
+    return summary
+
+
+def _read(config: OPEItemsRun, trust: bool) -> LogAndItems:
+    if config.data is not None:
+        return recorded_log(config)
+    return simulated_log(simulator_of(config, config.seed, trust), config.log, config.session_length, config.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Exposures:
+    """N exposures with known chances, by which agents are judged, and what was learned from other users.
+
+    Attributes:
+        log: all users.
+        catalog: the items.
+        row_N: rows of the log.
+        user_N: rows of the judging users, 0..U-1.
+        num_users: U.
+        pool_I: bool, the items that could be shown.
+        prob_N: with which chance the item was shown.
+        reward_N: 0 or 1.
+        count_I: exposures with the wanted behaviours among the other users.
+        rate_I: the share of the exposures that had them, drawn towards the mean: the model of the reward.
+    """
+
+    log: EventLog
+    catalog: Catalog
+    row_N: NDArray[np.int64]
+    user_N: NDArray[np.int64]
+    num_users: int
+    pool_I: NDArray[np.bool_]
+    prob_N: Float
+    reward_N: Float
+    count_I: Float
+    rate_I: Float
+
+    @property
+    def item_N(self) -> NDArray[np.int64]:
+        """What was shown."""
+        return self.log.item_id[self.row_N].astype(np.int64)
+
+    @classmethod
+    def of(cls, config: OPEItemsRun, data: LogAndItems) -> Exposures:
+        """The exposures of a log.
+
+        Raises:
+            ValueError: it has no exposure with a known chance.
+        """
+        log, catalog = data
+        known = known_chances(log)
+        if not known.any():
+            raise ValueError(
+                "The log has no exposure whose chance of being shown is known (a propensity): nothing can be told of "
+                "other policies. KuaiRand's log_random_* files have them; put them beside its other files."
+            )
+        pool_I = np.zeros(catalog.num_items, bool)
+        pool_I[log.item_id[known]] = True
+        split = split_users(log.user_ids_U, validation=0.0, held_out=config.held_out, seed=config.seed)
+        judging_U = np.zeros(log.num_users, bool)
+        judging_U[split.held_out_idx] = True
+        user = user_of_rows(log)
+        row_N = np.flatnonzero(known & judging_U[user])
+        if not len(row_N):
+            raise ValueError(f"No judging user has such an exposure; raise held_out={config.held_out}.")
+        if config.exposures and len(row_N) > config.exposures:
+            row_N = np.sort(np.random.default_rng(config.seed).choice(row_N, config.exposures, replace=False))
+        users, user_N = np.unique(user[row_N], return_inverse=True)
+        wanted = log.behaviours[:, [BEHAVIOUR_IDX[name] for name in config.behaviours]].any(axis=1)
+        seen = (log.event == Event.IMPRESSION) & log.examined & ~judging_U[user]
+        shown_I = np.bincount(log.item_id[seen], minlength=catalog.num_items)
+        count_I = np.bincount(log.item_id[seen & wanted], minlength=catalog.num_items).astype(np.float64)
+        mean = count_I.sum() / max(shown_I.sum(), 1)
+        return cls(
+            log=log, catalog=catalog, row_N=row_N, user_N=user_N, num_users=len(users), pool_I=pool_I,
+            prob_N=log.propensity[row_N].astype(np.float64), reward_N=wanted[row_N].astype(np.float64),
+            count_I=count_I, rate_I=(count_I + PRIOR * mean) / (shown_I + PRIOR),
+        )  # fmt: skip
+
+    def blocks(self) -> Iterator[slice]:
+        """Exposures, a few at a time."""
+        size = max(1, BLOCK_CELLS // self.catalog.num_items)
+        return (slice(low, low + size) for low in range(0, len(self.row_N), size))
+
+
+def known_chances(log: EventLog) -> NDArray[np.bool_]:
+    """Rows of exposures whose chance is known by itself: drawn at random, or in the first place of a session."""
+    drawn = log.extra.get(RANDOM, np.zeros(log.num_events, np.float32)) == 1
+    alone = drawn | ((log.position == 0) & (RANDOM not in log.extra))
+    return alone & (log.event == Event.IMPRESSION) & log.examined & (log.propensity > 0)
+
+
+def told_of_items(config: OPEItemsRun, data: LogAndItems) -> dict[str, Any]:
+    """What the exposures say of every agent.
+
+    Returns:
+        ``agents``: by agent the estimates with intervals over users; ``refused``: reasons; ``rows``: effective sample
+        sizes; ``halves``: of each estimator the rank correlation of the agents' order by two halves of the users.
+    """
+    shown = Exposures.of(config, data)
+    least = max(config.min_rows, config.min_rows_share * len(shown.row_N))
+    agents: dict[str, Any] = {}
+    refused: dict[str, dict[str, str]] = {}
+    rows: dict[str, float] = {}
+    orders: dict[str, list[Estimate]] = {name: [] for name in ESTIMATORS}
+    counts_RU = resampling_counts(shown.num_users, config.seed)
+    for agent, (prob_N, value_N) in policies(config, shown).items():
+        weight_N1 = by.prefix_weights(prob_N[:, None], shown.prob_N[:, None])
+        rows[agent] = float(by.effective_sample_size(weight_N1)[0])
+        found = estimates(weight_N1, shown, value_N)
+        why = f"its effective sample size is {rows[agent]:.1f} of {len(prob_N):,} exposures, below {least:.0f}"
+        refused[agent] = {name: why for name in found if name != "dm" and rows[agent] < least}
+        users = {n: e.of_users(shown.user_N, shown.num_users) for n, e in found.items() if n not in refused[agent]}
+        agents[agent] = {name: interval(estimate, counts_RU) for name, estimate in users.items()}
+        for name, estimate in users.items():
+            orders[name].append(estimate)
+    return {
+        "title": f"Off-policy evaluation of {len(agents)} agents of single items",
+        "judged_by": f"{len(shown.row_N):,} exposures of {shown.num_users:,} users, whose chances are known",
+        "reward": " or ".join(config.behaviours),
+        "agents": agents,
+        "refused": refused,
+        "rows": rows,
+        "halves": {name: halves(found, shown.num_users) for name, found in orders.items()},
+    }
+
+
+def policies(config: OPEItemsRun, shown: Exposures) -> Mapping[str, tuple[Float, Float]]:
+    """By agent its probability [N] of what was shown, and what the model expects of its own item [N]."""
+    with np.errstate(divide="ignore"):
+        popular_I = torch.from_numpy(np.where(shown.pool_I, np.log(shown.count_I + 1), -np.inf))
+        pool_I = torch.from_numpy(np.where(shown.pool_I, 0.0, -np.inf))
+    parts: dict[str, list[tuple[Float, Float]]] = {}
+    with progress("Agents") as step:
+        for rows in shown.blocks():
+            num = len(shown.row_N[rows])
+            logits = {"random": pool_I.repeat(num, 1)}
+            logits |= {f"popular at {t:g}": popular_I.repeat(num, 1) / t for t in config.popularity_temperatures}
+            if config.content_temperatures:
+                cosine_NI = cosines(config, shown, rows)
+                logits |= {f"content at {t:g}": cosine_NI / t + pool_I for t in config.content_temperatures}
+            for agent, logit_NI in logits.items():
+                prob_NI = logit_NI.softmax(1)
+                item_N1 = torch.from_numpy(shown.item_N[rows])[:, None]
+                value_N = prob_NI @ torch.from_numpy(shown.rate_I)
+                parts.setdefault(agent, []).append((prob_NI.gather(1, item_N1)[:, 0].numpy(), value_N.numpy()))
+            step(min(rows.stop, len(shown.row_N)), len(shown.row_N))
+    joined = {agent: [np.concatenate(column) for column in zip(*told, strict=True)] for agent, told in parts.items()}
+    return {agent: (prob_N, value_N) for agent, (prob_N, value_N) in joined.items()}
+
+
+def cosines(config: OPEItemsRun, shown: Exposures, rows: slice) -> torch.Tensor:
+    """Cosines [N, I] of the items' contents and the mean content of what pleased the user before."""
+    row_N, log = shown.row_N[rows], shown.log
+    user_N = user_of_rows(log)[row_N]
+    before = histories(log, shown.catalog, user_N, row_N, log.timestamp_s[row_N], config.history_length)
+    unit_IE = torch.nn.functional.normalize(torch.from_numpy(shown.catalog.content_IE).double(), dim=1)
+    pleased_NT = before.behaviours_UTB[..., [BEHAVIOUR_IDX[name] for name in POSITIVE]].amax(2) * before.mask_UT
+    taste_NE = torch.einsum("nt,nte->ne", pleased_NT.double(), unit_IE[before.item_ids_UT])
+    return torch.nn.functional.normalize(taste_NE, dim=1) @ unit_IE.T
+
+
+def estimates(weight_N1: Float, shown: Exposures, value_N: Float) -> dict[str, Estimate]:
+    """What each estimator says of an agent."""
+    reward_N1, model_N1 = shown.reward_N[:, None], shown.rate_I[shown.item_N][:, None]
+    return {
+        "ips": by.ips(weight_N1, reward_N1),
+        "snips": by.snips(weight_N1, reward_N1),
+        "dm": by.direct(value_N),
+        "dr": by.doubly_robust(weight_N1, reward_N1, model_N1, value_N),
+    }
+
+
+def halves(found: list[Estimate], num_users: int) -> float | None:
+    """Rank correlation of the agents' order by two halves of the users; None for fewer than three agents."""
+    if len(found) < 3:
+        return None
+    half_2U = np.stack([np.arange(num_users) % 2 == part for part in range(2)]).astype(np.float64)
+    first, second = np.stack([estimate.resampled(half_2U) for estimate in found], axis=1)
+    return float(correlation_per_user(first[None], second[None], ranks=True)[0])

@@ -1,0 +1,76 @@
+"""Tables of an off-policy evaluation item by item, for the terminal and for the page."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from feedgym.experiments.page import COLOURS, axes_row, html_table, image, number, page, section, with_ends
+from feedgym.experiments.run import write_text
+
+Summary = Mapping[str, Any]
+
+
+def terminal_table(summary: Summary) -> Table:
+    """The agents and what each estimator says of them."""
+    table = Table(title=escape(summary["title"]), caption=escape(caption(summary)), caption_justify="left",
+                  box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
+    table.add_column("", no_wrap=True)
+    for head in (*summary["names"].values(), "rows"):
+        table.add_column(head, justify="right")
+    for agent, figures in summary["agents"].items():
+        cells = [with_ends(figures.get(name)) for name in summary["names"]]
+        table.add_row(agent, *cells, number(summary["rows"][agent]))
+    return table
+
+
+def caption(summary: Summary) -> str:
+    """What was asked of whom, and how far halves of the users agree."""
+    agree = [f"{summary['names'][name]} {number(value)}" for name, value in summary["halves"].items()]
+    return (
+        f"Share of {summary['reward']}, by {summary['judged_by']}; no truth is known. The agents' order by one half of "
+        f"the users and by the other, rank correlation: {', '.join(agree)}"
+    )
+
+
+def write_report(summary: Summary, folder: Path) -> Path:
+    """Write ``report.html``; returns its path."""
+    heads = ["", *summary["names"].values(), "effective sample size"]
+    rows = [
+        [agent, *(with_ends(figures.get(name)) for name in summary["names"]), number(summary["rows"][agent])]
+        for agent, figures in summary["agents"].items()
+    ]
+    refused = [[agent, ", ".join(summary["names"][name] for name in why), next(iter(why.values()))]
+               for agent, why in summary["refused"].items() if why]  # fmt: skip
+    sections = [
+        f"<h1>{html.escape(summary['title'])}</h1><p class='lead'>{html.escape(caption(summary))}</p>",
+        section("What each agent would earn", _dots(summary), html_table(heads, rows)),
+        section("What was refused", html_table(["agent", "estimators", "why"], refused) if refused else ""),
+    ]
+    path = folder / "report.html"
+    write_text(path, page(summary["title"], sections))
+    return path
+
+
+def _dots(summary: Summary) -> str:
+    """A dot with its interval an agent and estimator."""
+    agents = list(summary["agents"])
+    figure, (axis,) = axes_row(1, width=8, height=1.4 + 0.35 * len(agents))
+    shifts, colours = np.linspace(0.25, -0.25, len(summary["names"])), ("other", "truth", "model", "aligned")
+    for shift, colour, (name, label) in zip(shifts, colours, summary["names"].items(), strict=True):
+        told = [(place, summary["agents"][a][name]) for place, a in enumerate(agents) if name in summary["agents"][a]]
+        if told:
+            mean, low, high = (np.array([value[end] for _, value in told]) for end in ("mean", "low", "high"))
+            places = [place + shift for place, _ in told]
+            axis.errorbar(mean, places, xerr=np.maximum([mean - low, high - mean], 0), fmt="o", markersize=4,
+                          color=COLOURS[colour], label=label, capsize=2)  # fmt: skip
+    axis.set_yticks(range(len(agents)), agents, fontsize=8)
+    axis.legend(fontsize=7, frameon=False)
+    return image(figure)

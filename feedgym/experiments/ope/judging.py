@@ -1,0 +1,277 @@
+"""Every agent on one log: what each estimator says of it, or why it refuses, and what is true.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``A`` all slates that the catalogue allows, ``X`` pairs of a place
+and an item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import permutations
+from math import perm
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feedgym.experiments.ope import estimators as by
+from feedgym.experiments.ope.agents import Mixture
+from feedgym.experiments.ope.estimators import Estimate, Float
+from feedgym.experiments.ope.opinion import Opinion
+from feedgym.experiments.ope.presets import OPERun
+from feedgym.experiments.ope.targets import Target
+from feedgym.experiments.ope.visits import JudgingVisits
+from feedgym.experiments.progress import Step
+
+ESTIMATORS = {
+    "ips": "whole-slate IPS",
+    "snips": "whole-slate SNIPS",
+    "iips": "independent IPS",
+    "rips": "reward-interaction IPS",
+    "snrips": "the same, self-normalised",
+    "pi": "pseudo-inverse",
+    "dm": "direct method",
+    "dr": "doubly robust",
+    "cascade_dr": "cascade doubly robust",
+    "switch": "the same as deep as the log supports",
+}
+"""The estimators in the order of the tables, and what they are called."""
+
+Told = dict[str, Estimate | str]
+"""By estimator, the estimate or the reason why it is refused."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What an agent answers at N visits.
+
+    Attributes:
+        logp_NK: log-probability of each logged item given those above it.
+        truth_N: what a slate of its own is truly worth.
+        value_N: what the model expects of its slates; None without a model.
+        served_N: share of its slates that the log could have shown.
+        prob_NA: its probability of every slate; None where they are too many.
+    """
+
+    logp_NK: Float
+    truth_N: Float
+    value_N: Float | None
+    served_N: Float
+    prob_NA: Float | None
+
+    def mixed(self, shares: Mapping[str, float], parts: Mapping[str, Answers]) -> Answers:
+        """The answers of a mixture of agents, drawn for each visit."""
+        told = {name: [getattr(parts[part], name) for part in shares] for name in vars(self)}
+        share_R = list(shares.values())
+        prefix_NK = _average([np.exp(np.cumsum(logp, axis=1)) for logp in told.pop("logp_NK")], share_R)
+        above_NK = np.concatenate([np.ones((len(prefix_NK), 1)), prefix_NK[:, :-1]], axis=1)
+        prob_NK = np.divide(prefix_NK, above_NK, out=np.zeros_like(prefix_NK), where=above_NK > 0)
+        with np.errstate(divide="ignore"):
+            logp_NK = np.log(prob_NK)
+        averages = {name: None if values[0] is None else _average(values, share_R) for name, values in told.items()}
+        return Answers(logp_NK=logp_NK, **averages)
+
+
+def _average(values: list[Float], share_R: list[float]) -> Float:
+    return sum(share * value for share, value in zip(share_R, values, strict=True))  # type: ignore[return-value]
+
+
+@dataclass(frozen=True, eq=False)
+class Slates:
+    """All slates of a small catalogue, with the log's moments of pairs of a place and an item.
+
+    Attributes:
+        slates_AK: each once.
+        one_hot_AX: 1 at their pairs.
+        logged_NA: the log's probability of each.
+        moment_NXX: the log's probability of two pairs together.
+        shown_NX: 1 at the pairs that were shown.
+    """
+
+    slates_AK: NDArray[np.int64]
+    one_hot_AX: Float
+    logged_NA: Float
+    moment_NXX: Float
+    shown_NX: Float
+
+    @classmethod
+    def of(cls, visits: JudgingVisits, num_items: int) -> Slates:
+        """All slates of a catalogue whose items are always there."""
+        length = visits.slates_NK.shape[1]
+        slates_AK = np.array(list(permutations(range(num_items), length)))
+        one_hot_AX = _pairs(slates_AK, num_items)
+        logged_NA = visits.chances(every(slates_AK, len(visits))).prod(axis=2)
+        num_pairs = one_hot_AX.shape[1]
+        both_AX = (one_hot_AX[:, :, None] * one_hot_AX[:, None]).reshape(len(slates_AK), -1)
+        moment_NXX = (logged_NA @ both_AX).reshape(-1, num_pairs, num_pairs)
+        return cls(slates_AK, one_hot_AX, logged_NA, moment_NXX, _pairs(visits.slates_NK, num_items))
+
+    def item_weights(self, prob_NA: Float, num_places: int) -> Float:
+        """Ratios [N, K] of both policies' marginal probabilities of the item shown at each place."""
+        shares = [(prob @ self.one_hot_AX)[self.shown_NX > 0] for prob in (prob_NA, self.logged_NA)]
+        return (shares[0] / shares[1]).reshape(-1, num_places)
+
+
+def every(slates_AK: NDArray[np.int64], num: int) -> NDArray[np.int64]:
+    """All slates once per visit."""
+    return np.repeat(slates_AK[None], num, axis=0)
+
+
+def _pairs(slates_XK: NDArray[np.int64], num_items: int) -> Float:
+    return (slates_XK[..., None] == np.arange(num_items)).reshape(len(slates_XK), -1).astype(np.float64)
+
+
+def all_slates(config: OPERun, visits: JudgingVisits, num_items: int) -> Slates | str:
+    """All slates, or why they are not summed over."""
+    length = visits.slates_NK.shape[1]
+    if (number := perm(num_items, length)) > config.enumerated:
+        return (
+            f"it sums over all slates, and {num_items:,} items in {length} places make {number:.2g}, above "
+            f"enumerated={config.enumerated}"
+        )
+    if visits.policy.config.num_candidates < num_items:
+        return "the log's candidates are drawn anew for each visit, so its marginal chances are not known"
+    return Slates.of(visits, num_items)
+
+
+def answers(
+    target: Target, visits: JudgingVisits, opinion: Opinion | None, slates: Slates | str, config: OPERun, seed: int
+) -> Answers:
+    """What an agent answers; the slates by which truth and model value it are different ones."""
+    drawn_NSK = target.sample(1 + config.samples, seed)
+    own_N1K, others_NSK = drawn_NSK[:, :1], drawn_NSK[:, 1:]
+    value_N = None
+    if opinion is not None:
+        value_N = opinion.values(visits.requests.histories, others_NSK).mean(axis=1)
+    prob_NA = None
+    if isinstance(slates, Slates):
+        prob_NA = np.exp(target.log_probs(every(slates.slates_AK, len(visits))).sum(axis=2))
+    return Answers(
+        logp_NK=target.log_probs(visits.slates_NK[:, None])[:, 0],
+        truth_N=visits.true_values(own_N1K, config.replicas)[:, 0],
+        value_N=value_N,
+        served_N=(visits.chances(others_NSK).prod(axis=2) > 0).mean(axis=1),
+        prob_NA=prob_NA,
+    )
+
+
+@dataclass(frozen=True)
+class Support:
+    """How much of an agent the log shows.
+
+    Attributes:
+        served: share of its slates that the log could have shown.
+        rows_K: effective sample size at each place, of the prefix weights.
+        mean_K: their means, 1 up to luck where the propensities are right.
+        largest_K: the largest weight's share of their sum.
+        depth: down to this place the log supports estimates by weights.
+    """
+
+    served: float
+    rows_K: list[float]
+    mean_K: list[float]
+    largest_K: list[float]
+    depth: int
+
+
+class Judge:
+    """Estimators on one log.
+
+    Args:
+        config: says what is refused.
+        visits: the log.
+        slates: all slates, or why they are not there.
+        model_NK: the model's reward at each place of the logged slates; None without a model.
+    """
+
+    def __init__(self, config: OPERun, visits: JudgingVisits, slates: Slates | str, model_NK: Float | None) -> None:
+        self.config, self.visits, self.slates, self.model_NK = config, visits, slates, model_NK
+        self.least = max(config.min_rows, config.min_rows_share * len(visits))
+
+    def estimates(self, told: Answers) -> tuple[Told, Support]:
+        """What each estimator says of an agent, or why it is refused."""
+        prefix_NK = by.prefix_weights(np.exp(told.logp_NK), self.visits.prob_NK)
+        support = self.support(prefix_NK, told)
+        found = self._by_weights(prefix_NK, support) | self._by_sums(told, support)
+        found |= self._by_model(prefix_NK, told, support)
+        return {name: found[name] for name in ESTIMATORS}, support
+
+    def support(self, prefix_NK: Float, told: Answers) -> Support:
+        """How much of an agent the log shows."""
+        rows_K, total_K = by.effective_sample_size(prefix_NK), prefix_NK.sum(axis=0)
+        served = float(told.served_N.mean())
+        enough_K = (rows_K >= self.least) & (served >= self.config.min_served)
+        largest_K = prefix_NK.max(axis=0) / np.where(total_K > 0, total_K, 1)
+        mean_K = prefix_NK.mean(axis=0)
+        return Support(served, rows_K.tolist(), mean_K.tolist(), largest_K.tolist(), int(np.cumprod(enough_K).sum()))
+
+    def refusal(self, support: Support) -> str | None:
+        """Why an estimate by the weights of whole slates is refused."""
+        if support.served < self.config.min_served:
+            return f"{1 - support.served:.1%} of what it serves could not have been shown in this log"
+        if support.depth < len(support.rows_K):
+            rows = support.rows_K[support.depth]
+            return (
+                f"at place {support.depth + 1} its effective sample size is {rows:.1f} of {len(self.visits):,} visits, "
+                f"below {self.least:.0f}"
+            )
+        return None
+
+    def _by_weights(self, prefix_NK: Float, support: Support) -> Told:
+        reward_NK, why = self.visits.reward_NK, self.refusal(support)
+        return {
+            name: why or estimator(prefix_NK, reward_NK)
+            for name, estimator in (("ips", by.ips), ("snips", by.snips), ("rips", by.rips), ("snrips", by.snrips))
+        }
+
+    def _by_sums(self, told: Answers, support: Support) -> Told:
+        if isinstance(self.slates, str) or told.prob_NA is None:
+            return dict.fromkeys(("iips", "pi"), str(self.slates))
+        slates, reward_NK = self.slates, self.visits.reward_NK
+        if support.served < self.config.min_served:
+            return dict.fromkeys(("iips", "pi"), str(self.refusal(support)))
+        weight_NK = slates.item_weights(told.prob_NA, reward_NK.shape[1])
+        target_NX = told.prob_NA @ slates.one_hot_AX
+        pi = by.pseudo_inverse(target_NX, slates.moment_NXX, slates.shown_NX, reward_NK)
+        weight_N = by.pseudo_inverse_weights(target_NX, slates.moment_NXX, slates.shown_NX)
+        return {
+            "iips": self._few(weight_NK) or by.iips(weight_NK, reward_NK),
+            "pi": self._few(np.abs(weight_N)[:, None]) or pi,
+        }
+
+    def _few(self, weight_NX: Float) -> str | None:
+        rows = float(by.effective_sample_size(weight_NX).min())
+        return f"its effective sample size is {rows:.1f}, below {self.least:.0f}" if rows < self.least else None
+
+    def _by_model(self, prefix_NK: Float, told: Answers, support: Support) -> Told:
+        if self.model_NK is None or told.value_N is None:
+            why = "the run's reward is no model of the true reward, in whose units it would have to be"
+            return dict.fromkeys(("dm", "dr", "cascade_dr", "switch"), why)
+        reward_NK, why, places = self.visits.reward_NK, self.refusal(support), self.visits.reward_NK.shape[1]
+        those = (prefix_NK, reward_NK, self.model_NK, told.value_N)
+        return {
+            "dm": by.direct(told.value_N),
+            "dr": why or by.doubly_robust(*those),
+            "cascade_dr": why or by.cascade_dr_to(places, *those),
+            "switch": by.cascade_dr_to(support.depth, *those),
+        }
+
+
+def judged_agents(
+    config: OPERun,
+    targets: Mapping[str, Target],
+    mixtures: Mapping[str, Mixture],
+    visits: JudgingVisits,
+    opinion: Opinion | None,
+    slates: Slates | str,
+    seed: int,
+    step: Step,
+) -> dict[str, Answers]:
+    """The answers of all agents by name, mixtures last."""
+    found: dict[str, Answers] = {}
+    for number, (name, target) in enumerate(targets.items()):
+        found[name] = answers(target, visits, opinion, slates, config, seed)
+        step(number + 1, len(targets))
+    for name, mixture in mixtures.items():
+        found[name] = next(iter(found.values())).mixed(mixture.shares, found)
+    return found

@@ -1,0 +1,158 @@
+"""The policies to be judged: agents whose slates are drawn with known probabilities, item after item.
+
+A target is bound to the visits it is judged by. It says with which probability it would show each item of a slate given
+those above it, and draws slates. Deterministic agents are none: their weights are 0 or huge; judge them sampled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from feedgym.agents.generation import GenerativeRecommender, SamplingConfig, item_log_probs, sample_sessions
+from feedgym.agents.plackett_luce import NOWHERE, PlackettLuce
+from feedgym.agents.requests import existing_items, shown_mask
+from feedgym.data.events import BEHAVIOUR_IDX, Catalog, Event, EventLog
+from feedgym.data.sessions import POSITIVE
+from feedgym.envs import luck
+from feedgym.experiments.ope.estimators import Float
+from feedgym.experiments.ope.opinion import Opinion
+from feedgym.experiments.ope.visits import JudgingVisits
+
+SEEN_LOGIT = -100.0
+"""What a seen item loses: it is served only where nothing else is left."""
+CELLS = 2**22
+"""Slates times items held at a time."""
+SERVED = 0x736572766564
+"""Salt of the luck with which the logging policy would serve the same visits again."""
+
+
+class Target(Protocol):
+    """A policy of slates at N visits."""
+
+    def log_probs(self, slates_NSK: NDArray[np.int64]) -> Float:
+        """Log-probability [N, S, K] of each item of S slates per visit, given those above it; -inf where impossible."""
+        ...
+
+    def sample(self, n: int, seed: int) -> NDArray[np.int64]:
+        """Slates [N, n, K] drawn from the policy."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LoggingTarget:
+    """The policy that made the log."""
+
+    visits: JudgingVisits
+
+    def log_probs(self, slates_NSK: NDArray[np.int64]) -> Float:
+        """See :class:`Target`."""
+        return _log(self.visits.chances(slates_NSK))
+
+    def sample(self, n: int, seed: int) -> NDArray[np.int64]:
+        """See :class:`Target`."""
+        policy, state, taste_NE = self.visits.policy, self.visits.state, self.visits.taste_NE
+        seed_SN = luck.derive(luck.derive(state.seed_U, SERVED + seed), np.arange(n)[:, None])
+        slates = [policy.serve(replace(state, seed_U=seed_N), taste_NE)[0] for seed_N in seed_SN]
+        return np.stack(slates, axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class AgentTarget:
+    """A generative agent that draws its slates."""
+
+    visits: JudgingVisits
+    agent: GenerativeRecommender
+    sampling: SamplingConfig
+
+    def log_probs(self, slates_NSK: NDArray[np.int64]) -> Float:
+        """See :class:`Target`."""
+        those = (self.agent.model, self.agent.trie, self.visits.requests.histories)
+        return item_log_probs(*those, torch.from_numpy(slates_NSK), self.sampling).double().numpy()
+
+    def sample(self, n: int, seed: int) -> NDArray[np.int64]:
+        """See :class:`Target`."""
+        those = (self.agent.model, self.agent.trie, self.visits.requests.histories, n, self.agent.session_length)
+        return sample_sessions(*those, torch.Generator().manual_seed(seed), self.sampling).item_ids_USK.numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTarget:
+    """Scores of the items as a Plackett-Luce policy: place after place in proportion to exp(score / temperature)."""
+
+    logit_NI: Tensor
+    temperature: float
+    length: int
+
+    def log_probs(self, slates_NSK: NDArray[np.int64]) -> Float:
+        """See :class:`Target`."""
+        num_slates, parts = slates_NSK.shape[1], []
+        for rows in self._blocks(num_slates):
+            policy = self._policy(rows, num_slates)
+            parts.append(policy.item_log_probs(torch.from_numpy(slates_NSK[rows]).flatten(0, 1)))
+        return torch.cat(parts).view(slates_NSK.shape).numpy()
+
+    def sample(self, n: int, seed: int) -> NDArray[np.int64]:
+        """See :class:`Target`."""
+        generator = torch.Generator().manual_seed(seed)
+        return torch.cat([self._policy(rows).sample(n, generator) for rows in self._blocks(n)]).numpy()
+
+    def _policy(self, rows: slice, copies: int = 1) -> PlackettLuce:
+        logit_NI = (self.logit_NI[rows].double() / self.temperature).clamp_min(NOWHERE)
+        return PlackettLuce(logit_NI.repeat_interleave(copies, dim=0), self.length)
+
+    def _blocks(self, num_slates: int) -> list[slice]:
+        size = max(1, CELLS // (num_slates * self.logit_NI.shape[1]))
+        return [slice(low, low + size) for low in range(0, len(self.logit_NI), size)]
+
+
+def _log(prob: Float) -> Float:
+    with np.errstate(divide="ignore"):
+        return np.log(prob)
+
+
+# ---------------------------------------------------------------- scores
+
+
+def popularity_logits(visits: JudgingVisits, known: EventLog, catalog: Catalog, block_seen: bool) -> Tensor:
+    """Log of the clicks of a log that was there before, [N, I]."""
+    clicked = (known.event == Event.IMPRESSION) & (known.behaviours[:, BEHAVIOUR_IDX["click"]] > 0)
+    count_I = np.bincount(known.item_id[clicked], minlength=catalog.num_items) + 1.0
+    logit_NI = torch.from_numpy(np.log(count_I)).float().repeat(len(visits), 1)
+    return served_alone(logit_NI, visits, catalog, block_seen)
+
+
+def random_logits(visits: JudgingVisits, catalog: Catalog) -> Tensor:
+    """All alike, seen or not, [N, I]."""
+    return served_alone(torch.zeros(len(visits), catalog.num_items), visits, catalog, block_seen=False)
+
+
+def content_logits(visits: JudgingVisits, catalog: Catalog, block_seen: bool) -> Tensor:
+    """Cosines [N, I] of the items' contents and the mean content of what pleased in the history."""
+    histories = visits.requests.histories
+    unit_IE = torch.nn.functional.normalize(torch.from_numpy(catalog.content_IE).float(), dim=1)
+    pleased_NT = histories.behaviours_UTB[..., [BEHAVIOUR_IDX[name] for name in POSITIVE]].amax(2) * histories.mask_UT
+    taste_NE = torch.einsum("nt,nte->ne", pleased_NT, unit_IE[histories.item_ids_UT])
+    cosine_NI = torch.nn.functional.normalize(taste_NE, dim=1) @ unit_IE.T
+    return served_alone(cosine_NI, visits, catalog, block_seen)
+
+
+def ranker_logits(visits: JudgingVisits, popular_NI: Tensor, opinion: Opinion, num_items: int) -> Tensor:
+    """The reward model's opinions [N, I] of the most popular items, each by itself; nothing else is served."""
+    top_NC = popular_NI.topk(min(num_items, popular_NI.shape[1]), dim=1).indices
+    value_NC = torch.from_numpy(opinion.values(visits.requests.histories, top_NC[..., None].numpy())).float()
+    return torch.full_like(popular_NI, NOWHERE).scatter(1, top_NC, value_NC)
+
+
+def served_alone(logit_NI: Tensor, visits: JudgingVisits, catalog: Catalog, block_seen: bool) -> Tensor:
+    """Logits that leave out what does not exist and, if asked for, what the user is known to have seen."""
+    histories = visits.requests.histories
+    if block_seen:
+        logit_NI = logit_NI + SEEN_LOGIT * shown_mask(histories, catalog.num_items)
+    exists_NI = existing_items(histories, catalog, visits.policy.session_length)
+    return logit_NI if exists_NI is None else logit_NI.masked_fill(~exists_NI, NOWHERE)
