@@ -167,6 +167,8 @@ COMPARE = """
   feedgym compare methods --methods dpo grpo --seeds 0 1 --set rounds.num=3 dpo.beta=0.3
   feedgym compare methods --resume runs/methods     goes on where it was stopped; --seeds or --methods may add some
   feedgym compare ablations --method dpo --beta 0.03 0.3 --num-samples --user-share --pairing --rounds
+  feedgym compare ope --against runs/demo           what a log says of 19 agents before they are served, and the truth
+  feedgym compare ope-items --data FOLDER           the same of single items, by KuaiRand's random exposures
 
 Methods and ablations are whole alignments: on 2 cores about 2 minutes a method (or value) and seed at the laptop's
 sizes, and 1 minute a seed for its log, base and reward model, which are made once. Each is a run folder under cells/,
@@ -175,7 +177,7 @@ with a report of its own; two run at a time (--workers). One that fails stands i
 
 
 def compare(arguments: Sequence[str]) -> None:
-    """Put agents or methods into one table: feedgym compare cascade, methods or ablations."""
+    """Put agents or methods into one table: feedgym compare cascade, methods, ablations or ope."""
     from feedgym.experiments.presets import COMPARISONS
 
     _from_preset("compare", COMPARISONS, arguments, COMPARE)

@@ -23,7 +23,7 @@ from feedgym.agents.requests import request_noise, seen_by
 from feedgym.data.batches import DatedEventBatch, EventBatch, SessionBatch
 from feedgym.data.events import Catalog
 from feedgym.protocols import GenerativeAgent, too_few
-from feedgym.ranges import CountOrZero, Positive, Ranged, SomeShare
+from feedgym.ranges import Count, CountOrZero, Positive, Ranged, SomeShare
 from feedgym.tokenizers.trie import Trie
 from feedgym.tokenizers.vocabulary import Vocabulary
 
@@ -65,6 +65,25 @@ class SamplingConfig(Ranged):
         ranked, order = weights.sort(dim=-1, descending=True)
         ranked = ranked.masked_fill(ranked.cumsum(-1) - ranked >= self.top_p, 0.0)
         return torch.zeros_like(weights).scatter_(-1, order, ranked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralSamplings(SamplingConfig):
+    """Several ways of drawing at once: the first ``each`` of a user's rows by the first of them, and so on.
+
+    So the history is read once for an agent at several temperatures; its own temperature and filters are not used.
+    """
+
+    ways: tuple[SamplingConfig, ...] = ()
+    """They block the same items, as this does."""
+    each: Count = 1
+    """Rows of each."""
+
+    def weights(self, logp: Tensor) -> Tensor:
+        """Probabilities [U, S, C] to choose by; of one row a user, those of all S."""
+        logp_USC = logp.expand(-1, len(self.ways) * self.each, -1)
+        parts = zip(self.ways, logp_USC.split(self.each, dim=1), strict=True)
+        return torch.cat([way.weights(part_USC) for way, part_USC in parts], dim=1)
 
 
 Choice = tuple[Tensor | None, Tensor, Tensor | None]
@@ -120,7 +139,7 @@ def draw_sessions(
             weights_USC = sampling.weights(legal_USC)
             cdf = weights_USC.cumsum(-1)
             total = cdf[..., -1:]
-            draws = noise_NUS[step].view(num_users, num_rows, -1) * total
+            draws = noise_NUS[step].view(num_users, weights_USC.shape[1], -1) * total
             # Rounding may reach the total, behind which there is no code.
             draws = torch.minimum(draws, torch.nextafter(total, torch.zeros_like(total)))
             codes_US = torch.searchsorted(cdf, draws, right=True).view(num_users, n)

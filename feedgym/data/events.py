@@ -33,7 +33,7 @@ some parts; in a module whose docstring says so, that counts::
                                         short video: the width of what an item shows of itself
                                         probes: held-out reward models
     O outputs of the reward model
-    A numbers of a continuous action
+    A numbers of a continuous action    off-policy evaluation: all slates of a small catalogue
     Y numbers that describe an event
     Z places of a sequence: its start, profile and context among them
                                         HSTU as a ranker: tokens of an event

@@ -14,6 +14,7 @@ from feedgym.experiments.align.agents import FinishedRun
 from feedgym.experiments.ope.opinion import Opinion
 from feedgym.experiments.ope.presets import OPERun
 from feedgym.experiments.ope.targets import (
+    AgentFamily,
     AgentTarget,
     LoggingTarget,
     ScoreTarget,
@@ -53,10 +54,11 @@ def targets_of(
     targets[RANDOM] = ScoreTarget(random_logits(visits, catalog), 1.0, length)
     for name, (logit_NI, temperatures) in scores.items():
         targets |= {at(name, t): ScoreTarget(logit_NI, t, length) for t in temperatures}
-    for name, agent in finished.agents.items():
-        for t in temperatures_of(config):
-            sampling = replace(finished.config.sampling, temperature=t)
-            targets[at(name, t)] = AgentTarget(visits, agent, sampling)  # type: ignore[arg-type]
+    temperatures = temperatures_of(config)
+    ways = [replace(finished.config.sampling, temperature=t) for t in temperatures]
+    for name, agent in finished.agents.items() if ways else ():
+        family = AgentFamily(visits, agent, ways)  # type: ignore[arg-type]
+        targets |= {at(name, t): AgentTarget(family, way) for way, t in enumerate(temperatures)}
     return targets
 
 

@@ -30,6 +30,7 @@ from feedgym.experiments.logs import LOG, plan_log, recorded_log, simulated_log,
 from feedgym.experiments.ope import estimators as by
 from feedgym.experiments.ope.estimators import Estimate, Float
 from feedgym.experiments.ope.items_report import terminal_table, write_report
+from feedgym.experiments.ope.judging import fault_of
 from feedgym.experiments.ope.presets import OPEItemsRun
 from feedgym.experiments.progress import progress
 from feedgym.experiments.run import Codec, Plan, Run, json_of
@@ -179,8 +180,8 @@ def told_of_items(config: OPEItemsRun, data: LogAndItems) -> dict[str, Any]:
         weight_N1 = by.prefix_weights(prob_N[:, None], shown.prob_N[:, None])
         rows[agent] = float(by.effective_sample_size(weight_N1)[0])
         found = estimates(weight_N1, shown, value_N)
-        why = f"its effective sample size is {rows[agent]:.1f} of {len(prob_N):,} exposures, below {least:.0f}"
-        refused[agent] = {name: why for name in found if name != "dm" and rows[agent] < least}
+        why = fault_of(weight_N1[:, 0], least)
+        refused[agent] = {name: why for name in found if why and name != "dm"}
         users = {n: e.of_users(shown.user_N, shown.num_users) for n, e in found.items() if n not in refused[agent]}
         agents[agent] = {name: interval(estimate, counts_RU) for name, estimate in users.items()}
         for name, estimate in users.items():

@@ -37,6 +37,9 @@ ESTIMATORS = {
 }
 """The estimators in the order of the tables, and what they are called."""
 
+ERRORS = 3.0
+"""Standard errors by which a mean of weights may be off 1."""
+
 Told = dict[str, Estimate | str]
 """By estimator, the estimate or the reason why it is refused."""
 
@@ -81,14 +84,14 @@ class Slates:
     """All slates of a small catalogue, with the log's moments of pairs of a place and an item.
 
     Attributes:
-        slates_AK: each once.
+        slates_NAK: each once per visit.
         one_hot_AX: 1 at their pairs.
         logged_NA: the log's probability of each.
         moment_NXX: the log's probability of two pairs together.
         shown_NX: 1 at the pairs that were shown.
     """
 
-    slates_AK: NDArray[np.int64]
+    slates_NAK: NDArray[np.int64]
     one_hot_AX: Float
     logged_NA: Float
     moment_NXX: Float
@@ -100,21 +103,17 @@ class Slates:
         length = visits.slates_NK.shape[1]
         slates_AK = np.array(list(permutations(range(num_items), length)))
         one_hot_AX = _pairs(slates_AK, num_items)
-        logged_NA = visits.chances(every(slates_AK, len(visits))).prod(axis=2)
+        slates_NAK = np.repeat(slates_AK[None], len(visits), axis=0)
+        logged_NA = visits.chances(slates_NAK).prod(axis=2)
         num_pairs = one_hot_AX.shape[1]
         both_AX = (one_hot_AX[:, :, None] * one_hot_AX[:, None]).reshape(len(slates_AK), -1)
         moment_NXX = (logged_NA @ both_AX).reshape(-1, num_pairs, num_pairs)
-        return cls(slates_AK, one_hot_AX, logged_NA, moment_NXX, _pairs(visits.slates_NK, num_items))
+        return cls(slates_NAK, one_hot_AX, logged_NA, moment_NXX, _pairs(visits.slates_NK, num_items))
 
     def item_weights(self, prob_NA: Float, num_places: int) -> Float:
         """Ratios [N, K] of both policies' marginal probabilities of the item shown at each place."""
         shares = [(prob @ self.one_hot_AX)[self.shown_NX > 0] for prob in (prob_NA, self.logged_NA)]
         return (shares[0] / shares[1]).reshape(-1, num_places)
-
-
-def every(slates_AK: NDArray[np.int64], num: int) -> NDArray[np.int64]:
-    """All slates once per visit."""
-    return np.repeat(slates_AK[None], num, axis=0)
 
 
 def _pairs(slates_XK: NDArray[np.int64], num_items: int) -> Float:
@@ -145,9 +144,9 @@ def answers(
         value_N = opinion.values(visits.requests.histories, others_NSK).mean(axis=1)
     prob_NA = None
     if isinstance(slates, Slates):
-        prob_NA = np.exp(target.log_probs(every(slates.slates_AK, len(visits))).sum(axis=2))
+        prob_NA = np.exp(target.log_probs(slates.slates_NAK).sum(axis=2))
     return Answers(
-        logp_NK=target.log_probs(visits.slates_NK[:, None])[:, 0],
+        logp_NK=target.log_probs(visits.slates_N1K)[:, 0],
         truth_N=visits.true_values(own_N1K, config.replicas)[:, 0],
         value_N=value_N,
         served_N=(visits.chances(others_NSK).prod(axis=2) > 0).mean(axis=1),
@@ -165,6 +164,7 @@ class Support:
         mean_K: their means, 1 up to luck where the propensities are right.
         largest_K: the largest weight's share of their sum.
         depth: down to this place the log supports estimates by weights.
+        why: what is wrong below it; None if nothing is.
     """
 
     served: float
@@ -172,6 +172,23 @@ class Support:
     mean_K: list[float]
     largest_K: list[float]
     depth: int
+    why: str | None
+
+
+def fault_of(weight_N: Float, least: float) -> str | None:
+    """Why the weights of N rows support no estimate: too few rows count, or the weights' mean is not 1.
+
+    The mean is 1 over all logs that could have been. One far below says that most of what the agent serves happens to
+    stand nowhere in this log, and then the rows that are left may even look many: those of a mixture's random half do.
+    """
+    rows, num = float(by.effective_sample_size(weight_N)), len(weight_N)
+    if rows < least:
+        return f"the effective sample size is {rows:.1f} of {num:,} rows, below {least:.0f}"
+    mean, error = float(weight_N.mean()), float(weight_N.std()) / num**0.5
+    if abs(mean - 1) > ERRORS * error + 1e-6:
+        off = "what it serves is mostly not in this log" if mean < 1 else "the propensities may be wrong"
+        return f"the mean weight is {mean:.2f} and should be 1 up to {ERRORS * error:.2f}: {off}"
+    return None
 
 
 class Judge:
@@ -198,29 +215,25 @@ class Judge:
 
     def support(self, prefix_NK: Float, told: Answers) -> Support:
         """How much of an agent the log shows."""
-        rows_K, total_K = by.effective_sample_size(prefix_NK), prefix_NK.sum(axis=0)
-        served = float(told.served_N.mean())
-        enough_K = (rows_K >= self.least) & (served >= self.config.min_served)
-        largest_K = prefix_NK.max(axis=0) / np.where(total_K > 0, total_K, 1)
-        mean_K = prefix_NK.mean(axis=0)
-        return Support(served, rows_K.tolist(), mean_K.tolist(), largest_K.tolist(), int(np.cumprod(enough_K).sum()))
-
-    def refusal(self, support: Support) -> str | None:
-        """Why an estimate by the weights of whole slates is refused."""
-        if support.served < self.config.min_served:
-            return f"{1 - support.served:.1%} of what it serves could not have been shown in this log"
-        if support.depth < len(support.rows_K):
-            rows = support.rows_K[support.depth]
-            return (
-                f"at place {support.depth + 1} its effective sample size is {rows:.1f} of {len(self.visits):,} visits, "
-                f"below {self.least:.0f}"
-            )
-        return None
+        served, total_K = float(told.served_N.mean()), prefix_NK.sum(axis=0)
+        faults = [fault_of(weight_N, self.least) for weight_N in prefix_NK.T]
+        depth = next((k for k, fault in enumerate(faults) if fault), len(faults))
+        why = f"at place {depth + 1} {faults[depth]}" if depth < len(faults) else None
+        if served < self.config.min_served:
+            depth, why = 0, f"{1 - served:.1%} of what it serves could not have been shown in this log"
+        return Support(
+            served=served,
+            rows_K=by.effective_sample_size(prefix_NK).tolist(),
+            mean_K=prefix_NK.mean(axis=0).tolist(),
+            largest_K=(prefix_NK.max(axis=0) / np.where(total_K > 0, total_K, 1)).tolist(),
+            depth=depth,
+            why=why,
+        )
 
     def _by_weights(self, prefix_NK: Float, support: Support) -> Told:
-        reward_NK, why = self.visits.reward_NK, self.refusal(support)
+        reward_NK = self.visits.reward_NK
         return {
-            name: why or estimator(prefix_NK, reward_NK)
+            name: support.why or estimator(prefix_NK, reward_NK)
             for name, estimator in (("ips", by.ips), ("snips", by.snips), ("rips", by.rips), ("snrips", by.snrips))
         }
 
@@ -229,25 +242,21 @@ class Judge:
             return dict.fromkeys(("iips", "pi"), str(self.slates))
         slates, reward_NK = self.slates, self.visits.reward_NK
         if support.served < self.config.min_served:
-            return dict.fromkeys(("iips", "pi"), str(self.refusal(support)))
+            return dict.fromkeys(("iips", "pi"), str(support.why))
         weight_NK = slates.item_weights(told.prob_NA, reward_NK.shape[1])
-        target_NX = told.prob_NA @ slates.one_hot_AX
-        pi = by.pseudo_inverse(target_NX, slates.moment_NXX, slates.shown_NX, reward_NK)
-        weight_N = by.pseudo_inverse_weights(target_NX, slates.moment_NXX, slates.shown_NX)
+        those = (told.prob_NA @ slates.one_hot_AX, slates.moment_NXX, slates.shown_NX)
+        weight_N = by.pseudo_inverse_weights(*those)
+        faults = [fault_of(column_N, self.least) for column_N in weight_NK.T]
         return {
-            "iips": self._few(weight_NK) or by.iips(weight_NK, reward_NK),
-            "pi": self._few(np.abs(weight_N)[:, None]) or pi,
+            "iips": next(filter(None, faults), None) or by.iips(weight_NK, reward_NK),
+            "pi": fault_of(weight_N, self.least) or by.pseudo_inverse(*those, reward_NK),
         }
-
-    def _few(self, weight_NX: Float) -> str | None:
-        rows = float(by.effective_sample_size(weight_NX).min())
-        return f"its effective sample size is {rows:.1f}, below {self.least:.0f}" if rows < self.least else None
 
     def _by_model(self, prefix_NK: Float, told: Answers, support: Support) -> Told:
         if self.model_NK is None or told.value_N is None:
             why = "the run's reward is no model of the true reward, in whose units it would have to be"
             return dict.fromkeys(("dm", "dr", "cascade_dr", "switch"), why)
-        reward_NK, why, places = self.visits.reward_NK, self.refusal(support), self.visits.reward_NK.shape[1]
+        reward_NK, why, places = self.visits.reward_NK, support.why, self.visits.reward_NK.shape[1]
         those = (prefix_NK, reward_NK, self.model_NK, told.value_N)
         return {
             "dm": by.direct(told.value_N),

@@ -67,7 +67,7 @@ class OPERun(Ranged):
     """Shares of the visits that mixtures serve at random; the rest is the aligned agent's, at temperature 1."""
     replicas: Count = 8
     """Answers from which the true value of a slate is averaged, one slate per request and agent."""
-    samples: Few = 2
+    samples: Few = 1
     """Slates of the agent per request, by which the model of the reward says its value."""
     enumerated: Count = 1000
     """Most slates that a catalogue may allow for estimators that sum over all of them (IIPS and PI)."""

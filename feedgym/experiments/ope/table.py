@@ -1,7 +1,4 @@
-"""How good each estimator is: its errors over agents and logs, and whether it orders the agents as the truth does.
-
-Axes beyond the legend of :mod:`feedgym.data.events`: ``A`` agents, ``R`` resamples of users.
-"""
+"""How good each estimator is: its errors over agents and logs, and whether it orders the agents as the truth does."""
 
 from __future__ import annotations
 
@@ -139,7 +136,8 @@ def supports(logs: Sequence[Log]) -> dict[str, dict[str, Any]]:
     found = {}
     for agent in logs[0]["agents"]:
         told = [log["agents"][agent]["support"] for log in logs]
-        means: dict[str, Float] = {name: np.mean([s[name] for s in told], axis=0) for name in told[0]}
+        names = ("served", "rows_K", "mean_K", "largest_K")
+        means: dict[str, Float] = {name: np.mean([s[name] for s in told], axis=0) for name in names}
         found[agent] = {name: np.asarray(value).tolist() for name, value in means.items()}
         found[agent]["depth"] = min(s["depth"] for s in told)
     return found

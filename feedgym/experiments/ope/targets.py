@@ -6,15 +6,22 @@ those above it, and draws slates. Deterministic agents are none: their weights a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from feedgym.agents.generation import GenerativeRecommender, SamplingConfig, item_log_probs, sample_sessions
+from feedgym.agents.generation import (
+    GenerativeRecommender,
+    SamplingConfig,
+    SeveralSamplings,
+    item_log_probs,
+    sample_sessions,
+)
 from feedgym.agents.plackett_luce import NOWHERE, PlackettLuce
 from feedgym.agents.requests import existing_items, shown_mask
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, Event, EventLog
@@ -62,23 +69,59 @@ class LoggingTarget:
         return np.stack(slates, axis=1)
 
 
+class AgentFamily:
+    """A generative agent that draws its slates in several ways, such as temperatures; it reads each history once.
+
+    Args:
+        visits: by which it is judged.
+        agent: the agent.
+        ways: how slates are drawn; they block the same items.
+    """
+
+    def __init__(self, visits: JudgingVisits, agent: GenerativeRecommender, ways: Sequence[SamplingConfig]) -> None:
+        self.visits, self.agent, self.ways = visits, agent, tuple(ways)
+        self._scored: tuple[Any, Float] | None = None
+        self._drawn: tuple[Any, NDArray[np.int64]] | None = None
+
+    def log_probs(self, slates_NSK: NDArray[np.int64], way: int) -> Float:
+        """See :class:`Target`; of all ways at once, kept until other slates are asked for."""
+        if self._scored is None or self._scored[0] is not slates_NSK:
+            num, sampling = slates_NSK.shape[1], self._sampling(slates_NSK.shape[1])
+            slates = torch.from_numpy(slates_NSK).repeat(1, len(self.ways), 1)
+            logp = item_log_probs(*self._asked(), slates, sampling).double().numpy()
+            self._scored = (slates_NSK, logp.reshape(len(logp), len(self.ways), num, -1))
+        return self._scored[1][:, way]
+
+    def sample(self, n: int, seed: int, way: int) -> NDArray[np.int64]:
+        """See :class:`Target`."""
+        if self._drawn is None or self._drawn[0] != (n, seed):
+            generator, num_rows = torch.Generator().manual_seed(seed), n * len(self.ways)
+            those = (num_rows, self.agent.session_length, generator, self._sampling(n))
+            slates = sample_sessions(*self._asked(), *those).item_ids_USK.numpy()
+            self._drawn = ((n, seed), slates.reshape(len(slates), len(self.ways), n, -1))
+        return self._drawn[1][:, way]
+
+    def _asked(self) -> tuple[Any, Any, Any]:
+        return self.agent.model, self.agent.trie, self.visits.requests.histories
+
+    def _sampling(self, each: int) -> SeveralSamplings:
+        return SeveralSamplings(ways=self.ways, each=each, block_seen=self.ways[0].block_seen)
+
+
 @dataclass(frozen=True, eq=False)
 class AgentTarget:
-    """A generative agent that draws its slates."""
+    """A generative agent that draws its slates in one of its family's ways."""
 
-    visits: JudgingVisits
-    agent: GenerativeRecommender
-    sampling: SamplingConfig
+    family: AgentFamily
+    way: int
 
     def log_probs(self, slates_NSK: NDArray[np.int64]) -> Float:
         """See :class:`Target`."""
-        those = (self.agent.model, self.agent.trie, self.visits.requests.histories)
-        return item_log_probs(*those, torch.from_numpy(slates_NSK), self.sampling).double().numpy()
+        return self.family.log_probs(slates_NSK, self.way)
 
     def sample(self, n: int, seed: int) -> NDArray[np.int64]:
         """See :class:`Target`."""
-        those = (self.agent.model, self.agent.trie, self.visits.requests.histories, n, self.agent.session_length)
-        return sample_sessions(*those, torch.Generator().manual_seed(seed), self.sampling).item_ids_USK.numpy()
+        return self.family.sample(n, seed, self.way)
 
 
 @dataclass(frozen=True, eq=False)

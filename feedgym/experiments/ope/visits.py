@@ -7,6 +7,7 @@ of the log, are there for the truth and for the logging policy's chances of slat
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -64,10 +65,15 @@ class JudgingVisits:
     def __len__(self) -> int:
         return len(self.user_N)
 
-    @property
+    @cached_property
     def slates_NK(self) -> NDArray[np.int64]:
         """The logged slates."""
         return self.requests.sessions.item_ids_NK.astype(np.int64)
+
+    @cached_property
+    def slates_N1K(self) -> NDArray[np.int64]:
+        """The same as one slate per visit, always the same array."""
+        return self.slates_NK[:, None]
 
     def chances(self, slates_NSK: NDArray[np.int64]) -> Float:
         """The logging policy's probability [N, S, K] of each item of S slates per visit, given those above it."""
