@@ -52,8 +52,8 @@ def targets_of(
         scores["ranker"] = (logit_NI, config.ranker_temperatures)
     targets: dict[str, Target] = {LOGGING: LoggingTarget(visits)}
     targets[RANDOM] = ScoreTarget(random_logits(visits, catalog), 1.0, length)
-    for name, (logit_NI, temperatures) in scores.items():
-        targets |= {at(name, t): ScoreTarget(logit_NI, t, length) for t in temperatures}
+    for name, (logit_NI, those) in scores.items():
+        targets |= {at(name, t): ScoreTarget(logit_NI, t, length) for t in those}
     temperatures = temperatures_of(config)
     ways = [replace(finished.config.sampling, temperature=t) for t in temperatures]
     for name, agent in finished.agents.items() if ways else ():

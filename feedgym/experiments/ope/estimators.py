@@ -82,7 +82,7 @@ def prefix_weights(prob_target_NK: Float, prob_logged_NK: Float) -> Float:
         ValueError: a probability of the log is outside (0, 1].
     """
     check_propensities(prob_logged_NK)
-    return np.cumprod(prob_target_NK / prob_logged_NK, axis=1)
+    return np.asarray(np.cumprod(prob_target_NK / prob_logged_NK, axis=1), np.float64)
 
 
 def check_propensities(prob_logged_NK: Float) -> None:
@@ -102,7 +102,8 @@ def check_propensities(prob_logged_NK: Float) -> None:
 
 def effective_sample_size(weight_N: Float) -> Float:
     """(sum w)^2 / sum w^2 (Kish), along the first axis; 0 where all weights are 0."""
-    return _ratio(np.sum(weight_N, axis=0) ** 2 * np.ones(()), np.sum(np.square(weight_N), axis=0))
+    total, squares = (np.asarray(np.sum(term, axis=0), np.float64) for term in (weight_N, np.square(weight_N)))
+    return _ratio(total**2, squares)
 
 
 # ---------------------------------------------------------------- estimators by weights

@@ -52,9 +52,9 @@ def plan(config: OPERun) -> Plan:
         check_simulated(read_config(Path(config.against)), config.against)
         before, source = (), key_of(config.against)
     served = [config.users, config.visits, config.random_share, config.popularity_share, config.num_candidates]
-    agents = [config.agent_temperatures, config.popularity_temperatures, config.content_temperatures]
+    agents: list[Any] = [config.agent_temperatures, config.popularity_temperatures, config.content_temperatures]
     agents += [config.ranker_temperatures, config.ranker_items, config.mixtures]
-    judged = [config.replicas, config.samples, config.enumerated]
+    judged: list[Any] = [config.replicas, config.samples, config.enumerated]
     judged += [config.min_rows, config.min_rows_share, config.min_served]
     for number in range(config.logs):
         log = plan.stage(f"log-{number}", [source, served, config.temperature, log_seed(config, number)], before)

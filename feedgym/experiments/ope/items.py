@@ -138,7 +138,8 @@ class Exposures:
         if config.exposures and len(row_N) > config.exposures:
             row_N = np.sort(np.random.default_rng(config.seed).choice(row_N, config.exposures, replace=False))
         users, user_N = np.unique(user[row_N], return_inverse=True)
-        wanted = log.behaviours[:, [BEHAVIOUR_IDX[name] for name in config.behaviours]].any(axis=1)
+        of_use = [BEHAVIOUR_IDX[name] for name in config.behaviours]
+        wanted = np.asarray(log.behaviours[:, of_use].any(axis=1), bool)
         seen = (log.event == Event.IMPRESSION) & log.examined & ~judging_U[user]
         shown_I = np.bincount(log.item_id[seen], minlength=catalog.num_items)
         count_I = np.bincount(log.item_id[seen & wanted], minlength=catalog.num_items).astype(np.float64)
@@ -158,8 +159,8 @@ class Exposures:
 def known_chances(log: EventLog) -> NDArray[np.bool_]:
     """Rows of exposures whose chance is known by itself: drawn at random, or in the first place of a session."""
     drawn = log.extra.get(RANDOM, np.zeros(log.num_events, np.float32)) == 1
-    alone = drawn | ((log.position == 0) & (RANDOM not in log.extra))
-    return alone & (log.event == Event.IMPRESSION) & log.examined & (log.propensity > 0)
+    alone = drawn if RANDOM in log.extra else log.position == 0
+    return np.asarray(alone & (log.event == Event.IMPRESSION) & log.examined & (log.propensity > 0))
 
 
 def told_of_items(config: OPEItemsRun, data: LogAndItems) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import permutations
 from math import perm
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,14 +65,16 @@ class Answers:
 
     def mixed(self, shares: Mapping[str, float], parts: Mapping[str, Answers]) -> Answers:
         """The answers of a mixture of agents, drawn for each visit."""
-        told = {name: [getattr(parts[part], name) for part in shares] for name in vars(self)}
+        told: dict[str, Any] = {name: [getattr(parts[part], name) for part in shares] for name in vars(self)}
         share_R = list(shares.values())
         prefix_NK = _average([np.exp(np.cumsum(logp, axis=1)) for logp in told.pop("logp_NK")], share_R)
         above_NK = np.concatenate([np.ones((len(prefix_NK), 1)), prefix_NK[:, :-1]], axis=1)
         prob_NK = np.divide(prefix_NK, above_NK, out=np.zeros_like(prefix_NK), where=above_NK > 0)
         with np.errstate(divide="ignore"):
             logp_NK = np.log(prob_NK)
-        averages = {name: None if values[0] is None else _average(values, share_R) for name, values in told.items()}
+        averages: dict[str, Any] = {
+            name: None if values[0] is None else _average(values, share_R) for name, values in told.items()
+        }
         return Answers(logp_NK=logp_NK, **averages)
 
 
@@ -254,8 +257,8 @@ class Judge:
 
     def _by_model(self, prefix_NK: Float, told: Answers, support: Support) -> Told:
         if self.model_NK is None or told.value_N is None:
-            why = "the run's reward is no model of the true reward, in whose units it would have to be"
-            return dict.fromkeys(("dm", "dr", "cascade_dr", "switch"), why)
+            none = "the run's reward is no model of the true reward, in whose units it would have to be"
+            return dict.fromkeys(("dm", "dr", "cascade_dr", "switch"), none)
         reward_NK, why, places = self.visits.reward_NK, support.why, self.visits.reward_NK.shape[1]
         those = (prefix_NK, reward_NK, self.model_NK, told.value_N)
         return {

@@ -96,8 +96,8 @@ class AgentFamily:
         """See :class:`Target`."""
         if self._drawn is None or self._drawn[0] != (n, seed):
             generator, num_rows = torch.Generator().manual_seed(seed), n * len(self.ways)
-            those = (num_rows, self.agent.session_length, generator, self._sampling(n))
-            slates = sample_sessions(*self._asked(), *those).item_ids_USK.numpy()
+            length, sampling = self.agent.session_length, self._sampling(n)
+            slates = sample_sessions(*self._asked(), num_rows, length, generator, sampling).item_ids_USK.numpy()
             self._drawn = ((n, seed), slates.reshape(len(slates), len(self.ways), n, -1))
         return self._drawn[1][:, way]
 
