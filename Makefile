@@ -20,11 +20,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## pretrain OneRec on the simulator's log, align it, judge it by the true users (about 8 minutes)
 	$(BIN)/feedgym demo
 
+# A process a core, each on one thread: the tests' networks are too small to gain by more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
 test: install  ## the test suite without its slow part
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: install  ## every test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: install  ## lint, format and types
 	$(BIN)/ruff check .

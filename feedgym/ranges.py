@@ -152,9 +152,9 @@ def _fault(value: Any, interval: Interval) -> str | None:
 
 
 def check_choices(config: Any, **choices: Any) -> None:
-    """Refuse a field whose value is none of its Literal's."""
+    """Refuse a field whose value, or one of whose values, is none of its Literal's."""
     for name, literal in choices.items():
-        if getattr(config, name) not in get_args(literal):
-            raise ValueError(
-                f"{name}={getattr(config, name)!r} is unknown; choose one of {', '.join(get_args(literal))}."
-            )
+        chosen = getattr(config, name)
+        for value in chosen if isinstance(chosen, tuple) else (chosen,):
+            if value not in get_args(literal):
+                raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(get_args(literal))}.")

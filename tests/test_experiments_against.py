@@ -81,7 +81,7 @@ def test_every_training_of_a_run_with_rllib_is_judged(finished, trained):
 def test_other_runs_decide_the_judgement_by_what_they_hold(finished, aligned_run, trained, tmp_path):
     alone, beside = (align_plan(judged_beside(finished, *folders)) for folders in ((), (aligned_run,)))
     changed = {name for name in alone if alone[name] != beside[name]}
-    assert changed == {"judged", "cost"}
+    assert changed == {"judged-beside", "judged", "cost"}
     copy = Path(shutil.copytree(trained, tmp_path / trained.name))
     assert rivals_key([trained]) == rivals_key([copy]) != rivals_key([aligned_run])
 

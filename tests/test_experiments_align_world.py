@@ -243,8 +243,8 @@ def test_a_simulator_of_ones_own_is_found_by_its_path():
 def test_judges_are_users_whom_no_log_has_seen(world, pool, monkeypatch):
     asked = []
     monkeypatch.setattr(worlds, "judge_online", lambda *arguments: asked.append(arguments[4]))
-    world.judge({}, None, pool)
-    Simulated(replace(CONFIG, judge=replace(CONFIG.judge, seed=1))).judge({}, None, pool)
+    world.judge({}, None, pool, {})
+    Simulated(replace(CONFIG, judge=replace(CONFIG.judge, seed=1))).judge({}, None, pool, {})
     logged = user_seeds(CONFIG.log.users, CONFIG.seed, LOG_GROUP)
     assert [len(seeds_U) for seeds_U in asked] == [40, 40]
     assert len(np.unique(np.concatenate([*asked, logged]))) == 40 + 40 + 50
@@ -298,7 +298,7 @@ def test_a_recorded_log_is_judged_by_the_last_sessions_of_held_out_users(tmp_pat
     pool = Pool.of(world.collect(None), world, world.config)
     asked = []
     monkeypatch.setattr(worlds, "judge_offline", lambda *arguments: asked.append(arguments[3]))
-    world.judge({}, None, pool)
+    world.judge({}, None, pool, {})
     assert users_of(asked[0]) == users_of(pool.unseen_good) and len(asked[0]) == len(users_of(pool.unseen_good)) > 0
     assert len(pool.unseen_good) == 2 * len(asked[0])
 
@@ -334,7 +334,7 @@ def test_a_split_by_time_trains_on_what_came_before_and_is_judged_by_what_came_a
     assert pool.rate.sessions.examined_NK.sum() == before.sum()
     asked = []
     monkeypatch.setattr(worlds, "judge_offline", lambda *arguments: asked.append(arguments))
-    world.judge({}, None, pool)
+    world.judge({}, None, pool, {})
     assert (asked[0][3].sessions.start_s_N >= cut_s).all()
 
 

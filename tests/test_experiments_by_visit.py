@@ -58,9 +58,7 @@ def test_what_was_seen_before_is_that_of_a_plain_loop(visits, users, length, ite
 def record(reward_VU, alive_VU=None, **others):
     reward_VU = np.asarray(reward_VU, float)
     alive_VU = np.ones_like(reward_VU) if alive_VU is None else np.asarray(alive_VU, float)
-    return ServingRecord(
-        {"true_reward": reward_VU * alive_VU, "visits": alive_VU, **others}, np.zeros(len(reward_VU)), []
-    )
+    return ServingRecord({"true_reward": reward_VU * alive_VU, "visits": alive_VU, **others}, np.zeros(len(reward_VU)))
 
 
 def test_means_are_of_those_still_there_and_none_where_nobody_is():

@@ -27,7 +27,7 @@ def test_intervals_over_runs_are_students():
 
 
 def record(**by_visit):
-    return ServingRecord({name: np.array(count) for name, count in by_visit.items()}, np.array([0.5, np.nan]), [])
+    return ServingRecord({name: np.array(count) for name, count in by_visit.items()}, np.array([0.5, np.nan]))
 
 
 def test_several_trainings_count_as_one_agent_whose_outcomes_are_their_means():

@@ -77,6 +77,7 @@ def judge_online(
     log: EventLog,
     seeds_U: NDArray[np.uint64],
     config: JudgedConfig,
+    known: Mapping[str, ServingRecord] | None = None,
 ) -> dict[str, Any]:
     """Serve all agents to the same users.
 
@@ -88,22 +89,30 @@ def judge_online(
         log: what was known before: what agents learned from.
         seeds_U: the users, whom nothing has been trained on.
         config: visits, lengths, weights, seed.
+        known: what happened to these users under some of the agents.
 
     Returns:
         ``agents``, ``lift``, ``lift_searched``, ``lifts`` (of the aligned agent over each), ``by_visit``, ``samples``
         and ``judged_by`` of the summary.
     """
-    served = serve_all(simulator, agents, reward, seeds_U, config)
+    return told_online(serve_all(simulator, agents, reward, seeds_U, config, known), simulator, log, config)
+
+
+def told_online(
+    served: Mapping[str, ServingRecord], simulator: UserSimulator, log: EventLog, config: JudgedConfig
+) -> dict[str, Any]:
+    """What :func:`judge_online` says of the same users under all agents."""
     figures = {
         name: {**result.ratios(), **exposure_of(result, simulator, log, config)} for name, result in served.items()
     }
-    counts_RU = resampling_counts(len(seeds_U), config.seed)
+    num_users = next(iter(served.values())).num_users
+    counts_RU = resampling_counts(num_users, config.seed)
     return {
         **compared(figures, config.seed),
         "lifts": lifts_over_each("aligned", figures, counts_RU),
         "by_visit": told_by_visit(served, _pairs(config.judge), counts_RU),
         "samples": samples({name: served[name] for name in READ if name in served}, simulator.catalog),
-        "judged_by": judged_by(len(seeds_U), config),
+        "judged_by": judged_by(num_users, config),
     }
 
 

@@ -14,6 +14,7 @@ from feedgym.plugins import completed, untold
 
 EXPERIMENTS = {
     "AlignConfig": "feedgym.experiments.align.experiment",
+    "CyclesConfig": "feedgym.experiments.cycles.experiment",
     "RLConfig": "feedgym.experiments.rl.experiment",
     "SASRecRun": "feedgym.experiments.retrieval.experiment",
     "HSTURun": "feedgym.experiments.retrieval.experiment",

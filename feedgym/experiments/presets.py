@@ -7,6 +7,7 @@ from typing import Any
 
 from feedgym.experiments.align.presets import ALIGN_PRESETS, AlignConfig
 from feedgym.experiments.cascade.presets import CASCADE_COMPARISONS, CascadeRun
+from feedgym.experiments.cycles.presets import CYCLES_PRESETS, CyclesConfig
 from feedgym.experiments.methods.presets import METHODS_COMPARISONS, AblationsRun, MethodsRun
 from feedgym.experiments.ope.presets import OPE_COMPARISONS, OPEItemsRun, OPERun
 from feedgym.experiments.rank.presets import RANK_CONFIGS, RANK_PRESETS
@@ -18,6 +19,7 @@ __all__ = ["COMPARISONS", "CONFIGS", "KINDS", "PRESETS"]
 
 PRESETS: dict[str, Callable[[], Any]] = {
     **ALIGN_PRESETS,
+    **CYCLES_PRESETS,
     **RL_PRESETS,
     **RETRIEVAL_PRESETS,
     **RANK_PRESETS,
@@ -29,7 +31,7 @@ COMPARISONS: dict[str, Callable[[], Any]] = {**CASCADE_COMPARISONS, **METHODS_CO
 """What `feedgym compare` offers."""
 
 KINDS: tuple[Any, ...] = (
-    *(AlignConfig, RLConfig, CascadeRun, MethodsRun, AblationsRun, OPERun, OPEItemsRun, LearnedRun),
+    *(AlignConfig, CyclesConfig, RLConfig, CascadeRun, MethodsRun, AblationsRun, OPERun, OPEItemsRun, LearnedRun),
     *RETRIEVAL_CONFIGS,
     *RANK_CONFIGS,
 )

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from feedgym.data.events import BEHAVIOURS
 from feedgym.experiments.align.pictures import gap_section, over_optimisation_section
+from feedgym.experiments.cycles.report import cycles_section
 from feedgym.experiments.page import (
     COLOURS,
     axes_row,
@@ -134,6 +135,7 @@ def write_report(summary: Summary, folder: Path) -> Path:
     rates = [f"{name}_rate" for name in BEHAVIOURS if _has(agents, f"{name}_rate")]
     sections = [
         _headline(summary),
+        cycles_section(summary),
         section(f"Judged by {summary['judged_by']}", _bars(agents, _first_metrics(agents)), _agents_table(summary)),
         section("True reward against the cost of a request", front_plot(agents)),
         section("Visit by visit", visits_plot(summary.get("by_visit")), visits_tables(summary.get("by_visit"))),

@@ -21,6 +21,7 @@ from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
 from feedgym.envs.feed import FeedVectorEnv, event_batch, judging
 from feedgym.envs.logging import event_log
+from feedgym.envs.replay import served_visits
 from feedgym.envs.truth import RewardWeights, true_value
 from feedgym.envs.visits import Visits
 from feedgym.experiments.configs import JudgeConfig
@@ -69,14 +70,17 @@ class ServingRecord:
     Attributes:
         by_visit: per user and visit, float64 [V, U] each; 0 where a user had left for good before the visit.
         concentration_V: share of what is served at a visit that the visit's most served items hold.
-        visits: the first users' visits as they happened, for people to read.
         log: everything that was served, as an event log; None where several agents' users are taken together.
     """
 
     by_visit: dict[str, NDArray[np.float64]]
     concentration_V: NDArray[np.float64]
-    visits: list[dict[str, Any]]
     log: EventLog | None = None
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+        return self.by_visit["visits"].shape[1]
 
     @property
     def sums(self) -> dict[str, NDArray[np.float64]]:
@@ -104,7 +108,8 @@ class ServingRecord:
 
 
 METRICS = (
-    *("true_reward", "model_reward", "watch_s", "session_items", "return_24h", "churn_rate", "diversity", "repeats"),
+    *("true_reward", "model_reward", "watch_s", "session_items", "return_24h", "churn_rate", "satisfaction"),
+    *("diversity", "repeats"),
     *(f"{name}_rate" for name in BEHAVIOURS),
 )
 """What is told of every agent: means a visit, shares of users lost, repeats and behaviours an item seen."""
@@ -134,6 +139,7 @@ def serve(
     history_length: int,
     memory: int = 0,
     weights: RewardWeights,
+    past_VUK: NDArray[np.int64] | None = None,
     step: Step | None = None,
 ) -> ServingRecord:
     """Serve users until they churn or have visited often enough.
@@ -148,8 +154,11 @@ def serve(
         history_length: T.
         memory: earlier items that agents are told besides.
         weights: what the true reward is made of.
+        past_VUK: what the same users were served at their first visits, if they have been here before; they are served
+            it once more, and answer as they did.
         step: progress callback.
     """
+    num_past = 0 if past_VUK is None else len(past_VUK)
     env = FeedVectorEnv(
         len(seeds_U),
         simulator,
@@ -165,28 +174,31 @@ def serve(
     items_VUK = np.full((visits, len(seeds_U), session_length), -1, np.int64)
     examined_VUK = np.zeros(items_VUK.shape, bool)
     favourites_UN = favourites_of(simulator, env.state)
-    read: list[dict[str, Any]] = []
     paid: list[dict[str, NDArray]] = []
     profile_UF = env.state.profile_UF
     alive_U = np.ones(len(seeds_U), bool)
     for visit in range(visits):
         # Agents are asked for the users who are still there alone: a lost user's slot goes on with a fresh one, whose
         # visits would be nobody's.
-        histories = event_batch(observation).rows(torch.from_numpy(alive_U))
-        with torch.inference_mode():
-            sessions = choose(histories, take_users(env.state, alive_U))
-            opinion_U = None if reward is None else reward(histories, sessions)[:, 0].numpy()
-        slates_UK = np.zeros((len(alive_U), session_length), np.int64)
-        slates_UK[alive_U] = sessions.item_ids_USK[:, 0].numpy()
+        slates_UK, opinion_U = np.zeros((len(alive_U), session_length), np.int64), None
+        if visit < num_past:
+            slates_UK[alive_U] = past_VUK[visit, alive_U]  # type: ignore[index]
+        else:
+            histories = event_batch(observation).rows(torch.from_numpy(alive_U))
+            with torch.inference_mode():
+                sessions = choose(histories, take_users(env.state, alive_U))
+                opinion_U = None if reward is None else reward(histories, sessions)[:, 0].numpy()
+            slates_UK[alive_U] = sessions.item_ids_USK[:, 0].numpy()
         login_s_U = env.state.time_s_U  # before the step moves it on to the next visit
         observation, reward_U, churned_U, late_U, info = env.step(slates_UK)
         paid.append(_paid(visit, login_s_U, slates_UK, info, alive_U))
         items_VUK[visit, alive_U], examined_VUK[visit, alive_U] = slates_UK[alive_U], info["examined"][alive_U]
         for name, count_U in _counted(slates_UK, reward_U, info, simulator.catalog).items():
             by_visit[name][visit] = count_U * alive_U
+        if (satisfaction_U := getattr(env.state, "satisfaction_U", None)) is not None:
+            by_visit["satisfaction"][visit] = satisfaction_U * alive_U
         if opinion_U is not None:
             by_visit["model_reward"][visit, alive_U] = opinion_U
-        read.append({"slates_UK": slates_UK[:READ_USERS], "alive_U": alive_U[:READ_USERS].copy(), **_first_users(info)})
         alive_U &= ~(churned_U | late_U)
         if step is not None:
             step(visit + 1, visits)
@@ -197,7 +209,7 @@ def serve(
     if favourites_UN is not None:
         used_VU = used_up(items_VUK, first_VUK, favourites_UN)
         by_visit["favourites_used"] = used_VU * by_visit["visits"]
-    return ServingRecord(dict(by_visit), concentration(items_VUK), read, _log(simulator, profile_UF, paid))
+    return ServingRecord(dict(by_visit), concentration(items_VUK), _log(simulator, profile_UF, paid))
 
 
 def _paid(
@@ -242,10 +254,6 @@ def _counted(slates_UK: NDArray, reward_U: NDArray, info: dict[str, Any], catalo
     }
 
 
-def _first_users(info: dict[str, Any]) -> dict[str, NDArray]:
-    return {name: info[name][:READ_USERS] for name in ("examined", "watch_s", "behaviours")}
-
-
 def session_diversity(catalog: Catalog, item_ids_XK: NDArray) -> NDArray[np.float64]:
     """Mean cosine distance between the contents of the items of sessions [..., K]; 0 for sessions of one item."""
     length = item_ids_XK.shape[-1]
@@ -267,36 +275,47 @@ def serve_all(
     reward: SessionReward | None,
     seeds_U: NDArray[np.uint64],
     config: JudgedConfig,
+    known: Mapping[str, ServingRecord] | None = None,
 ) -> dict[str, ServingRecord]:
     """Serve every agent to the same users with the same luck, and with them what the truth alone can choose.
 
-    That is the oracle, where the simulator has one, and for studies the best of N draws of base and aligned.
+    That is the oracle, where the simulator has one, and for studies the best of N draws of base and aligned. What is
+    ``known`` of some, by an earlier call with the same users, is not asked again.
     """
-    choices = {name: _serving(agent) for name, agent in agents.items()}
-    simulator = judging(simulator)
-    if config.judge.first_day:
-        simulator = starting(simulator, config.judge.first_day)
+    choices = {name: serving(agent) for name, agent in agents.items()}
+    simulator = of_judges(simulator, config.judge)
     if hasattr(simulator, "oracle"):
         choices["oracle"] = _oracle(simulator, config.session_length)
     for n in config.judge.best_of if config.judge.study else ():
         for name in STUDIED & agents.keys():
             choices[f"{best_of_name(name, n)}_by_truth"] = _best_by_truth(agents[name], simulator, n, config.weights)
-    served = {}
-    for name, choose in choices.items():
+    served = dict(known or {})
+    for name in (name for name in choices if name not in (known or {})):
         with progress(f"Judging {name}") as step:
             served[name] = serve(
-                simulator,
-                choose,
-                reward,
-                seeds_U,
-                visits=config.judge.visits,
-                session_length=config.session_length,
-                history_length=config.history_length,
-                memory=config.memory,
-                weights=config.weights,
-                step=step,
+                simulator, choices[name], reward, seeds_U, **told_agents(config), visits=config.judge.visits, step=step
             )
     return served
+
+
+def told_agents(config: JudgedConfig) -> dict[str, Any]:
+    """What :func:`serve` is told of sessions, histories and reward."""
+    return {
+        "session_length": config.session_length,
+        "history_length": config.history_length,
+        "memory": config.memory,
+        "weights": config.weights,
+    }
+
+
+def of_judges(simulator: UserSimulator, judge: JudgeConfig) -> UserSimulator:
+    """The simulator whose users judge: none that it trains with, beginning on the day that the judge is told.
+
+    Raises:
+        ValueError: they cannot begin later (:func:`starting`).
+    """
+    simulator = judging(simulator)
+    return starting(simulator, judge.first_day) if judge.first_day else simulator
 
 
 def starting(simulator: Any, first_day: float) -> UserSimulator:
@@ -320,7 +339,8 @@ def samples(served: Mapping[str, ServingRecord], catalog: Catalog) -> dict[str, 
     return {"columns": columns, "rows": sorted(rows, key=lambda row: (row[0], row[2]))}
 
 
-def _serving(agent: Recommender) -> Choose:
+def serving(agent: Recommender) -> Choose:
+    """The agent as what chooses sessions, which knows no true state."""
     return lambda histories, _: agent.recommend(histories)
 
 
@@ -350,23 +370,23 @@ def _best_by_truth(agent: Recommender, simulator: UserSimulator, n: int, weights
 
 def readable(served: ServingRecord, agent: str, catalog: Catalog) -> list[list[Any]]:
     """The last visit that the first users paid, item by item."""
+    assert served.log is not None
+    visits, first_U1 = served_visits(served.log)
     rows = []
-    for user in range(len(served.visits[0]["alive_U"])):
-        visit = max(v for v, seen in enumerate(served.visits) if seen["alive_U"][user])
-        happened = served.visits[visit]
-        for k, item in enumerate(happened["slates_UK"][user].tolist()):
-            did = [name for name, flag in zip(BEHAVIOURS, happened["behaviours"][user, k], strict=True) if flag]
-            seen = happened["examined"][user, k]
+    for user, last in enumerate(first_U1[1 : READ_USERS + 1] - 1):
+        for k, item in enumerate(visits.item_ids_NK[last].tolist()):
+            did = [name for name, flag in zip(BEHAVIOURS, visits.behaviours_NKB[last, k], strict=True) if flag]
+            seen = visits.examined_NK[last, k]
             rows.append(
                 [
                     f"user {user + 1}",
                     agent,
-                    visit + 1,
+                    int(last - first_U1[user]) + 1,
                     k + 1,
                     str(catalog.raw_ids_I[item]),
                     int(catalog.topic_I[item]),
                     round(float(catalog.duration_s_I[item]), 1),
-                    round(float(happened["watch_s"][user, k]), 1) if seen else None,
+                    round(float(visits.watch_s_NK[last, k]), 1) if seen else None,
                     ", ".join(did) or "-" if seen else "not reached",
                 ]
             )

@@ -100,6 +100,12 @@ def lift(treated: Figure, control: Figure, counts_RU: np.ndarray) -> dict[str, f
     return {"mean": treated.mean() / control.mean() - 1, **ends(treated.resampled(counts_RU) / control_R - 1)}
 
 
+def gain(treated: Figure, control: Figure, counts_RU: np.ndarray) -> dict[str, float]:
+    """Treated less control, paired over users, with the ends of its 95% percentile interval."""
+    values_R = treated.resampled(counts_RU) - control.resampled(counts_RU)
+    return {"mean": treated.mean() - control.mean(), **ends(values_R)}
+
+
 def intervals(series: Series, counts_RU: np.ndarray) -> dict[str, list[float]]:
     """Means [V] of a series with the ends of their 95% percentile intervals, each visit by itself."""
     return _ends_by_visit(series.mean(), series.resampled(counts_RU))

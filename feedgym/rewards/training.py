@@ -13,6 +13,7 @@ Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` members.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -59,15 +60,11 @@ def fit_reward_model(
     Returns:
         The model in evaluation mode.
     """
-    output_dir = Path(output_dir)
-    answers = Answers.of(sessions, config.watch_cap_s, config.max_weight)
-    item_ids_NK = torch.from_numpy(sessions.item_ids_NK.astype(np.int64))
-    times_NM = torch.from_numpy(member_weights(sessions, config))
-    examples = _LabelledSessions(histories=histories, item_ids_NK=item_ids_NK, answers=answers, times_NM=times_NM)
-    sizes = Sizes.of(catalog, histories, item_ids_NK.shape[1])
+    output_dir, examples = Path(output_dir), _examples(histories, sessions, config)
+    sizes = Sizes.of(catalog, histories, examples.item_ids_NK.shape[1])
     starts = [untrained(config, sizes, seed) for seed in seeds_of_members(config)]
     for start in starts:
-        start.prepare(catalog, answers)
+        start.prepare(catalog, examples.answers)
     model: RewardModel | RewardEnsemble
     if config.is_ensemble:
         model = trained_together(starts, examples, config, output_dir, progress)
@@ -81,6 +78,46 @@ def fit_reward_model(
         model = averaged(parted)
     model.save_pretrained(output_dir)
     return model.eval()
+
+
+def train_reward_model_further(
+    model: RewardModel | RewardEnsemble,
+    histories: EventBatch,
+    sessions: LoggedSessions,
+    config: RewardModelConfig,
+    output_dir: Path | str,
+    progress: Progress | None = None,
+) -> RewardModel | RewardEnsemble:
+    """Go on training a reward model on other sessions of the same catalogue; the model itself stays as it is.
+
+    Args:
+        model: where it starts.
+        histories: N rows, what was known before each session.
+        sessions: N sessions with the users' answers.
+        config: sizes as the model's, and this training.
+        output_dir: gets checkpoints and the model; training goes on from a checkpoint found there.
+        progress: called after each step.
+
+    Returns:
+        The model in evaluation mode.
+    """
+    output_dir, examples = Path(output_dir), _examples(histories, sessions, config)
+    model = copy.deepcopy(model).train()
+    if isinstance(model, RewardEnsemble):
+        model = trained_together(model.members(), examples, config, output_dir, progress)
+    else:
+        model = trained_alone(model, examples, config, output_dir, progress)
+    model.save_pretrained(output_dir)
+    return model.eval()
+
+
+def _examples(histories: EventBatch, sessions: LoggedSessions, config: RewardModelConfig) -> _LabelledSessions:
+    return _LabelledSessions(
+        histories=histories,
+        item_ids_NK=torch.from_numpy(sessions.item_ids_NK.astype(np.int64)),
+        answers=Answers.of(sessions, config.watch_cap_s, config.max_weight),
+        times_NM=torch.from_numpy(member_weights(sessions, config)),
+    )
 
 
 def untrained(config: RewardModelConfig, sizes: Sizes, seed: int) -> RewardModel:

@@ -129,7 +129,7 @@ def key_of(folder: Path | str) -> Any:
 def _align_config(folder: Path) -> AlignConfig:
     """The configuration of a run that has agents to read."""
     config = read_config(folder)
-    if not isinstance(config, AlignConfig):
+    if type(config) is not AlignConfig:  # cycles are an alignment too, but leave other stages
         raise ValueError(f"{folder} has no base and aligned agents; give a run of a preset that ends in -ipa.")
     return config
 

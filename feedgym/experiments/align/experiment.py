@@ -50,6 +50,7 @@ from feedgym.experiments.cost import COSTS, costs, with_costs
 from feedgym.experiments.evaluate import JUDGED
 from feedgym.experiments.logs import LOG
 from feedgym.experiments.progress import say
+from feedgym.experiments.records import RECORDS
 from feedgym.experiments.report import conclude
 from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.run import FinishedStage, Run, with_record
@@ -146,7 +147,9 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     ours: dict[str, Recommender] = {"base": agent(base.value), "aligned": agent(snapshot.value)}
     everyone = references(pool.known, pool.catalog, config) | with_controls(ours, score, config.judge)
     everyone |= rivals(config, pool.catalog, trust=run.trust)
-    judged = run.stage("judged", lambda _: world.judge(everyone, score, pool), JUDGED)
+    beside = {name: one for name, one in everyone.items() if name.partition("_")[0] != "aligned"}
+    known = run.stage("judged-beside", lambda _: world.served(beside, score, pool), RECORDS)
+    judged = run.stage("judged", lambda _: world.judge(everyone, score, pool, known.value), JUDGED)
     asked = last_requests(pool.rate).histories
     cost = run.stage("cost", lambda _: costs(everyone, asked, config.judge.cost), COSTS)
     summary = {

@@ -7,8 +7,8 @@ knows) and ``judge`` (the final comparison).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +23,7 @@ from feedgym.data.splits import keep_events, split_time, split_users, until
 from feedgym.envs.luck import LOG_GROUP
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.progress import Step
-from feedgym.experiments.serve import session_diversity
+from feedgym.experiments.serve import ServingRecord, session_diversity
 from feedgym.protocols import Recommender, SessionReward
 
 HELD_OUT = 0.1
@@ -57,7 +57,9 @@ class Pool:
         rate: training sessions, good or bad, for the reward model.
         unseen: held-out sessions, as in ``rate``.
         unseen_good: held-out sessions, as in ``imitate``.
-        served: what the agent itself has served between the rounds, oldest first; none of its users is held out.
+        served: what agents have served since, in the order of ``imitate``; none of its users is held out.
+        earlier: rows of ``imitate`` that a round draws its users from.
+        fresh: rows that it draws a part of them from instead: what was served last; None where nobody was served.
     """
 
     log: EventLog
@@ -68,6 +70,8 @@ class Pool:
     unseen: Requests
     unseen_good: Requests
     served: tuple[Source, ...] = ()
+    earlier: slice = field(default_factory=lambda: slice(None))
+    fresh: slice | None = None
 
     @classmethod
     def of(cls, data: LogAndItems, world: World, config: AlignConfig) -> Pool:
@@ -120,11 +124,14 @@ class Pool:
     def with_served(self, log: EventLog, group: str, world: World) -> Pool:
         """The pool with what the agent has served to users of a population since."""
         good, every = world.requests((log, self.catalog))
+        served = (*self.served, Source(log, group, len(self.imitate)))
         return replace(
             self,
             imitate=self.imitate.followed_by(good),
             rate=self.rate.followed_by(every),
-            served=(*self.served, Source(log, group, len(self.imitate))),
+            served=served,
+            earlier=slice(served[0].first),
+            fresh=slice(served[-1].first, None),
         )
 
     def draw_users(self, share: float, rng: np.random.Generator, served_share: float = 0.0) -> NDArray[np.int64]:
@@ -136,14 +143,13 @@ class Pool:
             served_share: the share of these rows that come from what the agent served last instead, one session per
                 user there too, as far as it has users; 0 where it has served nobody.
         """
-        begins = [source.first for source in self.served]
-        drawn = _one_each(self.imitate.sessions.user_idx_N[: begins[0] if begins else None], rng)
-        wanted = max(1, round(share * len(drawn)))
-        if not begins:
-            return drawn[:wanted]
-        own = (
-            begins[-1] + _one_each(self.imitate.sessions.user_idx_N[begins[-1] :], rng)[: round(served_share * wanted)]
-        )
+        user_N = self.imitate.sessions.user_idx_N
+        drawn = _one_each(user_N[self.earlier], rng)
+        if self.fresh is None:
+            return drawn[: max(1, round(share * len(drawn)))]
+        own = self.fresh.start + _one_each(user_N[self.fresh], rng)
+        wanted = max(1, round(share * len(drawn if len(drawn) else own)))
+        own = own[: round(served_share * wanted) if len(drawn) else wanted]
         return np.concatenate([drawn[: wanted - len(own)], own])
 
     def sources(self, row_U: NDArray) -> Iterator[tuple[Source, NDArray[np.int64]]]:
@@ -223,6 +229,14 @@ class World(Protocol):
         """What the oracle's sessions are truly worth to the users of ``pool.probed`` [U]; None if there is none."""
         ...
 
-    def judge(self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, Any]:
-        """The final comparison: parts of ``summary.json``."""
+    def served(
+        self, agents: Mapping[str, Recommender], reward: SessionReward, pool: Pool
+    ) -> Mapping[str, ServingRecord]:
+        """What happens to the judges under some agents; empty where nobody can be served."""
+        ...
+
+    def judge(
+        self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool, known: Mapping[str, ServingRecord]
+    ) -> dict[str, Any]:
+        """The final comparison, given what is known of some agents: parts of ``summary.json``."""
         ...

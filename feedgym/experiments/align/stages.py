@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.experiments.against import rivals_key
@@ -49,33 +49,64 @@ REWARDS: Codec[list[RewardModel | RewardEnsemble]] = Codec(
 """Codec of several reward models, each in a folder with its number."""
 
 
+class Decisions(NamedTuple):
+    """What decides the stages of an alignment, besides their parents.
+
+    Attributes:
+        cut: which sessions are learned from.
+        codes, base, reward: tokenizer, pretraining and reward model.
+        scored: what an agent leaves out, and how its sessions are scored.
+        drawn: a round's sessions.
+        method: a round's update.
+    """
+
+    cut: list[Any]
+    codes: list[Any]
+    base: list[Any]
+    reward: list[Any]
+    scored: list[Any]
+    drawn: list[Any]
+    method: list[Any]
+
+    @classmethod
+    def of(cls, config: AlignConfig) -> Decisions:
+        """Those of a configuration."""
+        cut = [config.session_length, config.history_length, config.split, config.split_seed, config.seed]
+        learned = [key_of("model", config.model), config.model_options, config.pretrain, config.sessions]
+        scored = [config.memory, config.weights, key_of("reward", config.reward), config.reward_options, config.seed]
+        return cls(
+            cut=cut,
+            codes=[key_of("tokenizer", config.tokenizer), config.tokenizer_options, config.seed],
+            base=learned + cut,
+            reward=[config.reward_model, config.reward_share, *cut],
+            scored=scored,
+            drawn=[_drawing(config.rounds), config.sampling, config.rollouts.users_per_task, *scored],
+            method=[
+                key_of("method", config.method), config.method_options, config.rounds.reference, config.seed,
+            ],
+        )  # fmt: skip
+
+
 def plan(config: AlignConfig) -> Plan:
     """The stages in order, with what decides each.
 
     Raises:
         ValueError: the method or the rule does not fit the rest.
     """
-    _check(config)
+    check_together(config)
     plan, rounds = Plan(), config.rounds
     plan.leave_out("ray", "rollouts.num_actors", because="who draws a block of sessions changes none of them")
     if not rounds.num:
         unused = [f"rounds.{f.name}" for f in fields(rounds) if f.name not in ("num", "num_samples", "truth_replicas")]
         unused += ["method", "method_options", "stop", "stop_options", "rollouts"]
         plan.leave_out(*unused, because="without rounds nothing is aligned")
-    log = plan_world(plan, config)
-    codes = [key_of("tokenizer", config.tokenizer), config.tokenizer_options, config.seed]
-    tokenizer = plan.stage("tokenizer", codes, (log,))
-    cut = [config.session_length, config.history_length, config.split, config.split_seed, config.seed]
-    learned = [key_of("model", config.model), config.model_options, config.pretrain, config.sessions]
-    base = plan.stage("base", learned + cut, (tokenizer,))
-    towers = [config.reward_model, config.reward_share, *cut]
-    reward = plan.stage("reward", towers, (log,))
+    log, of = plan_world(plan, config), Decisions.of(config)
+    tokenizer = plan.stage("tokenizer", of.codes, (log,))
+    base = plan.stage("base", of.base, (tokenizer,))
+    reward = plan.stage("reward", of.reward, (log,))
     plan.stage("reward-check", parents=(reward,))
-    watchers = plan.stage("watchers", [config.probe.watchers, config.reward_model, *cut], (log,))
-    scored = [config.memory, config.weights, key_of("reward", config.reward), config.reward_options, config.seed]
-    drawn = [_drawing(rounds), config.sampling, config.rollouts.users_per_task, *scored]
-    looked = [config.probe, config.sampling.block_seen, rounds.truth_replicas, *scored]
-    method = [key_of("method", config.method), config.method_options, rounds.reference, config.seed]
+    watchers = plan.stage("watchers", [config.probe.watchers, config.reward_model, *of.cut], (log,))
+    looked = [config.probe, config.sampling.block_seen, rounds.truth_replicas, *of.scored]
     snapshot = base
     for t in range(rounds.num + 1):
         plan.stage(f"probe-{t}", looked, (snapshot, base, reward, watchers))
@@ -83,20 +114,22 @@ def plan(config: AlignConfig) -> Plan:
             break
         if rounds.serve:
             served = plan.stage(f"served-{t}", [rounds.serve, rounds.serve_visits, config.sampling], (snapshot,))
-            reward = plan.stage(f"reward-{t}", towers, (served, reward))
-        sampled = plan.stage(f"sampled-{t}", drawn, (snapshot, base, reward))
-        snapshot = plan.stage(f"aligned-{t + 1}", method, (sampled, snapshot, base))
+            reward = plan.stage(f"reward-{t}", of.reward, (served, reward))
+        sampled = plan.stage(f"sampled-{t}", of.drawn, (snapshot, base, reward))
+        snapshot = plan.stage(f"aligned-{t + 1}", of.method, (sampled, snapshot, base))
     rule = [key_of("stop", config.stop), config.stop_options]
     chosen = plan.stage("chosen", rule, (f"probe-{rounds.num}",)) if rounds.num else base
     pools = [plan.stage(f"pool-{name}", [*looked, rounds.num_samples], (of, base, reward, watchers))
              for name, of in (("base", base), ("aligned", chosen))]  # fmt: skip
     judges = [replace(config.judge, cost=CostConfig()), rivals_key(config.judge.against)]
-    judged = plan.stage("judged", [*judges, config.sampling, *scored], (*pools, reward))
+    # Of those whom the alignment does not change, so that a comparison of methods judges them once.
+    beside = plan.stage("judged-beside", [*judges, config.sampling, *of.scored], (base, reward))
+    judged = plan.stage("judged", None, (beside, *pools))
     plan.stage("cost", config.judge.cost, (judged,), MEASURED_HERE)
     return plan
 
 
-def _check(config: AlignConfig) -> None:
+def check_together(config: AlignConfig) -> None:
     """Refuse choices that do nothing together. Method and rule are imported by now, so they have been trusted."""
     rule = resolve("stop", config.stop)
     config.check_reward()

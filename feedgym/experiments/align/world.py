@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from feedgym.experiments.evaluate import judge_offline, judge_online
 from feedgym.experiments.logs import data_path, plan_log, recorded_log, simulated_log, simulator_of, users_key
 from feedgym.experiments.progress import Step
 from feedgym.experiments.run import Plan
-from feedgym.experiments.serve import serve
+from feedgym.experiments.serve import ServingRecord, serve, serve_all
 from feedgym.plugins import title_of
 from feedgym.protocols import Recommender, SessionReward, cat_users, take_users
 
@@ -125,11 +126,20 @@ class Simulated:
             step(min(low + TRUTH_USERS, len(sessions_USK)), len(sessions_USK))
         return np.concatenate(values)
 
-    def judge(self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, Any]:
+    def served(self, agents: Mapping[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, ServingRecord]:
         """Serves fresh users, the same for every agent and with the same luck."""
+        return serve_all(self.simulator, agents, reward, self._judges(), self.config)
+
+    def judge(
+        self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool, known: Mapping[str, ServingRecord]
+    ) -> dict[str, Any]:
+        """Serves the same users by the agents of whom nothing is known yet, and compares all."""
+        return judge_online(self.simulator, agents, reward, pool.log, self._judges(), self.config, known)
+
+    def _judges(self) -> NDArray[np.uint64]:
+        """Seeds of the fresh users."""
         config = self.config
-        seeds_U = user_seeds(config.judge.users, config.seed + config.judge.seed, "judge")
-        return judge_online(self.simulator, agents, reward, pool.log, seeds_U, config)
+        return user_seeds(config.judge.users, config.seed + config.judge.seed, "judge")
 
 
 class Recorded:
@@ -177,7 +187,13 @@ class Recorded:
         """There is no oracle."""
         return
 
-    def judge(self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, Any]:
+    def served(self, agents: Mapping[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, ServingRecord]:
+        """Nobody can be served."""
+        return {}
+
+    def judge(
+        self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool, known: Mapping[str, ServingRecord]
+    ) -> dict[str, Any]:
         """Held-out last sessions: who foretells them, and what the reward model thinks."""
         requests = last_requests(pool.unseen_good)
         users, when = f"{len(requests):,} held-out users", "next"

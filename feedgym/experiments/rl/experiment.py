@@ -305,7 +305,6 @@ def mean_of(records: Sequence[ServingRecord]) -> ServingRecord:
     return ServingRecord(
         {name: np.mean([one.by_visit[name] for one in records], axis=0) for name in records[0].by_visit},
         np.mean([one.concentration_V for one in records], axis=0),
-        [],
     )
 
 
