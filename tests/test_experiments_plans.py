@@ -180,7 +180,7 @@ def test_every_option_of_a_method_changes_a_stages_key(name):
     assert found and [fault for fault in found if fault] == []
 
 
-@pytest.mark.parametrize("preset", ["rllib-smoke", "cascade-smoke"])
+@pytest.mark.parametrize("preset", ["rllib-smoke", "cascade-smoke", "ope-smoke"])
 def test_beside_the_agents_of_another_run_too(preset, aligned_run):
     config = replace(SMOKES[preset](), against=str(aligned_run))
     found = [unlike(config, leaf) for leaf in leaves(config) if not leaf.endswith("against")]

@@ -45,8 +45,8 @@ class OPERun(Ranged):
     visits: Annotated[int, Interval(ge=2, le=100_000)] = 8
     """Visits a user. The last one is not judged by: whether the user came back is not known."""
     random_share: Share = 0.2
-    """Share of the log's visits that are served at random. Without any, most of what an agent would serve could not
-    have been shown, and its estimates are refused."""
+    """Share of the log's visits that are served at random. Without it rare items are hardly ever shown, and agents that
+    serve them are refused."""
     popularity_share: Share = 0.1
     """Share served by popularity; the rest is the production system's."""
     num_candidates: Count = 200
@@ -101,17 +101,17 @@ def ope() -> OPERun:
 
 
 SMALL_WORLD = (
-    *("simulator.num_items=10", "session_length=3", "sampling.block_seen=False", "log.users=600", "log.visits=8"),
+    *("simulator.num_items=6", "session_length=3", "sampling.block_seen=False", "log.users=600", "log.visits=8"),
     *("reward_model.epochs=4", "pretrain.steps=300", "pretrain.checkpoint_steps=300", "pretrain.warmup_steps=20"),
     *("rounds.num=2", "rounds.num_samples=32"),
 )
-"""Ten items in slates of three: 720 slates, so that every estimator has support."""
+"""Six items in slates of three: 120 slates, so that every estimator has support."""
 
 
 def ope_small() -> OPERun:
-    """The same where every estimator has support: ten items, slates of three; it trains its own small agents."""
+    """The same where every estimator has support: six items, slates of three; it trains its own small agents."""
     return OPERun(
-        end_to_end="onerec-ipa-smoke", options=SMALL_WORLD, ray="off", users=300, ranker_items=10,
+        end_to_end="onerec-ipa-smoke", options=SMALL_WORLD, ray="off", users=200, ranker_items=6,
         agent_temperatures=(0.5, 1.0, 2.0), content_temperatures=(0.3,), popularity_temperatures=(0.3, 1.0),
     )  # fmt: skip
 
