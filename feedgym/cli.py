@@ -166,6 +166,7 @@ COMPARE = """
   feedgym compare methods --run runs/methods        all methods of alignment, seeds 0 1 2
   feedgym compare methods --methods dpo grpo --seeds 0 1 --set rounds.num=3 dpo.beta=0.3
   feedgym compare methods --resume runs/methods     goes on where it was stopped; --seeds or --methods may add some
+  feedgym compare rewards --run runs/rewards        18 reward models: measured, and aligned to
   feedgym compare ablations --method dpo --beta 0.03 0.3 --num-samples --user-share --pairing --rounds
   feedgym compare ope --against runs/demo           what a log says of 19 agents before they are served, and the truth
   feedgym compare ope-items --data FOLDER           the same of single items, by KuaiRand's random exposures

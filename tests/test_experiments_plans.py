@@ -72,7 +72,7 @@ def bases():
     served = replace(SMOKES["onerec-ipa-smoke"]().rounds, serve=5, serve_visits=3, served_share=0.4)
     yield "with rounds that serve", replace(PRESETS["onerec-ipa-smoke"](), rounds=served)
     yield "with a rule to stop by", replace(SMOKES["onerec-ipa-smoke"](), stop="kl")
-    several = {"reward_model": RewardModelConfig(members=3, backbone="genrank")}
+    several = {"reward_model": RewardModelConfig(members=3, backbone="genrank", max_weight=10.0)}
     yield "several rankers as the reward", replace(SMOKES["onerec-ipa-smoke"](), **several)
     cautious = replace(SMOKES["onerec-ipa-smoke"](), reward="cautious", **several)
     yield "a cautious reward", replace(cautious, reward_model=RewardModelConfig(members=2, resample=False))

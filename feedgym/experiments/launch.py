@@ -27,6 +27,7 @@ EXPERIMENTS = {
     "AblationsRun": "feedgym.experiments.methods.experiment",
     "OPERun": "feedgym.experiments.ope.experiment",
     "OPEItemsRun": "feedgym.experiments.ope.items",
+    "RewardsRun": "feedgym.experiments.rewards.experiment",
     "LearnedRun": "feedgym.experiments.simulator.experiment",
 }
 """The module of each kind of configuration; it has ``experiment(config, run)`` and ``plan(config)``, its stages."""

@@ -35,12 +35,18 @@ def with_options(config: Any, options: Mapping[str, Any]) -> Any:
     anew: dict[str, Any] = {
         f"{kind}_options": None for kind in plugins if kind in own and own[kind] != getattr(config, kind)
     }
-    config = replace(config, **anew, **own)
-    for head, inner in parts.items():
-        if not is_dataclass(getattr(config, head)):
-            raise ValueError(f"{head.removesuffix('_options')} has no options, and got {', '.join(inner)}.")
-    # All at once: what is refused together with another value may be right once both are changed.
-    return replace(config, **{head: with_options(getattr(config, head), inner) for head, inner in parts.items()})
+    # All at once: what is refused together with another value may be right once both are changed. Only the options of
+    # what is named anew must wait until it is there.
+    early = {head: _within(config, head, inner) for head, inner in parts.items() if head not in anew}
+    config = replace(config, **anew, **own, **early)
+    return replace(config, **{head: _within(config, head, inner) for head, inner in parts.items() if head in anew})
+
+
+def _within(config: Any, head: str, options: Mapping[str, Any]) -> Any:
+    """A part of a configuration with options in their places."""
+    if not is_dataclass(getattr(config, head)):
+        raise ValueError(f"{head.removesuffix('_options')} has no options, and got {', '.join(options)}.")
+    return with_options(getattr(config, head), options)
 
 
 def pairs_of(texts: Iterable[str], option: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from feedgym.experiments.methods.presets import METHODS_COMPARISONS, AblationsRu
 from feedgym.experiments.ope.presets import OPE_COMPARISONS, OPEItemsRun, OPERun
 from feedgym.experiments.rank.presets import RANK_CONFIGS, RANK_PRESETS
 from feedgym.experiments.retrieval.presets import RETRIEVAL_CONFIGS, RETRIEVAL_PRESETS
+from feedgym.experiments.rewards.presets import REWARDS_COMPARISONS, RewardsRun
 from feedgym.experiments.rl.presets import RL_PRESETS, RLConfig
 from feedgym.experiments.simulator.presets import LEARNED_PRESETS, LearnedRun
 
@@ -27,11 +28,17 @@ PRESETS: dict[str, Callable[[], Any]] = {
 }
 """What `feedgym run` offers."""
 
-COMPARISONS: dict[str, Callable[[], Any]] = {**CASCADE_COMPARISONS, **METHODS_COMPARISONS, **OPE_COMPARISONS}
+COMPARISONS: dict[str, Callable[[], Any]] = {
+    **CASCADE_COMPARISONS,
+    **METHODS_COMPARISONS,
+    **REWARDS_COMPARISONS,
+    **OPE_COMPARISONS,
+}
 """What `feedgym compare` offers."""
 
 KINDS: tuple[Any, ...] = (
-    *(AlignConfig, CyclesConfig, RLConfig, CascadeRun, MethodsRun, AblationsRun, OPERun, OPEItemsRun, LearnedRun),
+    *(AlignConfig, CyclesConfig, RLConfig, CascadeRun, MethodsRun, AblationsRun, RewardsRun, OPERun, OPEItemsRun),
+    LearnedRun,
     *RETRIEVAL_CONFIGS,
     *RANK_CONFIGS,
 )

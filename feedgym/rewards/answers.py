@@ -19,6 +19,7 @@ from feedgym.envs.truth import RETURN_S
 
 WATCH, NEXT, RETURN = "watch", "next", "return_24h"
 TOWERS = (*BEHAVIOURS, WATCH, NEXT)
+LIKES = (*(name for name in BEHAVIOURS if name != "hate"), WATCH)
 """The towers of a position; the return has a tower of its own, as it answers once a session."""
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 from feedgym.ranges import (
     BelowOne,
     Count,
+    CountOrZero,
     Few,
     LearningRate,
     NonNegative,
@@ -48,6 +49,12 @@ class RewardModelConfig(Ranged):
     max_weight: Positive = 1.0
     """Clip of the inverse propensity weights by which the log's favouritism is undone, where it has propensities; 1
     takes the log at face value."""
+    imputed: CountOrZero = 0
+    """Sessions drawn at random beside each logged one, whose answers models of the other half of the users impute:
+    doubly robust training, unbiased where either these models or the propensities are right. It needs max_weight."""
+    p_score: bool = False
+    """Score by one learned score (P-Score of OneRec's technical report): each tower has a hidden layer of its own, and
+    a network over all of these learns every sign of liking at once. It is no sum with the reward's weights."""
     members: Few = 1
     """M, models of an ensemble, trained in one pass over the sessions; each starts at weights of its own. It scores by
     their mean; --reward worst_case or cautious look at how far they are apart."""
@@ -78,6 +85,13 @@ class RewardModelConfig(Ranged):
                 f"backbone_layers={self.backbone_layers} does nothing where backbone='attention', which has one layer; "
                 "choose a ranker, or leave it out."
             )
+        if self.imputed and self.max_weight <= 1:
+            raise ValueError(
+                f"imputed={self.imputed} corrects what inverse propensity weights leave open, and max_weight="
+                f"{self.max_weight:g} turns these off; set max_weight above 1, such as 10."
+            )
+        if self.imputed and self.p_score:
+            raise ValueError("p_score learns from logged answers and not from imputed ones; choose one of the two.")
         if self.members == 1 and not (self.resample and self.shared_start == 0):
             raise ValueError("resample and shared_start are about several members; set members too, or leave them out.")
 

@@ -13,6 +13,9 @@ Deviations from the paper:
     - Towers for every behaviour, for seconds watched and for the return within a day; the paper has session watch time,
       view, follow and like. Watch time is a soft label, seconds over ``watch_cap_s``.
     - Each attention is told which keys are the same item, topic or creator as the query, by one learned bias per head.
+    - ``p_score`` scores by one learned answer (OneRec's technical report, arXiv:2506.13695): a network over the
+      hidden vectors of the towers, which learns all signs of liking at once. Deviations from it: a position at a time,
+      summed up by P(reached); hates are no sign of liking, and neither is a return, which is no item's.
     - Instead of target attention a whole ranker may read the history (``backbone``,
       :mod:`feedgym.rewards.backbone`); what stands above, reach and towers, is the same.
 
@@ -40,10 +43,11 @@ from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOURS, Catalog
 from feedgym.data.parquet import replacing
 from feedgym.envs.truth import RewardWeights
-from feedgym.rewards.answers import NEXT, TOWERS, Answers, observed_bce
+from feedgym.rewards.answers import LIKES, NEXT, TOWERS, Answers, observed_bce
 from feedgym.rewards.backbone import RankerBackbone
 from feedgym.rewards.config import RewardModelConfig
-from feedgym.rewards.network import ItemVectors, RelationAttention, SessionLayer, Sizes, Tower
+from feedgym.rewards.doubly_robust import Imputed, doubly_robust_bce
+from feedgym.rewards.network import FusedTowers, ItemVectors, RelationAttention, SessionLayer, Sizes, Tower
 
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "reward_model.json"
 
@@ -52,7 +56,8 @@ class Predictions(NamedTuple):
     """What the towers say of S sessions per user.
 
     Attributes:
-        logit_USKO: a logit a position and tower of TOWERS, given that the position is reached.
+        logit_USKO: a logit a position and tower of TOWERS, given that the position is reached; with ``p_score`` one
+            more, the fused one.
         prob_reach_USK: probability that the user gets to the position; 0 where there is no item.
         logit_return_US: logit of coming back within a day.
     """
@@ -97,7 +102,7 @@ class RewardModel(nn.Module):
         self.fuse_user = nn.Linear(width, 2 * width, bias=False)
         self.position = nn.Embedding(sizes.session_length, width)
         self.layers = nn.ModuleList(SessionLayer(width, config.heads, config.dropout) for _ in range(config.layers))
-        self.towers = Tower(width, config.dropout, len(TOWERS))
+        self.towers = (FusedTowers if config.p_score else Tower)(width, config.dropout, len(TOWERS))
         self.return_tower = Tower(2 * width, config.dropout, 1)
         self.register_buffer("occurs_O", torch.ones(len(TOWERS), dtype=torch.bool))
         self.register_buffer("return_observed", torch.ones((), dtype=torch.bool))
@@ -109,7 +114,10 @@ class RewardModel(nn.Module):
         return score_US.to(sessions.item_ids_USK.device)
 
     def score(self, predictions: Predictions) -> Tensor:
-        """The towers' answers, added up with the weights of the reward."""
+        """The towers' answers, added up with the weights of the reward; or the sum of the fused ones."""
+        num_towers = len(TOWERS)
+        if self.config.p_score:
+            return (predictions.prob_reach_USK * predictions.logit_USKO[..., num_towers].sigmoid()).sum(-1)
         prob_USKO = predictions.logit_USKO.sigmoid() * self.occurs_O
         weights = self.weights
         weight_O = [getattr(weights, name) for name in BEHAVIOURS]
@@ -131,7 +139,8 @@ class RewardModel(nn.Module):
         x_USKD = self._meet(histories, events_UTD, user_UD, item_ids_USK)
         logit_USKO = self.towers(x_USKD)
         real_USK = item_ids_USK >= 0
-        prob_reach_USK = _reach(logit_USKO[..., -1].sigmoid(), real_USK, self.occurs_O[-1])
+        goes_on = TOWERS.index(NEXT)
+        prob_reach_USK = _reach(logit_USKO[..., goes_on].sigmoid(), real_USK, self.occurs_O[goes_on])
         # The return is learned through what the session holds, not through how far the user gets.
         pooled_USD = (prob_reach_USK.detach()[..., None] * x_USKD).sum(2)
         both = torch.cat([pooled_USD, user_UD[:, None].expand_as(pooled_USD)], dim=-1)
@@ -166,7 +175,7 @@ class RewardModel(nn.Module):
         joined = self.fuse_item(torch.cat([items_UQD, attended_UQD, items_UQD * attended_UQD], dim=-1))
         x_UQD = items_UQD + self.fuse(joined + self.fuse_user(user_UD)[:, None])
         x_NKD = x_UQD.view(num_users * num_samples, length, -1) + self.position.weight[:length]
-        ids_NK, real_NK = ids_UQ.view(-1, length), item_ids_USK.view(-1, length) >= 0
+        ids_NK, real_NK = ids_UQ.view(-1, length), item_ids_USK.reshape(-1, length) >= 0
         causal_KK = torch.ones(length, length, dtype=torch.bool, device=ids_NK.device).tril()
         mask = real_NK[:, None, None] & causal_KK
         relations = self.items.relations(ids_NK, ids_NK)
@@ -188,11 +197,44 @@ class RewardModel(nn.Module):
             )
 
     def loss(self, predictions: Predictions, answers: Answers) -> Tensor:
-        """Binary cross-entropy of all towers over what was observed; sessions lie at S = 1."""
+        """Binary cross-entropy of all towers over what was observed; sessions lie at S = 1.
+
+        The fused answer learns all signs of liking that occur: its loss is that of every one of them.
+        """
         logits_NO, labels_NO = predictions.logit_USKO.squeeze(1).flatten(0, 1), answers.labels_NKO.flatten(0, 1)
-        towers = observed_bce(logits_NO, labels_NO, answers.weight_NK.flatten())
+        weight_N = answers.weight_NK.flatten()
+        towers_O = observed_bce(logits_NO[:, : len(TOWERS)], labels_NO, weight_N)
         returns = observed_bce(predictions.logit_return_US, answers.return_N[:, None], answers.weight_NK[:, -1])
-        return (towers * self.occurs_O).sum() + returns[0]
+        loss = (towers_O * self.occurs_O).sum() + returns[0]
+        if self.config.p_score:
+            fused_NO = logits_NO[:, len(TOWERS) :].expand(-1, len(TOWERS))
+            likes_O = self.occurs_O & self.occurs_O.new_tensor([name in LIKES for name in TOWERS])
+            loss = loss + (observed_bce(fused_NO, labels_NO, weight_N) * likes_O).sum()
+        return loss
+
+    def doubly_robust_loss(
+        self, predictions: Predictions, answers: Answers, imputed: Imputed, times_N: Tensor
+    ) -> Tensor:
+        """The loss of all towers over sessions as if drawn regardless of the user; s = 0 is the logged session.
+
+        See :func:`feedgym.rewards.doubly_robust.doubly_robust_bce`. Row n counts ``times_N`` times.
+        """
+        reach_NSK = imputed.reach_NSK * times_N[:, None, None]
+        towers_O = doubly_robust_bce(
+            predictions.logit_USKO.transpose(1, 2).flatten(0, 1),
+            answers.labels_NKO.flatten(0, 1),
+            answers.weight_NK.flatten(),
+            imputed.prob_NSKO.transpose(1, 2).flatten(0, 1),
+            reach_NSK.transpose(1, 2).flatten(0, 1),
+        )
+        returns = doubly_robust_bce(
+            predictions.logit_return_US[..., None],
+            answers.return_N[:, None],
+            answers.weight_NK[:, -1],
+            imputed.return_NS[..., None],
+            times_N[:, None].expand_as(imputed.return_NS),
+        )
+        return (towers_O * self.occurs_O).sum() + returns[0] * self.return_observed
 
     def prepare(self, catalog: Catalog, answers: Answers) -> None:
         """Take the catalogue in, and let each tower start at the rate of its label in the log."""

@@ -172,3 +172,36 @@ class Tower(nn.Sequential):
         last = self[-1]
         assert isinstance(last, nn.Linear)
         last.bias.copy_(rate_O.nan_to_num(0.5).clamp(1e-6, 1 - 1e-6).logit())
+
+
+class FusedTowers(nn.Module):
+    """Towers with a hidden layer of their own each, and one more answer: a network over all hidden vectors (P-Score).
+
+    Args:
+        width: D, of what they read and of the network.
+        dropout: before the answers.
+        num_towers: O; each has a hidden vector of width / 4, 4 at least.
+    """
+
+    def __init__(self, width: int, dropout: float, num_towers: int) -> None:
+        super().__init__()
+        self.num_towers, hidden = num_towers, max(4, width // 4)
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.hidden = nn.Linear(width, num_towers * hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.out_OH = nn.Parameter(torch.empty(num_towers, hidden))
+        self.bias_O = nn.Parameter(torch.zeros(num_towers))
+        self.fuse = Tower(num_towers * hidden, dropout, 1)
+        nn.init.normal_(self.out_OH, std=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [..., O + 1] of vectors [..., D], the fused one last."""
+        hidden = self.dropout(F.silu(self.hidden(self.norm(x))))
+        own = (hidden.unflatten(-1, (self.num_towers, -1)) * self.out_OH).sum(-1) + self.bias_O
+        return torch.cat([own, self.fuse(hidden)], dim=-1)
+
+    @torch.no_grad()
+    def start_at(self, rate_O: Tensor) -> None:
+        """Let the untrained answers be about these rates; the fused one is about their mean."""
+        self.bias_O.copy_(rate_O.nan_to_num(0.5).clamp(1e-6, 1 - 1e-6).logit())
+        self.fuse.start_at(rate_O.nanmean())

@@ -17,7 +17,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -25,16 +25,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, TrainerCallback
 
 from feedgym.agents.pretrain import PretrainConfig, Progress, SessionDataset, pretrain
-from feedgym.data.batches import HISTORY_COLUMNS, EventBatch
+from feedgym.data.batches import HISTORY_COLUMNS, EventBatch, TensorRows
 from feedgym.data.events import Catalog, FloatArray, LoggedSessions
 from feedgym.rewards.answers import Answers
 from feedgym.rewards.config import RewardModelConfig
+from feedgym.rewards.doubly_robust import Imputed, drawn_sessions
 from feedgym.rewards.ensemble import RewardEnsemble
 from feedgym.rewards.model import RewardModel
 from feedgym.rewards.network import Sizes
 
 RESAMPLE = 0x7265
 """Salt of the users that members learn from."""
+HALVES = 0x68616C66
+"""Salt of the halves of the users that impute for each other."""
 STARTS = 0x7374
 """Salt of the members' initial weights, but for the first one's."""
 
@@ -65,6 +68,8 @@ def fit_reward_model(
     starts = [untrained(config, sizes, seed) for seed in seeds_of_members(config)]
     for start in starts:
         start.prepare(catalog, examples.answers)
+    if config.imputed:
+        examples = imputing(examples, sessions, starts[0], config, output_dir, progress)
     model: RewardModel | RewardEnsemble
     if config.is_ensemble:
         model = trained_together(starts, examples, config, output_dir, progress)
@@ -103,6 +108,9 @@ def train_reward_model_further(
     """
     output_dir, examples = Path(output_dir), _examples(histories, sessions, config)
     model = copy.deepcopy(model).train()
+    if config.imputed:
+        start = model.members()[0] if isinstance(model, RewardEnsemble) else model
+        examples = imputing(examples, sessions, start, config, output_dir, progress)
     if isinstance(model, RewardEnsemble):
         model = trained_together(model.members(), examples, config, output_dir, progress)
     else:
@@ -117,6 +125,46 @@ def _examples(histories: EventBatch, sessions: LoggedSessions, config: RewardMod
         item_ids_NK=torch.from_numpy(sessions.item_ids_NK.astype(np.int64)),
         answers=Answers.of(sessions, config.watch_cap_s, config.max_weight),
         times_NM=torch.from_numpy(member_weights(sessions, config)),
+    )
+
+
+def imputing(
+    examples: _LabelledSessions,
+    sessions: LoggedSessions,
+    start: RewardModel,
+    config: RewardModelConfig,
+    place: Path,
+    progress: Progress | None,
+) -> _LabelledSessions:
+    """The sessions with what a model of the other half of the users says of them, and of ones drawn beside them.
+
+    The two models begin at ``start`` and take answers at face value: weights are what corrects them.
+    """
+    drawn_NSK = torch.from_numpy(drawn_sessions(sessions, config.imputed, config.seed))
+    item_ids_NSK = torch.cat([examples.item_ids_NK[:, None], drawn_NSK], dim=1)
+    user_N = np.unique(sessions.user_idx_N, return_inverse=True)[1]
+    in_half_U = np.random.default_rng((config.seed, HALVES)).permutation(user_N.max() + 1) % 2
+    half_N = torch.from_numpy(in_half_U[user_N])
+    parts, rows = [], [torch.where(half_N == half)[0] for half in range(2)]
+    for half in range(2):
+        learned = examples.part(rows[1 - half]).at_face_value()
+        model = trained_alone(copy.deepcopy(start), learned, config, place / f"imputing-{half}", progress).eval()
+        with torch.no_grad():
+            parts += [
+                _imputed(model, examples.histories.rows(block), item_ids_NSK[block])
+                for block in rows[half].split(config.batch_size)
+            ]
+    return replace(examples, imputed=Imputed.cat(parts).rows(torch.cat(rows).argsort()))
+
+
+def _imputed(model: RewardModel, histories: EventBatch, item_ids_NSK: Tensor) -> Imputed:
+    """A model's answers for some sessions."""
+    said = model.predict(histories.trimmed(), item_ids_NSK)
+    return Imputed(
+        item_ids_NSK=item_ids_NSK,
+        prob_NSKO=said.logit_USKO.sigmoid().cpu(),
+        reach_NSK=said.prob_reach_USK.cpu(),
+        return_NS=said.logit_return_US.sigmoid().cpu(),
     )
 
 
@@ -224,9 +272,14 @@ class _Fitting(nn.Module):
         answers = Answers(**{f.name: batch[f.name] for f in fields(Answers)})
         item_ids_NSK = batch["item_ids_NK"][:, None]
 
+        imputed = Imputed(**{f.name: batch[f.name] for f in fields(Imputed)}) if "prob_NSKO" in batch else None
+
         def loss(model: RewardModel, times_N: Tensor) -> Tensor:
             counted = replace(answers, weight_NK=answers.weight_NK * times_N[:, None])
-            return model.loss(model.predict(histories, item_ids_NSK), counted)
+            if imputed is None:
+                return model.loss(model.predict(histories, item_ids_NSK), counted)
+            said = model.predict(histories, imputed.item_ids_NSK)
+            return model.doubly_robust_loss(said, counted, imputed, times_N)
 
         times_MN = batch["times_NM"].T
         if isinstance(self.model, RewardModel):
@@ -245,6 +298,17 @@ class _LabelledSessions(SessionDataset):
 
     answers: Answers
     times_NM: Tensor
+    imputed: Imputed | None = None
+
+    def part(self, idx: Tensor) -> Self:
+        """The rows at ``idx``."""
+        columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        taken = {n: v.rows(idx) if isinstance(v, TensorRows) else v[idx] for n, v in columns.items() if v is not None}
+        return replace(self, **taken)
+
+    def at_face_value(self) -> Self:
+        """The same with every position counting alike."""
+        return replace(self, answers=replace(self.answers, weight_NK=torch.ones_like(self.answers.weight_NK)))
 
     def collate(self, model: Any, idx: Sequence[int]) -> dict[str, Tensor]:
         rows = torch.as_tensor(idx)
@@ -254,4 +318,5 @@ class _LabelledSessions(SessionDataset):
             "item_ids_NK": self.item_ids_NK[rows],
             "times_NM": self.times_NM[rows],
             **{f.name: getattr(answers, f.name) for f in fields(Answers)},
+            **({} if self.imputed is None else vars(self.imputed.rows(rows))),
         }

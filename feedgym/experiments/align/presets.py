@@ -219,6 +219,11 @@ class AlignConfig(UsersConfig):
                 f"reward={self.reward!r} looks at how far the members of an ensemble are apart; set "
                 "--reward-model.members 5 (and no shared_start), or choose reward_model."
             )
+        if self.reward == "clicks" and self.reward_model.p_score:
+            raise ValueError(
+                "reward='clicks' asks the reward model for clicks alone, and p_score has one score for everything; "
+                "choose one of the two."
+            )
 
     def check_reference(self) -> None:
         """Refuse the base as the reference of a method that has none; this imports the method."""

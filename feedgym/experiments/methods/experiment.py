@@ -38,7 +38,7 @@ BULKY = ("scatter", "samples", "tokenizer")
 """Parts of a summary that its own report shows and no comparison asks for."""
 CELLS, STORE = "cells", "store"
 """Folders of a comparison: of the cells' runs, and of their stages where no other store is named."""
-CONTROLS = ("base", "ipa", CENTRE)
+CONTROLS = ("base", "ipa", "plain", CENTRE)
 """Rows that all conditions are compared with, where they are there."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,13 @@ FIRST = ("true_reward", LAST_REWARD, "model_reward")
 """Figures of the first table; the whole one is folded away."""
 
 
-def write_report(summary: Summary, folder: Path) -> Path:
+def write_report(summary: Summary, folder: Path, more: Sequence[str] = ()) -> Path:
     """Write ``report.html``.
 
     Args:
         summary: what ``summary.json`` holds.
         folder: of the comparison.
+        more: sections that only this kind of comparison has; they come after the first table.
 
     Returns:
         The file's path.
@@ -57,6 +58,7 @@ def write_report(summary: Summary, folder: Path) -> Path:
         _headline(summary),
         section("Cells that failed", _failed_table(summary)),
         section(f"Judged by {summary['judged_by']}", _first_table(summary), folded("All figures", _table(summary))),
+        *more,
         section("What is believed, what is true, and how far to the oracle", truth_plot(summary)),
         section("Options varied by themselves", axes_plot(summary)),
         section("True reward against the cost of a request", cost_plot(summary)),

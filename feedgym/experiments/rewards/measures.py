@@ -1,0 +1,132 @@
+"""What a reward says of sessions, measured: against what logged users did, and against what sessions are truly worth.
+
+Offline figures need held-out users of a log and nothing else. Those against the truth are for study; they are taken on
+sessions that the base draws, on sessions that an aligned agent draws and on those that a search finds, for a reward is
+asked about what no log has shown.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` sessions; ``G`` groups of sessions of like scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.events import BEHAVIOURS, LoggedSessions
+from feedgym.envs.truth import RETURN_S, RewardWeights
+from feedgym.experiments.align.best_of_n import best_of_n
+from feedgym.experiments.statistics import within_user_correlation
+from feedgym.protocols import SessionReward
+
+Float = NDArray[np.float64]
+
+GROUPS = 10
+"""Groups of a reliability curve."""
+USERS_AT_ONCE = 32
+"""Users whose sessions are scored at a time."""
+
+
+def scores_of(reward: SessionReward, histories: EventBatch, item_ids_USK: torch.Tensor) -> Float:
+    """Scores [U, S], some users at a time."""
+    parts = []
+    for low in range(0, len(histories), USERS_AT_ONCE):
+        rows = slice(low, low + USERS_AT_ONCE)
+        ids_USK = item_ids_USK[rows]
+        unknown_US = torch.full(ids_USK.shape[:2], torch.nan)
+        parts.append(reward(histories.rows(rows), SessionBatch(item_ids_USK=ids_USK, logp_US=unknown_US)))
+    return torch.cat(parts).cpu().numpy().astype(np.float64)
+
+
+def logged_reward(sessions: LoggedSessions, weights: RewardWeights) -> Float:
+    """What logged sessions brought, in the units of the true reward [N]; NaN where the return counts and is unknown."""
+    weight_B = [getattr(weights, name) for name in BEHAVIOURS]
+    seen_NK = sessions.examined_NK & (sessions.item_ids_NK >= 0)
+    value_NK = sessions.behaviours_NKB @ np.array(weight_B) + weights.watch_minutes * sessions.watch_s_NK / 60
+    value_N = (value_NK * seen_NK).sum(axis=1)
+    if not weights.return_24h or np.isnan(sessions.return_gap_s_N).all():
+        return value_N
+    returned_N = np.where(np.isnan(sessions.return_gap_s_N), np.nan, sessions.return_gap_s_N <= RETURN_S)
+    return value_N + weights.return_24h * returned_N
+
+
+def reliability(score_N: Float, value_N: Float, groups: int = GROUPS) -> list[dict[str, float]]:
+    """Groups of sessions of like scores, from the lowest to the highest: mean ``score``, mean ``value``, ``share``."""
+    order_N = np.argsort(score_N, kind="stable")
+    parts = [part for part in np.array_split(order_N, groups) if len(part)]
+    return [
+        {"score": score_N[part].mean(), "value": value_N[part].mean(), "share": len(part) / len(score_N)}
+        for part in parts
+    ]
+
+
+def calibration_error(curve: Sequence[dict[str, float]]) -> float:
+    """Expected calibration error: how far scores are from what came of it, mean over the groups of a curve."""
+    return float(sum(group["share"] * abs(group["score"] - group["value"]) for group in curve))
+
+
+def pair_accuracy(score_US: Float, truth_US: Float) -> float:
+    """Share of the pairs of a user's sessions that scores order as the truth does; equal scores count half.
+
+    Pairs of equal truth, such as a session drawn twice, do not count; NaN where there is no other.
+    """
+    upper = np.triu_indices(score_US.shape[1], 1)
+    right = pairs = 0.0
+    for score_S, truth_S in zip(score_US, truth_US, strict=True):
+        truth_P = np.sign(np.subtract.outer(truth_S, truth_S)[upper])
+        score_P = np.sign(np.subtract.outer(score_S, score_S)[upper])
+        right += ((1 + score_P * truth_P) / 2)[truth_P != 0].sum()
+        pairs += (truth_P != 0).sum()
+    return right / pairs if pairs else float("nan")
+
+
+def against_log(reward: SessionReward, histories: EventBatch, sessions: LoggedSessions, weights: RewardWeights) -> Any:
+    """Offline: how a reward's scores of held-out sessions go with what their users did.
+
+    Returns:
+        ``figures``: ``log_auc``, how well scores tell sessions above the mean from others; ``log_rank``, their rank
+        correlation with what came of it; ``log_ece``, the calibration error in units of the reward. ``curve``: the
+        reliability curve.
+    """
+    from scipy.stats import spearmanr
+    from sklearn.metrics import roc_auc_score
+
+    known_N = np.flatnonzero(~np.isnan(logged_reward(sessions, weights)))
+    histories, sessions = histories.rows(torch.from_numpy(known_N)), sessions.rows(known_N)
+    item_ids_NSK = torch.from_numpy(sessions.item_ids_NK.astype(np.int64))[:, None]
+    score_N, value_N = scores_of(reward, histories, item_ids_NSK)[:, 0], logged_reward(sessions, weights)
+    curve, good_N = reliability(score_N, value_N), value_N > value_N.mean()
+    figures = {
+        "log_auc": float(roc_auc_score(good_N, score_N)) if 0 < good_N.mean() < 1 else float("nan"),
+        "log_rank": float(spearmanr(score_N, value_N).statistic),
+        "log_ece": calibration_error(curve),
+    }
+    return {"figures": figures, "curve": curve}
+
+
+def against_truth(score_US: Float, truth_half_US2: Float, where: str) -> Any:
+    """How scores of users' sessions go with what they are truly worth.
+
+    Args:
+        score_US: the scores.
+        truth_half_US2: true values by two halves of the answers.
+        where: of the sessions, for the figures' names.
+
+    Returns:
+        ``figures``: ``WHERE_pairs`` (:func:`pair_accuracy`), ``WHERE_rank``, the rank correlation within users,
+        ``WHERE_best``, the true value of each user's best session by the score, and ``WHERE_excess``, mean score less
+        mean truth. ``curve``: the reliability curve.
+    """
+    truth_US = truth_half_US2.mean(axis=2)
+    figures = {
+        "pairs": pair_accuracy(score_US, truth_US),
+        "rank": within_user_correlation(score_US, truth_US, ranks=True),
+        "best": float(best_of_n(score_US, truth_US, [score_US.shape[1]]).mean()),
+        "excess": float(score_US.mean() - truth_US.mean()),
+    }
+    curve = reliability(score_US.ravel(), truth_US.ravel())
+    return {"figures": {f"{where}_{name}": value for name, value in figures.items()}, "curve": curve}

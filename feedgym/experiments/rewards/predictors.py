@@ -1,0 +1,64 @@
+"""Which measure of a reward model predicts what the agent aligned to it is truly worth.
+
+Over the reward models of a comparison, each with its mean over the seeds: the rank correlation of a measure with the
+true reward of the aligned agent. The interval resamples reward models, which is what one wants to speak of; those of
+one family, such as what is made of one ensemble, are alike, so it is rather too short.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` reward models; ``R`` resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feedgym.experiments.page import missing
+from feedgym.experiments.statistics import NUM_RESAMPLES, ends
+
+Float = NDArray[np.float64]
+
+LEAST = 4
+"""Fewer reward models say nothing of a measure."""
+
+
+def predictors(measure: Mapping[str, Mapping[str, float]], reward: Mapping[str, float], seed: int = 0) -> list[Any]:
+    """The measures, the best predictor first.
+
+    Args:
+        measure: by reward model and name.
+        reward: the true reward of the agent that was aligned to each.
+        seed: decides the resamples.
+
+    Returns:
+        Of each measure ``name``, ``models`` (how many have it), and the rank correlation with the reward as ``mean``
+        with the ends ``low`` and ``high`` of its 95% interval. Measures that fewer than four models have, or that are
+        alike in all, are left out.
+    """
+    names = list(dict.fromkeys(name for figures in measure.values() for name in figures))
+    found = []
+    for name in names:
+        told = [model for model in reward if not missing(measure.get(model, {}).get(name))]
+        value_N, reward_N = np.array([measure[m][name] for m in told]), np.array([reward[m] for m in told])
+        if len(told) >= LEAST and np.ptp(value_N) > 0 and np.ptp(reward_N) > 0:
+            found.append({"name": name, "models": len(told), **rank_correlation(value_N, reward_N, seed)})
+    return sorted(found, key=lambda row: -abs(row["mean"]))
+
+
+def rank_correlation(left_N: Float, right_N: Float, seed: int = 0) -> dict[str, float]:
+    """Spearman's correlation with its 95% percentile interval over resampled pairs."""
+    idx_RN = np.random.default_rng(seed).integers(len(left_N), size=(NUM_RESAMPLES, len(left_N)))
+    resampled_R = _spearman(left_N[idx_RN], right_N[idx_RN])
+    told_R = resampled_R[~np.isnan(resampled_R)]  # a resample of copies of one model has no ranks
+    return {"mean": float(_spearman(left_N[None], right_N[None])[0]), **ends(told_R)}
+
+
+def _spearman(left_RN: Float, right_RN: Float) -> Float:
+    from scipy.stats import rankdata
+
+    left, right = (rankdata(values, axis=1) for values in (left_RN, right_RN))
+    left, right = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (left, right))
+    scale_R = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
+    return np.divide((left * right).sum(axis=1), scale_R, out=np.full(len(left), np.nan), where=scale_R > 1e-12)

@@ -1,0 +1,96 @@
+"""The comparison of reward models as a function that returns a whole configuration, to be changed field by field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from feedgym.experiments.methods.presets import CellsRun, check_list
+from feedgym.experiments.options import pairs_of
+from feedgym.plugins import BUILT_IN
+from feedgym.ranges import Count
+
+PLAIN = "plain"
+"""The preset's own reward model, with which the others are compared."""
+FIVE = {"reward_model.members": 5}
+VARIANTS: dict[str, dict[str, Any]] = {
+    PLAIN: {},
+    "narrow": {"reward_model.width": 16},
+    "wide": {"reward_model.width": 128},
+    "half_of_log": {"reward_share": 0.5},
+    "tenth_of_log": {"reward_share": 0.1},
+    "ensemble": FIVE,
+    "cautious": {**FIVE, "reward": "cautious"},
+    "very_cautious": {**FIVE, "reward": "cautious", "reward.deviations": 3.0},
+    "worst_case": {**FIVE, "reward": "worst_case"},
+    "averaged": {**FIVE, "reward_model.shared_start": 0.5},
+    "ips": {"reward_model.max_weight": 10.0},
+    "doubly_robust": {"reward_model.max_weight": 10.0, "reward_model.imputed": 1},
+    "genrank": {"reward_model.backbone": "genrank"},
+    "hstu-rank": {"reward_model.backbone": "hstu-rank"},
+    "mtgr": {"reward_model.backbone": "mtgr"},
+    "p_score": {"reward_model.p_score": True},
+    "clicks": {"reward": "clicks"},
+    "diverse": {"reward": "diverse"},
+}
+"""What each reward model changes of the alignment, by dotted name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardsRun(CellsRun):
+    """Reward models against each other: measured offline, and by the true reward of the agent aligned to each.
+
+    Log, tokenizer and base are made once per seed, an ensemble once for all that is made of it. At the laptop's sizes a
+    reward model and seed take about 3 minutes. A comparison that was stopped goes on with --resume FOLDER; --rewards or
+    --seeds may add some.
+    """
+
+    called: ClassVar[str] = "rewards"
+    said: ClassVar[str] = "Reward models"
+
+    rewards: tuple[str, ...] = field(default_factory=lambda: tuple(VARIANTS))
+    """The reward models: names of variants (sizes narrow and wide; shares half_of_log and tenth_of_log; an ensemble
+    and what is made of it, cautious, very_cautious, worst_case, averaged; ips, doubly_robust; genrank, hstu-rank,
+    mtgr; p_score; ...), rewards of the registry, or import paths of your own."""
+    method: str = "ipa"
+    """The method of alignment, by name or by the import path of your own."""
+    beams: Count = 32
+    """Sessions per user that a search with the base finds: far from what the log shows, and scored by all."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_list(self, "rewards")
+        known = {**VARIANTS, **BUILT_IN["reward"]}
+        for name in self.rewards:
+            if name not in known and ":" not in name:
+                raise ValueError(f"rewards has {name!r}, which is unknown; give {', '.join(known)}, or an import path.")
+        if "reward" in pairs_of(self.options, "set"):
+            raise ValueError("set says reward, which this comparison decides itself, by --rewards; drop it.")
+
+    def conditions(self) -> dict[str, dict[str, Any]]:
+        """A condition a reward model."""
+        return {name: {"method": self.method, **VARIANTS.get(name, {"reward": name})} for name in self.rewards}
+
+    def methods_named(self) -> Sequence[str]:
+        """The one that is used."""
+        return [self.method]
+
+    def code(self) -> list[tuple[str, str | None]]:
+        """What it names besides data; see :mod:`feedgym.trust`."""
+        return [*(("reward", name) for name in self.rewards if name not in VARIANTS), *super().code()]
+
+
+def rewards() -> RewardsRun:
+    """Reward models of many kinds, each measured and each aligned to, over seeds: one table, one report."""
+    return RewardsRun()
+
+
+def rewards_smoke() -> RewardsRun:
+    """Three reward models and two seeds in seconds; its figures mean nothing."""
+    some = (PLAIN, "narrow", "clicks")
+    return RewardsRun(preset="onerec-ipa-smoke", rewards=some, seeds=(0, 1), beams=4)
+
+
+REWARDS_COMPARISONS: dict[str, Callable[[], RewardsRun]] = {"rewards": rewards, "rewards-smoke": rewards_smoke}
+"""What `feedgym compare` offers of it."""

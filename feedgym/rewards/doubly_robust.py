@@ -1,0 +1,99 @@
+"""Doubly robust training: logged answers correct what models of other users impute for sessions drawn at random.
+
+A log shows a user what its makers thought the user would like. The loss that one wants is over items shown regardless
+of the user. Two estimates of it are common: impute answers for such items, which is biased as the imputing model is, or
+weight logged answers by inverse propensities, which varies much. Doubly robust (Wang et al., Doubly robust joint
+learning, ICML 2019, eq. 9; Dudik, Langford and Li, arXiv:1103.4601):
+
+    E over drawn items of loss(f, imputed)  +  E over logged items of w [loss(f, answer) - loss(f, imputed)],
+
+which is unbiased where the imputed answers are right or the weights are. The cross-entropy is linear in its label, so
+the bracket is -(answer - imputed) times the logit f.
+
+Deviations from Wang et al.: the imputing models are not trained along; each is fitted beforehand to one half of the
+users and imputes for the other half, so that none has seen what it imputes. Drawn items have the shares that items have
+of all exposures, as the stabilised weights want it (:func:`feedgym.rewards.answers.propensity_weights`), and count by
+the probability with which a user would reach them.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``O`` towers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from feedgym.data.batches import TensorRows
+from feedgym.data.events import LoggedSessions
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Imputed(TensorRows):
+    """What a model of other users says of N logged sessions (s = 0) and of sessions drawn at random beside each.
+
+    Attributes:
+        item_ids_NSK: int64 the sessions, -1 after the last item.
+        prob_NSKO: float32 probabilities of the towers' labels.
+        reach_NSK: float32 probabilities that the user gets to the position.
+        return_NS: float32 probabilities of a return within a day.
+    """
+
+    item_ids_NSK: Tensor
+    prob_NSKO: Tensor
+    reach_NSK: Tensor
+    return_NS: Tensor
+
+
+def doubly_robust_bce(
+    logits_NSO: Tensor, labels_NO: Tensor, weight_N: Tensor, imputed_NSO: Tensor, reach_NS: Tensor
+) -> Tensor:
+    """Doubly robust cross-entropy [O] of N positions, per position that would be reached.
+
+    Args:
+        logits_NSO: of the logged item at s = 0, and of drawn ones.
+        labels_NO: what the user did with the logged item; NaN where that was not observed.
+        weight_N: inverse propensity weights of the logged items.
+        imputed_NSO: imputed probabilities of the labels.
+        reach_NS: how likely the user gets to the position; of the logged item the label tells.
+    """
+    drawn_NSO = F.binary_cross_entropy_with_logits(logits_NSO[:, 1:], imputed_NSO[:, 1:], reduction="none")
+    imputed_O = (drawn_NSO * reach_NS[:, 1:, None]).mean(1).sum(0)
+    surprise_NO = torch.where(labels_NO.isnan(), 0.0, labels_NO.nan_to_num() - imputed_NSO[:, 0])
+    correction_O = -(weight_N[:, None] * surprise_NO * logits_NSO[:, 0]).sum(0)
+    return (imputed_O + correction_O) / reach_NS[:, 1:].mean(1).sum().clamp_min(1e-6)
+
+
+def drawn_sessions(sessions: LoggedSessions, num: int, seed: int) -> NDArray[np.int64]:
+    """Sessions of different items drawn by their shares of all exposures [N, num, K], as long as the logged ones.
+
+    Args:
+        sessions: N logged sessions.
+        num: sessions drawn beside each.
+        seed: decides the draws.
+
+    Raises:
+        ValueError: fewer items were shown than a session has.
+    """
+    items_NK = sessions.item_ids_NK.astype(np.int64)
+    count_I = np.bincount(items_NK[items_NK >= 0]).astype(np.float64)
+    length, rng = items_NK.shape[1], np.random.default_rng(seed)
+    if (shown := int((count_I > 0).sum())) < length:
+        raise ValueError(
+            f"imputed={num} draws sessions of {length} different items, and the log shows {shown}; set it to 0."
+        )
+    shape = (len(items_NK), num, length)
+    drawn_NSK = rng.choice(len(count_I), size=shape, p=count_I / count_I.sum())
+    while (again_NSK := _repeated(drawn_NSK)).any():
+        drawn_NSK[again_NSK] = rng.choice(len(count_I), size=int(again_NSK.sum()), p=count_I / count_I.sum())
+    return np.where(items_NK[:, None] >= 0, drawn_NSK, -1)
+
+
+def _repeated(item_ids_NSK: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which items stand before them in their session already."""
+    same_NSKK = item_ids_NSK[..., :, None] == item_ids_NSK[..., None, :]
+    return np.tril(same_NSKK, -1).any(axis=-1)
