@@ -25,6 +25,7 @@ OTHER: dict[str, list[Any]] = {
     "model": ["my_lab.own:Model"],
     "method": ["rsft", "my_lab.own:Method"],
     "methods": [("gbpo",)],
+    "rewards": [("clicks",)],
     "pairing": [("any",)],
     "preset": ["tiger-ipa-smoke"],
     "options": [("rounds.num=1",)],

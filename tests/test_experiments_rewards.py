@@ -166,6 +166,12 @@ def test_another_first_reward_or_search_measures_anew():
     assert wider["plain-0"] == one["plain-0"] and wider["measured-clicks-0"] != one["measured-clicks-0"]
 
 
+def test_a_reward_of_ones_own_is_compared_and_asked_about():
+    run = RewardsRun(preset="onerec-ipa-smoke", seeds=(0,), rewards=("plain", "my_lab.reward:ClickRates"))
+    assert ("reward", "my_lab.reward:ClickRates") in run.code() and ("reward", "plain") not in run.code()
+    assert [cell.config.reward for cell in cells_of(run)] == ["reward_model", "my_lab.reward:ClickRates"]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

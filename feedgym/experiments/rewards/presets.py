@@ -52,7 +52,7 @@ class RewardsRun(CellsRun):
     rewards: tuple[str, ...] = field(default_factory=lambda: tuple(VARIANTS))
     """The reward models: names of variants (sizes narrow and wide; shares half_of_log and tenth_of_log; an ensemble
     and what is made of it, cautious, very_cautious, worst_case, averaged; ips, doubly_robust; genrank, hstu-rank,
-    mtgr; p_score; ...), rewards of the registry, or import paths of your own."""
+    mtgr; p_score; ...), rewards of the registry, or your own, as my_lab.reward:Mine."""
     method: str = "ipa"
     """The method of alignment, by name or by the import path of your own."""
     beams: Count = 32
