@@ -527,7 +527,7 @@ class SimulateArguments(Ranged):
     out: Path
     """Folder to write to."""
     simulator: str = "short_video"
-    """The users: short_video, one of RecSim's, an import path, or the folder of a learned simulator."""
+    """The users: short_video, short_video_calibrated, one of RecSim's, an import path, or a learned one's folder."""
     trust: bool = False
     """Import the ranker that a learned simulator's folder names though it is not feedgym's own: only where you trust
     who made it."""

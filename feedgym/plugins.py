@@ -21,6 +21,7 @@ from feedgym.protocols import load
 BUILT_IN: dict[str, dict[str, str]] = {
     "simulator": {
         "short_video": "feedgym.envs.short_video:ShortVideo",
+        "short_video_calibrated": "feedgym.envs.short_video:ShortVideoCalibrated",
         "interest_evolution": "feedgym.envs.recsim:InterestEvolution",
         "interest_exploration": "feedgym.envs.recsim:InterestExploration",
         "long_term_satisfaction": "feedgym.envs.recsim:LongTermSatisfaction",

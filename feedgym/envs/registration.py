@@ -54,6 +54,7 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "feedgym/ShortVideoSession-v1": ("session", SHORT_VIDEO, {}),
     "feedgym/ShortVideoRetention-v1": ("retention", SHORT_VIDEO, {}),
     "feedgym/ShortVideoFresh-v1": ("visit", SHORT_VIDEO, FRESH),
+    "feedgym/ShortVideoCalibrated-v1": ("visit", f"{SHORT_VIDEO}Calibrated", {"weekday": True}),
     "feedgym/InterestEvolution-v1": ("visit", f"{RECSIM}:InterestEvolution", _recsim("INTEREST_EVOLUTION_REWARD")),
     "feedgym/InterestExploration-v1": (
         "visit",

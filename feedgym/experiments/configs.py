@@ -53,8 +53,9 @@ class UsersConfig(LogSource):
     PLUGINS: ClassVar[tuple[str, ...]] = ("simulator",)
 
     simulator: str = "short_video"
-    """The users, where no data are given: short_video, interest_evolution, interest_exploration,
-    long_term_satisfaction, an import path such as my_lab.users:Teen, or the folder of a learned simulator."""
+    """The users, where no data are given: short_video, short_video_calibrated, interest_evolution,
+    interest_exploration, long_term_satisfaction, an import path such as my_lab.users:Teen, or the folder of a learned
+    simulator."""
     simulator_options: Annotated[Any, tyro.conf.arg(name="simulator")] = field(
         default_factory=lambda: ShortVideoConfig(num_items=2000)
     )

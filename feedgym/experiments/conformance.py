@@ -57,6 +57,7 @@ NUM_ITEMS, LENGTH, HISTORY = 300, 4, 9
 
 BUILT_IN = (
     "feedgym.envs.short_video:ShortVideo",
+    "feedgym.envs.short_video:ShortVideoCalibrated",
     "feedgym.envs.recsim:InterestEvolution",
     "feedgym.envs.recsim:InterestExploration",
     "feedgym.envs.recsim:LongTermSatisfaction",

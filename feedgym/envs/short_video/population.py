@@ -1,7 +1,8 @@
 """Who the users of the short-video feed are: the constants, a user's state, fresh users and their daily rhythm.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics, ``J`` topics that a user may love, ``R`` remembered
-items, ``X`` explicit behaviours, ``H`` hours of the day. ``C`` counts channels of random numbers here.
+items, ``X`` explicit behaviours, ``H`` hours of the day, ``W`` days of the week and its end. ``C`` counts channels of
+random numbers here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtr
 
 from feedgym.data.events import BEHAVIOURS, DAY_S, FloatArray, IntArray
+from feedgym.data.sessions import WEEK_DAYS
 from feedgym.envs import luck
 from feedgym.envs.short_video.catalog import CatalogConfig, Latents, unit
 from feedgym.ranges import Count, Logit, NonNegative, Positive, Seconds, Seed, Share, SomeSeconds, Spread, check_order
@@ -95,6 +97,10 @@ class ShortVideoConfig(CatalogConfig):
     """Weight of the user's readiness to click."""
     ranker_clickbait: Logit = 0.5
     """What a unit of clickbait adds to a production ranker's score, which was trained on clicks."""
+    ranker_interest: Logit = 0.0
+    """Added to interest_weight in that score: rankers trained on clicks show more of the same than users ask for."""
+    ranker_mood: Logit = 0.0
+    """Weight of the short-term interests in that score: rankers follow what was watched last. 0: they do not."""
     enjoyment_clickbait: Logit = 0.9
     """What a unit of clickbait takes from enjoyment."""
 
@@ -151,8 +157,16 @@ class ShortVideoConfig(CatalogConfig):
     """Step of satisfaction towards tanh(enjoyment) per item."""
     satisfaction_skip: Share = 0.35
     """Weight of the enjoyment of skipped items in it."""
+    satisfaction_bar: Logit = 0.0
+    """Enjoyment that leaves a user as satisfied as before; less of it disappoints."""
     drift_rate: Share = 0.02
     """Step of the long-term interests towards the mood per visit."""
+    drift_watched: Share = 0.0
+    """Step of the long-term interests towards a visit's clicked items, as far as they were enjoyed. 0: none."""
+    drift_core: Share = 0.0
+    """Step per visit of the long-term interests back to the core, those that the user came with."""
+    drift_limit: Annotated[float, Interval(ge=-1, le=1)] = -1.0
+    """Least cosine of the long-term interests with the core. -1: no limit."""
 
     gap_hours: Positive = 14.0
     """Scale of the gap to the next visit at satisfaction 0 and activity 1, hours."""
@@ -160,15 +174,23 @@ class ShortVideoConfig(CatalogConfig):
     """The gap is scaled by exp(-gap_satisfaction * satisfaction)."""
     gap_shape: Annotated[float, Interval(ge=0.05, le=100)] = 0.7
     """Weibull shape of the gap; below 1, so that most gaps are short and some are long."""
+    gap_fatigue: Logit = 0.0
+    """The gap is scaled by exp(gap_fatigue * fatigue), the mean satiation with the items of the visit."""
+    gap_min_hours: NonNegative = 0.0
+    """Least gap between two visits, hours."""
     churn_logit: Logit = -5.0
     """Logit of leaving for ever after a visit, at satisfaction 0."""
     churn_satisfaction: Logit = 2.0
     """What a unit of satisfaction takes from it."""
+    churn_fatigue: Logit = 0.0
+    """What a unit of fatigue adds to it."""
 
     day_base: NonNegative = 0.1
     """Activity at the dead of night. This and the bumps follow KuaiRand-27K's exposures by hour."""
     day_peaks: tuple[tuple[NonNegative, Positive, NonNegative], ...] = ((13.0, 4.0, 0.65), (21.5, 2.5, 0.75))
     """Hour, width in hours and height of the bumps of the day's activity."""
+    week: tuple[Positive, ...] = (1.0,) * WEEK_DAYS
+    """Activity on the days of the week, the clock's first day first: gaps pass that much faster."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,6 +201,8 @@ class ShortVideoConfig(CatalogConfig):
                     f"{name} has {len(getattr(self, name))} numbers; give {len(FEEDBACK)}, one for each of "
                     f"{', '.join(FEEDBACK)}."
                 )
+        if len(self.week) != WEEK_DAYS:
+            raise ValueError(f"week has {len(self.week)} numbers; give {WEEK_DAYS}, one for each day of the week.")
         if not (self.day_base or any(height for _, _, height in self.day_peaks)):
             raise ValueError(f"day_base={self.day_base} and no height in day_peaks: nobody is active; raise either.")
 
@@ -193,6 +217,7 @@ class ShortVideoState:
         time_s_U: float64 when the next visit begins.
         profile_UF: int64 age group, gender, device.
         interest_UD: float32 unit vectors, long-term interests (theta).
+        core_UD: float32 unit vectors, the long-term interests that the user came with; they never change.
         mood_UD: float32 short-term interests (s).
         satiation_UM: float32 in [0, 1) satiation a topic (f).
         satisfaction_U: float32 in [-1, 1] (S).
@@ -212,6 +237,7 @@ class ShortVideoState:
     time_s_U: NDArray[np.float64]
     profile_UF: NDArray[np.int64]
     interest_UD: FloatArray
+    core_UD: FloatArray
     mood_UD: FloatArray
     satiation_UM: FloatArray
     satisfaction_U: FloatArray
@@ -239,6 +265,9 @@ class Population:
         rng = np.random.default_rng([config.catalog_seed, 1])
         self._profile_FD = unit(rng.normal(size=(len(PROFILE_NAMES), config.latent_dim))).astype(np.float32)
         self._day_H = _day(config.day_peaks, config.day_base)
+        self._has_week = any(level != 1 for level in config.week)
+        self._day_s_W = DAY_S * np.arange(WEEK_DAYS + 1)
+        self._passed_s_W = DAY_S * np.append(0, np.cumsum(config.week))
 
     def draw(self, seeds_U: NDArray[np.uint64]) -> ShortVideoState:
         """Fresh users; row u depends on ``seeds_U[u]`` alone."""
@@ -257,6 +286,7 @@ class Population:
             time_s_U=self.next_active(start_s_U, shift_U, bar_U, minute_U),
             profile_UF=self._profiles(interest_UD, normal_CU[FIRST_PROFILE:FIRST_FEEDBACK]),
             interest_UD=interest_UD,
+            core_UD=interest_UD.copy(),
             mood_UD=np.zeros((num_users, c.latent_dim), np.float32),
             satiation_UM=np.zeros((num_users, c.num_topics), np.float32),
             satisfaction_U=np.zeros(num_users, np.float32),
@@ -274,6 +304,18 @@ class Population:
     def activity(self, time_s_U: NDArray[np.float64], shift_U: IntArray) -> FloatArray:
         """Activity of the users' hour, in (0, 1], 1 at the day's peak."""
         return self._day_H.take(_hour(time_s_U) - shift_U, mode="wrap")
+
+    def after(self, time_s_U: NDArray[np.float64], gap_s_U: NDArray[np.floating]) -> NDArray[np.float64]:
+        """When a gap that begins at a time is over: it passes as fast as the days of the week are active; float64 [U].
+
+        With w(t) the activity of the day of t, the end t solves: integral of w from ``time_s_U`` to t = ``gap_s_U``.
+        """
+        if not self._has_week:
+            return time_s_U + gap_s_U
+        week_U, into_s_U = np.divmod(time_s_U, self._day_s_W[-1])
+        passed_s_U = np.interp(into_s_U, self._day_s_W, self._passed_s_W) + gap_s_U
+        more_U, passed_s_U = np.divmod(passed_s_U, self._passed_s_W[-1])
+        return (week_U + more_U) * self._day_s_W[-1] + np.interp(passed_s_U, self._passed_s_W, self._day_s_W)
 
     def next_active(self, time_s_U: NDArray[np.float64], shift_U: IntArray, bar_U: FloatArray, minute_U: FloatArray):
         """``time_s_U`` where its hour is active, else a time in the next active hour; float64 [U].

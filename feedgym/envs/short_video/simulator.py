@@ -69,6 +69,9 @@ class _Visit:
     satiation_UM: FloatArray
     recovery_U: FloatArray
     satisfaction_U: FloatArray
+    fatigue_U: FloatArray
+    liked_U: FloatArray
+    liked_UD: FloatArray
     behaviours_UKB: NDArray[np.uint8]
     watch_s_KU: FloatArray
     examined_KU: BoolArray
@@ -109,7 +112,7 @@ class ShortVideo:
 
     def starting(self, first_day: float) -> ShortVideo:
         """The same catalogue and users, who pay their first visits on another day of the clock."""
-        return ShortVideo(replace(self.config, first_day=first_day))
+        return type(self)(replace(self.config, first_day=first_day))
 
     def respond(self, state: ShortVideoState, slates_UK: IntArray) -> tuple[Response, ShortVideoState]:
         """The users' answers to one session each, and the users at their next visit.
@@ -132,9 +135,16 @@ class ShortVideo:
     def ranker_score(self, state: ShortVideoState, items_UC: IntArray) -> FloatArray:
         """What a production ranker would say of C candidates per user: interest, quality, clickbait, [U, C]."""
         c, latents = self.config, self.latents
-        affinity_UC = np.vecdot(latents.z_ID.take(items_UC, axis=0), state.interest_UD[:, None])
+        z_UCD = latents.z_ID.take(items_UC, axis=0)
+        affinity_UC = np.vecdot(z_UCD, state.interest_UD[:, None])
         quality_UC, bait_UC = latents.quality_I.take(items_UC), latents.clickbait_I.take(items_UC)
-        score_UC = c.interest_weight * affinity_UC + c.quality_weight * quality_UC + c.ranker_clickbait * bait_UC
+        score_UC = (
+            (c.interest_weight + c.ranker_interest) * affinity_UC
+            + c.quality_weight * quality_UC
+            + c.ranker_clickbait * bait_UC
+        )
+        if c.ranker_mood:
+            score_UC += c.ranker_mood * np.vecdot(z_UCD, state.mood_UD[:, None])
         return score_UC + self.fresh_pull(state.time_s_U[:, None], items_UC) if c.fresh_weight else score_UC
 
     def popularity_on(self, day: int) -> FloatArray:
@@ -218,6 +228,9 @@ class ShortVideo:
             satiation_UM=state.satiation_UM.copy(),
             recovery_U=np.ones(num_users, np.float32),
             satisfaction_U=state.satisfaction_U.copy(),
+            fatigue_U=np.zeros(num_users, np.float32),
+            liked_U=np.zeros(num_users, np.float32),
+            liked_UD=np.zeros_like(state.mood_UD),
             behaviours_UKB=np.zeros((num_users, num_items, len(BEHAVIOURS)), np.uint8),
             watch_s_KU=np.zeros((num_items, num_users), np.float32),
             examined_KU=np.zeros((num_items, num_users), bool),
@@ -241,10 +254,12 @@ class ShortVideo:
         here_U, cell_2U, weight_2U = visit.here_U, visit.topic_cell_2KU[:, k], visit.topic_weight_2KU[:, k]
         # All topics recover alike within a visit, so one factor per user keeps a step from touching all M of them.
         satiation_2U = visit.satiation_UM.reshape(-1).take(cell_2U) * visit.recovery_U
+        sated_U = (satiation_2U * weight_2U).sum(axis=0)
+        visit.fatigue_U += here_U * sated_U
         pull_U = (
             visit.pull_KU[k]
             + c.mood_weight * np.einsum("ud,ud->u", visit.mood_UD, visit.z_KUD[k])
-            - c.satiation_weight * (satiation_2U * weight_2U).sum(axis=0)
+            - c.satiation_weight * sated_U
             + visit.novelty_U * (satiation_2U[0] < c.novelty_satiation)
         )
         click_U = here_U & _happens(uniform_CU[CLICK], pull_U + visit.click_KU[k])
@@ -296,7 +311,13 @@ class ShortVideo:
         # the factor that later reads multiply by. An item's two topics differ, so no cell is written twice.
         satiation_2U += step_U * visit.topic_weight_2KU[:, k] * (1 - satiation_2U)
         visit.satiation_UM.reshape(-1)[visit.topic_cell_2KU[:, k]] = satiation_2U / visit.recovery_U
+        if c.drift_watched:
+            liked_U = np.maximum(feeling_U, 0) * clicked_U
+            visit.liked_U += liked_U
+            visit.liked_UD += liked_U[:, None] * visit.z_KUD[k]
         weight_U = c.satisfaction_skip + (1 - c.satisfaction_skip) * clicked_U
+        if c.satisfaction_bar:
+            feeling_U = np.tanh(enjoyment_U - c.satisfaction_bar)
         visit.satisfaction_U += c.satisfaction_rate * here_U * (feeling_U * weight_U - visit.satisfaction_U)
 
     def _end(self, state: ShortVideoState, visit: _Visit, slates_KU: IntArray) -> tuple[Response, ShortVideoState]:
@@ -305,13 +326,17 @@ class ShortVideo:
         churn_U, gap_U, bar_U, minute_U = (
             luck.draw(visit.stream_U, luck.VISIT, channel) for channel in (CHURN, GAP, ACTIVE_HOUR, MINUTE)
         )
-        churned_U = _happens(churn_U, c.churn_logit - c.churn_satisfaction * visit.satisfaction_U)
-        gap_s_U = 3600 * c.gap_hours * np.exp(-c.gap_satisfaction * visit.satisfaction_U) / state.activity_U
-        gap_s_U *= luck.weibull(gap_U, c.gap_shape)
         logout_s_U = state.time_s_U + visit.spent_s_U
-        next_s_U = self.population.next_active(logout_s_U + gap_s_U, state.hour_shift_U, bar_U, minute_U)
-        gap_s_U = (next_s_U - logout_s_U).astype(np.float32)
         num_examined_U = visit.examined_KU.sum(axis=0)
+        fatigue_U = visit.fatigue_U / np.maximum(num_examined_U, 1).astype(np.float32)
+        stays_U = c.churn_satisfaction * visit.satisfaction_U - c.churn_fatigue * fatigue_U
+        churned_U = _happens(churn_U, c.churn_logit - stays_U)
+        keen_U = c.gap_satisfaction * visit.satisfaction_U - c.gap_fatigue * fatigue_U
+        gap_s_U = 3600 * c.gap_hours * np.exp(-keen_U) / state.activity_U
+        gap_s_U *= luck.weibull(gap_U, c.gap_shape)
+        back_s_U = self.population.after(logout_s_U, gap_s_U) + 3600 * c.gap_min_hours
+        next_s_U = self.population.next_active(back_s_U, state.hour_shift_U, bar_U, minute_U)
+        gap_s_U = (next_s_U - logout_s_U).astype(np.float32)
         response = Response(
             behaviours_UKB=visit.behaviours_UKB,
             watch_s_UK=np.ascontiguousarray(visit.watch_s_KU.T),
@@ -324,12 +349,11 @@ class ShortVideo:
         satiation_UM = visit.satiation_UM
         satiation_UM *= (visit.recovery_U * np.exp(gap_s_U * np.float32(-1 / (3600 * c.satiation_hours))))[:, None]
         satiation_UM[satiation_UM < 1e-6] = 0  # denormal floats are slow
-        interest_UD = unit(state.interest_UD + c.drift_rate * (visit.mood_UD - state.interest_UD))
         next_state = replace(
             state,
             visit_U=state.visit_U + 1,
             time_s_U=next_s_U,
-            interest_UD=interest_UD,
+            interest_UD=self._drifted(state, visit),
             mood_UD=visit.mood_UD * np.exp(gap_s_U * np.float32(-1 / (3600 * c.mood_hours)))[:, None],
             satiation_UM=satiation_UM,
             satisfaction_U=visit.satisfaction_U,
@@ -337,6 +361,19 @@ class ShortVideo:
             num_seen_U=state.num_seen_U + num_examined_U,
         )
         return response, next_state
+
+    def _drifted(self, state: ShortVideoState, visit: _Visit) -> FloatArray:
+        """Long-term interests after the visit: towards its mood and what was enjoyed in it, and back to the core."""
+        c = self.config
+        interest_UD = state.interest_UD + c.drift_rate * (visit.mood_UD - state.interest_UD)
+        if c.drift_watched:
+            # Towards the mean of what was liked, by a step that grows with the liking up to that of one item.
+            step_U1 = (c.drift_watched / np.maximum(visit.liked_U, 1))[:, None]
+            interest_UD += step_U1 * (visit.liked_UD - visit.liked_U[:, None] * state.interest_UD)
+        if c.drift_core:
+            interest_UD += c.drift_core * (state.core_UD - state.interest_UD)
+        interest_UD = unit(interest_UD)
+        return interest_UD if c.drift_limit == -1 else _near(interest_UD, state.core_UD, c.drift_limit)
 
 
 def _sigmoid(x: NDArray) -> NDArray:
@@ -346,6 +383,15 @@ def _sigmoid(x: NDArray) -> NDArray:
 def _happens(uniform: FloatArray, logit: FloatArray) -> BoolArray:
     """Bernoulli(sigmoid(logit)) by a uniform number."""
     return uniform * (1 + np.exp(-logit)) < 1
+
+
+def _near(x_UD: FloatArray, core_UD: FloatArray, limit: float) -> FloatArray:
+    """Unit vectors turned towards the core until their cosine with it is the limit, where it is below."""
+    cosine_U = np.vecdot(x_UD, core_UD)
+    off_UD = x_UD - cosine_U[:, None] * core_UD
+    sine_U = np.maximum(np.linalg.norm(off_UD, axis=1), np.float32(1e-6))
+    edge_UD = limit * core_UD + (np.float32(np.sqrt(1 - limit**2)) / sine_U)[:, None] * off_UD
+    return np.where((cosine_U < limit)[:, None], edge_UD, x_UD)
 
 
 def _seen(seen_UR: IntArray, slates_KU: IntArray) -> BoolArray:
