@@ -11,7 +11,7 @@ turn on terms that are 0 there. In the notation of that module, for a visit of t
     w_k = click_k max(0, tanh e_k),   w = sum of w_k,   y = sum of w_k z_k
     x = theta + drift_rate (s - theta) + drift_watched (y - w theta) / max(w, 1) + drift_core (core - theta)
     theta <- x / |x|, turned towards the core until <theta, core> >= drift_limit
-    ranker's score = (interest_weight + ranker_interest) <theta, z> + ranker_mood <s, z> + ...
+    ranker's score = (interest_weight + ranker_interest) <theta, z> + ...
 
 ``core`` are the interests that the user came with, and week() is the activity of a day of the week. So skipped items
 annoy, a feed of one topic tires, and what was enjoyed is wanted more, within a cone around the core.
@@ -27,13 +27,13 @@ from typing import Annotated
 
 from annotated_types import Interval
 
-from feedgym.envs.short_video.population import ShortVideoConfig
+from feedgym.envs.short_video.population import ShortVideoConfig, Terms
 from feedgym.envs.short_video.simulator import ShortVideo
 from feedgym.ranges import Count, Logit, NonNegative, Positive, Share, Spread
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibratedConfig(ShortVideoConfig):
+class CalibratedConfig(ShortVideoConfig, Terms):
     """Where the calibrated users and their catalogue differ from :class:`ShortVideoConfig`."""
 
     popularity_quality: Logit = 1.2

@@ -19,7 +19,19 @@ from feedgym.data.events import BEHAVIOURS, DAY_S, FloatArray, IntArray
 from feedgym.data.sessions import WEEK_DAYS
 from feedgym.envs import luck
 from feedgym.envs.short_video.catalog import CatalogConfig, Latents, unit
-from feedgym.ranges import Count, Logit, NonNegative, Positive, Seconds, Seed, Share, SomeSeconds, Spread, check_order
+from feedgym.ranges import (
+    Count,
+    Logit,
+    NonNegative,
+    Positive,
+    Ranged,
+    Seconds,
+    Seed,
+    Share,
+    SomeSeconds,
+    Spread,
+    check_order,
+)
 
 FEEDBACK = BEHAVIOURS[2:]
 """The X = 5 explicit behaviours: like, follow, comment, forward, hate."""
@@ -97,10 +109,6 @@ class ShortVideoConfig(CatalogConfig):
     """Weight of the user's readiness to click."""
     ranker_clickbait: Logit = 0.5
     """What a unit of clickbait adds to a production ranker's score, which was trained on clicks."""
-    ranker_interest: Logit = 0.0
-    """Added to interest_weight in that score: rankers trained on clicks show more of the same than users ask for."""
-    ranker_mood: Logit = 0.0
-    """Weight of the short-term interests in that score: rankers follow what was watched last. 0: they do not."""
     enjoyment_clickbait: Logit = 0.9
     """What a unit of clickbait takes from enjoyment."""
 
@@ -157,16 +165,8 @@ class ShortVideoConfig(CatalogConfig):
     """Step of satisfaction towards tanh(enjoyment) per item."""
     satisfaction_skip: Share = 0.35
     """Weight of the enjoyment of skipped items in it."""
-    satisfaction_bar: Logit = 0.0
-    """Enjoyment that leaves a user as satisfied as before; less of it disappoints."""
     drift_rate: Share = 0.02
     """Step of the long-term interests towards the mood per visit."""
-    drift_watched: Share = 0.0
-    """Step of the long-term interests towards a visit's clicked items, as far as they were enjoyed. 0: none."""
-    drift_core: Share = 0.0
-    """Step per visit of the long-term interests back to the core, those that the user came with."""
-    drift_limit: Annotated[float, Interval(ge=-1, le=1)] = -1.0
-    """Least cosine of the long-term interests with the core. -1: no limit."""
 
     gap_hours: Positive = 14.0
     """Scale of the gap to the next visit at satisfaction 0 and activity 1, hours."""
@@ -174,23 +174,15 @@ class ShortVideoConfig(CatalogConfig):
     """The gap is scaled by exp(-gap_satisfaction * satisfaction)."""
     gap_shape: Annotated[float, Interval(ge=0.05, le=100)] = 0.7
     """Weibull shape of the gap; below 1, so that most gaps are short and some are long."""
-    gap_fatigue: Logit = 0.0
-    """The gap is scaled by exp(gap_fatigue * fatigue), the mean satiation with the items of the visit."""
-    gap_min_hours: NonNegative = 0.0
-    """Least gap between two visits, hours."""
     churn_logit: Logit = -5.0
     """Logit of leaving for ever after a visit, at satisfaction 0."""
     churn_satisfaction: Logit = 2.0
     """What a unit of satisfaction takes from it."""
-    churn_fatigue: Logit = 0.0
-    """What a unit of fatigue adds to it."""
 
     day_base: NonNegative = 0.1
     """Activity at the dead of night. This and the bumps follow KuaiRand-27K's exposures by hour."""
     day_peaks: tuple[tuple[NonNegative, Positive, NonNegative], ...] = ((13.0, 4.0, 0.65), (21.5, 2.5, 0.75))
     """Hour, width in hours and height of the bumps of the day's activity."""
-    week: tuple[Positive, ...] = (1.0,) * WEEK_DAYS
-    """Activity on the days of the week, the clock's first day first: gaps pass that much faster."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -201,10 +193,46 @@ class ShortVideoConfig(CatalogConfig):
                     f"{name} has {len(getattr(self, name))} numbers; give {len(FEEDBACK)}, one for each of "
                     f"{', '.join(FEEDBACK)}."
                 )
-        if len(self.week) != WEEK_DAYS:
-            raise ValueError(f"week has {len(self.week)} numbers; give {WEEK_DAYS}, one for each day of the week.")
         if not (self.day_base or any(height for _, _, height in self.day_peaks)):
             raise ValueError(f"day_base={self.day_base} and no height in day_peaks: nobody is active; raise either.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms(Ranged):
+    """Terms of the equations that are off in ShortVideo; :mod:`feedgym.envs.short_video.calibrated` turns them on.
+
+    They are no options of :class:`ShortVideoConfig`, whose runs stay as they are.
+    """
+
+    ranker_interest: Logit = 0.0
+    """Added to interest_weight in the production ranker's score: rankers trained on clicks show more of the same than
+    users ask for."""
+    satisfaction_bar: Logit = 0.0
+    """Enjoyment that leaves a user as satisfied as before; less of it disappoints."""
+    churn_fatigue: Logit = 0.0
+    """What a unit of fatigue, the mean satiation with the items of a visit, adds to the logit of leaving for ever."""
+    gap_fatigue: Logit = 0.0
+    """The gap to the next visit is scaled by exp(gap_fatigue * fatigue)."""
+    gap_min_hours: NonNegative = 0.0
+    """Least gap between two visits, hours."""
+    week: tuple[Positive, ...] = (1.0,) * WEEK_DAYS
+    """Activity on the days of the week, the clock's first day first: gaps pass that much faster."""
+    drift_watched: Share = 0.0
+    """Step of the long-term interests towards a visit's clicked items, as far as they were enjoyed. 0: none."""
+    drift_core: Share = 0.0
+    """Step per visit of the long-term interests back to the core, those that the user came with."""
+    drift_limit: Annotated[float, Interval(ge=-1, le=1)] = -1.0
+    """Least cosine of the long-term interests with the core. -1: no limit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.week) != WEEK_DAYS:
+            raise ValueError(f"week has {len(self.week)} numbers; give {WEEK_DAYS}, one for each day of the week.")
+
+
+def terms_of(config: ShortVideoConfig) -> Terms:
+    """The terms of a configuration that has them as options, or none."""
+    return config if isinstance(config, Terms) else Terms()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -265,9 +293,10 @@ class Population:
         rng = np.random.default_rng([config.catalog_seed, 1])
         self._profile_FD = unit(rng.normal(size=(len(PROFILE_NAMES), config.latent_dim))).astype(np.float32)
         self._day_H = _day(config.day_peaks, config.day_base)
-        self._has_week = any(level != 1 for level in config.week)
+        week = terms_of(config).week
+        self._has_week = any(level != 1 for level in week)
         self._day_s_W = DAY_S * np.arange(WEEK_DAYS + 1)
-        self._passed_s_W = DAY_S * np.append(0, np.cumsum(config.week))
+        self._passed_s_W = DAY_S * np.append(0, np.cumsum(week))
 
     def draw(self, seeds_U: NDArray[np.uint64]) -> ShortVideoState:
         """Fresh users; row u depends on ``seeds_U[u]`` alone."""
@@ -312,10 +341,12 @@ class Population:
         """
         if not self._has_week:
             return time_s_U + gap_s_U
-        week_U, into_s_U = np.divmod(time_s_U, self._day_s_W[-1])
-        passed_s_U = np.interp(into_s_U, self._day_s_W, self._passed_s_W) + gap_s_U
-        more_U, passed_s_U = np.divmod(passed_s_U, self._passed_s_W[-1])
-        return (week_U + more_U) * self._day_s_W[-1] + np.interp(passed_s_U, self._passed_s_W, self._day_s_W)
+        (*_, week_s), (*_, passed_s) = self._day_s_W, self._passed_s_W
+        begin_s_U = week_s * np.floor(time_s_U / week_s)
+        passed_s_U = np.interp(time_s_U - begin_s_U, self._day_s_W, self._passed_s_W) + gap_s_U
+        more_U = np.floor(passed_s_U / passed_s)
+        end_s_U = np.interp(passed_s_U - passed_s * more_U, self._passed_s_W, self._day_s_W)
+        return begin_s_U + week_s * more_U + end_s_U
 
     def next_active(self, time_s_U: NDArray[np.float64], shift_U: IntArray, bar_U: FloatArray, minute_U: FloatArray):
         """``time_s_U`` where its hour is active, else a time in the next active hour; float64 [U].

@@ -20,6 +20,7 @@ Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics, ``R`` rememb
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,6 +37,7 @@ from feedgym.envs.short_video.population import (
     Population,
     ShortVideoConfig,
     ShortVideoState,
+    terms_of,
 )
 from feedgym.protocols import Response
 
@@ -69,9 +71,8 @@ class _Visit:
     satiation_UM: FloatArray
     recovery_U: FloatArray
     satisfaction_U: FloatArray
-    fatigue_U: FloatArray
-    liked_U: FloatArray
-    liked_UD: FloatArray
+    sated_KU: FloatArray
+    feeling_KU: FloatArray
     behaviours_UKB: NDArray[np.uint8]
     watch_s_KU: FloatArray
     examined_KU: BoolArray
@@ -86,6 +87,7 @@ class ShortVideo:
     Attributes:
         catalog: what recommenders may know of the items.
         latents: the truth of the items, for judges and logging policies.
+        terms: the equations' terms that are off by default; see :mod:`feedgym.envs.short_video.calibrated`.
         popularity_I: float32 share of the exposures that each item has in a feed by popularity.
         population: who the users are and when they are active.
         has_arrivals: items come or go, so that what can be served depends on the clock.
@@ -96,7 +98,7 @@ class ShortVideo:
     profile_sizes: tuple[int, ...] = PROFILE_SIZES
 
     def __init__(self, config: ShortVideoConfig = ShortVideoConfig()) -> None:  # noqa: B008 (frozen)
-        self.config = config
+        self.config, self.terms = config, terms_of(config)
         self.catalog, self.latents = make_catalog(config, config.catalog_seed)
         self.popularity_I = self.latents.popularity_I
         self.has_arrivals = bool(num_arrivals(config) or config.lifetime_days)
@@ -135,16 +137,10 @@ class ShortVideo:
     def ranker_score(self, state: ShortVideoState, items_UC: IntArray) -> FloatArray:
         """What a production ranker would say of C candidates per user: interest, quality, clickbait, [U, C]."""
         c, latents = self.config, self.latents
-        z_UCD = latents.z_ID.take(items_UC, axis=0)
-        affinity_UC = np.vecdot(z_UCD, state.interest_UD[:, None])
+        affinity_UC = np.vecdot(latents.z_ID.take(items_UC, axis=0), state.interest_UD[:, None])
         quality_UC, bait_UC = latents.quality_I.take(items_UC), latents.clickbait_I.take(items_UC)
-        score_UC = (
-            (c.interest_weight + c.ranker_interest) * affinity_UC
-            + c.quality_weight * quality_UC
-            + c.ranker_clickbait * bait_UC
-        )
-        if c.ranker_mood:
-            score_UC += c.ranker_mood * np.vecdot(z_UCD, state.mood_UD[:, None])
+        weight = c.interest_weight + self.terms.ranker_interest
+        score_UC = weight * affinity_UC + c.quality_weight * quality_UC + c.ranker_clickbait * bait_UC
         return score_UC + self.fresh_pull(state.time_s_U[:, None], items_UC) if c.fresh_weight else score_UC
 
     def popularity_on(self, day: int) -> FloatArray:
@@ -228,9 +224,8 @@ class ShortVideo:
             satiation_UM=state.satiation_UM.copy(),
             recovery_U=np.ones(num_users, np.float32),
             satisfaction_U=state.satisfaction_U.copy(),
-            fatigue_U=np.zeros(num_users, np.float32),
-            liked_U=np.zeros(num_users, np.float32),
-            liked_UD=np.zeros_like(state.mood_UD),
+            sated_KU=np.empty((num_items, num_users), np.float32),
+            feeling_KU=np.empty((num_items, num_users), np.float32),
             behaviours_UKB=np.zeros((num_users, num_items, len(BEHAVIOURS)), np.uint8),
             watch_s_KU=np.zeros((num_items, num_users), np.float32),
             examined_KU=np.zeros((num_items, num_users), bool),
@@ -254,8 +249,7 @@ class ShortVideo:
         here_U, cell_2U, weight_2U = visit.here_U, visit.topic_cell_2KU[:, k], visit.topic_weight_2KU[:, k]
         # All topics recover alike within a visit, so one factor per user keeps a step from touching all M of them.
         satiation_2U = visit.satiation_UM.reshape(-1).take(cell_2U) * visit.recovery_U
-        sated_U = (satiation_2U * weight_2U).sum(axis=0)
-        visit.fatigue_U += here_U * sated_U
+        sated_U = (satiation_2U * weight_2U).sum(axis=0, out=visit.sated_KU[k])
         pull_U = (
             visit.pull_KU[k]
             + c.mood_weight * np.einsum("ud,ud->u", visit.mood_UD, visit.z_KUD[k])
@@ -304,37 +298,36 @@ class ShortVideo:
     def _learn(self, visit: _Visit, k: int, click_U: BoolArray, enjoyment_U: FloatArray, satiation_2U: FloatArray):
         """What position k changes in mood, satiation and satisfaction."""
         c = self.config
-        feeling_U, clicked_U, here_U = np.tanh(enjoyment_U), click_U.astype(np.float32), visit.here_U
+        feeling_U = np.tanh(enjoyment_U, out=visit.feeling_KU[k])
+        clicked_U, here_U = click_U.astype(np.float32), visit.here_U
         visit.mood_UD += (c.mood_rate * feeling_U * clicked_U)[:, None] * (visit.z_KUD[k] - visit.mood_UD)
         step_U = c.satiation_rate * here_U.astype(np.float32) * (c.satiation_skip + (1 - c.satiation_skip) * clicked_U)
         # ``satiation_UM`` lacks the recovery since the login (see ``_examine``), so what is written back is divided by
         # the factor that later reads multiply by. An item's two topics differ, so no cell is written twice.
         satiation_2U += step_U * visit.topic_weight_2KU[:, k] * (1 - satiation_2U)
         visit.satiation_UM.reshape(-1)[visit.topic_cell_2KU[:, k]] = satiation_2U / visit.recovery_U
-        if c.drift_watched:
-            liked_U = np.maximum(feeling_U, 0) * clicked_U
-            visit.liked_U += liked_U
-            visit.liked_UD += liked_U[:, None] * visit.z_KUD[k]
         weight_U = c.satisfaction_skip + (1 - c.satisfaction_skip) * clicked_U
-        if c.satisfaction_bar:
-            feeling_U = np.tanh(enjoyment_U - c.satisfaction_bar)
+        if self.terms.satisfaction_bar:
+            feeling_U = np.tanh(enjoyment_U - self.terms.satisfaction_bar)
         visit.satisfaction_U += c.satisfaction_rate * here_U * (feeling_U * weight_U - visit.satisfaction_U)
 
     def _end(self, state: ShortVideoState, visit: _Visit, slates_KU: IntArray) -> tuple[Response, ShortVideoState]:
         """Logout: churn or the gap to the next visit, and what time does to the user meanwhile."""
-        c = self.config
+        c, terms = self.config, self.terms
         churn_U, gap_U, bar_U, minute_U = (
             luck.draw(visit.stream_U, luck.VISIT, channel) for channel in (CHURN, GAP, ACTIVE_HOUR, MINUTE)
         )
         logout_s_U = state.time_s_U + visit.spent_s_U
         num_examined_U = visit.examined_KU.sum(axis=0)
-        fatigue_U = visit.fatigue_U / np.maximum(num_examined_U, 1).astype(np.float32)
-        stays_U = c.churn_satisfaction * visit.satisfaction_U - c.churn_fatigue * fatigue_U
+        fatigue_U = np.float32(0)
+        if terms.churn_fatigue or terms.gap_fatigue:
+            fatigue_U = _summed(visit.sated_KU * visit.examined_KU) / np.maximum(num_examined_U, 1).astype(np.float32)
+        stays_U = c.churn_satisfaction * visit.satisfaction_U - terms.churn_fatigue * fatigue_U
         churned_U = _happens(churn_U, c.churn_logit - stays_U)
-        keen_U = c.gap_satisfaction * visit.satisfaction_U - c.gap_fatigue * fatigue_U
+        keen_U = c.gap_satisfaction * visit.satisfaction_U - terms.gap_fatigue * fatigue_U
         gap_s_U = 3600 * c.gap_hours * np.exp(-keen_U) / state.activity_U
         gap_s_U *= luck.weibull(gap_U, c.gap_shape)
-        back_s_U = self.population.after(logout_s_U, gap_s_U) + 3600 * c.gap_min_hours
+        back_s_U = self.population.after(logout_s_U, gap_s_U) + 3600 * terms.gap_min_hours
         next_s_U = self.population.next_active(back_s_U, state.hour_shift_U, bar_U, minute_U)
         gap_s_U = (next_s_U - logout_s_U).astype(np.float32)
         response = Response(
@@ -364,16 +357,19 @@ class ShortVideo:
 
     def _drifted(self, state: ShortVideoState, visit: _Visit) -> FloatArray:
         """Long-term interests after the visit: towards its mood and what was enjoyed in it, and back to the core."""
-        c = self.config
-        interest_UD = state.interest_UD + c.drift_rate * (visit.mood_UD - state.interest_UD)
-        if c.drift_watched:
+        terms = self.terms
+        interest_UD = state.interest_UD + self.config.drift_rate * (visit.mood_UD - state.interest_UD)
+        if terms.drift_watched:
+            liked_KU = np.maximum(visit.feeling_KU, 0) * visit.behaviours_UKB[:, :, 0].T
+            liked_U = _summed(liked_KU)
+            liked_UD = np.einsum("ku,kud->ud", liked_KU, visit.z_KUD)
             # Towards the mean of what was liked, by a step that grows with the liking up to that of one item.
-            step_U1 = (c.drift_watched / np.maximum(visit.liked_U, 1))[:, None]
-            interest_UD += step_U1 * (visit.liked_UD - visit.liked_U[:, None] * state.interest_UD)
-        if c.drift_core:
-            interest_UD += c.drift_core * (state.core_UD - state.interest_UD)
+            step_U1 = (terms.drift_watched / np.maximum(liked_U, 1))[:, None]
+            interest_UD += step_U1 * (liked_UD - liked_U[:, None] * state.interest_UD)
+        if terms.drift_core:
+            interest_UD += terms.drift_core * (state.core_UD - state.interest_UD)
         interest_UD = unit(interest_UD)
-        return interest_UD if c.drift_limit == -1 else _near(interest_UD, state.core_UD, c.drift_limit)
+        return interest_UD if terms.drift_limit == -1 else _turned(interest_UD, state.core_UD, terms.drift_limit)
 
 
 def _sigmoid(x: NDArray) -> NDArray:
@@ -385,13 +381,19 @@ def _happens(uniform: FloatArray, logit: FloatArray) -> BoolArray:
     return uniform * (1 + np.exp(-logit)) < 1
 
 
-def _near(x_UD: FloatArray, core_UD: FloatArray, limit: float) -> FloatArray:
-    """Unit vectors turned towards the core until their cosine with it is the limit, where it is below."""
+def _summed(x_KU: FloatArray) -> FloatArray:
+    """Sums over the positions, in their order: ``sum`` may add in another one where there are few users."""
+    return functools.reduce(np.add, x_KU)
+
+
+def _turned(x_UD: FloatArray, core_UD: FloatArray, limit: float) -> FloatArray:
+    """Unit vectors, those whose cosine with the core is below the limit turned towards it until it is the limit."""
     cosine_U = np.vecdot(x_UD, core_UD)
-    off_UD = x_UD - cosine_U[:, None] * core_UD
-    sine_U = np.maximum(np.linalg.norm(off_UD, axis=1), np.float32(1e-6))
-    edge_UD = limit * core_UD + (np.float32(np.sqrt(1 - limit**2)) / sine_U)[:, None] * off_UD
-    return np.where((cosine_U < limit)[:, None], edge_UD, x_UD)
+    far = np.flatnonzero(cosine_U < limit)  # few
+    off_UD = x_UD[far] - cosine_U[far, None] * core_UD[far]
+    length_U1 = np.maximum(np.linalg.norm(off_UD, axis=1, keepdims=True), np.float32(1e-6))
+    x_UD[far] = limit * core_UD[far] + np.float32(np.sqrt(1 - limit**2)) * off_UD / length_U1
+    return x_UD
 
 
 def _seen(seen_UR: IntArray, slates_KU: IntArray) -> BoolArray:
