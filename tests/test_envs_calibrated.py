@@ -13,6 +13,7 @@ from feedgym.data.realism import describe
 from feedgym.data.sessions import logged_sessions, weekday
 from feedgym.envs import luck
 from feedgym.envs.feed import make_simulator
+from feedgym.envs.history import event_times_s
 from feedgym.envs.logging import collect_log
 from feedgym.envs.logging_policy import LoggingConfig, LoggingPolicy
 from feedgym.envs.luck import user_seeds
@@ -341,6 +342,17 @@ def test_logs_are_replayed_to_the_bit():
     assert (response.watch_s_UK == some.watch_s_NK).all()
     assert (response.behaviours_UKB == some.behaviours_NKB).all()
     assert (response.examined_UK == some.examined_NK).all()
+
+
+def test_items_never_come_before_the_login_or_each_other():
+    """A glance at an item, weeks into the clock, rounded to before the login: sorted, the log was another one."""
+    rng = np.random.default_rng(0)
+    login_s = np.append(1557216.07559115, rng.uniform(1e5, 1e7, 5000))
+    watch_s = rng.exponential(1e-3, (5001, 4)).astype(np.float32)
+    watch_s[0, 0] = 0.0017864335095509887
+    times_s = event_times_s(login_s, watch_s)
+    assert (np.diff(times_s, prepend=login_s[:, None], axis=1) >= 0).all()
+    np.testing.assert_allclose(times_s[:, 1:], login_s[:, None] + np.cumsum(watch_s, axis=1)[:, :-1], rtol=1e-12)
 
 
 def test_the_oracle_is_worth_more_and_truths_are_paired():

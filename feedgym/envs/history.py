@@ -39,7 +39,9 @@ def event_times_s(login_s_U: NDArray[np.float64], watch_s_UK: FloatArray) -> NDA
         float64 seconds [U, K].
     """
     spent_s_UK = np.cumsum(watch_s_UK, axis=1, dtype=np.float64)
-    return login_s_U[:, None] + spent_s_UK - watch_s_UK
+    time_s_UK = login_s_U[:, None] + spent_s_UK - watch_s_UK
+    # What was added and taken away again may leave a time a rounding error before the login, or the item before.
+    return np.maximum.accumulate(np.maximum(time_s_UK, login_s_U[:, None]), axis=1)
 
 
 def has_arrivals(simulator: Any) -> bool:

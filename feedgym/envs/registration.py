@@ -47,7 +47,8 @@ def _recsim(reward: str) -> dict[str, Any]:
 
 
 # A version's defaults never change: a change of numbers is a new version beside the old one, a change of the spaces a
-# new version in its place (Gymnasium tells who asks for the old one).
+# new version in its place (Gymnasium tells who asks for the old one). Users with other constants have a name of their
+# own while the plain ones are the default: a higher version would tell everybody to leave them.
 ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "feedgym/ShortVideo-v1": ("visit", SHORT_VIDEO, {}),
     "feedgym/ShortVideoRequest-v1": ("request", SHORT_VIDEO, {}),
