@@ -381,7 +381,7 @@ def _happens(uniform: FloatArray, logit: FloatArray) -> BoolArray:
     return uniform * (1 + np.exp(-logit)) < 1
 
 
-def _summed(x_KU: FloatArray) -> FloatArray:
+def _summed(x_KU: NDArray) -> NDArray:
     """Sums over the positions, in their order: ``sum`` may add in another one where there are few users."""
     return functools.reduce(np.add, x_KU)
 
