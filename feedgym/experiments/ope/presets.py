@@ -101,17 +101,18 @@ def ope() -> OPERun:
 
 
 SMALL_WORLD = (
-    *("simulator.num_items=6", "session_length=3", "sampling.block_seen=False", "log.users=600", "log.visits=8"),
+    *("simulator.num_items=12", "session_length=2", "sampling.block_seen=False", "log.users=2000", "log.visits=3"),
     *("reward_model.epochs=4", "pretrain.steps=300", "pretrain.checkpoint_steps=300", "pretrain.warmup_steps=20"),
     *("rounds.num=2", "rounds.num_samples=32"),
 )
-"""Six items in slates of three: 120 slates, so that every estimator has support."""
+"""Twelve items in slates of two: 132 slates, so that every estimator has support. Visits are few: whoever has seen all
+items several times likes none, and all agents are worth the same."""
 
 
 def ope_small() -> OPERun:
-    """The same where every estimator has support: six items, slates of three; it trains its own small agents."""
+    """The same where every estimator has support: twelve items, slates of two; it trains its own agents."""
     return OPERun(
-        end_to_end="onerec-ipa-smoke", options=SMALL_WORLD, ray="off", users=200, ranker_items=6,
+        end_to_end="onerec-ipa-smoke", options=SMALL_WORLD, ray="off", users=600, visits=3, ranker_items=12,
         agent_temperatures=(0.5, 1.0, 2.0), content_temperatures=(0.3,), popularity_temperatures=(0.3, 1.0),
     )  # fmt: skip
 
