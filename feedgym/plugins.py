@@ -41,6 +41,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "reward": {
         "reward_model": "feedgym.rewards.compose:reward_model",
         "cautious": "feedgym.rewards.compose:Cautious",
+        "mixed": "feedgym.rewards.compose:Mixed",
         "worst_case": "feedgym.rewards.compose:WorstCase",
         "clicks": "feedgym.rewards.compose:clicks",
         "diverse": "feedgym.rewards.compose:diverse",

@@ -54,6 +54,7 @@ NAMES = {
     "clicks": "SessionReward",
     "diverse": "SessionReward",
     "cautious": "SessionReward",
+    "mixed": "SessionReward",
 }
 """Names of the registry."""
 MY_LAB = {

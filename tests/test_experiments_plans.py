@@ -75,6 +75,7 @@ def bases():
     yield "with a rule to stop by", replace(SMOKES["onerec-ipa-smoke"](), stop="kl")
     several = {"reward_model": RewardModelConfig(members=3, backbone="genrank", max_weight=10.0)}
     yield "several rankers as the reward", replace(SMOKES["onerec-ipa-smoke"](), **several)
+    yield "a mixed reward", replace(SMOKES["onerec-ipa-smoke"](), reward="mixed", reward_options={"freshness": 0.2})
     cautious = replace(SMOKES["onerec-ipa-smoke"](), reward="cautious", **several)
     yield "a cautious reward", replace(cautious, reward_model=RewardModelConfig(members=2, resample=False))
     cycles = PRESETS["onerec-cycles-smoke"]()

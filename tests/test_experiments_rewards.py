@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,21 @@ from scipy.stats import spearmanr
 from test_rewards_model import histories, logged
 
 from feedgym.cli import MISTAKE, main
-from feedgym.data.events import BEHAVIOURS
+from feedgym.data.events import BEHAVIOURS, Event
+from feedgym.data.sessions import logged_sessions
+from feedgym.envs.logging import collect_log
+from feedgym.envs.logging_policy import LoggingConfig
+from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.envs.truth import RETURN_S, RewardWeights
 from feedgym.experiments import report
+from feedgym.experiments.align.pool import Pool
+from feedgym.experiments.align.presets import smoke
+from feedgym.experiments.align.steps import drawn_at_random
+from feedgym.experiments.align.world import Simulated
+from feedgym.experiments.configs import LogConfig
 from feedgym.experiments.methods import runs
 from feedgym.experiments.methods.cells import cells_of
+from feedgym.experiments.rewards import measures
 from feedgym.experiments.rewards.experiment import plan
 from feedgym.experiments.rewards.measures import (
     against_log,
@@ -119,6 +130,38 @@ def test_scores_are_those_of_all_users_at_once():
     np.testing.assert_array_equal(scores_of(reward, h, ids_USK), ids_USK.sum(-1) + h.mask_UT.sum(1)[:, None])
 
 
+def test_visits_at_random_are_those_that_show_anything():
+    simulator, shares = ShortVideo(ShortVideoConfig(num_items=200)), {"popularity_share": 0.0, "random_share": 0.5}
+    config = replace(smoke(), log=LogConfig(users=300, visits=3), seed=4)
+    log = collect_log(simulator, num_users=300, num_visits=3, session_length=4, seed=4, config=LoggingConfig(**shares))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measures, "LoggingConfig", lambda: LoggingConfig(**shares))
+        s = logged_sessions(log, 4)
+        random_N = measures.served_at_random(config, s)
+    assert 0.4 < random_N.mean() < 0.6
+    counts = [np.bincount(s.item_ids_NK[rows].ravel(), minlength=200) for rows in (random_N, ~random_N)]
+    drawn, favoured = (count.var() / count.mean() for count in counts)  # 1 for draws that favour nothing
+    assert drawn < 1.3 and favoured > 1.8
+    # At the first position all items have the same chance at random, and no rule before tells which one is at work.
+    assert np.bincount(s.item_ids_NK[random_N, 0], minlength=200).max() < 15
+
+
+def test_random_exposures_of_a_recorded_log_check_the_reward_model(monkeypatch):
+    simulator = ShortVideo(ShortVideoConfig(num_items=60))
+    log = collect_log(simulator, num_users=80, num_visits=3, session_length=4, seed=0)
+    flag = ((np.arange(log.num_events) % 3 == 0) & (log.event == Event.IMPRESSION)).astype(np.float32)
+    log = replace(log, extra={**log.extra, "random": flag})
+    config = replace(smoke(), session_length=4)
+    pool = Pool.of((log, simulator.catalog), Simulated(config), config)
+    drawn = drawn_at_random(pool)
+    rows = drawn.sessions.row_N
+    assert log.examined[rows].all() and (flag[rows] == 1).all() and drawn.sessions.item_ids_NK.shape == (len(rows), 1)
+    assert set(drawn.sessions.user_idx_N) <= set(pool.unseen.sessions.user_idx_N)
+    assert set(drawn.sessions.user_idx_N).isdisjoint(pool.rate.sessions.user_idx_N)
+    assert (log.item_id[rows] == drawn.sessions.item_ids_NK[:, 0]).all()
+    assert drawn_at_random(replace(pool, log=replace(log, extra={}))) is None
+
+
 # ---------------------------------------------------------------- predictors
 
 
@@ -207,7 +250,7 @@ def test_a_whole_comparison(compared, monkeypatch):
         some = {"log_auc", "log_ece", "base_pairs", "aligned_rank", "searched_rank", "own_best", "towers_auc"}
         assert some <= set(figures)
         assert 0 <= figures["base_pairs"] <= 1 and figures["log_ece"] >= 0, name
-        assert set(told["curves"]) == {"log", "base", "aligned", "searched", "own"}
+        assert set(told["curves"]) - {"random"} == {"log", "base", "aligned", "searched", "own"}
     plain, clicks = (summary["measures"][name]["figures"] for name in ("plain-0", "clicks-0"))
     assert plain["towers_auc"] == clicks["towers_auc"] and plain["aligned_rank"] == plain["own_rank"]
     assert all(row["models"] == 4 for row in summary["predictors"]) and summary["predictors"]

@@ -1,15 +1,16 @@
 import itertools
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 from toy_users import toy_catalog
 
-from feedgym.data.batches import EventBatch, SessionBatch
-from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Event, EventLog
+from feedgym.data.batches import DatedEventBatch, EventBatch, SessionBatch
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, DAY_S, Event, EventLog
 from feedgym.protocols import SessionReward
 from feedgym.rewards.check import check_reward
-from feedgym.rewards.compose import Diversity, Weighted
+from feedgym.rewards.compose import Diversity, Freshness, Legality, Lexicographic, Mixed, MixedConfig, Weighted
 from feedgym.rewards.engagement import ItemAverage
 
 CATALOG = toy_catalog(6)
@@ -95,3 +96,47 @@ def test_a_weighted_sum_adds_up():
 )
 def test_they_keep_the_promises_of_a_reward(reward):
     check_reward(reward, HISTORIES, SESSIONS)
+
+
+def scored(*rows):
+    """A reward with fixed scores for SESSIONS."""
+    return lambda histories, sessions: torch.tensor(rows)
+
+
+def test_rules_come_first_whatever_the_reward_says():
+    legal, calm = scored([1.0, 0.0], [1.0, 0.0]), scored([0.2, 0.9], [0.9, 0.2])
+    reward = Lexicographic([(legal, 1.0), (calm, 0.5)], then=scored([9.0, -3.0], [1.0, 1e6]), gap=20.0)
+    want = [[9.0 - 20, -3.0 - 40], [1.0, 10.0 - 20 - 40]]
+    torch.testing.assert_close(reward(HISTORIES, SESSIONS), torch.tensor(want))
+    for rules, gap in (([], 1.0), ([(legal, 1.0)], 0.0)):
+        with pytest.raises(ValueError, match="order nothing"):
+            Lexicographic(rules, then=legal, gap=gap)
+
+
+def test_freshness_is_the_share_of_new_items_at_the_request():
+    dated = replace(CATALOG, upload_s_I=np.array([0.0, 1, 2, 3, 4, 5]) * DAY_S)
+    undated = Freshness(dated, days=2.5)(HISTORIES, SESSIONS)  # on day 5, the newest item's
+    torch.testing.assert_close(undated, torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+    columns = {f.name: getattr(HISTORIES, f.name) for f in fields(EventBatch)}
+    early = DatedEventBatch(**columns, time_s_U=torch.tensor([2.0, 9.0], dtype=torch.float64) * DAY_S)
+    torch.testing.assert_close(Freshness(dated, days=1.0)(early, SESSIONS), torch.tensor([[2 / 3, 1.0], [0.0, 0.0]]))
+
+
+def test_legality_is_the_share_of_items_that_may_be_served():
+    ids = torch.tensor([[[1, 1, 2], [0, 9, 3]], [[5, -1, -1], [-1, -1, -1]]])
+    got = Legality(CATALOG)(HISTORIES, replace(SESSIONS, item_ids_USK=ids))  # item 0 is in all histories
+    torch.testing.assert_close(got, torch.tensor([[2 / 3, 1 / 3], [1.0, 0.0]]))
+    check_reward(Legality(CATALOG), HISTORIES, SESSIONS)
+
+
+def test_a_mix_adds_points_and_lets_a_rule_come_first():
+    model, diversity = scored([1.0, 2.0], [3.0, 4.0]), Diversity(CATALOG)(HISTORIES, SESSIONS)
+    plain = Mixed(model, CATALOG, MixedConfig(diversity=0.5))(HISTORIES, SESSIONS)
+    torch.testing.assert_close(plain, model(None, None) + 0.5 * diversity)
+    fresh = Mixed(model, CATALOG, MixedConfig(diversity=0, freshness=2.0, fresh_days=3.0))(HISTORIES, SESSIONS)
+    torch.testing.assert_close(fresh, model(None, None) + 2 * Freshness(CATALOG, 3.0)(HISTORIES, SESSIONS))
+    ruled = Mixed(model, CATALOG, MixedConfig(diversity=0, least_diversity=0.9))(HISTORIES, SESSIONS)
+    assert ((ruled < -40) == (diversity < 0.9)).all()
+    for options, says in (({"diversity": 0}, "mixes nothing"), ({"fresh_days": 3.0}, "set freshness too")):
+        with pytest.raises(ValueError, match=says):
+            MixedConfig(**options)

@@ -167,6 +167,26 @@ def _gather(
     )
 
 
+def exposures_as_sessions(log: EventLog, row_N: NDArray[np.int64]) -> LoggedSessions:
+    """Single exposures as sessions of one item (K = 1), for what judges exposures one by one.
+
+    Args:
+        log: the event log.
+        row_N: rows of the log, impressions.
+    """
+    return LoggedSessions(
+        user_idx_N=user_of_rows(log)[row_N],
+        row_N=row_N,
+        start_s_N=log.timestamp_s[row_N],
+        item_ids_NK=log.item_id[row_N, None],
+        examined_NK=log.examined[row_N, None],
+        watch_s_NK=log.watch_s[row_N, None],
+        behaviours_NKB=log.behaviours[row_N, None],
+        propensity_NK=log.propensity[row_N, None],
+        return_gap_s_N=np.full(len(row_N), np.nan),
+    )
+
+
 def histories(
     log: EventLog,
     catalog: Catalog,

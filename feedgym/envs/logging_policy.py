@@ -208,7 +208,7 @@ class LoggingPolicy:
     def serve(self, state: Any, taste_UE: FloatArray) -> tuple[NDArray[np.int64], FloatArray]:
         """The sessions of U users' next visits, int64 [U, K], and the propensities of their items, float32 [U, K]."""
         key_U = luck.stream(luck.derive(state.seed_U, POLICY), state.visit_U)
-        rule_U = np.searchsorted(np.cumsum(self.config.shares_R)[:-1], luck.draw(key_U, luck.VISIT, RULE), side="right")
+        rule_U = _rules(key_U, self.config)
         supply = self._supply(state)
         items_UC, logit_UC = self._candidates(state, taste_UE, key_U, supply)
         slates_UK = np.empty((len(key_U), self.session_length), np.int64)
@@ -337,6 +337,18 @@ class LoggingPolicy:
             propensity_UK[:, k] = chance_U
             belief_UR = joint_UR / chance_U[:, None]
         return propensity_UK
+
+
+def rules_of(seed_U: NDArray[np.uint64], visit_U: NDArray[np.int64], config: LoggingConfig) -> NDArray[np.int64]:
+    """By which rule (PRODUCTION, POPULARITY or RANDOM) users were served at a visit, counted from 0.
+
+    What was served at random is a sample without any favouritism. Deployed models do not know it; studies may.
+    """
+    return _rules(luck.stream(luck.derive(seed_U, POLICY), visit_U), config)
+
+
+def _rules(key_U: NDArray[np.uint64], config: LoggingConfig) -> NDArray[np.int64]:
+    return np.searchsorted(np.cumsum(config.shares_R)[:-1], luck.draw(key_U, luck.VISIT, RULE), side="right")
 
 
 def _candidate_luck(key_U: NDArray[np.uint64], salt: int, count: int) -> FloatArray:

@@ -5,7 +5,7 @@ Functions and classes here make rewards from what an experiment has; ``--reward 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from feedgym.data.batches import EventBatch, SessionBatch
-from feedgym.data.events import Catalog
+from feedgym.data.events import DAY_S, Catalog
 from feedgym.envs.truth import RewardWeights
 from feedgym.protocols import SessionReward
-from feedgym.ranges import NonNegative, Ranged
+from feedgym.ranges import NonNegative, Positive, Ranged, Share, Weight
 from feedgym.rewards.ensemble import RewardEnsemble
 from feedgym.rewards.model import RewardModel
 
@@ -63,6 +63,133 @@ class Diversity:
         # |sum of n unit vectors|^2 = n + the cosines of all ordered pairs.
         cosines_US = unit_USKE.sum(2).square().sum(-1) - unit_USKE.square().sum((2, 3))
         return torch.where(num_US > 1, 1 - cosines_US / (num_US * (num_US - 1)).clamp_min(1), 0.0)
+
+
+class Freshness:
+    """Share of a session's items that were uploaded lately.
+
+    Args:
+        catalog: the items.
+        days: so many days before the request, where histories are dated; else before the newest item of all.
+    """
+
+    def __init__(self, catalog: Catalog, days: float = 1.0) -> None:
+        self.upload_s_I = torch.as_tensor(catalog.upload_s_I, dtype=torch.float64)
+        self.span_s = days * DAY_S
+
+    def __call__(self, histories: EventBatch, sessions: SessionBatch) -> Tensor:
+        """Shares [U, S] of the items that are there; 0 for empty sessions."""
+        item_ids_USK = sessions.item_ids_USK
+        now_s_U = getattr(histories, "time_s_U", self.upload_s_I.max().expand(len(histories)))
+        age_s_USK = now_s_U[:, None, None].cpu() - self.upload_s_I[item_ids_USK.clamp_min(0).cpu()]
+        return _share((age_s_USK <= self.span_s).to(item_ids_USK.device), item_ids_USK)
+
+
+class Legality:
+    """Share of a session's items that may be served: of the catalogue, not seen before, and not above in the session.
+
+    Agents that write along a trie keep to this by themselves; sessions from elsewhere may not.
+
+    Args:
+        catalog: the items.
+    """
+
+    def __init__(self, catalog: Catalog) -> None:
+        self.num_items = catalog.num_items
+
+    def __call__(self, histories: EventBatch, sessions: SessionBatch) -> Tensor:
+        """Shares [U, S]; 0 for empty sessions."""
+        item_ids_USK = sessions.item_ids_USK
+        seen_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, -1).to(item_ids_USK.device)
+        seen_USK = (item_ids_USK[..., None] == seen_UT[:, None, None]).any(-1)
+        above_USK = (item_ids_USK[..., None] == item_ids_USK[..., None, :]).tril(-1).any(-1)
+        return _share((item_ids_USK < self.num_items) & ~seen_USK & ~above_USK, item_ids_USK)
+
+
+def _share(holds_USK: Tensor, item_ids_USK: Tensor) -> Tensor:
+    """The share of a session's items for which something holds, float32 [U, S]."""
+    real_USK = item_ids_USK >= 0
+    return (holds_USK & real_USK).sum(-1) / real_USK.sum(-1).clamp_min(1).float()
+
+
+class Lexicographic:
+    """Rules first, then a reward: a session that breaks an earlier rule is worth less than any that keeps it.
+
+    ``Lexicographic([(Legality(catalog), 1.0), (no_clickbait, 0.5)], then=model)`` orders sessions by whether they are
+    legal, among equals by what a function of your own says of clickbait, and among equals by the model.
+
+    Args:
+        rules: rewards with the least score that keeps the rule, the most important one first.
+        then: orders sessions that keep the same rules. Its scores are cut to half of ``gap`` above and below 0.
+        gap: how much less a session is worth that breaks the last rule; each rule before counts twice the one after.
+
+    Raises:
+        ValueError: there is no rule, or the gap is not above 0.
+    """
+
+    def __init__(self, rules: Sequence[tuple[SessionReward, float]], then: SessionReward, gap: float = 100.0) -> None:
+        if not rules or not gap > 0:
+            raise ValueError(
+                f"{len(rules)} rules and gap={gap:g} order nothing; give a rule or more, and a gap above 0."
+            )
+        self.rules, self.then, self.gap = list(rules), then, gap
+
+    def __call__(self, histories: EventBatch, sessions: SessionBatch) -> Tensor:
+        """Scores [U, S]."""
+        score_US = self.then(histories, sessions).clamp(-self.gap / 2, self.gap / 2)
+        for place, (rule, least) in enumerate(reversed(self.rules)):
+            score_US = score_US - self.gap * 2**place * (rule(histories, sessions) < least)
+        return score_US
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedConfig(Ranged):
+    """What counts beside the reward model's opinion, and what must hold first."""
+
+    diversity: Weight = 0.5
+    """Points for a session of unlike items: one point's share by the mean distance of their contents."""
+    freshness: Weight = 0.0
+    """Points for a session of items that were uploaded lately."""
+    fresh_days: Positive = 1.0
+    """What lately means, in days; it counts where freshness does."""
+    least_diversity: Share = 0.0
+    """Rule: sessions less diverse than this are worth less than all others. 0: no rule."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.diversity or self.freshness or self.least_diversity):
+            raise ValueError(
+                "diversity, freshness and least_diversity are all 0, which mixes nothing; raise one of them."
+            )
+        if not self.freshness and self.fresh_days != MixedConfig.fresh_days:
+            raise ValueError(f"fresh_days={self.fresh_days:g} does nothing where freshness=0; set freshness too.")
+
+
+class Mixed:
+    """The reward model's opinion, points for diversity and freshness, and a rule that comes first.
+
+    Args:
+        reward_model: the model.
+        catalog: the items.
+        config: points and rule.
+    """
+
+    Config = MixedConfig
+
+    def __init__(
+        self, reward_model: RewardModel | RewardEnsemble, catalog: Catalog, config: MixedConfig = MixedConfig()
+    ) -> None:
+        self.config, diversity = config, Diversity(catalog)
+        points: dict[SessionReward, float] = {reward_model: 1.0, diversity: config.diversity}
+        if config.freshness:
+            points[Freshness(catalog, config.fresh_days)] = config.freshness
+        self.reward: SessionReward = Weighted(points)
+        if config.least_diversity:
+            self.reward = Lexicographic([(diversity, config.least_diversity)], then=self.reward)
+
+    def __call__(self, histories: EventBatch, sessions: SessionBatch) -> Tensor:
+        """Scores [U, S]."""
+        return self.reward(histories, sessions)
 
 
 class WorstCase:

@@ -152,8 +152,8 @@ class AlignConfig(UsersConfig):
     """Share of the training users whose sessions the reward model learns from."""
     reward: str = "reward_model"
     """What scores the sessions of a round: reward_model; of an ensemble (--reward-model.members) cautious or
-    worst_case; clicks, diverse, diversity; or the import path of your own: a SessionReward, or what makes one out of
-    any of catalog, log and reward_model."""
+    worst_case; mixed, clicks, diverse, diversity; or the import path of your own: a SessionReward, or what makes one
+    out of any of catalog, log and reward_model."""
     reward_options: Annotated[Any, tyro.conf.arg(name="reward")] = None
     """Options of the reward, where it has some."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

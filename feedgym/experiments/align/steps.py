@@ -15,6 +15,8 @@ from feedgym.agents.check import same_weights
 from feedgym.agents.generation import GenerativeRecommender
 from feedgym.agents.pretrain import SessionDataset, pretrain
 from feedgym.data.requests import LogAndItems, Requests
+from feedgym.data.sessions import exposures_as_sessions, user_of_rows
+from feedgym.data.splits import random_exposures
 from feedgym.experiments.align.agents import new_model
 from feedgym.experiments.align.pool import Pool, World
 from feedgym.experiments.align.presets import AlignConfig
@@ -81,12 +83,29 @@ def _fitted(
 
 
 def reward_check(reward: RewardModel | RewardEnsemble, pool: Pool) -> dict[str, float]:
-    """The towers' AUC on users the model never saw: over all items, and over those it hardly saw ("click, cold")."""
+    """The towers' AUC on users the model never saw: over all items, and over those it hardly saw ("click, cold").
+
+    A log that says which exposures were drawn at random, as KuaiRand's does, has figures on those alone too ("click,
+    random"): they are free of the old system's favouritism.
+    """
     seen, unseen = pool.rate.sessions, pool.unseen
     known_I = np.bincount(seen.item_ids_NK[seen.examined_NK], minlength=pool.catalog.num_items)
     cold = auc_per_tower(reward, unseen.histories, unseen.sessions, only_I=known_I < FEW)
     everything = auc_per_tower(reward, unseen.histories, unseen.sessions)
-    return everything | {f"{name}, cold": value for name, value in cold.items()}
+    random = {} if (drawn := drawn_at_random(pool)) is None else auc_per_tower(reward, drawn.histories, drawn.sessions)
+    named = {"cold": cold, "random": random}
+    return everything | {f"{tower}, {kind}": auc for kind, aucs in named.items() for tower, auc in aucs.items()}
+
+
+def drawn_at_random(pool: Pool) -> Requests | None:
+    """The held-out exposures that were drawn at random, each as a session of one item; None where no log says so."""
+    log, held_out = pool.log, pool.unseen.sessions
+    row_N = np.flatnonzero(random_exposures(log) & (log.timestamp_s >= held_out.start_s_N.min()))
+    row_N = row_N[np.isin(user_of_rows(log)[row_N], held_out.user_idx_N)]
+    if not len(row_N):
+        return None
+    length = pool.unseen.histories.item_ids_UT.shape[1]
+    return Requests.of((log, pool.catalog), exposures_as_sessions(log, row_N), length)
 
 
 def diversity_of(probes: Sequence[Probe], pool: Pool) -> Any:

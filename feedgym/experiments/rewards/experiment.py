@@ -31,7 +31,7 @@ from feedgym.experiments.methods.experiment import plan as plan_of_cells
 from feedgym.experiments.methods.report import write_report
 from feedgym.experiments.page import missing
 from feedgym.experiments.progress import progress
-from feedgym.experiments.rewards.measures import against_log, against_truth, scores_of
+from feedgym.experiments.rewards.measures import against_log, against_truth, scores_of, served_at_random
 from feedgym.experiments.rewards.predictors import predictors
 from feedgym.experiments.rewards.presets import RewardsRun
 from feedgym.experiments.rewards.report import report_sections, terminal_table
@@ -168,7 +168,11 @@ class _Shared:
         reward, config = self.run_of(cell).reward, cell.config
         own, first = self.probe(cell, "aligned"), self.probe(self.first, "aligned")
         sets = {"base": self.probe(self.first, "base"), "aligned": first, "searched": searched, "own": own}
-        told = {"log": against_log(reward, pool.unseen.histories, pool.unseen.sessions, config.weights)}
+        unseen = pool.unseen
+        told = {"log": against_log(reward, unseen.histories, unseen.sessions, config.weights)}
+        if (random_N := served_at_random(config, unseen.sessions)).any():
+            drawn = unseen.rows(random_N)
+            told["random"] = against_log(reward, drawn.histories, drawn.sessions, config.weights, "random")
         histories = pool.probed(config.probe.users).histories
         for name, sessions in sets.items():
             assert sessions.truth_half_US2 is not None

@@ -18,8 +18,11 @@ from numpy.typing import NDArray
 
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOURS, LoggedSessions
+from feedgym.envs.logging_policy import RANDOM, LoggingConfig, rules_of
+from feedgym.envs.luck import LOG_GROUP, user_seeds
 from feedgym.envs.truth import RETURN_S, RewardWeights
 from feedgym.experiments.align.best_of_n import best_of_n
+from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.statistics import within_user_correlation
 from feedgym.protocols import SessionReward
 
@@ -84,13 +87,22 @@ def pair_accuracy(score_US: Float, truth_US: Float) -> float:
     return right / pairs if pairs else float("nan")
 
 
-def against_log(reward: SessionReward, histories: EventBatch, sessions: LoggedSessions, weights: RewardWeights) -> Any:
+def served_at_random(config: AlignConfig, sessions: LoggedSessions) -> NDArray[np.bool_]:
+    """Which sessions of a simulated log were served at random [N]; its users must have all their visits, in order."""
+    visit_N = np.arange(len(sessions)) - np.searchsorted(sessions.user_idx_N, sessions.user_idx_N)
+    seed_N = user_seeds(config.log.users, config.seed, LOG_GROUP)[sessions.user_idx_N]
+    return rules_of(seed_N, visit_N, LoggingConfig()) == RANDOM
+
+
+def against_log(
+    reward: SessionReward, histories: EventBatch, sessions: LoggedSessions, weights: RewardWeights, where: str = "log"
+) -> Any:
     """Offline: how a reward's scores of held-out sessions go with what their users did.
 
     Returns:
         ``figures``: ``log_auc``, how well scores tell sessions above the mean from others; ``log_rank``, their rank
         correlation with what came of it; ``log_ece``, the calibration error in units of the reward. ``curve``: the
-        reliability curve.
+        reliability curve. The names begin as ``where`` says.
     """
     from scipy.stats import spearmanr
     from sklearn.metrics import roc_auc_score
@@ -101,11 +113,11 @@ def against_log(reward: SessionReward, histories: EventBatch, sessions: LoggedSe
     score_N, value_N = scores_of(reward, histories, item_ids_NSK)[:, 0], logged_reward(sessions, weights)
     curve, good_N = reliability(score_N, value_N), value_N > value_N.mean()
     figures = {
-        "log_auc": float(roc_auc_score(good_N, score_N)) if 0 < good_N.mean() < 1 else float("nan"),
-        "log_rank": float(spearmanr(score_N, value_N).statistic),
-        "log_ece": calibration_error(curve),
+        "auc": float(roc_auc_score(good_N, score_N)) if 0 < good_N.mean() < 1 else float("nan"),
+        "rank": float(spearmanr(score_N, value_N).statistic),
+        "ece": calibration_error(curve),
     }
-    return {"figures": figures, "curve": curve}
+    return {"figures": {f"{where}_{name}": value for name, value in figures.items()}, "curve": curve}
 
 
 def against_truth(score_US: Float, truth_half_US2: Float, where: str) -> Any:
