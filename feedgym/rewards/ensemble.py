@@ -12,7 +12,7 @@ Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` members.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -78,7 +78,7 @@ class RewardEnsemble(nn.Module):
         def of_one(own: dict[str, Tensor], *args: Tensor) -> Any:
             return functional_call(_Asked(self.net), own, (answer, *args))
 
-        parameters = {f"net.{name}": value for name, value in self.net.named_parameters()}
+        parameters: dict[str, Tensor] = {f"net.{name}": value for name, value in self.net.named_parameters()}
         # The fused attention of processors gives no gradient for a bias that has the axis M.
         with sdpa_kernel(SDPBackend.MATH):
             return vmap(of_one, randomness="different")(parameters, *mapped)
@@ -138,7 +138,7 @@ class _Asked(nn.Module):
         return answer(self.net, *args)
 
 
-def _replace_parameters(model: nn.Module, values: dict[str, Tensor]) -> None:
+def _replace_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         owner, _, last = name.rpartition(".")
         setattr(model.get_submodule(owner), last, nn.Parameter(value.detach().clone()))

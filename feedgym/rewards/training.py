@@ -303,7 +303,11 @@ class _LabelledSessions(SessionDataset):
     def part(self, idx: Tensor) -> Self:
         """The rows at ``idx``."""
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
-        taken = {n: v.rows(idx) if isinstance(v, TensorRows) else v[idx] for n, v in columns.items() if v is not None}
+        taken: dict[str, Any] = {
+            name: value.rows(idx) if isinstance(value, TensorRows) else value[idx]
+            for name, value in columns.items()
+            if value is not None
+        }
         return replace(self, **taken)
 
     def at_face_value(self) -> Self:

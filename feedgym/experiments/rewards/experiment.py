@@ -167,7 +167,12 @@ class _Shared:
         _, pool = self.pool()
         reward, config = self.run_of(cell).reward, cell.config
         own, first = self.probe(cell, "aligned"), self.probe(self.first, "aligned")
-        sets = {"base": self.probe(self.first, "base"), "aligned": first, "searched": searched, "own": own}
+        sets: dict[str, Probe | Found] = {
+            "base": self.probe(self.first, "base"),
+            "aligned": first,
+            "searched": searched,
+            "own": own,
+        }
         unseen = pool.unseen
         told = {"log": against_log(reward, unseen.histories, unseen.sessions, config.weights)}
         if (random_N := served_at_random(config, unseen.sessions)).any():
