@@ -107,9 +107,9 @@ def _line_of(box: str, command: str, root: str) -> str:
     fault = fault.removeprefix(f"Error parsing {root}: ").removeprefix("Error parsing ")
     if part := re.match(r"([\w.-]+): (?=\w+(\[\d+\])*=)", fault):  # of a part: rounds: num=-1, so rounds.num=-1
         fault = f"{part[1].replace('-', '_')}.{fault[part.end() :]}"
-    fault = re.sub(r"no type matching (.*) could be instantiated from \[(.*?)\].*", r"\2 is no \1", fault)
-    fault = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is no whole number", fault)
-    fault = re.sub(r"could not convert string to float: ('.*')", r"\1 is no number", fault)
+    fault = re.sub(r"no type matching (.*) could be instantiated from \[(.*?)\].*", r"\2 is not a \1", fault)
+    fault = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number", fault)
+    fault = re.sub(r"could not convert string to float: ('.*')", r"\1 is not a number", fault)
     if fault.startswith("Unrecognized options") and (near := re.findall(r"^(--[\w.-]+)", "\n".join(rest), re.M)):
         fault += f"; perhaps you meant {' or '.join(dict.fromkeys(near))}"
     return fault if "=" in fault.split(" ")[0] else f"{fault.rstrip('.')}. See {command} --help."

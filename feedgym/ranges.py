@@ -135,11 +135,11 @@ def _numbers(path: str, hint: Any, value: Any) -> Iterator[tuple[str, Any, Inter
 
 
 def _fault(value: Any, interval: Interval) -> str | None:
-    """What is wrong with a number and what to do, if anything is."""
+    """Describe what is wrong with a number and the remedy; None if nothing is."""
     low = interval.gt if interval.ge is None else interval.ge
     high = interval.lt if interval.le is None else interval.le
     if not math.isfinite(value):
-        return f"is no finite number; give one from {low} to {high}."
+        return f"is not a finite number; give one from {low} to {high}."
     if interval.gt is not None and not value > interval.gt:
         return f"must be above {low}; raise it."
     if interval.ge is not None and not value >= interval.ge:
@@ -152,7 +152,7 @@ def _fault(value: Any, interval: Interval) -> str | None:
 
 
 def check_choices(config: Any, **choices: Any) -> None:
-    """Refuse a field whose value, or one of whose values, is none of its Literal's."""
+    """Refuse a field with a value, or a tuple with one, that is not among its Literal's choices."""
     for name, literal in choices.items():
         chosen = getattr(config, name)
         for value in chosen if isinstance(chosen, tuple) else (chosen,):

@@ -538,8 +538,8 @@ def test_a_history_is_encoded_once_a_user_and_its_keys_are_shared_by_the_rows(mo
         ({"top_k": -1}, "top_k=-1 must be 0"),
         ({"top_p": 0.0}, "top_p=0.0 must be above 0"),
         ({"top_p": 1.1}, "top_p=1.1 must be 1 or less"),
-        ({"temperature": math.nan}, "temperature=nan is no finite number"),
-        ({"top_p": math.nan}, "top_p=nan is no finite number"),
+        ({"temperature": math.nan}, "temperature=nan is not a finite number"),
+        ({"top_p": math.nan}, "top_p=nan is not a finite number"),
     ],
 )
 def test_bad_sampling_is_refused(settings, message):

@@ -142,7 +142,7 @@ def test_a_visit_longer_than_positions_reach_is_refused():
     user = np.array([0] + [1] * (limit + 1))
     log = assembled(user[:-1], np.arange(limit + 1), np.zeros(limit + 1))
     assert log.position.max() == limit - 1 and log.position.min() == -1
-    with pytest.raises(ValueError, match=r"^User 10 has a visit of 32769 exposures, and 32768 can be .* session_id"):
+    with pytest.raises(ValueError, match=r"^User 10 has a visit of 32769 exposures, but only 32768 .* session_id"):
         assembled(user, np.arange(limit + 2), np.zeros(limit + 2))
 
 

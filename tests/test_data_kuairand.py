@@ -424,7 +424,7 @@ def test_what_is_no_behaviour_is_kept_too(tmp_path):
     }
     assert not any(values[~shown].any() for values in read.extra.values())
     bad = log.assign(profile_stay_time=[None, 1])
-    refused(folder_of(tmp_path / "bad", bad), "column 'profile_stay_time' is empty, negative or no number in 1 row")
+    refused(folder_of(tmp_path / "bad", bad), "column 'profile_stay_time' is empty, negative or not a number in 1 row")
 
 
 def test_simultaneous_exposures_are_shuffled_unless_told_to_stay(tmp_path):
@@ -445,13 +445,13 @@ def test_simultaneous_exposures_are_shuffled_unless_told_to_stay(tmp_path):
 def test_a_bad_cell_of_a_log_is_refused(tmp_path, column, value):
     log = LOG.astype({column: object})
     log.loc[[1, 3], column] = value
-    what = rf"column '{column}' is empty, negative or no number in 2 row\(s\), first row 1; drop those rows"
+    what = rf"column '{column}' is empty, negative or not a number in 2 row\(s\), first row 1; drop those rows"
     refused(folder_of(tmp_path, log), what)
 
 
 def test_a_video_which_the_video_file_lacks_is_refused(tmp_path):
     log = LOG.assign(video_id=[70, 5, 99, 98])
-    message = r"log_.*: column 'video_id' names video 99 in row 2, which video_features"
+    message = r"log_.*: column 'video_id' names video 99 in row 2, which is not in video_features"
     refused(folder_of(tmp_path / "log", log), message)
     earlier = earlier_of((1, 2, -9, [8, 5], [], []), (2, 3, -9, [5, 8, 99], [], []))
     # The file's row is the user's.
@@ -495,7 +495,7 @@ def test_a_core_leaves_out_users_and_videos_with_few_exposures(tmp_path):
     [
         ({"watch_seq": [5]}, r"'watch_seq' holds no list of ids in row 0; drop those rows, or take"),
         ({"like_seq": [[["a"]]]}, r"'like_seq' holds no list of ids in row 0"),
-        ({"last_time_ms": [b"\xff"]}, r"'last_time_ms' holds bytes and must hold one value a row"),
+        ({"last_time_ms": [b"\xff"]}, r"'last_time_ms' holds bytes and must hold one value per row"),
         ({"history_len": [0]}, r"'history_len' is too small in 1 row\(s\), first row 0"),
     ],
 )
@@ -514,7 +514,7 @@ def test_binary_files_are_refused(tmp_path):
         nested = folder_of(tmp_path / name, suffix=".parquet")
         table = pd.read_parquet(nested / f"{name}.parquet")
         table.assign(**{column: [[1]] * len(table)}).to_parquet(nested / f"{name}.parquet")
-        refused(nested, rf"{name}.parquet: column '{column}' holds lists and must hold one value a row")
+        refused(nested, rf"{name}.parquet: column '{column}' holds lists and must hold one value per row")
 
 
 def with_random(path, suffix=".csv", **given):

@@ -54,7 +54,7 @@ def test_maps_and_a_table_of_items_give_ids_and_words(tmp_path):
 @pytest.mark.parametrize(("line", "word"), [("9\n", "line 4"), ("9 one\n", "line 4")])
 def test_a_line_that_is_no_list_is_named(tmp_path, line, word):
     (tmp_path / "Beauty.txt").write_text("1 2 3\n2 3 4\n3 4 5\n" + line)
-    with pytest.raises(ValueError, match=rf"Beauty.txt: {word} is no list of whole numbers") as error:
+    with pytest.raises(ValueError, match=rf"Beauty.txt: {word} is not a list of whole numbers") as error:
         load_data(tmp_path, options=QUICK)
     assert "\n" not in str(error.value)
 
@@ -105,7 +105,7 @@ def test_recboles_files(tmp_path):
     [
         ({"inter": INTER.replace("user_id", "uid")}, r"ml.inter: column 'user_id' is missing; the file has \['uid'"),
         ({"inter": INTER.replace("\t3\t", "\t\t")}, r"ml.inter: column 'rating' is empty in 1 row.*first row 0"),
-        ({"inter": INTER.replace("\t30", "\tnever")}, r"column 'timestamp' is no finite number in 1 row.*first row 2"),
+        ({"inter": INTER.replace("\t30", "\tnever")}, r"column 'timestamp' is not a finite number in 1 row.*row 2"),
         ({"item": ITEM.replace("item_id", "iid")}, r"ml.item: column 'item_id' is missing"),
     ],
 )

@@ -75,7 +75,7 @@ def events(log):
 def test_every_format_gives_the_same_log(tmp_path, kind, name, how):
     path = laid_out(tmp_path, kind, how)
     source = find_data(path)
-    assert re.fullmatch(f"MovieLens{name}", source.name) and "4 and more a like" in source.says[0]
+    assert re.fullmatch(f"MovieLens{name}", source.name) and "4 or more a like" in source.says[0]
     log, catalog = source.read(QUICK)
     assert catalog.raw_ids_I.tolist() == [661, 914, 1193]
     assert events(log) == [
@@ -112,8 +112,8 @@ def test_one_file_of_a_folder_brings_what_lies_beside_it(tmp_path):
             "\t7\t",
             r"u.data: column 'rating' is empty or outside 0.5 to 5 in 1 row.*first row 0",
         ),
-        ("1m", "ratings.dat", "661", "6x1", r"ratings.dat: column 'item_id' is no finite number in 1 row.*first row 1"),
-        ("1m", "ratings.dat", "::978302109", "", r"ratings.dat: column 'timestamp' is empty or no whole number.*row 1"),
+        ("1m", "ratings.dat", "661", "6x1", r"ratings.dat: column 'item_id' is not a finite number.*row 1"),
+        ("1m", "ratings.dat", "::978302109", "", r"'timestamp' is empty or not a whole number in 1 row.*first row 1"),
         (
             "1m",
             "ratings.dat",
@@ -138,7 +138,7 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path, kind, name, old, new, me
 def test_a_zip_cut_off_is_refused_in_one_line(tmp_path):
     path = laid_out(tmp_path, "1m", "zip")
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"ml.zip: is no whole zip archive .*; fetch the file again\.$"):
+    with pytest.raises(ValueError, match=r"ml.zip: is not a whole zip archive .*; fetch the file again\.$"):
         load_data(path, options=QUICK)
 
 
@@ -182,10 +182,10 @@ def test_an_id_which_the_map_lacks_is_refused(tmp_path):
     [
         (
             "1 1193\n2 661\n3 914\n2 661\n",
-            r"column 'own' repeats an id in 1 row\(s\), first row 3; keep one line an id",
+            r"column 'own' repeats an id in 1 row\(s\), first row 3; keep one line per id",
         ),
         ("1 1193\n2 661\n3 661\n", r"column 'original' repeats an id in 1 row\(s\), first row 2"),
-        ("1 1193\n2 x\n3 661\n", r"column 'original' is no finite number in 1 row"),
+        ("1 1193\n2 x\n3 661\n", r"column 'original' is not a finite number in 1 row"),
     ],
 )
 def test_an_id_map_with_doubled_lines_is_refused(tmp_path, lines, message):

@@ -313,7 +313,7 @@ def test_what_is_not_read_is_told(tmp_path, caplog):
     mapped = find_data(path, {"click": "is_click", "position": "Position"})
     assert [line.split("'")[1] for line in mapped.warns] == ["play_time_ms"]
     items = written(tmp_path / "items.csv", ITEMS.assign(text="a", price=2))
-    assert any("items.csv: columns that are not read beside texts" in line for line in find_data(path, {}, items).says)
+    assert any("items.csv: columns that are not read next to texts" in line for line in find_data(path, {}, items).says)
 
 
 def test_days_are_times(tmp_path):
@@ -325,7 +325,7 @@ def test_days_are_times(tmp_path):
 def test_a_row_without_a_time_is_refused(tmp_path, bad):
     views = VIEWS.astype({"timestamp": object})
     views.loc[[1, 3], "timestamp"] = bad
-    refused(tmp_path, r"'timestamp' is empty or no time in 2 row\(s\), first row 1; write seconds or ISO", views)
+    refused(tmp_path, r"'timestamp' is empty or not a time in 2 row\(s\), first row 1; write seconds or ISO", views)
 
 
 def test_without_times_the_rows_are_a_second_apart(tmp_path):
@@ -382,15 +382,15 @@ def test_columns_as_other_libraries_write_them(tmp_path):
     [
         ("click", 2, "is neither 0 nor 1 in 2 row.s., first row 0; write 0/1"),
         ("hate", 0.5, "is neither 0 nor 1"),
-        ("like", "yes", "is no finite number"),
+        ("like", "yes", "is not a finite number"),
         ("examined", -1, "is neither 0 nor 1"),
         ("watch_s", -0.1, "is negative in 2 row.s., first row 0; write seconds"),
-        ("watch_s", float("inf"), "is no finite number in 2 row.s., first row 0; write numbers"),
-        ("watch_s", "long", "is no finite number"),
+        ("watch_s", float("inf"), "is not a finite number in 2 row.s., first row 0; write numbers"),
+        ("watch_s", "long", "is not a finite number"),
         ("propensity", 0, r"is outside \(0, 1\] in 2 row.s., first row 0; leave unknown ones empty"),
         ("propensity", 1.01, r"is outside \(0, 1\]"),
-        ("propensity", float("-inf"), "is no finite number"),
-        ("duration_s", float("inf"), "is no finite number"),
+        ("propensity", float("-inf"), "is not a finite number"),
+        ("duration_s", float("inf"), "is not a finite number"),
     ],
 )
 def test_a_bad_cell_is_refused_with_its_row_in_the_file(tmp_path, column, bad, message):
@@ -406,7 +406,7 @@ def test_what_was_not_examined_has_no_behaviour(tmp_path):
 
 def test_durations_of_unknown_unit_are_refused(tmp_path):
     views = VIEWS.assign(duration_s=9, watch_s=pd.to_timedelta([1, 2, None, 4, 5], unit="s"))
-    refused(tmp_path, r"'watch_s' is no finite number in 4 row\(s\), first row 0", views, suffix=".parquet")
+    refused(tmp_path, r"'watch_s' is not a finite number in 4 row\(s\), first row 0", views, suffix=".parquet")
 
 
 def test_ids_are_integers_or_text(tmp_path):
@@ -435,7 +435,7 @@ def test_lengths_come_from_items_then_events_then_the_median(tmp_path):
     items = ITEMS.assign(duration_s=[10, -1, 30, 100])
     assert read(tmp_path, views, items)[1].duration_s_I.tolist() == [10, 30, 30, 100]
     assert read(tmp_path)[1].duration_s_I.tolist() == [1, 1, 1]
-    refused(tmp_path, "has watch_s but no duration_s.*; map duration_s in log or items", VIEWS.assign(watch_s=1))
+    refused(tmp_path, "has watch_s but no duration_s.*; map duration_s in the log or items", VIEWS.assign(watch_s=1))
 
 
 def test_topics_creators_and_uploads_of_items(tmp_path):
@@ -450,12 +450,12 @@ def test_topics_creators_and_uploads_of_items(tmp_path):
     ("column", "bad", "message"),
     [
         ("embedding_1", None, "is NaN in 1 row.s., first row 2; drop or impute those items"),
-        ("embedding_1", float("inf"), "is no finite number in 1 row.s., first row 2"),
-        ("embedding_1", "much", "is no finite number"),
-        ("price", float("-inf"), "is no finite number"),
-        ("upload_time", float("inf"), "is no finite number"),
-        ("duration_s", float("inf"), "is no finite number"),
-        ("duration_s", "long", "is no finite number"),
+        ("embedding_1", float("inf"), "is not a finite number in 1 row.s., first row 2"),
+        ("embedding_1", "much", "is not a finite number"),
+        ("price", float("-inf"), "is not a finite number"),
+        ("upload_time", float("inf"), "is not a finite number"),
+        ("duration_s", float("inf"), "is not a finite number"),
+        ("duration_s", "long", "is not a finite number"),
     ],
 )
 def test_a_bad_cell_of_an_item_is_refused(tmp_path, column, bad, message):
@@ -594,7 +594,7 @@ def test_load_data_reads_feedgyms_own_folder(tmp_path):
     one, none = (next(s for s, chosen in hashed.items() if chosen == c) for c in ([False, True], [False, False]))
     some, _ = load_data(tmp_path, options=ReadOptions(users=0.5, seed=one))
     assert some.user_ids_U.tolist() == [4]
-    with pytest.raises(ValueError, match=r"none of 2 users is among a share of 0.5; raise it"):
+    with pytest.raises(ValueError, match=r"none of 2 users falls into a share of 0.5; raise it"):
         load_data(tmp_path, options=ReadOptions(users=0.5, seed=none))
     with pytest.raises(ValueError, match="feedgym's own logs are read as they are, and core is 2; leave it 1"):
         load_data(tmp_path, options=ReadOptions(core=2))
@@ -631,7 +631,7 @@ def test_load_data_names_what_is_not_there(tmp_path):
 def test_columns_of_several_values_are_refused(tmp_path, name, value, what):
     views = VIEWS.assign(**{name: [value] * 5})
     refused(
-        tmp_path, f"column '{name}' holds {what} and must hold one value a row; convert it", views, suffix=".parquet"
+        tmp_path, f"column '{name}' holds {what} and must hold one value per row; convert it", views, suffix=".parquet"
     )
 
 

@@ -267,7 +267,7 @@ def test_positive_windows_never_overlap_or_repeat(seed, session_length):
 
 def test_positive_sessions_name_what_the_log_has():
     log = make_log([[profile(0), shown(1, 0, 1)]])
-    with pytest.raises(ValueError, match=r"the log knows \['click'\]"):
+    with pytest.raises(ValueError, match=r"the log has \['click'\]"):
         positive_sessions(log, 1)
     with pytest.raises(ValueError, match="Unknown behaviour 'share'"):
         positive_sessions(log, 1, behaviours=("share",))

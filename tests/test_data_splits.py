@@ -237,7 +237,7 @@ def test_what_is_held_out_moves_nothing_that_is_learnt_from(cut):
 
 def test_without_times_no_moment_cuts_a_log():
     log = item_log(1, has_time=False)
-    with pytest.raises(ValueError, match="order of events only, no times, so no moment cuts it; use leave_one_out"):
+    with pytest.raises(ValueError, match="only the order of events, so no time can cut it; use leave_one_out"):
         temporal_split(log)
     assert not leave_one_out(log).train.has_time and not take_users(log, [0, 2]).has_time
 
@@ -247,7 +247,7 @@ def test_shares_and_names_of_item_splits_are_checked():
     for shares in ({"validation": 0}, {"test": 0.95}):
         with pytest.raises(ValueError, match="must be above 0 and sum to less than 1"):
             temporal_split(log, **shares)
-    with pytest.raises(ValueError, match="min_items is 2 and must be 3 or more"):
+    with pytest.raises(ValueError, match="min_items is 2 and must be at least 3"):
         leave_one_out(log, min_items=2)
     with pytest.raises(ValueError, match="Unknown behaviour 'love'"):
         leave_one_out(log, behaviours=("love",))

@@ -176,9 +176,9 @@ def test_a_whole_product_is_not_changed_under_others(open_run, tmp_path):
 
 
 RECORDS = {
-    "leads out": ({"folder": "../secret"}, r"names '../secret', which is no stage of a store"),
-    "an absolute path": ({"folder": "/etc"}, r"names '/etc', which is no stage of a store"),
-    "no name": ({"folder": ["base"]}, r"which is no stage of a store"),
+    "leads out": ({"folder": "../secret"}, r"names '../secret', which is not a stage of a store"),
+    "an absolute path": ({"folder": "/etc"}, r"names '/etc', which is not a stage of a store"),
+    "no name": ({"folder": ["base"]}, r"which is not a stage of a store"),
     "a link": ({"folder": "link"}, r"link is a link"),
 }
 
@@ -193,7 +193,7 @@ def test_a_record_does_not_lead_out_of_the_store(open_run, tmp_path, record, say
         read_product(tmp_path / "a/stages/base", JSON.load)
     assert all_stages(open_run("a", resume=True), []) == before, "which mends the record"
     (tmp_path / "a/stages/base/stored.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"damaged .*; mend it: feedgym demo --resume \S+/a"):
+    with pytest.raises(ValueError, match=r"damaged .*; repair it: feedgym demo --resume \S+/a"):
         read_product(tmp_path / "a/stages/base", JSON.load)
 
 

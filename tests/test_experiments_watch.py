@@ -226,7 +226,7 @@ def test_help_teaches(capsys):
         (["toy_users:ToyUsers"], "no Recommender"),
         (["random", "--simulator", TOY, "--visits", "0"], "visits=0 must be 1 or more"),
         (["random", "--simulator", TOY, "--seed", "-1"], "seed=-1 must be 0 or more"),
-        (["random", "--simulator", TOY, "--delay", "nan"], "delay=nan is no finite number"),
+        (["random", "--simulator", TOY, "--delay", "nan"], "delay=nan is not a finite number"),
         (["random", "--simulator", TOY, "--session-length", "0"], "session_length=0 must be 1 or more"),
         (["random", "--simulator", TOY, "--session-length", "41"], "session_length=41 must be in 1..40"),
         (["random", "--simulator", TOY, "--png", "picture.jpg"], "let it end in .png"),

@@ -118,7 +118,7 @@ def test_what_lies_outside_is_refused_in_one_line(kind):
             for other, default in (defaults | {name: shaped(hint, value)}).items():
                 object.__setattr__(config, other, default)
             with pytest.raises(
-                ValueError, match=rf"^{name}[^ ]*=[^ ]+ (must be|is no finite number).*; \w+ .*\.$"
+                ValueError, match=rf"^{name}[^ ]*=[^ ]+ (must be|is not a finite number).*; \w+ .*\.$"
             ) as error:
                 check_ranges(config)
             assert "\n" not in str(error.value)

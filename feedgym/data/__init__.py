@@ -1,4 +1,4 @@
-"""The data every part of feedgym exchanges: event logs, catalogues, batches and preferences."""
+"""Data that all parts of feedgym exchange: event logs, catalogues, batches and preferences."""
 
 from feedgym.data.events import BEHAVIOURS, Catalog, EventLog, LoggedSessions
 

@@ -1,8 +1,8 @@
 """Torch batches made from logs and observations: histories, generated sessions and preference pairs.
 
-Histories are right-padded, so one causal mask serves every model and padding never precedes a real event. The legend
-of axes and units stands in :mod:`feedgym.data.events`. This module does not import torch, which takes seconds, until a
-batch needs it: environments and their workers do without.
+Histories are right-padded, so one causal mask serves every model and padding never precedes a real event. The legend of
+axes and units is in :mod:`feedgym.data.events`. Importing torch takes seconds, so this module imports it only when a
+batch needs it; environments and their workers do without.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TensorRows:
-    """What the batches share: picking rows and moving between devices. Fields that are None stay None."""
+    """Base class of all batches: picks rows and moves between devices. Fields that are None stay None."""
 
     def rows(self, idx) -> Self:
         """The batch's rows at ``idx`` (slice, index or boolean tensor)."""
@@ -40,7 +40,7 @@ class TensorRows:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EventBatch(TensorRows):
-    """Histories of U users at the moment of a request: what a recommender knows of them. Right-padded.
+    """Histories of U users at the time of a request, all that a recommender knows about them. Right-padded.
 
     Attributes:
         item_ids_UT: int64 items the user examined, oldest first; 0 where padded (look at the mask).
@@ -50,8 +50,9 @@ class EventBatch(TensorRows):
         mask_UT: bool, true where an event is real.
         profile_UF: int64 profile fields.
         time_of_day_U: float32 hours in [0, 24) at the request.
-        earlier_UJ: int64 items examined before the T events, oldest first, -1 after the last one: what a platform with
-            a longer memory knows besides. Models do not read it; agents leave these items out. None without a memory.
+        earlier_UJ: int64 items examined before the T events, oldest first, -1 after the last one. A platform with a
+            longer memory knows them too. Models do not read it; agents do not recommend these items. None without a
+            memory.
     """
 
     item_ids_UT: Tensor
@@ -67,20 +68,20 @@ class EventBatch(TensorRows):
         return len(self.item_ids_UT)
 
     def events(self, idx: slice) -> EventBatch:
-        """The same users with the part ``idx`` of their T events."""
+        """The same users with the slice ``idx`` of their T events."""
         return replace(self, **{name: getattr(self, name)[:, idx] for name in PER_EVENT})
 
     def trimmed(self) -> EventBatch:
-        """Without the events that are padding in every row; at least one column stays."""
+        """Drops the columns that are padding in every row; at least one column stays."""
         return self.events(slice(max(1, int(self.mask_UT.sum(1).max()))))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DatedEventBatch(EventBatch):
-    """Histories whose requests have a date, which says what of a catalogue exists then. Models need not look at it.
+    """Histories whose requests have a date, which decides which items exist by then. Models need not read it.
 
     Attributes:
-        time_s_U: float64 seconds on the log's clock, when the request happens.
+        time_s_U: float64 time of the request, seconds on the log's clock.
     """
 
     time_s_U: Tensor
@@ -100,14 +101,14 @@ class SessionBatch(TensorRows):
     Attributes:
         item_ids_USK: int64, ordered sessions of K different items.
         logp_US: float32 log-probability of the session under the unmasked model; NaN for policies without one.
-        logp_legal_US: float32 log of the product over steps of the probability on codes that exist at the request, i.e.
-            of the chance that free sampling would have stayed inside the catalogue on this path; None for policies
-            without codes.
-        logp_allowed_US: float32, the same for the codes that could be chosen: those which exist and lead to an item
-            that is neither in the session nor blocked. ``logp_US - logp_allowed_US`` is the log-probability with which
-            the session is drawn at temperature 1.
-        logp_drawn_US: float32 log-probability with which the session was drawn, whatever temperature and filters were
-            at work; NaN where a search found it.
+        logp_legal_US: float32 log of the product over steps of the probability on codes that exist at the request. This
+            is the log of the chance that free sampling would have stayed inside the catalogue on this path. None for
+            policies without codes.
+        logp_allowed_US: float32, the same for the codes that could be chosen: those that exist and lead to an item that
+            is neither in the session nor blocked. ``logp_US - logp_allowed_US`` is the log-probability of drawing the
+            session at temperature 1.
+        logp_drawn_US: float32 log-probability with which the session was drawn, under the temperature and filters that
+            were used; NaN where a search found it.
     """
 
     item_ids_USK: Tensor
@@ -119,15 +120,15 @@ class SessionBatch(TensorRows):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredSessions(TensorRows):
-    """S sampled sessions for each of U users and what a reward says of them: what a method of alignment learns from.
+    """S sampled sessions for each of U users with their reward scores; alignment methods learn from these.
 
     Attributes:
         item_ids_USK: int64, ordered sessions of K different items.
         score_US: float32, the reward's scores; higher is better.
-        logp_US: float32, see :class:`SessionBatch`: of the model that drew them, over all codes.
-        logp_allowed_US: float32, see :class:`SessionBatch`; ``logp_US - logp_allowed_US`` is of the model restricted to
-            what can be served.
-        logp_drawn_US: float32, of the distribution that drew them; NaN where a search found them.
+        logp_US: float32, see :class:`SessionBatch`: under the model that drew them, over all codes.
+        logp_allowed_US: float32, see :class:`SessionBatch`; ``logp_US - logp_allowed_US`` is the log-probability under
+            the model restricted to what can be served.
+        logp_drawn_US: float32, under the distribution that drew them; NaN where a search found them.
     """
 
     item_ids_USK: Tensor
@@ -142,10 +143,10 @@ class ScoredSessions(TensorRows):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Preferences(TensorRows):
-    """P preference pairs: for a user's history, a better and a worse session, and what the log showed them.
+    """P preference pairs: for one user's history, a better and a worse session, and the session that was logged.
 
     Attributes:
-        user_idx_P: int64 row of the user among those whose sessions the pairs were chosen from.
+        user_idx_P: int64 row of the user among the users whose sessions the pairs were chosen from.
         chosen_PK: int64 item ids of the best-scored session.
         rejected_PK: int64 item ids of the worst-scored one.
         logged_PK: int64 item ids of the logged session, -1 after its last item.

@@ -1,4 +1,4 @@
-"""From flat exposures, as most logs come, to event streams with profiles, logins and logouts."""
+"""Turns flat exposures, the form of most logs, into event streams with profiles, logins and logouts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from feedgym.data.events import BoolArray, Event, EventLog, FloatArray
 
 VISIT_GAP_S = 1800.0
-"""A pause of more than half an hour between two exposures ends a visit."""
+"""A pause longer than this (half an hour) between two exposures ends a visit."""
 
 
 def cut_visits(user_idx: NDArray, timestamp_s: NDArray, gap_s: float = VISIT_GAP_S) -> BoolArray:
-    """Whether each exposure begins a visit: a new user, or more than ``gap_s`` seconds after the one before.
+    """Flags the exposures that begin a visit: a user's first, or more than ``gap_s`` seconds after the one before.
 
     Args:
         user_idx: user of every exposure; rows sorted by user and time.
@@ -44,10 +44,10 @@ def assemble_log(
     extra: Mapping[str, NDArray] | None = None,
     has_time: bool = True,
 ) -> EventLog:
-    """Puts a profile event before every user's exposures, a login before every visit and a logout behind it.
+    """Adds a profile event before every user's exposures, a login before every visit and a logout after it.
 
-    The login happens with the first exposure; the logout when the last one was watched, or at the next login if that
-    is earlier.
+    The login has the time of the first exposure. The logout comes when the last item was watched, or at the next login
+    if that is earlier.
 
     Args:
         user_ids_U: ids outside feedgym.
@@ -59,12 +59,13 @@ def assemble_log(
         item_id: dense item id of every exposure.
         watch_s: seconds watched.
         behaviours: [rows, B].
-        new_visit: the exposure begins a visit.
-        examined: all, if None.
-        propensity: unknown, if None.
-        without_login: visits beginning with such a row get neither login nor logout: they are history only.
-        extra: further feedback of every exposure.
-        has_time: False if the times only count.
+        new_visit: true where the exposure begins a visit.
+        examined: true where the user reached the item; all are examined if None.
+        propensity: the logging policy's probability; unknown if None.
+        without_login: true for rows whose visits get neither login nor logout, because they are history only; the first
+            row of a visit decides.
+        extra: further feedback for every exposure.
+        has_time: False if the times give only the order.
 
     Raises:
         ValueError: a visit has more exposures than ``position`` can number.
@@ -85,8 +86,8 @@ def assemble_log(
     size, limit = np.bincount(visit), np.iinfo(np.int16).max + 1
     if size.max() > limit:
         raise ValueError(
-            f"User {user_ids_U[visit_user[size.argmax()]]} has a visit of {size.max()} exposures, and {limit} can be "
-            f"numbered; give session_id or timestamp to cut it."
+            f"User {user_ids_U[visit_user[size.argmax()]]} has a visit of {size.max()} exposures, but only {limit} can "
+            f"be numbered; give session_id or timestamp to cut it."
         )
     user = np.concatenate([np.arange(users), visit_user[logged], user_idx, visit_user[logged]])
     session = np.concatenate([np.full(users, -1), visit_number[logged], visit_number[visit], visit_number[logged]])

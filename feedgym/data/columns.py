@@ -1,4 +1,4 @@
-"""Columns of a table that feedgym does not read, and those among them whose names look as if they meant something."""
+"""Columns of a table that feedgym does not read, and those of them whose names look meaningful."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ LOOKS_LIKE: dict[str, re.Pattern[str]] = {
     "examined": re.compile(r"(is_?)?(examined|seen|viewed|exposed|viewable)"),
     "propensity": re.compile(r"(propensity(_?scores?)?|p_?scores?|action_?prob(ability)?|logging_?prob(ability)?)"),
 }
-"""feedgym's name, and how others write what it may be, in small letters."""
+"""feedgym's names, and the lower-case names that others use for the same things."""
 
 
 def unread(where: object, columns: Iterable[object], taken: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """What to tell of the columns of a table of events that are not read.
+    """Messages about the columns of a table of events that are not read.
 
     Args:
-        where: the file's name, for the lines.
-        columns: those that the file has.
-        taken: feedgym's names to the file's columns that are read.
+        where: the file's name, for the messages.
+        columns: the columns of the file.
+        taken: maps feedgym's names to the file's columns that are read.
 
     Returns:
-        Lines that list what is done, and lines to warn with: a column is left out whose name looks meaningful.
+        Lines that list what is done, and warnings about unread columns whose names look meaningful.
     """
     left = [str(column) for column in columns if str(column) not in taken.values()]
     no_feedback = not any(name in taken for name in (*BEHAVIOURS, "rating"))

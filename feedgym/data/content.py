@@ -1,4 +1,4 @@
-"""Content embeddings for items that come with words and numbers, or only with the users who watched them."""
+"""Content embeddings for items with words and numbers, or for items known only by the users who watched them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from feedgym.data.splits import until
 
 
 def attribute_embeddings(words_I: list[str] | pd.Series, numbers_IX: NDArray, width: int) -> FloatArray:
-    """Embeddings of items from attributes: TF-IDF of their words beside their standardised numbers, then SVD.
+    """Embeds items by their attributes: TF-IDF of their words next to their standardised numbers, then SVD.
 
     Args:
-        words_I: space-separated words, e.g. "tag=39 type=Web"; a word one item has alone tells nothing and is dropped.
-        numbers_IX: X finite numbers an item, X >= 0.
+        words_I: space-separated words, e.g. "tag=39 type=Web"; a word that only one item has is dropped, since it
+            relates no items.
+        numbers_IX: X finite numbers per item, X >= 0.
         width: E.
 
     Returns:
@@ -32,7 +33,7 @@ def attribute_embeddings(words_I: list[str] | pd.Series, numbers_IX: NDArray, wi
         if counts.shape[1]:
             parts.append(TfidfTransformer().fit_transform(counts))
     if numbers_IX.shape[1]:
-        # A number weighs less than a word, so that length alone never makes two items neighbours.
+        # Numbers weigh less than words, so that length alone never makes two items neighbours.
         parts.append(sparse.csr_matrix(0.3 * StandardScaler().fit_transform(numbers_IX)))
     if not parts:
         return np.zeros((len(words_I), width), dtype=np.float32)
@@ -42,7 +43,7 @@ def attribute_embeddings(words_I: list[str] | pd.Series, numbers_IX: NDArray, wi
 def collaborative_embeddings(
     log: EventLog, num_items: int, width: int, *, before_s: float, per_user: int = 50
 ) -> FloatArray:
-    """Embeddings of items by the users who liked both: SVD of the items' positive pointwise mutual information.
+    """Embeds items by the users who liked both: SVD of the items' positive pointwise mutual information.
 
     PPMI(i, j) = max(0, log(n_ij n / (n_i n_j))) with n_ij the users for whom both were positive (Levy & Goldberg,
     2014).
@@ -51,11 +52,11 @@ def collaborative_embeddings(
         log: the event log; exposures with a click, a long view or an interaction count.
         num_items: I.
         width: E.
-        before_s: only events before this moment are used: what is held out must lie after it.
-        per_user: only a user's last positives count, which bounds the work for heavy users.
+        before_s: only events before this time are used; whatever is held out must come after it.
+        per_user: how many of a user's last positives count; this bounds the work for heavy users.
 
     Returns:
-        float32 [I, E], rows of length 1, 0 for items nobody liked together with another.
+        float32 [I, E], rows of length 1; 0 for items that no user liked together with another item.
     """
     past = until(log, before_s)
     user = np.repeat(np.arange(past.num_users), np.diff(past.offsets_U1))
@@ -71,7 +72,7 @@ def collaborative_embeddings(
 
 
 def _liked(log: EventLog) -> BoolArray:
-    """Exposures with any behaviour but hate, the last one."""
+    """Exposures with any behaviour except hate, which is the last one."""
     return (log.event == Event.IMPRESSION) & log.examined & log.behaviours[:, :-1].any(axis=1)
 
 
@@ -85,16 +86,16 @@ def _ppmi(pairs: sparse.csr_matrix) -> sparse.csr_matrix:
 
 
 def reduced(matrix: sparse.csr_matrix, width: int) -> FloatArray:
-    """Rows in ``width`` dimensions by SVD, of length 1; zeros fill what a small matrix cannot give."""
+    """Rows reduced to ``width`` dimensions by SVD, of length 1; a small matrix is filled up with zeros."""
     rank = min(width, *matrix.shape)
     filled = np.zeros((matrix.shape[0], width), dtype=np.float32)
     if rank and matrix.count_nonzero():
-        # TruncatedSVD asks for two columns at least; a single one needs no reducing.
+        # TruncatedSVD needs at least two columns; a single one needs no reduction.
         dense = TruncatedSVD(rank, random_state=0).fit_transform(matrix) if matrix.shape[1] > 1 else matrix.toarray()
         filled[:, :rank] = normalize(dense)
     return filled
 
 
 def default_cutoff_s(log: EventLog) -> float:
-    """The moment before which four fifths of the impressions lie: a training part when nobody names one."""
+    """The time before which four fifths of the impressions lie; the default end of the training part."""
     return float(np.quantile(log.timestamp_s[log.event == Event.IMPRESSION], 0.8))

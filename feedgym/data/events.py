@@ -1,21 +1,21 @@
 """The columnar data of the project, in NumPy: catalogues, event logs and logged sessions.
 
 THE LEGEND. Array names end in the letters of their axes, everywhere in this project: ``watch_s_UK`` holds the seconds
-that each user watched each item of their session. First what a letter means in most places, then what else it means in
-some parts; in a module whose docstring says so, that counts::
+that each user watched each item of their session. The first column is the usual meaning of a letter, the second its
+other meanings in some parts. A module's docstring says when another meaning applies::
 
     U users
-    S samples a user                    agents/sequences: negatives drawn for a row
+    S samples per user                  agents/sequences: negatives drawn for a row
     T history length                    text: tokens of a text; slates, render: topics; recsim: steps of time
     K session length: the places of a session or a slate, the candidates of a request
-    N rows: logged sessions, requests; in networks and tokenizers whatever is taken one by one (tokens, points, draws)
+    N rows: logged sessions, requests; in networks and tokenizers whatever is processed singly (tokens, points, draws)
                                         probes and stop rules of an alignment: its rounds; statistics: runs
     I items
     B behaviours                        tokenizers: bits of a hash, points of a block
     E content width                     mixtures of experts: experts
     F profile fields                    feed-forward layers: their width; slates: features of an item
     L code levels
-    C codes a level                     clusters; cascade, logging policies: candidates; rankers: tokens of the context
+    C codes per level                   clusters; cascade, logging policies: candidates; rankers: tokens of the context
     V vocabulary                        realism, replay: visits
     D model width                       simulators: latent width; logging policies, retention: days
     P preference pairs
@@ -41,13 +41,13 @@ some parts; in a module whose docstring says so, that counts::
 
 A digit is an axis of that many entries: ``limit_U1`` is [U, 1]. Offsets (``offsets_U1``, ``first_U1``) have U + 1.
 
-Units stand in names: ``_s`` seconds, ``prob_``/``logp_``/``logit_`` probabilities and their logs, ``num_`` counts,
-``_id`` identifiers and ``_idx`` positions in an array. Item ids inside feedgym are dense: 0..I-1, the row of the item
-in the :class:`Catalog`; -1 means "no item". Users are likewise rows 0..U-1 of an :class:`EventLog`; the ids of the
-outside world are kept in ``user_ids_U`` and ``Catalog.raw_ids_I``.
+Names carry units: ``_s`` seconds, ``prob_``/``logp_``/``logit_`` probabilities and their logs, ``num_`` counts, ``_id``
+identifiers and ``_idx`` positions in an array. Item ids inside feedgym are dense: 0..I-1, the row of the item in the
+:class:`Catalog`; -1 means "no item". Users are likewise rows 0..U-1 of an :class:`EventLog`. The ids used outside
+feedgym are kept in ``user_ids_U`` and ``Catalog.raw_ids_I``.
 
-An :class:`EventLog` is one event stream a user (HSTU, arXiv:2402.17152, §2.2): a profile event, then visits, each a
-login, impressions in the order of the session, and a logout.
+An :class:`EventLog` holds one event stream per user (HSTU, arXiv:2402.17152, §2.2): a profile event, then visits. A
+visit is a login, the impressions in the order of the session, and a logout.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ BEHAVIOUR_IDX = {name: idx for idx, name in enumerate(BEHAVIOURS)}
 
 
 class Event(IntEnum):
-    """What a row of an event log records; the order is the order of simultaneous events."""
+    """Kind of an event in a log; the order here is the order of simultaneous events."""
 
     PROFILE = 0
     LOGIN = 1
@@ -81,7 +81,7 @@ class Event(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Catalog:
-    """What a recommender may know of the items. Row i is item id i.
+    """Everything that a recommender may know about the items. Row i is item id i.
 
     Attributes:
         raw_ids_I: the items' ids outside feedgym (int64 or str).
@@ -90,9 +90,9 @@ class Catalog:
         duration_s_I: float32 length of the item, seconds, > 0.
         creator_I: int64 creator id.
         upload_s_I: float64 upload time on the log's clock, seconds; may be negative (before the log began).
-        text_I: str words about the item, "" where there are none; None for items that never have any.
-        withdraw_s_I: float64 time from which the item is gone again, infinite where it stays; None if all stay.
-        content_from: what ``content_IE`` was made of, for people to read; "" where nobody said.
+        text_I: str words about the item, "" where there are none; None if no item has text.
+        withdraw_s_I: float64 time at which the item is withdrawn, infinite where it stays; None if all stay.
+        content_from: source of ``content_IE``, for people to read; "" if unknown.
     """
 
     raw_ids_I: NDArray
@@ -109,7 +109,7 @@ class Catalog:
         columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "content_from"}
         lengths = {name: len(column) for name, column in columns.items() if column is not None}
         if len(set(lengths.values())) != 1:
-            raise ValueError(f"Catalog columns differ in length: {lengths}; give every column one row an item.")
+            raise ValueError(f"Catalog columns differ in length: {lengths}; give every column one row per item.")
         bad = ~np.isfinite(self.content_IE).all(axis=1)
         if bad.any():
             raise ValueError(
@@ -128,11 +128,11 @@ class Catalog:
         return int(self.topic_I.max(initial=-1)) + 1
 
     def exists(self, time_s: NDArray[np.float64], item_ids: IntArray | None = None) -> BoolArray:
-        """Which items can be served at a time: uploaded by then, and not yet withdrawn.
+        """True for items that can be served at a time: uploaded by then, and not yet withdrawn.
 
         Args:
             time_s: seconds on the log's clock; any shape.
-            item_ids: items whose shape goes with that of the times, as ``exists(time_s_U[:, None], slates_UK)``.
+            item_ids: items whose shape broadcasts with the times, as in ``exists(time_s_U[:, None], slates_UK)``.
 
         Returns:
             bool of the common shape; without ``item_ids`` all items in a last axis of their own, [..., I].
@@ -146,10 +146,10 @@ class Catalog:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EventLog:
-    """Event streams of U users, one row an event, sorted by (user, time); user u owns rows offsets[u]:offsets[u+1].
+    """Event streams of U users, one row per event, sorted by (user, time); user u owns rows offsets[u]:offsets[u+1].
 
     Attributes:
-        user_ids_U: ids outside feedgym (int64 or str), one a user.
+        user_ids_U: ids outside feedgym (int64 or str), one per user.
         offsets_U1: int64 [U+1], CSR offsets of the users' rows.
         profile_UF: int64 profile fields, 0..profile_sizes[f]-1.
         profile_names: the F names of the profile fields.
@@ -157,18 +157,18 @@ class EventLog:
         timestamp_s: float64 [rows] seconds on the log's clock.
         event: int8 [rows], an :class:`Event`.
         session_id: int64 [rows] visit number of the user, -1 for profile rows; increases with time.
-        position: int16 [rows] place in the session, 0..K-1, -1 where the row is no impression.
-        item_id: int32 [rows] dense item id, -1 where the row is no impression.
+        position: int16 [rows] place in the session, 0..K-1; -1 where the row is not an impression.
+        item_id: int32 [rows] dense item id; -1 where the row is not an impression.
         watch_s: float32 [rows] seconds watched.
-        examined: bool [rows]: the user reached the item. A served item that was never seen has examined false and
-            no behaviours: a log must not say that the user disliked what they never saw.
+        examined: bool [rows], true where the user reached the item. A served item that was never seen has examined
+            false and no behaviours, so that the log does not claim a dislike for something unseen.
         behaviours: uint8 [rows, B], 0 or 1.
-        propensity: float32 [rows] probability with which the logging policy chose this item at this position given
-            the earlier ones; NaN where unknown.
-        extra: float32 [rows] further feedback by name, where a log has more than feedgym's models ask for (KuaiRand's
-            tab, stays and profile visits); 0 where the row is no impression, NaN where unknown.
-        has_time: the times are real. False where only the order of events is known: then they count seconds, one an
-            event, and mean nothing else.
+        propensity: float32 [rows] probability that the logging policy chose this item at this position, given the
+            earlier ones; NaN where unknown.
+        extra: float32 [rows] further feedback by name, where a log has more than feedgym's models use (KuaiRand's tab,
+            stays and profile visits); 0 where the row is not an impression, NaN where unknown.
+        has_time: true if the times are real. False where only the order of events is known: then the times count one
+            second per event and mean nothing else.
     """
 
     user_ids_U: NDArray
@@ -201,11 +201,11 @@ class EventLog:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoggedSessions:
-    """The sessions of an event log, one row a session, in the order of the log.
+    """The sessions of an event log, one row per session, in the order of the log.
 
     Attributes:
         user_idx_N: int64 the user's row in the log.
-        row_N: int64 the log row where the session begins; the user's history is what lies before it.
+        row_N: int64 the log row where the session begins; the user's history is everything before it.
         start_s_N: float64 time of the login, seconds.
         item_ids_NK: int32 served items in order, -1 after the last one.
         examined_NK: bool.

@@ -1,4 +1,4 @@
-"""What a log holds, in figures to look at before anything is trained on it."""
+"""Figures that describe a log, to look at before training on it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 A_DATE_S = 3e8
-"""Times after 1979 are dates; a simulator's clock begins near 0."""
+"""Times above this (after 1979) are dates; a simulator's clock begins near 0."""
 
 
 def inspect_log(log: EventLog, catalog: Catalog) -> dict[str, Any]:
     """Figures of a log and its catalogue, ready for JSON.
 
-    "Events" are examined exposures. Ties are events at the same time as another one of the same user; where they are at
-    a user's end, luck (or the file's order) decides which item a leave-one-out test asks for.
+    "Events" are examined exposures. Ties are events at the same time as another event of the same user. If a user's
+    last events are tied, chance (or the file's order) decides which item a leave-one-out test asks for.
 
     Returns:
         ``counts``, ``events_per_user``, ``events_per_item`` (quantiles), ``behaviours`` (rates), ``time``, ``ties``,
@@ -91,7 +91,7 @@ def _time(log: EventLog, time_s: NDArray) -> dict[str, Any]:
 
 
 def _ties(log: EventLog, user: NDArray, time_s: NDArray) -> dict[str, float]:
-    """Events of one user at one time, also where the last two are: those decide what leave-one-out asks for."""
+    """Events of one user at the same time; also counts tied last events, which decide what leave-one-out asks for."""
     with_next = np.append((np.diff(user) == 0) & (np.diff(time_s) == 0), False)
     tied = with_next | np.concatenate([[False], with_next[:-1]])
     last = np.append(np.diff(user) != 0, True) if len(user) else np.zeros(0, dtype=bool)
@@ -104,7 +104,7 @@ def _ties(log: EventLog, user: NDArray, time_s: NDArray) -> dict[str, float]:
 
 
 def _popularity(per_item: NDArray) -> dict[str, float]:
-    """How much of all events the most popular items have."""
+    """Share of all events that the most popular items have."""
     ordered, total = np.sort(per_item)[::-1], per_item.sum()
     tops = {f"top {q:.0%} of items": max(1, round(q * len(ordered))) for q in (0.01, 0.1, 0.5)}
     return {**{name: _share(ordered[:count].sum(), total) for name, count in tops.items()}, "Gini": gini(per_item)}
@@ -171,7 +171,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         lines.append(
             ("ties", f"{ties['events']:,} events ({ties['share']:.1%}) share their user's time; last of {at_end}")
         )
-    lines.append(("repeats", f"{repeats['events']:,} events ({repeats['share']:.2%}) of an item seen before"))
+    lines.append(("repeats", f"{repeats['events']:,} events ({repeats['share']:.2%}) with an item seen before"))
     shares = [f"{name} {value:.1%}" for name, value in report["popularity"].items() if name != "Gini"]
     lines.append(("popularity", f"{', '.join(shares)} of the events; Gini {report['popularity']['Gini']:.3f}"))
     if report["watch"]:
@@ -183,7 +183,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     lines.append(("texts", texts if content["items with text"] else "none"))
     without = f", {content['items without']:,} items without" if content["items without"] else ""
     lines.append(("content", f"{content['width']} dimensions from {content['made of']}{without}"))
-    lines.append(("topics", f"{content['topics']:,}, known of {content['items with a topic']:,} items"))
+    lines.append(("topics", f"{content['topics']:,}, known for {content['items with a topic']:,} items"))
     fields = ", ".join(f"{name} ({size})" for name, size in report["profile"].items())
     lines.append(("profile fields", fields or "none"))
     if report["extra"]:
@@ -193,6 +193,6 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _time_line(time: dict[str, Any]) -> str:
     if not time["known"]:
-        return "only the order of events is known: time biases and splits at a moment say nothing"
+        return "only the order of events is known: time biases and splits at a moment mean nothing"
     dates = f"{time['first']} to {time['last']}, " if "first" in time else ""
     return f"{dates}{time['days']:,.1f} days"

@@ -1,7 +1,7 @@
-"""Event logs and catalogues on disk as parquet, batches as safetensors. Nothing is pickled; every write is atomic.
+"""Stores event logs and catalogues as parquet, batches as safetensors. Nothing is pickled; writes are atomic.
 
-The columns are described for users in ``docs/data.md``. A file that is wrong is refused with one line naming the file,
-the column, the first bad row and the remedy.
+``docs/data.md`` describes the columns. A bad file is refused with one line that names the file, the column, the first
+bad row and the remedy.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ BatchT = TypeVar("BatchT", bound=TensorRows)
 
 
 def write_log(log: EventLog, path: str | Path) -> None:
-    """Writes an event log as one zstd parquet file, one row an event, in the log's order.
+    """Writes an event log as one zstd parquet file, one row per event, in the log's order.
 
     Args:
         log: the log; every user's stream holds exactly one profile event, and user ids are unique.
         path: the file, replaced if it exists.
 
     Raises:
-        ValueError: a user has no profile event, or two, or shares their id with another user.
+        ValueError: a user has no profile event or several, or two users share an id.
     """
     user = np.repeat(np.arange(log.num_users), np.diff(log.offsets_U1))
     profiles = np.bincount(user[log.event == Event.PROFILE], minlength=log.num_users)
@@ -75,7 +75,7 @@ def write_log(log: EventLog, path: str | Path) -> None:
         first = int(np.argmax(profiles != 1))
         raise ValueError(
             f"User {log.user_ids_U[first]!r} has {profiles[first]} profile events; every user's stream must hold "
-            f"exactly one, else the file could not keep their profile."
+            f"exactly one, because the file keeps the profile there."
         )
     ids, counts = np.unique(log.user_ids_U, return_counts=True)
     if (counts > 1).any():
@@ -89,7 +89,7 @@ def write_log(log: EventLog, path: str | Path) -> None:
 
 
 def _log_columns(log: EventLog, user: NDArray) -> dict[str, pa.Array]:
-    """The columns of the file; ``user`` is the user's row of every event."""
+    """The columns of the file; ``user`` is the row of each event's user."""
     columns: dict[str, Any] = {
         "user_id": pa.array(log.user_ids_U).take(pa.array(user)).dictionary_encode(),
         "timestamp_s": log.timestamp_s,
@@ -113,8 +113,8 @@ def read_log(path: str | Path, catalog: Catalog | None = None) -> EventLog:
     """Reads an event log and checks it.
 
     Args:
-        path: a parquet file with the columns of ``docs/data.md``. Rows may stand in any order: they are sorted by
-            user (first seen first) and time where they are not.
+        path: a parquet file with the columns of ``docs/data.md``. Rows may be in any order; unsorted ones are sorted by
+            user (first seen first) and time.
         catalog: when given, every item id must be one of its rows.
 
     Raises:
@@ -161,7 +161,7 @@ def _extra(path: str | Path, table: pa.Table, order: NDArray) -> dict[str, NDArr
 
 
 def write_catalog(catalog: Catalog, path: str | Path) -> None:
-    """Writes a catalogue as one zstd parquet file, one row an item; row i is item id i."""
+    """Writes a catalogue as one zstd parquet file, one row per item; row i is item id i."""
     width = catalog.content_IE.shape[1]
     content = pa.array(np.ascontiguousarray(catalog.content_IE).reshape(-1))
     columns = {
@@ -215,7 +215,7 @@ def _withdrawals(path: str | Path, table: pa.Table) -> NDArray[np.float64]:
 
 
 def _texts(path: str | Path, table: pa.Table) -> NDArray:
-    """Texts as an array of objects: in one of fixed width every text would take the room of the longest."""
+    """Texts as an array of objects; with a fixed width every text would take the space of the longest."""
     if not _is_text(table["text"].type):
         raise ValueError(f"{path}: column 'text' is {table['text'].type} and must be string; convert it.")
     texts = np.empty(table.num_rows, dtype=object)
@@ -226,7 +226,7 @@ def _texts(path: str | Path, table: pa.Table) -> NDArray:
 def write_batch(batch: TensorRows, path: str | Path) -> None:
     """Writes a batch of tensors (histories, sessions, preferences) as safetensors, without the fields that are None."""
     columns = ((f.name, getattr(batch, f.name)) for f in fields(batch))  # type: ignore[arg-type]
-    # Clones, for safetensors refuses tensors that share memory.
+    # Clones, because safetensors refuses tensors that share memory.
     tensors = {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in columns if v is not None}
     with replacing(path) as temporary:
         save_file(tensors, temporary)
@@ -236,7 +236,7 @@ def read_batch(cls: type[BatchT], path: str | Path) -> BatchT:
     """Reads a batch of class ``cls`` written by :func:`write_batch`.
 
     Raises:
-        ValueError: the file is missing, is no safetensors file, or lacks a field of ``cls``.
+        ValueError: the file is missing, is not a safetensors file, or lacks a field of ``cls``.
     """
     _must_exist(path)
     try:
@@ -251,7 +251,7 @@ def read_batch(cls: type[BatchT], path: str | Path) -> BatchT:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` which takes its place when the block succeeds: readers never see half a file."""
+    """A temporary file that replaces ``path`` when the block succeeds, so that readers never see half a file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -280,12 +280,12 @@ def _refuse(path: str | Path, column: str, bad: NDArray, what: str, remedy: str)
 
 
 def _read_table(path: str | Path, expected: dict, remedy: str) -> pa.Table:
-    """The file as a table whose expected columns exist and have the right kind of type."""
+    """Reads the file as a table whose expected columns exist and have the right type."""
     _must_exist(path)
     try:
         table = pq.read_table(path, memory_map=False)
-        table.validate(full=True)  # what a damaged page decodes to: text that is no UTF-8, offsets out of bounds
-    except (pa.ArrowException, OSError) as error:  # those of thrift and of the decompressors are OSErrors
+        table.validate(full=True)  # damaged pages decode to text that is not UTF-8 or offsets out of bounds
+    except (pa.ArrowException, OSError) as error:  # thrift and the decompressors raise OSErrors
         raise ValueError(f"{path}: not a whole parquet file ({str(error).splitlines()[0]}); {remedy}.") from error
     for name, (kind, is_kind) in expected.items():
         if name not in table.column_names:
@@ -334,7 +334,7 @@ def _check_values(path: str | Path, event: NDArray, columns: dict[str, NDArray],
 
 
 def _sorted_order(user: NDArray, event: NDArray, columns: dict[str, NDArray]) -> NDArray:
-    """Rows by user and time. A file already in order keeps the order of its simultaneous events."""
+    """Sorts rows by user and time. A file already in order keeps the order of its simultaneous events."""
     time_s = columns["timestamp_s"]
     step = np.diff(user)
     if ((step > 0) | ((step == 0) & (np.diff(time_s) >= 0))).all():

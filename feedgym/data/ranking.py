@@ -1,8 +1,8 @@
-"""What rankers learn from: exposures of a log with their feedback, as rows of candidates after a user's history.
+"""Training data of rankers: exposures of a log with their feedback, as rows of candidates after a user's history.
 
-A request is what was shown after one login; in logs without logins, what was shown at one moment. A row holds one
-request (:func:`ranking_requests`), or the requests of a user's window (:func:`ranking_windows`), as MTGR aggregates
-them. Only exposures that were examined are candidates: of the others nobody knows what they would have got.
+A request is everything that was shown after one login; in logs without logins, everything shown at one time. A row
+holds one request (:func:`ranking_requests`), or the requests of a user's window (:func:`ranking_windows`), as MTGR
+aggregates them. Only examined exposures are candidates, because the feedback of the others is unknown.
 
 Axes: N rows, K candidates, Q requests of a row, T history, B behaviours; see :mod:`feedgym.data.events`.
 """
@@ -24,7 +24,7 @@ from feedgym.data.sessions import MAX_WATCH_FRACTION, histories, user_of_rows
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankingBatch:
-    """N rows of candidates, right-padded, each with what its user did before.
+    """N rows of candidates, right-padded, each with its user's history.
 
     Attributes:
         histories: N histories; they end before the row's first candidate.
@@ -49,7 +49,7 @@ class RankingBatch:
 
     @classmethod
     def unlabelled(cls, histories: EventBatch, item_ids_NK: Tensor, mask_NK: Tensor | None = None) -> Self:
-        """Candidates of one request each, of which nothing is known yet."""
+        """Candidates without labels, one request per row."""
         zeros_NK = torch.zeros_like(item_ids_NK)
         return cls(
             histories=histories,
@@ -63,12 +63,12 @@ class RankingBatch:
 
     @classmethod
     def of_columns(cls, columns: dict[str, Any]) -> Self:
-        """The batch whose :meth:`columns` these are."""
+        """The batch made from its :meth:`columns`."""
         past = EventBatch(**{name: columns[name] for name in HISTORY_COLUMNS})
         return cls(histories=past, **{name: columns[name] for name in PER_CANDIDATE})
 
     def columns(self) -> dict[str, Tensor]:
-        """Its tensors by name, those of the histories among them."""
+        """Its tensors by name, including those of the histories."""
         return {name: getattr(self.histories, name) for name in HISTORY_COLUMNS} | {
             name: getattr(self, name) for name in PER_CANDIDATE
         }
@@ -94,7 +94,7 @@ class RankingBatch:
         return first_s_NQ.scatter_reduce(1, self.request_NK, time_s_NK, "amin").gather(1, self.request_NK)
 
     def trimmed(self) -> Self:
-        """Without events and candidates that are padding in every row; at least one of each stays."""
+        """Drops events and candidates that are padding in every row; at least one of each stays."""
         most = max(1, int(self.mask_NK.sum(1).max()))
         return replace(
             self,
@@ -108,12 +108,12 @@ PER_CANDIDATE = tuple(f.name for f in fields(RankingBatch) if f.name != "histori
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankingRows:
-    """Rows of candidates of a log, and whose they are.
+    """Rows of candidates of a log, with their users and times.
 
     Attributes:
         batch: N rows, by user and time.
         user_idx_N: int64 rows of the log's user columns.
-        start_s_N: float64 seconds on the log's clock, when the row's request happened.
+        start_s_N: float64 time of the row's request, seconds on the log's clock.
     """
 
     batch: RankingBatch
@@ -149,14 +149,14 @@ def ranking_requests(
     max_candidates: int = 32,
     only: NDArray[np.bool_] | None = None,
 ) -> RankingRows:
-    """One row a request; requests of more candidates become several rows, whose histories hold the ones before.
+    """One row per request; a longer request becomes several rows, whose histories hold the candidates before.
 
     Args:
         log: the event log.
         catalog: its items.
-        history_length: T, the newest events that are kept.
-        max_candidates: K, of a row.
-        only: rows of the log that are to be candidates, if not all; the others are in histories still.
+        history_length: T, how many of the newest events are kept.
+        max_candidates: K, per row.
+        only: rows of the log that may be candidates, if not all; the others are still in histories.
 
     Raises:
         ValueError: a length is below 1, or the log has no examined exposure.
@@ -180,10 +180,10 @@ def ranking_windows(
     Args:
         log: the event log.
         catalog: its items.
-        history_length: T, the newest events before the row that are kept.
-        max_candidates: K, of a row.
-        window_s: seconds of a window.
-        only: rows of the log that are to be candidates, if not all.
+        history_length: T, how many of the newest events before the row are kept.
+        max_candidates: K, per row.
+        window_s: length of a window, seconds.
+        only: rows of the log that may be candidates, if not all.
 
     Raises:
         ValueError: a length is below 1, ``window_s`` is not above 0, or the log has no examined exposure.
@@ -203,7 +203,7 @@ def _exposures(log: EventLog, only: NDArray[np.bool_] | None) -> _Exposures:
         raise ValueError("The log has no examined exposure, so there is nothing to rank; give a log of impressions.")
     users, is_login = user_of_rows(log), log.event == Event.LOGIN
     user, time_s = users[row], log.timestamp_s[row]
-    login = np.append(np.flatnonzero(is_login), 0)  # one for rows before the first
+    login = np.append(np.flatnonzero(is_login), 0)  # a value for rows before the first login
     last_login = login[np.cumsum(is_login)[row] - 1]
     in_visit = is_login[last_login] & (users[last_login] == user) & (last_login < row)
     request_s = np.where(in_visit, log.timestamp_s[last_login], time_s)
@@ -212,7 +212,7 @@ def _exposures(log: EventLog, only: NDArray[np.bool_] | None) -> _Exposures:
 
 
 def _runs(*columns: NDArray) -> NDArray[np.int64]:
-    """The number of each element's run of equal values in all columns."""
+    """Numbers the runs of equal values in all columns, for each element."""
     starts = np.zeros(len(columns[0]), bool)
     for column in columns:
         starts[1:] |= column[1:] != column[:-1]

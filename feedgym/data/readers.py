@@ -1,7 +1,7 @@
-"""Logs of the outside world: public data sets, feedgym's own folders, or any table of events with a map of its columns.
+"""Reads logs: public data sets, feedgym's own folders, or any table of events with a map of its columns.
 
-``find_data`` tells what stands at a path, by the files it finds, and ``load_data`` reads it. For example
-``log, catalog = load_data("views.csv", {"user_id": "visitor", "item_id": "video", "timestamp": "ts"})``.
+``find_data`` detects the format from the files at a path, and ``load_data`` reads it. For example ``log, catalog =
+load_data("views.csv", {"user_id": "visitor", "item_id": "video", "timestamp": "ts"})``.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ def load_data(
     items: str | Path | None = None,
     options: ReadOptions | None = None,
 ) -> tuple[EventLog, Catalog]:
-    """Reads whatever stands at ``path``; what that is goes to the log of the program, by the logger ``feedgym.data``.
+    """Reads the data at ``path``; the logger ``feedgym.data`` reports the detected format.
 
-    So do warnings, where columns are not read that look as if they should be.
+    It also warns of unread columns whose names look meaningful.
 
     Args:
         path: see :func:`find_data`.
-        column_map: feedgym's column name to the table's, see :func:`read_table`; for tables only.
+        column_map: maps feedgym's column names to the table's, see :func:`read_table`; for tables only.
         items: the items of a table or of lists.
         options: order of ties, k-core, embeddings of texts.
 
     Raises:
-        ValueError: nothing readable stands there, or the data break their format.
+        ValueError: there are no readable data, or they break their format.
     """
     source = find_data(path, column_map, items)
     log, catalog = source.read(options or ReadOptions())
@@ -56,7 +56,7 @@ def load_data(
 
 
 def column_pair(text: str) -> tuple[str, str]:
-    """``NAME=COLUMN``, as the command line takes a column map, as a pair.
+    """Splits ``NAME=COLUMN``, the command line's form of a column map, into a pair.
 
     Raises:
         ValueError: there is no "=".
@@ -68,17 +68,17 @@ def column_pair(text: str) -> tuple[str, str]:
 
 
 def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, items: str | Path | None = None) -> Source:
-    """What stands at a path, and how it would be read.
+    """Detects the format of the data at a path, and how to read them.
 
     Args:
         path: a folder (or a zip) with the files of KuaiRand, MovieLens, Amazon's reviews, RecBole or lists of items, a
             folder with feedgym's ``events.parquet`` and ``catalog.parquet`` (also RUN/stages/log), one such file, or a
             CSV or parquet table.
-        column_map: names a table's columns, see :func:`read_table`; such a file is nothing but a table.
+        column_map: names a table's columns, see :func:`read_table`; a file with a map is always read as a table.
         items: the items of a table or of lists.
 
     Raises:
-        ValueError: nothing readable stands there.
+        ValueError: there are no readable data.
     """
     path, items = product_of(Path(path)), None if items is None else Path(items)
     if not path.exists():
@@ -93,12 +93,12 @@ def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, ite
     raise ValueError(
         f"{path}: holds no files that feedgym knows (KuaiRand's log_standard_*; MovieLens's u.data, ratings.dat or "
         f"ratings.csv; Amazon's reviews; RecBole's *.inter; lists of items *.txt; events.parquet and catalog.parquet); "
-        f"give the folder that does, or a table's file with a column map."
+        f"give a folder with such files, or a table's file with a column map."
     )
 
 
 def _recognised(path: Path, items: Path | None) -> Source | None:
-    """Data that are known by their files, or None; of these only lists of items take a table of items."""
+    """Data recognised by their files, or None; of these, only lists of items take a table of items."""
     files = raw_files(path)
     if items is not None:
         return find_sequences(path, files, lambda: item_words(items))
@@ -107,7 +107,7 @@ def _recognised(path: Path, items: Path | None) -> Source | None:
 
 
 def _find_own(folder: Path, _: dict[str, RawFile]) -> Source | None:
-    """A folder with a log of feedgym's, or None; KuaiRand's folder stays KuaiRand's where such a log lies in it too."""
+    """A folder with a log of feedgym's, or None; KuaiRand's files win if a folder holds both."""
     if not (folder / "events.parquet").exists() or is_kuairand(folder):
         return None
 
@@ -122,7 +122,7 @@ def _find_own(folder: Path, _: dict[str, RawFile]) -> Source | None:
         chosen_U = options.chosen(pd.Series(log.user_ids_U))
         if not chosen_U.any():
             raise ValueError(
-                f"{folder}: none of {log.num_users} users is among a share of {options.users:g}; raise it."
+                f"{folder}: none of {log.num_users} users falls into a share of {options.users:g}; raise it."
             )
         return take_users(log, chosen_U), catalog
 

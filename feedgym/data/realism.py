@@ -1,18 +1,18 @@
-"""What a log looks like, in the figures by which feeds differ, and how far two logs are apart in each of them.
+"""Describes a log by the figures in which feeds differ, and measures how far two logs are apart in each.
 
 Eight aspects: item popularity, session length, watch ratio, behaviour rates, return gaps, repeat-topic autocorrelation,
-position effect, user heterogeneity. An aspect is a handful of figures, with a sample or a curve behind them where there
-is one. Figures are compared by their absolute difference, samples by the Kolmogorov-Smirnov distance (KS, the largest
-difference of the two distribution functions) and the Wasserstein distance (in the sample's own unit), curves by their
-mean absolute difference over the places that both have.
+position effect, user heterogeneity. An aspect is a handful of figures, with the sample or the curve they come from
+where there is one. Figures are compared by their absolute difference, samples by the Kolmogorov-Smirnov distance (KS,
+the largest difference of the two distribution functions) and the Wasserstein distance (in the sample's own unit),
+curves by their mean absolute difference over the places that both have.
 
-Visits are cut alike in both logs, whatever each calls a visit: by a pause of more than half an hour between two
-exposures of a user (:func:`feedgym.data.build.cut_visits`). A simulator's visit is one request, and users who ask again
-within minutes have not returned.
+Visits are cut in the same way in both logs, whatever each log calls a visit: at pauses of more than half an hour
+between two exposures of a user (:func:`feedgym.data.build.cut_visits`). A simulator's visit is one request, and users
+who ask again within minutes have not returned.
 
-An aspect that a log cannot tell (no times, no watch seconds, no topics, one visit a user) holds the reason instead.
-Distances of finite logs are never 0, so :func:`compare` puts beside each the mean distance between two halves of the
-first log's users: what smaller ones mean nobody can tell.
+If a log lacks the data for an aspect (no times, no watch seconds, no topics, one visit per user), the aspect holds the
+reason instead. Distances of finite logs are never 0. So :func:`compare` also gives the mean distance between two halves
+of the first log's users; distances below that mean nothing.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` ranks of items, ``V`` visits.
 """
@@ -33,21 +33,21 @@ from feedgym.data.sessions import MAX_WATCH_FRACTION, user_of_rows
 from feedgym.data.splits import take_users, user_luck
 
 LAGS = 10
-"""Lags of the topics' autocorrelation, items."""
+"""Lags of the topics' autocorrelation, in items."""
 POSITIONS = 10
-"""First positions of a visit, whose click rates are compared."""
+"""Number of first positions of a visit whose click rates are compared."""
 MIN_POSITION_EVENTS = 20
-"""Items seen at a position, from which on its rate says anything."""
+"""Least number of items seen at a position for its rate to be used."""
 FEW_EXPOSURES = 5
-"""The popularity exponent is fitted to items with at least as many exposures; below them ranks are ties."""
+"""The popularity exponent is fitted to items with at least this many exposures; below that, ranks are ties."""
 DURATION_EDGES_S = (0.0, 7.0, 15.0, 30.0, 60.0, 120.0, np.inf)
 """Bins of the items' durations for the median watch ratio."""
 SKIP_RATIO, WHOLE_RATIO = 0.1, (0.9, 1.1)
 """Watch ratios that count as a skip, and as watching the whole item once."""
 HALVES = 10**9
-"""Added to the seed of the halves, so that users who were chosen by a split of that seed fall into both."""
+"""Added to the seed of the halves, so that users chosen by a split with that seed fall into both halves."""
 NUM_HALVINGS = 4
-"""Ways in which the users are halved; one alone may be small by luck."""
+"""Number of ways in which the users are halved; a single distance may be small by chance."""
 NO_SESSIONS = "only the order of events is known, so visits have no beginning and no end"
 
 
@@ -56,11 +56,11 @@ class Aspect:
     """One aspect of a log.
 
     Attributes:
-        figures: what people read; NaN where a log says nothing.
-        sample: float64 [n] the values behind the figures; None if there are none.
+        figures: numbers for people to read; NaN where unknown.
+        sample: float64 [n] values that the figures come from; None if there are none.
         curve: float64 [x] a line over places 1, 2, ..., NaN where unknown; None if there is none.
-        unit: of the sample, or what the curve is.
-        missing: why the log cannot tell; then all else is empty.
+        unit: of the sample, or a description of the curve.
+        missing: why the log cannot give the aspect; then all else is empty.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
@@ -72,17 +72,17 @@ class Aspect:
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """How far two logs are apart in one figure.
+    """Distance between two logs in one figure.
 
     Attributes:
-        aspect: which of the aspects.
+        aspect: name of the aspect.
         figure: the figure, or "distribution" or "curve".
         kind: "absolute difference", "KS", "Wasserstein (unit)" or "mean absolute difference".
         a: the first log's figure; None for distributions and curves.
         b: the second one's.
-        distance: 0 for equal logs; NaN where one of the logs cannot tell.
+        distance: 0 for equal logs; NaN where one of the logs lacks the aspect.
         halves: the same distance between two halves of the first log's users, a mean over several ways to halve them;
-            NaN where they are too few.
+            NaN where there are too few users.
         missing: why there is no distance.
     """
 
@@ -97,10 +97,9 @@ class Distance:
 
 
 class _Seen:
-    """The examined exposures of a log as columns, and which of them begin a visit.
+    """The examined exposures of a log as columns, with flags where a visit begins.
 
-    Where a log has visits, exposures outside of them are left out: such a history was recorded without times or
-    feedback.
+    If a log has visits, exposures outside of them are left out: such a history was recorded without times or feedback.
     """
 
     def __init__(self, log: EventLog, catalog: Catalog) -> None:
@@ -119,7 +118,7 @@ class _Seen:
         self.begins = np.flatnonzero(cut_visits(self.user, self.time_s))
 
     def click(self) -> NDArray[np.float64]:
-        """Whether each exposure was clicked."""
+        """1 where an exposure was clicked, else 0."""
         return self.behaviours[:, BEHAVIOUR_IDX["click"]].astype(np.float64)
 
 
@@ -135,7 +134,7 @@ def describe(log: EventLog, catalog: Catalog) -> dict[str, Aspect]:
     """
     seen = _Seen(log, catalog)
     if not len(seen.row):
-        raise ValueError("The log has no examined exposure, so it looks like nothing; give one with impressions.")
+        raise ValueError("The log has no examined exposure, so there is nothing to describe; give impressions.")
     return {
         "item popularity": _item_popularity(seen),
         "session length": _session_length(seen),
@@ -153,12 +152,12 @@ def describe(log: EventLog, catalog: Catalog) -> dict[str, Aspect]:
 def compare(
     a: tuple[EventLog, Catalog], b: tuple[EventLog, Catalog], *, seed: int = 0
 ) -> tuple[dict[str, Aspect], dict[str, Aspect], list[Distance]]:
-    """Two logs side by side.
+    """Describes two logs and measures the distances between them.
 
     Args:
         a: the first log and its items.
         b: the second one.
-        seed: of the halves into which the first log's users are cut, see the module's docstring.
+        seed: for the halves of the first log's users, see the module's docstring.
 
     Returns:
         The aspects of both, and all distances.
@@ -185,7 +184,7 @@ def ks(a: NDArray, b: NDArray) -> float:
 def bimodality(values: NDArray) -> float:
     """Sarle's bimodality coefficient: (skewness^2 + 1) / kurtosis, 5/9 for a uniform and 1 for a two-point sample.
 
-    Values above 5/9 speak for two modes (Pfister et al., Front. Psychol. 2013, with its correction for small samples).
+    Values above 5/9 indicate two modes (Pfister et al., Front. Psychol. 2013, with its correction for small samples).
     """
     n = len(values)
     if n < 4 or not np.ptp(values):
@@ -241,7 +240,7 @@ def _aspect_distances(name: str, a: Aspect, b: Aspect) -> list[Distance]:
 
 
 def _item_popularity(seen: _Seen) -> Aspect:
-    """Exposures an item, from the most to the least; the curve is the share held by the top 1%, 2%, ... of items."""
+    """Exposures per item in descending order; the curve is the share held by the top 1%, 2%, ... of items."""
     count_R = np.sort(np.bincount(seen.item, minlength=seen.catalog.num_items))[::-1].astype(np.float64)
     held = np.append(0, np.cumsum(count_R)) / count_R.sum()
     curve = np.interp(np.arange(1, 101) / 100, np.linspace(0, 1, len(held)), held)
@@ -258,10 +257,10 @@ def _item_popularity(seen: _Seen) -> Aspect:
 
 
 def popularity_exponent(count_R: NDArray) -> float:
-    """The a of count ~ rank ** -a: least squares of log count on log rank, every e-fold of ranks weighing the same.
+    """Fits a in count ~ rank ** -a: least squares of log count on log rank, every e-fold of ranks weighing the same.
 
     Args:
-        count_R: exposures an item, most first; those of fewer than FEW_EXPOSURES are left out.
+        count_R: exposures per item, most first; items with fewer than FEW_EXPOSURES are left out.
     """
     count_R = count_R[count_R >= FEW_EXPOSURES]
     if len(count_R) < 3:
@@ -312,13 +311,13 @@ def _watch_ratio(seen: _Seen) -> Aspect:
 
 
 def _return_gaps(seen: _Seen) -> Aspect:
-    """Hours from the end of a visit's last item to the next visit; the last visits' are not known and left out."""
+    """Hours from the end of a visit's last item to the next visit; unknown for last visits, which are left out."""
     if not seen.log.has_time:
         return Aspect(missing=NO_SESSIONS)
     first = seen.begins[1:]
     again = first[seen.user[first] == seen.user[first - 1]] if seen.has_visits else first[:0]
     if not len(again):
-        return Aspect(missing="no user comes a second time")
+        return Aspect(missing="no user returns")
     gap_s = seen.time_s[again] - (seen.time_s + seen.log.watch_s[seen.row])[again - 1]
     gap_h = np.maximum(gap_s, 1) / 3600
     return Aspect(
@@ -333,10 +332,10 @@ def _return_gaps(seen: _Seen) -> Aspect:
 
 
 def _topic_autocorrelation(seen: _Seen) -> Aspect:
-    """How much likelier than by chance a user's items at a distance of 1, 2, ... share the topic.
+    """Excess over chance of the probability that a user's items at distance 1, 2, ... share a topic.
 
-    The chance is that of two items of the whole log, and the excess is divided by the most it could be, so that logs
-    with few and with many topics can be compared: (P(same) - P(by chance)) / (1 - P(by chance)).
+    Chance is the probability for two items of the whole log. The excess is divided by its maximum, so that logs with
+    few and with many topics can be compared: (P(same) - P(by chance)) / (1 - P(by chance)).
     """
     topic = seen.catalog.topic_I[seen.item]
     tagged = topic >= 0
@@ -355,7 +354,7 @@ def _topic_autocorrelation(seen: _Seen) -> Aspect:
 
 
 def _position_effect(seen: _Seen) -> Aspect:
-    """Click rate of the items seen at a position of their visit, over that of all positions together."""
+    """Click rate of the items seen at a position of their visit, relative to that of all positions together."""
     if not seen.log.has_time:
         return Aspect(missing=NO_SESSIONS)
     if not seen.has_visits:
@@ -372,7 +371,7 @@ def _position_effect(seen: _Seen) -> Aspect:
 
 
 def _heterogeneity(seen: _Seen) -> Aspect:
-    """How much users differ: in activity, in the click rate beyond luck, and in who gives the rare feedback."""
+    """Differences between users: in activity, in click rates beyond chance, and in who gives rare feedback."""
     count_U = np.bincount(seen.user, minlength=seen.log.num_users).astype(np.float64)
     active_U = count_U > 0
     count_U = count_U[active_U]
@@ -405,6 +404,6 @@ def intraclass(success_U: NDArray, trials_U: NDArray) -> float:
 
 
 def _top_share(given_U: NDArray, share: float) -> float:
-    """Share of all that the most giving users gave."""
+    """Share of the feedback that came from the users who gave most."""
     top = np.sort(given_U)[::-1][: max(1, round(share * len(given_U)))]
     return float(top.sum() / given_U.sum()) if given_U.sum() else float("nan")

@@ -1,4 +1,4 @@
-"""Logged sessions as requests: with the history that was known when each was asked for."""
+"""Logged sessions as requests, each with the history that was known when it was requested."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LogAndItems = tuple[EventLog, Catalog]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Requests:
-    """Logged sessions with what was known when they were asked for, row by row.
+    """Logged sessions with what was known when they were requested, row by row.
 
     Attributes:
         sessions: N sessions.
@@ -36,9 +36,9 @@ class Requests:
     def of(
         cls, data: LogAndItems, sessions: LoggedSessions, length: int, *, dated: bool = False, memory: int = 0
     ) -> Requests:
-        """The requests behind logged sessions, with histories of ``length`` events.
+        """The requests that led to logged sessions, with histories of ``length`` events.
 
-        They are dated, and know ``memory`` earlier items, if asked for (:func:`feedgym.data.sessions.histories`).
+        On demand they are dated and know ``memory`` earlier items (:func:`feedgym.data.sessions.histories`).
         """
         log, catalog = data
         whose = sessions.user_idx_N, sessions.row_N, sessions.start_s_N
@@ -54,7 +54,7 @@ class Requests:
         )
 
     def followed_by(self, others: Requests) -> Requests:
-        """These requests and then those of other users, who are counted on from this one's last user."""
+        """These requests followed by those of other users, whose numbers continue after this one's last user."""
         first = int(self.sessions.user_idx_N.max(initial=-1)) + 1
         later = replace(others.sessions, user_idx_N=others.sessions.user_idx_N + first)
         columns = {f.name: [getattr(part, f.name) for part in (self.sessions, later)] for f in fields(LoggedSessions)}

@@ -1,4 +1,4 @@
-"""Sessions and histories cut out of an event log, and the filters that choose the sessions worth learning from."""
+"""Cuts sessions and histories out of an event log, and filters the sessions that are worth learning from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WEEK_DAYS = 7
 
 
 def user_of_rows(log: EventLog) -> NDArray[np.int64]:
-    """The user's row 0..U-1 of every event."""
+    """Row 0..U-1 of the user of every event."""
     return np.repeat(np.arange(log.num_users), np.diff(log.offsets_U1))
 
 
@@ -32,15 +32,15 @@ def logged_sessions(log: EventLog, session_length: int) -> LoggedSessions:
     """The visits of a log as rows of K items: longer visits become several rows, shorter ones are padded.
 
     A visit begins at a login and ends before the user's next login. Impressions outside a visit (a history that was
-    recorded without sessions) belong to no row, and visits without an impression are left out. What a visit showed
-    before a row is part of the row's history.
+    recorded without sessions) belong to no row, and visits without an impression are left out. Items that a visit
+    showed before a row are part of the row's history.
 
     Args:
         log: the event log.
         session_length: K.
 
     Returns:
-        N sessions in the log's order. The return gap is known in a visit's last row only.
+        N sessions in the log's order. The return gap is known only in a visit's last row.
 
     Raises:
         ValueError: ``session_length`` is below 1, or the log has no login.
@@ -52,7 +52,7 @@ def logged_sessions(log: EventLog, session_length: int) -> LoggedSessions:
     user = user_of_rows(log)
     visit = np.cumsum(log.event == Event.LOGIN) - 1
     row = np.flatnonzero((log.event == Event.IMPRESSION) & (visit >= 0))
-    # Rows of a user before that user's first login would fall to the user before them.
+    # Rows of a user before their first login would be assigned to the previous user.
     row = row[user[row] == user[login[visit[row]]]]
     visit = visit[row]
     begins = np.flatnonzero(np.diff(visit, prepend=-1) != 0)
@@ -60,7 +60,7 @@ def logged_sessions(log: EventLog, session_length: int) -> LoggedSessions:
     first = np.flatnonzero(place % session_length == 0)
     visit_N, opens_N = visit[first], place[first] == 0
     session = np.cumsum(place % session_length == 0) - 1
-    # A visit's first row begins at its login, the others with their first item.
+    # A visit's first row begins at its login, the others at their first item.
     begin_N = np.where(opens_N, login[visit_N], row[first])
     closes_N = np.append(visit_N[1:] != visit_N[:-1], True) if len(visit_N) else opens_N
     return_gap_s_N = np.where(closes_N, _gap_after_visits(log, login, user)[visit_N], np.nan)
@@ -68,7 +68,7 @@ def logged_sessions(log: EventLog, session_length: int) -> LoggedSessions:
 
 
 def _gap_after_visits(log: EventLog, login: NDArray, user: NDArray) -> NDArray[np.float64]:
-    """Seconds from each visit's last event, the row before the user's next login, to that login; NaN if none came."""
+    """Seconds from each visit's last event (the row before the user's next login) to that login; NaN if none came."""
     end = np.minimum(np.append(login[1:], log.num_events), log.offsets_U1[user[login] + 1])
     comes_back = end < log.offsets_U1[user[login] + 1]
     next_login_s = log.timestamp_s[np.minimum(end, log.num_events - 1)]
@@ -83,22 +83,22 @@ def positive_sessions(
     max_gap_s: float | None = None,
     min_items: int | None = None,
 ) -> LoggedSessions:
-    """Target sessions for logs without sessions: a user's positive exposures in windows of K, one after another.
+    """Cuts target sessions from logs without sessions: a user's positive exposures in consecutive windows of K.
 
-    Windows do not overlap and are counted from the user's latest positive backwards, so an incomplete window is the
-    oldest one, whose history is the shortest. Each item counts once a user, at its first positive exposure: the items
-    of a session differ. What lies before a window's first row, positive or not, is its history.
+    Windows do not overlap and are counted backwards from the user's latest positive. So an incomplete window is the
+    oldest one, whose history is the shortest. Each item counts once per user, at its first positive exposure, so the
+    items of a session differ. Everything before a window's first row, positive or not, is its history.
 
     Args:
         log: the event log.
         session_length: K.
         behaviours: an examined exposure with any of these is positive.
-        max_gap_s: a longer time between two positives ends a window; None for logs whose order alone is known.
-        min_items: windows with fewer items are left out; None keeps full ones only.
+        max_gap_s: a longer time between two positives ends a window; None for logs where only the order is known.
+        min_items: windows with fewer items are left out; None keeps only full ones.
 
     Returns:
         N sessions in the log's order. ``row_N`` and ``start_s_N`` are those of the first target; the return gap is NaN,
-        since windows are no visits.
+        since windows are not visits.
 
     Raises:
         ValueError: an unknown behaviour, a length below 1, or a log without a single positive.
@@ -123,14 +123,14 @@ def positive_sessions(
 
 
 def _first_positives(log: EventLog, user: NDArray, behaviours: tuple[str, ...]) -> NDArray[np.int64]:
-    """Rows of the users' first positive exposure of each item, in the log's order."""
+    """Rows of each user's first positive exposure to each item, in the log's order."""
     if unknown := [name for name in behaviours if name not in BEHAVIOUR_IDX]:
         raise ValueError(f"Unknown behaviour {unknown[0]!r}; the behaviours are {', '.join(BEHAVIOURS)}.")
     chosen = log.behaviours[:, [BEHAVIOUR_IDX[name] for name in behaviours]].any(axis=1)
     row = np.flatnonzero((log.event == Event.IMPRESSION) & log.examined & chosen)
     if not len(row):
         present = [name for b, name in enumerate(BEHAVIOURS) if log.behaviours[:, b].any()]
-        raise ValueError(f"No exposure has any of {behaviours}; the log knows {present}: pass behaviours= of those.")
+        raise ValueError(f"No exposure has any of {behaviours}; the log has {present}: choose behaviours= from those.")
     key = user[row] * (int(log.item_id.max()) + 1) + log.item_id[row]
     return row[np.sort(np.unique(key, return_index=True)[1])]
 
@@ -198,9 +198,9 @@ def histories(
     dated: bool = False,
     memory: int = 0,
 ) -> EventBatch:
-    """What a recommender knew of users when it was asked: their last T examined items before a row of the log.
+    """Builds what a recommender knew at a request: each user's last T examined items before a row of the log.
 
-    The same meaning as the environment's observation: items served but never seen do not appear, events are
+    It means the same as the environment's observation: items that were served but never seen do not appear, events are
     right-padded, and the gap of the last one runs to the request.
 
     Args:
@@ -208,13 +208,13 @@ def histories(
         catalog: the items, for their durations.
         user_idx_N: users, rows of the log's user columns.
         row_N: log rows, exclusive ends of the histories (``LoggedSessions.row_N``).
-        now_s_N: seconds, when the request happens (``LoggedSessions.start_s_N``).
+        now_s_N: time of the request, seconds (``LoggedSessions.start_s_N``).
         length: T.
-        dated: tell the time of the requests, for agents that serve only what exists then.
-        memory: items examined before the T events that are known besides (``earlier_UJ``).
+        dated: include the time of the requests, for agents that serve only items that exist then.
+        memory: number of items examined before the T events that are known too (``earlier_UJ``).
 
     Returns:
-        N histories, dated ones if asked for; users without an examined event have an empty mask.
+        N histories, dated ones on demand; users without an examined event have an empty mask.
 
     Raises:
         ValueError: ``length`` is below 1.
@@ -251,7 +251,7 @@ def histories(
 
 
 def _earlier(log: EventLog, seen: NDArray, end_N: NDArray, first_row_N: NDArray, memory: int) -> Tensor:
-    """The last items [N, J] of the exposures ``seen`` before those at ``end_N``, of the same users; -1 after them."""
+    """The same users' last items [N, J] among the exposures ``seen`` before ``end_N``; -1 after the last one."""
     import torch
 
     begin_N = np.maximum(np.searchsorted(seen, first_row_N), end_N - memory)
@@ -263,7 +263,7 @@ def _earlier(log: EventLog, seen: NDArray, end_N: NDArray, first_row_N: NDArray,
 
 
 def time_of_day(time_s: NDArray) -> NDArray[np.float32]:
-    """Hours in [0, 24) of times on the log's clock, whose zero is a midnight."""
+    """Hours in [0, 24) of times on the log's clock, whose zero is midnight."""
     hours = np.mod(time_s, DAY_S) / 3600
     # Rounding to float32 must not turn 23:59:59.99 into 24.
     return np.minimum(hours.astype(np.float32), np.nextafter(np.float32(24), np.float32(0)))
@@ -276,24 +276,24 @@ def weekday(time_s: NDArray) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, kw_only=True)
 class SessionFilter(Ranged):
-    """Which sessions are good enough to imitate (OneRec, arXiv:2502.18965; its technical report, 2506.13695)."""
+    """Conditions for sessions that are worth imitating (OneRec, arXiv:2502.18965; its technical report, 2506.13695)."""
 
     min_watched: CountOrZero = 5
-    """Items which were truly watched, at least."""
+    """Least number of items that were truly watched."""
     watched_s: Seconds = 3.0
-    """An item counts as truly watched from this many seconds on."""
+    """Least seconds watched for an item to count as truly watched."""
     min_watch_s: Seconds = 30.0
-    """Total seconds watched in the session, at least."""
+    """Least total seconds watched in the session."""
     interactions: tuple[str, ...] = ("like", "follow", "comment", "forward")
-    """The behaviours of which the session must hold `min_interactions`."""
+    """Behaviours that count towards `min_interactions`."""
     min_interactions: CountOrZero = 1
-    """Number of those behaviours in the session, at least; 0 asks for none."""
+    """Least number of those behaviours in the session; 0 requires none."""
     top_share: SomeShare = 1.0
-    """Of the sessions that pass, the share with the most watch time to keep (the technical report's RSFT: 0.5)."""
+    """Share of the passing sessions to keep, those with the most watch time (the technical report's RSFT: 0.5)."""
 
 
 def quality_filter(sessions: LoggedSessions, config: SessionFilter | None = None) -> BoolArray:
-    """Whether each session passes OneRec's filter of sessions worth imitating.
+    """True for sessions that pass OneRec's filter of sessions worth imitating.
 
     Args:
         sessions: N sessions.
@@ -303,7 +303,7 @@ def quality_filter(sessions: LoggedSessions, config: SessionFilter | None = None
         bool [N].
 
     Raises:
-        ValueError: a condition no session can meet, a share outside (0, 1], or an unknown behaviour.
+        ValueError: a condition that no session can meet, a share outside (0, 1], or an unknown behaviour.
     """
     config = config or SessionFilter()
     length = sessions.item_ids_NK.shape[1]

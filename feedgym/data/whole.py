@@ -1,7 +1,7 @@
-"""What lies on disk, proved to be what was written: JSON with its own hash, and folders with a hash of every file.
+"""Checks that files are as they were written: JSON with its own hash, and folders with a hash of every file.
 
-A kill leaves a folder without its seal, for the seal is written last; a damaged disk leaves one whose files have other
-hashes. Neither is read: a checkpoint is passed over for the one before, and a stage's product is refused.
+A killed process leaves a folder without its seal, because the seal is written last. A damaged disk leaves files with
+other hashes. Neither is read: for a checkpoint the one before is used, and a stage's product is refused.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing_extensions import TypedDict
 from feedgym.data.parquet import replacing
 
 SEAL, MARK, WORK = "whole.json", "stage.json", "work"
-"""Of a checkpoint's folder; of a stage's folder; and where a stage keeps its half-done work."""
+"""Files that seal a checkpoint's and a stage's folder, and the folder for a stage's unfinished work."""
 CONFIG, STORED = "config.json", "stored.json"
-"""Of a run's folder, with the place of its store if it has one; and of a stage whose product lies in that store."""
+"""Config of a run's folder, with the path of its store if it has one; and the record of a product in that store."""
 
 
 class Mark(TypedDict):
-    """What ``stage.json`` says of a finished stage."""
+    """Content of ``stage.json`` of a finished stage."""
 
     key: str
     seconds: float
@@ -51,16 +51,16 @@ def digests_of(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object with its own hash, whole or not at all."""
+    """Write a JSON object with its own hash, completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps({**value, "sha256": _hash_of(value)}, indent=1, allow_nan=False))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """The object that :func:`write_sealed` wrote.
+    """Read the object that :func:`write_sealed` wrote.
 
     Raises:
-        ValueError: it is damaged, or was changed by hand; the caller knows the remedy.
+        ValueError: it is damaged, or was changed by hand; the caller adds the remedy.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -80,24 +80,24 @@ def _hash_of(value: Mapping[str, Any]) -> str:
 
 
 def product_of(folder: Path) -> Path:
-    """The folder that a stage's product lies in: the stage's own, or one in the store that its run names.
+    """The folder of a stage's product: the stage's own, or one in the store that its run names.
 
     Args:
-        folder: RUN/stages/NAME; any folder that is no stage's is its own.
+        folder: RUN/stages/NAME; any other folder is returned as it is.
 
     Raises:
-        ValueError: the store is gone, or the record of the stage is damaged or leads out of the store.
+        ValueError: the store is gone, or the record of the stage is damaged or points outside the store.
     """
     record, run = folder / STORED, folder.parent.parent
     if not record.exists():
         return folder
-    mend = f"mend it: feedgym demo --resume {run}"
+    mend = f"repair it: feedgym demo --resume {run}"
     try:
         name = read_sealed(record).get("folder")
     except ValueError as error:
         raise ValueError(f"{error}; {mend}") from error
     if not (isinstance(name, str) and re.fullmatch(r"[\w-]+", name)):
-        raise ValueError(f"{record} names {name!r}, which is no stage of a store; {mend}")
+        raise ValueError(f"{record} names {name!r}, which is not a stage of a store; {mend}")
     return stored_in(store_of(run), name)
 
 
@@ -112,17 +112,17 @@ def store_of(run: Path) -> Path:
         raise ValueError(f"{run} names no store; start a new run with --run.")
     if not Path(store).is_dir():
         raise ValueError(
-            f"The store {store} of {run} is gone; bring it back, or say where it is now (what an empty folder lacks is "
+            f"The store {store} of {run} is gone; bring it back, or give its new place (in an empty folder, all is "
             f"made again): feedgym demo --resume {run} --store DIR"
         )
     return Path(store)
 
 
 def stored_in(store: Path, name: str) -> Path:
-    """A stage's folder in a store, there or not.
+    """Path of a stage's folder in a store, whether it exists or not.
 
     Raises:
-        ValueError: it is a link, which may lead anywhere.
+        ValueError: it is a link, which may point anywhere.
     """
     if (place := store / name).is_symlink():
         raise ValueError(f"{place} is a link, and products lie in the store itself; remove it.")
@@ -130,7 +130,7 @@ def stored_in(store: Path, name: str) -> Path:
 
 
 def read_mark(folder: Path) -> Mark | None:
-    """What ``stage.json`` says of a stage's product, wherever that lies; None where there is none.
+    """Read ``stage.json`` of a stage's product, in the run or in the store; None if there is none.
 
     Raises:
         ValueError: it is damaged, or its store is gone.
@@ -141,15 +141,15 @@ def read_mark(folder: Path) -> Mark | None:
     try:
         return TypeAdapter(Mark).validate_python(read_sealed(path))
     except ValidationError as error:
-        raise ValueError(f"{path} is of another version of feedgym") from error
+        raise ValueError(f"{path} is from another version of feedgym") from error
 
 
 def check_product(folder: Path) -> None:
-    """Refuse a stage's product whose files are not those that the stage wrote; other folders are let through.
+    """Refuse a stage's product if its files are not those that the stage wrote; accept other folders.
 
     Raises:
-        ValueError: a file is damaged, missing, or was added, with the command that makes the stage again; or its store
-            is gone.
+        ValueError: a file is damaged, missing, or was added (the message gives the command that makes the stage again);
+            or its store is gone.
     """
     product = product_of(folder)
     try:
@@ -165,7 +165,7 @@ def check_product(folder: Path) -> None:
 
 
 def unreadable(folder: Path, error: Exception) -> ValueError:
-    """What is said of a stage's folder that cannot be read: one line with the remedy."""
+    """The error for a stage's folder that cannot be read: one line with the remedy."""
     name, run = folder.name, folder.parent.parent
     reason = " ".join(str(error).split()) or type(error).__name__
     return ValueError(f"Stage {name} cannot be read: {reason}; make it again: feedgym stage {name} --run {run} --redo")
@@ -175,12 +175,12 @@ def unreadable(folder: Path, error: Exception) -> ValueError:
 
 
 def seal(folder: Path) -> None:
-    """Say of a checkpoint that all its files are written."""
+    """Mark a checkpoint as complete: all its files are written."""
     write_sealed(folder / SEAL, {"files": digests_of(folder, (SEAL,))})
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder was sealed and its files are those that were."""
+    """True if a folder was sealed and its files are unchanged since."""
     try:
         return read_sealed(folder / SEAL) == {"files": digests_of(folder, (SEAL,))}
     except (OSError, ValueError):
@@ -189,9 +189,9 @@ def is_whole(folder: Path) -> bool:
 
 @contextmanager
 def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
-    """A new folder for a checkpoint, by the name that transformers.Trainer would give it.
+    """Make a new folder for a checkpoint, with the name that transformers.Trainer would give it.
 
-    It is sealed when the block succeeds; then all older ones but the last go.
+    It is sealed when the block succeeds; then all older ones except the last are removed.
     """
     path = folder / f"checkpoint-{step}"
     shutil.rmtree(path, ignore_errors=True)
@@ -203,19 +203,19 @@ def new_checkpoint(folder: Path, step: int) -> Iterator[Path]:
 
 
 def _steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints below a folder, whole or not."""
+    """The steps of the checkpoints below a folder, complete or not."""
     matches = (re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*"))
     return [int(match[1]) for match in matches if match]
 
 
 def drop_checkpoints(folder: Path) -> None:
-    """Remove all checkpoints below a folder: what they belong to is gone."""
+    """Remove all checkpoints below a folder, once they are no longer needed."""
     for step in _steps(folder):
         shutil.rmtree(folder / f"checkpoint-{step}")
 
 
 def last_whole_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint below a folder; newer ones that are not whole are removed."""
+    """The newest complete checkpoint below a folder; newer incomplete ones are removed."""
     for step in sorted(_steps(folder), reverse=True):
         path = folder / f"checkpoint-{step}"
         if is_whole(path):

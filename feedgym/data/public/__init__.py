@@ -1,1 +1,1 @@
-"""Public data sets, by the files that they are known by; :mod:`~feedgym.data.public.finders` lists them."""
+"""Readers of public data sets, recognised by their files; :mod:`~feedgym.data.public.finders` lists them."""

@@ -1,13 +1,14 @@
 """Amazon's reviews (McAuley lab) of 2014, 2018 and 2023: reviews or ratings of a category, and its products.
 
-Recognised by their fields, not by their names: ``reviewerID, asin, overall, unixReviewTime`` (2014, 2018) or ``user_id,
-parent_asin, rating, timestamp`` in milliseconds (2023) as JSON lines or, for 2023, CSV with a header; 2014's and 2018's
-CSV have none, and their item is the column of ten-character ids. The benchmark's train, valid and test files of 2023
-are one log again, for feedgym splits it itself. Products (``meta_*``) are JSON lines, of 2014 Python literals.
+The files are recognised by their fields, not by their names: ``reviewerID, asin, overall, unixReviewTime`` (2014, 2018)
+or ``user_id, parent_asin, rating, timestamp`` in milliseconds (2023) as JSON lines or, for 2023, CSV with a header; the
+CSV files of 2014 and 2018 have no header, and their item is the column of ten-character ids. The benchmark's train,
+valid and test files of 2023 are joined into one log, because feedgym splits it itself. Products (``meta_*``) are JSON
+lines; those of 2014 are Python literals.
 
-A product's text is its title, brand (2023: store), categories, price and the beginning of its description or features;
-its topic is the second category (the first is the whole file's), its creator the brand. In 2023 items are parents: all
-sizes and colours of a product are one. Times are days (2014, 2018), so ties are many.
+A product's text is its title, brand (2023: store), categories, price and the beginning of its description or features.
+Its topic is the second category (the first is that of the whole file), its creator the brand. In 2023 items are
+parents: all sizes and colours of a product are one item. Times are days in 2014 and 2018, so there are many ties.
 """
 
 from __future__ import annotations
@@ -31,16 +32,16 @@ NEW = {"user_id": "user_id", "parent_asin": "item_id", "rating": "rating", "time
 JSON = re.compile(r".*\.(json|jsonl)")
 META = re.compile(r"meta_.*\.(json|jsonl)")
 DESCRIPTION = 300
-"""Characters of a description that are kept: the sentence model reads 256 tokens."""
+"""Characters of a description that are kept; the sentence model reads 256 tokens."""
 PEEK = 4_194_304
-"""Bytes of a first line that are looked at; reviews are long, and so are the addresses of their pictures."""
+"""Bytes read of a first line; reviews are long, and so are the addresses of their pictures."""
 
 
 def find_amazon(path: Path, files: dict[str, RawFile]) -> Source | None:
-    """Amazon's reviews among files by the fields of their first line, or None.
+    """Finds Amazon's reviews by the fields of their first line; None if there are none.
 
     Raises:
-        ValueError: there are reviews of several categories, and nobody said which to read.
+        ValueError: there are reviews of several categories, so it is unclear which to read.
     """
     reviews = {n: fields for n, f in files.items() if not META.fullmatch(n) and (fields := _fields(f)) is not None}
     parts = [n for n in reviews if re.fullmatch(r".*\.(train|valid|test)\.csv", n)]
@@ -68,7 +69,7 @@ def find_amazon(path: Path, files: dict[str, RawFile]) -> Source | None:
 
 
 def _meta_of(reviews: RawFile, files: dict[str, RawFile]) -> RawFile | None:
-    """The products of the reviews' category by its name; the only ones, where no name fits."""
+    """The file of products whose name matches the reviews' category; if none matches, the only such file."""
     category = re.sub(r"^(reviews|ratings)_|(_5|\.train|\.valid|\.test)?\.(json|jsonl|csv)$", "", reviews.stem)
     meta = {name: file for name, file in files.items() if META.fullmatch(name)}
     fitting = [file for name, file in meta.items() if name.rpartition(".")[0] == f"meta_{category}"]
@@ -76,25 +77,25 @@ def _meta_of(reviews: RawFile, files: dict[str, RawFile]) -> RawFile | None:
 
 
 def _fields(file: RawFile) -> dict[str, str] | None:
-    """Which of the two forms a file's first line has, or None."""
+    """Detects which of the two forms a file's first line has; None for neither."""
     if not (JSON.fullmatch(file.stem) or file.stem.endswith(".csv")):
         return None
     try:
         with file.opened() as stream:
             line = decoded(stream.readline(PEEK)).strip()
-    except ValueError:  # damaged: whoever reads it will say so
+    except ValueError:  # damaged: reading it reports so
         return None
     if file.stem.endswith(".csv"):
         cells = [cell.strip('"') for cell in line.split(",")]
         if {*NEW} <= {*cells}:
             return NEW
         return OLD if len(cells) == 4 and sum(_is_product(cell) for cell in cells[:2]) == 1 else None
-    # By its keys alone, for a line may be cut off above.
+    # By its keys alone, because the line may be cut off above.
     return next((fields for fields in (OLD, NEW) if all(f'"{key}"' in line for key in fields)), None)
 
 
 def _is_product(cell: str) -> bool:
-    """Amazon's product ids have ten characters, users' have more."""
+    """True for a product id: those have ten characters, user ids have more."""
     return bool(re.fullmatch(r"[0-9A-Z]{10}", cell.strip()))
 
 
@@ -113,7 +114,7 @@ def _events(file: RawFile, fields: dict[str, str]) -> pd.DataFrame:
         bad = table[name].isna()
         if table[name].dtype == object:  # JSON holds anything
             bad |= ~table[name].map(type).isin((str, int))
-        refuse(file, table, name, bad, "is empty or no id", "drop those reviews")
+        refuse(file, table, name, bad, "is empty or not an id", "drop those reviews")
     rating, time = numbers(file, table, stars), numbers(file, table, when)
     refuse(file, table, stars, ~((rating >= 0) & (rating <= 5)), "is empty or outside 0 to 5", "drop those reviews")
     refuse(file, table, when, ~(time > 0), "is empty or not positive", "drop those reviews")
@@ -122,7 +123,7 @@ def _events(file: RawFile, fields: dict[str, str]) -> pd.DataFrame:
 
 
 def _lines(file: RawFile, parse: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
-    """A JSON object a line; the line is named where there is none."""
+    """One JSON object per line; an error names the line that holds none."""
     with file.opened() as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
@@ -133,12 +134,12 @@ def _lines(file: RawFile, parse: Callable[[str], Any]) -> Iterator[dict[str, Any
                 detail = str(error).splitlines()[0]
                 raise ValueError(f"{file}: line {number} cannot be read ({detail}); fetch the file again.") from error
             if not isinstance(row, dict):
-                raise ValueError(f"{file}: line {number} is no JSON object; give one review or product a line.")
+                raise ValueError(f"{file}: line {number} is not a JSON object; give one review or product per line.")
             yield row
 
 
 def _literal(line: str) -> Any:
-    """JSON, or the Python literal that 2014's products are written as; nothing is executed."""
+    """Parses JSON, or the Python literals of 2014's products; nothing is executed."""
     try:
         return json.loads(line)
     except json.JSONDecodeError:
@@ -170,7 +171,7 @@ def _products(file: RawFile, wanted: set[str]) -> pd.DataFrame:
 
 
 def _categories(product: dict[str, Any]) -> list[str]:
-    """The path of categories; 2014 has several paths, of which the first counts."""
+    """The path of categories; 2014 has several paths, and the first one counts."""
     path = product.get("categories") or product.get("category") or product.get("main_category") or []
     if isinstance(path, str):
         path = [path]
@@ -180,7 +181,7 @@ def _categories(product: dict[str, Any]) -> list[str]:
 
 
 def _plain(value: Any) -> str:
-    """A field as one line of text: lists are joined, markup and a missing value vanish."""
+    """A field as one line of text: lists are joined, markup and missing values are removed."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Raw files of public data sets: in a folder or a zip, through any compression, and refused in one line if broken."""
+"""Raw files of public data sets: in a folder or a zip, compressed or not; broken ones are refused in one line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
-"""What decompressors raise where an archive is cut off, damaged or none. zlib's and lzma's errors are no OSErrors."""
+"""Errors of decompressors for files that are cut off, damaged or not archives. zlib's and lzma's are not OSErrors."""
 
 _OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
@@ -49,7 +49,7 @@ class RawFile:
 
     @property
     def stem(self) -> str:
-        """The name without a compression's suffix."""
+        """The name without the suffix of its compression."""
         return self.name.removesuffix(Path(self.name).suffix) if Path(self.name).suffix in _OPENERS else self.name
 
     @contextmanager
@@ -57,7 +57,7 @@ class RawFile:
         """The decompressed bytes, as a stream.
 
         Raises:
-            ValueError: the archive is damaged or incomplete, also where only reading on finds that out.
+            ValueError: the archive is damaged or incomplete, even if only reading further reveals it.
         """
         try:
             with self._raw() as raw:
@@ -83,9 +83,9 @@ class RawFile:
 
 
 def raw_files(path: Path) -> dict[str, RawFile]:
-    """The files of a folder (and of the folders in it), of a zip, or the one file, by name without compression suffix.
+    """The files of a folder (and its subfolders), of a zip, or the one file, by name without compression suffix.
 
-    Of files that share a name, the one nearest to the top is kept.
+    If files share a name, the one nearest to the top is kept.
     """
     if path.is_dir():
         paths = sorted((p for pattern in ("*", "*/*") for p in path.glob(pattern) if p.is_file()), key=_depth)
@@ -95,7 +95,7 @@ def raw_files(path: Path) -> dict[str, RawFile]:
             with zipfile.ZipFile(path) as archive:
                 members = sorted((m for m in archive.namelist() if not m.endswith("/")), key=lambda m: _depth(Path(m)))
         except BROKEN as error:
-            raise ValueError(f"{path}: is no whole zip archive ({error}); fetch the file again.") from error
+            raise ValueError(f"{path}: is not a whole zip archive ({error}); fetch the file again.") from error
         files = [RawFile(path, member) for member in members]
     else:
         files = [RawFile(path)]
@@ -103,12 +103,12 @@ def raw_files(path: Path) -> dict[str, RawFile]:
 
 
 def with_neighbours(path: Path, files: dict[str, RawFile], beside: str) -> dict[str, RawFile]:
-    """The files at a path; where that is a single file, also those in its folder that belong to it.
+    """The files at a path; for a single file, also the files in its folder that belong to it.
 
     Args:
         path: a folder, a zip or a file.
-        files: what is there.
-        beside: pattern of the names of files that belong to another one, without a compression's suffix.
+        files: the files at the path.
+        beside: pattern of the names of files that belong to another one, without the suffix of a compression.
     """
     if not path.is_file() or path.suffix == ".zip":
         return files
@@ -120,7 +120,7 @@ def _depth(path: Path) -> tuple[int, str]:
 
 
 def decoded(data: bytes) -> str:
-    """Text in UTF-8, or in Latin-1 where it is not UTF-8 (MovieLens up to 1M)."""
+    """Decodes text as UTF-8, or as Latin-1 if it is not UTF-8 (MovieLens up to 1M)."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -135,17 +135,17 @@ def delimited(
     quoted: bool = False,
     words: bool | tuple[str, ...] = False,
 ) -> pd.DataFrame:
-    """A table of separated values.
+    """Reads a table of separated values.
 
     Args:
         file: the file.
         separator: may have several characters.
-        names: the columns, of a file without a header; None reads the header.
-        quoted: values may stand in quotation marks.
-        words: values are text, also where they look like numbers; those of all columns, or of the named ones.
+        names: the columns of a file without a header; None reads the header.
+        quoted: values may be in quotation marks.
+        words: read values as text even if they look like numbers; in all columns, or in the named ones.
 
     Raises:
-        ValueError: it is broken, empty, or has rows of another length; one line.
+        ValueError: the file is broken, empty, or has rows of another length; one line.
     """
     data = file.read()
     if len(separator) > 1:  # pandas' fast parser knows single characters only
@@ -173,7 +173,7 @@ def delimited(
 
 
 def need(where: object, table: pd.DataFrame, columns: Mapping[str, str] | tuple[str, ...]) -> pd.DataFrame:
-    """The named columns, under feedgym's names where a mapping (theirs to feedgym's) is given.
+    """The named columns, renamed where a mapping (the file's names to feedgym's) is given.
 
     Raises:
         ValueError: one is missing.
@@ -186,10 +186,10 @@ def need(where: object, table: pd.DataFrame, columns: Mapping[str, str] | tuple[
 
 
 def refuse(where: object, table: pd.DataFrame, column: str, bad: NDArray | pd.Series, what: str, remedy: str) -> None:
-    """One line about the file's rows that are bad; ``table``'s index holds their numbers.
+    """Refuses bad rows of a file in one line; ``table``'s index holds the row numbers.
 
     Raises:
-        ValueError: there are such rows.
+        ValueError: there are bad rows.
     """
     rows = table.index[np.asarray(bad)]
     if len(rows):
@@ -197,33 +197,33 @@ def refuse(where: object, table: pd.DataFrame, column: str, bad: NDArray | pd.Se
 
 
 def plain(where: object, table: pd.DataFrame, columns: Iterable[Any]) -> None:
-    """Refuses columns of lists, structures or bytes, of which only tables with types have any.
+    """Refuses columns of lists, structures or bytes, which only typed tables can have.
 
     Raises:
-        ValueError: a column is one.
+        ValueError: there is such a column.
     """
     for name in columns:
         for value in table[name].dropna().head(1) if table[name].dtype == object else ():
             if isinstance(value, (list, tuple, set, dict, np.ndarray, bytes)):
                 what = "bytes" if isinstance(value, bytes) else "structures" if isinstance(value, dict) else "lists"
-                raise ValueError(f"{where}: column {name!r} holds {what} and must hold one value a row; convert it.")
+                raise ValueError(f"{where}: column {name!r} holds {what} and must hold one value per row; convert it.")
 
 
 def whole_numbers(where: object, table: pd.DataFrame, name: str, remedy: str) -> NDArray[np.int64]:
     """A column of whole numbers as int64; empty cells are refused too."""
     values = numbers(where, table, name)
     bad = ~(np.abs(values) < 2**63) | (values != np.floor(values))
-    refuse(where, table, name, bad, "is empty or no whole number", remedy)
-    exact = pd.to_numeric(table[name])  # beyond 2**53 floats are not
+    refuse(where, table, name, bad, "is empty or not a whole number", remedy)
+    exact = pd.to_numeric(table[name])  # floats are not exact beyond 2**53
     whole: NDArray[np.int64] = np.asarray(exact if pd.api.types.is_integer_dtype(exact) else values, dtype=np.int64)
     return whole
 
 
 def numbers(where: object, table: pd.DataFrame, name: str, fill: float | None = None) -> NDArray[np.float64]:
-    """A column as float64; text and infinity are refused, and empty cells become ``fill``, or NaN without one."""
+    """A column as float64; text and infinity are refused, and empty cells become ``fill``, or NaN if that is None."""
     plain(where, table, (name,))
     values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    # Of durations and datetimes pandas makes numbers in a unit nobody named.
+    # pandas would turn durations and datetimes into numbers in a unit that nobody named.
     bad = (~np.isfinite(values) | (table[name].dtype.kind in "mM")) & table[name].notna().to_numpy()
-    refuse(where, table, name, bad, "is no finite number", "write numbers")
+    refuse(where, table, name, bad, "is not a finite number", "write numbers")
     return values if fill is None else np.where(np.isnan(values), fill, values)

@@ -1,8 +1,8 @@
 """THE list of public data sets that feedgym reads.
 
-A new one is a file in this folder and an entry here. Its finder looks at the files at a path and says how they are read
-(:class:`~feedgym.data.public.interactions.Source`), or None if they are not its own. Where people name one file of
-several, :func:`~feedgym.data.public.files.with_neighbours` gives the finder the others.
+To add one, write a file in this folder and add an entry here. Its finder looks at the files at a path. It returns how
+they are read (:class:`~feedgym.data.public.interactions.Source`), or None if they are not its own. If the path names
+one file of several, :func:`~feedgym.data.public.files.with_neighbours` gives the finder the others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from feedgym.data.public.movielens import find_movielens
 from feedgym.data.public.recbole import find_recbole
 
 Finder = Callable[[Path, dict[str, RawFile]], Source | None]
-"""Takes a path (a folder, a zip or a file) and the files there, by name without a compression's suffix."""
+"""Takes a path (a folder, a zip or a file) and the files there, by name without the suffix of a compression."""
 
 FINDERS: tuple[Finder, ...] = (find_kuairand, find_movielens, find_recbole, find_amazon, find_sequences)
 """Tried in this order: the first that recognises the files reads them."""

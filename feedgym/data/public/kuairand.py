@@ -1,8 +1,8 @@
 """KuaiRand (Gao et al., arXiv:2208.08696): short-video exposures of Kuaishou with every feedback, in its own files.
 
-The log's clock counts seconds since 1970-01-01 00:00 in Beijing, where the users live, so that its time of day is
-theirs. Item embeddings come from the author, the tags, the kind, the length and the upload date only: the published
-statistics of a video are aggregates over the whole month and would leak what is to be predicted.
+The log's clock counts seconds since 1970-01-01 00:00 in Beijing, where the users live, so that times of day are local.
+Item embeddings come from the author, the tags, the kind, the length and the upload date only. The published statistics
+of a video are aggregates over the whole month and would leak what is to be predicted.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ EXTRA = {
     "profile_stay_s": ("profile_stay_time", 1000),
     "comment_stay_s": ("comment_stay_time", 1000),
 }
-"""Names of ``EventLog.extra``, the log's columns (all of KuaiRand's have them) and what they are divided by."""
+"""Names of ``EventLog.extra``, the log's columns (all versions of KuaiRand have them) and their divisors."""
 MORE_COLUMNS = ("duration_ms", *(column for column, _ in EXTRA.values()))
 VIDEO_COLUMNS = (
     *("video_id", "author_id", "video_type", "upload_dt", "upload_type", "video_duration", "music_type", "tag"),
 )
 ONE_HOT = tuple(f"onehot_feat{n}" for n in (0, 1, 2, 4, 5, 6, 9, 10, 11, 12, 13, 14, 15, 16, 17))
-"""The encrypted user features of at most 50 values; the others would be all but a name."""
+"""The encrypted user features with at most 50 values; the others would almost identify the user."""
 PROFILE_FIELDS = (
     *("user_active_degree", "is_live_streamer", "is_video_author", "follow_user_num_range", "fans_user_num_range"),
     *("friend_user_num_range", "register_days_range", *ONE_HOT),
@@ -56,7 +56,7 @@ LONG_VIEW_S = 18.0
 
 
 RANDOM_RULE = (
-    f"{RANDOM_PATTERN}: videos drawn at random, flagged in extra_random; propensity 1 / the number of different ones"
+    f"{RANDOM_PATTERN}: videos drawn at random, flagged in extra_random; propensity 1 / the number of different videos"
 )
 EARLIER_RULE = f"{EARLIER}: earlier exposures come first, with times made up evenly and without watch times"
 
@@ -69,13 +69,13 @@ def kuairand_files(folder: str | Path) -> list[Path]:
 
 
 def is_kuairand(folder: str | Path) -> bool:
-    """Whether a folder holds KuaiRand's files."""
+    """True if a folder holds KuaiRand's files."""
     logs = (*Path(folder).glob(LOG_PATTERN), *Path(folder).glob(RANDOM_PATTERN)) if Path(folder).is_dir() else ()
     return bool(logs) and any(Path(folder).glob(VIDEOS))
 
 
 def find_kuairand(path: Path, _: dict[str, RawFile]) -> Source | None:
-    """A folder with KuaiRand's files by their names, or None."""
+    """Recognises a folder with KuaiRand's files by their names; None otherwise."""
     if not is_kuairand(path):
         return None
     says = ["every exposure was examined"]
@@ -102,38 +102,40 @@ def read_kuairand(
     """Reads the logs of KuaiRand (Pure, 1K or 27K), standard and random, with their users and videos.
 
     Exposures of ``log_random_*`` took the place of recommended videos, each of which "has an equal probability of being
-    replaced by a random video sampled from an item pool" (kuairand.com). They stand among the others by time, with
-    ``EventLog.extra["random"]`` 1 and the propensity 1 / (different videos of the random log): 1 / 7,583 in the
-    published files; these have about equally many exposures (half of them 162 or more, the most shown 214). It is the
-    video's chance where a place is filled at random; which places are is not logged, nor any other propensity (NaN).
-    :func:`feedgym.data.splits.random_exposures` finds them again: to judge by them is free of exposure bias.
+    replaced by a random video sampled from an item pool" (kuairand.com). They are sorted among the others by time. They
+    have ``EventLog.extra["random"]`` 1 and the propensity 1 / (different videos of the random log): 1 / 7,583 in the
+    published files. Those videos have about equally many exposures (half of them 162 or more, the most shown 214). The
+    propensity is the video's chance in a place that is filled at random. Which places are filled so is not logged, and
+    no other propensity is known (NaN). :func:`feedgym.data.splits.random_exposures` returns these rows; figures on them
+    have no exposure bias.
 
-    Rows which repeat (user, video, time) are dropped and visits are cut at pauses of half an hour. Where the folder has
+    Rows that repeat (user, video, time) are dropped, and visits are cut at pauses of half an hour. If the folder has
     ``user_sequences.parquet`` (each user's last exposures before the log, in order but without times), those come
-    first, spread evenly from the data set's first day to the last of them: long views and likes are known (a long view
-    is a click, watched for the least time that makes one), other behaviours and watch times are not and stand at 0.
-    They belong to no visit, so they are history and positive targets, never logged sessions.
+    first. They are spread evenly from the data set's first day to the last of them. Their long views and likes are
+    known; a long view counts as a click that was watched for the least time that makes one. Other behaviours and watch
+    times are unknown and set to 0. These exposures belong to no visit, so they are history and positive targets, never
+    logged sessions.
 
-    Of the log's twelve kinds of feedback seven are behaviours and the play time is ``watch_s``; profile visits, the
-    times spent on profiles and comments, and the tab are in ``EventLog.extra``. The length of a video is the video
-    file's, else the log's ``duration_ms``.
+    The log has twelve kinds of feedback. Seven are behaviours and the play time is ``watch_s``. Profile visits, the
+    times spent on profiles and comments, and the tab are in ``EventLog.extra``. A video's length comes from the video
+    file, else from the log's ``duration_ms``.
 
     Args:
         folder: holds ``log_standard_*``, ``video_features_basic_*`` and ``user_features_*`` (CSV, CSV.gz or parquet).
         content_width: E of the content embeddings.
-        collaborative: append as many dimensions learnt from which videos the same users liked.
-        collaborative_before_s: only events before this moment on the log's clock teach them; default: the moment before
-            which four fifths of the exposures lie.
+        collaborative: append this many dimensions learnt from which videos the same users liked.
+        collaborative_before_s: those dimensions use only events before this time on the log's clock; by default the
+            time before which four fifths of the exposures lie.
         earlier: read ``user_sequences.parquet`` where it exists.
-        random: read ``log_random_*`` where there are such files.
-        options: the order of ties, the share of users and the k-core; there are no texts. A part of the users is read
-            chunk by chunk, so that 27K's need not fit in memory at once.
+        random: read ``log_random_*`` if there are such files.
+        options: the order of ties, the share of users and the k-core; there are no texts. If only some users are read,
+            the files are read in chunks, so that KuaiRand-27K need not fit in memory at once.
 
     Returns:
-        The log and the catalogue of all videos in the video file; of those that occur, if not all users are read.
+        The log, and the catalogue of all videos in the video file; if not all users are read, of the videos that occur.
 
     Raises:
-        ValueError: a file or a column is missing, or a log names a video which the video file does not hold.
+        ValueError: a file or a column is missing, or a log names a video that is not in the video file.
     """
     folder, options = Path(folder), options or ReadOptions()
     keeps_clock(folder, "KuaiRand's clock is Beijing's already", options)
@@ -159,7 +161,7 @@ def read_kuairand(
     if has_earlier:
         part = _earlier_exposures(folder / EARLIER, videos)
         parts.append(part[options.chosen(part["user_id"])])
-    rows = pd.concat(parts, ignore_index=True)  # the log comes first: of an exposure in both, its row is kept
+    rows = pd.concat(parts, ignore_index=True)  # the log comes first: its row is kept for an exposure in both
     rows = k_core(rows.drop_duplicates(["user_id", "item_id", "timestamp_s"]), options.core)
     if rows.empty:
         raise ValueError(f"{folder}: the logs have no rows; check the download, lower core, or raise users.")
@@ -182,10 +184,10 @@ def _one(folder: Path, pattern: str) -> Path:
 
 
 Keep = Callable[[pd.DataFrame], NDArray[np.bool_]] | None
-"""Which rows of a table are wanted; None wants all."""
+"""Selects the wanted rows of a table; None wants all."""
 
 CHUNK = 2_000_000
-"""Rows read at a time where not all are wanted."""
+"""Rows read at a time if not all are wanted."""
 
 
 def _of_users(options: ReadOptions) -> Keep:
@@ -197,7 +199,7 @@ def _of_videos(seen: pd.Index | None) -> Keep:
 
 
 def _read(path: Path, columns: tuple[str, ...], more: tuple[str, ...] = (), keep: Keep = None) -> pd.DataFrame:
-    """The named columns of a CSV or parquet file, and those of ``more`` that it has."""
+    """Reads the named columns of a CSV or parquet file, and those of ``more`` that it has."""
     try:
         if path.suffix == ".parquet":
             there = set(parquet_schema(path).names)
@@ -224,17 +226,17 @@ def _refuse(path: Path, column: str, bad: pd.Series, what: str) -> None:
 
 
 def _read_numbers(path: Path, columns: tuple[str, ...], more: tuple[str, ...], keep: Keep) -> pd.DataFrame:
-    """A file whose named columns must all hold numbers."""
+    """Reads a file whose named columns must all hold numbers."""
     table = _read(path, columns, more, keep)
     plain(path, table, map(str, table))
     table = table.apply(pd.to_numeric, errors="coerce")
     for name in table:
-        _refuse(path, name, table[name].isna() | (table[name] < 0), "is empty, negative or no number")
+        _refuse(path, name, table[name].isna() | (table[name] < 0), "is empty, negative or not a number")
     return table
 
 
 def _read_keyed(path: Path, columns: tuple[str, ...], keep: Keep = None) -> pd.DataFrame:
-    """A file with one row for each value of its first named column, an id."""
+    """Reads a file with one row for each value of its first named column, an id."""
     table = _read(path, columns, keep=keep)
     plain(path, table, columns)
     ids = {columns[0], "author_id"} & {*columns}
@@ -250,13 +252,13 @@ def _item_ids(path: Path, video_id: pd.Series, videos: pd.DataFrame) -> NDArray[
         at = int(np.argmax(item_id < 0))
         raise ValueError(
             f"{path}: column {video_id.name!r} names video {video_id.iloc[at]} in row {video_id.index[at]}, which "
-            f"{VIDEOS} does not hold; take both files from one version of KuaiRand."
+            f"is not in {VIDEOS}; take both files from one version of KuaiRand."
         )
     return item_id.astype(np.int64)
 
 
 def _pool_size(paths: list[Path]) -> int:
-    """How many videos were drawn from at random: all that were drawn, of all users."""
+    """Size of the pool that videos were drawn from at random: the different videos that were drawn for any user."""
     drawn = pd.concat([_read(path, ("video_id",))["video_id"] for path in paths])
     return max(int(drawn.nunique()), 1)
 
@@ -325,7 +327,7 @@ def _ids(path: Path, name: str, row: int, value: Any) -> NDArray[np.int64]:
 
 
 def _marked(rows: pd.DataFrame, subsequence: pd.Series) -> NDArray[np.uint8]:
-    """Whether each row is in its user's subsequence; of an item's repeats the latest are, as many as the list has."""
+    """Flags rows in their user's subsequence; if an item repeats, the latest rows, as often as the list names it."""
     listed = subsequence.reset_index(drop=True).explode().dropna().astype(np.int64)
     keys = pd.MultiIndex.from_arrays([listed.index, listed.to_numpy()], names=["user", "video_id"])
     counts = pd.Series(1, index=keys).groupby(level=[0, 1]).sum().rename("listed").reset_index()
@@ -335,7 +337,7 @@ def _marked(rows: pd.DataFrame, subsequence: pd.Series) -> NDArray[np.uint8]:
 
 
 def _log(rows: pd.DataFrame, users: pd.DataFrame) -> EventLog:
-    """The log of sorted exposures; the profile of a user whom the user file lacks is all 0, unknown."""
+    """The log of sorted exposures; users missing from the user file get a profile of all 0, unknown."""
     user_idx, user_ids_U = pd.factorize(rows["user_id"])
     codes, sizes = encode_profile(users[list(PROFILE_FIELDS)])
     at = pd.Index(users["user_id"]).get_indexer(pd.Index(user_ids_U))

@@ -1,8 +1,8 @@
 """Lists of items in time order, as papers on sequential recommendation share them.
 
-A text file of whole numbers is either "user item" a line (SASRec) or "user item item item ..." (S3-Rec, P5, TIGER's
-copies); without times. Beside it ``datamaps.json`` (its ``id2item``) gives the items their ids outside, and an items'
-table (``items``) under either id gives them words.
+A text file of whole numbers has lines "user item" (SASRec) or "user item item item ..." (S3-Rec, P5, copies of TIGER's
+data), without times. Next to it, ``datamaps.json`` (its ``id2item``) gives the items' original ids. An items' table
+(``items``) under either id gives them words.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ BESIDE = re.escape(ID_MAP)
 def find_sequences(
     path: Path, files: dict[str, RawFile], items: Callable[[], pd.DataFrame] | None = None
 ) -> Source | None:
-    """A text file of whole numbers among files, or None.
+    """Finds a text file of whole numbers; None if there is none.
 
     Args:
-        path: where the files are.
-        files: what is there.
-        items: reads the items' table: ``item_id`` and any of ``text``, ``topic``, ``creator``.
+        path: folder, zip or file that was given.
+        files: the files at the path.
+        items: function that reads the items' table: ``item_id`` and any of ``text``, ``topic``, ``creator``.
     """
     lists = [file for name, file in files.items() if name.endswith(".txt") and _is_list(file)]
     if not lists:
@@ -55,18 +55,18 @@ def find_sequences(
 
 
 def _is_list(file: RawFile) -> bool:
-    """Whether a file begins with lines of two whole numbers or more."""
+    """True if a file begins with lines of two or more whole numbers."""
     with file.opened() as stream:
         lines = decoded(b"".join(stream.readline(65_536) for _ in range(3))).splitlines()
     return bool(lines) and all(re.fullmatch(r"\s*\d+([ \t]\d+)+\s*", line) for line in lines)
 
 
 def _pairs(file: RawFile) -> pd.DataFrame:
-    """User and item a row, in the file's order."""
+    """One user and item per row, in the file's order."""
     lines = [line.split() for line in decoded(file.read()).splitlines()]
     for number, line in enumerate(lines, start=1):
         if line and (len(line) < 2 or not all(word.isdecimal() for word in line)):
-            raise ValueError(f"{file}: line {number} is no list of whole numbers; write 'user item item ...'.")
+            raise ValueError(f"{file}: line {number} is not a list of whole numbers; write 'user item item ...'.")
     lines = [line for line in lines if line]
     user = np.repeat([int(line[0]) for line in lines], [len(line) - 1 for line in lines])
     return pd.DataFrame({"user_id": user, "item_id": [int(word) for line in lines for word in line[1:]]})

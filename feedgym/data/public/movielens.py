@@ -1,9 +1,9 @@
 """MovieLens (Harper & Konstan, 2015) as GroupLens publishes it: 100K, 1M, 10M, and 20M, 25M, 32M or latest.
 
-Read from the zip or the folder. Also read is the order-only form of 1M that papers on sequential recommendation share
-(a text file "user item" a line, ids counted anew), beside ``movies.dat`` and the map of its ids to MovieLens's. A
-film's text is its title with the year, and its genres; its topic its first genre; its upload time the year's first day.
-Profiles, where there are users (100K, 1M), are gender, age group and occupation.
+Read from the zip or the folder. The order-only form of 1M that papers on sequential recommendation share is read too: a
+text file with one "user item" per line and new ids, next to ``movies.dat`` and the map of its ids to MovieLens's. A
+film's text is its title with the year, and its genres. Its topic is its first genre, its upload time the first day of
+its year. Profiles, where users are described (100K, 1M), are gender, age group and occupation.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ ITEMS_100K = ("item_id", "title", "release", "video_release", "url", *GENRES_100
 HEADERS = {"userId": "user_id", "movieId": "item_id", "rating": "rating", "timestamp": "timestamp"}
 FILM_HEADERS = {"movieId": "item_id", "title": "title", "genres": "genres"}
 AGES = (18, 25, 35, 45, 50, 56)
-"""The first years of MovieLens-1M's age groups, into which 100K's ages are sorted too."""
+"""The youngest ages of MovieLens-1M's age groups; 100K's ages are sorted into the same groups."""
 ORDERED = re.compile(r".*_sas\.txt")
 ID_MAP = "sas_to_original_items.txt"
 BESIDE = r"(movies|users)\.(dat|csv)|u\.(item|user)|sas_to_original_.*\.txt"
 
 
 def find_movielens(path: Path, files: dict[str, RawFile]) -> Source | None:
-    """MovieLens among files by their names, or None."""
+    """Finds MovieLens by the names of its files; None if it is not there."""
     files = with_neighbours(path, files, BESIDE)
     if "u.data" in files:
         return _source("MovieLens-100K", files, ("u.data", "u.item", "u.user"), _read_100k, RULE)
@@ -80,7 +80,7 @@ def _read_dat(files: dict[str, RawFile], _: RawFile) -> Ratings:
 
 
 def _beside(files: dict[str, RawFile]) -> dict[str, pd.DataFrame]:
-    """Films and users of 1M and 10M, where they are there."""
+    """Films and users of 1M and 10M, if their files exist."""
     tables = {}
     if "movies.dat" in files:
         tables["items"] = _films(delimited(files["movies.dat"], "::", ("item_id", "title", "genres")))
@@ -98,18 +98,18 @@ def _read_csv(files: dict[str, RawFile], _: RawFile) -> Ratings:
 
 
 def _read_ordered(files: dict[str, RawFile], ordered: RawFile) -> Ratings:
-    """A user and an item a line, in time order; ids become MovieLens's own where the maps are there."""
+    """Reads one user and item per line, in time order; ids become MovieLens's own if the maps exist."""
     events = _whole(ordered, delimited(ordered, " ", ("user_id", "item_id")), ("user_id", "item_id"))
     beside = _beside(files)
     for column, name in (("item_id", ID_MAP), ("user_id", ID_MAP.replace("items", "users"))):
         if name in files:
             pairs = _whole(files[name], delimited(files[name], " ", ("own", "original")), ("own", "original"))
             for side in ("own", "original"):
-                refuse(files[name], pairs, side, pairs[side].duplicated(), "repeats an id", "keep one line an id")
+                refuse(files[name], pairs, side, pairs[side].duplicated(), "repeats an id", "keep one line per id")
             listed = events[column].isin(pairs["own"])
             refuse(ordered, events, column, ~listed, f"has an id that {name} lacks", "take both files from one source")
             events[column] = events[column].map(pairs.set_index("own")["original"])
-        else:  # numbered anew: films and users cannot be told which they are
+        else:  # renumbered: films and users cannot be identified
             beside.pop("items" if column == "item_id" else "users", None)
     return Ratings(events=events, **beside)
 
@@ -132,7 +132,7 @@ def _films(table: pd.DataFrame) -> pd.DataFrame:
     title, genres = table["title"].fillna("").astype(str), table["genres"].fillna("").astype(str)
     genres = genres.where(genres != "(no genres listed)", "")
     year = pd.to_numeric(title.str.extract(r"\((\d{4})\)\s*$")[0])
-    upload_s = (year - 1970) * 365.2425 * 86400  # a day or two off at most; the first second of the year
+    upload_s = (year - 1970) * 365.2425 * 86400  # the first second of the year, at most a day or two off
     text = title.str.strip() + ("; " + genres.str.replace("|", ", ")).where(genres != "", "")
     topic = genres.str.split("|").str[0]
     return pd.DataFrame(

@@ -1,6 +1,6 @@
-"""RecBole's atomic files: ``NAME.inter``, ``NAME.item`` and ``NAME.user``, whose headers name columns ``name:type``.
+"""RecBole's atomic files: ``NAME.inter``, ``NAME.item`` and ``NAME.user``, with headers of ``name:type``.
 
-The words of an item are all its text columns.
+An item's words are taken from all its text columns.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from feedgym.data.public.interactions import RULE, Ratings, ReadOptions, Source,
 EVENTS = ("user_id", "item_id", "rating", "timestamp")
 BESIDE = r".*\.(item|user)"
 FEW = 60
-"""User columns of at most this many values are profile fields; others would be all but a name."""
+"""User columns with at most this many values are profile fields; others would almost identify the user."""
 
 
 def find_recbole(path: Path, files: dict[str, RawFile]) -> Source | None:
-    """RecBole's atomic files by their suffixes, or None."""
+    """Finds RecBole's atomic files by their suffixes; None if there are none."""
     inter = next((file for name, file in files.items() if name.endswith(".inter")), None)
     if inter is None:
         return None
@@ -61,7 +61,7 @@ def _typed(file: RawFile) -> list[tuple[str, str]]:
 
 
 def _atomic(file: RawFile, words: bool | tuple[str, ...] = False) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A file's table under the columns' plain names, and their types."""
+    """Reads a file's table under the columns' plain names, and returns their types."""
     table = delimited(file, "\t", None, words=words)
     pairs = [str(column).partition(":")[::2] for column in table]
     if len(dict(pairs)) < len(pairs):
@@ -70,14 +70,14 @@ def _atomic(file: RawFile, words: bool | tuple[str, ...] = False) -> tuple[pd.Da
 
 
 def _described(file: RawFile, kind: str, ids: pd.Series) -> pd.DataFrame:
-    """Items with their words, or users with their profile; their keys become of one type with the events' ``ids``."""
+    """Items with their words, or users with their profile; their keys get the type of the events' ``ids``."""
     table, kinds = _atomic(file, words=True)
     key = f"{kind}_id"
     if key not in table:
         raise ValueError(f"{file}: column {key!r} is missing; the file has {list(table)}: rename one.")
     if pd.api.types.is_numeric_dtype(ids):
         written = table[key].str.fullmatch(r"0|-?[1-9]\d{0,17}").fillna(False)
-        table[key] = pd.to_numeric(table[key].where(written))  # a key that is no such number is nobody's
+        table[key] = pd.to_numeric(table[key].where(written))  # a key that is not a number matches nobody
     tokens = [name for name, type_ in kinds.items() if type_.startswith("token") and name != key]
     if kind == "user":
         return table[[key, *(name for name in tokens if table[name].nunique() <= FEW)]]
