@@ -228,7 +228,7 @@ def test_agents_that_know_the_times_come_back_from_disk_with_them(tmp_path):
 
 
 def test_items_without_codes_are_told():
-    with pytest.raises(ValueError, match="The catalogue has 7 items and 6 have codes; fit the tokenizer"):
+    with pytest.raises(ValueError, match="The catalogue has 7 items but 6 have codes; fit the tokenizer"):
         toy_tokenizer().trie().dated(toy_catalog(7))
     with pytest.raises(ValueError, match="6 have codes"):
         HSTURecommender(hstu(), catalog=toy_catalog(7))

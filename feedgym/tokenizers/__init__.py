@@ -1,4 +1,4 @@
-"""Item tokenizers: how an item becomes a short tuple of codes."""
+"""Item tokenizers: turn each item into a short tuple of codes."""
 
 from feedgym.tokenizers.check import check_tokenizer
 from feedgym.tokenizers.codes import CodeTokenizer, append_counter, codes_hash

@@ -1,7 +1,7 @@
-"""Points to clusters: nearest, in exact sizes, and apart from those they would collide with.
+"""Assigns points to clusters: to the nearest one, in exact sizes, or so that points do not collide.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` points, ``C`` clusters, ``G`` points of one group, ``X``
-groups, ``M`` centroids that points are measured against. In ``_bids`` and ``auction``, ``L`` counts the points left.
+groups, ``M`` centroids that distances are measured to. In ``_bids`` and ``auction``, ``L`` counts the points left.
 
 Everything is float64 on the CPU and draws no random numbers.
 """
@@ -26,18 +26,18 @@ SINKHORN_EPSILON = 0.003
 SINKHORN_ITERATIONS = 50
 """Row and column passes of one Sinkhorn repair."""
 SINKHORN_ROUNDS = 20
-"""Most times that what still collides is spread again (LC-Rec)."""
+"""Most times that points which still collide are spread again (LC-Rec)."""
 _BLOCK = 8192
 """Points whose distances are held at a time."""
 
 
 def assign(points_ND: Matrix, centroids_CD: Matrix, sizes_C: Ints, assignment: Assignment) -> Ints:
-    """Points to clusters.
+    """Assigns points to clusters.
 
     Args:
         points_ND: N points.
         centroids_CD: C centroids.
-        sizes_C: points each cluster takes; they sum to N. ``nearest`` does not look at them.
+        sizes_C: points each cluster takes; they sum to N. ``nearest`` ignores them.
         assignment: ``auction``, ``greedy`` or ``nearest``, the functions below.
 
     Returns:
@@ -60,26 +60,27 @@ def nearest(points_ND: Matrix, centroids_CD: Matrix) -> tuple[Ints, Matrix]:
 
 
 def auction(points_ND: Matrix, centroids_CD: Matrix, sizes_C: Ints) -> Ints:
-    """At the least total distance, within N times the auction's smallest bid (Bertsekas & Castañón, 1989).
+    """Minimises the total distance, up to N times the auction's smallest bid (Bertsekas & Castañón, 1989).
 
-    Every point without a place bids for the cluster it likes best at present prices, as much as makes the second best
-    as good; a cluster keeps its highest bids, the lower-numbered point's among equals, and once it is full its price is
-    the lowest of them. Clusters may have more places than there are points; those left over cost nothing.
+    Every point without a place bids for its best cluster at current prices, as much as makes the second best equally
+    good. A cluster keeps its highest bids; among equal ones, that of the lower-numbered point. Once the cluster is
+    full, its price is the lowest of them. Clusters may have more places than there are points; places left over cost
+    nothing.
     """
-    # Prices settle who goes where: in the end no point could gain more than ``least_bid`` by moving, which bounds the
-    # total. Bids of at least so much make the auction end; a smaller one is more exact and takes more rounds.
+    # Prices decide the assignment: in the end no point could gain more than ``least_bid`` by moving, which bounds the
+    # total. With this minimum for bids the auction ends; a smaller one is more exact and takes more rounds.
     worth_NC = -squared_distance(points_ND, centroids_CD)
     worth_NC[:, sizes_C == 0] = -np.inf
     least_bid = PRECISION * float(np.ptp(worth_NC[:, sizes_C > 0])) or 1.0
     no_second_best = np.count_nonzero(sizes_C) == 1
     price_C, sizes = np.zeros(len(sizes_C)), sizes_C.tolist()
-    # One heap per cluster: first the lowest bid, among equals that of the last point.
+    # One heap per cluster: the lowest bid first; among equal ones, that of the last point.
     kept: list[list[tuple[float, int]]] = [[] for _ in sizes]
     left = list(range(len(points_ND)))
     while left:
         best_L, bid_L = _bids(worth_NC, left, price_C, least_bid, no_second_best)
         outbid = []
-        # Most rounds have a handful of bidders, and for these a heap is many times faster than sorting arrays.
+        # Most rounds have few bidders, for which a heap is many times faster than sorting arrays.
         for point, cluster, bid in zip(left, best_L, bid_L, strict=True):
             bids = kept[cluster]
             if len(bids) < sizes[cluster]:
@@ -98,16 +99,16 @@ def auction(points_ND: Matrix, centroids_CD: Matrix, sizes_C: Ints) -> Ints:
 def _bids(
     worth_NC: Matrix, left: list[int], price_C: Matrix, least_bid: float, no_second_best: bool
 ) -> tuple[list[int], list[float]]:
-    """The cluster that each point left prefers, and what it bids for it."""
+    """For each point left, the cluster it prefers and its bid."""
     if len(left) == 1:
-        # Thousands of rounds end an auction with one bidder, and vectors are faster than matrices of one.
+        # An auction ends with thousands of rounds with one bidder, and vectors are faster than matrices with one row.
         gain_C = worth_NC[left[0]] - price_C
         best = int(gain_C.argmax())
         best_gain, gain_C[best] = gain_C[best], -np.inf
         ahead = 0.0 if no_second_best else best_gain - gain_C.max()
         return [best], [float(price_C[best] + ahead + least_bid)]
-    # A bid makes the second best cluster as good, and a little more: the most that a point can pay without regret, so
-    # that prices rise as fast as they may. Gains at flat places, because the best one is struck out to find the second.
+    # A bid makes the second best cluster as good, plus a little: the most that a point can pay without loss, so that
+    # prices rise as fast as possible. Gains use flat indices, because the best one is removed to find the second.
     gain_LC = worth_NC.take(left, axis=0) - price_C
     best_L = gain_LC.argmax(axis=1)
     place_L = np.arange(0, gain_LC.size, gain_LC.shape[1]) + best_L
@@ -122,7 +123,7 @@ def greedy(points_ND: Matrix, centroids_CD: Matrix, sizes_C: Ints) -> Ints:
     code_N = np.full(len(points_ND), -1)
     left = np.arange(len(points_ND))
     clusters = np.flatnonzero(sizes_C)
-    # Distances for a block of clusters at a time: a large matrix product is fast, and memory stays bounded.
+    # Distances for one block of clusters at a time: a large matrix product is fast, and memory stays bounded.
     for block in np.array_split(clusters, max(1, -(-len(clusters) // 256))):
         distance_BN = squared_distance(centroids_CD[block], points_ND[left])
         place = np.arange(len(left))
@@ -139,16 +140,16 @@ def greedy(points_ND: Matrix, centroids_CD: Matrix, sizes_C: Ints) -> Ints:
 def assign_apart(
     points_ND: Matrix, centroids_CD: Matrix, sizes_C: Ints, prefix_N: Ints, limit: int, assignment: Assignment
 ) -> Ints:
-    """An assignment in which no code holds more than ``limit`` points of one prefix.
+    """Assigns points so that no code holds more than ``limit`` points of one prefix.
 
-    Balanced: prefixes that hold more than ``limit`` points choose first, the largest first, each by the cheapest
-    assignment of its points; the others cannot break the limit and share what is left as in any balanced assignment.
-    Nearest: only prefixes that break the limit move, each by an auction of ``limit`` places per code.
+    Balanced: prefixes with more than ``limit`` points choose first, the largest first, each by the cheapest assignment
+    of its points. The others cannot break the limit and share the rest as in any balanced assignment. Nearest: only
+    prefixes that break the limit move, each by an auction of ``limit`` places per code.
 
     Args:
         points_ND: N points.
         centroids_CD: C centroids.
-        sizes_C: points each cluster takes, within 1 of each other; they sum to N. ``nearest`` does not look at them.
+        sizes_C: points each cluster takes, within 1 of each other; they sum to N. ``nearest`` ignores them.
         prefix_N: int64 the prefix of each point, 0..; none holds more than ``limit * C`` points.
         limit: most points of one prefix in one cluster.
         assignment: see :func:`assign`.
@@ -190,20 +191,20 @@ def _nearest_apart(
 
 
 def _room(size_of_prefix: Ints, places_C: Ints) -> Ints:
-    """For k = 1..C: how many points of all prefixes any k clusters can hold, given ``places_C[k-1]`` per prefix."""
+    """For k = 1..C: number of points that any k clusters can hold, given ``places_C[k-1]`` places per prefix."""
     sizes, counts = np.unique(size_of_prefix, return_counts=True)
     return (np.minimum(sizes[:, None], places_C) * counts[:, None]).sum(axis=0)
 
 
 def _assign_group(distance_GC: Matrix, left_C: Ints, room_C: Ints, limit: int) -> Ints:
-    """The clusters of one prefix's points: cheapest, such that the prefixes after it can still be placed.
+    """The cheapest clusters of one prefix's points such that the prefixes after it can still be placed.
 
     They can if and only if, for every k, the k clusters with most places left need no more points than ``room_C``
     says the later prefixes can give them (Gale and Ryser's theorem, with ``limit`` for 1). Choosing the clusters with
     most places left always keeps that true, so a price on scarce clusters is raised until it holds.
     """
-    # ``linear_sum_assignment`` gives one column to one point, so a cluster appears once per place it may give; the n-th
-    # copy counts one place fewer left, so that the price makes points prefer clusters with most room.
+    # ``linear_sum_assignment`` gives one column to one point, so a cluster appears once per place it may give. The n-th
+    # copy has one place fewer left, so that the price makes points prefer clusters with most places.
     copies_C = np.minimum(left_C, min(limit, len(distance_GC)))
     nearest_G = distance_GC.argmin(axis=1)
     if _fits(nearest_G, copies_C) and _leaves_room(nearest_G, left_C, room_C):
@@ -232,14 +233,14 @@ def _leaves_room(code_G: NDArray[np.integer], left_C: Ints, room_C: Ints) -> boo
 
 
 def sinkhorn_apart(points_ND: Matrix, centroids_CD: Matrix, code_N: Ints, prefix_N: Ints) -> Ints:
-    """Codes in which points that collided (same prefix, same code) were spread evenly over the codes, as LC-Rec does.
+    """Spreads colliding points (same prefix, same code) evenly over the codes, as LC-Rec does.
 
-    Each group of colliding points shares all codes out by :func:`sinkhorn`: a code goes to the point which holds most
-    of it, and a point takes the nearest of its codes. What collides with other points then goes through it again, up
-    to ``SINKHORN_ROUNDS`` times and as long as fewer collide; points of the same content cannot be told apart.
+    Each group of colliding points shares all codes by :func:`sinkhorn`: a code goes to the point that holds most of it,
+    and a point takes the nearest of its codes. Points that still collide are spread again, up to ``SINKHORN_ROUNDS``
+    times and as long as their number falls. Points with the same content cannot be separated.
 
-    Deviation from LC-Rec: it takes the largest entry of a point's row. With fewer points than codes, all codes that a
-    point holds weigh nearly the same, and the largest is an arbitrary one of them rather than the nearest.
+    Deviation: LC-Rec takes the largest entry of a point's row. With fewer points than codes, all codes of a point weigh
+    nearly the same, so the largest would be an arbitrary one rather than the nearest.
     """
     num_codes, best_N, fewest = len(centroids_CD), code_N, len(code_N) + 1
     for _ in range(SINKHORN_ROUNDS + 1):
@@ -254,10 +255,10 @@ def sinkhorn_apart(points_ND: Matrix, centroids_CD: Matrix, code_N: Ints, prefix
 
 
 def _spread_groups(points_ND: Matrix, centroids_CD: Matrix, code_N: Ints, tuple_N: Ints, size: Ints) -> Ints:
-    """Codes after every group of points with the same tuple shared all codes out."""
+    """Codes after every group of points with the same tuple has shared all codes."""
     code_N, num_codes = code_N.copy(), len(centroids_CD)
     order_N, first = np.argsort(tuple_N, kind="stable"), np.cumsum(size) - size
-    for num_members in np.unique(size[size > 1]):  # groups of one size at a time, which makes arrays of them
+    for num_members in np.unique(size[size > 1]):  # groups of one size at a time, so that they form arrays
         groups = np.flatnonzero(size == num_members)
         at_once = max(1, _BLOCK * 256 // (int(num_members) * num_codes))
         for start in range(0, len(groups), at_once):
@@ -268,7 +269,7 @@ def _spread_groups(points_ND: Matrix, centroids_CD: Matrix, code_N: Ints, tuple_
 
 
 def _share_out(distance_XGC: Matrix) -> Ints:
-    """int64 [X, G] the nearest of the codes that a point holds more of than the other points of its group do."""
+    """int64 [X, G] the nearest of the codes that a point holds more of than the other points of its group."""
     plan_XGC = sinkhorn(distance_XGC)
     holder_X1C = plan_XGC.argmax(axis=1, keepdims=True)
     mine_XGC = holder_X1C == np.arange(plan_XGC.shape[1])[:, None]
@@ -282,11 +283,11 @@ def sinkhorn(distance: Matrix, *, epsilon: float = SINKHORN_EPSILON, iterations:
     Args:
         distance: [..., N, C] costs; each matrix is centred and scaled to [-1, 1], so that ``epsilon`` means the same
             everywhere.
-        epsilon: weight of the entropy; the smaller, the sharper the plan and the slower the rows converge.
+        epsilon: weight of the entropy; a smaller one gives a sharper plan and slower convergence of the rows.
         iterations: passes over rows and columns.
 
     Returns:
-        float64 [..., N, C] plans: columns sum to 1/C exactly, rows to 1/N as far as the iterations got.
+        float64 [..., N, C] plans: columns sum to 1/C exactly, rows to 1/N approximately.
     """
     num_points, num_clusters = distance.shape[-2:]
     highest, lowest = distance.max(axis=(-2, -1), keepdims=True), distance.min(axis=(-2, -1), keepdims=True)
@@ -300,7 +301,7 @@ def sinkhorn(distance: Matrix, *, epsilon: float = SINKHORN_EPSILON, iterations:
 
 
 def _logsumexp(matrix: Matrix, axis: int) -> Matrix:
-    """SciPy's, without the half millisecond that it spends on options."""
+    """Like SciPy's, without the half millisecond that it spends on options."""
     largest = matrix.max(axis=axis, keepdims=True)
     return largest + np.log(np.exp(matrix - largest).sum(axis=axis, keepdims=True))
 

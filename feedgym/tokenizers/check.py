@@ -1,4 +1,4 @@
-"""Conformance of an item tokenizer: what every agent relies on, with messages that say what to change."""
+"""Checks that an item tokenizer keeps the rules that agents rely on, with messages that say what to change."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from feedgym.protocols import ItemTokenizer
 
 
 def check_tokenizer(tokenizer: ItemTokenizer, content_IE: Tensor | ArrayLike) -> None:
-    """Fit copies of a tokenizer and test that agents can rely on it; the object itself is left as it was.
+    """Fit copies of a tokenizer and test that agents can rely on it; the object itself stays as it was.
 
-    One that has ``num_codes``, ``hash``, ``save`` or ``load`` must have all four, and keep them.
+    A tokenizer with ``num_codes``, ``hash``, ``save`` or ``load`` must have all four.
 
     Args:
         tokenizer: the tokenizer, fitted or not.
@@ -34,7 +34,7 @@ def check_tokenizer(tokenizer: ItemTokenizer, content_IE: Tensor | ArrayLike) ->
     fitted = copy.deepcopy(tokenizer).fit(content)
     _require(fitted is not None, f"{name}.fit() returned None; end it with `return self`.")
     _require(torch.equal(content, before), f"{name}.fit() changed the content it was given; work on a copy.")
-    # Experiments keep the codes of a tokenizer that has no more than the protocol in a table (FixedCodes).
+    # For a tokenizer with only the protocol's methods, experiments keep the codes in a table (FixedCodes).
     is_plain = not any(hasattr(fitted, part) for part in ("num_codes", "hash", "save", "load"))
     codes_IL, num_codes = _check_codes(fitted, name, len(content), is_plain)
     _check_shapes(fitted, name, codes_IL)
@@ -50,7 +50,7 @@ def check_tokenizer(tokenizer: ItemTokenizer, content_IE: Tensor | ArrayLike) ->
 
 
 def _check_codes(fitted: ItemTokenizer, name: str, num_items: int, is_plain: bool) -> tuple[Tensor, tuple[int, ...]]:
-    """Codes of the whole catalogue, and of how many each level has: type, range, uniqueness, and the way back."""
+    """Check type, range, uniqueness and inversion of all codes; return them with the number of codes per level."""
     item_ids = torch.arange(num_items)
     codes = fitted.encode(item_ids)
     _require(
@@ -77,8 +77,8 @@ def _check_codes(fitted: ItemTokenizer, name: str, num_items: int, is_plain: boo
     num_unique = len(codes.unique(dim=0))
     _require(
         num_unique == num_items,
-        f"{name} gave {num_items} items only {num_unique} different tuples; add a level which tells colliding items "
-        "apart, so that metrics can be counted by item.",
+        f"{name} gave {num_items} items only {num_unique} different tuples; add a level that separates colliding "
+        "items, so that metrics can be counted by item.",
     )
     back = fitted.decode(codes)
     _require(
@@ -90,25 +90,25 @@ def _check_codes(fitted: ItemTokenizer, name: str, num_items: int, is_plain: boo
 
 
 def _check_shapes(fitted: ItemTokenizer, name: str, codes_IL: Tensor) -> None:
-    """Leading dimensions are kept, and each answer is the item's own, whatever is beside it."""
+    """Check that leading dimensions are kept, and that each item's answer does not depend on the others."""
     generator = torch.Generator().manual_seed(0)
     item_ids = torch.randint(len(codes_IL), (2, 3, 4), generator=generator)
     codes = fitted.encode(item_ids)
     _require(
         codes.shape == (2, 3, 4, codes_IL.shape[1]) and torch.equal(codes, codes_IL[item_ids]),
-        f"{name}.encode() of ids [2, 3, 4] has shape {tuple(codes.shape)} or other codes than one by one; keep the "
-        "leading axes and look each item up by itself.",
+        f"{name}.encode() of ids [2, 3, 4] has shape {tuple(codes.shape)} or other codes than item by item; keep the "
+        "leading axes and look up each item separately.",
     )
     back = fitted.decode(codes)
     _require(
         torch.equal(back, item_ids),
         f"{name}.decode() of codes [2, 3, 4, L] has shape {tuple(back.shape)} or other ids than one by one; keep the "
-        "leading axes and look each tuple up by itself.",
+        "leading axes and look up each tuple separately.",
     )
 
 
 def _check_illegal(fitted: ItemTokenizer, name: str, codes_IL: Tensor, sizes: tuple[int, ...]) -> None:
-    """Tuples that no item has, and padding."""
+    """Check tuples that no item has, and padding."""
     num_codes = torch.tensor(sizes)
     legal = set(map(tuple, codes_IL.tolist()))
     generator = np.random.default_rng(0)
@@ -124,7 +124,7 @@ def _check_illegal(fitted: ItemTokenizer, name: str, codes_IL: Tensor, sizes: tu
 
 
 def _check_file(fitted: Any, name: str, codes_IL: Tensor) -> None:
-    """What was saved is what is loaded; a model checkpoint keeps the hash to know its tokenizer."""
+    """Check that a tokenizer is loaded as it was saved, including the hash that a model checkpoint stores."""
     code_hash = getattr(fitted, "hash", None)
     _require(
         isinstance(code_hash, str) and bool(code_hash),
@@ -142,7 +142,7 @@ def _check_file(fitted: Any, name: str, codes_IL: Tensor) -> None:
         loaded = type(fitted).load(folder)
     _require(
         loaded.hash == code_hash and torch.equal(loaded.encode(torch.arange(len(codes_IL))), codes_IL),
-        f"{name}.load() gave other codes or another hash than were saved; write the codes, and do not fit again.",
+        f"{name}.load() gave codes or a hash that differ from the saved ones; write the codes, and do not fit again.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What every tokenizer of code tuples shares once its codes are known: encode, decode, the hash and the file."""
+"""Common part of all tokenizers with code tuples: encode, decode, the hash and the file."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _FORMAT = "feedgym.tokenizer/1"
 class CodeTokenizer:
     """Base of the tokenizers: a table of frozen codes, one tuple per item.
 
-    A subclass is made from its config, names the config's class in ``Config`` and calls :meth:`freeze` at the end
-    of its ``fit``. Answers lie on the device of the question; a trie is kept for each device that asked.
+    A subclass is made from its config, names the config's class in ``Config`` and calls :meth:`freeze` at the end of
+    its ``fit``. Results are on the device of the input; a trie is kept for each device in use.
     """
 
     Config: ClassVar[type]
@@ -49,13 +49,13 @@ class CodeTokenizer:
         num_content_levels: int | None = None,
         **learned: Tensor,
     ) -> Self:
-        """Fix the codes, and whatever else was learned, for good.
+        """Set the final codes, and whatever else was learned.
 
         Args:
             codes_IL: integer [I, L] codes, every item's tuple different.
             num_codes: codes of each level.
             num_content_levels: levels before the one of :func:`append_counter`; all of them if left out.
-            learned: tensors (codebooks, weights) to keep in the file beside the codes; they appear in ``learned``.
+            learned: tensors (codebooks, weights) to store in the file with the codes; they appear in ``learned``.
 
         Raises:
             ValueError: see :meth:`Trie.from_codes`.
@@ -79,7 +79,7 @@ class CodeTokenizer:
 
     @property
     def num_content_levels(self) -> int:
-        """Levels whose codes come from what an item is; a level after them only counts items that share these."""
+        """Levels whose codes come from the item's content; a level after them only counts items that share these."""
         return self._num_content_levels or self.num_levels
 
     @property
@@ -122,19 +122,19 @@ class CodeTokenizer:
         if outside.any():
             raise ValueError(
                 f"Item id {int(item_ids[outside][0])} is outside this tokenizer's items 0..{self.num_items - 1}; "
-                "fit the tokenizer on the catalogue the ids come from."
+                "fit the tokenizer on the catalogue of these ids."
             )
         return self.trie(item_ids.device).codes_IL[item_ids.long()]
 
     def decode(self, codes: Tensor) -> Tensor:
-        """int64 item ids [...] of codes [..., L]; -1 where no item has them."""
+        """int64 item ids [...] of codes [..., L]; -1 if no item has them."""
         return self.trie(codes.device).decode(codes)
 
     def save(self, path: Path | str) -> Path:
         """Write the codes and what was learned to a safetensors file, and return the file's path.
 
         Args:
-            path: the file, or a folder, made if need be, for a file ``tokenizer.safetensors``.
+            path: the file, or a folder for ``tokenizer.safetensors``, made if needed.
         """
         file = _file(path)
         metadata = {
@@ -151,7 +151,7 @@ class CodeTokenizer:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """The tokenizer that :meth:`save` wrote.
+        """Read a tokenizer that :meth:`save` wrote.
 
         Raises:
             ValueError: there is no such file, it is damaged, another class wrote it, or its codes differ from its hash.
@@ -181,17 +181,19 @@ class CodeTokenizer:
 def append_counter(
     codes_IL: Tensor, num_codes: tuple[int, ...], *, only_if_needed: bool = False
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """Codes with one more level, which counts inside each group of items whose codes are the same.
+    """Appends a level that counts within each group of items with the same codes.
 
-    An item alone gets 0, and of a group the item with the lowest id (TIGER, arXiv:2305.05065, §3.1).
+    An item with unique codes gets 0, and so does the item with the lowest id in a group (TIGER, arXiv:2305.05065,
+    §3.1).
 
     Args:
         codes_IL: integer [I, L] codes.
         num_codes: codes of each level.
-        only_if_needed: add no level where all tuples differ.
+        only_if_needed: add no level if all tuples differ.
 
     Returns:
-        int64 [I, L+1] codes and the codes of each level; the new one has as many as the largest group has items.
+        int64 [I, L+1] codes and the number of codes of each level; the new level has as many as the largest group has
+        items.
     """
     group_I = codes_IL.unique(dim=0, return_inverse=True)[1]
     size = group_I.bincount()
@@ -207,7 +209,7 @@ def checked_content(content_IE: Tensor | ArrayLike) -> NDArray[np.float64]:
     """The content as float64 [I, E], after checking that it can be fitted.
 
     Raises:
-        ValueError: it is no finite matrix.
+        ValueError: it is not a finite matrix.
     """
     if isinstance(content_IE, Tensor):
         content_IE = content_IE.detach().cpu().numpy()
@@ -233,19 +235,19 @@ def check_no_code_empty(num_codes: tuple[int, ...], num_items: int) -> None:
 
 
 def with_num_codes(config: ConfigT, num_items: int) -> ConfigT:
-    """A tokenizer's configuration with the codes of each level, chosen by the number of items if left out."""
+    """Fills in the number of codes of each level from the number of items, if a configuration leaves it out."""
     given: Any = config
     return replace(given, num_codes=given.num_codes or codes_for(num_items))
 
 
 def check_num_codes(num_codes: tuple[int, ...] | None) -> None:
-    """Raise ValueError unless codes are left to be chosen, or there is a level and each has at least one code."""
+    """Raise ValueError unless ``num_codes`` is None, or there is a level and each has at least one code."""
     if num_codes is not None and (not num_codes or min(num_codes) < 1):
         raise ValueError(f"num_codes={num_codes}; give at least one level, each with at least one code.")
 
 
 def check_enough_tuples(num_codes: tuple[int, ...], num_items: int) -> None:
-    """Raise ValueError unless every item can have a tuple of its own."""
+    """Raise ValueError unless every item can have its own tuple."""
     if prod(num_codes) < num_items:
         raise ValueError(
             f"num_codes={num_codes} makes {prod(num_codes)} tuples, too few for {num_items} items; "
@@ -254,14 +256,14 @@ def check_enough_tuples(num_codes: tuple[int, ...], num_items: int) -> None:
 
 
 def codes_hash(codes_IL: Tensor, num_codes: tuple[int, ...]) -> str:
-    """sha256 over a table of codes: what a model checkpoint stores to refuse another tokenizer."""
+    """sha256 of a table of codes, which a model checkpoint stores to refuse another tokenizer."""
     digest = hashlib.sha256(json.dumps([list(num_codes), list(codes_IL.shape)]).encode())
     digest.update(codes_IL.cpu().numpy().astype("<i8").tobytes())
     return digest.hexdigest()
 
 
 def _tuples(config: dict[str, Any]) -> dict[str, Any]:
-    """A config as it was before json made lists of its tuples."""
+    """Turns the lists that JSON made of a config's tuples back into tuples."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
 
 
@@ -271,14 +273,15 @@ def _file(path: Path | str) -> Path:
 
 
 SLACK = 4
-"""Code tuples per item, at least: in tight codes nearly every tuple is an item, so that writing an existing one is no
-feat, an item's last code follows from those before it, and no new item finds a tuple that is free."""
+"""Least number of code tuples per item. In tight codes nearly every tuple is an item, so it is easy to write an
+existing one. An item's last code then follows from those before it, and no new item finds a free tuple."""
 
 
 def codes_for(num_items: int) -> tuple[int, ...]:
-    """Codes of each level for a catalogue: powers of two whose product is at least ``SLACK`` times the items.
+    """Number of codes per level for a catalogue: powers of two whose product is at least ``SLACK`` times the items.
 
-    Two levels up to 16,384 tuples, else three; more for a few items, as no level may have more codes than there are.
+    Two levels up to 16,384 tuples, else three. Few items need more levels, since no level may have more codes than
+    there are items.
     """
     bits = math.ceil(math.log2(SLACK * max(num_items, 2)))
     levels = 2 if bits <= 14 else 3

@@ -1,6 +1,6 @@
-"""Tokenizers which know nothing of an item's content: one token an item, and random tuples (TIGER's "random ID").
+"""Tokenizers that ignore an item's content: one token per item, and random tuples (TIGER's "random ID").
 
-They tell how much of a model's accuracy comes from what codes mean.
+They show how much of a model's accuracy comes from the meaning of codes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from feedgym.tokenizers.codes import (
 
 @dataclass(frozen=True, kw_only=True)
 class ItemIdConfig:
-    """Nothing to choose: item i has code i."""
+    """No options: item i has code i."""
 
 
 class ItemId(CodeTokenizer):
@@ -41,7 +41,7 @@ class ItemId(CodeTokenizer):
         """Number I items; only the number of rows counts.
 
         Raises:
-            ValueError: the content is no finite matrix.
+            ValueError: the content is not a finite matrix.
         """
         num_items = len(checked_content(content_IE))
         return self.freeze(torch.arange(num_items)[:, None], (num_items,))
@@ -49,11 +49,11 @@ class ItemId(CodeTokenizer):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomCodesConfig(Ranged):
-    """How many tuples there are to draw from."""
+    """Options of random codes."""
 
     num_codes: tuple[Width, ...] | None = None
-    """Codes of each level, one number per level; chosen by the number of items if left out.
-    Their product must be at least the number of items."""
+    """Codes of each level, one number per level; chosen by the number of items if left out. Their product must be at
+    least the number of items."""
     seed: Seed = 0
     """Seed of the draw."""
 
@@ -61,11 +61,11 @@ class RandomCodesConfig(Ranged):
         super().__post_init__()
         check_num_codes(self.num_codes)
         if prod(self.num_codes or ()) >= 2**63:
-            raise ValueError(f"num_codes={self.num_codes} makes 2^63 tuples or more; lower it or leave out a level.")
+            raise ValueError(f"num_codes={self.num_codes} makes 2^63 tuples or more; lower it or drop a level.")
 
 
 class RandomCodes(CodeTokenizer):
-    """A tuple for each item, drawn at random without putting back (TIGER, arXiv:2305.05065, §4.3: "random ID")."""
+    """A tuple for each item, drawn at random without replacement (TIGER, arXiv:2305.05065, §4.3: "random ID")."""
 
     Config = RandomCodesConfig
 
@@ -76,7 +76,7 @@ class RandomCodes(CodeTokenizer):
         """Draw the tuples of I items; only the number of rows counts.
 
         Raises:
-            ValueError: the content is no finite matrix, or there are fewer tuples than items.
+            ValueError: the content is not a finite matrix, or there are fewer tuples than items.
         """
         num_items = len(checked_content(content_IE))
         self.config = with_num_codes(self.config, num_items)

@@ -1,12 +1,12 @@
-"""Locality-sensitive hashing: the codes TIGER compares its RQ-VAE with (arXiv:2305.05065, §4.3).
+"""Locality-sensitive hashing, which TIGER compares its RQ-VAE with (arXiv:2305.05065, §4.3).
 
-A level of C = 2^b codes has b random hyperplanes, and an item's code is the b bits that tell on which side of each it
-lies. Levels have hyperplanes of their own, so none refines another: all L levels together are one hash of L x b bits.
+A level of C = 2^b codes has b random hyperplanes, and an item's code consists of b bits that say on which side of each
+it lies. Each level has its own hyperplanes, so none refines another: all L levels together are one hash of L x b bits.
 
 Deviations from the paper:
-    * Hyperplanes go through the mean of the content, not through the origin: embeddings of text often lie all on one
-      side of the origin, and most hyperplanes would then tell nothing.
-    * The paper says nothing of items with the same codes; one more level counts them, as with its RQ-VAE.
+    * Hyperplanes go through the mean of the content, not through the origin. Embeddings of text often lie all on one
+      side of the origin, and most hyperplanes would then separate nothing.
+    * The paper does not mention items with the same codes; one more level counts them, as with its RQ-VAE.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from feedgym.tokenizers.codes import CodeTokenizer, append_counter, check_num_co
 
 @dataclass(frozen=True, kw_only=True)
 class LSHConfig(Ranged):
-    """How many hyperplanes there are."""
+    """Options of the hyperplanes."""
 
     num_codes: tuple[Width, ...] | None = None
     """Codes of each level, powers of two; chosen by the number of items if left out. A level that
@@ -57,7 +57,7 @@ class LSH(CodeTokenizer):
         """Draw the hyperplanes and hash a catalogue.
 
         Raises:
-            ValueError: the content is no finite matrix.
+            ValueError: the content is not a finite matrix.
         """
         content = checked_content(content_IE)
         config = self.config = with_num_codes(self.config, len(content))

@@ -1,4 +1,4 @@
-"""Any tokenizer, fitted: those of others become a table of frozen codes, which is all that agents ask for."""
+"""Fits any tokenizer; those of third parties become a table of frozen codes, which is all that agents need."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from feedgym.tokenizers.codes import CodeTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class FixedCodesConfig:
-    """Nothing to choose."""
+    """No options."""
 
 
 class FixedCodes(CodeTokenizer):
-    """Codes that another tokenizer gave."""
+    """Codes from another tokenizer."""
 
     Config = FixedCodesConfig
 
     @classmethod
     def of(cls, tokenizer: ItemTokenizer, num_items: int) -> Self:
-        """The codes of a fitted tokenizer.
+        """Take the codes of a fitted tokenizer.
 
         Raises:
-            ValueError: they are no table of whole numbers from 0, or two items have the same.
+            ValueError: they are not a table of whole numbers from 0, or two items have the same codes.
         """
         codes_IL = torch.as_tensor(tokenizer.encode(torch.arange(num_items)))
         if codes_IL.ndim != 2 or len(codes_IL) != num_items or codes_IL.is_floating_point() or int(codes_IL.min()) < 0:
             raise ValueError(
                 f"{type(tokenizer).__name__}.encode() gave {codes_IL.dtype} of shape {tuple(codes_IL.shape)} for "
-                f"{num_items} items; give whole numbers from 0, one row of L codes an item."
+                f"{num_items} items; give whole numbers from 0, one row of L codes per item."
             )
         num_codes = tuple(int(size) + 1 for size in codes_IL.amax(0))
         return cls(FixedCodesConfig()).freeze(codes_IL.long(), num_codes)
 
 
 def fit_codes(tokenizer: Any, content_IE: Tensor | ArrayLike, work: Path) -> CodeTokenizer:
-    """Fit any tokenizer on the contents [I, E]; one whose ``fit`` takes ``work`` goes on from its checkpoints there."""
+    """Fit any tokenizer on the contents [I, E]; if its ``fit`` takes ``work``, it resumes from checkpoints there."""
     keeps = {"work": work} if "work" in inspect.signature(tokenizer.fit).parameters else {}
     content_IE = torch.as_tensor(content_IE)
     fitted = tokenizer.fit(content_IE, **keeps)
@@ -51,5 +51,5 @@ def fit_codes(tokenizer: Any, content_IE: Tensor | ArrayLike, work: Path) -> Cod
 
 
 def codes_type(kind: Any) -> type[CodeTokenizer]:
-    """The class that reads a fitted tokenizer of a class back."""
+    """The class that reads back a fitted tokenizer of some class."""
     return kind if inspect.isclass(kind) and issubclass(kind, CodeTokenizer) else FixedCodes

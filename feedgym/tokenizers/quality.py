@@ -1,4 +1,4 @@
-"""How good a set of codes is, in numbers to print before a model is trained on it."""
+"""Measures the quality of a set of codes, to print before a model is trained on it."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ def quality_report(
     """Describe a fitted tokenizer's codes over its catalogue.
 
     A prefix is the first l codes of an item; lists over prefixes have one entry for each l, and the last one is the
-    whole tuple. Collisions are counted before the level that only tells colliding items apart (TIGER), if there is one.
+    whole tuple. Collisions are counted before the level that only separates colliding items (TIGER), if there is one.
 
     Args:
-        tokenizer: fitted on the catalogue. ``num_codes``, ``num_content_levels`` and ``reconstruct(codes)`` are used
-            where it has them.
+        tokenizer: fitted on the catalogue. ``num_codes``, ``num_content_levels`` and ``reconstruct(codes)`` are used if
+            it has them.
         content_IE: [I, E] the content it was fitted on.
         topic_I: [I] topic tags, -1 where unknown.
 
     Returns:
-        A dict that json can write:
+        A dict for JSON:
 
-        * ``num_items``, ``num_codes`` (a list, one number per level), ``num_content_levels`` (the one that counts left
-          out), ``items_per_tuple``: items over possible tuples; near 1 the last levels have no freedom left to mean
-          anything.
+        * ``num_items``, ``num_codes`` (a list, one number per level), ``num_content_levels`` (without the one that
+          counts), ``items_per_tuple``: items over possible tuples; near 1 the last levels have no freedom left to carry
+          meaning.
         * ``utilisation``: share of a level's codes in use; ``entropy_bits``: of a level's codes over items;
-          ``perplexity``: 2 to that power, the number of equally used codes that would have it.
+          ``perplexity``: 2 to that power, the number of equally used codes with the same entropy.
         * ``cluster_size_min``, ``cluster_size_max``: items of a level's rarest (unused codes count as 0) and most
           frequent code.
         * ``unique_prefix_ratio``: different prefixes over items, for l = 1..L; ``unique_tuple_ratio``: its last entry.
         * ``max_prefix_group``: most items sharing a prefix, for l = 1..L.
-        * ``collision_rate``: share of items whose content codes another item has too; ``unique_ratio``: different
-          content tuples over items; ``max_collision_group``: most items sharing one.
-        * ``reconstruction_error``: mean squared error of the content over its variance, 0 is perfect and 1 is what
-          the mean alone achieves; None if the tokenizer cannot reconstruct.
+        * ``collision_rate``: share of items that share their content codes with another item; ``unique_ratio``:
+          different content tuples over items; ``max_collision_group``: most items sharing one.
+        * ``reconstruction_error``: mean squared error of the content over its variance, 0 is perfect and 1 is no better
+          than the mean; None if the tokenizer cannot reconstruct.
         * ``topic_purity``: share of tagged items whose topic is the most frequent one of their prefix, for l = 0..L; it
-          rises with the number of prefixes, so compare it at equal numbers. None where no topics are given.
-        * ``same_topic_rate``: chance that two items which share a prefix have the same topic, for l = 0..L, l = 0
-          being any two items; None where no two items share one, or no topics are given.
+          rises with the number of prefixes, so compare it at equal numbers. None if no topics are given.
+        * ``same_topic_rate``: chance that two items with the same prefix have the same topic, for l = 0..L, where l = 0
+          means any two items; None if no two items share a prefix, or no topics are given.
     """
     content = torch.as_tensor(content_IE, dtype=torch.float64)
     codes = tokenizer.encode(torch.arange(len(content)))
@@ -87,16 +87,16 @@ def quality_report(
 def compare_tokenizers(
     tokenizers: Mapping[str, CodeTokenizer], content_IE: Tensor | ArrayLike, topic_I: ArrayLike | None = None
 ) -> pd.DataFrame:
-    """The figures of several fitted tokenizers side by side, one row each.
+    """Compares the figures of several fitted tokenizers, one row each.
 
     Args:
-        tokenizers: by the name of their row, all fitted on the same catalogue.
+        tokenizers: by row name, all fitted on the same catalogue.
         content_IE: [I, E] its content.
         topic_I: [I] topic tags, -1 where unknown.
 
     Returns:
-        Columns of :func:`quality_report`, lists over levels joined by "/". Utilisation and perplexity are those of the
-        content levels, perplexity as a share of the level's codes; topics those of the first code.
+        Columns of :func:`quality_report`, with lists over levels joined by "/". Utilisation and perplexity are those of
+        the content levels, perplexity as a share of the level's codes. Topic figures are those of the first code.
     """
     rows = {}
     for name, tokenizer in tokenizers.items():
@@ -116,7 +116,7 @@ def compare_tokenizers(
 
 
 def _group(codes_IL: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[I] the number of the item's row among the different rows."""
+    """[I] the number of each item's row among the different rows."""
     return np.unique(codes_IL, axis=0, return_inverse=True)[1].reshape(-1)
 
 
@@ -135,7 +135,7 @@ def _reconstruction_error(tokenizer: CodeTokenizer, codes_IL: Tensor, content_IE
 
 
 def _same_topic_rate(prefix_I: NDArray[np.int64], topic_I: NDArray[np.integer]) -> float | None:
-    """Pairs of tagged items sharing prefix and topic, over pairs sharing the prefix."""
+    """Pairs of tagged items that share prefix and topic, over pairs that share the prefix."""
     tagged = topic_I >= 0
     pairs = _num_pairs(prefix_I[tagged])
     if pairs == 0:
@@ -144,7 +144,7 @@ def _same_topic_rate(prefix_I: NDArray[np.int64], topic_I: NDArray[np.integer]) 
 
 
 def _topic_purity(prefix_I: NDArray[np.int64], topic_I: NDArray[np.integer]) -> float | None:
-    """Items of each prefix's most frequent topic, over all tagged items."""
+    """Items with the most frequent topic of their prefix, over all tagged items."""
     tagged = topic_I >= 0
     if not tagged.any():
         return None

@@ -1,23 +1,24 @@
 """Residual k-means: OneRec's tokenizer with balanced clusters (arXiv:2502.18965, §3.1, Algorithm 1), or plain.
 
-Level l clusters what the centroids of the levels before it left over, and an item's code there is its cluster. Clusters
-have exact capacities, so no code is ever dead or crowded. With ``assignment="nearest"`` it is the plain residual
-k-means of OneRec's technical report (arXiv:2506.13695) and of GRID.
+Level l clusters the residuals after the levels before it, and an item's code there is its cluster. Clusters have exact
+sizes, so no code is ever unused or crowded. ``assignment="nearest"`` gives the plain residual k-means of OneRec's
+technical report (arXiv:2506.13695) and of GRID.
 
 Deviations from the papers:
-    * Algorithm 1 fills the clusters one after the other, each with the nearest of the points not yet taken, so that the
-      last ones get leftovers from everywhere and the next level has little to gain. Here the points of all clusters are
+    * Algorithm 1 fills the clusters one after another, each with the nearest of the points not yet taken. So the last
+      ones get leftovers from everywhere, and the next level has little to gain. Here the points of all clusters are
       chosen together, at the least total distance, by an auction (Bertsekas & Castañón, 1989). On 2,000 items of the
-      simulator, levels of 32 and 64 codes leave 37% of the content's variance unexplained, and 42% by Algorithm 1,
-      which is there as ``assignment="greedy"``.
-    * |V| not divisible by K: the first ``I % C`` clusters take one item more, so sizes are within 1 of each other.
-    * Under ``greedy`` the order in which clusters choose is the (random) order of the starting centroids and stays the
-      same in every iteration; the paper's listing says no more, and a new order each time keeps it from settling.
-    * Every item gets a tuple of its own. The paper lets items collide. Here items which share a prefix are kept from
-      crowding one code: below a prefix, a code may hold only as many items as later levels can tell apart, one at the
-      last level. Such a choice always exists, at every level and with sizes still within 1, as long as there are at
-      least as many tuples as items; so no extra level is needed. Other ways are ``collisions="counter"`` (TIGER's extra
-      level) and ``"sinkhorn"`` (LC-Rec's repair of the last level, whose sizes then are no longer exact).
+      simulator, levels of 32 and 64 codes leave 37% of the content's variance unexplained, and 42% with Algorithm 1,
+      which is available as ``assignment="greedy"``.
+    * If |V| is not divisible by K, the first ``I % C`` clusters take one item more, so sizes are within 1 of each
+      other.
+    * Under ``greedy`` the clusters choose in the (random) order of the starting centroids, which is the same in every
+      iteration. The paper's listing does not specify the order, and a new one each time would prevent convergence.
+    * Every item gets its own tuple, while the paper lets items collide. Below a prefix, a code may hold only as many
+      items as later levels can separate, one at the last level. Such a choice always exists, at every level and with
+      sizes still within 1, if there are at least as many tuples as items. So no extra level is needed. Alternatives are
+      ``collisions="counter"`` (TIGER's extra level) and ``"sinkhorn"`` (LC-Rec's repair of the last level, whose sizes
+      are then no longer exact).
 """
 
 from __future__ import annotations
@@ -58,20 +59,20 @@ Collisions = Literal["apart", "counter", "sinkhorn"]
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualKMeansConfig(Ranged):
-    """How items become codes."""
+    """Options of residual k-means."""
 
     assignment: Assignment = "auction"
-    """How clusters are filled: of exact sizes by auction (at the least total distance) or greedy (the paper's Algorithm
-    1, cluster after cluster), or of any size with the items nearest to them (plain k-means)."""
+    """How clusters are filled: with exact sizes by auction (at the least total distance) or greedy (the paper's
+    Algorithm 1, cluster after cluster), or with any size by the nearest items (plain k-means)."""
     collisions: Collisions = "apart"
-    """What becomes of items with the same codes: apart (chosen so that there are none), counter (one more level counts
-    them) or sinkhorn (spread over the last level; what still collides is counted)."""
+    """Treatment of items with the same codes: apart (chosen so that there are none), counter (one more level counts
+    them) or sinkhorn (spread over the last level; those that still collide are counted)."""
     max_iterations: Passes = 30
-    """Most passes of k-means at a level; it stops earlier once no item changes its cluster."""
+    """Most passes of k-means per level; it stops earlier once no item changes its cluster."""
 
     num_codes: tuple[Width, ...] | None = None
-    """Codes of each level, one number per level; chosen by the number of items if left out.
-    Their product must be at least the number of items where collisions are kept apart."""
+    """Codes of each level, one number per level; chosen by the number of items if left out. Their product must be at
+    least the number of items if collisions are kept apart."""
     seed: Seed = 0
     """Seed of the starting centroids."""
 
@@ -95,10 +96,10 @@ class ResidualKMeans(CodeTokenizer):
         """Learn the codes of a catalogue.
 
         Args:
-            content_IE: [I, E] content embeddings; distances are Euclidean, so scale columns as they should count.
+            content_IE: [I, E] content embeddings; distances are Euclidean, so scale columns by their importance.
 
         Raises:
-            ValueError: the content is no finite matrix, a level has more codes than there are items, or there are
+            ValueError: the content is not a finite matrix, a level has more codes than there are items, or there are
                 fewer tuples than items and collisions are to be kept apart.
         """
         residual_IE = checked_content(content_IE)
@@ -145,7 +146,7 @@ def fit_centroids(
 ) -> Matrix:
     """Lloyd's iteration: float64 [C, D] centroids.
 
-    Under ``nearest`` a cluster that runs empty starts again at the point farthest from its centroid.
+    Under ``nearest`` a cluster that becomes empty restarts at the point farthest from its centroid.
     """
     sizes_C = cluster_sizes(len(points_ND), num_codes)
     centroids_CD = points_ND[rng.permutation(len(points_ND))[:num_codes]]
@@ -165,7 +166,7 @@ def _fill_empty(code_N: Ints, distance_N: Matrix, num_codes: int) -> Ints:
     """Codes after each empty cluster got one of the points farthest from their centroids."""
     empty = np.flatnonzero(np.bincount(code_N, minlength=num_codes) == 0)
     farthest = np.argsort(-distance_N, kind="stable")[: len(empty)]
-    far = distance_N[farthest] > 0  # a point on its centroid gains nothing elsewhere
+    far = distance_N[farthest] > 0  # a point on its centroid gains nothing by moving
     code_N[farthest[far]] = empty[far]
     return code_N
 

@@ -1,20 +1,20 @@
 """RQ-VAE: TIGER's tokenizer (arXiv:2305.05065, §3.1).
 
-An autoencoder of the items' content whose latents are quantized level by level; an item's codes are the codewords
-nearest to what the levels before them left over. Network and loss are in :mod:`feedgym.tokenizers.rqvae_network`.
+An autoencoder of the items' content whose latents are quantized level by level. An item's codes are the codewords
+nearest to the residual after the levels before. Network and loss are in :mod:`feedgym.tokenizers.rqvae_network`.
 
 Deviations from the paper:
-    * The encoder's hidden layers are 2/3, 1/3 and 1/6 of the content's width, which is the paper's 512, 256 and 128 at
-      its 768, but never narrower than the latents; ``hidden_widths`` sets others.
+    * The encoder's hidden layers have 2/3, 1/3 and 1/6 of the content's width, but at least that of the latents. At the
+      paper's 768 these are its 512, 256 and 128; ``hidden_widths`` sets others.
     * The content is centred and divided by one number, its overall standard deviation, so that the losses' weights do
       not depend on its scale.
-    * Codebooks start at residual k-means of the whole catalogue's latents, not of the first batch's: a batch is too
-      small to seed hundreds of codes.
-    * Codewords that no batch used for a while start again at random residuals of the batch; ``codebook="ema"`` learns
-      them as moving averages instead of by gradient. The paper tells of neither.
-    * Adam, 5,000 steps. The paper's Adagrad is there as ``optimizer``; its 20,000 epochs are ``steps``.
-    * Items whose codes are the same are counted by one more level, always there as in the paper, or with
-      ``collisions="sinkhorn"`` first spread over the last level and counted only if some still collide.
+    * Codebooks start from residual k-means of the whole catalogue's latents, not of the first batch's, because a batch
+      is too small to start hundreds of codes.
+    * Codewords that no batch used for a while restart at random residuals of the batch; ``codebook="ema"`` learns them
+      as moving averages instead of by gradient. The paper mentions neither.
+    * Adam with 5,000 steps. ``optimizer`` offers the paper's Adagrad; ``steps`` replaces its 20,000 epochs.
+    * One more level counts items with the same codes, always as in the paper. With ``collisions="sinkhorn"`` they are
+      first spread over the last level, and counted only if some still collide.
 """
 
 from __future__ import annotations
@@ -58,24 +58,24 @@ class RQVAEConfig(Ranged):
     """Sizes and training of an RQ-VAE."""
 
     hidden_widths: tuple[Width, ...] | None = None
-    """Widths of the encoder's hidden layers, and of the decoder's in reverse; by the content's width if left out."""
+    """Widths of the encoder's hidden layers, reversed for the decoder; chosen by the content's width if left out."""
     latent_width: Width = 32
     """Width of the latents and codewords."""
     beta: NonNegative = 0.25
-    """Weight of the commitment of latents to their codewords."""
+    """Weight of the commitment loss of latents to their codewords."""
     codebook: Literal["gradient", "ema"] = "gradient"
-    """How codewords learn: by gradient, or as moving averages of what they quantize."""
+    """How codewords are learned: by gradient, or as moving averages of the latents they quantize."""
     ema_decay: BelowOne = 0.99
     """Decay of the moving averages."""
     revive_steps: CountOrZero = 100
-    """Steps without use after which a codeword starts again at a random residual of the batch; 0 for never."""
+    """Steps without use after which a codeword restarts at a random residual of the batch; 0 for never."""
     collisions: Literal["counter", "sinkhorn"] = "counter"
-    """What becomes of items with the same codes: counter (one more level counts them) or sinkhorn (spread over the last
-    level; what still collides is counted)."""
+    """Treatment of items with the same codes: counter (one more level counts them) or sinkhorn (spread over the last
+    level; those that still collide are counted)."""
     optimizer: Literal["adam", "adagrad"] = "adam"
-    """What trains the network."""
+    """Optimiser of the network."""
     lr: LearningRate = 1e-3
-    """Learning rate, constant."""
+    """Constant learning rate."""
     batch_size: Count = 1024
     """Items per step."""
     steps: Steps = 5000
@@ -83,13 +83,13 @@ class RQVAEConfig(Ranged):
     kmeans_iterations: Passes = 30
     """Most passes of the k-means that starts each codebook."""
     checkpoint_steps: Count = 1000
-    """Steps between checkpoints, where a folder for them is given."""
+    """Steps between checkpoints, if a folder for them is given."""
 
     num_codes: tuple[Width, ...] | None = None
-    """Codes of each level, one number per level; chosen by the number of items if left out.
-    A level that counts colliding items comes after them."""
+    """Codes of each level, one number per level; chosen by the number of items if left out. A level that counts
+    colliding items comes after them."""
     seed: Seed = 0
-    """Seed of the initial weights, of k-means, of the order of the items and of revived codewords."""
+    """Seed for the initial weights, k-means, the order of the items and revived codewords."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,14 +127,14 @@ class RQVAE(CodeTokenizer):
         """Train on a catalogue and fix its codes.
 
         Args:
-            content_IE: [I, E] content embeddings; a tensor is trained on the device where it lies.
-            work: folder for a checkpoint every ``checkpoint_steps`` steps; training goes on from one found there, to
-                the same codes as if it had not been interrupted.
+            content_IE: [I, E] content embeddings; training runs on the device of a tensor.
+            work: folder for a checkpoint every ``checkpoint_steps`` steps; training resumes from one found there, with
+                the same codes as without an interruption.
             progress: called after each step with the loss and its parts.
 
         Raises:
-            ValueError: the content is no finite matrix, a level has more codes than there are items, or the checkpoint
-                belongs to another configuration or other content.
+            ValueError: the content is not a finite matrix, a level has more codes than there are items, or the
+                checkpoint belongs to another configuration or other content.
         """
         content = checked_content(content_IE)
         self.config = with_num_codes(self.config, len(content))
@@ -156,7 +156,7 @@ class RQVAE(CodeTokenizer):
         return self.freeze(codes_IL, num_codes, num_content_levels=len(self.config.num_codes), **learned)
 
     def quantize(self, content_NE: Tensor | ArrayLike) -> Tensor:
-        """int64 [N, num_content_levels] nearest codes of any content, items of another catalogue too."""
+        """int64 [N, num_content_levels] nearest codes of any content, including items of another catalogue."""
         network = self.network()
         content = torch.as_tensor(content_NE, dtype=torch.float32).cpu()
         return _nearest_codes(network, (content - self.learned["mean_E"]) / self.learned["scale"])[0]
@@ -176,7 +176,7 @@ class RQVAE(CodeTokenizer):
 
     def network(self) -> RQVAENetwork:
         """A copy of the trained network, on the CPU."""
-        self.trie()  # says what to do if nothing was learned yet
+        self.trie()  # raises an error with the remedy if nothing was learned yet
         network = self._network(len(self.learned["mean_E"]))
         prefix = "network."
         state = {k.removeprefix(prefix): v for k, v in self.learned.items() if k.startswith(prefix)}
@@ -194,7 +194,7 @@ class RQVAE(CodeTokenizer):
 def _train(
     network: RQVAENetwork, x_IE: Tensor, config: RQVAEConfig, checkpoint: _Checkpoint | None, progress: Progress
 ) -> None:
-    """Initialise the codebooks and take the steps that are left; all randomness is a function of seed and step."""
+    """Initialise the codebooks and do the remaining steps; all randomness is a function of seed and step."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS[config.optimizer](trained, lr=config.lr)
     done = checkpoint.read(network, optimizer) if checkpoint else 0
@@ -214,7 +214,7 @@ def _train(
 
 
 def _batch(step: int, num_items: int, config: RQVAEConfig) -> Tensor:
-    """The items of a step: each epoch goes through all of them in an order of its own."""
+    """The items of a step: each epoch goes through all of them in its own order."""
     steps_an_epoch = -(-num_items // config.batch_size)
     epoch, place = divmod(step, steps_an_epoch)
     order_I = np.random.default_rng([config.seed, 2, epoch]).permutation(num_items)
@@ -223,14 +223,14 @@ def _batch(step: int, num_items: int, config: RQVAEConfig) -> Tensor:
 
 @torch.no_grad()
 def _nearest_codes(network: RQVAENetwork, x_NE: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes [N, L] and what the last level quantized [N, D], on the CPU."""
+    """Codes [N, L] and the input of the last level [N, D], on the CPU."""
     parts = [network.quantizer(network.encoder(x)) for x in x_NE.split(_ENCODED_AT_ONCE)]
     codes_NL = torch.cat([part.codes_NL for part in parts])
     return codes_NL.cpu(), torch.cat([part.residuals_LND[-1] for part in parts]).cpu()
 
 
 def _spread(codes_IL: Tensor, residual_ID: Tensor, network: RQVAENetwork) -> Tensor:
-    """Codes whose last level was chosen anew for items that collided."""
+    """Codes with a new last level for items that collided."""
     prefix_I = codes_IL[:, :-1].unique(dim=0, return_inverse=True)[1].numpy()
     words_CD = network.quantizer.levels[-1].weight.detach().double().cpu().numpy()
     last_I = sinkhorn_apart(residual_ID.double().numpy(), words_CD, codes_IL[:, -1].numpy(), prefix_I)
@@ -238,7 +238,7 @@ def _spread(codes_IL: Tensor, residual_ID: Tensor, network: RQVAENetwork) -> Ten
 
 
 class _Checkpoint:
-    """A training that can go on: network, optimizer and the steps done, in one safetensors file."""
+    """State of a training that can be resumed: network, optimizer and step, in one safetensors file."""
 
     def __init__(self, folder: Path, config: RQVAEConfig, x_IE: Tensor) -> None:
         self.folder = folder
@@ -254,7 +254,7 @@ class _Checkpoint:
             save_file(tensors, folder / CHECKPOINT, metadata={"step": str(step), "belongs_to": self.belongs_to})
 
     def read(self, network: RQVAENetwork, optimizer: torch.optim.Optimizer) -> int:
-        """The steps done, 0 where there is no whole checkpoint."""
+        """The number of steps done; 0 without a complete checkpoint."""
         if (folder := last_whole_checkpoint(self.folder)) is None:
             return 0
         with safe_open(folder / CHECKPOINT, framework="pt") as opened:
@@ -262,7 +262,7 @@ class _Checkpoint:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         if metadata.get("belongs_to") != self.belongs_to:
             raise ValueError(
-                f"{folder} is of another configuration or other content; give another folder, or delete it."
+                f"{folder} belongs to another configuration or other content; give another folder, or delete it."
             )
         optimizer_state: dict[int, dict[str, Any]] = {}
         for name in [name for name in tensors if name.startswith("optimizer.")]:

@@ -2,14 +2,13 @@
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` rows of content, ``E`` its width, ``D`` latent width.
 
-Three things that are easily got wrong, and how they are here:
-    * A level's residual is what the *detached* codewords before it left over, and the straight-through estimate is made
-      once, over the sum of all codewords. Subtracting a straight-through codeword instead gives residuals without
-      gradient, and the commitment of all levels but the first never reaches the encoder.
-    * Every squared error, of the reconstruction as of the codes, is summed over dimensions and averaged over rows. A
-      mean in one and a sum in the other changes their weight by the width, and codebooks collapse.
-    * Whether the codebooks have been initialised is part of the state, so that a network read back is not initialised
-      anew.
+Three details that are easy to get wrong, and how they are done here:
+    * A level's residual is the latent minus the *detached* codewords before it, and the straight-through estimate is
+      made once, over the sum of all codewords. Subtracting a straight-through codeword instead gives residuals without
+      gradient. Then the commitment of all levels except the first never reaches the encoder.
+    * All squared errors, of the reconstruction and of the codes, are summed over dimensions and averaged over rows. A
+      mean in one and a sum in the other would change their relative weight by the width, and codebooks collapse.
+    * The state records that the codebooks have been initialised, so that a loaded network is not initialised again.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class QuantizedLatents(NamedTuple):
         codes_NL: int64 nearest codeword of each level.
         vectors_ND: the sum of the codewords; its gradient is the latents' (straight through).
         loss_N: sum over levels of |sg[r] - e|^2 + beta |r - sg[e]|^2, each summed over D.
-        residuals_LND: what each level quantized, without gradient.
+        residuals_LND: input of each level, without gradient.
     """
 
     codes_NL: Tensor
@@ -41,7 +40,7 @@ class QuantizedLatents(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Scalars; ``total`` is the sum of the others, each summed over dimensions and averaged over rows."""
+    """Scalar losses; ``total`` is the sum of the others, each summed over dimensions and averaged over rows."""
 
     total: Tensor
     reconstruction: Tensor
@@ -49,12 +48,12 @@ class Losses(NamedTuple):
 
 
 class Codebook(nn.Module):
-    """The C codewords of one level, learned by gradient or as moving averages of what they quantize.
+    """The C codewords of one level, learned by gradient or as moving averages of the vectors they quantize.
 
     Args:
         num_codes: C.
         width: D.
-        ema_decay: decay of the moving averages; None where gradients do the learning.
+        ema_decay: decay of the moving averages; None for learning by gradient.
     """
 
     idle_steps_C: Tensor
@@ -78,7 +77,7 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def place(self, codes: Tensor, vectors: Tensor, count: Tensor | float = 1.0) -> None:
-        """Put codewords somewhere, as the average of ``count`` rows."""
+        """Set codewords, as averages of ``count`` rows."""
         self.weight[codes] = vectors
         self.idle_steps_C[codes] = 0
         if self.ema_decay is not None:
@@ -87,13 +86,13 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def follow(self, residual_ND: Tensor, code_N: Tensor) -> None:
-        """Note which codewords were used and, with moving averages, move these (arXiv:1711.00937, app. A.1)."""
+        """Record which codewords were used and, with moving averages, update them (arXiv:1711.00937, app. A.1)."""
         count_C = code_N.bincount(minlength=len(self.weight)).to(self.weight.dtype)
         self.idle_steps_C += 1
         self.idle_steps_C[count_C > 0] = 0
         if self.ema_decay is not None:
-            # Counts and sums are averaged apart, so that their quotient weighs each row alike however many a step had;
-            # unused codewords stay where they are, as both would shrink alike.
+            # Counts and sums are averaged separately, so that their quotient weights each row equally whatever the
+            # batch size. Unused codewords stay where they are, as both would shrink by the same factor.
             sum_CD = torch.zeros_like(self.weight).index_add_(0, code_N, residual_ND)
             self.mean_count_C.lerp_(count_C, 1 - self.ema_decay)
             self.mean_sum_CD.lerp_(sum_CD, 1 - self.ema_decay)
@@ -101,9 +100,9 @@ class Codebook(nn.Module):
             self.weight[used_C] = self.mean_sum_CD[used_C] / self.mean_count_C[used_C][:, None]
 
     def revive(self, residual_ND: Tensor, after_steps: int, rng: np.random.Generator) -> int:
-        """Let codewords unused for ``after_steps`` steps start again at random rows; returns how many."""
-        # A codeword that is nearest to nothing gets no gradient and never comes back by itself. On a residual of the
-        # batch it is nearest to that one at once. Different rows, since of two codewords in one place only one is ever
+        """Restart codewords unused for ``after_steps`` steps at random rows; returns their number."""
+        # A codeword that is nearest to nothing gets no gradient and never recovers by itself. Placed on a residual of
+        # the batch, it is nearest to that one at once. The rows differ, since of two equal codewords only one is ever
         # used.
         dead = (self.idle_steps_C >= after_steps).nonzero().flatten()
         if len(dead):
@@ -113,7 +112,7 @@ class Codebook(nn.Module):
 
 
 class ResidualQuantizer(nn.Module):
-    """L codebooks, each quantizing what those before it left over.
+    """L codebooks, each quantizing the residual of those before it.
 
     Args:
         num_codes: codes of each level.
@@ -136,7 +135,7 @@ class ResidualQuantizer(nn.Module):
         return cast(list[Codebook], list(self.books))
 
     def forward(self, latent_ND: Tensor) -> QuantizedLatents:
-        """Quantize; nothing in the module changes."""
+        """Quantize without changing the module."""
         residual_ND, sum_ND = latent_ND, torch.zeros_like(latent_ND)
         loss_N = latent_ND.new_zeros(len(latent_ND))
         codes, residuals = [], []
@@ -154,12 +153,12 @@ class ResidualQuantizer(nn.Module):
         return QuantizedLatents(torch.stack(codes, dim=1), straight_ND, loss_N, torch.stack(residuals))
 
     def words(self, codes: Tensor) -> Tensor:
-        """The sum of the codewords [..., D] of codes [..., L or more]; levels without a codebook are passed over."""
+        """The sum of the codewords [..., D] of codes [..., L or more]; levels without a codebook are ignored."""
         return torch.stack([book.weight[codes[..., level]] for level, book in enumerate(self.levels)]).sum(dim=0)
 
     @torch.no_grad()
     def initialise(self, latent_ND: Tensor, iterations: int, rng: np.random.Generator) -> None:
-        """Codebooks by residual k-means of the latents, the first time only."""
+        """Initialise codebooks by residual k-means of the latents, only the first time."""
         if self.initialised:
             return
         residual_ND = latent_ND
@@ -171,7 +170,7 @@ class ResidualQuantizer(nn.Module):
         self.initialised.fill_(True)
 
     def follow(self, quantized: QuantizedLatents, revive_after_steps: int, rng: np.random.Generator) -> None:
-        """What a step changes besides gradients: moving averages, and codewords nobody uses (0: left alone)."""
+        """Apply a step's changes besides gradients: moving averages, and revival of unused codewords (0: none)."""
         for level, book in enumerate(self.levels):
             book.follow(quantized.residuals_LND[level], quantized.codes_NL[:, level])
             if revive_after_steps:
@@ -182,7 +181,7 @@ class RQVAENetwork(nn.Module):
     """Encoder, quantizer and decoder over standardised content.
 
     Args:
-        widths: of the encoder's layers, content first and latents last; the decoder has them in reverse.
+        widths: widths of the encoder's layers, from content to latents; the decoder has them in reverse.
         num_codes, beta, ema_decay: see :class:`ResidualQuantizer`.
     """
 
@@ -195,7 +194,7 @@ class RQVAENetwork(nn.Module):
         self.quantizer = ResidualQuantizer(num_codes, widths[-1], beta, ema_decay)
 
     def forward(self, content_NE: Tensor) -> tuple[Tensor, QuantizedLatents]:
-        """The content as the codes tell it, [N, E], and the codes."""
+        """The content reconstructed from the codes, [N, E], and the codes."""
         quantized = self.quantizer(self.encoder(content_NE))
         return self.decoder(quantized.vectors_ND), quantized
 

@@ -1,12 +1,12 @@
-"""The catalogue as a prefix tree of codes, held in flat tensors: what a decoder may generate next.
+"""The catalogue as a prefix tree of codes in flat tensors, which limits what a decoder may generate next.
 
-Nodes are numbered breadth first, lexicographically inside a level: the root is 0, and the node entered by edge ``e``
-is ``e + 1``. Edges are sorted by (parent, code), so one ``searchsorted`` walks any number of rows one level down, and
-no table of nodes x codes is needed. The node -1 is "off the tree": nothing is allowed there and it holds no item.
+Nodes are numbered breadth first, lexicographically inside a level: the root is 0, and the node entered by edge ``e`` is
+``e + 1``. Edges are sorted by (parent, code), so one ``searchsorted`` walks any number of rows one level down, and no
+table of nodes x codes is needed. The node -1 means "off the tree": nothing is allowed there and it holds no item.
 
-Where items come and go (:meth:`Trie.dated`), what may be generated depends on the time of a request. Then a user's
-nodes have numbers of their own, of the items below them that exist (:meth:`Trie.supply`), and R rows are those of U
-users in order, equally many each.
+If items come and go (:meth:`Trie.dated`), the allowed codes depend on the time of a request. Then each user has counts
+of the existing items below every node (:meth:`Trie.supply`), and the R rows are those of U users in order, equally many
+each.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` rows being decoded, ``W`` the widest node's children,
 ``X`` nodes of the tree, ``J`` items blocked in a row.
@@ -28,21 +28,21 @@ from feedgym.data.events import Catalog
 class Trie:
     """A prefix tree over the items' code tuples. Build it with :meth:`from_codes`.
 
-    Tensors with a last row more than their axis says keep the answer for index -1 there.
+    Tensors with one row more than their axis says hold the answer for index -1 in the last row.
 
     Attributes:
         num_codes: codes of each of the L levels.
         codes_IL: int64 [I+1, L] codes of the items; row -1 is -1.
-        path_IL: int64 [I+1, L+1] the nodes on the way to each item, root first; row -1 is -2, which is no node.
+        path_IL: int64 [I+1, L+1] the nodes on the path to each item, root first; row -1 is -2, which is not a node.
         edge_key: int64 [X-1] parent x max(num_codes) + code, ascending.
         first_edge_X: int64 [X+1] the edge to the node's first child.
         num_children_X: int64 [X+1].
         num_items_X: int64 [X+1] items below the node.
         item_X: int64 [X+1] the item of a leaf, -1 elsewhere.
-        widest: most children of a node, one number per level.
-        fewest: least number of items below a child, one number per level.
-        upload_s_I: float64 [I+1] when each item comes, never for item -1; None where all are always there.
-        withdraw_s_I: float64 [I+1] when it is gone again.
+        widest: largest number of children of a node, one number per level.
+        fewest: smallest number of items below a child, one number per level.
+        upload_s_I: float64 [I+1] upload time of each item, never for item -1; None if all items always exist.
+        withdraw_s_I: float64 [I+1] withdrawal time of each item.
     """
 
     num_codes: tuple[int, ...]
@@ -60,11 +60,11 @@ class Trie:
 
     @classmethod
     def from_codes(cls, codes_IL: Tensor, num_codes: tuple[int, ...] | None = None) -> Self:
-        """The tree of I items, on the CPU.
+        """Build the tree of I items, on the CPU.
 
         Args:
             codes_IL: integer [I, L] codes, every item's tuple different.
-            num_codes: codes of each level; the largest code in use plus one where left out.
+            num_codes: codes of each level; the largest code in use plus one if left out.
 
         Raises:
             ValueError: there are no items, a code lies outside its level, or two items share a tuple.
@@ -73,14 +73,14 @@ class Trie:
         num_codes = _checked_num_codes(codes, num_codes)
         num_items, num_levels = codes.shape
         # Sorted by their codes, the items below any node are neighbours: a level's nodes begin where the prefix
-        # changes, and a node has as many items as it is rows to the next beginning.
+        # changes, and the number of rows to the next beginning is a node's number of items.
         order_I = np.lexsort(codes.T[::-1])
         path_IL, starts = _number_nodes(codes[order_I])
         if len(starts[-1]) < num_items:
             twin = int(np.flatnonzero(np.diff(path_IL[:, -1]) == 0)[0])
             raise ValueError(
                 f"Items {order_I[twin]} and {order_I[twin + 1]} share the codes {codes[order_I[twin]].tolist()}, and "
-                f"{num_items - len(starts[-1])} item(s) in all have no tuple of their own; add a level which tells "
+                f"{num_items - len(starts[-1])} item(s) in all have no tuple of their own; add a level that tells "
                 "colliding items apart."
             )
         num_nodes = 1 + sum(map(len, starts))
@@ -127,14 +127,14 @@ class Trie:
         return replace(self, **moved)
 
     def dated(self, catalog: Catalog) -> Self:
-        """The tree of items that come and go by the catalogue's times.
+        """The tree with items that come and go by the catalogue's times.
 
         Raises:
-            ValueError: the catalogue has other items than the tree.
+            ValueError: the catalogue and the tree have different numbers of items.
         """
         if catalog.num_items != self.num_items:
             raise ValueError(
-                f"The catalogue has {catalog.num_items} items and {self.num_items} have codes; fit the tokenizer to "
+                f"The catalogue has {catalog.num_items} items but {self.num_items} have codes; fit the tokenizer to "
                 "the contents of the whole catalogue."
             )
         device, upload_s_I, withdraw_s_I = self.codes_IL.device, catalog.upload_s_I, catalog.withdraw_s_I
@@ -147,26 +147,26 @@ class Trie:
         )
 
     def exists(self, time_s: Tensor, items: Tensor) -> Tensor:
-        """Whether items can be served at times, bool of the common shape; :meth:`dated` trees only."""
+        """True where items can be served at times, bool of the common shape; only for :meth:`dated` trees."""
         assert self.upload_s_I is not None and self.withdraw_s_I is not None
         return (self.upload_s_I[items] <= time_s) & (time_s < self.withdraw_s_I[items])
 
     def num_existing(self, time_s_U: Tensor) -> Tensor:
-        """How many items can be served at each time, int64 [U]; :meth:`dated` trees only."""
+        """Number of items that can be served at each time, int64 [U]; only for :meth:`dated` trees."""
         assert self.upload_s_I is not None and self.withdraw_s_I is not None
-        gone_s_I = torch.maximum(self.upload_s_I, self.withdraw_s_I)  # who is withdrawn before the upload never comes
+        gone_s_I = torch.maximum(self.upload_s_I, self.withdraw_s_I)  # items withdrawn before their upload never exist
         come, gone = (torch.searchsorted(v.sort().values, time_s_U, right=True) for v in (self.upload_s_I, gone_s_I))
         return come - gone
 
     def supply(self, time_s_U: Tensor) -> Tensor:
-        """Items below each node that exist at U requests, int32 [U, X+1]; :meth:`dated` trees only.
+        """Number of items below each node that exist at U requests, int32 [U, X+1]; only for :meth:`dated` trees.
 
-        Memory is that of U times the tree, so it is for few users at a time.
+        It takes U times the memory of the tree, so use it for few users at a time.
         """
         items_I = torch.arange(self.num_items, device=time_s_U.device)
         exists_UI = self.exists(time_s_U[:, None], items_I).int()
         supply_UX = exists_UI.new_zeros(len(time_s_U), len(self.num_items_X))
-        # Each item counts in all nodes on its way, level by level; ``scatter_add_`` adds for all users at once.
+        # Each item counts in all nodes on its path, level by level; ``scatter_add_`` adds for all users at once.
         for node_I in self.path_IL[:-1].T:
             supply_UX.scatter_add_(1, node_I.expand(len(time_s_U), -1), exists_UI)
         return supply_UX
@@ -178,20 +178,20 @@ class Trie:
     def allowed(
         self, nodes_R: Tensor, level: int, used_items_RJ: Tensor | None = None, supply_UX: Tensor | None = None
     ) -> Tensor:
-        """Which codes may come next.
+        """Mask of the codes that may come next.
 
-        A code is masked when every item below it is used or absent, so a prefix never leads to a dead end as long as
-        the row has an unused item left at all.
+        A code is forbidden if every item below it is used or absent. So a prefix never leads to a dead end as long as
+        the row has any unused item left.
 
         Args:
             nodes_R: int64 nodes, all at depth ``level`` (0 is the root) or -1.
             level: the level of the code to choose, 0..L-1.
             used_items_RJ: int64 items the row may not generate (already in the session, or in the history to block),
                 padded with -1; an item may be there twice.
-            supply_UX: of :meth:`supply`, where only what exists may be generated; the used items must exist then.
+            supply_UX: from :meth:`supply`, if only existing items may be generated; the used items must exist then.
 
         Returns:
-            bool [R, C], C being the codes of that level.
+            bool [R, C], where C is the number of codes of that level.
         """
         if level == 0:  # all rows of a user are at the root: look its children up once
             num_users = 1 if supply_UX is None else len(supply_UX)
@@ -205,9 +205,9 @@ class Trie:
         return mask_RC[:, :-1]
 
     def _children(self, nodes_R: Tensor, level: int, supply_UX: Tensor | None) -> Tensor:
-        """Bool [R, C+1]: the codes of the nodes' children; the last column collects what is no code."""
-        # As many places per row as the widest node has children, so that rows of different nodes make one array. Places
-        # that are no child write into one column more than there are codes, which spares a mask over (row, place).
+        """Bool [R, C+1]: the codes of the nodes' children; the last column collects everything that is not a code."""
+        # Each row has as many places as the widest node has children, so that rows of different nodes form one array.
+        # Places without a child write into an extra column, which avoids a mask over (row, place).
         place_W = torch.arange(self.widest[level], device=nodes_R.device)
         edge_RW = (self.first_edge_X[nodes_R][:, None] + place_W).clamp(max=len(self.edge_key) - 1)
         real_RW = place_W < self.num_children_X[nodes_R][:, None]
@@ -220,8 +220,8 @@ class Trie:
     def _exhausted(self, nodes_R: Tensor, level: int, used_items_RJ: Tensor, supply_UX: Tensor | None) -> Tensor:
         """int64 [R, J] codes below which all items are used; C where a used item exhausts none."""
         num_codes, last = self.num_codes[level], level == self.num_levels - 1
-        # A child is exhausted if as many different used items lie below it as it has items. Only the used items' own
-        # children can be, so J codes per row are looked at and not all C. Sorting brings an item's copies together.
+        # A child is exhausted if all items below it are used. Only the parents of used items can be, so J codes per row
+        # are checked instead of all C. Sorting brings an item's copies together.
         used_RJ = used_items_RJ if last else used_items_RJ.sort(dim=1).values
         under_RJ = self.path_IL[used_RJ, level] == nodes_R[:, None]
         if not last:  # an item listed twice counts once; at the last level a child is one item and nothing is counted
@@ -238,7 +238,7 @@ class Trie:
     def child(self, nodes: Tensor, codes: Tensor) -> Tensor:
         """The nodes [...] reached from ``nodes`` by ``codes`` (shapes broadcast); -1 where the code is illegal."""
         # One number per (parent, code), ascending like the edges, so that a lookup is a binary search. Codes outside
-        # 0..base-1 are refused apart: their numbers are those of other parents' edges.
+        # 0..base-1 are refused separately, because their numbers belong to other parents' edges.
         base = max(self.num_codes)
         key = nodes * base + codes
         edge = torch.searchsorted(self.edge_key, key.contiguous()).clamp(max=len(self.edge_key) - 1)
@@ -250,10 +250,10 @@ class Trie:
         return self.item_X[nodes]
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The item ids [...] of codes [..., L]; -1 where no item has them.
+        """The item ids [...] of codes [..., L]; -1 if no item has them.
 
         Raises:
-            ValueError: the last axis has not L codes.
+            ValueError: the last axis does not have L codes.
         """
         if codes.shape[-1] != self.num_levels:
             raise ValueError(
@@ -287,20 +287,20 @@ def _checked_num_codes(codes_IL: np.ndarray, num_codes: tuple[int, ...] | None) 
         item, level = np.argwhere(outside_IL)[0]
         raise ValueError(
             f"Item {item} has code {codes_IL[item, level]} at level {level}, outside 0..{num_codes[level] - 1}; "
-            "raise num_codes or mend the codes."
+            "raise num_codes or fix the codes."
         )
     return num_codes
 
 
 def _number_nodes(sorted_codes_IL: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Nodes on the way to each item of a sorted table.
+    """Numbers the nodes on the path to each item of a sorted table.
 
     Returns:
         int64 [I, L+1] node numbers, root first, and for each level the rows where a new node begins.
     """
     num_items, num_levels = sorted_codes_IL.shape
-    # A node begins where the code differs from the row above or the parent does, so ``new_I`` only grows from level to
-    # level, and counting its beginnings numbers the nodes breadth first.
+    # A node begins where the code or the parent differs from the row above. So ``new_I`` only grows from level to
+    # level, and counting the beginnings numbers the nodes breadth first.
     new_I = np.arange(num_items) == 0
     path_IL, starts, num_nodes = np.zeros((num_items, num_levels + 1), dtype=np.int64), [], 1
     for level in range(num_levels):

@@ -1,6 +1,6 @@
-"""The tokens a generative model reads and writes: padding, BOS and one block of codes per level.
+"""Tokens that a generative model reads and writes: padding, BOS and one block of codes per level.
 
-Token ids never leave :mod:`feedgym.tokenizers` and :mod:`feedgym.agents`; everything else speaks of item ids.
+Token ids never leave :mod:`feedgym.tokenizers` and :mod:`feedgym.agents`; everything else uses item ids.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ class Vocabulary:
         return torch.where(codes < 0, self.pad_id, codes + self._per_level(self._offsets, codes))
 
     def codes(self, tokens: Tensor) -> Tensor:
-        """int64 codes [..., L] of tokens [..., L]; -1 where a token is no code of its level."""
+        """int64 codes [..., L] of tokens [..., L]; -1 where a token is not a code of its level."""
         codes = tokens - self._per_level(self._offsets, tokens)
         legal = (codes >= 0) & (codes < self._per_level(self.num_codes, tokens))
         return torch.where(legal, codes, -1)
 
     def session_tokens(self, codes: Tensor) -> Tensor:
-        """Sessions as a decoder reads them, BOS before every item (OneRec, arXiv:2502.18965, §3.2).
+        """Turns sessions into decoder tokens, with BOS before every item (OneRec, arXiv:2502.18965, §3.2).
 
         Args:
             codes: int64 [..., K, L] codes; -1 for places after the session's last item.
