@@ -197,7 +197,7 @@ def test_an_agents_drawn_sessions_can_name_the_candidates():
     agent = cascade_of(catalog_of(6), retriever, Ranker(num_items=6))
     check_recommender(agent, toy_histories(9, seed=5), 6)
     few = cascade_of(catalog_of(6), Voted(SessionRecommender(toy_model(), toy_tokenizer(), 1), 6, 1), Ranker(), 2)
-    with pytest.raises(ValueError, match="1 items for a user and a session 2"):
+    with pytest.raises(ValueError, match="1 items for a user, a session 2"):
         few.recommend(histories)
 
 
@@ -223,7 +223,7 @@ def test_a_saved_cascade_comes_back(tmp_path):
     with pytest.raises(ValueError, match="ranker="):
         Cascade.load(tmp_path / "agent")
     (tmp_path / "agent" / "cascade.json").write_text("{}")
-    with pytest.raises(ValueError, match="no whole cascade"):
+    with pytest.raises(ValueError, match="no complete cascade"):
         Cascade.load(tmp_path / "agent", ranker=Ranker())
 
 

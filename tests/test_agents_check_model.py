@@ -229,10 +229,10 @@ BROKEN = [
     (Parentless, r"state does not follow select\(parent_US\)"),
     (Mixed, "mix no users' rows"),
     (Memoryless, r"start\(\) returned SimpleNamespace, which has no select\(parent_US\)"),
-    (Pickled, r"wrote weights.pt; write .safetensors and .json alone: pickles and code"),
-    (Forgetful, "other logits than the saved one's; save and load every weight"),
-    (Trusting, "took another tokenizer than the model was built with; save tokenizer.hash"),
-    (Crashing, r"fails at another tokenizer with KeyError \('size'\); compare tokenizer.hash"),
+    (Pickled, r"wrote weights.pt; write only .safetensors and .json: pickles and code"),
+    (Forgetful, "other logits than the saved one; save and load every weight"),
+    (Trusting, "accepted another tokenizer than the model was built with; save tokenizer.hash"),
+    (Crashing, r"fails for another tokenizer with KeyError \('size'\); compare tokenizer.hash"),
 ]
 
 

@@ -199,10 +199,10 @@ def test_a_run_is_silent_and_leaves_nothing_of_mixed_precision_on_the_model(tmp_
     [
         ({"batch_size": 0}, "batch_size=0 must be 1 or more"),
         ({"lr": -1e-3}, "lr=-0.001 must be above 0"),
-        ({"lr": float("nan")}, "lr=nan is no finite number"),
+        ({"lr": float("nan")}, "lr=nan is not a finite number"),
         ({"checkpoint_steps": 0}, "checkpoint_steps=0 must be 1 or more"),
         ({"log_steps": 0}, "log_steps=0 must be 1 or more"),
-        ({"epochs": 0.0}, "epochs=0.0 must be above 0, or give steps"),
+        ({"epochs": 0.0}, "epochs=0.0 must be above 0; raise it or give steps"),
         ({"steps": -1}, "steps=-1 must be 0 or more"),
         ({"warmup_steps": -1}, "warmup_steps=-1 must be 0 or more"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1 must be 0 or more"),
@@ -229,7 +229,7 @@ def test_histories_and_sessions_that_do_not_match_are_refused(num):
     histories = toy_histories(4)
     with pytest.raises(ValueError, match=f"{len(histories.rows(slice(num, 4)))} histories and {num} sessions"):
         SessionDataset(histories=histories.rows(slice(num, 4)), item_ids_NK=torch.zeros(num, K, dtype=torch.long))
-    with pytest.raises(ValueError, match="0 histories and 0 sessions; give one history a session and at least one"):
+    with pytest.raises(ValueError, match="0 histories and 0 sessions; give one history per session and at least one"):
         SessionDataset(histories=histories.rows(slice(0, 0)), item_ids_NK=torch.zeros(0, K, dtype=torch.long))
 
 

@@ -68,7 +68,7 @@ def test_a_clone_serves_sessions_as_often_as_it_holds_them_likely():
 
 
 def test_a_folder_without_a_whole_agent_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no whole agent"):
+    with pytest.raises(ValueError, match="no complete agent"):
         RLlibRecommender.load(tmp_path)
 
 

@@ -106,19 +106,19 @@ class Demanding(BestSession):
 
 
 BROKEN = [
-    (Idle, "did not change the model that it was given, though the scores differ; train it in place"),
+    (Idle, "did not change the model it was given, though the scores differ; train it in place"),
     (Short, r"update\(\) cannot be called .*; let it take \(model, histories, sampled, logged_UK, work, progress"),
-    (Rescaling, "changed the sampled that it was given; work on copies"),
+    (Rescaling, "changed the sampled it was given; work on copies"),
     (Dicey, "made other weights of the same round the second time; draw every random number"),
     (Tensors, r"returned first_loss=a Tensor; return finite Python numbers"),
     (Undefined, "returned gain=nan; return finite"),
     (Silent, "never called progress; call it after each step"),
-    (Overdone, r"told progress\(2, 1\) after 0 steps"),
+    (Overdone, r"called progress\(2, 1\) after 0 steps"),
     (Training, r"left the model with other training flags.*end with model.eval\(\)"),
     (WithoutDropout, "left the model with other training flags, dropout rates"),
-    (Littering, "left log.txt outside of its folder; write into work alone"),
-    (Normalising, "Where all sessions of a user have the same score: .* weights that are not finite"),
-    (Demanding, "Where all sessions of a user have the same score: no spread. Leave such users out"),
+    (Littering, "left log.txt outside of its folder; write only into work"),
+    (Normalising, "If all sessions of a user have the same score: .* weights that are not finite"),
+    (Demanding, "If all sessions of a user have the same score: no spread. Skip such users"),
 ]
 
 

@@ -235,7 +235,7 @@ def test_log1mexp_is_precise_and_its_gradients_are_finite():
         (CDPO, {"label_smoothing": 0.0}, "label_smoothing=0.0 must be above 0"),
         (RDPO, {"label_smoothing": 0.5}, "label_smoothing=0.5 must be below 0.5"),
         (APO, {"kind": "up"}, "kind='up' is unknown; choose one of zero, down"),
-        (SPPO, {"score_unit": "spread"}, "score_unit='spread' does nothing to labels='hard'; choose soft"),
+        (SPPO, {"score_unit": "spread"}, "score_unit='spread' has no effect on labels='hard'; choose soft"),
         (SPPO, {"labels": "both"}, "labels='both' is unknown"),
         (KTO, {"batch_size": 1}, "batch_size=1 must be 2 or more"),
     ],

@@ -183,7 +183,7 @@ def test_probabilities_of_winning_are_means_over_the_whole_group():
     "kind, given_settings, message",
     [
         (PairingConfig, {"kind": "worst"}, "kind='worst' is unknown; choose one of best_worst, best_random, any"),
-        (PairingConfig, {"margin_unit": "spread"}, "margin_unit='spread' does nothing to margin=0; set a margin"),
+        (PairingConfig, {"margin_unit": "spread"}, "margin_unit='spread' has no effect on margin=0; set a margin"),
         (
             PairingConfig,
             {"margin": 1.0, "margin_unit": "sd"},
@@ -200,7 +200,7 @@ def test_settings_are_checked(kind, given_settings, message):
 
 def test_more_sessions_than_were_drawn_are_refused():
     sampled = random_sessions(0)
-    with pytest.raises(ValueError, match="6 sessions were drawn per user and 7 are wanted; draw more"):
+    with pytest.raises(ValueError, match="6 sessions were drawn per user but 7 are needed; draw more"):
         choose_lists(sampled, ListingConfig(num=6), 0)
-    with pytest.raises(ValueError, match="6 sessions were drawn per user and 8 are wanted"):
+    with pytest.raises(ValueError, match="6 sessions were drawn per user but 8 are needed"):
         choose_grades(sampled, GradingConfig(good=4, bad=4))

@@ -234,7 +234,7 @@ def test_the_format_reward_gives_the_first_sessions_of_a_random_group_an_advanta
     loss.backward()
     assert loss.item() == pytest.approx(-3 / 4)
     assert (new.grad[:, :3] < 0).all() and (new.grad[:, 3] == 0).all()
-    with pytest.raises(ValueError, match="format_samples=17 exceeds group_size=16; lower it or raise that"):
+    with pytest.raises(ValueError, match="format_samples=17 exceeds group_size=16; lower format_samples"):
         ECPOConfig(format_samples=17)
 
 
@@ -466,7 +466,7 @@ def test_the_methods_are_sound(name):
         (GRPOConfig, {"schedule": "step"}, "schedule='step' is unknown; choose one of cosine"),
         (ECPOConfig, {"level": "word"}, "level='word' is unknown; choose one of code, item, session"),
         (GBPOConfig, {"level": "word"}, "level='word' is unknown; choose one of code, item, session"),
-        (GBPOConfig, {"top_share": 0.7, "bottom_share": 0.5}, "are more than a group; lower one"),
+        (GBPOConfig, {"top_share": 0.7, "bottom_share": 0.5}, "add up to more than 1; lower one"),
     ],
 )
 def test_senseless_options_are_refused(kind, changes, message):

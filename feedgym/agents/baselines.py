@@ -1,4 +1,4 @@
-"""Agents without a network: random items, the most popular ones, and neighbours of what the user took.
+"""Agents without a network: random items, the most popular items, and neighbours of the user's items.
 
 Those with ``scores`` can be judged by full ranking (:mod:`feedgym.experiments.retrieval.metrics`).
 """
@@ -18,7 +18,7 @@ from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, Event, EventLog
 
 LOW_SCORE, LOW_LOGIT = -1e30, -100.0
-"""What a seen item scores: below all others, yet it can still be served where nothing else is left."""
+"""Score of a seen item: below all others, but it can still be served if nothing else is left."""
 
 
 class RandomRecommender:
@@ -27,8 +27,8 @@ class RandomRecommender:
     Args:
         num_items: I.
         session_length: K, at most I.
-        seed: decides what :meth:`recommend` serves; a request is told apart from others by its history.
-        catalog: serve only what exists by its times, where histories are dated.
+        seed: for :meth:`recommend`, whose sessions depend on the seed and on the request's history.
+        catalog: with dated histories, serve only items that exist by the catalogue's times.
 
     Raises:
         ValueError: the sessions are longer than the catalogue.
@@ -40,7 +40,7 @@ class RandomRecommender:
         self.catalog = catalog
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
-        """``n`` sessions a user, uniform over ordered sessions, with their log-probability."""
+        """``n`` sessions per user, uniform over ordered sessions, with their log-probability."""
         luck_USI = torch.rand(len(histories), n, self.num_items, generator=generator)
         exists_UI = existing_items(histories, self.catalog, self.session_length)
         items_USK = _ruled_out(luck_USI, exists_UI).topk(self.session_length, dim=-1).indices
@@ -50,19 +50,19 @@ class RandomRecommender:
         return SessionBatch(item_ids_USK=items_USK, logp_US=logp_U1.float().repeat(1, n))
 
     def recommend(self, histories: EventBatch) -> SessionBatch:
-        """One session a user, the same for the same request."""
+        """One session per user, the same for the same request."""
         luck_UI = request_noise(histories, self.num_items, self.seed)
         luck_UI = _ruled_out(luck_UI, existing_items(histories, self.catalog, self.session_length))
         return _served(luck_UI.topk(self.session_length, dim=1).indices)
 
 
 class PopularRecommender:
-    """The most popular items that the user's history does not show.
+    """The most popular items that are not in the user's history.
 
     Args:
         count_I: how often each item was seen, or any other popularity.
         session_length: K, at most I.
-        catalog: serve only what exists by its times, where histories are dated.
+        catalog: with dated histories, serve only items that exist by the catalogue's times.
 
     Raises:
         ValueError: the sessions are longer than the catalogue.
@@ -74,7 +74,7 @@ class PopularRecommender:
         self.catalog = catalog
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
-        """``n`` sessions a user, drawn by popularity without replacement (Plackett-Luce)."""
+        """``n`` sessions per user, drawn by popularity without replacement (Plackett-Luce)."""
         score_UI = self._scores(histories)
         logit_UI = torch.where(score_UI == LOW_SCORE, LOW_LOGIT, score_UI.clamp_min(1e-9).log())
         logit_UI = _ruled_out(logit_UI, existing_items(histories, self.catalog, self.session_length))
@@ -86,11 +86,11 @@ class PopularRecommender:
         return _served(order_UI[:, : self.session_length])
 
     def scores(self, histories: EventBatch) -> Tensor:
-        """Popularity [U, I], of seen items too."""
+        """Popularity [U, I], also of seen items."""
         return self.count_I.repeat(len(histories), 1)
 
     def _scores(self, histories: EventBatch) -> Tensor:
-        """Popularity [U, I], far below zero where the history shows the item, and -inf where it does not exist."""
+        """Popularity [U, I], far below zero for items in the history, and -inf for items that do not exist."""
         scores_UI = _without_seen(self.scores(histories), histories)
         return _ruled_out(scores_UI, existing_items(histories, self.catalog, self.session_length))
 
@@ -98,17 +98,17 @@ class PopularRecommender:
 class ItemKNNRecommender:
     """Items near to those in the user's history: cosine over the users who took both (Sarwar et al., WWW 2001).
 
-    sim(i, j) = n_ij / (sqrt(n_i n_j) + shrink), with n_ij the users who took both; an item keeps its ``neighbours``
-    nearest ones. An item's score is the sum over the history's different items of their similarity to it. Items that
-    are near to none follow after all others, by popularity.
+    sim(i, j) = n_ij / (sqrt(n_i n_j) + shrink), where n_ij users took both; an item keeps its ``neighbours`` nearest
+    ones. An item's score is the sum of its similarities to the different items of the history. Items that are near to
+    none come after all others, by popularity.
 
     Args:
         similarity_II: sparse; row i holds the neighbours of item i.
         count_I: how many users took each item.
         session_length: K, at most I.
-        recent: how many of a history's last events count; all if None. To be chosen on validation targets: where tastes
+        recent: how many of a history's last events count; all if None. Choose it on validation targets: where tastes
             drift, a few are far better than all.
-        catalog: serve only what exists by its times, where histories are dated.
+        catalog: with dated histories, serve only items that exist by the catalogue's times.
 
     Raises:
         ValueError: the sessions are longer than the catalogue, or ``recent`` is below 1.
@@ -142,17 +142,17 @@ class ItemKNNRecommender:
         behaviours: tuple[str, ...] = BEHAVIOURS[:-1],
         catalog: Catalog | None = None,
     ) -> Self:
-        """Neighbours from a log of training events.
+        """Builds neighbours from a log of training events.
 
         Args:
-            log: the events that may be learnt from.
+            log: the training events.
             num_items: I.
             session_length: K.
-            neighbours: kept of an item.
-            shrink: lowers similarities that few users vouch for.
+            neighbours: how many neighbours an item keeps.
+            shrink: lowers similarities that are based on few users.
             recent: how many of a history's last events count; all if None.
             behaviours: an examined exposure with any of these is an item taken.
-            catalog: serve only what exists by its times, where histories are dated.
+            catalog: with dated histories, serve only items that exist by the catalogue's times.
 
         Raises:
             ValueError: ``neighbours`` is below 1, ``shrink`` negative, or nothing was taken.
@@ -172,9 +172,9 @@ class ItemKNNRecommender:
         return cls(similarity_II, torch.from_numpy(count_I), session_length, recent=recent, catalog=catalog)
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
-        """``n`` sessions a user, drawn by score without replacement (Plackett-Luce); items near to none are rare."""
+        """``n`` sessions per user, drawn by score without replacement (Plackett-Luce); items near to none are rare."""
         score_UI = self._scores(histories)
-        # What is near to none has a score in (-1, 0): a hundred times rarer than the least similarity in use.
+        # Items near to none have a score in (-1, 0): a hundred times rarer than the least similarity in use.
         logit_UI = torch.where(score_UI > 0, score_UI.clamp_min(1e-6), 1e-8 * (score_UI + 1).clamp_min(1e-3)).log()
         logit_UI = torch.where(score_UI == LOW_SCORE, LOW_LOGIT, logit_UI)
         logit_UI = torch.where(score_UI == -torch.inf, score_UI, logit_UI)
@@ -186,7 +186,7 @@ class ItemKNNRecommender:
         return _served(order_UI[:, : self.session_length])
 
     def scores(self, histories: EventBatch) -> Tensor:
-        """Sum of similarities [U, I], float64, of seen items too; from -1 to 0 for items near to none."""
+        """Sum of similarities [U, I], float64, also of seen items; from -1 to 0 for items near to none."""
         mask_UT = histories.mask_UT
         if self.recent is not None:
             from_end_UT = mask_UT.sum(1, keepdim=True) - mask_UT.cumsum(1)
@@ -202,17 +202,17 @@ class ItemKNNRecommender:
         return torch.where(score_UI > 0, score_UI, popularity_I)
 
     def _scores(self, histories: EventBatch) -> Tensor:
-        """Scores [U, I], far below zero where the history shows the item, and -inf where it does not exist."""
+        """Scores [U, I], far below zero for items in the history, and -inf for items that do not exist."""
         scores_UI = _without_seen(self.scores(histories), histories)
         return _ruled_out(scores_UI, existing_items(histories, self.catalog, self.session_length))
 
 
 KNN_BLOCK = 512
-"""Items whose co-occurrences are held at a time; the whole I x I is never there."""
+"""Items whose co-occurrences are held at a time; the whole I x I matrix never is."""
 
 
 def _nearest(taken_UI: sparse.csr_matrix, count_I: np.ndarray, neighbours: int, shrink: float) -> sparse.csr_matrix:
-    """Each item's nearest neighbours [I, I], sparse; of equally near ones the lower id."""
+    """Each item's nearest neighbours [I, I], sparse; among equally near ones the lower id wins."""
     by_item = taken_UI.T.tocsr()
     blocks = []
     for low in range(0, len(count_I), KNN_BLOCK):
@@ -223,7 +223,7 @@ def _nearest(taken_UI: sparse.csr_matrix, count_I: np.ndarray, neighbours: int, 
         other = column != low + row
         row, column, similarity = row[other], column[other], similarity[other]
         shape = (min(KNN_BLOCK, len(count_I) - low), len(count_I))
-        if len(row) > 4 * shape[0] * neighbours:  # sorting all would be slow: first find how near the last kept one is
+        if len(row) > 4 * shape[0] * neighbours:  # sorting all is slow: first find how near the last kept one is
             dense = sparse.csr_matrix((similarity, (row, column)), shape=shape).toarray()
             near = similarity >= np.partition(dense, -neighbours, axis=1)[:, -neighbours][row]
             row, column, similarity = row[near], column[near], similarity[near]
@@ -235,14 +235,14 @@ def _nearest(taken_UI: sparse.csr_matrix, count_I: np.ndarray, neighbours: int, 
 
 
 def _ruled_out(score: Tensor, exists_UI: Tensor | None) -> Tensor:
-    """Scores [U, I] or [U, S, I], -inf where an item does not exist."""
+    """Scores [U, I] or [U, S, I] with -inf for items that do not exist."""
     if exists_UI is None:
         return score
     return score.masked_fill(~exists_UI if score.ndim == 2 else ~exists_UI[:, None], -torch.inf)
 
 
 def _without_seen(score_UI: Tensor, histories: EventBatch) -> Tensor:
-    """Scores that are far below all others where the user is known to have seen the item."""
+    """Scores with items that the user is known to have seen far below all others."""
     items_UX, known_UX = seen_by(histories)
     seen_UX = items_UX.masked_fill(~known_UX, score_UI.shape[1]).cpu()
     return F.pad(score_UI, (0, 1)).scatter_(1, seen_UX, LOW_SCORE)[:, :-1]
@@ -260,13 +260,14 @@ def _plackett_luce_logp(logit_UI: Tensor, items_USK: Tensor) -> Tensor:
     logit_USI = logit_UI[:, None].expand(-1, items_USK.shape[1], -1)
     chosen_USK = logit_USI.gather(2, items_USK)
     never_US1 = logit_USI.scatter(2, items_USK, -torch.inf).logsumexp(2, keepdim=True)
-    # Mass left before item k, summed from the end: the total less what went before would drown small items in rounding.
+    # Mass left before item k, summed from the end: subtracting the earlier ones from the total would drown small items
+    # in rounding.
     left_USK = torch.cat([never_US1, chosen_USK.flip(2)], dim=2).logcumsumexp(2)[..., 1:].flip(2)
     return (chosen_USK - left_USK).sum(2)
 
 
 def _served(items_UK: Tensor) -> SessionBatch:
-    """Chosen sessions of agents that have no log-probability for their choice."""
+    """Sessions of agents that have no log-probability for their choice."""
     return SessionBatch(item_ids_USK=items_UK[:, None], logp_US=torch.full((len(items_UK), 1), torch.nan))
 
 

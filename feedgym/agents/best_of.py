@@ -1,7 +1,7 @@
-"""Best of N: an agent draws N sessions at each request, and the one that a reward scores best is served.
+"""Best of N: an agent draws N sessions at each request, and serves the one with the best reward.
 
-The control that every alignment is measured against (Stiennon et al., arXiv:2009.01325, §4.1): it needs no training,
-and pays for it at every request. Nothing is known of its log-probabilities, which are NaN.
+Every alignment is compared with it (Stiennon et al., arXiv:2009.01325, §4.1): it needs no training, but costs more at
+every request. Its log-probabilities are unknown, NaN.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class BestOf:
     """Serves the best of N drawn sessions.
 
     Args:
-        agent: draws them. Its method ``drawn(histories, n)``, if it has one, draws by random numbers that belong to the
-            request. Any other agent is asked request by request for samples, by a generator that the request seeds,
-            which takes longer.
-        reward: scores them; of equal scores the first drawn is served.
-        n: N, sessions drawn at a request.
+        agent: draws the sessions. Its method ``drawn(histories, n)``, if it has one, draws with random numbers keyed by
+            the request. Other agents are sampled request by request, with a generator seeded by the request, which
+            takes longer.
+        reward: scores them; among equal scores the first drawn is served.
+        n: N, sessions drawn per request.
 
     Raises:
         ValueError: N is below 1.
@@ -39,7 +39,7 @@ class BestOf:
         self.session_length = agent.session_length
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
-        """``n`` sessions a user, each the best of N of its own."""
+        """``n`` sessions per user, each the best of its own N."""
         size = max(1, ROWS_PER_BLOCK // (n * self.n))
         return SessionBatch.cat(
             [
@@ -60,7 +60,7 @@ class BestOf:
 
 
 def drawn(agent: Any, histories: EventBatch, n: int) -> SessionBatch:
-    """``n`` sessions a user by random numbers that belong to the request: the same for the same request."""
+    """``n`` sessions per user by random numbers keyed by the request: the same for the same request."""
     if hasattr(agent, "drawn"):
         return agent.drawn(histories, n)
     keys = (int(key) >> 1 for key in request_keys(histories))
@@ -69,12 +69,12 @@ def drawn(agent: Any, histories: EventBatch, n: int) -> SessionBatch:
 
 
 def best(sessions: SessionBatch, score_US: torch.Tensor, n: int = 1) -> SessionBatch:
-    """Of each user's sessions, in ``n`` groups as they come, the best-scored of each group.
+    """Splits each user's sessions into ``n`` groups in order, and takes the best-scored one of each group.
 
     Args:
         sessions: S of U users, n dividing S.
         score_US: their scores.
-        n: sessions that are left of each user.
+        n: sessions per user that are left.
     """
     items_USNK = sessions.item_ids_USK.unflatten(1, (n, -1))
     best_US = score_US.unflatten(1, (n, -1)).argmax(dim=2)

@@ -1,4 +1,4 @@
-"""The cascade that end-to-end agents stand against: retrieve some items, rank them, put a diverse few in order.
+"""The cascade that end-to-end agents compete with: retrieve some items, rank them, and order a diverse few.
 
     retriever: scores of all I items -> the C best unseen ones       ranker: what the user would do with each of them
     value = sum over behaviours of weight * P(behaviour) + weight * minutes watched, the weights of the true reward
@@ -6,17 +6,18 @@
 
 The bonus is one of two rules over the cosines of the items' contents:
     - "mmr": minus the greatest cosine with an item placed before (Carbonell & Goldstein, SIGIR 1998);
-    - "dpp": the log of what of the item's content is new, log(d^2): greedy MAP of a determinantal point process, in the
-      incremental form of Chen, Zhang & Zhou (arXiv:1709.05135, Algorithm 1).
+    - "dpp": the log of the new part of the item's content, log(d^2): greedy MAP of a determinantal point process, in
+      the incremental form of Chen, Zhang & Zhou (arXiv:1709.05135, Algorithm 1).
 
-Sessions are sampled by the same gains over a temperature. Without diversity that is Plackett-Luce over the values; with
-it each place has its own logits, and the log-probability is still the sum over the places of the log of the choice.
+Sessions are sampled with the same gains, divided by a temperature. Without diversity that is Plackett-Luce over the
+values. With diversity each place has its own logits, and the log-probability is still the sum of the places'
+log-probabilities.
 
-Deviations: both rules add the bonus to the value, where MMR's paper weighs the two by lambda and 1 - lambda and the DPP
-multiplies qualities: so ``diversity`` is in units of reward, and 0 is the ranker's order in both. The return to the
-feed has no part in an item's value, because it answers a whole session.
+Deviations: both rules add the bonus to the value. MMR's paper weights the two by lambda and 1 - lambda, and the DPP
+multiplies qualities. So ``diversity`` is in units of reward here, and 0 gives the ranker's order in both. The return to
+the feed is not part of an item's value, because it responds to a whole session.
 
-Axis letters: C candidates a user, E content width; the others stand in :mod:`feedgym.data.events`.
+Axis letters: C candidates per user, E content width; the others are in :mod:`feedgym.data.events`.
 """
 
 from __future__ import annotations
@@ -44,53 +45,54 @@ Rule = Literal["mmr", "dpp"]
 BLOCK_CELLS = 2**24
 """Cells of scores, cosines and gains held at a time."""
 SEEN_SCORE = -1e30
-"""Score of a seen item in retrieval: it comes last, and only where nothing else is left."""
+"""Score of a seen item in retrieval: it comes last, and only if nothing else is left."""
 SEEN_PENALTY = 1e4
-"""By how much a seen candidate's value is lowered."""
+"""Amount by which a seen candidate's value is lowered."""
 SMALLEST = 1e-10
-"""Least share of an item's content that counts as new."""
+"""Smallest share of an item's content that counts as new."""
 
 CASCADE, CATALOG, RETRIEVER, RANKER = "cascade.json", "catalog.parquet", "retriever", "ranker"
 
 SCORING = [BUILT_IN["retriever"][name] for name in ("sasrec", "hstu")]
-"""Import paths of the retrievers that score all items by themselves; TIGER needs its tokenizer."""
+"""Import paths of the retrievers that score all items themselves; TIGER needs its tokenizer."""
 PARTS = {path.partition(":")[2]: path for path in (*SCORING, *BUILT_IN["ranker"].values())}
-"""What :meth:`Cascade.load` can read back, by the class's name: feedgym's own and nothing else a folder may name."""
+"""Classes that :meth:`Cascade.load` can read, by name: only feedgym's own, since a folder could name anything."""
 
 
 class Retriever(Protocol):
-    """Says of all items how well they would do; :class:`Voted` makes one of an agent that only draws sessions."""
+    """Scores all items; :class:`Voted` makes a retriever of an agent that only draws sessions."""
 
     def scores(self, histories: EventBatch) -> Tensor:
-        """Scores [U, I] of any scale, seen items too; -inf where an item is no candidate."""
+        """Scores [U, I] on any scale, also of seen items; -inf for items that are not candidates."""
         ...
 
 
 class Scorer(Protocol):
-    """A ranker (:class:`feedgym.agents.ranker.Ranker`): what a user would do with each of some items.
+    """A ranker (:class:`feedgym.agents.ranker.Ranker`), which predicts a user's response to some items.
 
-    ``config.tasks`` names the behaviours it predicts, ``config.watch`` tells whether it predicts the watched fraction.
+    ``config.tasks`` names the behaviours it predicts; ``config.watch`` is true if it predicts the watched fraction.
     """
 
     config: Any
 
     def predict(self, histories: EventBatch, item_ids_UK: Tensor, mask_UK: Tensor | None = None) -> Any:
-        """Something with ``prob_UKM``, in the order of the tasks, and ``watch_fraction_UK``."""
+        """Predictions ``prob_UKM``, in the order of the tasks, and ``watch_fraction_UK``."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeConfig(Ranged):
-    """How a cascade chooses."""
+    """Options of a cascade."""
 
     candidates: Count = 100
-    """C, items that the retriever hands to the ranker; all where the catalogue has fewer."""
+    """C, items that the retriever gives to the ranker; all if the catalogue has fewer."""
     rule: Rule = "mmr"
-    """What diversity is: mmr (unlike the nearest item placed before) or dpp (unlike all of them together)."""
+    """Rule for diversity: mmr (differs from the nearest item placed before) or dpp (differs from all of them
+    together)."""
     diversity: NonNegative = 0.0
-    """Reward that a place is worth which is wholly unlike those before; 0 serves in the ranker's order."""
+    """Reward for an item that is wholly unlike those before it; 0 serves in the ranker's order."""
     temperature: Positive = 0.1
-    """Reward by which a place's items must differ to be e times as likely, when sessions are sampled."""
+    """Difference in reward that makes an item e times as likely at a place, when sessions are sampled."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,9 +106,9 @@ class Candidates:
 
     Attributes:
         item_ids_UC: int64, all different.
-        mask_UC: bool, whether the retriever named the item.
-        seen_UC: bool, whether the history shows it.
-        value_UC: float32, what the ranker expects of it.
+        mask_UC: bool, true if the retriever named the item.
+        seen_UC: bool, true if the item is in the history.
+        value_UC: float32, the reward that the ranker expects.
     """
 
     item_ids_UC: Tensor
@@ -121,13 +123,13 @@ class Cascade:
     Args:
         retriever: chooses the candidates.
         ranker: values them.
-        catalog: contents for diversity, durations for minutes; where histories are dated, only what exists is served.
+        catalog: contents for diversity, durations for minutes; with dated histories, only existing items are served.
         session_length: K.
         config: candidates and rule.
-        weights: what a candidate's value is made of; the return's weight plays no part.
+        weights: weights of a candidate's value; the weight of the return is ignored.
 
     Raises:
-        ValueError: sessions are longer than the candidates or the catalogue, or a weight needs an answer that the
+        ValueError: sessions are longer than the candidates or the catalogue, or a weight needs a response that the
             ranker does not predict.
     """
 
@@ -146,18 +148,18 @@ class Cascade:
         if not 1 <= session_length <= min(self.config.candidates, catalog.num_items):
             raise ValueError(
                 f"session_length={session_length} must be in 1..{min(self.config.candidates, catalog.num_items)}, the "
-                "candidates a user; ask for shorter sessions or raise candidates."
+                "candidates per user; ask for shorter sessions or raise candidates."
             )
         self.unit_IE = F.normalize(torch.from_numpy(catalog.content_IE).float(), dim=1)
         self.minutes_I = torch.from_numpy(catalog.duration_s_I).float() / 60
         self.weight_M = _task_weights(ranker, self.weights)
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
-        """``n`` sessions a user with their log-probabilities; seen items come last."""
+        """``n`` sessions per user with their log-probabilities; seen items come last."""
         return self._sessions(histories, n, generator)
 
     def recommend(self, histories: EventBatch) -> SessionBatch:
-        """The session of greatest gain, place by place, with its log-probability under :meth:`sample`."""
+        """The session with the greatest gain at each place, with its log-probability under :meth:`sample`."""
         return self._sessions(histories, 1, None)
 
     @torch.no_grad()
@@ -165,11 +167,12 @@ class Cascade:
         """The retriever's C best items for each user, unseen ones first, with the ranker's values.
 
         Raises:
-            ValueError: for some user the retriever names too few items for a session.
+            ValueError: the retriever names too few items for some user.
         """
         score_UI = self.retriever.scores(histories).clone()
         seen_UI = shown_mask(histories, score_UI.shape[1])
-        # Seen items fill the places that unseen ones leave; -inf stays, for that the retriever did not name at all.
+        # Seen items fill places for which no unseen item is left; -inf stays, because the retriever did not name that
+        # item.
         score_UI = torch.where(seen_UI & (score_UI > -torch.inf), SEEN_SCORE, score_UI)
         exists_UI = existing_items(histories, self.catalog)
         if exists_UI is not None:
@@ -178,7 +181,7 @@ class Cascade:
         mask_UC = top.values > -torch.inf
         if len(histories) and (fewest := int(mask_UC.sum(1).min())) < self.session_length:
             raise ValueError(
-                f"The retriever has {fewest} items for a user and a session {self.session_length}; let it name more, "
+                f"The retriever has {fewest} items for a user, a session {self.session_length}; let it name more, "
                 "or ask for shorter sessions."
             )
         seen_UC = seen_UI.gather(1, top.indices)
@@ -187,7 +190,7 @@ class Cascade:
 
     @torch.no_grad()
     def values(self, histories: EventBatch, item_ids_UC: Tensor, mask_UC: Tensor | None = None) -> Tensor:
-        """Reward that the ranker expects of items, float32 [U, C]: weighted behaviours and minutes watched."""
+        """Reward that the ranker expects from items, float32 [U, C]: weighted behaviours and minutes watched."""
         predicted = self.ranker.predict(histories, item_ids_UC, mask_UC)
         num_tasks = len(self.weight_M)
         value_UC = predicted.prob_UKM[..., :num_tasks].float() @ self.weight_M.to(item_ids_UC.device)
@@ -199,7 +202,8 @@ class Cascade:
     @torch.no_grad()
     def _sessions(self, histories: EventBatch, n: int, generator: torch.Generator | None) -> SessionBatch:
         width = min(self.config.candidates, self.catalog.num_items)
-        # The most a user needs: scores of all items, or cosines among candidates and the rule's rows for each sample.
+        # The largest arrays per user: scores of all items, or cosines among candidates and the rule's rows for each
+        # sample.
         cells = max(self.catalog.num_items, width * (width + n * (self.session_length + 2)))
         size = max(1, BLOCK_CELLS // cells)
         parts = []
@@ -215,7 +219,7 @@ class Cascade:
         return SessionBatch.cat(parts)
 
     def save(self, folder: Path | str) -> None:
-        """Write the cascade and both models into a folder; each file takes its place whole."""
+        """Write the cascade and both models into a folder; each file is replaced as a whole."""
         folder = Path(folder)
         for part, model in ((RETRIEVER, self.retriever), (RANKER, self.ranker)):
             if hasattr(model, "save_pretrained"):
@@ -233,15 +237,15 @@ class Cascade:
 
     @classmethod
     def load(cls, folder: Path | str, *, retriever: Retriever | None = None, ranker: Scorer | None = None) -> Self:
-        """The cascade saved in a folder.
+        """Read a cascade from a folder.
 
         Args:
-            folder: what :meth:`save` wrote.
-            retriever: in place of the saved one; needed where that is none of ``PARTS``.
+            folder: folder that :meth:`save` wrote.
+            retriever: used instead of the saved one; needed if that is not in ``PARTS``.
             ranker: likewise.
 
         Raises:
-            ValueError: a file is missing or damaged, or a part cannot be read by its kind.
+            ValueError: a file is missing or damaged, or a part is of an unknown kind.
         """
         folder = Path(folder)
         try:
@@ -249,7 +253,7 @@ class Cascade:
             config, weights = CascadeConfig(**manifest["config"]), RewardWeights(**manifest["weights"])
             kinds, length = {part: manifest[part] for part in (RETRIEVER, RANKER)}, int(manifest["session_length"])
         except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder} holds no whole cascade ({error}); save it again.") from error
+            raise ValueError(f"{folder} holds no complete cascade ({error}); save it again.") from error
         retriever = retriever or _load_part(folder / RETRIEVER, kinds[RETRIEVER])
         ranker = ranker or _load_part(folder / RANKER, kinds[RANKER])
         return cls(retriever, ranker, read_catalog(folder / CATALOG), length, config, weights)
@@ -258,15 +262,15 @@ class Cascade:
 class Voted:
     """A recommender's sampled sessions as a retriever: an item's score is the log of the number of sessions with it.
 
-    Agents with a method ``drawn`` (:class:`feedgym.agents.generation.GenerativeRecommender`) draw by the request's own
-    luck. Of others the protocol's ``sample`` is asked under a fixed seed: then the candidates of a user depend on the
-    user's row in the batch, as the agent's samples do.
+    Agents with a method ``drawn`` (:class:`feedgym.agents.generation.GenerativeRecommender`) draw with random numbers
+    keyed by the request. From others, the protocol's ``sample`` draws under a fixed seed. Then a user's candidates
+    depend on the user's row in the batch, as the agent's samples do.
 
     Args:
-        agent: the recommender; its sessions must be as long as those of the cascade, or longer.
+        agent: the recommender; its sessions must be at least as long as those of the cascade.
         num_items: I.
-        num_samples: sessions a user.
-        seed: of agents without ``drawn``.
+        num_samples: sessions per user.
+        seed: for agents without ``drawn``.
     """
 
     def __init__(self, agent: Recommender, num_items: int, num_samples: int = 32, seed: int = 0) -> None:
@@ -275,7 +279,7 @@ class Voted:
         self.agent, self.num_items, self.num_samples, self.seed = agent, num_items, num_samples, seed
 
     def scores(self, histories: EventBatch) -> Tensor:
-        """Logs of the votes [U, I]; -inf where no session has the item."""
+        """Logs of the votes [U, I]; -inf for items in no session."""
         items_UN = self._drawn(histories).item_ids_USK.flatten(1)
         votes_UI = torch.zeros(len(items_UN), self.num_items, device=items_UN.device)
         return votes_UI.scatter_add_(1, items_UN, torch.ones_like(items_UN, dtype=votes_UI.dtype)).log()
@@ -301,12 +305,12 @@ def rerank(
     """Order a few of the candidates, place by place.
 
     Args:
-        value_UC: float32, -inf for what must not be served; at least ``length`` others a user.
+        value_UC: float32, -inf for items that must not be served; at least ``length`` others per user.
         unit_UCE: contents, of length 1.
         length: K.
         config: rule, its weight and the temperature.
-        n: S, sessions a user.
-        generator: draws the sessions; the greatest gain is taken at each place if None.
+        n: S, sessions per user.
+        generator: draws the sessions; if None, each place takes the item with the greatest gain.
 
     Returns:
         The places' candidates, int64 [U, S, K] in 0..C-1, and the log-probabilities, float32 [U, S].
@@ -317,12 +321,12 @@ def rerank(
     places: list[Tensor] = []
     taken_USC = torch.zeros_like(gain_USC, dtype=torch.bool)
     for place in range(length):
-        if bonus is not None and place:  # nothing is near or far before the first
+        if bonus is not None and place:  # before the first place there is nothing to differ from
             gain_USC = value_UC[:, None] + config.diversity * bonus.after(places[-1])
         logit_USC = (gain_USC / config.temperature).masked_fill(taken_USC, -torch.inf)
         noisy_USC = logit_USC if generator is None else logit_USC + _gumbel_like(logit_USC, generator)
         chosen_US1 = noisy_USC.argmax(2, keepdim=True)
-        # Under the softmax that draws, also where the greatest gain is taken: what sample() would tell of that session.
+        # Log-probabilities under the softmax, also when the greatest gain is taken: what sample() would return for it.
         logp_US = logp_US + logit_USC.log_softmax(2).gather(2, chosen_US1).squeeze(2)
         taken_USC = taken_USC.scatter(2, chosen_US1, True)
         places.append(chosen_US1)
@@ -330,7 +334,7 @@ def rerank(
 
 
 class _MMRBonus:
-    """MMR's bonus: minus the greatest cosine with what was placed before."""
+    """MMR's bonus: minus the greatest cosine with an item placed before."""
 
     def __init__(self, unit_UCE: Tensor) -> None:
         self.unit_UCE = unit_UCE
@@ -346,7 +350,7 @@ class _MMRBonus:
 class _DPPBonus:
     """The DPP's bonus: log of the squared distance d^2 of a candidate's content from the span of those placed before.
 
-    ``basis_USCK`` are the rows of the Cholesky factor that grow place by place (arXiv:1709.05135, eq. 8 to 10).
+    ``basis_USCK`` holds the rows of the Cholesky factor, which grow place by place (arXiv:1709.05135, eq. 8 to 10).
     """
 
     def __init__(self, unit_UCE: Tensor, n: int) -> None:
@@ -358,8 +362,8 @@ class _DPPBonus:
     def after(self, chosen_US1: Tensor) -> Tensor:
         """The bonus [U, S, C] once another candidate is placed."""
         width = self.basis_USCK.shape[3]
-        # The chosen candidate's part that is new gives the basis its next vector; step is each candidate's length along
-        # it (eq. 8), whose square is no longer new of that candidate (eq. 9 and 10).
+        # The new part of the chosen candidate gives the next basis vector. ``step`` is each candidate's length along it
+        # (eq. 8), whose square is no longer new for that candidate (eq. 9 and 10).
         own_US1K = self.basis_USCK.gather(2, chosen_US1[..., None].expand(-1, -1, -1, width))
         known_USC = (self.basis_USCK * own_US1K).sum(3)
         scale_US1 = self.new_USC.gather(2, chosen_US1).clamp_min(SMALLEST).sqrt()
@@ -376,7 +380,7 @@ def _cosines(unit_UCE: Tensor, chosen_US1: Tensor) -> Tensor:
 
 
 def _gumbel_like(logit_USC: Tensor, generator: torch.Generator) -> Tensor:
-    """Gumbel noise of the shape: the greatest sum is a draw by softmax."""
+    """Gumbel noise of the same shape; the greatest sum is a draw from the softmax."""
     return -torch.empty_like(logit_USC).exponential_(generator=generator).clamp_min(1e-20).log()
 
 
@@ -391,7 +395,7 @@ def _task_weights(ranker: Scorer, weights: RewardWeights) -> Tensor:
         missing.append("watch_minutes")
     if missing:
         raise ValueError(
-            f"The ranker predicts {', '.join(tasks)} and not {missing[0]}, whose weight is "
+            f"The ranker predicts {', '.join(tasks)} but not {missing[0]}, whose weight is "
             f"{getattr(weights, missing[0]):g}; train it on that too, or set the weight to 0."
         )
     return torch.tensor([getattr(weights, name) for name in tasks], dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Conformance of a recommender: what rollouts, judges and alignment rely on, with messages that say what to change."""
+"""Checks that a recommender keeps the rules that rollouts, judges and alignment rely on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from feedgym.protocols import Recommender
 
 NUM_SAMPLES = 7
 NEAR_TIE = 1e-3
-"""Served sessions may differ between batches where their log-probabilities are this near: products round by shape."""
+"""Served sessions may differ between batches if their log-probabilities are this close: products round by shape."""
 
 
 def check_recommender(agent: Recommender, histories: EventBatch, num_items: int) -> None:
-    """Ask an agent for sessions in several ways that must agree.
+    """Ask an agent for sessions in several ways that must agree; error messages say what to change.
 
     Args:
         agent: the agent.
@@ -59,7 +59,7 @@ def _check_samples(agent: Recommender, name: str, histories: EventBatch, num_ite
     moved = _sampled(agent, others)
     _require(
         torch.equal(moved.item_ids_USK[0], sessions.item_ids_USK[0]),
-        f"{name}.sample() gave the first user other sessions because the other users differ; let no user depend on "
+        f"{name}.sample() gave the first user other sessions when the other users changed; let no user depend on "
         "the others.",
     )
     single = agent.sample(histories, 1, torch.Generator().manual_seed(0))
@@ -75,13 +75,13 @@ def _check_served(agent: Recommender, name: str, histories: EventBatch, num_item
     def agree(other: SessionBatch, rule: str) -> None:
         differs_U = (other.item_ids_USK != served.item_ids_USK).any(-1).any(-1)
         tie_U = ((other.logp_US - served.logp_US).abs() < NEAR_TIE).squeeze(1)
-        tie_U &= served.logp_US.squeeze(1) < NEAR_TIE - math.log(2)  # no two sessions are likelier than a half
+        tie_U &= served.logp_US.squeeze(1) < NEAR_TIE - math.log(2)  # two sessions cannot both be likelier than a half
         _require(not (differs_U & ~tie_U).any(), f"{name}.recommend() {rule}.")
 
     again = agent.recommend(histories)
     _require(
         torch.equal(again.item_ids_USK, served.item_ids_USK),
-        f"{name}.recommend() gave other sessions when asked the same again; it takes no generator, so it must be "
+        f"{name}.recommend() gave other sessions for the same request; it takes no generator, so it must be "
         "deterministic (switch dropout off).",
     )
     order = torch.arange(len(histories)).flip(0)
@@ -113,7 +113,7 @@ def _check_shape(agent: Recommender, call: str, sessions: Any, users: int, sampl
     sorted_USK = ids_USK.sort(-1).values
     _require(
         bool((sorted_USK[..., 1:] != sorted_USK[..., :-1]).all()),
-        f"{call} gave a session with an item twice; mask what the session already holds.",
+        f"{call} gave a session with an item twice; mask the items already in the session.",
     )
     logp_US = sessions.logp_US
     _require(
@@ -125,32 +125,32 @@ def _check_shape(agent: Recommender, call: str, sessions: Any, users: int, sampl
 
 
 def _check_logp(name: str, sessions: SessionBatch) -> None:
-    """Log-probabilities, where there are some, are those of a distribution over sessions."""
+    """Check that log-probabilities, if there are any, are those of a distribution over sessions."""
     logp_US = sessions.logp_US
     if logp_US.isnan().all():
         return
     _require(
         bool((logp_US <= 1e-4).all()),
-        f"{name}.sample() gave log-probabilities up to {float(logp_US.max()):.3g} or NaN beside numbers; they are "
+        f"{name}.sample() gave log-probabilities up to {float(logp_US.max()):.3g} or NaN among numbers; they are "
         "logs of probabilities, 0 at most.",
     )
     same_USS = (sessions.item_ids_USK[:, :, None] == sessions.item_ids_USK[:, None]).all(-1)
     gap_USS = (logp_US[:, :, None] - logp_US[:, None]).abs()
     _require(
         bool((gap_USS[same_USS] < 1e-2).all()),
-        f"{name}.sample() gave the same session of a user two log-probabilities; return that of the session itself.",
+        f"{name}.sample() gave a user's same session two log-probabilities; return that of the session itself.",
     )
     first_US = ~(same_USS & torch.ones(NUM_SAMPLES, NUM_SAMPLES, dtype=torch.bool).tril(-1)).any(2)
     total_U = (logp_US.exp() * first_US).sum(1)
     _require(
         bool((total_U <= 1 + 1e-3).all()),
-        f"{name}.sample() gave different sessions of a user probabilities that add up to {float(total_U.max()):.3g}; "
+        f"{name}.sample() gave a user's different sessions probabilities that add up to {float(total_U.max()):.3g}; "
         "accumulate the log-softmax of every choice, before any mask.",
     )
 
 
 def padded(histories: EventBatch) -> EventBatch:
-    """Histories with room for padding to be tested, of which the first is a new user's."""
+    """Histories with padding to test; the first user is new."""
     mask_UT = histories.mask_UT.clone()
     mask_UT[:, -1] = False
     mask_UT[0] = False
@@ -158,13 +158,13 @@ def padded(histories: EventBatch) -> EventBatch:
 
 
 def same_weights(model: nn.Module, other: nn.Module) -> bool:
-    """Whether two models have the same parameters and buffers."""
+    """True if two models have the same parameters and buffers."""
     ours, theirs = model.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key].cpu(), theirs[key].cpu()) for key in ours)
 
 
 def scribbled(histories: EventBatch) -> EventBatch:
-    """Histories with nonsense where they are padded."""
+    """Histories with nonsense in their padding."""
     pad_UT = ~histories.mask_UT
     return replace(
         histories,

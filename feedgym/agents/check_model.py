@@ -1,4 +1,4 @@
-"""Conformance of a generative agent: what pretraining, sampling and alignment rely on.
+"""Checks that a generative agent keeps the rules that pretraining, sampling and alignment rely on.
 
 Messages say what to change.
 """
@@ -29,21 +29,21 @@ METHODS = (
     "modules",
 )  # fmt: skip
 FILES = (".json", ".safetensors", ".parquet", ".txt", ".md")
-"""What a saved model may consist of: files that hold data and nothing that runs when it is read."""
+"""Files allowed in a saved model: those that hold data, and nothing that runs when it is read."""
 LENGTH, ROWS = 4, 3
-"""K, items of the sessions that models are tried on, and S, sessions per user."""
+"""K, items per session that models are tried on, and S, sessions per user."""
 TOLERANCE = 1e-3
 """Log-probabilities may differ by this much between two ways to compute them."""
 NOISE = 0.1
-"""Standard deviation of what is added to new weights: many models start so small that all answers look alike."""
+"""Standard deviation of noise added to new weights: many models start so small that all answers look alike."""
 
 
 def check_model(
     kind: Any, histories: EventBatch, content_IE: Tensor | ArrayLike, profile_sizes: tuple[int, ...]
 ) -> None:
-    """Build a model with its default configuration and ask it in several ways that must agree.
+    """Build a model with its default configuration, and compare several ways to use it that must agree.
 
-    It is given residual k-means codes of two levels; where ``build`` refuses them, one code per item.
+    It gets residual k-means codes of two levels; if ``build`` refuses them, one code per item.
 
     Args:
         kind: the class.
@@ -80,7 +80,7 @@ def check_model(
 
 
 def _built(kind: Any, name: str, config: Any, content_IE: Tensor, lengths: dict[str, Any]) -> tuple[Any, CodeTokenizer]:
-    """A new model, and the tokenizer whose codes it speaks."""
+    """A new model, and the tokenizer of its codes."""
     try:
         inspect.signature(kind.build).bind(config, None, **lengths)
     except TypeError as error:
@@ -102,8 +102,8 @@ def _built(kind: Any, name: str, config: Any, content_IE: Tensor, lengths: dict[
         again = kind.build(config, tokenizer, **lengths)
         _require(
             same_weights(model, again),
-            f"{name}.build() made other weights under the same torch.manual_seed(); draw them from torch's global "
-            "generator and nothing else.",
+            f"{name}.build() made other weights under the same torch.manual_seed(); draw them only from torch's "
+            "global generator.",
         )
         return model, tokenizer
     raise ValueError(f"{name}.build() refused every tokenizer: {'; '.join(refused)}.")
@@ -117,8 +117,8 @@ def _check_built(kind: Any, name: str, model: Any) -> None:
     length = getattr(getattr(model, "config", None), "session_length", None)
     _require(
         length == LENGTH,
-        f"{name}.config.session_length is {length!r} of a model built with session_length={LENGTH}; keep it there: "
-        "methods of alignment ask for it.",
+        f"{name}.config.session_length is {length!r} after build() with session_length={LENGTH}; keep it there: "
+        "alignment methods read it.",
     )
 
 
@@ -129,7 +129,7 @@ def _sessions(num_users: int, num_items: int) -> Tensor:
 
 
 def _check_tokens(model: Any, name: str, tokenizer: CodeTokenizer, ids_NK: Tensor) -> None:
-    """Sessions as tokens: the whole ones, one that ends early, and one that has no item."""
+    """Check sessions as tokens: complete ones, one that ends early, and one without items."""
     ids_NK = ids_NK.clone()
     ids_NK[0], ids_NK[1, 2:] = -1, -1
     kept = ids_NK.clone()
@@ -150,7 +150,7 @@ def _check_tokens(model: Any, name: str, tokenizer: CodeTokenizer, ids_NK: Tenso
 
 
 def _check_loss(model: Any, name: str, histories: EventBatch, ids_NK: Tensor) -> None:
-    """Pretraining: a batch with a session that ends early and one that has no item."""
+    """Check pretraining on a batch with a session that ends early and one without items."""
     ids_NK = ids_NK.clone()
     ids_NK[0], ids_NK[1, 2:] = -1, -1
     kept, kept_ids = _copy(histories), ids_NK.clone()
@@ -158,13 +158,13 @@ def _check_loss(model: Any, name: str, histories: EventBatch, ids_NK: Tensor) ->
     batch = model.training_batch(histories, ids_NK)
     _require(
         isinstance(batch, dict) and all(isinstance(column, Tensor) for column in batch.values()),
-        f"{name}.training_batch() gave no dictionary of tensors; return the keyword arguments of forward().",
+        f"{name}.training_batch() gave no dictionary of tensors; return keyword arguments of forward().",
     )
     loss: Any = getattr(model(**batch), "loss", None)
     _require(
         isinstance(loss, Tensor) and loss.ndim == 0 and bool(loss.isfinite()),
         f"{name}.forward() of its training_batch() has the loss {_described(loss)}; return an output whose loss is one "
-        "finite number. A session of -1 throughout adds nothing to it.",
+        "finite number. A session of only -1 adds nothing to it.",
     )
     _require(
         _same(kept, histories) and torch.equal(ids_NK, kept_ids),
@@ -173,7 +173,7 @@ def _check_loss(model: Any, name: str, histories: EventBatch, ids_NK: Tensor) ->
     if loss.requires_grad:
         loss.backward()
     learns = any(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
-    _require(learns, f"{name}'s loss has no gradient on any parameter; detach nothing on the way to it.")
+    _require(learns, f"{name}'s loss has no gradient on any parameter; do not detach anything on the way to it.")
     model.zero_grad(set_to_none=True)
 
 
@@ -186,7 +186,7 @@ def _vary(model: nn.Module) -> None:
 
 
 def _check_forward(model: Any, name: str, histories: EventBatch, ids_USK: Tensor) -> Tensor:
-    """Teacher forcing: deterministic, user by user, and in the right order of rows; its log-probabilities."""
+    """Check that teacher forcing is deterministic, user by user and in order of rows; return log-probabilities."""
     kept, first_U1K = _copy(histories), ids_USK[:, :1]
     single = _teacher_forced(model, name, histories, first_U1K)
     _require(
@@ -230,7 +230,7 @@ def _check_padding(model: Any, name: str, histories: EventBatch, ids_USK: Tensor
 
 
 def _check_steps(model: Any, name: str, histories: EventBatch, ids_USK: Tensor, logp_USN: Tensor) -> None:
-    """Code by code, one session per user, then several."""
+    """Check decoding code by code, with one session per user and then several."""
     kept = _copy(histories)
     single = _step_by_step(model, name, histories, ids_USK[:, :1])
     _require(
@@ -242,14 +242,14 @@ def _check_steps(model: Any, name: str, histories: EventBatch, ids_USK: Tensor, 
     several = _step_by_step(model, name, histories, ids_USK)
     _require(
         _near(several, logp_USN),
-        f"{name}.step() agrees with forward() for one session per user and not for {ROWS}; let state.select(parent_US) "
+        f"{name}.step() agrees with forward() for one session per user but not for {ROWS}; let state.select(parent_US) "
         "make rows [U, S] of it, each a copy of the user's row parent_US[u, s], and mix no users' rows.",
     )
     _require(_same(kept, histories), f"{name}.start() or step() changed the histories it was given; work on copies.")
 
 
 def _check_select(model: Any, name: str, histories: EventBatch, ids_USK: Tensor) -> None:
-    """In the midst of the second item rows become copies of others, two of them of the same, and go their own ways."""
+    """Within the second item, turn rows into copies of others (two of them of the same), and let them diverge."""
     generator = torch.Generator().manual_seed(1)
     parent_US = torch.randint(ROWS, ids_USK.shape[:2], generator=generator)
     parent_US[:, :2] = torch.arange(len(ids_USK))[:, None] % ROWS
@@ -261,7 +261,7 @@ def _check_select(model: Any, name: str, histories: EventBatch, ids_USK: Tensor)
     _require(
         _near(stepped[..., num_codes + 1 :], wanted[..., num_codes + 1 :]),
         f"{name}'s state does not follow select(parent_US); let row (u, s) become a copy of row (u, parent_US[u, s]) "
-        "with all that it has read, and let step() go on from there.",
+        "with everything it has read, and let step() continue from there.",
     )
 
 
@@ -276,7 +276,7 @@ def _check_files(
         wrong = sorted(path.name for path in files if path.suffix not in FILES)
         _require(
             not wrong,
-            f"{name}.save_pretrained() wrote {', '.join(wrong)}; write .safetensors and .json alone: pickles and code "
+            f"{name}.save_pretrained() wrote {', '.join(wrong)}; write only .safetensors and .json: pickles and code "
             "run when somebody else's folder is read.",
         )
         torch.manual_seed(1)
@@ -288,7 +288,7 @@ def _check_files(
         loaded.train(False)
         _require(
             _near(_teacher_forced(loaded, name, histories, ids_USK), logp_USN),
-            f"{name}.load() made a model with other logits than the saved one's; save and load every weight and size.",
+            f"{name}.load() made a model with other logits than the saved one; save and load every weight and size.",
         )
         other = _other_codes(tokenizer)
         try:
@@ -297,17 +297,17 @@ def _check_files(
             return
         except Exception as error:
             raise ValueError(
-                f"{name}.load() fails at another tokenizer with {type(error).__name__} ({error}); compare "
+                f"{name}.load() fails for another tokenizer with {type(error).__name__} ({error}); compare "
                 "tokenizer.hash with the saved one's first, and raise ValueError."
             ) from error
         raise ValueError(
-            f"{name}.load() took another tokenizer than the model was built with; save tokenizer.hash and raise "
-            "ValueError where it differs."
+            f"{name}.load() accepted another tokenizer than the model was built with; save tokenizer.hash and raise "
+            "ValueError if it differs."
         )
 
 
 def _other_codes(tokenizer: CodeTokenizer) -> CodeTokenizer:
-    """The same codes given to other items; where every item has one code of its own, those of fewer items."""
+    """The same codes given to other items; if every item has a single unique code, the codes of fewer items."""
     codes_IL, num_codes = tokenizer.codes_IL.flip(0), tokenizer.num_codes
     if tokenizer.num_levels == 1:
         num_codes = (tokenizer.num_items - 1,)
@@ -316,7 +316,7 @@ def _other_codes(tokenizer: CodeTokenizer) -> CodeTokenizer:
 
 
 def _teacher_forced(model: Any, name: str, histories: EventBatch, ids_USK: Tensor) -> Tensor:
-    """Log-probabilities [U, S, K·L] of sessions' codes by one forward pass over all rows."""
+    """Log-probabilities [U, S, K·L] of sessions' codes from one forward pass over all rows."""
     num_users, num_rows, _ = ids_USK.shape
     tokens_RM = model.session_tokens(ids_USK.transpose(0, 1).flatten(0, 1))
     kept = tokens_RM.clone()
@@ -331,7 +331,7 @@ def _teacher_forced(model: Any, name: str, histories: EventBatch, ids_USK: Tenso
     logp = logp_RM[tokens_RM[:, 1:] > Vocabulary.bos_id].view(num_rows, num_users, -1).transpose(0, 1)
     _require(
         bool(logp.isfinite().all()),
-        f"{name}.forward() gave log-probabilities of codes that are not finite; look at masks that leave nothing over "
+        f"{name}.forward() gave log-probabilities of codes that are not finite; look for masks that exclude everything "
         "for users without events.",
     )
     return logp
@@ -345,17 +345,17 @@ def _step_by_step(
     parent_US: Tensor | None = None,
     then_USK: Tensor | None = None,
 ) -> Tensor:
-    """Log-probabilities [U, S, K·L] of sessions' codes, fed as sampling feeds them.
+    """Log-probabilities [U, S, K·L] of sessions' codes, fed in the same way as in sampling.
 
     BOS comes to one row per user, which is then copied; an item's last code comes with the BOS of the next item.
 
     Args:
         model: the model.
-        name: its class's.
+        name: name of its class.
         histories: U users.
         ids_USK: the sessions.
-        parent_US: after the second item's first code, rows become copies of these,
-        then_USK: and these are the sessions as they are then.
+        parent_US: after the second item's first code, the rows become copies of these rows;
+        then_USK: the sessions after that.
     """
     num_users, num_rows, _ = ids_USK.shape
     tokens_USM = model.session_tokens(ids_USK.flatten(0, 1)).unflatten(0, (num_users, num_rows))
@@ -363,7 +363,7 @@ def _step_by_step(
     state = model.start(histories, tokens_USM.shape[2])
     _require(
         callable(getattr(state, "select", None)),
-        f"{name}.start() returned {type(state).__name__}, which has no select(parent_US); return a memory with one.",
+        f"{name}.start() returned {type(state).__name__}, which has no select(parent_US); return a state that has it.",
     )
     fed, logp = tokens_USM[:, :1, :1], []
     for n in range(LENGTH * num_levels):

@@ -1,8 +1,8 @@
-"""What a user's history says about a candidate: how often, how lately and how well the user met its like.
+"""Features of a candidate from the user's history: how often, how recently and how well similar items were met.
 
-Features of a pair of user and item, as industrial rankers have them and as MTGR keeps them (arXiv:2505.18654, §3.2).
-They are counted from the row's history alone, which ends before the row's first candidate, so nothing that an exposure
-brought about can be in them.
+They are features of a pair of user and item, as industrial rankers use them and MTGR keeps them (arXiv:2505.18654,
+§3.2). They are counted only from the row's history, which ends before the row's first candidate. So they cannot contain
+any effect of the exposure.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog
 
 KINDS = ("item", "creator", "content")
-"""In what an item can be like another: it is the same, of the same creator, of the same cluster of contents."""
+"""Kinds of similarity between items: the same item, the same creator, the same cluster of contents."""
 
 PER_KIND = 2 + len(BEHAVIOURS) + 1
-"""Features a kind: number of meetings, recency, the share of each behaviour, and the mean watch fraction."""
+"""Features per kind: number of meetings, recency, the share of each behaviour, and the mean watch fraction."""
 
 NUM_FEATURES = len(KINDS) * PER_KIND
 PRIOR = 1.0
-"""Meetings without any behaviour that are added to every share, so that one click in one meeting is no certainty."""
+"""Meetings without any behaviour that are added to every share, so that one click in one meeting gives no certainty."""
 
 
 def item_kinds(catalog: Catalog, num_clusters: int = 64, seed: int = 0) -> Tensor:
-    """Of each kind of likeness the group of every item, int64 [X, I]; -1 where the item is like no other.
+    """Group of every item for each kind of similarity, int64 [X, I]; -1 if no other item is similar.
 
     Args:
         catalog: the items.
-        num_clusters: of their contents; fewer where there are fewer different contents.
-        seed: of the clustering.
+        num_clusters: clusters of their contents; fewer if there are fewer different contents.
+        seed: for the clustering.
     """
     content_IE = catalog.content_IE
-    told_I = content_IE.any(axis=1)  # a row of zeros says nothing
+    told_I = content_IE.any(axis=1)  # a row of zeros carries no information
     cluster_I = np.full(catalog.num_items, -1)
     num_clusters = min(num_clusters, len(np.unique(content_IE[told_I], axis=0)))
     if num_clusters:
@@ -49,8 +49,8 @@ def item_kinds(catalog: Catalog, num_clusters: int = 64, seed: int = 0) -> Tenso
 def cross_features(histories: EventBatch, item_ids_NK: Tensor, kinds_XI: Tensor) -> Tensor:
     """float32 features [N, K, X * PER_KIND] of candidates, each between 0 and about 5.
 
-    A kind's features are ln(1 + meetings), 1 / (1 + ln(1 + hours since the last one)) or 0, and what the user did in
-    the meetings, as shares of 1 + meetings.
+    The features of a kind are ln(1 + meetings), 1 / (1 + ln(1 + hours since the last one)) or 0, and the user's
+    behaviours in the meetings as shares of 1 + meetings.
 
     Args:
         histories: N users.

@@ -1,8 +1,8 @@
-"""Training of next-item models and rankers by transformers.Trainer, and the epoch that validation liked best.
+"""Trains next-item models and rankers by transformers.Trainer, and selects the epoch with the best validation figure.
 
-After each epoch a figure of validation targets is taken (never of test targets). The weights of the best epoch are kept
-beside the checkpoints; training stops once ``patience`` epochs have brought no better one. A killed run goes on at its
-last checkpoint, which is written whenever validation has spoken, and ends in the same weights.
+After each epoch a figure is computed on validation targets (never on test targets). The weights of the best epoch are
+kept next to the checkpoints. Training stops after ``patience`` epochs without improvement. A killed run resumes from
+its last checkpoint, which is written after every validation, and ends with the same weights.
 """
 
 from __future__ import annotations
@@ -27,40 +27,41 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 RECORD = "validation.json"
 
 Curve = list[dict[str, float]]
-"""A row a validation: epoch, step, its figure, and the mean of the training losses logged since the one before."""
+"""One row per validation: epoch, step, its figure, and the mean of the training losses logged since the previous
+one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig(Ranged):
-    """How a next-item model or a ranker is trained."""
+    """Options for training a next-item model or a ranker."""
 
     batch_size: Count = 128
-    """Examples a step and device: users with their whole sequences, or requests."""
+    """Examples per step and device: users with their whole sequences, or requests."""
     lr: LearningRate = 1e-3
     """Peak learning rate of AdamW."""
     warmup_steps: CountOrZero = 0
-    """Steps in which the learning rate rises from 0."""
+    """Steps during which the learning rate rises from 0."""
     schedule: Schedule = "constant_with_warmup"
-    """What the learning rate does afterwards."""
+    """Learning rate after the warm-up."""
     weight_decay: NonNegative = 0.0
-    """AdamW's decay of matrices."""
+    """AdamW's weight decay of matrices."""
     adam_beta2: BelowOne = 0.98
-    """AdamW's memory of squared gradients."""
+    """AdamW's decay for the average of squared gradients (beta 2)."""
     max_grad_norm: NonNegative = 0.0
-    """Gradients are clipped to this norm; 0 leaves them as they are."""
+    """Gradients are clipped to this norm; 0 disables clipping."""
     group_by_length: bool = False
-    """Put histories of like length into a batch, among 50 batches drawn at random: less padding to compute."""
+    """Put histories of similar length into a batch, among 50 batches drawn at random, which reduces padding."""
     bf16: bool = False
-    """Compute in bfloat16, which GPUs and some processors multiply several times as fast."""
+    """Compute in bfloat16, which is several times as fast on GPUs and some processors."""
     validate_every: Count = 1
     """Epochs between validations."""
     patience: CountOrZero = 10
-    """Validations without a better one after which training stops; 0 never stops early."""
+    """Validations without improvement after which training stops; 0 never stops early."""
     checkpoint_steps: Count = 1000
-    """Steps between checkpoints inside long epochs."""
+    """Steps between checkpoints within long epochs."""
 
     def pretrain(self, epochs: int, seed: int) -> PretrainConfig:
-        """The Trainer's part."""
+        """The options of the Trainer."""
         shared = {name: value for name, value in vars(self).items() if name in PretrainConfig.__dataclass_fields__}
         return PretrainConfig(**shared, epochs=epochs, seed=seed)
 
@@ -79,12 +80,13 @@ def fit(
 
     Args:
         model: the agent.
-        examples: what it learns from, with its own way to make batches.
+        examples: the training data, which makes its own batches.
         config: learning rate, patience and so on.
-        epochs: passes over the examples, at most.
-        seed: of the order of the examples, of dropout and of drawn negatives.
-        validate: a figure of the model on validation targets, higher is better.
-        output_dir: gets checkpoints, the best weights and the record of validation; a training begun there goes on.
+        epochs: most passes over the examples.
+        seed: for the order of the examples, dropout and drawn negatives.
+        validate: computes a figure of the model on validation targets; higher is better.
+        output_dir: folder for checkpoints, the best weights and the record of validation; a training begun there
+            resumes.
         progress: called after each step.
 
     Returns:
@@ -98,24 +100,24 @@ def fit(
 
 
 class BestEpoch(TrainerCallback):
-    """Validates after epochs, keeps the best weights and stops when nothing gets better."""
+    """Validates after epochs, keeps the best weights and stops when there is no improvement."""
 
     def __init__(self, model: nn.Module, validate: Callable[[], float], config: FitConfig, folder: Path) -> None:
         self.model, self.validate, self.config, self.folder = model, validate, config, folder
         self.curve: Curve = []
         self.stopped = False
-        if not self._go_on():  # without the record, or the weights that it likes best, checkpoints are of no use
+        if not self._go_on():  # checkpoints are useless without the record or the best weights
             self.curve, self.stopped = [], False
             drop_checkpoints(folder)
             self._write()
 
     def _go_on(self) -> bool:
-        """Take up the record of a killed training, if it and the best weights are whole."""
+        """Continue with the record of a killed training, if it and the best weights are complete."""
         try:
             record = read_sealed(self.folder / RECORD)
             self.curve, self.stopped = record["curve"], record["stopped"]
             return self._best_digest() == record["best"]
-        except (OSError, ValueError, KeyError, TypeError):  # none, a damaged one, or another file in its place
+        except (OSError, ValueError, KeyError, TypeError):  # missing, damaged, or replaced by another file
             return False
 
     def _best_digest(self) -> str | None:
@@ -123,19 +125,19 @@ class BestEpoch(TrainerCallback):
 
     @property
     def best_step(self) -> int:
-        """When validation was best; the earliest of equals."""
+        """Step with the best validation; the earliest among equals."""
         return int(max(self.curve, key=lambda row: row["validation"])["step"])
 
     def weights(self, step: int) -> Path:
-        """Where the weights of a step lie."""
+        """Path of the weights of a step."""
         return self.folder / f"best-{step}.safetensors"
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """No checkpoint between an epoch's last step and its validation: a run that went on there would miss it."""
+        """Write no checkpoint between an epoch's last step and its validation, which a resumed run would miss."""
         control.should_save &= state.epoch != round(state.epoch)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Validate, unless it is not yet time."""
+        """Validate, if it is due."""
         epoch = round(state.epoch)
         if epoch % self.config.validate_every and state.global_step < state.max_steps:
             return

@@ -1,13 +1,13 @@
-"""Sampling and beam search of whole sessions, for every agent that writes items as codes.
+"""Samples and searches whole sessions, for every agent that writes items as codes.
 
-The history is encoded once a user; the user's S rows share its keys and values and keep their own, cached, for what
-they decoded. A trie restricts every choice to codes that lead to an item that is neither in the session nor, unless
-asked for, in the history; where trie (:meth:`feedgym.tokenizers.trie.Trie.dated`) and histories are dated, the item
-must also exist at the user's request. Temperature, top-k and top-p act on the choice alone: log-probabilities are sums
+The history is encoded once per user. The user's S rows share its keys and values, and cache their own for what they
+decoded. A trie restricts every choice to codes that lead to an item that is not in the session nor, with
+``block_seen``, in the history. If trie (:meth:`feedgym.tokenizers.trie.Trie.dated`) and histories are dated, the item
+must also exist at the user's request. Temperature, top-k and top-p affect only the choice. Log-probabilities are sums
 of the UNMASKED log-softmax over the joint vocabulary in float32, so they equal those of teacher forcing.
 
-BOS before an item is forced, so it is decoded together with the last code of the item before: K·L steps write a
-session, not K·(L + 1). Python loops over items and levels only.
+BOS before an item is forced, so it is decoded together with the last code of the item before. So a session takes K·L
+steps, not K·(L + 1). Python loops only over items and levels.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from feedgym.tokenizers.vocabulary import Vocabulary
 ROWS_PER_BLOCK = 2048
 """Rows decoded at a time: enough to fill the matrix products, few enough to stay in a CPU's cache."""
 SUPPLY_CELLS = 2**22
-"""Users times nodes of the trie held at a time, where items come and go."""
+"""Users times nodes of the trie held at a time, if items come and go."""
 
 
 class DecodingState(Protocol):
@@ -43,17 +43,17 @@ class DecodingState(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Ranged):
-    """How codes are drawn; the defaults draw from the model itself, restricted to the catalogue."""
+    """Options for drawing codes; the defaults draw from the model itself, restricted to the catalogue."""
 
     temperature: Positive = 1.0
-    """Divides the logits; below 1 the choice is sharper."""
+    """Divides the logits; below 1 the distribution is sharper."""
     top_k: CountOrZero = 0
-    """Draw from the k likeliest codes only; 0 means all."""
+    """Draw only from the k likeliest codes; 0 means all."""
     top_p: SomeShare = 1.0
     """Draw from the fewest codes whose probabilities reach p."""
     block_seen: bool = True
-    """Leave out the items of the history, and of a longer memory where there is one, in sampling and in beam search
-    alike; the newest of them where the catalogue has not enough others."""
+    """Leave out items of the history, and of a longer memory if there is one, in sampling and in beam search. If the
+    catalogue does not have enough others, only the newest of them are left out."""
 
     def weights(self, logp: Tensor) -> Tensor:
         """Probabilities [..., C] to choose by, given log-probabilities that are -inf at forbidden codes."""
@@ -69,29 +69,29 @@ class SamplingConfig(Ranged):
 
 @dataclass(frozen=True, kw_only=True)
 class SeveralSamplings(SamplingConfig):
-    """Several ways of drawing at once: the first ``each`` of a user's rows by the first of them, and so on.
+    """Several ways of drawing at once: the first ``each`` of a user's rows by the first way, and so on.
 
-    So the history is read once for an agent at several temperatures; its own temperature and filters are not used.
+    So an agent at several temperatures reads the history once. The inherited temperature and filters are not used.
     """
 
     ways: tuple[SamplingConfig, ...] = ()
-    """They block the same items, as this does."""
+    """Ways of drawing, which all block the same items as this object."""
     each: Count = 1
-    """Rows of each."""
+    """Rows per way."""
 
     def weights(self, logp: Tensor) -> Tensor:
-        """Probabilities [U, S, C] to choose by; of one row a user, those of all S."""
+        """Probabilities [U, S, C] to choose by; a single row per user gives those of all S."""
         logp_USC = logp.expand(-1, len(self.ways) * self.each, -1)
         parts = zip(self.ways, logp_USC.split(self.each, dim=1), strict=True)
         return torch.cat([way.weights(part_USC) for way, part_USC in parts], dim=1)
 
 
 Choice = tuple[Tensor | None, Tensor, Tensor | None]
-"""Parents [U, S] of the new rows (None: each row goes on), their codes [U, S], -1 where a beam has no session, and the
-log-probabilities [U, S] with which these were drawn, None where nothing was."""
+"""Parents [U, S] of the new rows (None: no row moves), their codes [U, S] (-1 for a beam without a session), and the
+log-probabilities [U, S] with which these were drawn (None if nothing was drawn)."""
 
 Choose = Callable[[int, Tensor, Tensor], Choice]
-"""Chooses, given the step, log-probabilities [U, S, C] that are -inf at forbidden codes, and those so far [U, S]."""
+"""Chooses codes, given the step, log-probabilities [U, S, C] (-inf for forbidden codes), and those so far [U, S]."""
 
 
 @torch.no_grad()
@@ -104,7 +104,7 @@ def sample_sessions(
     generator: torch.Generator,
     sampling: SamplingConfig = SamplingConfig(),
 ) -> SessionBatch:
-    """``n`` sessions a user, drawn code by code.
+    """``n`` sessions per user, drawn code by code.
 
     A user's sessions depend on the generator's state and on the user's row in the batch, not on the other users.
 
@@ -112,9 +112,9 @@ def sample_sessions(
         model: the agent.
         trie: the catalogue's codes, on the histories' device.
         histories: U users.
-        n: S, sessions a user; they may coincide.
+        n: S, sessions per user; they may be equal.
         session_length: K.
-        generator: the only source of chance.
+        generator: the only source of randomness.
         sampling: temperature, top-k, top-p.
     """
     steps = session_length * trie.num_levels
@@ -126,7 +126,7 @@ def sample_sessions(
 def draw_sessions(
     model: GenerativeAgent, trie: Trie, histories: EventBatch, noise_USN: Tensor, sampling: SamplingConfig
 ) -> SessionBatch:
-    """Sessions drawn with given luck: uniform numbers in [0, 1), one for each of the K·L codes of each session."""
+    """Sessions drawn from given random numbers: uniform in [0, 1), one for each of the K·L codes of each session."""
     n, session_length = noise_USN.shape[1], noise_USN.shape[2] // trie.num_levels
 
     def chooser(rows: slice) -> Choose:
@@ -134,13 +134,13 @@ def draw_sessions(
 
         def choose(step: int, legal_USC: Tensor, logp_US: Tensor) -> Choice:
             num_users, num_rows, _ = legal_USC.shape
-            # By the inverse of the cumulated weights, and not by torch.multinomial: the draw then depends on the given
-            # luck alone, and on no other row of the batch.
+            # By the inverse of the cumulated weights instead of torch.multinomial: the draw then depends only on the
+            # given random numbers, and on no other row of the batch.
             weights_USC = sampling.weights(legal_USC)
             cdf = weights_USC.cumsum(-1)
             total = cdf[..., -1:]
             draws = noise_NUS[step].view(num_users, weights_USC.shape[1], -1) * total
-            # Rounding may reach the total, behind which there is no code.
+            # Rounding may reach the total, after which there is no code.
             draws = torch.minimum(draws, torch.nextafter(total, torch.zeros_like(total)))
             codes_US = torch.searchsorted(cdf, draws, right=True).view(num_users, n)
             chosen_US = weights_USC.expand(-1, n, -1).gather(2, codes_US[..., None]).squeeze(2)
@@ -165,7 +165,7 @@ def beam_sessions(
     def choose(step: int, legal_USC: Tensor, logp_US: Tensor) -> Choice:
         num_codes = legal_USC.shape[-1]
         scores = (logp_US[..., None] + legal_USC).flatten(1)
-        # The width must not depend on the other users: who has fewer prefixes gets rows of probability 0.
+        # The width must not depend on the other users: users with fewer prefixes get rows of probability 0.
         score_US, best_US = scores.topk(min(num_beams, scores.shape[1]), dim=-1)
         return best_US // num_codes, torch.where(score_US > -torch.inf, best_US % num_codes, -1), None
 
@@ -177,15 +177,15 @@ def beam_sessions(
 def score_sessions(
     model: GenerativeAgent, trie: Trie, histories: EventBatch, item_ids_USK: Tensor, block_seen: bool = True
 ) -> SessionBatch:
-    """Given sessions with the log-probabilities they would have come with, had ``model`` sampled them.
+    """Adds to given sessions the log-probabilities they would have if ``model`` had sampled them.
 
     Args:
         model: the agent.
         trie: the catalogue's codes, on the histories' device.
         histories: U users.
-        item_ids_USK: int64, S sessions for each of them. One that cannot be drawn, with an item twice, a blocked or an
-            absent one, gets a ``logp_allowed_US`` of +inf, so that ``logp_US - logp_allowed_US`` is what it should be.
-        block_seen: whether items of the history count as forbidden.
+        item_ids_USK: int64, S sessions for each of them. A session that cannot be drawn (with an item twice, a blocked
+            or an absent one) gets a ``logp_allowed_US`` of +inf, so that ``logp_US - logp_allowed_US`` is -inf.
+        block_seen: treat items of the history as forbidden.
     """
     codes_USN = trie.codes_IL[item_ids_USK].flatten(2)
 
@@ -198,8 +198,8 @@ def score_sessions(
 
     num_samples, session_length = item_ids_USK.shape[1:]
     scored = _generate(model, trie, histories, num_samples, session_length, block_seen, chooser)
-    # The decoder follows given codes whether they are allowed or not, so sessions that sampling cannot reach are told
-    # from the items: twice in a session, blocked, or absent at the request.
+    # The decoder follows given codes whether they are allowed or not. So sessions that sampling cannot reach are
+    # detected from the items: twice in a session, blocked, or absent at the request.
     blocked_UJ = _blocked(trie, histories, session_length, block_seen)
     barred_USK = (item_ids_USK[..., None] == item_ids_USK[..., None, :]).triu(1).any(3)
     barred_USK |= (item_ids_USK[..., None] == blocked_UJ[:, None, None]).any(3)
@@ -268,11 +268,11 @@ def _generate(
     block_seen: bool,
     chooser: Callable[[slice], Choose],
 ) -> SessionBatch:
-    """Decode blocks of users, so that memory stays bounded, without dropout."""
+    """Decode users in blocks, so that memory stays bounded, without dropout."""
     if session_length > trie.num_items:
         raise ValueError(
-            f"session_length={session_length} exceeds the {trie.num_items} items of the catalogue and a session holds "
-            "no item twice; ask for shorter sessions."
+            f"session_length={session_length} exceeds the {trie.num_items} items of the catalogue, but a session "
+            "holds no item twice; ask for shorter sessions."
         )
     users_per_block = max(1, ROWS_PER_BLOCK // rows_per_user)
     if (time_s_U := _request_times(trie, histories)) is not None:
@@ -292,7 +292,7 @@ def _generate(
 
 
 def _blocked(trie: Trie, histories: EventBatch, session_length: int, block_seen: bool) -> Tensor:
-    """Items [U, J] of the histories not to be generated; enough others are left for a session. All of them exist."""
+    """Existing items [U, J] of the histories that must not be generated; enough others remain for a session."""
     if not block_seen:
         return seen_items(histories, 0)
     if (time_s_U := _request_times(trie, histories)) is None:
@@ -303,26 +303,26 @@ def _blocked(trie: Trie, histories: EventBatch, session_length: int, block_seen:
 
 
 def _request_times(trie: Trie, histories: EventBatch) -> Tensor | None:
-    """When each request happens, float64 [U]; None where all items can be served, or nobody knows which."""
+    """Time of each request, float64 [U]; None if all items can be served, or if times are unknown."""
     return histories.time_s_U if trie.upload_s_I is not None and isinstance(histories, DatedEventBatch) else None
 
 
 def seen_items(histories: EventBatch, limit: int | Tensor) -> Tensor:
-    """The ``limit`` different items that users are known to have seen last, int64 [U, J], some repeated; -1 elsewhere.
+    """The last ``limit`` different items that users are known to have seen, int64 [U, J], some repeated; -1 elsewhere.
 
     Args:
         histories: of U users.
-        limit: one for all, or [U].
+        limit: one number for all, or [U].
     """
     return _newest(*seen_by(histories), limit)
 
 
 def _newest(items_UX: Tensor, known_UX: Tensor, limit: int | Tensor) -> Tensor:
-    """The ``limit`` newest different items of those that are known, oldest first; -1 elsewhere."""
+    """The ``limit`` newest different items among the known ones, oldest first; -1 elsewhere."""
     limit_U1 = torch.as_tensor(limit, device=items_UX.device).view(-1, 1)
     if (limit_U1 < 1).all():
         return items_UX.new_empty(len(items_UX), 0)
-    # Blocking the newest first leaves enough for a session, where a user has seen nearly the whole catalogue.
+    # Blocking the newest first leaves enough for a session if a user has seen nearly the whole catalogue.
     seen_UX = items_UX.masked_fill(~known_UX, -1)
     if (limit_U1 >= seen_UX.shape[1]).all():
         return seen_UX
@@ -346,12 +346,12 @@ def _block(
         offset = vocabulary.level_offset(level)
         logits_USV = model.step(tokens_USM, state)
         logits_USC = logits_USV[..., offset : offset + trie.num_codes[level]]
-        # The trie takes flat rows of users and samples. A row must not write its own items again, nor the blocked ones.
+        # The trie takes flat rows of users and samples. A row must not repeat its own items, nor write blocked ones.
         blocked_USJ = blocked_UJ[:, None].expand(-1, rows.items_USK.shape[1], -1)
         used_RJ = torch.cat([rows.items_USK, blocked_USJ], dim=2).flatten(0, 1)
         nodes_R = rows.nodes_US.flatten()
-        # Over the whole vocabulary, as in training. What of it falls on items, and on codes that may be chosen,
-        # is kept beside it: the log-probability among these is a difference.
+        # Over the whole vocabulary, as in training. The mass on existing codes, and on codes that may be chosen, is
+        # kept separately: the log-probability among these is a difference.
         logp_USC = logits_USC - logits_USV.logsumexp(-1, keepdim=True)
         legal_US = _mass(logp_USC, trie.allowed(nodes_R, level, None, supply_UX))
         allowed_RC = trie.allowed(nodes_R, level, used_RJ, supply_UX)
@@ -359,14 +359,14 @@ def _block(
         parent_US, codes_US, drawn_US = choose(
             step, logp_USC.masked_fill(~allowed_RC.view_as(logp_USC), -torch.inf), rows.logp_US
         )
-        # All rows of a user begin as one and part at the first choice; a beam search reorders them at every step.
+        # All rows of a user start equal and diverge at the first choice; a beam search reorders them at every step.
         if parent_US is not None:
             state.select(parent_US)
             rows = rows.select(parent_US)
             legal_US, allowed_US = legal_US.gather(1, parent_US), allowed_US.gather(1, parent_US)
             logp_USC = logp_USC.gather(1, parent_US[..., None].expand(-1, -1, logp_USC.shape[-1]))
         rows = rows.advance(trie, codes_US, logp_USC, legal_US, allowed_US, drawn_US)
-        tokens_USM = (codes_US.clamp_min(0) + offset)[..., None]  # a beam without a session reads some token as well
+        tokens_USM = (codes_US.clamp_min(0) + offset)[..., None]  # a beam without a session must read some token too
         if level == num_levels - 1:
             rows = rows.with_item(trie)
             tokens_USM = torch.nn.functional.pad(tokens_USM, (0, 1), value=vocabulary.bos_id)
@@ -386,15 +386,15 @@ def _mass(logp_USC: Tensor, mask_RC: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class _UnfinishedSessions:
-    """What is known of the U·S sessions being written.
+    """State of the U·S sessions being written.
 
     Attributes:
-        nodes_US: where each stands in the trie.
+        nodes_US: node of each session in the trie.
         items_USK: the items written so far.
         logp_US: log-probability of the codes so far.
         logp_legal_US: log of the mass on existing codes along the way.
         logp_allowed_US: log of the mass on codes that could be chosen.
-        logp_drawn_US: log-probability with which they were drawn; NaN where they were not.
+        logp_drawn_US: log-probability with which they were drawn; NaN if they were not drawn.
     """
 
     nodes_US: Tensor
@@ -432,7 +432,7 @@ class _UnfinishedSessions:
         allowed_US: Tensor,
         drawn_US: Tensor | None,
     ) -> _UnfinishedSessions:
-        """One code further; -1 ends in probability 0."""
+        """Add one code; -1 gives probability 0."""
         logp_US = logp_USC.gather(2, codes_US.clamp_min(0)[..., None]).squeeze(2)
         return replace(
             self,
@@ -444,24 +444,24 @@ class _UnfinishedSessions:
         )
 
     def with_item(self, trie: Trie) -> _UnfinishedSessions:
-        """The item whose last code was chosen is written, and the next one begins."""
+        """Write the item whose last code was chosen, and begin the next one."""
         items_USK = torch.cat([self.items_USK, trie.item(self.nodes_US)[..., None]], dim=2)
         return replace(self, items_USK=items_USK, nodes_US=torch.zeros_like(self.nodes_US))
 
 
 class GenerativeRecommender:
-    """A generative agent behind the Recommender protocol.
+    """A generative agent as a Recommender.
 
     Args:
         model: the agent.
         trie: the catalogue's codes; a CodeTokenizer's ``trie()``.
         session_length: K.
         sampling: how :meth:`sample` draws.
-        num_beams: width of the beam search by which :meth:`recommend` chooses; 1 is greedy, and 0 draws one session as
-            :meth:`sample` does, with luck that belongs to the request.
-        device: where the agent runs, and the model is moved to; where the model is if left out, so that a model in
-            training stays where it trains.
-        catalog: serve only what exists by its times, where histories are dated.
+        num_beams: width of the beam search in :meth:`recommend`; 1 is greedy, and 0 draws one session as :meth:`sample`
+            does, with random numbers keyed by the request.
+        device: device to move the model to and run on; if left out, the model stays where it is, so that a model in
+            training is not moved.
+        catalog: with dated histories, serve only items that exist by the catalogue's times.
     """
 
     def __init__(
@@ -484,14 +484,14 @@ class GenerativeRecommender:
         self.sampling = sampling or SamplingConfig()
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
-        """``n`` sampled sessions a user, with log-probabilities, on the histories' device."""
+        """``n`` sampled sessions per user, with log-probabilities, on the histories' device."""
         sessions = sample_sessions(
             self.model, self.trie, histories.to(self.device), n, self.session_length, generator, self.sampling
         )
         return sessions.to(histories.item_ids_UT.device)
 
     def beams(self, histories: EventBatch, num_beams: int) -> SessionBatch:
-        """The ``num_beams`` sessions a beam search finds for each user, best first."""
+        """The ``num_beams`` sessions that a beam search finds for each user, best first."""
         block_seen = self.sampling.block_seen
         sessions = beam_sessions(
             self.model, self.trie, histories.to(self.device), num_beams, self.session_length, block_seen
@@ -499,13 +499,13 @@ class GenerativeRecommender:
         return sessions.to(histories.item_ids_UT.device)
 
     def drawn(self, histories: EventBatch, n: int) -> SessionBatch:
-        """``n`` sampled sessions a user, by luck that belongs to the request: the same for the same request."""
+        """``n`` sampled sessions per user, with random numbers keyed by the request: the same for the same request."""
         steps = self.session_length * self.trie.num_levels
         noise_USN = request_noise(histories, n * steps).view(-1, n, steps)
         sessions = draw_sessions(self.model, self.trie, histories.to(self.device), noise_USN, self.sampling)
         return sessions.to(histories.item_ids_UT.device)
 
     def recommend(self, histories: EventBatch) -> SessionBatch:
-        """One session a user (S = 1): the best of the beam search, or a drawn one if ``num_beams`` is 0."""
+        """One session per user (S = 1): the best of the beam search, or a drawn one if ``num_beams`` is 0."""
         sessions = self.beams(histories, self.num_beams) if self.num_beams else self.drawn(histories, 1)
         return _first(sessions, 1)

@@ -1,25 +1,26 @@
-"""GenRank: a ranker that generates actions, items being their positional context (arXiv:2505.04180).
+"""GenRank: a ranker that generates actions, with items as their positional context (arXiv:2505.04180).
 
-A token an event: e = item + action + position + request + pre-request time (five sums, §3.2). A candidate has [MASK] in
-the action's place: half of the tokens of HSTU's interleaved timeline, a quarter of its attention.
+One token per event: e = item + action + position + request + pre-request time (a sum of five, §3.2). A candidate has
+[MASK] instead of the action. This takes half of the tokens of HSTU's interleaved timeline and a quarter of its
+attention.
     - position: a learned index; all candidates of a request share one.
-    - request: how many requests there were up to the event.
+    - request: the number of requests up to the event.
     - pre-request time: the bucket of the seconds between the event's request and the event before it.
 
-Attention is biased by distance and time without a parameter (:func:`feedgym.agents.sequence_ranker.alibi`). History is
-causal, a candidate sees it and itself; the loss is on candidates alone. No official code exists.
+Attention is biased by distance and time without parameters (:func:`feedgym.agents.sequence_ranker.alibi`). History is
+causal; a candidate sees it and itself. The loss is only on candidates. No official code exists.
 
-Deviations and what the paper leaves open:
-    - What the bias does. The paper adds it and writes no formula of what attention is then. Added inside HSTU's SiLU
-      (``attention="silu"``, the default) a falling bias is no decay: weights fall through 0 to about -.28 and come back
-      towards 0, so that far events count against what near ones count for. ``"decay"`` multiplies SiLU's weights by e
-      to the bias, ``"softmax"`` takes the softmax of products and bias, as ALiBi does.
-    - The layers are those of HSTU ranking here, so that the two can be compared; contextual tokens stand first, and
-      see no more than those before them.
-    - Histories know gaps between events, not which request brought them: events up to ``request_gap_s`` apart belong
-      to one. 0 makes every different time a request, as the paper says it for logs of requests.
-    - Ablations. ``loss_on_history`` learns from history too: each of its events once more, as a candidate of its own
-      request. ``history_mask="full"`` lets the history see all of itself.
+Deviations, and details that the paper leaves open:
+    - Effect of the bias. The paper adds it but gives no formula for the resulting attention. Added inside HSTU's SiLU
+      (``attention="silu"``, the default), a falling bias is not a decay: weights fall through 0 to about -.28 and
+      return towards 0. Distant events then have the opposite sign of near ones. ``"decay"`` multiplies SiLU's weights
+      by e to the bias; ``"softmax"`` takes the softmax of products and bias, as ALiBi does.
+    - The layers are those of HSTU ranking here, so that the two can be compared. Contextual tokens come first and see
+      only those before them.
+    - Histories hold gaps between events, not their requests: events up to ``request_gap_s`` apart belong to one
+      request. 0 makes every different time a request, as in the paper for logs of requests.
+    - Ablations. ``loss_on_history`` also learns from history: each of its events appears again as a candidate of its
+      own request. ``history_mask="full"`` lets the history see all of itself.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ class GenRankSizes(SequenceRankerSizes):
     """Sizes and ablations of GenRank."""
 
     bias: Bias = "alibi"
-    """Of attention, by distance and time: alibi (without parameters), learned (HSTU's) or none."""
+    """Bias of attention by distance and time: alibi (without parameters), learned (as in HSTU) or none."""
     request_gap_s: Seconds = 600.0
-    """Events at most so many seconds after the one before belong to the same request."""
+    """Longest gap between two events of the same request."""
     history_mask: HistoryMask = "causal"
     """causal, or full as an ablation: the history sees all of itself."""
 
@@ -66,11 +67,11 @@ class GenRankSizes(SequenceRankerSizes):
             kinds = ", ".join(get_args(HistoryMask))
             raise ValueError(f"history_mask={self.history_mask!r} is unknown; choose one of {kinds}.")
         if self.loss_on_history and self.history_mask == "full":
-            raise ValueError("loss_on_history would read its answers off a history_mask=full; choose one of the two.")
+            raise ValueError("loss_on_history could read its answers with history_mask=full; choose one of the two.")
 
 
 class GenRankConfig(SequenceRankerConfig):
-    """A GenRank as transformers keeps it."""
+    """Configuration of GenRank for transformers."""
 
     model_type = "genrank"
     sizes = GenRankSizes
@@ -81,7 +82,7 @@ class GenRank(SequenceRanker):
 
     Args:
         config: sizes and options.
-        content_IE: contents of the items; see the base.
+        content_IE: contents of the items; see the base class.
     """
 
     title = "GenRank"
@@ -98,7 +99,7 @@ class GenRank(SequenceRanker):
         self.post_init()
 
     def history_tokens(self, histories: EventBatch) -> Tokens:
-        """Context, then a token an event."""
+        """Context, then one token per event."""
         past = cleaned(histories)
         request_NT, waited_s_NT, _ = history_requests(past, self.config.request_gap_s)
         place_NT = torch.arange(past.item_ids_UT.shape[1], device=self.device).expand(past.item_ids_UT.shape)
@@ -113,7 +114,7 @@ class GenRank(SequenceRanker):
         return self.context_tokens(past).followed_by(events)
 
     def candidate_tokens(self, batch: RankingBatch) -> Tokens:
-        """A token a candidate, with [MASK] for its action."""
+        """One token per candidate, with [MASK] as its action."""
         item_ids_NK = batch.item_ids_NK.masked_fill(~batch.mask_NK, 0)
         request_NK, waited_s_NK = candidate_requests(batch, self.config.request_gap_s)
         place_NK = self.place_of_candidates(batch)
@@ -127,7 +128,7 @@ class GenRank(SequenceRanker):
         )
 
     def past_candidates(self, histories: EventBatch) -> Tokens:
-        """The history's events as candidates of their own requests, which share the place of the request's first."""
+        """The history's events as candidates of their own requests, with the position of the request's first event."""
         past = cleaned(histories)
         request_NT, waited_s_NT, first_NT = history_requests(past, self.config.request_gap_s)
         return Tokens(
@@ -139,12 +140,12 @@ class GenRank(SequenceRanker):
         )
 
     def sees_MM(self, place_M: Tensor) -> Tensor:
-        """Itself and those before it; as an ablation everything of the history."""
+        """Mask: each token sees itself and those before it; as an ablation everything of the history."""
         before_MM = super().sees_MM(place_M)
         return torch.ones_like(before_MM) if self.config.history_mask == "full" else before_MM
 
     def _embedded(self, item_ids: Tensor, action: Tensor, index: Tensor, request: Tensor, waited_s: Tensor) -> Tensor:
-        """The five sums."""
+        """The sum of the five embeddings."""
         last = self.config.history_length
         context = self.positions(index.clamp(max=last)) + self.requests(request.clamp(max=last))
         return self.item_vectors(item_ids) + action + context + self.times(time_buckets(waited_s))
@@ -154,7 +155,7 @@ class GenRank(SequenceRanker):
 
 
 def history_requests(histories: EventBatch, request_gap_s: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each event the number of its request, the seconds before that request, and the request's first event.
+    """For each event, the number of its request, the seconds before that request, and the request's first event.
 
     Args:
         histories: N users.
@@ -171,7 +172,7 @@ def history_requests(histories: EventBatch, request_gap_s: float) -> tuple[Tenso
 
 
 def candidate_requests(batch: RankingBatch, request_gap_s: float) -> tuple[Tensor, Tensor]:
-    """The number of each candidate's request, counted on from the history, and the seconds before that request.
+    """The number of each candidate's request, continuing those of the history, and the seconds before that request.
 
     Returns:
         int64 and float32, [N, K] each.
@@ -183,7 +184,7 @@ def candidate_requests(batch: RankingBatch, request_gap_s: float) -> tuple[Tenso
     opens_N1 = gap_s_N1 > request_gap_s
     waited_s_N1 = torch.where(opens_N1, gap_s_N1, waited_s_NT.gather(1, last_N1))
     request_NK = request_NT.gather(1, last_N1) + opens_N1.long() + batch.request_NK
-    # Later requests of a row wait from the last exposure of the one before.
+    # For later requests of a row, the time counts from the last exposure of the one before.
     between_s_NK = F.pad(batch.time_s_NK.diff(dim=1), (1, 0))
     opens_NK = F.pad(batch.request_NK.diff(dim=1) > 0, (1, 0))
     first_NK = torch.where(opens_NK, torch.arange(opens_NK.shape[1], device=opens_NK.device), 0).cummax(1).values

@@ -1,29 +1,29 @@
 """HSTU: a sequential transducer for retrieval, and a generative agent that writes sessions (arXiv:2402.17152).
 
-Two streams of tokens, both after a start token:
-    - "items", as in Meta's code of retrieval: one token an event, its item;
-    - "events", the paper's timeline (§2.2): profile fields, then an item and what the user did with it, one after the
-      other; the next item is foretold after the action. Skipped items can then be read as such.
+There are two streams of tokens, both after a start token:
+    - "items", as in Meta's code for retrieval: one token per event, its item;
+    - "events", the paper's timeline (§2.2): profile fields, then items and the user's actions, alternating; the next
+      item is predicted after the action. Skipped items can then be recognised as such.
 
-The relative time bias of row i looks from the request that follows event i, so it needs the time of the next request,
-which is known when a request is answered. Data without times switch it off (``use_time``).
+The relative time bias of row i is measured from the request that follows event i. So it needs the time of the next
+request, which is known when a request is answered. It is off for data without times (``use_time``).
 
-A session is written item by item: keys and values of the history are computed once a user and shared by all of the
-user's samples, and those of the session's own items are cached. All items of a session have the request's time. In the
-events stream their actions are still to come: a learned token "unknown" stands for them, which training puts in the
-place of a share of the actions (``hide_actions``).
+A session is written item by item. Keys and values of the history are computed once per user and shared by all of the
+user's samples; those of the session's own items are cached. All items of a session have the request's time. In the
+events stream their actions are not known yet. A learned token "unknown" replaces them; in training it also replaces a
+share of the actions (``hide_actions``).
 
-Sessions are learned by cross-entropy over the whole catalogue (:meth:`HSTU.training_batch`): sampling and DPO go by
-probabilities of sessions, which a loss with drawn negatives does not teach. ``loss`` and ``num_negatives`` are those of
+Sessions are learned by cross-entropy over the whole catalogue (:meth:`HSTU.training_batch`), because sampling and DPO
+use probabilities of sessions, which a loss with drawn negatives does not teach. ``loss`` and ``num_negatives`` apply to
 whole sequences (:meth:`HSTU.sequence_batch`), from which retrieval learns.
 
-Stochastic length (§3.2): sequences of more than N^(alpha/2) events are cut to so many, except with probability
-N^alpha / n^2. Which events stay is drawn, the recent ones likelier (weights 1 - age / sum of ages); what comes next and
-when is told as it truly was. It is drawn in the forward pass, as dropout is, and not where batches are made: those are
-made ahead of time, so a training that goes on from a checkpoint would draw other numbers.
+Stochastic length (§3.2): sequences of more than N^(alpha/2) events are cut to that many, except with probability
+N^alpha / n^2. The remaining events are drawn, recent ones with higher probability (weights 1 - age / sum of ages); next
+items and times stay the true ones. The draw is made in the forward pass, like dropout, and not where batches are made.
+Batches are made ahead of time, so a resumed training would draw other numbers.
 
-Deviations: see :mod:`feedgym.agents.sequences`; N is 1 + T + K (Meta's 211 for T = 200 and K = 10 alike).
-Contextual features besides the profile, and the sampling of users by 1/n, are left out.
+Deviations: see :mod:`feedgym.agents.sequences`; N is 1 + T + K (Meta's 211 for T = 200 and K = 10 alike). Contextual
+features other than the profile, and the sampling of users by 1/n, are left out.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ from feedgym.tokenizers.vocabulary import Vocabulary
 Stream = Literal["items", "events"]
 
 NEVER = -1e4
-"""Logit of the tokens that are no items."""
+"""Logit of tokens that are not items."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HSTUSizes(SequenceSizes):
     """Sizes, stream and loss of HSTU.
 
-    In alignment it learns sessions by cross-entropy over the whole catalogue, because sampling and DPO go by
-    probabilities of sessions; the losses with drawn negatives are for retrieval (``feedgym run hstu``).
+    In alignment it learns sessions by cross-entropy over the whole catalogue, because sampling and DPO use
+    probabilities of sessions. The losses with drawn negatives are for retrieval (``feedgym run hstu``).
     """
 
     d_qk: Width = 50
@@ -69,15 +69,15 @@ class HSTUSizes(SequenceSizes):
     d_v: Width = 50
     """Width of a head's values and gate."""
     concat_ua: bool = False
-    """Give the output matrix [u, a, u * a] instead of u * a."""
+    """Feed [u, a, u * a] to the output matrix instead of u * a."""
     stream: Stream = "items"
     """items, or events: profile, items and actions on one timeline."""
     use_time: bool = True
-    """Bias attention by the time between an event and the request; off by itself where the data have no times."""
+    """Bias attention by the time between an event and the request; off automatically if the data have no times."""
     hide_actions: Share = 0.1
     """Events stream: share of actions that training replaces by "unknown", so that sessions can be written."""
     stochastic_alpha: Annotated[float, Interval(ge=0, le=2)] = 0.0
-    """alpha of the stochastic length, in (1, 2]; 0 trains on whole sequences."""
+    """Exponent alpha of the stochastic length, in (1, 2]; 0 trains on whole sequences."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,13 +90,13 @@ class HSTUSizes(SequenceSizes):
 
 
 class HSTUConfig(SequenceConfig):
-    """An HSTU as transformers keeps it."""
+    """Configuration of an HSTU for transformers."""
 
     model_type = "hstu"
     sizes = HSTUSizes
 
     profile_sizes: tuple[int, ...] | list[int] = ()
-    """Cardinalities of the F profile fields; read in the events stream."""
+    """Cardinalities of the F profile fields; used in the events stream."""
     num_behaviours: Few = len(BEHAVIOURS)
     """B."""
 
@@ -106,17 +106,17 @@ class HSTUConfig(SequenceConfig):
 
     @property
     def tokens_per_event(self) -> int:
-        """1, or 2 where actions are tokens."""
+        """1, or 2 if actions are tokens."""
         return 1 if self.stream == "items" else 2
 
     @property
     def num_prefix(self) -> int:
-        """Tokens before the first event: the start and, among events, the profile."""
+        """Tokens before the first event: the start and, in the events stream, the profile."""
         return 1 if self.stream == "items" else 1 + len(self.profile_sizes)
 
     @property
     def num_positions(self) -> int:
-        """N, tokens of the longest sequence, generated ones included."""
+        """N, tokens of the longest sequence, including generated ones."""
         return self.num_prefix + self.tokens_per_event * (self.history_length + self.session_length)
 
 
@@ -126,8 +126,8 @@ class StreamTokens:
 
     Attributes:
         x_UMD: embeddings, without positions.
-        begin_s_UM: float64 seconds of the token's event.
-        request_s_UM: float64 seconds of the next token's event, or of the request.
+        begin_s_UM: float64 time of the token's event, seconds.
+        request_s_UM: float64 time of the next token's event or of the request, seconds.
         mask_UM: bool.
     """
 
@@ -138,24 +138,24 @@ class StreamTokens:
 
 
 class HidingMask(nn.Dropout):
-    """Chooses what training hides; a Dropout, so that whoever switches a model's dropout off switches this off too."""
+    """Chooses what training hides; a Dropout, so that switching off a model's dropout also switches this off."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Whether each element is hidden, bool of the shape of ``x``: a share ``p`` in training, none otherwise."""
+        """True for hidden elements, bool of the shape of ``x``: a share ``p`` in training, none otherwise."""
         if not (self.training and self.p):
             return torch.zeros_like(x, dtype=torch.bool)
         return torch.rand(x.shape, device=x.device) < self.p
 
 
 class HSTUState:
-    """What decoding remembers: users' keys and values, and those of the items that each row has written.
+    """State of decoding: users' keys and values, and those of the items that each row has written.
 
     Attributes:
-        memory: keys and values [U, M, H, d] a layer, of the history's tokens.
+        memory: keys and values [U, M, H, d] per layer, of the history's tokens.
         tokens: the history's tokens, for their mask and times.
         length_U: real tokens of each history.
-        now_s_U: when the request happens.
-        own: keys and values [U, S, C, H, d] a layer, of the C tokens written so far.
+        now_s_U: time of the request, seconds.
+        own: keys and values [U, S, C, H, d] per layer, of the C tokens written so far.
         hidden_USD: the vector after each row's last token.
     """
 
@@ -207,13 +207,13 @@ class HSTU(SequenceModel):
         history_length: int,
         profile_sizes: tuple[int, ...],
     ) -> Self:
-        """See :meth:`feedgym.protocols.GenerativeAgent.build`.
+        """Build a model as in :meth:`feedgym.protocols.GenerativeAgent.build`.
 
         Raises:
             ValueError: an item has more than one code.
         """
         if tokenizer.num_codes != (tokenizer.num_items,):
-            raise ValueError(f"HSTU writes item ids and not {tokenizer.num_levels} codes an item; use item_id.")
+            raise ValueError(f"HSTU writes item ids, not {tokenizer.num_levels} codes per item; use item_id.")
         lengths = {"session_length": session_length, "history_length": history_length}
         settings: Any = HSTUConfig
         sizes = {**vars(config), **lengths, "profile_sizes": profile_sizes}
@@ -221,7 +221,7 @@ class HSTU(SequenceModel):
 
     @classmethod
     def for_log(cls, sizes: HSTUSizes, *, profile_sizes: tuple[int, ...], has_time: bool, **data_fields: Any) -> Self:
-        """See the base."""
+        """Make an untrained model for a log, as in the base class."""
         settings: Any = HSTUConfig
         use_time = {"use_time": sizes.use_time and has_time}
         return cls(settings(**vars(sizes) | use_time, profile_sizes=profile_sizes, **data_fields))
@@ -237,19 +237,19 @@ class HSTU(SequenceModel):
         if tokenizer is not None and tokenizer.num_items != model.config.num_items:
             raise ValueError(
                 f"The model was trained on {model.config.num_items} items, not {tokenizer.num_items}; load the "
-                "tokenizer saved beside it or pretrain again."
+                "tokenizer saved with it or pretrain again."
             )
         return model
 
     # ------------------------------------------------------------ whole sequences
 
     def encode(self, sequences: Sequences) -> Tensor:
-        """Vectors [U, Z, D]: of the events stream, those after the actions (and after the profile)."""
+        """Vectors [U, Z, D]; in the events stream those after the actions (and after the profile)."""
         hidden_UMD, _ = self._run(self.embed(sequences))
         return hidden_UMD[:, self.config.num_prefix - 1 :: self.config.tokens_per_event]
 
     def embed(self, sequences: Sequences) -> StreamTokens:
-        """The stream's tokens."""
+        """The embedded tokens of the stream."""
         x_UZD = self.items(sequences.item_ids_UZ) * self.config.d_model**0.5
         begin_s_UZ, request_s_UZ, mask_UZ = sequences.begin_s_UZ, sequences.request_s_UZ, sequences.mask_UZ
         if self.config.stream == "items":
@@ -259,11 +259,11 @@ class HSTU(SequenceModel):
         pairs_UTD = torch.stack([x_UZD[:, 1:], self._actions(sequences)[:, 1:]], dim=2).flatten(1, 2)
 
         def spread(first_UZ: Tensor, second_UZ: Tensor) -> Tensor:
-            """The start's value for the prefix, then two values an event."""
+            """The start's value for the prefix, then two values per event."""
             pairs = torch.stack([first_UZ[:, 1:], second_UZ[:, 1:]], dim=2).flatten(1)
             return torch.cat([first_UZ[:, :1].expand(-1, 1 + num_fields), pairs], dim=1)
 
-        request_s_UM = spread(begin_s_UZ, request_s_UZ)  # after an item comes its action, at the same time
+        request_s_UM = spread(begin_s_UZ, request_s_UZ)  # an item's action follows it at the same time
         request_s_UM[:, num_fields] = request_s_UZ[:, 0]
         return StreamTokens(
             x_UMD=torch.cat([x_UZD[:, :1], *profile, pairs_UTD], dim=1),
@@ -273,7 +273,7 @@ class HSTU(SequenceModel):
         )
 
     def _actions(self, sequences: Sequences) -> Tensor:
-        """Vectors [U, Z, D] of what users did; in training some are unknown."""
+        """Vectors [U, Z, D] of the users' actions; in training some are unknown."""
         features = torch.cat([sequences.behaviours_UZB, sequences.watch_fraction_UZ[..., None]], dim=2)
         known_UZD = self.action(features.to(self.action.weight.dtype))
         hidden_UZ = self.hidden_actions(known_UZD[..., 0])
@@ -284,7 +284,7 @@ class HSTU(SequenceModel):
         num_tokens = tokens.x_UMD.shape[1]
         x_UMD = self.dropout(tokens.x_UMD + self.positions.weight[:num_tokens]) * tokens.mask_UM[..., None]
         buckets_UMM = self._buckets(tokens.request_s_UM, tokens.begin_s_UM)
-        # Padding lies in the future of every real token, so it needs no mask of its own.
+        # Padding comes after every real token, so it needs no mask of its own.
         causal_1MM = torch.ones(1, num_tokens, num_tokens, dtype=torch.bool, device=x_UMD.device).tril()
         memory = []
         for layer in self.layers:
@@ -302,7 +302,7 @@ class HSTU(SequenceModel):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Padding, BOS, and a token an item."""
+        """Padding, BOS, and one token per item."""
         return Vocabulary((self.config.num_items,))
 
     def session_tokens(self, item_ids_NK: Tensor) -> Tensor:
@@ -310,7 +310,7 @@ class HSTU(SequenceModel):
         return self.vocabulary.session_tokens(item_ids_NK.to(self.device)[..., None])
 
     def training_batch(self, histories: EventBatch, item_ids_NK: Tensor) -> dict[str, Tensor]:
-        """What :meth:`forward` needs to learn sessions, always by cross-entropy over the whole catalogue.
+        """Inputs of :meth:`forward` to learn sessions, always by cross-entropy over the whole catalogue.
 
         BOS and padding are read but not learned.
         """
@@ -334,11 +334,11 @@ class HSTU(SequenceModel):
 
         Args:
             input_ids: [R, M] tokens of sessions, BOS before every item; whole sequences are learned if left out.
-            attention_mask: not needed: right padding lies in the future of every real token.
+            attention_mask: not needed: right padding comes after every real token.
             labels: [R, M], ``input_ids`` with -100 where nothing is learned; shifted here.
             use_cache: ignored; :meth:`step` is the cached path.
-            **columns: those of :class:`Sequences`; or with ``input_ids`` those of an EventBatch of U histories, where
-                row r continues history r mod U.
+            **columns: those of :class:`Sequences`; with ``input_ids`` those of an EventBatch of U histories, where row
+                r continues history r mod U.
 
         Returns:
             The loss of whole sequences; or the logits [R, M, V] of the tokens after each, and the loss of the labels.
@@ -358,17 +358,17 @@ class HSTU(SequenceModel):
         return CausalLMOutput(loss=loss, logits=logits)
 
     def _of_stochastic_length(self, sequences: Sequences) -> Sequences:
-        """In training, and where it is asked for, long sequences are cut."""
+        """Cut long sequences in training, if it is configured."""
         if not (self.training and self.config.stochastic_alpha):
             return sequences
         limit = self.config.history_length + self.config.session_length
         return stochastic_length(sequences, self.config.stochastic_alpha, limit)
 
     def start(self, histories: EventBatch, max_tokens: int) -> HSTUState:
-        """Read the histories; one row a user.
+        """Read the histories; one row per user.
 
         Raises:
-            ValueError: the sessions are longer than the model's.
+            ValueError: the sessions are longer than the model allows.
         """
         if max_tokens > 2 * self.config.session_length:
             raise ValueError(
@@ -412,7 +412,7 @@ class HSTU(SequenceModel):
             u, v, q, k = layer.project(x)
             k, v = (_appended(old, new) for old, new in zip(cached, (k, v), strict=True))
             own.append((k, v))
-            # Every row of a user asks the user's one memory: rows and tokens are queries alike.
+            # Every row of a user attends to the user's single memory: rows and tokens are both queries.
             bias_UMZ = layer.bias(place_UM, key_1M, to_history)
             every = [part.repeat(1, num_rows, 1) for part in (bias_UMZ, tokens.mask_UM[:, None].expand_as(bias_UMZ))]
             memory = layer.attend(q.flatten(1, 2), keys, values, *every).unflatten(1, (num_rows, num_new))
@@ -424,7 +424,7 @@ class HSTU(SequenceModel):
         return x[:, :, per_event - 1 :: per_event]
 
     def _token_logits(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] over the vocabulary; what is no item has next to no probability."""
+        """Logits [..., V] over the vocabulary; tokens that are not items have almost no probability."""
         return F.pad(self.item_logits(hidden), (self.vocabulary.level_offset(0), 0), value=NEVER)
 
     @torch.no_grad()
@@ -442,20 +442,20 @@ class HSTU(SequenceModel):
 
 
 def _appended(cached: Tensor, new: Tensor) -> Tensor:
-    """Cached keys or values [U, S, C, H, d] with new ones; what nobody has written yet is shared by all rows."""
+    """Appends new keys or values to cached ones [U, S, C, H, d]; an empty cache is shared by all rows."""
     return torch.cat([cached.expand(-1, new.shape[1], -1, -1, -1), new], dim=2)
 
 
 def stochastic_length(
     sequences: Sequences, alpha: float, longest: int, generator: torch.Generator | None = None
 ) -> Sequences:
-    """Sequences cut to at most N^(alpha/2) events, except with probability N^alpha / n^2 (§3.2, eq. 4).
+    """Cuts sequences to at most N^(alpha/2) events, except with probability N^alpha / n^2 (§3.2, eq. 4).
 
     Args:
         sequences: U sequences; the start always stays.
-        alpha: in (1, 2]; 2 cuts nothing.
+        alpha: exponent in (1, 2]; 2 cuts nothing.
         longest: N, events of the longest sequence.
-        generator: of the draws; torch's own if left out.
+        generator: for the draws; torch's own if left out.
     """
     kept = max(1, round(longest ** (alpha / 2)))
     num_U = sequences.length_U - 1
@@ -470,7 +470,7 @@ def stochastic_length(
         ~mask_UT, 0
     )
     weight_UT = 1 - age_s_UT / age_s_UT.sum(1, keepdim=True).clamp_min(1e-9)
-    # Weighted draws without replacement are the largest of log weight + Gumbel noise.
+    # Weighted draws without replacement are the largest values of log weight + Gumbel noise.
     noise_UT = weight_UT.clamp_min(1e-9).log().float() - (-uniform(*mask_UT.shape).clamp_min(1e-20).log()).log()
     rank_UT = noise_UT.masked_fill(~mask_UT, -torch.inf).argsort(1, descending=True).argsort(1)
     stays_UT = mask_UT & (~cut_U[:, None] | (rank_UT < kept))
@@ -482,9 +482,9 @@ def stochastic_length(
 
 
 class HSTURecommender(GenerativeRecommender):
-    """An HSTU behind the Recommender protocol; see :class:`GenerativeRecommender` for the other arguments.
+    """An HSTU as a Recommender; see :class:`GenerativeRecommender` for the other arguments.
 
-    It also scores all items, which is what full ranking asks for.
+    It also scores all items, as full ranking needs it.
     """
 
     def __init__(
@@ -502,5 +502,5 @@ class HSTURecommender(GenerativeRecommender):
         super().__init__(model, trie, length, sampling, num_beams, device, catalog=catalog)
 
     def scores(self, histories: EventBatch) -> Tensor:
-        """Logits [U, I], of seen items too."""
+        """Logits [U, I], also of seen items."""
         return self.model.scores(histories)

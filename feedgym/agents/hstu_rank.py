@@ -1,19 +1,19 @@
-"""HSTU ranking: what will a user do with each candidate (arXiv:2402.17152, §2.2; DLRM-v3 of Meta's code).
+"""HSTU ranking: predicts a user's actions on each candidate (arXiv:2402.17152, §2.2; DLRM-v3 in Meta's code).
 
-The same layers as retrieval, another target and another head. The timeline's actions are either
-    - "added": a token an event, item + action; candidates have "action unknown" in its place; or
-    - "interleaved": two tokens an event, its item and then its action (the paper's x0, a0, x1, a1, ...); candidates
+It has the same layers as retrieval, but another target and another head. The timeline's actions are either
+    - "added": one token per event, item + action; candidates have "action unknown" instead; or
+    - "interleaved": two tokens per event, its item and then its action (the paper's x0, a0, x1, a1, ...); candidates
       are item tokens, whose action would come next.
 
 Positions are counted back from the candidates, which share position 0; the time embedding is the bucket of the seconds
-from the event to the request. Contextual tokens see the whole history, and no token sees a candidate but itself.
+from the event to the request. Contextual tokens see the whole history, and a candidate is seen only by itself.
 
-``loss_on_history`` trains as the paper has it (table 1): every item of the timeline foretells its action, not the
-candidates alone. Contextual tokens then see no history, for through them an item would learn its own answer.
+``loss_on_history`` trains as in the paper (table 1): every item of the timeline predicts its action, not only the
+candidates. Contextual tokens then see no history, because they would reveal an item's own action to it.
 
-Deviations from Meta's code: attention keeps the paper's learned bias of distance and time (``bias="none"`` is the
-code's way); time buckets are retrieval's logarithmic ones; the parts of the loss weigh the same; there is no limit on
-how far attention reaches.
+Deviations from Meta's code: attention keeps the paper's learned bias of distance and time (``bias="none"`` is as in the
+code). Time buckets are the logarithmic ones of retrieval. The parts of the loss have equal weights. The reach of
+attention is not limited.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class HSTURankerSizes(SequenceRankerSizes):
     """Sizes and layout of HSTU ranking."""
 
     actions: Actions = "added"
-    """added to their items' tokens, or interleaved as tokens of their own."""
+    """added to their items' tokens, or interleaved as separate tokens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,14 +54,14 @@ class HSTURankerSizes(SequenceRankerSizes):
 
 
 class HSTURankerConfig(SequenceRankerConfig):
-    """HSTU ranking as transformers keeps it."""
+    """Configuration of HSTU ranking for transformers."""
 
     model_type = "hstu_rank"
     sizes = HSTURankerSizes
 
     @property
     def tokens_per_event(self) -> int:
-        """1, or 2 where actions are tokens."""
+        """1, or 2 if actions are tokens."""
         return 2 if self.actions == "interleaved" else 1
 
 
@@ -70,7 +70,7 @@ class HSTURanker(SequenceRanker):
 
     Args:
         config: sizes and options.
-        content_IE: contents of the items; see the base.
+        content_IE: contents of the items; see the base class.
     """
 
     title = "HSTU ranking"
@@ -87,7 +87,7 @@ class HSTURanker(SequenceRanker):
         self.post_init()
 
     def history_tokens(self, histories: EventBatch) -> Tokens:
-        """Context, then a token an event, or its item's and its action's."""
+        """Context, then one token per event, or its item's and its action's."""
         past = cleaned(histories)
         item_NTD, action_NTD = self.item_vectors(past.item_ids_UT), self.actions_NTD(past)
         if self.config.actions == "added":
@@ -97,7 +97,7 @@ class HSTURanker(SequenceRanker):
         return self.context_tokens(past).followed_by(self._events(x_NTZD, past))
 
     def candidate_tokens(self, batch: RankingBatch) -> Tokens:
-        """Items with position 0, the time of their request and, where actions are added, an unknown one."""
+        """Items with position 0, the time of their request and, if actions are added, an unknown action."""
         item_ids_NK = batch.item_ids_NK.masked_fill(~batch.mask_NK, 0)
         here, now_s = torch.zeros_like(item_ids_NK), torch.zeros_like(item_ids_NK, dtype=torch.float32)
         return Tokens(
@@ -109,22 +109,22 @@ class HSTURanker(SequenceRanker):
         )
 
     def past_candidates(self, histories: EventBatch) -> Tokens:
-        """The history's items where they stand: they see all events before them, those of their own request too."""
+        """The history's items at their own places: they see all earlier events, even those of their own request."""
         past = cleaned(histories)
         return self._events(self._undecided(past.item_ids_UT)[:, :, None], past)
 
     def sees_MM(self, place_M: Tensor) -> Tensor:
-        """Itself and those before it; contextual tokens see everything, unless that told the history's answers."""
+        """Mask: each token sees itself and those before it; contextual tokens see all, unless that reveals answers."""
         before_MM = super().sees_MM(place_M)
         return before_MM if self.config.loss_on_history else before_MM | (place_M < self.config.num_context)[:, None]
 
     def _undecided(self, item_ids: Tensor) -> Tensor:
-        """Vectors [..., D] of items before their actions: with an unknown one where actions are added."""
+        """Vectors [..., D] of items before their actions, with an unknown action if actions are added."""
         item = self.item_vectors(item_ids)
         return item + self.unknown_action(torch.zeros_like(item_ids)) if self.config.actions == "added" else item
 
     def _events(self, x_NTZD: Tensor, past: EventBatch) -> Tokens:
-        """The first Z tokens of each event, given their vectors, with the embeddings of position and time added."""
+        """The first Z tokens of each event, given their vectors, plus the embeddings of position and time."""
         per_event, (num, length, parts) = self.config.tokens_per_event, x_NTZD.shape[:3]
         place_TZ = per_event * torch.arange(length, device=x_NTZD.device)[:, None]
         place_NM = (place_TZ + torch.arange(parts, device=x_NTZD.device)).flatten().expand(num, -1)

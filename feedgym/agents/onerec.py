@@ -1,17 +1,18 @@
 """OneRec: an encoder-decoder that generates a whole session of items as semantic tokens (arXiv:2502.18965).
 
-The encoder reads the history, L tokens an item, fully visible. The decoder reads BOS before every item and predicts
+The encoder reads the history, L tokens per item, fully visible. The decoder reads BOS before every item and predicts
 the item's L codes: [BOS, s1^1..s1^L, BOS, s2^1, ...]; its feed-forward layers are sparse mixtures of experts (eq. 5).
 One output matrix covers the joint vocabulary of all levels.
 
 Deviations from the paper:
     - No separator token between history items: a level embedding marks where an item begins.
-    - The history holds every examined item with its behaviours, watched fraction and times as added features; the
-      paper feeds the items that were positive and nothing else. Profile fields and time of day are extra tokens.
+    - The history holds every examined item with its behaviours, watched fraction and times as added features; the paper
+      uses only positive items. Profile fields and time of day are extra tokens.
     - Learned absolute positions in the decoder, recency ranks in the encoder.
-    - A load-balancing loss (Switch, arXiv:2101.03961, eq. 4-6) on the experts; the paper does not say how it balances.
-    - Code embeddings start at the tokenizer's centroids (``semantic_init``), so that likeness of content is known from
-      the first step; the paper says nothing of initial weights, and trains on billions of sessions.
+    - A load-balancing loss (Switch, arXiv:2101.03961, eq. 4-6) on the experts; the paper does not describe its
+      balancing.
+    - Code embeddings start at the tokenizer's centroids (``semantic_init``), so that similarity of content is known
+      from the first step. The paper does not mention initial weights, and trains on billions of sessions.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class OneRecSizes(Ranged):
     d_model: Width = 64
     """D, width of the model."""
     num_heads: Few = 4
-    """H, attention heads; divides d_model."""
+    """H, attention heads; must divide d_model."""
     encoder_layers: Few = 1
     """Layers that read the history."""
     decoder_layers: Few = 2
@@ -51,17 +52,17 @@ class OneRecSizes(Ranged):
     d_ff: Width = 128
     """Width inside an encoder's feed-forward layer and inside each expert."""
     num_experts: Few = 4
-    """Experts in each decoder layer; the paper has 24."""
+    """Experts in each decoder layer; the paper uses 24."""
     num_experts_per_tok: Few = 2
-    """Experts that a token is sent to."""
+    """Experts per token."""
     gate_renormalise: bool = False
-    """Divide the kept gates by their sum; the paper does not."""
+    """Divide the selected gates by their sum; the paper does not."""
     router_aux_loss_coef: NonNegative = 0.01
-    """Weight of the loss that balances the load of the experts."""
+    """Weight of the loss that balances the experts' load."""
     dropout: BelowOne = 0.0
     """Dropout on the embeddings and on every layer's output."""
     semantic_init: bool = True
-    """Let code embeddings start at the tokenizer's centroids, where it has some."""
+    """Initialise code embeddings from the tokenizer's centroids, if it has any."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +74,7 @@ class OneRecSizes(Ranged):
 
 
 class OneRecConfig(SessionConfig):
-    """A OneRec as transformers keeps it."""
+    """Configuration of a OneRec for transformers."""
 
     model_type = "onerec"
     sizes = OneRecSizes
@@ -85,7 +86,7 @@ class OneRecConfig(SessionConfig):
 
 
 class Encoder(nn.Module):
-    """Histories to memory; the token embedding is shared with the decoder."""
+    """Encodes histories as memory; the token embedding is shared with the decoder."""
 
     def __init__(self, config: OneRecConfig) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ class DecoderLayer(CrossDecoderLayer):
         return self._experts(self.attend(x_RMD, memory, mask))
 
     def step(self, x_MRD: Tensor, layer_idx: int, state: DecodingState, num_queries: int) -> Tensor:
-        """Output [num_queries, R, D] of the newest M positions; the state's rows lie user by user."""
+        """Output [num_queries, R, D] of the newest M positions; the state's rows are sorted by user."""
         return self._experts(self.attend_step(x_MRD, layer_idx, state, num_queries))[0]
 
     def _experts(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,9 +159,9 @@ class OneRecBackbone(EncoderDecoder):
 
         Args:
             input_ids: [R, M] decoder tokens.
-            attention_mask: not needed: right padding lies in the future of every real token.
+            attention_mask: not needed: right padding comes after every real token.
             use_cache: ignored; :meth:`OneRec.step` is the cached path.
-            output_router_logits: return the router's logits, [R·M, E] a layer.
+            output_router_logits: return the router's logits, [R·M, E] per layer.
             **history: the columns of an EventBatch of U histories; row r decodes history r mod U.
         """
         memory, mask = self.encode(EventBatch(**history))
@@ -177,12 +178,12 @@ class OneRecBackbone(EncoderDecoder):
         )
 
     def step(self, tokens_USM: Tensor, state: DecodingState) -> Tensor:
-        """Hidden state [U, S, D] after the last of M new tokens a row; the state grows by M positions."""
+        """Hidden state [U, S, D] after the last of M new tokens per row; the state grows by M positions."""
         num_new = tokens_USM.shape[2]
         positions_MD = self.positions.weight[state.length : state.length + num_new]
         x_MRD = self.tokens(tokens_USM.flatten(0, 1).T) + positions_MD[:, None]
         for i, layer in enumerate(self.layers):
-            # Only the newest position is read at the end, so the last layer answers no other.
+            # Only the newest position is read at the end, so the last layer computes no other.
             x_MRD = layer.step(x_MRD, i, state, 1 if i == len(self.layers) - 1 else num_new)
         state.length += num_new
         return self.norm(x_MRD[-1]).view(*tokens_USM.shape[:2], -1)

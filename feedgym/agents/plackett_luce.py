@@ -2,10 +2,9 @@
 
 P(a | l) = prod_k exp(l[a_k]) / sum over the items i not among a_1..a_(k-1) of exp(l[i])   (Plackett, 1975)
 
-Drawing it is one pass: the K largest of logit + Gumbel noise, in that order (Kool et al., arXiv:1903.06059).
-Entropy
-and divergence have no closed form that can be computed; by the chain rule they are expectations of sums of K closed
-forms, one a place, and are estimated from one drawn slate a row: unbiased, and exact where K is 1.
+Drawing takes one pass: the K largest of logit + Gumbel noise, in that order (Kool et al., arXiv:1903.06059). Entropy
+and divergence have no tractable closed form. By the chain rule they are expectations of sums of K closed forms, one per
+place. They are estimated from one drawn slate per row: unbiased, and exact if K is 1.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 NOWHERE = -1e30
-"""Logit of an item that stands in the slate already; finite, so that gradients are."""
+"""Logit of an item that is already in the slate; finite, so that gradients are finite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,15 +31,15 @@ class PlackettLuce:
     length: int
 
     def sample(self, n: int = 1, generator: torch.Generator | None = None) -> Tensor:
-        """``n`` slates a row, int64 [U, n, K]; rows do not depend on each other."""
+        """``n`` slates per row, int64 [U, n, K]; rows do not depend on each other."""
         users, items = self.logits_UI.shape
         noise = torch.empty((users, n, items), dtype=self.logits_UI.dtype, device=self.logits_UI.device)
-        # An exponential that rounds to 0 would make an infinite Gumbel, and topk does not tell of NaN.
+        # An exponential that rounds to 0 would give an infinite Gumbel, and topk does not report NaN.
         gumbel_USI = -noise.exponential_(generator=generator).clamp_min(1e-20).log()
         return (self.logits_UI.detach()[:, None] + gumbel_USI).topk(self.length, dim=-1).indices
 
     def mode(self) -> Tensor:
-        """The likeliest slate of each row, int64 [U, K]: the items by falling logit."""
+        """The likeliest slate of each row, int64 [U, K]: the items by descending logit."""
         return self.logits_UI.topk(self.length, dim=-1).indices
 
     def log_prob(self, slates_UK: Tensor) -> Tensor:
@@ -65,7 +64,7 @@ class PlackettLuce:
         return (gap_UK - log_total_UK + other._log_total(slates_UK)).sum(dim=1)
 
     def _log_total(self, slates_UK: Tensor) -> Tensor:
-        """Log of each place's denominator [U, K]: what is in no place at all, and what stands in places k..K."""
+        """Log of each place's denominator [U, K]: the items in no place, and those in places k..K."""
         chosen_UK = self.logits_UI.gather(1, slates_UK)
         return torch.cat([self._log_rest(slates_UK), chosen_UK.flip(1)], dim=1).logcumsumexp(dim=1)[:, 1:].flip(1)
 

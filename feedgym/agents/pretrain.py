@@ -1,7 +1,7 @@
-"""Next-token pretraining of an agent on logged sessions, on transformers.Trainer.
+"""Pretrains an agent by next-token prediction on logged sessions, with transformers.Trainer.
 
-Bf16 and resuming come with the Trainer, and several GPUs where a launcher starts one process each (``torchrun``). A
-run that was killed goes on at its last whole checkpoint and ends with the very weights of an undisturbed run.
+The Trainer brings bf16 and resuming, and several GPUs if a launcher starts one process for each (``torchrun``). A
+killed run resumes from its last complete checkpoint and ends with exactly the weights of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from feedgym.ranges import BelowOne, Count, CountOrZero, LearningRate, NonNegati
 Schedule = Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"]
 
 Progress = Callable[[int, int, dict[str, float]], None]
-"""Called after each step with the steps done, the steps in all and the latest metrics."""
+"""Called after each step with the number of steps done, the total number and the latest metrics."""
 
 
 class Examples(Protocol):
-    """What a model learns from: its elements are row numbers, and it makes batches of them itself."""
+    """Training data: its elements are row numbers, and it makes batches of them itself."""
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -45,7 +45,7 @@ class Examples(Protocol):
 
     @property
     def lengths_N(self) -> Tensor:
-        """Events of each row, by which rows of a batch can be chosen alike."""
+        """Number of events of each row, for batches of rows with similar length."""
         ...
 
     def collate(self, model: Any, idx: Sequence[int]) -> dict[str, Tensor]:
@@ -59,41 +59,41 @@ ArgumentsT = TypeVar("ArgumentsT", bound=TrainingArguments)
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(Ranged):
-    """How to pretrain."""
+    """Options of pretraining."""
 
     epochs: Annotated[float, Interval(ge=0, le=10_000)] = 1.0
-    """Passes over the sessions; ignored where ``steps`` is above 0."""
+    """Passes over the sessions; ignored if ``steps`` is above 0."""
     steps: StepsOrZero = 0
-    """Optimiser steps; 0 goes by epochs."""
+    """Optimiser steps; 0 uses epochs."""
     batch_size: Count = 64
-    """Sessions a step and device."""
+    """Sessions per step and device."""
     lr: LearningRate = 3e-3
     """Peak learning rate of AdamW."""
     warmup_steps: CountOrZero = 50
-    """Steps in which the learning rate rises from 0."""
+    """Steps during which the learning rate rises from 0."""
     schedule: Schedule = "cosine"
-    """What the learning rate does afterwards; cosine and linear fall to 0, inverse_sqrt stays high for long."""
+    """Learning rate after the warm-up; cosine and linear fall to 0, inverse_sqrt stays high for long."""
     weight_decay: NonNegative = 0.01
-    """AdamW's decay of matrices; norms have none."""
+    """AdamW's weight decay of matrices; norms have none."""
     adam_beta2: BelowOne = 0.999
-    """AdamW's memory of squared gradients."""
+    """AdamW's decay for the average of squared gradients (beta 2)."""
     max_grad_norm: NonNegative = 1.0
-    """Gradients are clipped to this norm; 0 leaves them as they are."""
+    """Gradients are clipped to this norm; 0 disables clipping."""
     group_by_length: bool = False
-    """Put histories of like length into a batch, among 50 batches drawn at random: less padding to compute."""
+    """Put histories of similar length into a batch, among 50 batches drawn at random, which reduces padding."""
     bf16: bool = False
-    """Compute in bfloat16, which GPUs and some processors multiply several times as fast."""
+    """Compute in bfloat16, which is several times as fast on GPUs and some processors."""
     checkpoint_steps: Count = 500
     """Steps between checkpoints."""
     log_steps: Count = 20
     """Steps between metrics."""
     seed: Seed = 0
-    """Seed of the order of the sessions and of dropout."""
+    """Seed for the order of the sessions and dropout."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.steps or self.epochs > 0):
-            raise ValueError(f"epochs={self.epochs} must be above 0, or give steps.")
+            raise ValueError(f"epochs={self.epochs} must be above 0; raise it or give steps.")
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule={self.schedule!r} is unknown; choose one of {', '.join(get_args(Schedule))}.")
 
@@ -102,10 +102,10 @@ class PretrainConfig(Ranged):
 class SessionDataset(Dataset):
     """Sessions to learn from, as tensors made once.
 
-    Its elements are row numbers; a batch is cut out of the tensors by one indexing a column.
+    Its elements are row numbers; a batch is cut out of the tensors by one index operation per column.
 
     Attributes:
-        histories: N rows, what was known before each session.
+        histories: N rows, the histories before each session.
         item_ids_NK: int64, the sessions; -1 after the last item.
     """
 
@@ -115,7 +115,7 @@ class SessionDataset(Dataset):
     def __post_init__(self) -> None:
         if len(self.histories) != len(self.item_ids_NK) or len(self.item_ids_NK) == 0:
             raise ValueError(
-                f"{len(self.histories)} histories and {len(self.item_ids_NK)} sessions; give one history a session "
+                f"{len(self.histories)} histories and {len(self.item_ids_NK)} sessions; give one history per session "
                 "and at least one session."
             )
 
@@ -148,10 +148,10 @@ def pretrain(
 
     Args:
         model: the agent.
-        dataset: what to learn from, e.g. a :class:`SessionDataset`.
+        dataset: the training data, e.g. a :class:`SessionDataset`.
         config: steps, learning rate and so on.
-        output_dir: gets ``checkpoint-*`` folders and, at the end, the model; where it already has a checkpoint the
-            training goes on there, with the same config and dataset.
+        output_dir: folder for ``checkpoint-*`` folders and, at the end, the model. If it already has a checkpoint,
+            training resumes there, with the same config and dataset.
         progress: called after each step.
         callbacks: further callbacks of the Trainer.
     """
@@ -170,17 +170,17 @@ def pretrain(
             checkpoint = last_whole_checkpoint(output_dir)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         trainer.save_model(str(output_dir))
-    finally:  # mixed precision leaves a forward on the instance that would go on computing in bfloat16
+    finally:  # mixed precision leaves a forward on the instance that would still compute in bfloat16
         for name in ("forward", "_original_forward"):
             vars(model).pop(name, None)
     return model
 
 
 def on_one_device(args: ArgumentsT) -> ArgumentsT:
-    """Trainer's arguments that let a process train on one device, however many GPUs it sees.
+    """Changes the Trainer's arguments so that a process trains on one device, however many GPUs it sees.
 
     Without a launcher, the Trainer would wrap the model in ``nn.DataParallel``, which cuts every tensor of a batch into
-    as many parts as there are GPUs. Where 3B decoder rows share B histories, rows then read other users' histories.
+    as many parts as there are GPUs. If 3B decoder rows share B histories, rows would then read other users' histories.
     """
     args._n_gpu = min(args.n_gpu, 1)
     return args
@@ -211,13 +211,13 @@ def _arguments(config: PretrainConfig, output_dir: Path) -> TrainingArguments:
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_num_workers=0,
-        dataloader_pin_memory=False,  # a model on a GPU looks its tokens up there, and such a batch cannot be pinned
+        dataloader_pin_memory=False,  # a model on a GPU looks up its tokens there, and such a batch cannot be pinned
     )
     return on_one_device(args)
 
 
 class Sealing:
-    """Lets a Trainer seal its checkpoints once they are written, so that only whole ones are gone on from.
+    """Lets a Trainer seal its checkpoints once they are written, so that only complete ones are resumed.
 
     It comes before the Trainer's class among the bases.
     """
@@ -230,7 +230,7 @@ class Sealing:
 
 
 class _Trainer(Sealing, Trainer):
-    """Takes the model's own loss and logs its parts and the experts' load."""
+    """Uses the model's own loss, and logs its parts and the experts' load."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -264,9 +264,10 @@ class _Trainer(Sealing, Trainer):
 
 
 class _LikeLengths(LengthGroupedSampler):
-    """The Trainer's sampler of rows of like length, with an order that the seed and the epoch decide.
+    """The Trainer's sampler of rows of similar length, with an order that depends only on the seed and the epoch.
 
-    Its own order comes from torch's global generator, whose state a training that goes on within an epoch has not.
+    The Trainer's order comes from torch's global generator, whose state is lost when a training resumes within an
+    epoch.
     """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
@@ -275,16 +276,16 @@ class _LikeLengths(LengthGroupedSampler):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """The Trainer calls it before each epoch."""
+        """Set the epoch; the Trainer calls this before each one."""
         self.generator = torch.Generator().manual_seed(self.seed + epoch)
 
 
 class _Finished(Exception):
-    """The checkpoint that a run goes on from is its last."""
+    """Raised if the checkpoint that a run resumes from is its last."""
 
 
 class _FinishedCallback(TrainerCallback):
-    """Ends a finished run once its weights are loaded; within an epoch the Trainer would take one more step."""
+    """Ends a finished run once its weights are loaded; within an epoch the Trainer would do one more step."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -292,7 +293,7 @@ class _FinishedCallback(TrainerCallback):
 
 
 class _ProgressCallback(TrainerCallback):
-    """Tells ``progress`` of every step, with the metrics logged last."""
+    """Calls ``progress`` after every step, with the metrics logged last."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress

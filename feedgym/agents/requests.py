@@ -1,4 +1,4 @@
-"""What belongs to a request: luck, so that the same request gets the same session, and the items that exist then."""
+"""Random numbers keyed by request, so that the same request gets the same session, and the items that exist then."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from feedgym.protocols import too_few
 
 
 def request_noise(histories: EventBatch, count: int, seed: int = 0) -> Tensor:
-    """Uniform numbers in (0, 1), float32 [U, count], which depend on the request and on ``seed`` alone."""
+    """Uniform numbers in (0, 1), float32 [U, count], which depend only on the request and on ``seed``."""
     key_U = luck.derive(request_keys(histories), seed)
     position, channel = np.divmod(np.arange(count), luck.CHANNELS)
     return torch.from_numpy(luck.draw(key_U[:, None], position, channel))
 
 
 def existing_items(histories: EventBatch, catalog: Catalog | None, session_length: int = 0) -> Tensor | None:
-    """The items that can be served at each request, bool [U, I]; None where all can, or nobody knows.
+    """The items that can be served at each request, bool [U, I]; None if all can, or if it is unknown.
 
     Args:
-        histories: dated ones where items come and go (:class:`feedgym.data.batches.DatedEventBatch`).
-        catalog: the items' times; None for agents that do not ask.
-        session_length: as many items are wanted.
+        histories: dated ones if items come and go (:class:`feedgym.data.batches.DatedEventBatch`).
+        catalog: the items' times; None for agents that ignore them.
+        session_length: number of items needed.
 
     Raises:
         ValueError: fewer exist at some request.
@@ -39,7 +39,7 @@ def existing_items(histories: EventBatch, catalog: Catalog | None, session_lengt
 
 
 def require_items(exists_UI: Tensor, session_length: int) -> None:
-    """Ask that as many items exist at each request as a session has.
+    """Require that enough items for a session exist at each request.
 
     Raises:
         ValueError: fewer exist at some request.
@@ -49,7 +49,7 @@ def require_items(exists_UI: Tensor, session_length: int) -> None:
 
 
 def shown_mask(histories: EventBatch, num_items: int) -> Tensor:
-    """Whether the user is known to have seen each of I items, bool [U, I]."""
+    """True for items that the user is known to have seen, bool [U, I]."""
     items_UX, known_UX = seen_by(histories)
     shown_UX = items_UX.masked_fill(~known_UX, num_items)
     found_UI = torch.zeros(len(histories), num_items + 1, dtype=torch.bool, device=shown_UX.device)
@@ -57,8 +57,10 @@ def shown_mask(histories: EventBatch, num_items: int) -> Tensor:
 
 
 def seen_by(histories: EventBatch) -> tuple[Tensor, Tensor]:
-    """Items [U, X] that users are known to have seen, oldest first, and where there is one: those of the history, and
-    before them those that a platform with a longer memory knows."""  # noqa: D205, D209
+    """Items [U, X] that users are known to have seen, oldest first, and a mask of real ones.
+
+    The items of the history come after those that a platform with a longer memory knows.
+    """
     if histories.earlier_UJ is None:
         return histories.item_ids_UT, histories.mask_UT
     earlier_UJ = histories.earlier_UJ
@@ -67,10 +69,10 @@ def seen_by(histories: EventBatch) -> tuple[Tensor, Tensor]:
 
 
 def request_keys(histories: EventBatch) -> NDArray[np.uint64]:
-    """A number a request, from what the user did, who they are and the time of day."""
+    """A number per request, from the user's history, the profile and the time of day."""
     items_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, -1)
     seconds_U1 = (histories.time_of_day_U * 3600).long()[:, None]
-    # Histories last, so that the padding behind them moves nothing; it adds 0.
+    # Histories come last, so that the padding after them, which adds 0, changes nothing.
     words_UX = torch.cat([seconds_U1, histories.profile_UF, items_UT], dim=1).cpu().numpy() + 1
     mixed_UX = luck.derive(words_UX, np.arange(words_UX.shape[1])) * (words_UX > 0)
     return mixed_UX.sum(axis=1, dtype=np.uint64)

@@ -1,6 +1,6 @@
-"""An agent trained with RLlib as a recommender: its network alone, without Ray, RLlib or the critics.
+"""An agent trained with RLlib as a recommender: only its network, without Ray, RLlib or the critics.
 
-A folder holds ``network.safetensors``, the weights with what is known of the items, and ``network.json``, the sizes.
+A folder holds ``network.safetensors``, the weights and the items' features, and ``network.json``, the sizes.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ BLOCK_CELLS = 2**24
 
 
 class RLlibRecommender:
-    """Serves what a trained network chooses.
+    """Serves the sessions that a trained network chooses.
 
     Args:
         network: one of :mod:`feedgym.agents.slates`.
-        draws: serve a session drawn by the request's own luck, and not the best one. For clones of a policy that
-            draws: the likeliest session of such a clone is no session of the policy's, and never changes.
+        draws: serve a session drawn with random numbers keyed by the request, instead of the best one. Use it for
+            clones of a policy that draws: the likeliest session of such a clone is untypical of the policy, and never
+            changes.
     """
 
     def __init__(self, network: SlateNetwork, draws: bool = False) -> None:
@@ -43,12 +44,15 @@ class RLlibRecommender:
         self.session_length = network.length
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
-        """``n`` sessions a user: Plackett-Luce of the policy's logits or of SlateQ's scores, by the softmax of DQN's
-        values place by place, or by proto-items, which have no log-probability."""  # noqa: D205, D209
+        """``n`` sessions per user.
+
+        They are drawn by Plackett-Luce from the policy's logits or SlateQ's scores, by the softmax of DQN's values
+        place by place, or as proto-items, which have no log-probability.
+        """
         return self._chosen(histories, n, generator)
 
     def recommend(self, histories: EventBatch) -> SessionBatch:
-        """The session that the network holds for the best, or a draw; the same for the same request."""
+        """The network's best session, or a drawn one; the same for the same request."""
         return self._drawn(histories) if self.draws else self._chosen(histories, 1, None)
 
     def _drawn(self, histories: EventBatch) -> SessionBatch:
@@ -77,7 +81,7 @@ class RLlibRecommender:
         return SessionBatch(item_ids_USK=items_USK, logp_US=logp_US)
 
     def save(self, folder: Path) -> None:
-        """Write the network to a folder; each file takes its place whole."""
+        """Write the network to a folder; each file is replaced as a whole."""
         network = self.network
         columns = ITEMS + (LIVES if network.world.dated else ())
         tensors = {f"world.{name}": torch.from_numpy(getattr(network.world, name)) for name in columns}
@@ -117,5 +121,5 @@ class RLlibRecommender:
             network = NETWORKS[settings["kind"]](world, SlateNetConfig(**settings["sizes"]), **settings["more"])
             network.load_state_dict(tensors)
         except (OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
-            raise ValueError(f"{folder} holds no whole agent ({error}); train it again.") from error
+            raise ValueError(f"{folder} holds no complete agent ({error}); train it again.") from error
         return cls(network, settings["draws"])

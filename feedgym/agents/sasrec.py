@@ -1,12 +1,13 @@
 """SASRec: causal self-attention over the items a user took (Kang & McAuley, arXiv:1808.09781).
 
-Two blocks, which differ in published figures less than the losses do:
+There are two blocks, whose published figures differ less than those of the losses:
     - "original", the authors' code: layer norms with weights, no output projection, and a norm after the last block;
-    - "meta", of Meta's generative-recommenders: norms without weights, an output projection, nothing after the blocks.
-In both, queries are normalised while keys and values are not, and the residual of attention is the normalised input.
+    - "meta", from Meta's generative-recommenders: norms without weights, an output projection, nothing after the
+      blocks.
+In both, queries are normalised but keys and values are not, and the residual of attention is the normalised input.
 
-Deviations: see :mod:`feedgym.agents.sequences`. The loss is a choice (bce as in the paper, ce, sampled_softmax), and so
-is the similarity (the paper's dot product, or cosine over a temperature); every table of results names them.
+Deviations: see :mod:`feedgym.agents.sequences`. The loss is an option (bce as in the paper, ce, sampled_softmax), and
+so is the similarity (the paper's dot product, or cosine over a temperature); every table of results names them.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class SASRecSizes(SequenceSizes):
 
 
 class SASRecConfig(SequenceConfig):
-    """A SASRec as transformers keeps it."""
+    """Configuration of a SASRec for transformers."""
 
     model_type = "sasrec"
     sizes = SASRecSizes

@@ -1,4 +1,4 @@
-"""Settings of models as transformers keeps them, and reading back whole what ``save_pretrained`` has written."""
+"""Configurations of models for transformers, and checked loading of models that ``save_pretrained`` wrote."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as hf_logging
 
-hf_logging.disable_progress_bar()  # loading and saving take milliseconds; the project draws its own bars
+hf_logging.disable_progress_bar()  # loading and saving take milliseconds; the project has its own bars
 
 ADAPTER = "adapter_config.json"
-"""By this file transformers finds another model's weights and code to load, where the library for it is installed."""
+"""With this file transformers would load another model's weights and code, if the library for it is installed."""
 
 
 class SizedConfig(PreTrainedConfig):
-    """What transformers keeps of a model: its sizes, which a frozen dataclass declares, and what the data decide.
+    """Configuration of a model for transformers: its sizes, declared by a frozen dataclass, and facts about the data.
 
     A subclass names the dataclass in ``sizes``. Its fields become fields here, with the same defaults and checks, so
-    that they are declared once.
+    that they are declared only once.
     """
 
     sizes: ClassVar[Any] = None
 
-    if TYPE_CHECKING:  # the fields of ``sizes`` among them
+    if TYPE_CHECKING:  # including the fields of ``sizes``
 
         def __init__(self, **kwargs: Any) -> None: ...
 
@@ -42,7 +42,7 @@ class SizedConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         for field in fields(self.sizes):
             if isinstance(value := getattr(self, field.name), list):
-                setattr(self, field.name, tuple(value))  # JSON brings tuples back as lists
+                setattr(self, field.name, tuple(value))  # JSON turns tuples into lists
         self.sizes(**{field.name: getattr(self, field.name) for field in fields(self.sizes)})
         super().__post_init__(**kwargs)
 
@@ -51,22 +51,22 @@ ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
 def load_saved(kind: type[ModelT], folder: Path | str) -> ModelT:
-    """The model of class ``kind`` saved in ``folder``.
+    """Load the model of class ``kind`` saved in ``folder``.
 
     Raises:
         ValueError: a file is missing or damaged, or weights and configuration disagree.
     """
     folder = Path(folder)
     try:
-        if not (folder / CONFIG_NAME).is_file():  # transformers would make one up or ask the internet
+        if not (folder / CONFIG_NAME).is_file():  # transformers would invent one or look online
             raise FileNotFoundError(f"it has no {CONFIG_NAME}")
-        # The model's own settings alone: by others transformers loads kernels, quantizers or code from elsewhere.
+        # Only the model's own settings: others make transformers load kernels, quantizers or code from elsewhere.
         settings: Any = kind.config_class
         own, given = settings().to_dict(), json.loads((folder / CONFIG_NAME).read_text())
         config = settings.from_dict({name: value for name, value in given.items() if name in own})
         if (folder / ADAPTER).exists():
-            raise ValueError(f"it has an {ADAPTER}, and no {kind.__name__} has adapters")
-        # Left alone, transformers puts random weights where it finds none, and a table where an error should be.
+            raise ValueError(f"it has an {ADAPTER}, but a {kind.__name__} has no adapters")
+        # By default, transformers replaces missing weights by random ones, and prints a table instead of an error.
         loaded: Any = kind.from_pretrained(
             folder,
             config=config,

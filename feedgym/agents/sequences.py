@@ -1,13 +1,13 @@
-"""What SASRec and HSTU share: sequences with times, next-item losses, scores of all items, and a recommender.
+"""Common part of SASRec and HSTU: sequences with times, next-item losses, scores of all items, and a recommender.
 
-A sequence is a start token and the user's events, right-padded, so one causal mask serves. All its positions learn in
-one pass: the position after event i foretells event i + 1. An event's own time and the time of the request that follows
-it are both known (``begin_s``, ``request_s``): whoever answers a request knows when it happens.
+A sequence is a start token and the user's events, right-padded, so one causal mask serves all. All its positions learn
+in one pass: the position after event i predicts event i + 1. An event's own time and the time of the request that
+follows it are both known (``begin_s``, ``request_s``), because the time of a request is known when it is answered.
 
 Deviations from the papers:
-    - A learned start token comes first, so that users without a history are answered; it foretells the first item.
+    - A learned start token comes first, so that users without a history can be served; it predicts the first item.
     - Sequences are T + K events long in training, so that the positions of generated items are trained too.
-    - BCE ignores drawn negatives that the user's sequence holds; the original of SASRec draws again.
+    - BCE ignores drawn negatives that are in the user's sequence; the original SASRec draws again.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ Loss = Literal["bce", "ce", "sampled_softmax"]
 Similarity = Literal["cosine", "dot"]
 
 IGNORED = -100
-"""Next item of a position that learns nothing."""
+"""Label of positions that learn nothing."""
 ACCIDENTAL_HIT = -5e4
 """Score of a drawn negative that is the positive itself."""
 SEEN_PENALTY = 1e4
-"""Seen items score lower by so much: they come last, and only where nothing else is left."""
+"""Amount by which seen items score lower: they come last, and only if nothing else is left."""
 ROWS_ALIKE = 32
-"""Sequences of like length that are encoded together, so that little is padding."""
+"""Sequences of similar length that are encoded together, to reduce padding."""
 BLOCK_CELLS = 2**24
 """Scores of users, samples and items held at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceSizes(Ranged):
-    """Sizes and loss that next-item models share."""
+    """Sizes and losses shared by next-item models."""
 
     d_model: Width = 50
     """D, width of the model."""
@@ -63,13 +63,14 @@ class SequenceSizes(Ranged):
     loss: Loss = "sampled_softmax"
     """bce, ce (over all items) or sampled_softmax."""
     num_negatives: Count = 128
-    """Items drawn a position, uniformly over all, for bce and sampled_softmax; the original of SASRec draws 1."""
+    """Negatives drawn per position, uniformly over all items, for bce and sampled_softmax; the original SASRec draws
+    1."""
     similarity: Similarity = "cosine"
-    """How user and item vectors make a score: cosine (both of length 1) or dot."""
+    """Similarity of user and item vectors: cosine (both of length 1) or dot."""
     temperature: Positive = 0.05
-    """Divides the similarity; 1 with dot is SASRec's original."""
+    """Divides the similarity; the original SASRec uses 1 with dot."""
     only_positives: bool = True
-    """Read only the events that are items taken; otherwise all that were examined."""
+    """Read only events that are items taken; otherwise all that were examined."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,23 +81,23 @@ class SequenceSizes(Ranged):
 
 
 class SequenceConfig(SizedConfig):
-    """A next-item model as transformers keeps it. ``num_items`` comes from the catalogue."""
+    """Configuration of a next-item model for transformers. ``num_items`` comes from the catalogue."""
 
     sizes = SequenceSizes
 
     history_length: Length = 200
-    """T, the newest events of a history that are read."""
+    """T, how many of the newest events of a history are read."""
     session_length: Length = 10
     """K, the most items of a session."""
     num_items: CountOrZero = 0
     """I, items of the catalogue."""
     positives: tuple[str, ...] | list[str] = BEHAVIOURS[:-1]
-    """An event with any of these behaviours is an item taken: only such are predicted."""
+    """An event with any of these behaviours is an item taken; only these are predicted."""
     initializer_range: Positive = 0.02
     """Standard deviation of item embeddings."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.positives = tuple(self.positives)  # JSON brings them back as lists
+        self.positives = tuple(self.positives)  # JSON turns them into lists
         super().__post_init__(**kwargs)
         check_ranges(self)
 
@@ -114,10 +115,10 @@ class Sequences(TensorRows):
         item_ids_UZ: int64; I at the start, 0 where padded.
         behaviours_UZB: float32.
         watch_fraction_UZ: float32.
-        begin_s_UZ: float64 seconds, when the event happened; the zero is any moment of the user's.
-        request_s_UZ: float64 seconds, when the next event happens, or the request.
+        begin_s_UZ: float64 time of the event, seconds; the zero is arbitrary for each user.
+        request_s_UZ: float64 time of the next event or of the request, seconds.
         mask_UZ: bool.
-        next_UZ: int64 the next item, ``IGNORED`` where it is not to be foretold.
+        next_UZ: int64 the next item, ``IGNORED`` where it is not predicted.
         profile_UF: int64.
     """
 
@@ -143,13 +144,13 @@ class Sequences(TensorRows):
         """The sequences of histories, each with its ``limit`` newest events."""
         positive_UT = histories.behaviours_UTB[..., [BEHAVIOUR_IDX[name] for name in config.positives]].bool().any(-1)
         kept_UT = histories.mask_UT & (positive_UT | (not config.only_positives))
-        # The newest of those that count; a stable sort of "dropped" moves them to the front in their order.
+        # The newest events that count; a stable sort of "dropped" moves them to the front in their order.
         kept_UT &= kept_UT.sum(1, keepdim=True) - kept_UT.cumsum(1) < limit
         order_UT = (~kept_UT).int().argsort(dim=1, stable=True)[:, :limit]
         mask_UT = kept_UT.gather(1, order_UT)
         gap_s_UT = histories.gap_s_UT.masked_fill(~histories.mask_UT, 0).double()
-        # A history has gaps to the next event, the last one to the request: their running sum is the time of each, with
-        # the first event at 0, also of events between which others were dropped.
+        # A history has gaps to the next event, and from the last one to the request. Their running sum is the time of
+        # each event, with the first one at 0, also if events in between were dropped.
         now_s_U1 = gap_s_UT.sum(1, keepdim=True)
         begin_s_UT = torch.where(mask_UT, (gap_s_UT.cumsum(1) - gap_s_UT).gather(1, order_UT), now_s_U1)
         begin_s_UZ = torch.cat([begin_s_UT[:, :1], begin_s_UT], dim=1)
@@ -174,7 +175,7 @@ class Sequences(TensorRows):
         )
 
     def trimmed(self) -> Self:
-        """Without the positions that are padding in every row."""
+        """Drops the positions that are padding in every row."""
         longest = int(self.length_U.max())
         columns = {f.name: getattr(self, f.name) for f in fields(self) if "Z" in f.name.rsplit("_", 1)[-1]}
         return replace(self, **{name: column[:, :longest] for name, column in columns.items()})
@@ -203,20 +204,20 @@ class SequenceModel(PreTrainedModel):
         if config.num_items < 1:
             raise ValueError(f"num_items={config.num_items} must be 1 or more; give the size of the catalogue.")
         self.items = nn.Embedding(config.num_items + 1, config.d_model)
-        """Of the items, and of the start as the last row."""
+        """Embeddings of the items, and of the start in the last row."""
 
     def encode(self, sequences: Sequences) -> Tensor:
-        """Vectors [U, Z, D]: what each position holds likely to come next."""
+        """Vectors [U, Z, D] that predict the item after each position."""
         raise NotImplementedError
 
     @classmethod
     def for_log(cls, sizes: Any, *, profile_sizes: tuple[int, ...], has_time: bool, **data_fields: Any) -> Self:
-        """An untrained model for what a log holds.
+        """Make an untrained model that fits a log.
 
         Args:
             sizes: its ``Config``.
-            profile_sizes: of the profile's fields, for models that read profiles.
-            has_time: whether the log knows times, for models that read these.
+            profile_sizes: cardinalities of the profile's fields, for models that read profiles.
+            has_time: true if the log has real times, for models that read them.
             **data_fields: ``num_items``, ``positives``, ``history_length`` and ``session_length``.
         """
         config: Any = cls.config_class
@@ -224,7 +225,7 @@ class SequenceModel(PreTrainedModel):
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
-        """The model saved in ``folder``.
+        """Load the model saved in ``folder``.
 
         Raises:
             ValueError: a file is missing or damaged.
@@ -234,7 +235,7 @@ class SequenceModel(PreTrainedModel):
     # ------------------------------------------------------------ scores
 
     def vectors(self, x: Tensor) -> Tensor:
-        """What the dot product is taken of: unit vectors for cosine (eps 1e-6), else the vectors themselves."""
+        """Vectors for the dot product: unit vectors for cosine (eps 1e-6), else the vectors themselves."""
         return F.normalize(x, dim=-1, eps=1e-6) if self.config.similarity == "cosine" else x
 
     def item_logits(self, hidden: Tensor) -> Tensor:
@@ -242,19 +243,19 @@ class SequenceModel(PreTrainedModel):
         return (self._queries(hidden) @ self.vectors(self.items.weight[: self.config.num_items]).T).float()
 
     def _queries(self, hidden: Tensor) -> Tensor:
-        """Vectors [..., D] whose products with those of items are logits: dividing these would cost far more."""
+        """Vectors [..., D] whose products with item vectors are logits; dividing the logits would cost far more."""
         return self.vectors(hidden) / self.config.temperature
 
     @torch.no_grad()
     def scores(self, histories: EventBatch) -> Tensor:
-        """Logits [U, I] of the item that comes next, seen items too; float32 on the histories' device.
+        """Logits [U, I] of the next item, also for seen items; float32 on the histories' device.
 
         Args:
-            histories: U users; of each the newest T events are read.
+            histories: U users; the newest T events of each are read.
         """
         was_training = self.training
         self.train(False)
-        # Users of like length are encoded together, for padding costs as much as events; then the order is undone.
+        # Users of similar length are encoded together, because padding costs as much as events; then order is restored.
         order_U = histories.mask_UT.sum(1).argsort(stable=True)
         try:
             logit_blocks = [self._scores(histories.rows(user_B).trimmed()) for user_B in order_U.split(ROWS_ALIKE)]
@@ -270,7 +271,7 @@ class SequenceModel(PreTrainedModel):
     # ------------------------------------------------------------ learning
 
     def sequence_batch(self, histories: EventBatch) -> dict[str, Tensor]:
-        """What :meth:`forward` needs to learn whole sequences; the longest have T + K events."""
+        """Inputs of :meth:`forward` to learn whole sequences; the longest have T + K events."""
         limit = self.config.history_length + self.config.session_length
         return vars(Sequences.of(histories.trimmed(), self.config, limit)).copy()
 
@@ -288,14 +289,14 @@ class SequenceModel(PreTrainedModel):
     def _foretelling(self, sequences: Sequences) -> Tensor:
         """Vectors [N, D] of the positions with a next item."""
         at_N = (sequences.next_UZ >= 0).flatten().nonzero()[:, 0]
-        return self.encode(sequences).flatten(0, 1).index_select(0, at_N)  # its gradient is quicker than a mask's
+        return self.encode(sequences).flatten(0, 1).index_select(0, at_N)  # its gradient is faster than that of a mask
 
     def next_item_loss(self, hidden_ND: Tensor, sequences: Sequences) -> Tensor:
-        """The configured loss, meaned over positions; negatives come from torch's own generator.
+        """The configured loss, averaged over positions; negatives come from torch's own generator.
 
         Args:
             hidden_ND: vectors of the N positions with a next item, users in order.
-            sequences: of these users.
+            sequences: the sequences of these users.
         """
         at_UZ = sequences.next_UZ >= 0
         target_N = sequences.next_UZ[at_UZ]
@@ -309,14 +310,14 @@ class SequenceModel(PreTrainedModel):
         return sampled_softmax(logits_NS, negative_NS == target_N[:, None])
 
     def _some_logits(self, hidden_ND: Tensor, item_ids_NS: Tensor) -> Tensor:
-        """Float32 logits [N, S] of S items a position."""
-        if self.config.num_items <= item_ids_NS.shape[1]:  # so many cells a matrix [N, I] has not
+        """Float32 logits [N, S] of S items per position."""
+        if self.config.num_items <= item_ids_NS.shape[1]:  # a matrix [N, I] has no more cells
             return self.item_logits(hidden_ND).gather(1, item_ids_NS)
         items_ID = self.vectors(self.items.weight[: self.config.num_items])
         return ChosenProducts.apply(self._queries(hidden_ND).float(), items_ID.float(), item_ids_NS)
 
     def _taken(self, sequences: Sequences, at_UZ: Tensor, negative_NS: Tensor) -> Tensor:
-        """Whether the user's sequence holds the negative, bool [N, S]."""
+        """True where the user's sequence holds the negative, bool [N, S]."""
         size = self.config.num_items + 1
         held_UI = torch.zeros(len(sequences), size, dtype=torch.bool, device=negative_NS.device)
         held_UI.scatter_(1, sequences.item_ids_UZ.masked_fill(~sequences.mask_UZ, size - 1), True)
@@ -325,7 +326,7 @@ class SequenceModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Truncated normal embeddings; Xavier's uniform matrices without bias (Meta's code of SASRec and HSTU)."""
+        """Truncated normal embeddings; Xavier's uniform matrices without bias (Meta's code for SASRec and HSTU)."""
         if isinstance(module, nn.Embedding):
             init.trunc_normal_(module.weight, std=self.config.initializer_range)
         elif isinstance(module, nn.Linear):
@@ -340,7 +341,7 @@ class SequenceModel(PreTrainedModel):
 class ChosenProducts(torch.autograd.Function):
     """Products [N, S] of N vectors with S of I item vectors each, without a copy of any item vector.
 
-    Gathering S vectors a position, or taking all products and gathering from those, spends its time on memory.
+    Gathering S vectors per position, or taking all products and gathering from those, would be limited by memory.
     """
 
     @staticmethod
@@ -359,13 +360,13 @@ class ChosenProducts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor, Tensor, None]:
-        """Gradients of both kinds of vectors: weighted sums of the other kind's."""
+        """Gradients of both kinds of vectors: weighted sums of the other kind."""
         query_ND, items_ID, item_ids_NS = ctx.saved_tensors
-        # Every gradient is a weighted sum of vectors of the other kind, and a bag is summed without a copy of any. A
-        # position's cells lie together as they are; an item's are brought together by sorting.
+        # Every gradient is a weighted sum of vectors of the other kind, and an embedding bag sums them without a copy.
+        # A position's cells are already adjacent; an item's become so by sorting.
         query_grad_ND = F.embedding_bag(item_ids_NS, items_ID, per_sample_weights=grads[0], mode="sum")
         item_C = item_ids_NS.flatten()
-        order_C = item_C.int().argsort(stable=True)  # cells by item; int64 would sort thrice as long
+        order_C = item_C.int().argsort(stable=True)  # cells by item; sorting int64 would take three times as long
         count_I = item_C.bincount(minlength=len(items_ID))
         items_grad_ID = F.embedding_bag(
             order_C // item_ids_NS.shape[1],
@@ -378,7 +379,7 @@ class ChosenProducts(torch.autograd.Function):
 
 
 def bce(logits_NS: Tensor, ignored_NS: Tensor) -> Tensor:
-    """-log σ(positive) - mean over negatives of log(1 - σ(negative)), meaned over positions (SASRec, eq. 7).
+    """-log σ(positive) - mean over negatives of log(1 - σ(negative)), averaged over positions (SASRec, eq. 7).
 
     Args:
         logits_NS: [N, 1 + S], the positive first.
@@ -390,7 +391,7 @@ def bce(logits_NS: Tensor, ignored_NS: Tensor) -> Tensor:
 
 
 def sampled_softmax(logits_NS: Tensor, hit_NS: Tensor) -> Tensor:
-    """Cross-entropy of the positive among itself and its negatives, meaned over positions.
+    """Cross-entropy of the positive among itself and its negatives, averaged over positions.
 
     Args:
         logits_NS: [N, 1 + S], the positive first.
@@ -402,7 +403,7 @@ def sampled_softmax(logits_NS: Tensor, hit_NS: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SequenceDataset(Dataset):
-    """Whole histories to learn from, a user a row; elements are row numbers.
+    """Whole histories as training data, one user per row; elements are row numbers.
 
     Attributes:
         histories: N users.
@@ -412,7 +413,7 @@ class SequenceDataset(Dataset):
 
     def __post_init__(self) -> None:
         if len(self.histories) == 0:
-            raise ValueError("There is no history to learn from; give at least one.")
+            raise ValueError("There is no history to train on; give at least one.")
 
     def __len__(self) -> int:
         return len(self.histories)
@@ -431,14 +432,14 @@ class SequenceDataset(Dataset):
 
 
 class ScoreRecommender:
-    """A next-item model as a recommender: a session is drawn from its logits item by item without replacement.
+    """A next-item model as a recommender: sessions are drawn from its logits item by item without replacement.
 
-    The model is asked once a session (Plackett-Luce), so items do not depend on those served before them.
+    The model runs once per session (Plackett-Luce), so items do not depend on those before them in the session.
 
     Args:
         model: gives ``scores``.
         session_length: K; the model's own if left out.
-        catalog: serve only what exists by its times, where histories are dated.
+        catalog: with dated histories, serve only items that exist by the catalogue's times.
     """
 
     def __init__(
@@ -448,16 +449,16 @@ class ScoreRecommender:
         self.catalog = catalog
         if self.session_length > model.config.num_items:
             raise ValueError(
-                f"session_length={self.session_length} exceeds the {model.config.num_items} items and a session holds "
-                "no item twice; ask for shorter sessions."
+                f"session_length={self.session_length} exceeds the {model.config.num_items} items, but a session "
+                "holds no item twice; ask for shorter sessions."
             )
 
     def scores(self, histories: EventBatch) -> Tensor:
-        """Logits [U, I], of seen items too."""
+        """Logits [U, I], also for seen items."""
         return self.model.scores(histories)
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
-        """``n`` sessions a user with their log-probabilities; seen items come last."""
+        """``n`` sessions per user with their log-probabilities; seen items come last."""
         return self._sessions(histories, n, lambda choice: choice.sample(n, generator))
 
     def recommend(self, histories: EventBatch) -> SessionBatch:
@@ -473,7 +474,8 @@ class ScoreRecommender:
             exists_UI = existing_items(block, self.catalog, self.session_length)
             if exists_UI is not None:
                 score_UI = score_UI.masked_fill(~exists_UI.to(score_UI.device), NOWHERE)
-            # Drawn once a user and valued once a sample: PlackettLuce's log_prob wants a row of logits a session.
+            # Drawn once per user, but valued once per sample: PlackettLuce's log_prob needs one row of logits per
+            # session.
             choice = PlackettLuce(score_UI, self.session_length)
             items_USK = choose(choice)
             many = PlackettLuce(choice.logits_UI.repeat_interleave(n, dim=0), self.session_length)
@@ -483,5 +485,5 @@ class ScoreRecommender:
 
 
 def without_seen(score_UI: Tensor, histories: EventBatch) -> Tensor:
-    """Scores that are far below all others where the history shows the item."""
+    """Scores with items in the history far below all others."""
     return score_UI - SEEN_PENALTY * shown_mask(histories, score_UI.shape[1])

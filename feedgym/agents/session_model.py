@@ -1,11 +1,11 @@
-"""What every model that writes sessions as codes shares: its configuration, its tokens, its loss, files and checks.
+"""Common part of all models that write sessions as codes: configuration, tokens, loss, files and checks.
 
 A subclass names its ``config_class`` and has a backbone ``model`` (:class:`SessionBackbone`) below one output matrix
-``lm_head`` over the joint vocabulary of all levels. The sessions it reads and writes have BOS before every item,
-[BOS, s1^1..s1^L, BOS, s2^1, ...]. With that it can be pretrained (:mod:`feedgym.agents.pretrain`), sampled and searched
+``lm_head`` over the joint vocabulary of all levels. The sessions it reads and writes have BOS before every item, [BOS,
+s1^1..s1^L, BOS, s2^1, ...]. Such a model can be pretrained (:mod:`feedgym.agents.pretrain`), sampled and searched
 (:mod:`feedgym.agents.generation`), and aligned (:mod:`feedgym.agents.alignment.dpo`).
 
-Rows: the backbone decodes R rows for U histories, R a multiple of U; row r belongs to history r mod U. So a batch of
+The backbone decodes R rows for U histories, where R is a multiple of U; row r belongs to history r mod U. So a batch of
 preference pairs, [all chosen; all rejected], needs its histories only once.
 """
 
@@ -31,11 +31,11 @@ from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.vocabulary import Vocabulary
 
 SEMANTIC_STD, OUTPUT_STD = 0.4, 0.04
-"""Standard deviations of code embeddings at their start; outputs are small, for they meet activations of size 1."""
+"""Initial standard deviations of code embeddings; outputs are small, because they multiply activations of size 1."""
 
 
 class SessionConfig(SizedConfig):
-    """Sizes that every such model has; ``num_codes``, ``num_items`` and ``tokenizer_hash`` come from the tokenizer."""
+    """Sizes of every session model; ``num_codes``, ``num_items`` and ``tokenizer_hash`` come from the tokenizer."""
 
     attribute_map = {  # noqa: RUF012 - the name and type that transformers prescribes
         "hidden_size": "d_model",
@@ -44,9 +44,9 @@ class SessionConfig(SizedConfig):
     }
 
     session_length: Length = 5
-    """K, the most items a session can have."""
+    """K, most items of a session."""
     history_length: Length = 64
-    """T, the most events a history can have."""
+    """T, most events of a history."""
     profile_sizes: tuple[int, ...] | list[int] = ()
     """Cardinalities of the F profile fields."""
     num_behaviours: Few = len(BEHAVIOURS)
@@ -56,12 +56,12 @@ class SessionConfig(SizedConfig):
     num_items: CountOrZero = 0
     """I, items of the catalogue."""
     tokenizer_hash: str = ""
-    """Hash of the tokenizer whose codes the weights speak of."""
+    """Hash of the tokenizer that the weights were trained with."""
     tie_word_embeddings: bool = False
-    """Let input embeddings and output matrix be one."""
+    """Share one matrix between input embeddings and output."""
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.profile_sizes = tuple(self.profile_sizes)  # JSON brings them back as lists
+        self.profile_sizes = tuple(self.profile_sizes)  # JSON turns them into lists
         self.num_codes = tuple(self.num_codes)
         super().__post_init__(**kwargs)
         check_ranges(self)
@@ -73,16 +73,16 @@ class SessionConfig(SizedConfig):
 
     @property
     def vocab_size(self) -> int:
-        """V, padding and BOS included."""
+        """V, including padding and BOS."""
         return Vocabulary(tuple(self.num_codes)).size
 
 
 class SessionBackbone(nn.Module):
     """Everything below the output matrix.
 
-    The codes of the catalogue are a buffer: they travel with the weights that were trained on them. A subclass has
-    ``forward(input_ids, attention_mask, use_cache, **history)``, which returns the ``last_hidden_state`` [R, M, D] of
-    right-padded decoder sequences.
+    The codes of the catalogue are a buffer, so they are stored with the weights that were trained on them. A subclass
+    has ``forward(input_ids, attention_mask, use_cache, **history)``, which returns the ``last_hidden_state`` [R, M, D]
+    of right-padded decoder sequences.
     """
 
     item_tokens_IL: Tensor
@@ -94,7 +94,7 @@ class SessionBackbone(nn.Module):
         self.tokens = nn.Embedding(config.vocab_size, config.d_model)
 
     def history_tokens(self, histories: EventBatch) -> Tensor:
-        """Embedded codes [U, T, L, D] of the histories' items; any item's where padded."""
+        """Embedded codes [U, T, L, D] of the histories' items; arbitrary where padded."""
         return self.tokens(self.item_tokens_IL[histories.item_ids_UT.masked_fill(~histories.mask_UT, 0)])
 
 
@@ -110,14 +110,14 @@ class EncoderDecoder(SessionBackbone):
         return [layer.cross.project(memory) for layer in self.layers], mask
 
     def start(self, histories: EventBatch, max_tokens: int) -> DecodingState:
-        """Encode the histories and make room for ``max_tokens`` decoder positions; one row a user."""
+        """Encode the histories and allocate ``max_tokens`` decoder positions; one row per user."""
         return DecodingState(*self.encode(histories), max_tokens)
 
 
 class SessionModel(PreTrainedModel, GenerationMixin):
-    """A model over the codes of a catalogue; see the module's text for what a subclass adds.
+    """A model over the codes of a catalogue; the module's docstring says what a subclass adds.
 
-    ``generate`` of transformers is not supported; :mod:`feedgym.agents.generation` samples and searches.
+    transformers' ``generate`` is not supported; :mod:`feedgym.agents.generation` samples and searches.
     """
 
     base_model_prefix = "model"
@@ -138,14 +138,14 @@ class SessionModel(PreTrainedModel, GenerationMixin):
         history_length: int,
         profile_sizes: tuple[int, ...],
     ) -> Self:
-        """See :meth:`feedgym.protocols.GenerativeAgent.build`."""
+        """Build a model as in :meth:`feedgym.protocols.GenerativeAgent.build`."""
         lengths = {"session_length": session_length, "history_length": history_length}
         settings: Any = cls.config_class
         return cls.from_tokenizer(tokenizer, settings(**vars(config), **lengths, profile_sizes=profile_sizes))
 
     @classmethod
     def from_tokenizer(cls, tokenizer: CodeTokenizer, config: Any) -> Self:
-        """A new model that speaks the tokenizer's codes; ``config`` gives everything else."""
+        """Make a new model for the tokenizer's codes; ``config`` gives everything else."""
         sizes = config.to_dict() | {
             "num_codes": tokenizer.num_codes,
             "num_items": tokenizer.num_items,
@@ -159,7 +159,7 @@ class SessionModel(PreTrainedModel, GenerationMixin):
 
     @torch.no_grad()
     def _start_at_centroids(self, tokenizer: CodeTokenizer) -> None:
-        """Input and output embeddings of a level's codes: its centroids, randomly rotated into the model's width.
+        """Initialise input and output embeddings of codes: their centroids, randomly rotated into the model's width.
 
         One rotation serves all levels, so that the sum of an item's embeddings is its reconstructed content.
         """
@@ -177,7 +177,7 @@ class SessionModel(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def load(cls, folder: Path | str, tokenizer: CodeTokenizer) -> Self:
-        """The model saved in ``folder``.
+        """Load the model saved in ``folder``.
 
         Raises:
             ValueError: a file is missing or damaged, or the model was trained with another tokenizer.
@@ -191,12 +191,12 @@ class SessionModel(PreTrainedModel, GenerationMixin):
         if tokenizer.hash != self.config.tokenizer_hash:
             raise ValueError(
                 f"The model was trained with tokenizer {self.config.tokenizer_hash!r}, not {tokenizer.hash!r}; "
-                "load the tokenizer saved beside it or pretrain again."
+                "load the tokenizer saved with it or pretrain again."
             )
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The tokens it speaks."""
+        """The tokens of the model."""
         return Vocabulary(tuple(self.config.num_codes))
 
     def session_tokens(self, item_ids_NK: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class SessionModel(PreTrainedModel, GenerationMixin):
         return tokens.masked_fill(item_ids_NK[..., None] < 0, Vocabulary.pad_id).flatten(1)
 
     def training_batch(self, histories: EventBatch, item_ids_NK: Tensor) -> dict[str, Tensor]:
-        """What :meth:`forward` needs to learn the sessions: BOS and padding are read but not learned."""
+        """Inputs of :meth:`forward` to learn the sessions; BOS and padding are read but not learned."""
         tokens_NM = self.session_tokens(item_ids_NK)
         return {
             "input_ids": tokens_NM,
@@ -240,7 +240,7 @@ class SessionModel(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(loss=loss, logits=logits)
 
     def start(self, histories: EventBatch, max_tokens: int) -> Any:
-        """Encode the histories and make room for ``max_tokens`` decoder positions; one row a user.
+        """Encode the histories and allocate ``max_tokens`` decoder positions; one row per user.
 
         Raises:
             ValueError: there are more positions than the model's longest session has.
@@ -254,7 +254,7 @@ class SessionModel(PreTrainedModel, GenerationMixin):
         return self.model.start(histories, max_tokens)
 
     def step(self, tokens_USM: Tensor, state: Any) -> Tensor:
-        """Float32 logits [U, S, V] after the last of M new tokens a row."""
+        """Float32 logits [U, S, V] after the last of M new tokens per row."""
         return self.lm_head(self.model.step(tokens_USM, state)).float()
 
     @torch.no_grad()
@@ -291,12 +291,12 @@ def session_logp(model: SessionModel, histories: EventBatch, item_ids_USK: Tenso
 
 
 def history_columns(histories: EventBatch) -> dict[str, Tensor]:
-    """A history as the keyword arguments the model takes: what models read of it."""
+    """The columns of histories that models read, as keyword arguments."""
     return {name: getattr(histories, name) for name in HISTORY_COLUMNS}
 
 
 class SessionRecommender(GenerativeRecommender):
-    """A session model behind the Recommender protocol; see :class:`GenerativeRecommender` for the other arguments.
+    """A session model as a Recommender; see :class:`GenerativeRecommender` for the other arguments.
 
     Raises:
         ValueError: the model was trained with another tokenizer.

@@ -1,25 +1,25 @@
 """TIGER: an encoder-decoder over semantic ids that generates the codes of the next item (arXiv:2305.05065).
 
-The encoder reads [user token, codes of item 1, codes of item 2, ...], L codes an item; the decoder starts at BOS and
-writes the L codes of the next item. Both are T5's: relative position bias, RMS norms before every part, ReLU.
-:class:`~feedgym.tokenizers.rqvae.RQVAE` gives the paper's codes; any CodeTokenizer will do.
+The encoder reads [user token, codes of item 1, codes of item 2, ...], L codes per item; the decoder starts at BOS and
+writes the L codes of the next item. Both are as in T5: relative position bias, RMS norms before every part, ReLU.
+:class:`~feedgym.tokenizers.rqvae.RQVAE` gives the paper's codes; any CodeTokenizer can be used.
 
-Where the codes of the content are shared by several items, the tokenizer's last level counts them (TIGER §3.1): a
-decoded tuple is one item, and a beam search ranks the items of such a group by the probability of their counters.
+If several items share their content's codes, the tokenizer's last level counts them (TIGER §3.1). So a decoded tuple is
+one item, and a beam search ranks the items of such a group by the probability of their counters.
 
 Deviations from the paper:
-    - A session of K items is written by decoding on: BOS before every item, [BOS, s1^1..s1^L, BOS, s2^1, ...], items
-      being separated as in OneRec. ``session_length=1`` is the paper's model.
-    - The user token is a hash of the profile fields, for histories carry no user's name, and fresh users have none that
-      was trained on. By default all users have the same one, which GRID found best.
-    - ``event_features`` adds what OneRec reads of an event (behaviours, watched fraction, times) to its codes, and the
-      profile and time of day as tokens; with ``only_positives=False`` it tells the liked from the disliked. By default
-      the model reads the newest positive items and nothing else of them, as in the paper.
-    - Searches and samples are held to codes that exist; the paper decodes freely and drops invalid ids.
-    - Input and output embeddings are two matrices, as in T5 1.1, unless ``tie_word_embeddings``; the output matrix
-      starts so small that logits have size 1.
-    - No dropout on attention weights or inside feed-forward layers: with the former no fused kernel runs on a CPU.
-    - AdamW in place of the paper's optimizer, which it does not name; its schedule is ``inverse_sqrt``.
+    - A session of K items is written by further decoding, with BOS before every item as in OneRec: [BOS, s1^1..s1^L,
+      BOS, s2^1, ...]. ``session_length=1`` is the paper's model.
+    - The user token is a hash of the profile fields, because histories hold no user id, and new users have none that
+      was trained on. By default all users have the same token, which GRID found best.
+    - ``event_features`` adds OneRec's event features (behaviours, watched fraction, times) to the codes, and the
+      profile and time of day as tokens. With ``only_positives=False`` it distinguishes liked from disliked items. By
+      default the model reads only the codes of the newest positive items, as in the paper.
+    - Searches and samples are restricted to existing codes; the paper decodes freely and drops invalid ids.
+    - Input and output embeddings are two matrices, as in T5 1.1, unless ``tie_word_embeddings``; the output matrix is
+      initialised so small that logits have size 1.
+    - No dropout on attention weights, with which no fused kernel runs on a CPU, or inside feed-forward layers.
+    - AdamW, because the paper does not name its optimizer; its schedule is ``inverse_sqrt``.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from feedgym.ranges import BelowOne, Count, Few, Length, Positive, Ranged, Width
 
 @dataclass(frozen=True, kw_only=True)
 class TigerSizes(Ranged):
-    """Sizes of TIGER, and what it reads; the defaults are the paper's."""
+    """Sizes and inputs of TIGER; the defaults are the paper's."""
 
     d_model: Width = 128
     """D, width of the model."""
     num_heads: Few = 6
     """H, attention heads."""
     head_width: Width = 64
-    """Width of a head; H times it need not be D."""
+    """Width of a head; H times this need not equal D."""
     encoder_layers: Few = 4
     """Layers that read the history."""
     decoder_layers: Few = 4
@@ -64,47 +64,48 @@ class TigerSizes(Ranged):
     dropout: BelowOne = 0.1
     """Dropout on the embeddings, on every layer's parts and on both stacks' outputs."""
     num_buckets: Annotated[int, Interval(ge=4, le=1024)] = 32
-    """Buckets of the relative positions."""
+    """Buckets of relative positions."""
     max_distance: Length = 128
-    """Tokens; larger distances are alike."""
+    """Largest distance in tokens; larger ones share a bucket."""
     num_user_tokens: Count = 1
-    """Tokens to which users are hashed by their profile; the paper has 2,000, for user ids. 1: the same for all."""
+    """Number of tokens to which users are hashed by their profile; the paper uses 2,000, for user ids. 1: one for
+    all."""
     only_positives: bool = True
-    """Read the events with a behaviour of ``positives`` alone; otherwise all that were examined."""
+    """Read only events with a behaviour of ``positives``; otherwise all that were examined."""
     positives: tuple[str, ...] = BEHAVIOURS[:-1]
     """The behaviours that make an event positive."""
     event_features: bool = False
-    """Read behaviours, watched fraction and times of the events, the profile and the time of day, too."""
+    """Also read behaviours, watched fraction and times of the events, the profile and the time of day."""
     semantic_init: bool = False
-    """Let code embeddings start at the tokenizer's centroids, where it has some; in the paper at random."""
+    """Initialise code embeddings from the tokenizer's centroids, if it has any; the paper initialises at random."""
 
 
 class TigerConfig(SessionConfig):
-    """A TIGER as transformers keeps it; the defaults are the paper's."""
+    """Configuration of a TIGER for transformers; the defaults are the paper's."""
 
     model_type = "tiger"
     sizes = TigerSizes
 
     session_length: Length = 1
-    """K, the most items a session can have; 1 in the paper."""
+    """K, most items of a session; 1 in the paper."""
     history_length: Length = 20
-    """T, the newest events of a history that are read."""
+    """T, how many of the newest events of a history are read."""
     initializer_factor: Positive = 1.0
     """Multiplies T5's standard deviations of the initial weights."""
     initializer_range: Positive = 0.06
-    """Standard deviation of the initial weights that T5 does not have: those of the features."""
+    """Standard deviation of initial weights that T5 does not have: those of the features."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.num_user_tokens > 1 and not self.profile_sizes:
             raise ValueError(
-                f"num_user_tokens={self.num_user_tokens} must be 1 (the same token for all) or, where users have "
-                f"profile fields to hash, more; these have {len(self.profile_sizes)} fields."
+                f"num_user_tokens={self.num_user_tokens} must be 1 (the same token for all), or more if users "
+                f"have profile fields to hash; these have {len(self.profile_sizes)} fields."
             )
 
 
 def user_token(profile_UF: Tensor, num_tokens: int) -> Tensor:
-    """int64 [U] token 0..num_tokens-1 of the users' profile fields; the same fields always have the same token."""
+    """int64 [U] token 0..num_tokens-1 from the users' profile fields; the same fields always give the same token."""
     hashed_U = profile_UF.new_zeros(len(profile_UF))
     for field_U in profile_UF.T:
         hashed_U = (hashed_U + field_U + 1) * 0x5851F42D4C957F2D  # Knuth's multiplier; wraps around
@@ -113,7 +114,7 @@ def user_token(profile_UF: Tensor, num_tokens: int) -> Tensor:
 
 
 class Encoder(nn.Module):
-    """Histories to memory; the token embedding is shared with the decoder."""
+    """Encodes histories as memory; the token embedding is shared with the decoder."""
 
     def __init__(self, config: TigerConfig) -> None:
         super().__init__()
@@ -132,7 +133,7 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, histories: EventBatch, tokens_UTLD: Tensor) -> tuple[Tensor, Tensor]:
-        """Memory [U, T', D] and its mask [U, 1, 1, T'], T' being T·L and the tokens in front."""
+        """Memory [U, T', D] and its mask [U, 1, 1, T'], where T' is T·L plus the tokens in front."""
         front = [self.users(user_token(histories.profile_UF, self.users.num_embeddings))[:, None]]
         if self.events is not None and self.request is not None:
             tokens_UTLD = tokens_UTLD + self.events(histories).unsqueeze(2)
@@ -160,7 +161,7 @@ class DecoderLayer(CrossDecoderLayer):
         return self._feed_forward(self.attend(x_RMD, memory, mask, bias))
 
     def step(self, x_MRD: Tensor, layer_idx: int, state: DecodingState, bias_HQM: Tensor) -> Tensor:
-        """Output [Q, R, D] of the newest Q positions; the state's rows lie user by user."""
+        """Output [Q, R, D] of the newest Q positions; the state's rows are sorted by user."""
         return self._feed_forward(self.attend_step(x_MRD, layer_idx, state, bias_HQM.shape[1], bias_HQM))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
@@ -182,7 +183,7 @@ class TigerBackbone(EncoderDecoder):
         self.dropout = nn.Dropout(config.dropout)
 
     def encode(self, histories: EventBatch) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """As of :class:`EncoderDecoder`, of the events that the model reads."""
+        """Encode as in :class:`EncoderDecoder`, but only the events that the model reads."""
         keep_UT = histories.mask_UT
         if self.config.only_positives:
             positive = [BEHAVIOUR_IDX[name] for name in self.config.positives]
@@ -200,7 +201,7 @@ class TigerBackbone(EncoderDecoder):
 
         Args:
             input_ids: [R, M] decoder tokens.
-            attention_mask: not needed: right padding lies in the future of every real token.
+            attention_mask: not needed: right padding comes after every real token.
             use_cache: ignored; :meth:`Tiger.step` is the cached path.
             **history: the columns of an EventBatch of U histories; row r decodes history r mod U.
         """
@@ -215,19 +216,19 @@ class TigerBackbone(EncoderDecoder):
         return BaseModelOutput(last_hidden_state=self._hidden(x_RMD))
 
     def step(self, tokens_USM: Tensor, state: DecodingState) -> Tensor:
-        """Hidden state [U, S, D] after the last of M new tokens a row; the state grows by M positions."""
+        """Hidden state [U, S, D] after the last of M new tokens per row; the state grows by M positions."""
         num_new = tokens_USM.shape[2]
         bias_HQM = self.bias(state.length + num_new, num_new)
         x_MRD = self.tokens(tokens_USM.flatten(0, 1).T)
         for i, layer in enumerate(self.layers):
-            # Only the newest position is read at the end, so the last layer answers no other.
+            # Only the newest position is read at the end, so the last layer computes no other.
             x_MRD = layer.step(x_MRD, i, state, bias_HQM[:, -1:] if i == len(self.layers) - 1 else bias_HQM)
         state.length += num_new
         return self._hidden(x_MRD[-1]).view(*tokens_USM.shape[:2], -1)
 
     def _hidden(self, x: Tensor) -> Tensor:
         hidden = self.dropout(self.norm(x))
-        # Embeddings of size 1 would make logits of size sqrt(D): T5 scales where they are the output matrix too.
+        # Embeddings of size 1 would give logits of size sqrt(D): T5 scales them if they are also the output matrix.
         return hidden * self.config.d_model**-0.5 if self.config.tie_word_embeddings else hidden
 
 
@@ -249,7 +250,7 @@ class Tiger(SessionModel):
 
     @torch.no_grad()
     def _start_as_t5(self) -> None:
-        """T5's initial weights: what is multiplied out of activations of size 1 has size 1; heads do not scale."""
+        """Set T5's initial weights: products with activations of size 1 have size 1; heads do not scale."""
         width, inner, ff = self.config.d_model, self.config.num_heads * self.config.head_width, self.config.d_ff
         query_std = (width * self.config.head_width) ** -0.5
         starts = [(self.model.tokens.weight, 1.0), (self.model.encoder.users.weight, 1.0)]

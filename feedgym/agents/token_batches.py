@@ -1,11 +1,11 @@
-"""Dynamic batches: as many samples a step as fit a number of tokens, every candidate weighing the same.
+"""Dynamic batches: as many samples per step as fit a number of tokens, with equal weight for every candidate.
 
-User samples differ in length by orders of magnitude, so MTGR fills steps by tokens and not by samples, and weighs each
-step's gradient by its size (arXiv:2505.18654, §3.4). A step's loss is the mean over its candidates; weighed by
-candidates over the mean candidates a step, the gradients of an epoch, or of the devices of a step, add up to those of
-all candidates alike.
+User samples differ in length by orders of magnitude. So MTGR fills steps by tokens, not by samples, and weights each
+step's gradient by its size (arXiv:2505.18654, §3.4). A step's loss is the mean over its candidates, weighted by its
+number of candidates over the mean number per step. So the gradients of an epoch, or of the devices in a step, add up to
+those with equal weight for all candidates.
 
-Which samples share a step is drawn once; the order of the steps is drawn anew every epoch.
+The samples that share a step are drawn once; the order of the steps is drawn anew for every epoch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from torch.utils.data import Dataset
 from feedgym.data.ranking import RankingBatch
 
 POOL = 32
-"""Batches whose samples are sorted by length together: enough for little padding, few enough to stay mixed."""
+"""Number of batches whose samples are sorted by length together: enough for little padding, few enough to stay
+mixed."""
 
 
 def token_batches(lengths_N: NDArray[np.int64], max_tokens: int, seed: int) -> list[NDArray[np.int64]]:
@@ -32,8 +33,8 @@ def token_batches(lengths_N: NDArray[np.int64], max_tokens: int, seed: int) -> l
 
     Args:
         lengths_N: tokens of the rows.
-        max_tokens: of a batch, padding included; a row that is longer makes a batch of its own.
-        seed: of which rows meet.
+        max_tokens: most tokens of a batch, including padding; a longer row forms its own batch.
+        seed: for the grouping of rows.
     """
     lengths_N = np.maximum(lengths_N, 1)
     order_N = np.random.default_rng(seed).permutation(len(lengths_N))
@@ -51,12 +52,12 @@ def token_batches(lengths_N: NDArray[np.int64], max_tokens: int, seed: int) -> l
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenBatches(Dataset):
-    """Samples to learn from, already put into batches: an element is a batch, so a step takes one (``batch_size=1``).
+    """Training samples, already grouped into batches: an element is a batch, so a step takes one (``batch_size=1``).
 
     Attributes:
         rows: N samples.
         max_tokens: of a batch.
-        seed: of which samples share one.
+        seed: for the grouping of samples.
     """
 
     rows: RankingBatch
@@ -79,7 +80,7 @@ class TokenBatches(Dataset):
     def batches(self) -> list[NDArray[np.int64]]:
         """Rows of each batch."""
         history_N, num_N = self.rows.histories.mask_UT.sum(1), self.rows.mask_NK.sum(1)
-        length_N = self.rows.histories.profile_UF.shape[1] + 1 + history_N + 2 * num_N  # an exposure is in R too
+        length_N = self.rows.histories.profile_UF.shape[1] + 1 + history_N + 2 * num_N  # exposures are in R too
         return token_batches(length_N.numpy(), self.max_tokens, self.seed)
 
     @property

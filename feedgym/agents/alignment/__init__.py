@@ -1,1 +1,1 @@
-"""Methods of alignment: the only place that imports TRL."""
+"""Alignment methods; the only package that imports TRL."""

@@ -1,7 +1,7 @@
-"""Conformance of a method of alignment: what the rounds of an experiment rely on.
+"""Checks that an alignment method keeps the rules that an experiment's rounds rely on.
 
-Messages say what to change. Methods are tried on a small OneRec, which is a ``transformers.PreTrainedModel`` and has
-dropout.
+Messages say what to change. Methods are tried on a small OneRec with dropout, which is a
+``transformers.PreTrainedModel``.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from feedgym.plugins import checked_config
 from feedgym.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
 
 LENGTH, SAMPLES = 4, 6
-"""K, items of the sessions that methods are given, and S, sessions per user."""
+"""K, items per session that methods are given, and S, sessions per user."""
 
 
 def check_method(
     kind: Any, histories: EventBatch, content_IE: Tensor | ArrayLike, profile_sizes: tuple[int, ...]
 ) -> None:
-    """Let a method with its default configuration update a small model, several times.
+    """Let a method with its default configuration update a small model several times.
 
     Args:
         kind: the class.
@@ -70,7 +70,7 @@ def check_method(
 
 
 class _Round(NamedTuple):
-    """What a method is given besides the model."""
+    """Arguments of a method besides the model."""
 
     histories: EventBatch
     sampled: ScoredSessions
@@ -80,7 +80,7 @@ class _Round(NamedTuple):
 def _round(
     histories: EventBatch, content_IE: Tensor | ArrayLike, profile_sizes: tuple[int, ...]
 ) -> tuple[OneRec, _Round]:
-    """A model, its sessions with scores, and what the log has for the same requests; one of these ends early."""
+    """Make a model, its scored sessions, and the logged sessions of the same requests; one of these ends early."""
     torch.manual_seed(0)
     tokenizer = ResidualKMeans(ResidualKMeansConfig(num_codes=(16, 32))).fit(content_IE)
     sizes = OneRecSizes(d_model=16, num_heads=2, decoder_layers=1, d_ff=32, dropout=0.1)
@@ -102,7 +102,7 @@ def _round(
 
 
 def _updated(kind: Any, name: str, model: OneRec, given: _Round, told: bool = True) -> int:
-    """Update a model, checking all but what it has learned; how many steps were told."""
+    """Update a model, check everything except what it learned, and return the number of reported steps."""
     kept = _copy(given.histories), _copy(given.sampled), given.logged_UK.clone()
     flags, progress = _flags(model), _Told(name)
     method = kind(checked_config(kind))
@@ -116,24 +116,22 @@ def _updated(kind: Any, name: str, model: OneRec, given: _Round, told: bool = Tr
         stray = sorted(path.name for folder in (here, work.parent) for path in folder.iterdir())
     _require(
         stray == ["here", "work"],
-        f"{name}.update() left {', '.join({*stray} - {'here', 'work'})} outside of its folder; write into work alone.",
+        f"{name}.update() left {', '.join({*stray} - {'here', 'work'})} outside of its folder; write only into work.",
     )
     now = _copy(given.histories), _copy(given.sampled), given.logged_UK
     for what, before, after in zip(("histories", "sampled", "logged_UK"), kept, now, strict=True):
-        _require(
-            _equal(before, after), f"{name}.update() changed the {what} that it was given; work on copies of them."
-        )
+        _require(_equal(before, after), f"{name}.update() changed the {what} it was given; work on copies.")
     _check_metrics(name, metrics)
     _require(
         _flags(model) == flags,
-        f"{name}.update() left the model with other training flags, dropout rates or frozen parameters than it came "
-        "with; end with model.eval() if that is how it came, and undo what you set.",
+        f"{name}.update() left the model with other training flags, dropout rates or frozen parameters than before; "
+        "end with model.eval() if that is how it came, and undo what you set.",
     )
     return progress.steps
 
 
 class _Told:
-    """The progress that a method is given; it looks at what it is told."""
+    """The progress callback that a method is given; it checks its arguments."""
 
     def __init__(self, name: str) -> None:
         self.name, self.steps = name, 0
@@ -141,12 +139,12 @@ class _Told:
     def __call__(self, done: int, total: int, figures: dict[str, float]) -> None:
         _require(
             isinstance(done, int) and isinstance(total, int) and self.steps < done <= total,
-            f"{self.name}.update() told progress({done!r}, {total!r}) after {self.steps} steps; call it after each "
-            "step with the steps done, from 1, and the steps in all.",
+            f"{self.name}.update() called progress({done!r}, {total!r}) after {self.steps} steps; call it after "
+            "each step with the number of steps done, from 1, and the total.",
         )
         _require(
             isinstance(figures, dict),
-            f"{self.name}.update() told progress a {type(figures).__name__}; give the latest figures as a dictionary.",
+            f"{self.name}.update() gave progress a {type(figures).__name__}; give the latest figures as a dictionary.",
         )
         self.steps = done
 
@@ -164,7 +162,7 @@ def _check_metrics(name: str, metrics: Any) -> None:
 
 
 def _check_change(name: str, model: nn.Module, trained: nn.Module, steps: int, flat: bool = False) -> None:
-    """It learned, and told so; where the scores are flat there may be nothing to learn from."""
+    """Check that the model learned and reported progress; if all scores are equal there may be nothing to learn."""
     before, after = model.state_dict(), trained.state_dict()
     _require(
         before.keys() == after.keys() and all(after[key].shape == value.shape for key, value in before.items()),
@@ -177,14 +175,14 @@ def _check_change(name: str, model: nn.Module, trained: nn.Module, steps: int, f
     if same_weights(model, trained):
         _require(
             flat,
-            f"{name}.update() did not change the model that it was given, though the scores differ; train it in place.",
+            f"{name}.update() did not change the model it was given, though the scores differ; train it in place.",
         )
         return
-    _require(steps > 0, f"{name}.update() never called progress; call it after each step, where it is not None.")
+    _require(steps > 0, f"{name}.update() never called progress; call it after each step if it is not None.")
 
 
 def _check_flat(kind: Any, name: str, model: OneRec, given: _Round) -> None:
-    """A reward that tells no session from another."""
+    """Try a reward that gives all sessions the same score."""
     before = copy.deepcopy(model)
     score_US = torch.zeros_like(given.sampled.score_US)
     flat = given._replace(sampled=replace(given.sampled, score_US=score_US))
@@ -193,13 +191,13 @@ def _check_flat(kind: Any, name: str, model: OneRec, given: _Round) -> None:
         _check_change(name, before, model, steps, flat=True)
     except Exception as error:
         raise ValueError(
-            f"Where all sessions of a user have the same score: {error} Leave such users out, and leave the model as "
-            "it is where none is left."
+            f"If all sessions of a user have the same score: {error} Skip such users, and leave the model as it is "
+            "if no user is left."
         ) from error
 
 
 def _flags(model: nn.Module) -> list[Any]:
-    """What a method may set for its own use, and must set back."""
+    """Flags that a method may set for its own use and must restore."""
     modules = [(module.training, getattr(module, "p", None)) for module in model.modules()]
     return [modules, [parameter.requires_grad for parameter in model.parameters()]]
 

@@ -1,11 +1,11 @@
-"""What a method that learns from preferences is: its options, the sessions it compares, and the hooks of its loss.
+"""Base of methods that learn from preferences: their options, the sessions they compare, and the hooks of their loss.
 
 A *contrast* is one user's history with S sessions, the better ones first: a pair (S = 2), one session against several,
-or good ones and bad ones. Decoder rows are [all first sessions; all second ones; ...], and row r reads history r mod P:
-a contrast's history is encoded once. With them goes the session that the log has for the same request.
+or good ones and bad ones. Decoder rows are [all first sessions; all second ones; ...], and row r reads history r mod P,
+so each contrast's history is encoded once. The logged session of the same request is added.
 
 Every log-probability here is the model's own, over all codes; serving restricts it to what can be served. So these
-losses also move probability on and off the catalogue, and next-token prediction on logged sessions holds it there.
+losses also move probability onto and off the catalogue. Next-token prediction on logged sessions keeps it there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from feedgym.tokenizers.vocabulary import Vocabulary
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateConfig(TrainingConfig):
-    """How one round trains the model on contrasts: pairs, or users with all their sessions if a method takes more."""
+    """Options for training the model for one round on contrasts: pairs, or users with all their sessions."""
 
     preference_weight: Positive = 1.0
     """Weight of the method's own loss."""
@@ -42,8 +42,8 @@ class Logps(TensorRows):
     Attributes:
         own_PS: float, under the model's first weights.
         reference_PS: float, under the reference; the same where that is the model itself.
-        mismatched_PS: float, of the next contrast's sessions after this one's history under the reference; None for
-            methods that do not ask for it.
+        mismatched_PS: float, under the reference, of the next contrast's sessions after this one's history; None for
+            methods that do not use it.
     """
 
     own_PS: Tensor
@@ -53,13 +53,14 @@ class Logps(TensorRows):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Opinions:
-    """What the model in training and the reference think of the sessions of P contrasts.
+    """Log-probabilities of the sessions of P contrasts under the model in training and the reference.
 
     Attributes:
         logp_SP: float, log-probability under the model: sum over codes, with gradients in training.
         reference_SP: float, under the reference.
         num_codes_SP: float, codes of each session.
-        prob_win_SP: float, see :func:`feedgym.agents.alignment.pairs.prob_of_winning`; None unless the method made it.
+        prob_win_SP: float, see :func:`feedgym.agents.alignment.pairs.prob_of_winning`; None for methods that do not use
+            it.
     """
 
     logp_SP: Tensor
@@ -69,7 +70,7 @@ class Opinions:
 
     @property
     def gain_SP(self) -> Tensor:
-        """How much more probable than under the reference: log pi(y|x) - log pi_ref(y|x), nats."""
+        """Gain in log-probability over the reference: log pi(y|x) - log pi_ref(y|x), nats."""
         return self.logp_SP - self.reference_SP
 
     @property
@@ -79,11 +80,11 @@ class Opinions:
 
 
 class PreferenceLoss:
-    """What tells one method from another: one of TRL's losses by its name, or a loss of its own.
+    """Part that differs between methods: one of TRL's losses by its name, or a loss of the method's own.
 
     Attributes:
-        trainer: the TRL trainer that runs it; ``KTOTrainer`` for good and bad sessions that are no pairs.
-        Config: its options, among them those of :class:`UpdateConfig`.
+        trainer: the TRL trainer that runs it; ``KTOTrainer`` for good and bad sessions that are not paired.
+        Config: its options, including those of :class:`UpdateConfig`.
     """
 
     title: ClassVar[str]
@@ -95,11 +96,11 @@ class PreferenceLoss:
 
     @property
     def num_chosen(self) -> int:
-        """How many of a contrast's sessions, the first ones, are the better ones."""
+        """Number of better sessions of a contrast; they come first."""
         return 1
 
     def of_trl(self, num_codes: int) -> dict[str, Any]:
-        """The arguments of TRL's configuration that make its loss this one; none where :meth:`loss` is it.
+        """The arguments that make TRL compute this loss; empty if :meth:`loss` computes it.
 
         Args:
             num_codes: codes of the longest session.
@@ -107,11 +108,11 @@ class PreferenceLoss:
         return {}
 
     def loss(self, opinions: Opinions) -> Tensor:
-        """The loss [P] of contrasts, where TRL has none."""
+        """The loss [P] of contrasts, if TRL does not have it."""
         raise NotImplementedError
 
     def rewards(self, opinions: Opinions) -> Tensor:
-        """The implicit rewards [S, P] of which ``margin`` and ``accuracy`` speak; by default beta times the gain."""
+        """The implicit rewards [S, P] that ``margin`` and ``accuracy`` use; by default beta times the gain."""
         return self.config.beta * opinions.gain_SP
 
     def margin(self, opinions: Opinions) -> Tensor:
@@ -120,7 +121,7 @@ class PreferenceLoss:
         return rewards_SP[: self.num_chosen].mean(0) - rewards_SP[self.num_chosen :].mean(0)
 
     def accuracy(self, opinions: Opinions) -> Tensor:
-        """Whether each better session has a higher reward than all worse ones, 0 or 1, [P]."""
+        """1 where each better session has a higher reward than all worse ones, else 0, [P]."""
         rewards_SP = self.rewards(opinions)
         return (rewards_SP[: self.num_chosen].amin(0) > rewards_SP[self.num_chosen :].amax(0)).double()
 
@@ -130,10 +131,10 @@ class Contrasts:
 
     Attributes:
         tokens_PSM: int64 decoder tokens of the sessions, the better ones first.
-        logged_PM: int64 those of the logged sessions.
+        logged_PM: int64 decoder tokens of the logged sessions.
         histories: P rows.
         prob_win_PS: see :class:`Opinions`.
-        logps: what the round starts from; to be set before the training.
+        logps: log-probabilities at the start of the round; must be set before training.
     """
 
     logps: Logps
@@ -148,7 +149,7 @@ class Contrasts:
     ) -> None:
         if not len(item_ids_PSK) or len(histories) != len(item_ids_PSK):
             raise ValueError(
-                f"{len(histories)} histories and {len(item_ids_PSK)} preference pairs; give one history a pair and at "
+                f"{len(histories)} histories and {len(item_ids_PSK)} preference pairs; give one history per pair, at "
                 "least one pair."
             )
         longest, limit = max(item_ids_PSK.shape[2], logged_PK.shape[1]), model.config.session_length
@@ -173,11 +174,11 @@ class Contrasts:
         return (self.tokens_PSM > Vocabulary.bos_id).sum(2).float()
 
     def batch(self, row_P: Tensor, mismatched: bool = False) -> dict[str, Tensor]:
-        """What the model needs to score the contrasts ``row_P``, and which tokens count (``completion_mask``).
+        """Inputs that the model needs to score the contrasts ``row_P``, and which tokens count (``completion_mask``).
 
         Args:
             row_P: the contrasts.
-            mismatched: score the sessions of the contrast after each, as if they came after its own history.
+            mismatched: score the next contrast's sessions as if they came after this contrast's history.
         """
         sessions_P = (row_P + 1) % len(self) if mismatched else row_P
         tokens_RM = self.tokens_PSM[sessions_P].transpose(0, 1).flatten(0, 1)
@@ -189,7 +190,7 @@ class Contrasts:
         }
 
     def collate(self, elements: Sequence[dict[str, int]]) -> dict[str, Tensor]:
-        """A training batch: :meth:`batch`, the logged sessions, and what of :class:`Opinions` stays as it is."""
+        """A training batch: :meth:`batch`, the logged sessions, and the constant parts of :class:`Opinions`."""
         row_P = torch.tensor([element["row"] for element in elements])
         fixed = {
             "reference_SP": self.logps.reference_PS,
@@ -203,7 +204,7 @@ class Contrasts:
         return batch | {name: value_PS[row_P].T for name, value_PS in fixed.items() if value_PS is not None}
 
     def opinions(self, logp_PS: Tensor) -> Opinions:
-        """What a model that gives these log-probabilities thinks of all contrasts."""
+        """:class:`Opinions` of all contrasts, given a model's log-probabilities."""
         prob_win_SP = None if self.prob_win_PS is None else self.prob_win_PS.T
         return Opinions(
             logp_SP=logp_PS.T,

@@ -1,7 +1,7 @@
-"""DPO on pairs of sessions (arXiv:2305.18290), and OneRec's iterated form of it, IPA (arXiv:2502.18965, §3.3).
+"""DPO on pairs of sessions (arXiv:2305.18290), and IPA, OneRec's iterated form of it (arXiv:2502.18965, §3.3).
 
 The loss of a pair, w preferred to l, is -log σ(β (ρ_w - ρ_l)) with the gain ρ = log π(y|x) - log π_ref(y|x) over the
-reference, a sum over the session's codes. The losses are TRL's; :mod:`feedgym.agents.alignment.trainer` has the rest.
+reference, a sum over the session's codes. The losses are TRL's; the rest is in :mod:`feedgym.agents.alignment.trainer`.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ LossType = Literal["sigmoid", "hinge", "sigmoid_norm", "nca_pair"]
 
 @dataclass(frozen=True, kw_only=True)
 class IPAConfig(UpdateConfig):
-    """Iterated DPO as OneRec has it. ``preference_weight`` over ``ntp_weight`` is the paper's λ."""
+    """Iterated DPO as in OneRec. ``preference_weight`` over ``ntp_weight`` is the paper's λ."""
 
     beta: Positive = 0.1
-    """How dear it is to leave the reference: the scale of the implicit rewards."""
+    """Strength of the pull towards the reference: the scale of the implicit rewards."""
     margin: NonNegative = 0.0
-    """Pairs whose scores differ by less are skipped."""
+    """Pairs whose scores differ by less than this are skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +39,13 @@ class DPORoundConfig(UpdateConfig):
     """Direct preference optimisation."""
 
     beta: Positive = 0.1
-    """How dear it is to leave the reference: the scale of the implicit rewards. sigmoid_norm averages over a session's
-    codes, so it wants a beta as many times larger as a session has codes."""
+    """Strength of the pull towards the reference: the scale of the implicit rewards. sigmoid_norm averages over a
+    session's codes, so its beta should be larger by the number of codes per session."""
     loss_type: LossType = "sigmoid"
     """TRL's name of the loss: sigmoid is DPO itself; hinge (SLiC); sigmoid_norm, on means over codes; nca_pair, which
     also holds the preferred session's probability up."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions make a pair."""
+    """Which sessions are paired."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,8 +55,8 @@ class DPORoundConfig(UpdateConfig):
 class IPA(PreferenceMethod):
     """Iterative preference alignment: the best of each user's sessions against the worst (OneRec, Algorithm 2).
 
-    L = ntp_weight L_NTP + preference_weight L_DPO. The reference is the round's own snapshot, so there is no other to
-    choose; :class:`DPO` has that choice, and more pairs.
+    L = ntp_weight L_NTP + preference_weight L_DPO. The reference is always the round's own snapshot; :class:`DPO` can
+    use another one, and more pairs.
     """
 
     title = "IPA"
@@ -72,11 +72,11 @@ class IPA(PreferenceMethod):
 
 
 class DPO(ReferencedMethod):
-    """Direct preference optimisation (arXiv:2305.18290), and those of its relatives that have no name of their own.
+    """Direct preference optimisation (arXiv:2305.18290), and those of its relatives that have no class of their own.
 
-    With the gain ρ over the reference: sigmoid -log σ(β(ρ_w - ρ_l)); hinge max(0, 1 - β(ρ_w - ρ_l)) (SLiC,
-    arXiv:2305.10425); sigmoid_norm the first with means over codes; nca_pair -log σ(βρ_w) - ½ log σ(-βρ_w) -
-    ½ log σ(-βρ_l) (arXiv:2402.05369).
+    With the gain ρ over the reference: sigmoid is -log σ(β(ρ_w - ρ_l)); hinge is max(0, 1 - β(ρ_w - ρ_l)) (SLiC,
+    arXiv:2305.10425); sigmoid_norm is sigmoid with means over codes; nca_pair is -log σ(βρ_w) - ½ log σ(-βρ_w) - ½ log
+    σ(-βρ_l) (arXiv:2402.05369).
     """
 
     title = "DPO"
@@ -95,11 +95,11 @@ def dpo_round(
     output_dir: Path | str,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Train ``model`` in place by DPO on a round's pairs; what it was before is the reference.
+    """Train ``model`` in place by DPO on a round's pairs, with its state before as the reference.
 
     Args:
         model: the snapshot the pairs were sampled from.
-        histories: P histories, those of the pairs' users.
+        histories: P histories of the pairs' users.
         preferences: the pairs.
         config: how to train.
         output_dir: gets the reference and checkpoints; see :func:`feedgym.agents.alignment.trainer.run_round`.
@@ -109,14 +109,14 @@ def dpo_round(
         The figures of :func:`feedgym.agents.alignment.trainer.run_round`; ``first_loss`` is ln 2 for the loss sigmoid.
 
     Raises:
-        ValueError: no pairs, pairs that do not match the histories, or sessions that are too long for the model.
+        ValueError: there are no pairs, the pairs do not match the histories, or sessions are too long for the model.
     """
     contrasts = paired(model, histories, preferences)
     return run_round(DPO(config), model, contrasts, output_dir, progress)
 
 
 def paired(model: GenerativeAgent, histories: EventBatch, preferences: Preferences) -> Contrasts:
-    """Pairs as what a trainer learns from."""
+    """Turns pairs into contrasts, which a trainer learns from."""
     longest = max(preferences.chosen_PK.shape[1], preferences.rejected_PK.shape[1])
     sides = [
         torch.nn.functional.pad(ids, (0, longest - ids.shape[1]), value=-1)

@@ -1,6 +1,6 @@
-"""OneRec's policy gradients, which bound the push on bad sessions: ECPO and GBPO.
+"""OneRec's policy gradients, which bound the push away from bad sessions: ECPO and GBPO.
 
-See :mod:`feedgym.agents.alignment.policy_gradient` for what they share, and where that leaves the papers.
+:mod:`feedgym.agents.alignment.policy_gradient` has their common part and its deviations from the papers.
 """
 
 from __future__ import annotations
@@ -27,31 +27,32 @@ from feedgym.ranges import CountOrZero, NonNegative, SplitShare, check_choices
 
 @dataclass(frozen=True, kw_only=True)
 class ECPOConfig(PolicyGradientConfig):
-    """ECPO."""
+    """Options of ECPO."""
 
     epsilon: SplitShare = 0.5
     """Ratios are clipped to 1 - epsilon and 1 + epsilon."""
     delta: NonNegative = 0.1
-    """The ratio of a bad session stays below 1 + epsilon + delta, and with it the push downwards."""
+    """Keeps the ratio of a bad session below 1 + epsilon + delta, and with it the push downwards."""
     level: Level = "item"
-    """What has a ratio: each code, each item, or the session. The paper's sessions are one item."""
+    """Unit of the ratios: each code, each item, or the session. In the paper a session is one item."""
     format_samples: CountOrZero = 0
-    """The paper's format reward: this many sessions of each group, at random, have a further advantage of 1. The
-    sampler serves nothing but items, so all of them are legal; what it teaches is not to need the trie."""
+    """The paper's format reward: this many random sessions of each group get an additional advantage of 1. The sampler
+    serves only items, so all sessions are legal; the reward teaches the model not to need the trie."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self, level=Level)
         if self.format_samples > self.group_size:
             raise ValueError(
-                f"format_samples={self.format_samples} exceeds group_size={self.group_size}; lower it or raise that."
+                f"format_samples={self.format_samples} exceeds group_size={self.group_size}; lower format_samples."
             )
 
 
 class ECPO(PolicyGradient):
-    """Early-clipped GRPO (OneRec's technical report, arXiv:2506.13695, §4.2): bounds the push on bad sessions.
+    """Early-clipped GRPO (OneRec's technical report, arXiv:2506.13695, §4.2), with a bounded push away from bad ones.
 
-    pi'_old = max(sg(pi) / (1 + epsilon + delta), pi_old). No KL: it is trained together with next-token prediction.
+    pi'_old = max(sg(pi) / (1 + epsilon + delta), pi_old). It has no KL term, because it is trained together with
+    next-token prediction.
     """
 
     title = "ECPO"
@@ -78,30 +79,31 @@ class ECPO(PolicyGradient):
 
 @dataclass(frozen=True, kw_only=True)
 class GBPOConfig(PolicyGradientConfig):
-    """GBPO."""
+    """Options of GBPO."""
 
     top_share: SplitShare = 0.25
-    """Share of a group that is good: an advantage of 1. At least one session."""
+    """Share of a group that counts as good, with advantage 1; at least one session."""
     bottom_share: SplitShare = 0.25
-    """Share of a group that is bad: an advantage of -1. At least one session."""
+    """Share of a group that counts as bad, with advantage -1; at least one session."""
     level: Level = "code"
-    """What has a ratio: each code, each item, or the session."""
+    """Unit of the ratios: each code, each item, or the session."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self, level=Level)
         if self.top_share + self.bottom_share > 1:
             raise ValueError(
-                f"top_share={self.top_share} and bottom_share={self.bottom_share} are more than a group; lower one."
+                f"top_share={self.top_share} and bottom_share={self.bottom_share} add up to more than 1; lower one."
             )
 
 
 class GBPO(PolicyGradient):
     """Gradient-bounded policy optimisation (OneRec-V2, arXiv:2508.20900, §4): no sample is clipped away.
 
-    pi'_old = max(pi_old, sg(pi)) of good sessions, max(pi_old, 1 - sg(pi)) of bad ones: their gradient is at most that
-    of -log(1 - pi), a classifier's. Labels are of the user's own group (the paper: the best quarter of a batch by how
-    much of the duration was played, and disliked ones), for here rewards of different users are of different size.
+    pi'_old = max(pi_old, sg(pi)) for good sessions, max(pi_old, 1 - sg(pi)) for bad ones. So their gradient is at most
+    that of -log(1 - pi), a classifier's. Labels are relative to the user's own group, because rewards differ in size
+    between users. The paper labels the best quarter of a batch by the share of the duration that was played, and
+    disliked ones.
     """
 
     title = "GBPO"

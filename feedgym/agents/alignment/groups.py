@@ -1,6 +1,6 @@
-"""Groups of a user's sampled sessions, and what each session of a group is worth beside the others.
+"""Groups of a user's sampled sessions, and the advantage of each session over the others of its group.
 
-The rewards are of whole sessions, so all codes of a session have its advantage.
+Rewards are given to whole sessions, so all codes of a session share its advantage.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from torch import Tensor
 from feedgym.data.batches import ScoredSessions, TensorRows
 
 NO_SPREAD = 1e-6
-"""Groups whose scores have a smaller standard deviation tell no session from another."""
+"""Groups whose scores have a smaller standard deviation cannot rank their sessions."""
 ADVANTAGE_EPS = 1e-4
 """Added to the standard deviation that advantages are divided by, as in TRL's GRPO."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Groups(TensorRows):
-    """G sessions of each of some users.
+    """G sessions for each of some users.
 
     Attributes:
-        user_idx_U: int64 row of the user among those who were sampled for.
+        user_idx_U: int64 row of the user among the users whose sessions were sampled.
         item_ids_UGK: int64 items.
         score_UG: float32, the reward's scores.
         logp_allowed_UG: float32, see :class:`feedgym.data.batches.SessionBatch`.
-        logp_drawn_UG: float32, the same.
+        logp_drawn_UG: float32, see there.
     """
 
     user_idx_U: Tensor
@@ -42,11 +42,12 @@ class Groups(TensorRows):
 
 
 def random_groups(sampled: ScoredSessions, size: int, seed: int) -> Groups:
-    """``size`` of each user's S sessions, all of them where there are no more.
+    """Draws ``size`` of each user's S sessions, or takes all of them if there are no more.
 
-    They are drawn at random and never by their score: a group of the best would call good sessions bad. A session that
-    was sampled twice may be there twice, for that is how likely it is. Users are left out whose group's scores do not
-    differ: nothing can be learned from them, and divided by their spread, rounding errors would be all that is left.
+    They are drawn at random and never by their score: in a group of the best, some good sessions would count as bad. A
+    session that was sampled twice may appear twice, which reflects its probability. Users whose group's scores do not
+    differ are left out. Nothing can be learned from them, and dividing by their spread would leave only rounding
+    errors.
     """
     generator = torch.Generator().manual_seed(seed)
     order_US = torch.rand(sampled.score_US.shape, generator=generator).argsort(dim=1)
@@ -55,7 +56,7 @@ def random_groups(sampled: ScoredSessions, size: int, seed: int) -> Groups:
 
 
 def chosen(sampled: ScoredSessions, idx_UG: Tensor) -> Groups:
-    """The sessions at ``idx_UG`` of each user's S."""
+    """The sessions at ``idx_UG`` among each user's S."""
     users_U1 = torch.arange(len(sampled))[:, None]
     return Groups(
         user_idx_U=users_U1[:, 0],
@@ -67,7 +68,7 @@ def chosen(sampled: ScoredSessions, idx_UG: Tensor) -> Groups:
 
 
 def differ(score_UG: Tensor) -> Tensor:
-    """Which users' scores differ, bool [U]."""
+    """True for users whose scores differ, bool [U]."""
     return score_UG.std(dim=1, correction=0) > NO_SPREAD
 
 
@@ -75,23 +76,23 @@ def differ(score_UG: Tensor) -> Tensor:
 
 
 def centred(score_UG: Tensor) -> Tensor:
-    """Scores less the group's mean (Dr. GRPO, arXiv:2503.20783)."""
+    """Scores minus the group's mean (Dr. GRPO, arXiv:2503.20783)."""
     return score_UG - score_UG.mean(dim=1, keepdim=True)
 
 
 def standardised(score_UG: Tensor) -> Tensor:
-    """The same, over the group's standard deviation (GRPO, arXiv:2402.03300, §4.1.2)."""
+    """Centred scores divided by the group's standard deviation (GRPO, arXiv:2402.03300, §4.1.2)."""
     return centred(score_UG) / (score_UG.std(dim=1, keepdim=True) + ADVANTAGE_EPS)
 
 
 def leave_one_out(score_UG: Tensor) -> Tensor:
-    """Scores less the mean of the group's other sessions (RLOO, arXiv:2402.14740, §2.2)."""
+    """Scores minus the mean of the group's other sessions (RLOO, arXiv:2402.14740, §2.2)."""
     size = score_UG.shape[1]
     return centred(score_UG) * size / (size - 1)
 
 
 def labelled(score_UG: Tensor, top_share: float, bottom_share: float) -> Tensor:
-    """1 for the best of the group, -1 for the worst, 0 for the others; at least one of each."""
+    """1 for the best sessions of the group, -1 for the worst, 0 for the others; at least one of each."""
     size = score_UG.shape[1]
     num_top, num_bottom = (max(1, math.floor(share * size)) for share in (top_share, bottom_share))
     rank_UG = score_UG.argsort(dim=1, stable=True).argsort(dim=1)

@@ -1,6 +1,6 @@
 """Policy gradients that compare a user's sessions with each other: GRPO, Dr. GRPO and RLOO.
 
-See :mod:`feedgym.agents.alignment.policy_gradient` for what they share, and where that leaves the papers.
+:mod:`feedgym.agents.alignment.policy_gradient` has their common part and its deviations from the papers.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from feedgym.ranges import NonNegative, Positive, SplitShare
 
 @dataclass(frozen=True, kw_only=True)
 class ClippedConfig(PolicyGradientConfig):
-    """A policy gradient whose ratios are clipped."""
+    """Options of policy gradients with clipped ratios."""
 
     epsilon: SplitShare = 0.5
-    """A ratio below 1 - epsilon no longer lowers a session's probability; the papers have 0.2."""
+    """A ratio below 1 - epsilon no longer lowers a session's probability; the papers use 0.2."""
     epsilon_high: Positive = 1.0
-    """A ratio above 1 + epsilon_high no longer raises it; GRPO has 0.2, DAPO 0.28."""
+    """A ratio above 1 + epsilon_high no longer raises it; GRPO uses 0.2, DAPO 0.28."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig(ClippedConfig):
-    """GRPO."""
+    """Options of GRPO."""
 
     beta: NonNegative = 0.04
     """Weight of the KL divergence from the reference, per code."""
     scale_by_spread: bool = True
-    """Divide advantages by the group's standard deviation, as the paper does; it gives users whose sessions hardly
-    differ as much weight as others."""
+    """Divide advantages by the group's standard deviation, as the paper does. Users whose sessions hardly differ then
+    weigh as much as others."""
 
 
 class GRPO(PolicyGradient):
@@ -65,7 +65,7 @@ class GRPO(PolicyGradient):
         progress: Progress | None = None,
         reference: Any = None,
     ) -> dict[str, float]:
-        """See :meth:`PolicyGradient.update`; the divergence from ``reference`` is part of the loss."""
+        """Update as in :meth:`PolicyGradient.update`; the divergence from ``reference`` is part of the loss."""
         if reference is not None and not self.config.beta:
             raise ValueError("beta=0 leaves the reference unused; raise beta, or let the snapshot be the reference.")
         return self._update(model, histories, sampled, logged_UK, work, progress, reference)
@@ -86,14 +86,14 @@ class GRPO(PolicyGradient):
 
 @dataclass(frozen=True, kw_only=True)
 class DrGRPOConfig(ClippedConfig):
-    """Dr. GRPO."""
+    """Options of Dr. GRPO."""
 
     policy_weight: Positive = 10.0
-    """Weight of the method's own loss, a mean over codes, with advantages in units of the reward."""
+    """Weight of the method's own loss, a mean over codes with advantages in units of the reward."""
 
 
 class DrGRPO(PolicyGradient):
-    """GRPO done right (arXiv:2503.20783): no standard deviation, a constant in place of a session's length, no KL."""
+    """GRPO done right (arXiv:2503.20783): no standard deviation, a constant instead of a session's length, no KL."""
 
     title = "Dr. GRPO"
     Config = DrGRPOConfig
@@ -113,24 +113,24 @@ class DrGRPO(PolicyGradient):
 
 @dataclass(frozen=True, kw_only=True)
 class RLOOConfig(ClippedConfig):
-    """RLOO."""
+    """Options of RLOO."""
 
     policy_weight: Positive = 1.0
-    """Weight of the method's own loss, a sum over codes, with advantages in units of the reward."""
+    """Weight of the method's own loss, a sum over codes with advantages in units of the reward."""
     epsilon: SplitShare = 0.8
-    """A session's ratio below 1 - epsilon no longer lowers its probability; TRL has 0.2."""
+    """A session's ratio below 1 - epsilon no longer lowers its probability; TRL uses 0.2."""
     epsilon_high: Positive = 4.0
-    """A session's ratio above 1 + epsilon_high no longer raises it; TRL has 0.2."""
+    """A session's ratio above 1 + epsilon_high no longer raises its probability; TRL uses 0.2."""
     beta: NonNegative = 0.0
-    """What a nat of divergence from the reference costs in units of the reward: it is part of a session's reward. At
-    the snapshot itself it is 0, so it needs rounds.reference='base'."""
+    """Cost of a nat of divergence from the reference, in units of the reward; it is subtracted from the session's
+    reward. At the snapshot the divergence is 0, so this needs rounds.reference='base'."""
 
 
 class RLOO(PolicyGradient):
     """REINFORCE with the mean of the user's other sessions as baseline (arXiv:2402.14740, §2.2), clipped as TRL does.
 
     The ratio is that of a session, and so is the divergence from the reference, which is subtracted from the reward.
-    Sessions have many codes: advantages are in units of the reward, and the loss is a sum over codes and no mean.
+    Advantages are in units of the reward, and the loss is a sum over the many codes of a session, not a mean.
     """
 
     title = "RLOO"
@@ -147,7 +147,7 @@ class RLOO(PolicyGradient):
         progress: Progress | None = None,
         reference: Any = None,
     ) -> dict[str, float]:
-        """See :meth:`PolicyGradient.update`; the divergence from ``reference`` is part of the reward."""
+        """Update as in :meth:`PolicyGradient.update`; the divergence from ``reference`` is part of the reward."""
         if (reference is not None) != (self.config.beta > 0):
             raise ValueError(
                 f"beta={self.config.beta} charges for leaving a reference other than the snapshot; set both beta and "

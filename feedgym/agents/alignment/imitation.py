@@ -1,11 +1,11 @@
-"""Supervised fine-tuning on a user's own sampled sessions, the better the more: RSFT and Exp-RSFT.
+"""Supervised fine-tuning on a user's own sampled sessions, with more weight on better ones: RSFT and Exp-RSFT.
 
-Neither can lower a session's probability, and neither has a reference: what keeps the model in place is next-token
-prediction on the logged sessions beside it (``ntp_weight``). Without that each round that is imitated perfectly moves
-the model by up to log N - (N - 1) / N nats, N being the sampled sessions per user.
+Neither can lower a session's probability, and neither has a reference. Next-token prediction on the logged sessions
+(``ntp_weight``) keeps the model in place. Without it, each round of perfect imitation moves the model by up to log N -
+(N - 1) / N nats, where N is the number of sampled sessions per user.
 
-The loss is the mean over codes, as that of next-token prediction is, so both weights speak of the same unit. Users
-whose scores do not differ are left out.
+Like the loss of next-token prediction, this loss is a mean over codes, so both weights have the same unit. Users whose
+scores do not differ are left out.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ Unit = Literal["spread", "score"]
 
 @dataclass(frozen=True, kw_only=True)
 class RSFTConfig(LoopConfig):
-    """RSFT."""
+    """Options of RSFT."""
 
     best: Count = 1
-    """Imitate this many of each user's sessions, the best ones; all of them alike where there are no more."""
+    """Number of each user's best sessions to imitate; all of them equally if there are no more."""
     imitation_weight: Positive = 1.0
     """Weight of imitation (mean over codes)."""
 
 
 class RSFT:
-    """Rejection sampling: next-token prediction of the best of each user's sessions (RAFT, arXiv:2304.06767)."""
+    """Rejection sampling: next-token prediction on the best of each user's sessions (RAFT, arXiv:2304.06767)."""
 
     title = "RSFT"
     Config = RSFTConfig
@@ -56,7 +56,7 @@ class RSFT:
         work: Path,
         progress: Progress | None = None,
     ) -> dict[str, float]:
-        """See :meth:`feedgym.protocols.AlignmentMethod.update`; the figures are those of :func:`imitate`."""
+        """Update as in :meth:`feedgym.protocols.AlignmentMethod.update`; the figures are those of :func:`imitate`."""
         best = min(self.config.best, sampled.score_US.shape[1])
         idx_UG = sampled.score_US.topk(best, dim=1).indices
         weight_UG = torch.full(idx_UG.shape, 1 / best)
@@ -68,21 +68,21 @@ class RSFT:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpRSFTConfig(LoopConfig):
-    """Exp-RSFT."""
+    """Options of Exp-RSFT."""
 
     temperature: Positive = 0.5
-    """Lambda: the weight of a session is exp(score / lambda) over that of all of the user's. Near 0 the best session
-    alone is imitated, far above the spread of the scores all alike."""
+    """Lambda: a session weighs exp(score / lambda), relative to the sum over the user's sessions. Near 0 only the best
+    session is imitated; far above the spread of the scores, all are imitated equally."""
     unit: Unit = "spread"
-    """What lambda is in: the standard deviation of the user's own scores, or the score itself."""
+    """Unit of lambda: the standard deviation of the user's own scores, or the score itself."""
     draws: CountOrZero = 8
-    """Sessions per user to imitate, drawn by their weights, the best of them repeatedly: this costs less than weighing
-    all, which 0 does."""
+    """Sessions per user to imitate, drawn by their weights with repetition. This costs less than weighting all
+    sessions, which 0 does."""
     imitation_weight: Positive = 1.0
     """Weight of imitation (mean over codes)."""
     behaviour: Behaviour = "model"
-    """What the sessions count as: model takes them as the own draws of the model that drew them, drawn corrects the
-    weights by that model's probability over the one with which a session was drawn."""
+    """Assumed distribution of the sessions: model treats them as draws of the model itself; drawn corrects the weights
+    by the model's probability over the one with which a session was drawn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,10 +90,10 @@ class ExpRSFTConfig(LoopConfig):
 
 
 class ExpRSFT:
-    """Imitation weighed by exp(reward / lambda) (arXiv:2603.10279): aims at pi times exp(reward / lambda).
+    """Imitation weighted by exp(reward / lambda) (arXiv:2603.10279); its target is pi times exp(reward / lambda).
 
-    The weights of a user add up to 1. Without that, under shared parameters, the users with the highest rewards would
-    count most.
+    The weights of each user add up to 1. Otherwise, with shared parameters, the users with the highest rewards would
+    dominate.
     """
 
     title = "Exp-RSFT"
@@ -111,10 +111,10 @@ class ExpRSFT:
         work: Path,
         progress: Progress | None = None,
     ) -> dict[str, float]:
-        """See :meth:`feedgym.protocols.AlignmentMethod.update`.
+        """Update as in :meth:`feedgym.protocols.AlignmentMethod.update`.
 
         Returns:
-            The figures of :func:`imitate`, and ``ess``: how many sessions a user's weights are worth, a mean.
+            The figures of :func:`imitate`, and ``ess``, the mean effective number of sessions in a user's weights.
         """
         config = self.config
         weight_US = exp_weights(sampled, config)
@@ -131,7 +131,7 @@ class ExpRSFT:
 
 
 def exp_weights(sampled: ScoredSessions, config: ExpRSFTConfig) -> Tensor:
-    """The weight [U, S] of each session; a user's add up to 1."""
+    """The weight [U, S] of each session; the weights of each user add up to 1."""
     logit_US = sampled.score_US / config.temperature
     if config.unit == "spread":
         logit_US = logit_US / sampled.score_US.std(dim=1, correction=0, keepdim=True).clamp_min(NO_SPREAD)
@@ -146,10 +146,10 @@ def exp_weights(sampled: ScoredSessions, config: ExpRSFTConfig) -> Tensor:
 
 
 def resampled(weight_US: Tensor, num: int, generator: torch.Generator) -> Tensor:
-    """``num`` of each user's S sessions, drawn by their weights with repetition, int64 [U, num].
+    """Draws ``num`` of each user's S sessions by their weights with repetition, int64 [U, num].
 
-    The draws of a user are evenly spaced in the cumulated weights (systematic resampling), so each session comes as
-    often as its weight says, to within one.
+    A user's draws are evenly spaced in the cumulated weights (systematic resampling). So each session is drawn as often
+    as its weight says, to within one.
     """
     start_U1 = torch.rand(len(weight_US), 1, generator=generator, dtype=torch.float64)
     place_UG = (torch.arange(num) + start_U1) / num
@@ -169,12 +169,13 @@ def imitate(
     work: Path,
     progress: Progress | None,
 ) -> dict[str, float]:
-    """Next-token prediction of the sessions at ``idx_UG`` by their weights, users without a spread left out.
+    """Trains next-token prediction on the sessions at ``idx_UG`` by their weights; skips users without a spread.
 
     Returns:
-        ``groups``, users that were learned from, and ``skipped`` ones; ``score_gain``, how much better the imitated
-        sessions are than all of these users' in the reward's eyes; ``first_loss``; and means over the last epoch's
-        steps: ``loss``, ``ntp_loss``, ``entropy`` (nats a code) and ``grad_norm``.
+        ``groups`` is the number of users that were learned from, ``skipped`` that of the others. ``score_gain`` is the
+        reward of the imitated sessions minus that of all sessions of these users. ``first_loss`` is that of the first
+        step. ``loss``, ``ntp_loss``, ``entropy`` (nats per code) and ``grad_norm`` are means over the last epoch's
+        steps.
     """
     learned_U = differ(sampled.score_US)
     counts: dict[str, float] = {"groups": int(learned_U.sum()), "skipped": int((~learned_U).sum())}
@@ -194,5 +195,5 @@ def imitate(
 
 
 def weighted_nll(logp_BGKL: Tensor, mask_BGKL: Tensor, weight_BG: Tensor) -> Tensor:
-    """Minus the log-probability a code, the weighted mean over each user's sessions, and the mean over users."""
+    """Minus the log-probability per code: the weighted mean over each user's sessions, then the mean over users."""
     return -(weight_BG * mean_of_session(logp_BGKL, mask_BGKL)).sum(1).mean()

@@ -1,4 +1,4 @@
-"""KTO: good sessions and bad ones, each by itself (arXiv:2402.01306)."""
+"""KTO: learns from good and bad sessions that are not paired (arXiv:2402.01306)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from feedgym.ranges import Positive
 
 @dataclass(frozen=True, kw_only=True)
 class KTOConfig(UpdateConfig):
-    """Kahneman-Tversky optimisation."""
+    """Options of Kahneman-Tversky optimisation."""
 
     preference_weight: Positive = 4.0
-    """Weight of the method's own loss, a mean over sessions; at 4 its first gradient is that of DPO."""
+    """Weight of the method's own loss, a mean over sessions; at 4 its first gradient equals that of DPO."""
     beta: Positive = 0.1
-    """How dear it is to leave the reference: the scale of the implicit rewards."""
+    """Strength of the pull towards the reference: the scale of the implicit rewards."""
     good_weight: Positive = 1.0
-    """Weight of a good session; the paper wants good_weight x good between 1 and 4/3 of bad_weight x bad."""
+    """Weight of a good session; the paper recommends good_weight x good between 1 and 4/3 of bad_weight x bad."""
     bad_weight: Positive = 1.0
     """Weight of a bad session."""
     batch_size: Annotated[int, Interval(ge=2, le=10**9)] = 16
-    """Users a step and device, each with all their sessions. The mean gain of mismatched sessions is taken over them,
-    and is noise where they are few."""
+    """Users per step and device, each with all their sessions. The mean gain of mismatched sessions is taken over them,
+    and is noisy if they are few."""
     graded: GradingConfig = field(default_factory=GradingConfig)
     """Which sessions count as good and as bad."""
 
@@ -37,11 +37,11 @@ class KTO(ReferencedMethod):
     """Kahneman-Tversky optimisation (arXiv:2402.01306, eq. 7), by TRL's KTOTrainer.
 
     Mean over sessions of good_weight (1 - σ(β(ρ - z))) for good ones and bad_weight (1 - σ(β(z - ρ))) for bad ones,
-    with the gain ρ over the reference, and z = max(0, mean gain of mismatched sessions) without gradient. A session
-    is good or bad among those of its own user. Log-probabilities are the model's own, over all codes.
+    with the gain ρ over the reference, and z = max(0, mean gain of mismatched sessions) without gradient. A session is
+    good or bad relative to its own user's sessions. Log-probabilities are the model's own, over all codes.
 
     Deviations: mismatched sessions are those of the round's next user, the same in each pass, so that the reference
-    scores them once; TRL takes the next row of a batch, which here might be the same user's.
+    scores them once. TRL takes the next row of a batch, which here might belong to the same user.
     """
 
     title = "KTO"
@@ -50,15 +50,15 @@ class KTO(ReferencedMethod):
 
     @property
     def num_chosen(self) -> int:
-        """The good ones."""
+        """The number of good sessions."""
         return self.config.graded.good
 
     def choose(self, sampled: ScoredSessions) -> Choice:
-        """Good sessions and bad ones."""
+        """Good and bad sessions of each user."""
         return choose_grades(sampled, self.config.graded)
 
     def of_trl(self, num_codes: int) -> dict[str, Any]:
-        """TRL's kto."""
+        """TRL's loss kto."""
         config = self.config
         weights = {"desirable_weight": config.good_weight, "undesirable_weight": config.bad_weight}
         return {"loss_type": "kto", "beta": config.beta, **weights}

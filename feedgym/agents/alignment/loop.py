@@ -1,14 +1,15 @@
-"""The training loop of the methods that learn from groups: several of a user's sessions, each with a weight of its own.
+"""Training loop of the methods that learn from groups: several sessions per user, each with its own weight.
 
-It is transformers' Trainer, as in pretraining, and not TRL's GRPOTrainer, which draws sessions itself, by ``generate``
-and from prompts that are text; here they are drawn and scored already, the same for every method. A group shares one
-encoded history: the decoder rows of a batch of B users are [first sessions; second sessions; ...; logged sessions], and
-row r reads history r mod B. So a step is one forward pass, and one load-balancing loss covers all its tokens.
+It is transformers' Trainer, as in pretraining. TRL's GRPOTrainer does not fit: it draws sessions itself, by
+``generate`` and from text prompts. Here they are already drawn and scored, in the same way for every method. A group
+shares one encoded history: the decoder rows of a batch of B users are [first sessions; second sessions; ...; logged
+sessions], and row r reads history r mod B. So a step is one forward pass, and one load-balancing loss covers all its
+tokens.
 
-Nothing random is on: dropout would make the policy another one than that whose log-probabilities are compared with it.
+All randomness is off: with dropout, the policy would differ from the one whose log-probabilities it is compared with.
 
-``logp_UGKL`` is the log-probability of each code, over the joint vocabulary of all levels: the model's own, and not
-that restricted to what can be served. See :mod:`feedgym.agents.alignment.policy_gradient` for what this means.
+``logp_UGKL`` is the log-probability of each code over the joint vocabulary of all levels. It is the model's own, not
+restricted to what can be served; :mod:`feedgym.agents.alignment.policy_gradient` explains what this means.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from feedgym.ranges import Count, LearningRate, Passes
 from feedgym.tokenizers.vocabulary import Vocabulary
 
 Loss = Callable[[Tensor, Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
-"""A batch's loss and figures, given log-probabilities [B, G, K, L] of the codes (0 where there is none), where there
-are codes, and the batch's rows of the columns that the method added."""
+"""Computes a batch's loss and figures. Its arguments are the log-probabilities [B, G, K, L] of the codes (0 where there
+is none), a mask of existing codes, and the batch's rows of the columns that the method added."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig(TrainingConfig):
-    """How a round's groups are trained on; a row is a group, and so a user."""
+    """Options for training on a round's groups; a row is a group, that is, one user."""
 
     learning_rate: LearningRate = 5e-4
     epochs: Passes = 2
@@ -55,7 +56,7 @@ class GroupRows:
     Attributes:
         tokens_UGM: int64 decoder tokens of each user's sessions, the logged one last.
         histories: U rows.
-        columns: what else the loss is given of each user, by name; first axis U.
+        columns: further inputs of the loss by name; first axis U.
     """
 
     def __init__(self, model: GenerativeAgent, histories: EventBatch, item_ids_UGK: Tensor, logged_UK: Tensor) -> None:
@@ -77,7 +78,7 @@ class GroupRows:
         return len(self.tokens_UGM)
 
     def batch(self, users: Tensor) -> dict[str, Tensor]:
-        """The model's inputs for the groups of some users and their logged sessions."""
+        """The model's inputs for some users' groups and logged sessions."""
         tokens_RM = self.tokens_UGM[users].transpose(0, 1).flatten(0, 1)
         return {
             "input_ids": tokens_RM,
@@ -86,19 +87,19 @@ class GroupRows:
         }
 
     def collate(self, elements: Sequence[int]) -> dict[str, Any]:
-        """A training batch: the model's inputs, and what the loss is given besides."""
+        """A training batch: the model's inputs, and the further inputs of the loss."""
         users = torch.as_tensor(elements)
         return {**self.batch(users), "columns": {name: value[users] for name, value in self.columns.items()}}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scored:
-    """What a model says of a batch of B users' sessions, the logged one last.
+    """A model's outputs for the sessions of a batch of B users, the logged one last.
 
     Attributes:
         logp_BGKL: log-probability of each code; 0 where there is none.
-        mask_BGKL: where there is a code.
-        entropy: mean entropy of the next code over the joint vocabulary, nats; of the groups' codes.
+        mask_BGKL: true where there is a code.
+        entropy: mean entropy of the next code over the joint vocabulary, nats; over the groups' codes.
         aux_loss: load-balancing loss of all tokens, or None.
     """
 
@@ -112,7 +113,7 @@ def scored(model: Any, inputs: Mapping[str, Tensor], session_length: int) -> Sco
     """Teacher-force a batch of :class:`GroupRows`."""
     outputs = model(**inputs)
     num_users = len(inputs["profile_UF"])
-    # An item is [BOS, code 1, ..., code L]: what stands at each of the first L places predicts the next one.
+    # An item is [BOS, code 1, ..., code L]: the token at each of the first L places predicts the next one.
     tokens = inputs["input_ids"].unflatten(1, (session_length, -1))
     logp = outputs.logits.unflatten(1, (session_length, -1))[:, :, :-1].float().log_softmax(-1)
     codes_RKL = tokens[:, :, 1:]
@@ -155,7 +156,7 @@ class GroupTrainer(Sealing, Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The whole loss of a batch; its parts are logged."""
+        """The total loss of a batch; its parts are logged."""
         columns = inputs.pop("columns")
         told = scored(model, inputs, self.rows.session_length)
         loss, figures = self.method_loss(told.logp_BGKL[:, :-1], told.mask_BGKL[:, :-1], columns)
@@ -169,7 +170,7 @@ class GroupTrainer(Sealing, Trainer):
         return total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the parts of the steps' losses beside what the Trainer logs."""
+        """Log the parts of the steps' losses in addition to what the Trainer logs."""
         if "loss" in logs:
             means = {name: sum(values) / len(values) for name, values in self._figures.items()}
             logs = {**logs, "total_loss": logs["loss"], **means}
@@ -178,7 +179,7 @@ class GroupTrainer(Sealing, Trainer):
 
     @torch.no_grad()
     def logps(self, model: Any) -> Tensor:
-        """Log-probabilities [U, G, K, L] of all groups' codes under a model, which keeps its weights and flags."""
+        """Log-probabilities [U, G, K, L] of all groups' codes under a model, whose weights and flags stay unchanged."""
         device, was_training = next(model.parameters()).device, model.training
         model.eval()
         try:
@@ -192,7 +193,7 @@ class GroupTrainer(Sealing, Trainer):
             model.train(was_training)
 
     def run(self) -> dict[str, float]:
-        """Train, from the last whole checkpoint on if there is one; the figures of :func:`summary`."""
+        """Train, starting from the last complete checkpoint if there is one; return the figures of :func:`summary`."""
         checkpoint = last_whole_checkpoint(Path(str(self.args.output_dir)))
         self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return summary(self.state.log_history, math.ceil(len(self.rows) / self.config.batch_size))
@@ -209,7 +210,7 @@ def summary(history: Sequence[dict[str, float]], steps_per_epoch: int) -> dict[s
 
 @contextmanager
 def without_dropout(model: Any) -> Iterator[None]:
-    """Switch dropout off, and undo in the end this and what the Trainer does to a model besides training."""
+    """Switch dropout off; at the end undo this and everything the Trainer does to a model besides training."""
     with restored(model):
         for module in model.modules():
             if isinstance(module, nn.Dropout):

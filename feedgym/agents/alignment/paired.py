@@ -1,6 +1,6 @@
 """Relatives of DPO on pairs of sessions, with a reference: IPO, cDPO, rDPO, APO.
 
-ρ = log π(y|x) - log π_ref(y|x), summed over a session's codes, is a session's gain over the reference; w is preferred
+ρ = log π(y|x) - log π_ref(y|x), summed over a session's codes, is a session's gain over the reference. w is preferred
 to l. The log-probabilities are the model's own, over all codes.
 """
 
@@ -25,40 +25,40 @@ APOKind = Literal["zero", "down"]
 
 @dataclass(frozen=True, kw_only=True)
 class IPOConfig(UpdateConfig):
-    """Identity preference optimisation."""
+    """Options of identity preference optimisation."""
 
     gap: Positive = 4.0
-    """Nats by which a session that is preferred shall gain more on the reference than the other one: the paper's
+    """Target in nats for the preferred session's gain over the reference minus that of the other session: the paper's
     1/(2 tau)."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions make a pair."""
+    """Which sessions are paired."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothedConfig(UpdateConfig):
-    """DPO for preferences of which some are the wrong way round."""
+    """Options of DPO for preferences that may be the wrong way round."""
 
     beta: Positive = 0.1
-    """How dear it is to leave the reference: the scale of the implicit rewards."""
+    """Strength of the pull towards the reference: the scale of the implicit rewards."""
     label_smoothing: FlipShare = 0.1
     """Probability that a pair is the wrong way round, below 0.5."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions make a pair."""
+    """Which sessions are paired."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class APOConfig(UpdateConfig):
-    """Anchored preference optimisation."""
+    """Options of anchored preference optimisation."""
 
     preference_weight: Positive = 2.0
-    """Weight of the method's own loss; at 2 its first gradient is that of DPO."""
+    """Weight of the method's own loss; at 2 its first gradient equals that of DPO."""
     kind: APOKind = "zero"
-    """zero raises the preferred session and lowers the other; down lowers both, the other one more, for a model that
-    is better than what it learns from."""
+    """zero raises the preferred session and lowers the other; down lowers both, the other one more, for a model that is
+    better than its training data."""
     beta: Positive = 0.1
-    """How dear it is to leave the reference: the scale of the implicit rewards."""
+    """Strength of the pull towards the reference: the scale of the implicit rewards."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions make a pair."""
+    """Which sessions are paired."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,11 +68,11 @@ class APOConfig(UpdateConfig):
 class IPO(ReferencedMethod):
     """IPO: the difference of gains has a finite target (arXiv:2310.12036, eq. 17), by TRL's loss.
 
-    (ρ_w/n_w - ρ_l/n_l - gap/n)² with n_w, n_l codes of the two sessions and n of the longest: for sessions of one
-    length (ρ_w - ρ_l - gap)²/n². Implicit rewards, and so ``margin``, are gains in units of twice the gap: the target
-    is a margin of ½.
+    (ρ_w/n_w - ρ_l/n_l - gap/n)² with n_w, n_l codes of the two sessions and n of the longest. For sessions of equal
+    length this is (ρ_w - ρ_l - gap)²/n². Implicit rewards, and so ``margin``, are gains in units of twice the gap: the
+    target is a margin of ½.
 
-    Deviations: the paper sums over codes; TRL takes means, as the paper's authors told its own, which is why its beta
+    Deviations: the paper sums over codes. TRL takes means, as the paper's authors advised its developers, so its beta
     is n/(2 gap) here.
     """
 
@@ -80,7 +80,7 @@ class IPO(ReferencedMethod):
     Config = IPOConfig
 
     def of_trl(self, num_codes: int) -> dict[str, Any]:
-        """TRL's ipo, whose target is a gap of means."""
+        """TRL's loss ipo, whose target is a gap of means."""
         return {"loss_type": ["ipo"], "beta": num_codes / (2 * self.config.gap)}
 
     def rewards(self, opinions: Opinions) -> Tensor:
@@ -91,15 +91,15 @@ class IPO(ReferencedMethod):
 class CDPO(ReferencedMethod):
     """Conservative DPO (Mitchell 2023, "A note on DPO with noisy preferences"): preferences may be wrong.
 
-    -(1-ε) log σ(β(ρ_w - ρ_l)) - ε log σ(-β(ρ_w - ρ_l)), at rest where β(ρ_w - ρ_l) = log((1-ε)/ε). TRL has no such
-    loss; its ``robust`` is :class:`RDPO`.
+    -(1-ε) log σ(β(ρ_w - ρ_l)) - ε log σ(-β(ρ_w - ρ_l)), with its minimum at β(ρ_w - ρ_l) = log((1-ε)/ε). TRL does not
+    have this loss; its ``robust`` is :class:`RDPO`.
     """
 
     title = "cDPO"
     Config = SmoothedConfig
 
     def loss(self, opinions: Opinions) -> Tensor:
-        """See the class."""
+        """The loss in the class's docstring."""
         margin_P, flip = self.margin(opinions), self.config.label_smoothing
         return -(1 - flip) * F.logsigmoid(margin_P) - flip * F.logsigmoid(-margin_P)
 
@@ -114,7 +114,7 @@ class RDPO(ReferencedMethod):
     Config = SmoothedConfig
 
     def of_trl(self, num_codes: int) -> dict[str, Any]:
-        """TRL's robust."""
+        """TRL's loss robust."""
         config = self.config
         return {"loss_type": ["robust"], "beta": config.beta, "label_smoothing": config.label_smoothing}
 
@@ -129,5 +129,5 @@ class APO(ReferencedMethod):
     Config = APOConfig
 
     def of_trl(self, num_codes: int) -> dict[str, Any]:
-        """TRL's apo_zero or apo_down."""
+        """TRL's loss apo_zero or apo_down."""
         return {"loss_type": [f"apo_{self.config.kind}"], "beta": self.config.beta}

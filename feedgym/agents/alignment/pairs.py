@@ -1,7 +1,7 @@
-"""Which of a user's sampled sessions are set against which: pairs, one against several, and good against bad ones.
+"""Chooses which of a user's sampled sessions to compare: pairs, one against several, and good against bad ones.
 
-All choices are made of the user's own sessions in the order of their scores. A session that was drawn twice counts
-once, sessions of equal score are never set against each other, and a user with a score that is no number is left out.
+All choices are made among the user's own sessions in the order of their scores. A session that was drawn twice counts
+once. Sessions with equal scores are never compared, and users with a score of NaN are left out.
 """
 
 from __future__ import annotations
@@ -20,38 +20,37 @@ Unit = Literal["score", "spread"]
 Rejected = Literal["worst", "random"]
 
 BLOCK = 2**23
-"""Pairs of sessions that are looked at together, which bounds the memory."""
+"""Pairs of sessions that are processed together, which bounds the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MarginConfig(Ranged):
-    """How much better a session must be than another to be set against it."""
+    """Options for the difference in score that two sessions must have to be compared."""
 
     margin: NonNegative = 0.0
-    """Sessions whose scores differ by less are not set against each other; those that do not differ never are."""
+    """Sessions whose scores differ by less are not compared; those with equal scores never are."""
     margin_unit: Unit = "score"
-    """Unit of the margin: the reward's scores, or the standard deviation of the scores of the user's own sessions
-    (spread)."""
+    """Unit of the margin: the reward's scores, or the standard deviation of the user's own scores (spread)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self, margin_unit=Unit)
         if self.margin_unit != "score" and not self.margin:
             raise ValueError(
-                f"margin_unit={self.margin_unit!r} does nothing to margin=0; set a margin or leave it out."
+                f"margin_unit={self.margin_unit!r} has no effect on margin=0; set a margin or leave it out."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairingConfig(MarginConfig):
-    """Which sessions make a pair."""
+    """Options for pairing sessions."""
 
     kind: Kind = "best_worst"
-    """The best session against the worst; the best against one of the rest, at random (best_random); or any two that
-    differ by the margin, at random (any)."""
+    """The best session against the worst (best_worst); the best against a random other one (best_random); or any random
+    two that differ by the margin (any)."""
     num: Count = 1
-    """Pairs per user, at most. Of best_worst, the second pair is the second best against the second worst, and so on;
-    the other kinds draw that many different pairs."""
+    """Most pairs per user. For best_worst, the second pair is the second best against the second worst, and so on; the
+    other kinds draw that many different pairs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,12 +59,12 @@ class PairingConfig(MarginConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ListingConfig(MarginConfig):
-    """Which sessions the best one is set against."""
+    """Options for the sessions that the best one is compared with."""
 
     kind: Rejected = "worst"
-    """The worst sessions, or some of the rest at random."""
+    """The worst sessions, or random ones of the rest."""
     num: Count = 3
-    """R, rejected sessions per user. A user with fewer that differ from the best by the margin is left out."""
+    """R, rejected sessions per user. A user with fewer sessions that differ from the best by the margin is left out."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,17 +73,17 @@ class ListingConfig(MarginConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GradingConfig(MarginConfig):
-    """Which sessions count as good and as bad. The margin lies between the worst good one and the best bad one."""
+    """Options for grading sessions as good or bad. The margin is between the worst good one and the best bad one."""
 
     good: Count = 1
-    """Sessions per user, from the best one down, that count as good."""
+    """Number of best sessions per user that count as good."""
     bad: Count = 1
-    """Sessions per user, from the worst one up, that count as bad. A user with too few sessions is left out."""
+    """Number of worst sessions per user that count as bad. A user with too few sessions is left out."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Choice(TensorRows):
-    """P times some sessions of one user, the better ones first.
+    """P choices of sessions, each from one user, the better ones first.
 
     Attributes:
         user_idx_P: int64 row of the user.
@@ -98,7 +97,7 @@ class Choice(TensorRows):
         return len(self.user_idx_P)
 
     def of(self, values_US: Tensor) -> Tensor:
-        """What belongs to the chosen sessions, [P, S, ...], of what belongs to all, [U, S, ...]."""
+        """Picks from [U, S, ...] values of all sessions those of the chosen sessions, [P, S, ...]."""
         return values_US[self.user_idx_P[:, None], self.session_idx_PS]
 
 
@@ -107,13 +106,13 @@ def chosen_pairs(
 ) -> Preferences:
     """Pairs of sessions of the same user, a better and a worse one by the reward.
 
-    By default the best against the worst (OneRec, arXiv:2502.18965, Algorithm 2, lines 7-9).
+    The default is the best against the worst (OneRec, arXiv:2502.18965, Algorithm 2, lines 7-9).
 
     Args:
         sampled: S sessions per user, scored.
-        logged_UK: what the log showed these users.
+        logged_UK: the sessions logged for these users.
         config: which pairs.
-        seed: of what is drawn at random.
+        seed: for random choices.
     """
     choice = choose_pairs(sampled, config, seed)
     sessions_P2K, score_P2 = choice.of(sampled.item_ids_USK), choice.of(sampled.score_US)
@@ -168,7 +167,7 @@ def choose_grades(sampled: ScoredSessions, config: GradingConfig) -> Choice:
 
 
 def prob_of_winning(sampled: ScoredSessions, choice: Choice, unit: Unit) -> Tensor:
-    """Probability [P, S] that a chosen session is preferred to one of the user's S sessions, itself among them.
+    """Probability [P, S] that a chosen session is preferred to one of the user's S sessions, including itself.
 
     P(y) = mean over y' of sigmoid(r_y - r_y'), a Bradley-Terry model of the scores in their own unit, or divided by
     their standard deviation over the user's sessions.
@@ -181,16 +180,16 @@ def prob_of_winning(sampled: ScoredSessions, choice: Choice, unit: Unit) -> Tens
 
 
 class _Ranked(NamedTuple):
-    """The users' sessions from the best to the worst, those that do not count behind all others."""
+    """The users' sessions from the best to the worst, followed by those that do not count."""
 
     order_US: Tensor
     score_US: Tensor
     num_U1: Tensor
-    """How many count."""
+    """Number of sessions that count."""
     margin_U1: Tensor
 
     def differ(self, better_UN: Tensor, worse_UN: Tensor) -> Tensor:
-        """Whether sessions of such ranks may be set against each other; ranks below 0 are none."""
+        """True where sessions of such ranks may be compared; ranks below 0 are none."""
         score_UN, below_UN = (self.score_US.gather(1, rank.clamp_min(0)) for rank in (better_UN, worse_UN))
         gap_UN, counts_UN = score_UN - below_UN, (worse_UN >= 0) & (worse_UN < self.num_U1)
         return counts_UN & (better_UN < worse_UN) & (gap_UN > 0) & (gap_UN >= self.margin_U1)
@@ -208,7 +207,7 @@ def _ranked(sampled: ScoredSessions, config: MarginConfig) -> _Ranked:
 
 
 def _first_of_each(item_ids_USK: Tensor) -> Tensor:
-    """Whether a session is the first of its user's that has these items in this order, [U, S]."""
+    """True for the first of a user's sessions that has these items in this order, [U, S]."""
     num_users, num_sessions, _ = item_ids_USK.shape
     user_US1 = torch.arange(num_users)[:, None, None].expand(-1, num_sessions, 1)
     rows = torch.cat([user_US1, item_ids_USK.cpu()], dim=2).flatten(0, 1)
@@ -220,7 +219,7 @@ def _first_of_each(item_ids_USK: Tensor) -> Tensor:
 
 
 def _random_rest(ranked: _Ranked, num: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Ranks [U, N] of different sessions, at random, that differ from the best; and whether there are so many."""
+    """Ranks [U, N] of different random sessions that differ from the best, and whether there are enough."""
     num_users, num_sessions = ranked.score_US.shape
     key_US = torch.rand(num_users, num_sessions, generator=torch.Generator().manual_seed(seed))
     rank_US = torch.arange(num_sessions).expand(num_users, -1)
@@ -230,9 +229,9 @@ def _random_rest(ranked: _Ranked, num: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _any_two(ranked: _Ranked, num: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ranks [U, N] of the better and of the worse session of different pairs at random; and whether there are so many.
+    """Ranks [U, N] of the better and the worse session of different random pairs, and whether there are enough.
 
-    A user has S * (S - 1) / 2 pairs, so this goes over blocks of users.
+    A user has S * (S - 1) / 2 pairs, so users are processed in blocks.
     """
     num_sessions, generator = ranked.score_US.shape[1], torch.Generator().manual_seed(seed)
     better_N, worse_N = torch.triu_indices(num_sessions, num_sessions, offset=1)
@@ -251,6 +250,6 @@ def _any_two(ranked: _Ranked, num: int, seed: int) -> tuple[Tensor, Tensor, Tens
 def _check_enough(sampled: ScoredSessions, wanted: int) -> None:
     if sampled.score_US.shape[1] < wanted:
         raise ValueError(
-            f"{sampled.score_US.shape[1]} sessions were drawn per user and {wanted} are wanted; draw more "
-            "(--rounds.num-samples) or set fewer against each other."
+            f"{sampled.score_US.shape[1]} sessions were drawn per user but {wanted} are needed; draw more "
+            "(--rounds.num-samples) or compare fewer."
         )

@@ -1,23 +1,26 @@
-"""What the policy gradients on groups of scored sessions share: GRPO and RLOO, OneRec's ECPO and OneRec-V2's GBPO.
+"""Common part of the policy gradients on groups of scored sessions: GRPO, RLOO, OneRec's ECPO and OneRec-V2's GBPO.
 
-All of them raise the probability of the sessions that are better than others of the same user, and lower that of the
-worse ones. They differ in the advantage, in what is compared with the old policy (a code, an item, a session) and in
-how this ratio is bounded. The old policy is the round's snapshot: its log-probabilities are taken once, before the
-first step, without dropout, and kept in the round's folder, so that a round that was killed goes on with them. So all
-ratios are 1 at the first step.
+All of them raise the probability of sessions that are better than others of the same user, and lower that of the worse
+ones. They differ in the advantage, in the unit that is compared with the old policy (a code, an item, a session) and in
+the bounds of this ratio. The old policy is the round's snapshot. Its log-probabilities are computed once, before the
+first step and without dropout. They are kept in the round's folder, so that a killed round can continue with them. So
+all ratios are 1 at the first step.
 
-What they share beyond the papers:
-    - Next-token prediction on the logged sessions of the same users (``ntp_weight``), as OneRec trains both together.
+Common deviations from the papers:
+    - Next-token prediction on the logged sessions of the same users is added (``ntp_weight``), as OneRec trains both
+      together.
     - The log-probabilities are the model's own, over the joint vocabulary, while sessions are drawn from the model
-      restricted to what can be served. The gradient of log pi_c is that of the model's own less that of the mass on
-      what is allowed; a method does not know what was allowed (items seen, items that do not exist yet), so this term
-      is left out. Centred advantages cancel it at the first code, where it is the same for all sessions of a group.
-    - Where sessions were drawn otherwise than from the model at temperature 1 (sharper, cut by top-k or top-p, or from
-      the base), ``behaviour="drawn"`` weighs each by how much likelier the snapshot makes it than what drew it.
-    - The reward is of the whole session, so all its codes share its advantage.
+      restricted to what can be served. The gradient of log pi_c is that of the model's own log-probability minus that
+      of the mass on what is allowed. A method does not know what was allowed (items seen, items that do not exist yet),
+      so this term is left out. Centred advantages cancel it at the first code, where it is the same for all sessions of
+      a group.
+    - If sessions were not drawn from the model at temperature 1 (but sharper, cut by top-k or top-p, or from the base),
+      ``behaviour="drawn"`` weights each by its probability under the snapshot over that under its own distribution.
+    - The reward is given to the whole session, so all its codes share its advantage.
     - A round is one batch of sessions and some fifty small steps. The papers' clipping at 0.2 is for few, large steps
-      between two batches: here it ends a round after a seventh of the divergence that a round of DPO makes. So the
-      defaults are wider, and the weights, of losses in different units, such that a round of each goes about as far.
+      between two batches; here it would end a round after a seventh of the divergence of a round of DPO. So the default
+      bounds are wider. The weights balance losses in different units, so that a round of each method moves the model
+      about equally far.
 """
 
 from __future__ import annotations
@@ -46,20 +49,20 @@ Behaviour = Literal["model", "drawn"]
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyGradientConfig(LoopConfig):
-    """What all policy gradients are told."""
+    """Options of all policy gradients."""
 
     learning_rate: LearningRate = 1e-3
     """Peak learning rate of AdamW; no weight decay."""
     epochs: Passes = 1
     """Passes over the groups."""
     group_size: Annotated[int, Interval(ge=2, le=10**6)] = 16
-    """Sessions per user to learn from, drawn at random from those that were sampled; all of them where there are no
+    """Sessions per user to learn from, drawn at random from those that were sampled; all of them if there are no
     more."""
     policy_weight: Positive = 4.0
-    """Weight of the method's own loss, which is a mean over codes."""
+    """Weight of the method's own loss, a mean over codes."""
     behaviour: Behaviour = "model"
-    """Whose draws the sessions count as: model takes them as the snapshot's own, drawn weighs each by the snapshot's
-    probability over that with which it was drawn, the weights of a group having the mean 1."""
+    """Assumed distribution of the sessions: model treats them as draws of the snapshot itself; drawn weights each by
+    the snapshot's probability over the one with which it was drawn, with mean 1 per group."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +76,7 @@ class Logps(TensorRows):
 
     Attributes:
         old_UGKL: under the snapshot.
-        reference_UGKL: under the reference; None where that is the snapshot.
+        reference_UGKL: under the reference; None if that is the snapshot.
     """
 
     old_UGKL: Tensor
@@ -81,9 +84,9 @@ class Logps(TensorRows):
 
 
 class PolicyGradient(ABC):
-    """What the methods share: groups, old log-probabilities, and one update.
+    """Common part of the methods: groups, old log-probabilities, and one update.
 
-    A subclass has ``_advantage``, and ``_losses`` of single codes, items or sessions.
+    A subclass implements ``_advantage``, and ``_losses`` of single codes, items or sessions.
     """
 
     Config: ClassVar[type]
@@ -101,15 +104,16 @@ class PolicyGradient(ABC):
         work: Path,
         progress: Progress | None = None,
     ) -> dict[str, float]:
-        """See :meth:`feedgym.protocols.AlignmentMethod.update`.
+        """Update as in :meth:`feedgym.protocols.AlignmentMethod.update`.
 
         Returns:
-            ``groups`` that were learned from and ``skipped`` ones, whose scores do not differ; ``advantage_spread``,
-            that of all their advantages; ``first_loss``, ``first_ratio`` and ``first_kl`` of the first step; and means
-            over the last epoch's steps: ``loss``, ``ntp_loss``, ``ratio``, ``clip_share`` of ratios whose gradient is
-            cut, ``kl`` (nats a session, to the reference, estimated by k3 on the sessions of the snapshot), ``entropy``
-            (nats a code) and ``grad_norm``. With ``behaviour="drawn"`` also ``behaviour_ess``, how many sessions a
-            group's weights are worth.
+            ``groups`` is the number of groups that were learned from, ``skipped`` that of groups whose scores do not
+            differ. ``advantage_spread`` is the spread of all advantages. ``first_loss``, ``first_ratio`` and
+            ``first_kl`` are those of the first step. The others are means over the last epoch's steps: ``loss``,
+            ``ntp_loss``, ``ratio``, ``clip_share`` (share of ratios whose gradient is cut), ``kl`` (nats per session,
+            to the reference, estimated by k3 on the snapshot's sessions), ``entropy`` (nats per code) and
+            ``grad_norm``. With ``behaviour="drawn"`` there is also ``behaviour_ess``, the effective number of sessions
+            in a group's weights.
         """
         return self._update(model, histories, sampled, logged_UK, work, progress, None)
 
@@ -139,7 +143,7 @@ class PolicyGradient(ABC):
             return counts | told | trainer.run()
 
     def columns(self, groups: Groups, before: Logps) -> dict[str, Tensor]:
-        """What the loss is given of each user."""
+        """Further inputs of the loss for each user."""
         columns = {"advantage_UG": self._advantage(groups.score_UG, before), "old_UGKL": before.old_UGKL}
         if before.reference_UGKL is not None:
             columns["reference_UGKL"] = before.reference_UGKL
@@ -150,9 +154,9 @@ class PolicyGradient(ABC):
     def loss(
         self, logp_BGKL: Tensor, mask_BGKL: Tensor, columns: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The method's loss of a batch, weighted, and its figures."""
+        """The method's weighted loss of a batch, and its figures."""
         old_BGKL = columns["old_UGKL"]
-        # Where there is no code, all log-probabilities are 0, and so are their differences.
+        # Without a code all log-probabilities are 0, and so are their differences.
         loss_BG, figures = self._losses(logp_BGKL, old_BGKL, mask_BGKL, columns)
         if "weight_UG" in columns:
             loss_BG = loss_BG * columns["weight_UG"]
@@ -171,10 +175,10 @@ class PolicyGradient(ABC):
 
 
 def logps_before(trainer: GroupTrainer, work: Path, model: Any, reference: Any) -> Logps:
-    """The log-probabilities under the round's first weights, or those that a killed round left in ``work``."""
+    """Log-probabilities under the round's first weights, computed or read from what a killed round left in ``work``."""
     folder = work / "before"
     path = folder / "logps.safetensors"
-    if not is_whole(folder):  # without it, what was trained since is of no use
+    if not is_whole(folder):  # without it, later training is of no use
         drop_checkpoints(work)
         of_reference = None if reference is None else trainer.logps(reference)
         write_batch(Logps(old_UGKL=trainer.logps(model), reference_UGKL=of_reference), path)
@@ -189,9 +193,9 @@ def logps_before(trainer: GroupTrainer, work: Path, model: Any, reference: Any) 
 
 
 def behaviour_weights(groups: Groups, old_UGKL: Tensor) -> Tensor:
-    """How much likelier each session is under the snapshot than where it was drawn, [U, G]; a group's mean is 1.
+    """Weight of each session: its probability under the snapshot over that of its draw, [U, G]; each group's mean is 1.
 
-    Both are restricted to what can be served: the snapshot's own log-probability less that of what was allowed.
+    Both are restricted to what can be served: the snapshot's own log-probability minus that of what was allowed.
     """
     if groups.logp_drawn_UG.isnan().any():
         raise ValueError(
@@ -206,20 +210,20 @@ def behaviour_weights(groups: Groups, old_UGKL: Tensor) -> Tensor:
 
 
 def at_level(value_BGKL: Tensor, level: Level) -> Tensor:
-    """Log-probabilities of codes added up to those of items [B, G, K, 1] or sessions [B, G, 1, 1]."""
+    """Sums log-probabilities of codes to those of items [B, G, K, 1] or sessions [B, G, 1, 1]."""
     if level == "code":
         return value_BGKL
     return value_BGKL.sum(3 if level == "item" else (2, 3), keepdim=True)
 
 
 def mean_of_session(value_BGKL: Tensor, mask_BGKL: Tensor) -> Tensor:
-    """Means [B, G] over the codes, items or session that there are."""
+    """Means [B, G] over the existing codes, items or session."""
     mask = mask_BGKL[..., : value_BGKL.shape[3]][:, :, : value_BGKL.shape[2]]
     return (value_BGKL * mask).sum((2, 3)) / mask.sum((2, 3)).clamp_min(1)
 
 
 def k3(logp: Tensor, logp_reference: Tensor) -> Tensor:
-    """Schulman's estimate of the KL divergence from a reference, at least 0; samples are of the policy."""
+    """Schulman's estimate of the KL divergence from a reference, at least 0; the samples come from the policy."""
     gap = logp_reference - logp
     return gap.exp() - 1 - gap
 
@@ -235,7 +239,7 @@ def clipped(
 
 
 def ratio_figures(ratio: Tensor, cut: Tensor, mask_BGKL: Tensor) -> dict[str, Tensor]:
-    """Mean ratio, and the share of ratios without a gradient of their own."""
+    """Mean ratio, and the share of ratios that have no gradient of their own."""
     return {
         "ratio": mean_of_session(ratio.detach(), mask_BGKL).mean(),
         "clip_share": mean_of_session(cut.float(), mask_BGKL).mean(),

@@ -1,4 +1,4 @@
-"""Methods that learn from preferences: from scored sessions to a trained model. A subclass adds its loss."""
+"""Methods that learn from preferences, from scored sessions to a trained model. A subclass adds its loss."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from feedgym.protocols import GenerativeAgent
 
 
 class PreferenceMethod(PreferenceLoss):
-    """A method without a reference; the figures of an update are ``pairs`` and those of a round (:func:`run_round`)."""
+    """A method without a reference. An update returns ``pairs`` and the figures of a round (:func:`run_round`)."""
 
     def choose(self, sampled: ScoredSessions) -> Choice:
-        """The sessions that are set against each other."""
+        """The sessions that are compared."""
         return choose_pairs(sampled, self.config.pairing, self.config.seed)
 
     def prob_win(self, sampled: ScoredSessions, choice: Choice) -> Tensor | None:
-        """How often each of them would be preferred, [P, S], for methods that ask for it."""
+        """Probability that each session is preferred, [P, S], for methods that use it."""
         return None
 
     def update(
@@ -35,7 +35,7 @@ class PreferenceMethod(PreferenceLoss):
         work: Path,
         progress: Progress | None = None,
     ) -> dict[str, float]:
-        """See :meth:`feedgym.protocols.AlignmentMethod.update`."""
+        """Update as in :meth:`feedgym.protocols.AlignmentMethod.update`."""
         return self._update(model, histories, sampled, logged_UK, work, progress)
 
     def _update(
@@ -62,7 +62,7 @@ class PreferenceMethod(PreferenceLoss):
 
 
 class ReferencedMethod(PreferenceMethod):
-    """A method that holds the model near a reference: what it is when a round starts, or another model."""
+    """A method that keeps the model near a reference: its own state when a round starts, or another model."""
 
     def update(
         self,
@@ -74,5 +74,5 @@ class ReferencedMethod(PreferenceMethod):
         progress: Progress | None = None,
         reference: Any = None,
     ) -> dict[str, float]:
-        """See :meth:`feedgym.protocols.AlignmentMethod.update`."""
+        """Update as in :meth:`feedgym.protocols.AlignmentMethod.update`."""
         return self._update(model, histories, sampled, logged_UK, work, progress, reference)

@@ -1,8 +1,8 @@
-"""Preference methods on pairs without a reference: CPO, SimPO, ORPO. Nothing holds the model near what it was.
+"""Preference methods on pairs without a reference: CPO, SimPO, ORPO. Nothing keeps the model near its former state.
 
 l(y) is the log-probability of a session under the model, over all codes, and l̄(y) its mean over the session's codes; w
-is preferred to l. TRL's trainers of CPO and ORPO take texts alone, so these losses are written here, on the forward
-pass that DPO's trainer makes.
+is preferred to l. TRL's trainers of CPO and ORPO accept only texts, so these losses are written here, on the forward
+pass of DPO's trainer.
 """
 
 from __future__ import annotations
@@ -22,42 +22,44 @@ from feedgym.ranges import NonNegative, Positive
 
 @dataclass(frozen=True, kw_only=True)
 class CPOConfig(UpdateConfig):
-    """Contrastive preference optimisation."""
+    """Options of contrastive preference optimisation."""
 
     beta: Positive = 0.1
     """Scale of the difference of the sessions' log-probabilities."""
     nll_weight: NonNegative = 1.0
     """Weight of imitating the preferred session, mean over codes: the paper's other half, and TRL's alpha."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions make a pair."""
+    """Which sessions are paired."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimPOConfig(UpdateConfig):
-    """Simple preference optimisation."""
+    """Options of simple preference optimisation."""
 
     beta: Positive = 2.0
-    """Scale of the difference of mean log-probabilities per code; one of sums times the codes of a session."""
+    """Scale of the difference of mean log-probabilities per code; equals a beta for sums times the codes of a
+    session."""
     gamma_ratio: NonNegative = 0.5
-    """Mean log-probability per code, in nats, by which the preferred session shall be ahead: the paper's gamma/beta."""
+    """Margin in mean log-probability per code, in nats, that the preferred session should have: the paper's
+    gamma/beta."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions make a pair."""
+    """Which sessions are paired."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ORPOConfig(UpdateConfig):
-    """Odds-ratio preference optimisation."""
+    """Options of odds-ratio preference optimisation."""
 
     odds_weight: Positive = 0.1
-    """Weight of the odds ratio beside imitating the preferred session: the paper's lambda, and TRL's beta."""
+    """Weight of the odds ratio relative to imitating the preferred session: the paper's lambda, and TRL's beta."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions make a pair."""
+    """Which sessions are paired."""
 
 
 class CPO(PreferenceMethod):
-    """CPO (arXiv:2401.08417): -log σ(β(l_w - l_l)) + nll_weight · (-l̄_w), the reference taken as uniform.
+    """CPO (arXiv:2401.08417): -log σ(β(l_w - l_l)) + nll_weight · (-l̄_w), with a uniform reference.
 
-    Deviations: the imitation is a mean over the session's codes, as in TRL and the authors' code; the paper has sums.
+    Deviations: the imitation is a mean over the session's codes, as in TRL and the authors' code; the paper uses sums.
     """
 
     title = "CPO"
@@ -68,7 +70,7 @@ class CPO(PreferenceMethod):
         return self.config.beta * opinions.logp_SP
 
     def loss(self, opinions: Opinions) -> Tensor:
-        """See the class."""
+        """The loss in the class's docstring."""
         return -F.logsigmoid(self.margin(opinions)) - self.config.nll_weight * opinions.mean_SP[0]
 
 
@@ -83,7 +85,7 @@ class SimPO(PreferenceMethod):
         return self.config.beta * opinions.mean_SP
 
     def loss(self, opinions: Opinions) -> Tensor:
-        """See the class."""
+        """The loss in the class's docstring."""
         return -F.logsigmoid(self.margin(opinions) - self.config.gamma_ratio * self.config.beta)
 
 
@@ -101,13 +103,13 @@ class ORPO(PreferenceMethod):
         return opinions.mean_SP - log1mexp(opinions.mean_SP)
 
     def loss(self, opinions: Opinions) -> Tensor:
-        """See the class."""
+        """The loss in the class's docstring."""
         return -opinions.mean_SP[0] - self.config.odds_weight * F.logsigmoid(self.margin(opinions))
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) of x <= 0 to full precision (Mächler 2012); finite at 0, where probabilities round to 1."""
+    """log(1 - exp(x)) for x <= 0 to full precision (Mächler 2012); finite at 0, where probabilities round to 1."""
     x = x.clamp_max(-torch.finfo(x.dtype).eps)
     near = x > -math.log(2)
-    # Both branches get arguments that they can take, for gradients flow through the one that is not chosen, too.
+    # Both branches get valid arguments, because gradients also flow through the one that is not chosen.
     return torch.where(near, (-x.where(near, x.new_tensor(-1.0)).expm1()).log(), (-x.exp()).log1p())

@@ -15,31 +15,31 @@ from feedgym.ranges import Positive
 
 @dataclass(frozen=True, kw_only=True)
 class SDPOConfig(UpdateConfig):
-    """Softmax DPO."""
+    """Options of softmax DPO."""
 
     beta: Positive = 0.1
-    """How dear it is to leave the reference: the scale of the implicit rewards. Large values let the hardest rejected
-    session alone count."""
+    """Strength of the pull towards the reference: the scale of the implicit rewards. With large values only the hardest
+    rejected session counts."""
     rejected: ListingConfig = field(default_factory=ListingConfig)
-    """Which sessions the best one is set against."""
+    """Which sessions the best one is compared with."""
 
 
 class SDPO(ReferencedMethod):
     """Softmax DPO (arXiv:2406.09215, eq. 12): log(1 + Σ_l exp(β(ρ_l - ρ_w))).
 
-    With the gain ρ over the reference: the cross-entropy of the best session in softmax(βρ) over it and R worse ones.
-    With R = 1 it is DPO; it starts at log(1 + R). Log-probabilities are the model's own, over all codes.
+    With the gain ρ over the reference, it is the cross-entropy of the best session in softmax(βρ) over it and R worse
+    ones. With R = 1 it is DPO; it starts at log(1 + R). Log-probabilities are the model's own, over all codes.
 
-    Deviations: the rejected sessions are sampled from the model and worse by the reward; the paper's are random items.
+    Deviations: the rejected sessions are sampled from the model and have a lower reward; the paper's are random items.
     """
 
     title = "S-DPO"
     Config = SDPOConfig
 
     def choose(self, sampled: ScoredSessions) -> Choice:
-        """One session and several."""
+        """One session and several worse ones."""
         return choose_lists(sampled, self.config.rejected, self.config.seed)
 
     def loss(self, opinions: Opinions) -> Tensor:
-        """See the class."""
+        """The loss in the class's docstring."""
         return -self.rewards(opinions).log_softmax(0)[0]

@@ -1,4 +1,4 @@
-"""SPPO: each session's gain over the reference has a target by how often it would win (arXiv:2405.00675)."""
+"""SPPO: each session's gain over the reference has a target set by how often it would win (arXiv:2405.00675)."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ Labels = Literal["hard", "soft"]
 
 @dataclass(frozen=True, kw_only=True)
 class SPPOConfig(UpdateConfig):
-    """Self-play preference optimisation."""
+    """Options of self-play preference optimisation."""
 
     preference_weight: Positive = 0.01
-    """Weight of the method's own loss, which is a sum of squared nats: at the default target its first gradient is then
-    about that of DPO."""
+    """Weight of the method's own loss, a sum of squared nats; at the default target its first gradient is then about
+    that of DPO."""
     target: Positive = 2.0
-    """Nats that a session which always wins shall gain on the reference, and one that never does shall lose: half the
-    paper's eta, 1/(2 beta) in TRL."""
+    """Gain over the reference, in nats, that is the target of a session which always wins; one that never wins has its
+    negative. Half the paper's eta, 1/(2 beta) in TRL."""
     labels: Labels = "hard"
-    """hard takes the better session of a pair as always winning and the worse as never; soft asks how often each would
-    win against all sessions of its user, by their scores."""
+    """hard: the better session of a pair always wins and the worse never does; soft: each wins as often as its score
+    says, against all sessions of its user."""
     score_unit: Unit = "score"
-    """For soft labels: a session wins with the probability sigmoid of the difference in scores, or in units of the
-    standard deviation of the scores of the user's own sessions (spread)."""
+    """Unit of the differences in score for soft labels: a session wins with the probability sigmoid(difference), in
+    scores or in standard deviations of the user's own scores (spread)."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions make a pair."""
+    """Which sessions are paired."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self, labels=Labels, score_unit=Unit)
         if self.score_unit != "score" and self.labels == "hard":
             raise ValueError(
-                f"score_unit={self.score_unit!r} does nothing to labels='hard'; choose soft or leave it out."
+                f"score_unit={self.score_unit!r} has no effect on labels='hard'; choose soft or leave it out."
             )
 
 
@@ -49,10 +49,10 @@ class SPPO(ReferencedMethod):
 
     Σ (ρ_y - target · (2 P(y) - 1))², with the gain ρ over the reference and P(y) the probability that y beats the
     policy: 1 and 0 for hard labels, by TRL's ``sppo_hard``; for soft ones the mean over the user's S sampled sessions
-    of σ(r_y - r_y'), r being the scores. Implicit rewards, and so ``margin``, are gains in units of twice the target:
-    hard labels want a margin of 1.
+    of σ(r_y - r_y'), where r are the scores. Implicit rewards, and so ``margin``, are gains in units of twice the
+    target: hard labels aim at a margin of 1.
 
-    Deviations: P is of the reward's scores and not of a model of preferences; the authors halve the sum, TRL does not.
+    Deviations: P comes from the reward's scores, not from a preference model; the authors halve the sum, TRL does not.
     """
 
     title = "SPPO"
@@ -65,13 +65,13 @@ class SPPO(ReferencedMethod):
         return prob_of_winning(sampled, choice, self.config.score_unit)
 
     def of_trl(self, num_codes: int) -> dict[str, Any]:
-        """TRL's sppo_hard."""
+        """TRL's loss sppo_hard."""
         if self.config.labels == "soft":
             return {}
         return {"loss_type": ["sppo_hard"], "beta": 1 / (2 * self.config.target)}
 
     def loss(self, opinions: Opinions) -> Tensor:
-        """See the class; of soft labels."""
+        """The loss in the class's docstring, for soft labels."""
         assert opinions.prob_win_SP is not None
         target_SP = self.config.target * (2 * opinions.prob_win_SP - 1)
         return (opinions.gain_SP - target_SP).square().sum(0)

@@ -1,19 +1,20 @@
 """One round of preference alignment on TRL's trainers: a preference loss, and next-token prediction on logged sessions.
 
-The update of OneRec (arXiv:2502.18965, §3.3 and Algorithm 2, lines 10-12) with any preference loss in the place of
-DPO's: L = ntp_weight L_NTP + preference_weight L_preference. Losses that TRL has are TRL's, the others are the method's
-own on the log-probabilities of the same forward pass; the training loop is TRL's for all. What is added here is how
-sessions enter it:
+This is the update of OneRec (arXiv:2502.18965, §3.3 and Algorithm 2, lines 10-12) with any preference loss instead of
+DPO's: L = ntp_weight L_NTP + preference_weight L_preference. Losses that TRL has are TRL's; the others are the method's
+own, on the log-probabilities of the same forward pass. The training loop is always TRL's. This module adds how sessions
+enter it:
 
-    - Contrasts share one encoded history (:mod:`feedgym.agents.alignment.contrasts`), and the logged sessions ride
-      along as further rows. So a step is one forward pass, and one load-balancing loss covers all its tokens.
-    - The log-probabilities under the reference, which is the model as it comes where no other is given, are taken once,
-      before the first step. They are kept in the round's folder, so a round that was killed goes on with them.
-    - Nothing random is on in policy and reference, so the first step has the margin 0: TRL switches off every
-      ``nn.Dropout``, and whatever else a model does at random on sessions must be one (as HSTU's hidden actions are).
+    - Contrasts share one encoded history (:mod:`feedgym.agents.alignment.contrasts`), and the logged sessions are added
+      as further rows. So a step is one forward pass, and one load-balancing loss covers all its tokens.
+    - The log-probabilities under the reference (the model itself before training, if no other is given) are computed
+      once, before the first step. They are kept in the round's folder, so a killed round can continue with them.
+    - All randomness is off in policy and reference, so the first step has the margin 0. TRL switches off every
+      ``nn.Dropout``, so any other random part that a model applies to sessions must be one (as HSTU's hidden actions
+      are).
 
-Deviations from the paper: β and λ are not published, so both weights are free; NTP is on the logged sessions of the
-pairs' users and not on the whole stream; a fresh AdamW each round.
+Deviations from the paper: β and λ are not published, so both weights are options. NTP uses the logged sessions of the
+pairs' users, not the whole stream. Each round has a new AdamW.
 """
 
 from __future__ import annotations
@@ -60,18 +61,18 @@ def run_round(
     Args:
         method: the loss and its options.
         model: the snapshot that the sessions were sampled from.
-        contrasts: what it learns from.
-        work: gets the reference and checkpoints. A round that was killed goes on from there, with the same method and
+        contrasts: the training data.
+        work: folder for the reference and checkpoints. A killed round continues from there, with the same method and
             contrasts, and ends in the same weights.
         progress: called after each step.
-        reference: the model that must not be left too far; ``model`` as it comes, if left out.
+        reference: the model to stay near; ``model`` before training, if left out.
 
     Returns:
-        ``first_loss`` and ``first_margin`` of the first step; ``loss``, ``ntp_loss`` and ``grad_norm``, means over the
-        last epoch's steps; and of all contrasts under the trained model: ``accuracy`` (share in which every better
-        session has a higher implicit reward than every worse one), ``margin`` (mean difference of these rewards),
-        ``chosen_logp`` and ``rejected_logp`` (means) and ``chosen_logp_change`` and ``rejected_logp_change`` since the
-        round began (both below 0: likelihood displacement).
+        ``first_loss`` and ``first_margin`` are those of the first step. ``loss``, ``ntp_loss`` and ``grad_norm`` are
+        means over the last epoch's steps. The others are over all contrasts under the trained model: ``accuracy``
+        (share in which every better session has a higher implicit reward than every worse one), ``margin`` (mean
+        difference of these rewards), ``chosen_logp`` and ``rejected_logp`` (means) and ``chosen_logp_change`` and
+        ``rejected_logp_change`` since the round began (both below 0: likelihood displacement).
 
     Raises:
         ValueError: the folder holds another round.
@@ -79,7 +80,7 @@ def run_round(
     work = Path(work)
     with lent_to_trl(model), warnings.catch_warnings(action="ignore", category=FutureWarning):
         trainer = round_trainer(method, model, contrasts, work, progress)
-        if not is_whole(work / "reference"):  # without it, what was trained since is of no use
+        if not is_whole(work / "reference"):  # without it, later training is of no use
             drop_checkpoints(work)
         checkpoint = last_whole_checkpoint(work)
         contrasts.logps = trainer.first_logps(work / "reference", reference, kept=checkpoint is not None)
@@ -102,17 +103,17 @@ def round_trainer(
         callbacks=[_ProgressCallback(progress)] if progress else [],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.args.train_sampling_strategy = "random"  # KTO's insists on another, for the way it finds mismatched pairs
+    trainer.args.train_sampling_strategy = "random"  # KTO's requires another, to find mismatched pairs
     if not hasattr(model, "lm_head"):
         model.forward = MethodType(_scored_forward, model)
-    trainer.processing_class = None  # it spoke for the padding; a checkpoint has no use for it
+    trainer.processing_class = None  # only needed for padding; checkpoints do not need it
     trainer.method, trainer.contrasts = method, contrasts
     trainer.figures = defaultdict(list)
     return trainer
 
 
 class _WithLogged:
-    """Stands for the model in a loss: the logged sessions ride along as further rows of the same forward pass.
+    """Replaces the model in a loss: adds the logged sessions as further rows of the same forward pass.
 
     Attributes:
         logp_R: log-probability of each of the other rows.
@@ -144,7 +145,7 @@ class _WithLogged:
 
 
 class _RoundTrainer(Sealing):
-    """What a round adds to a trainer of TRL; it comes before that among the bases."""
+    """Extension of a TRL trainer for rounds; it comes before that trainer among the bases."""
 
     model: Any
     accelerator: Any
@@ -159,10 +160,10 @@ class _RoundTrainer(Sealing):
         return dataset  # the collator brings them
 
     def _send_telemetry(self) -> None:
-        """A run here is nobody else's business."""
+        """Send nothing: runs are private."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Checkpoints are for resuming alone."""
+        """Write no card: checkpoints are only for resuming."""
 
     @torch.no_grad()
     def logps(self: Any, model: nn.Module, mismatched: bool = False) -> Tensor:
@@ -175,7 +176,7 @@ class _RoundTrainer(Sealing):
         return torch.cat(found).cpu()
 
     def first_logps(self: Any, folder: Path, reference: Any, kept: bool) -> Logps:
-        """Those at the round's start: taken now, or what a killed round left in ``folder``."""
+        """Log-probabilities at the round's start: computed now, or read from what a killed round left in ``folder``."""
         path = folder / "reference.safetensors"
         if not kept:
             own_PS = self.logps(self.model)
@@ -188,7 +189,7 @@ class _RoundTrainer(Sealing):
         if len(logps.own_PS) != len(self.contrasts):
             raise ValueError(
                 f"{folder.parent} holds a round of {len(logps.own_PS)} pairs, not {len(self.contrasts)}; give each "
-                "round a folder of its own."
+                "round its own folder."
             )
         return logps
 
@@ -222,18 +223,18 @@ class _RoundTrainer(Sealing):
             self.figures[name].append(value.item())
 
     def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
-        self._metrics["train"] = self.figures  # in the place of TRL's, which clears them
+        self._metrics["train"] = self.figures  # instead of TRL's, which clears them
         total = {"total_loss": logs.pop("loss")} if "loss" in logs else {}
         super().log(logs | total, start_time)  # type: ignore[misc]
 
 
 @cache
 def _trainer_class(name: str) -> type:
-    """TRL's trainers for rounds; a function, for importing TRL takes seconds."""
+    """TRL's trainers for rounds, in a function because importing TRL takes seconds."""
     import trl
 
     class Pairwise(_RoundTrainer, trl.DPOTrainer):
-        """DPO's and its relatives', and any loss of one's own."""
+        """Trainer for DPO, its relatives and methods with their own loss."""
 
         def trl_loss(self, policy: _WithLogged, batch: dict[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
             chosen_P, rejected_P = inputs["reference_SP"]
@@ -241,7 +242,7 @@ def _trainer_class(name: str) -> type:
             return trl.DPOTrainer._compute_loss(self, policy, batch | columns, return_outputs=False)
 
     class Single(_RoundTrainer, trl.KTOTrainer):
-        """KTO's; its mismatched sessions are those of the next contrast and not the next row of the batch."""
+        """Trainer for KTO; its mismatched sessions are those of the next contrast, not of the next row of the batch."""
 
         def trl_loss(self, policy: _WithLogged, batch: dict[str, Tensor], inputs: dict[str, Tensor]) -> Tensor:
             mismatched_RM, reference_SP = inputs["mismatched_ids"], inputs["reference_SP"]
@@ -258,7 +259,7 @@ def _trainer_class(name: str) -> type:
             return trl.KTOTrainer._compute_loss(self, policy, batch | columns, return_outputs=False)
 
         def _compute_kl_logps(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
-            return super()._compute_kl_logps(model.model, batch)  # nothing rides along
+            return super()._compute_kl_logps(model.model, batch)  # without logged sessions
 
     return {"DPOTrainer": Pairwise, "KTOTrainer": Single}[name]
 
@@ -281,7 +282,7 @@ def _arguments(method: PreferenceLoss, contrasts: Contrasts, work: Path) -> Any:
 
 
 def _scores(model: Any, batch: dict[str, Tensor]) -> Any:
-    """What a model prepared by TRL answers to the columns :data:`SCORED`."""
+    """The output of a model prepared by TRL for the columns :data:`SCORED`."""
     columns = dict(batch)
     counted = columns.pop("completion_mask").bool()
     return model(**columns, labels=batch["input_ids"].masked_fill(~counted, -100), use_cache=False, fused_lm_head=True)
@@ -290,7 +291,7 @@ def _scores(model: Any, batch: dict[str, Tensor]) -> Any:
 def _scored_forward(
     self: Any, *, labels: Tensor | None = None, fused_lm_head: bool = False, **inputs: Any
 ) -> ModelOutput:
-    """What TRL's fused head answers, of a model whose logits are no product with an output matrix (HSTU's cosines)."""
+    """The output of TRL's fused head, for logits that are not a product with an output matrix (HSTU's cosines)."""
     forward = type(self).forward
     if not fused_lm_head or labels is None:
         return forward(self, labels=labels, **inputs)
@@ -309,13 +310,13 @@ def _scored_forward(
 
 @contextmanager
 def lent_to_trl(model: Any) -> Iterator[None]:
-    """Make a model fit for TRL, and undo in the end what trainers do to it besides training.
+    """Make a model fit for TRL, and at the end undo what trainers do to it besides training.
 
-    TRL sets the dropout rates to 0 and puts its own ``forward`` on the instance, and mixed precision another one; a
-    deep copy would go on calling them with this model's weights.
+    TRL sets the dropout rates to 0 and sets its own ``forward`` on the instance, and mixed precision sets another one.
+    A deep copy would go on calling them with this model's weights.
     """
     with restored(model):
-        if hasattr(model, "lm_head"):  # transformers finds no output matrix where it finds no input embeddings
+        if hasattr(model, "lm_head"):  # transformers finds no output matrix without input embeddings
             model._input_embed_layer = "tokens"
         if not hasattr(model, "generation_config"):
             model.generation_config = GenerationConfig()  # TRL writes its padding there
@@ -324,7 +325,7 @@ def lent_to_trl(model: Any) -> Iterator[None]:
 
 @contextmanager
 def _ready(reference: Any, device: torch.device) -> Iterator[Any]:
-    """Another model as one that TRL has prepared, on a device; in the end it is what and where it was."""
+    """Prepare another model on a device as TRL does; at the end restore its state and device."""
     from trl.trainer.utils import add_fused_lm_head
 
     home = next(reference.parameters()).device
@@ -339,7 +340,7 @@ def _ready(reference: Any, device: torch.device) -> Iterator[Any]:
 
 
 def _padding_tokenizer() -> PreTrainedTokenizerFast:
-    """The tokenizer TRL insists on; it is asked for the padding token and nothing else."""
+    """The tokenizer that TRL requires; only its padding token is used."""
     vocabulary = {"[PAD]": Vocabulary.pad_id}
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="[PAD]")), pad_token="[PAD]"
@@ -349,7 +350,7 @@ def _padding_tokenizer() -> PreTrainedTokenizerFast:
 def _summary(
     history: Sequence[dict[str, float]], method: PreferenceLoss, contrasts: Contrasts, logp_PS: Tensor
 ) -> dict[str, float]:
-    """The round in figures; see :func:`run_round`."""
+    """Figures of the round; see :func:`run_round`."""
     steps, opinions = [entry for entry in history if "ntp_loss" in entry], contrasts.opinions(logp_PS)
     last = steps[-math.ceil(len(contrasts) / method.config.batch_size) :]
     change_PS, num_chosen = logp_PS - contrasts.logps.own_PS, method.num_chosen

@@ -1,4 +1,4 @@
-"""What the trainers of all methods share: options, the Trainer's arguments, a model that is given back as it came."""
+"""Options and helpers shared by all trainers: the Trainer's arguments, and a model that is returned as it came."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from feedgym.ranges import Count, CountOrZero, LearningRate, NonNegative, Passes
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Ranged):
-    """How one round trains the model; a row is a contrast or a group, as the method learns from one."""
+    """Options for training the model for one round; a row is a contrast or a group, as the method learns from one."""
 
     ntp_weight: NonNegative = 0.5
-    """Weight of next-token prediction on the logged sessions (mean over codes). Without it a method may push
-    probability off the catalogue."""
+    """Weight of next-token prediction on the logged sessions (mean over codes). At 0 a method may push probability off
+    the catalogue."""
     learning_rate: LearningRate = 3e-4
     """Peak learning rate of AdamW; no weight decay."""
     warmup_steps: CountOrZero = 0
-    """Steps in which the learning rate rises from 0."""
+    """Steps during which the learning rate rises from 0."""
     schedule: Schedule = "linear"
-    """What the learning rate does afterwards; linear and cosine fall to 0, inverse_sqrt stays high for long."""
+    """Learning rate after the warm-up; linear and cosine fall to 0, inverse_sqrt stays high for long."""
     epochs: Passes = 3
     """Passes over the rows."""
     batch_size: Count = 16
@@ -35,11 +35,11 @@ class TrainingConfig(Ranged):
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
     bf16: bool = False
-    """Compute in bfloat16, which GPUs and some processors multiply several times as fast."""
+    """Compute in bfloat16, which is several times as fast on GPUs and some processors."""
     checkpoint_steps: Count = 200
     """Steps between checkpoints."""
     seed: Seed = 0
-    """Seed of the order of the rows, and of those that are drawn at random."""
+    """Seed for the order of the rows and for all random draws."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,7 +47,7 @@ class TrainingConfig(Ranged):
 
 
 def shared_arguments(config: TrainingConfig, output_dir: Path) -> dict[str, Any]:
-    """The arguments of transformers' Trainer by which a round is trained, from the fields of the same meaning."""
+    """Arguments of transformers' Trainer for a round, from the fields of the same meaning."""
     return {
         "output_dir": str(output_dir),
         "learning_rate": config.learning_rate,
@@ -73,7 +73,7 @@ def shared_arguments(config: TrainingConfig, output_dir: Path) -> dict[str, Any]
 
 @contextmanager
 def restored(model: Any) -> Iterator[None]:
-    """Undo in the end what trainers do to a model besides training: dropout rates, flags, a ``forward`` of theirs.
+    """Undo at the end what trainers do to a model besides training: dropout rates, flags, their own ``forward``.
 
     A deep copy would go on calling a ``forward`` on the instance with this model's weights.
     """

@@ -1,1 +1,1 @@
-"""What two or more agents share inside their networks."""
+"""Network layers shared by two or more agents."""

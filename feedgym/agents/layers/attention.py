@@ -1,8 +1,8 @@
 """Multi-head attention for encoder-decoders whose users each own many decoded rows.
 
-Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` decoded rows, ``M`` positions (keys), ``Q`` queries,
-``H`` heads. Head tensors are [rows, H, positions, D/H]. Attention dropout is left out: with it no fused kernel runs on
-a CPU.
+Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` decoded rows, ``M`` positions (keys), ``Q`` queries, ``H``
+heads. Head tensors are [rows, H, positions, D/H]. There is no attention dropout, because with it no fused kernel runs
+on a CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class SelfAttention(nn.Module):
 
     Args:
         d_model: D.
-        num_heads: H; divides D where no ``head_width`` is given.
+        num_heads: H; must divide D if no ``head_width`` is given.
         head_width: width of a head; D/H if left out.
         scale: multiplies the products of queries and keys; 1/sqrt(head width) if left out.
     """
@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
         Args:
             x_NMD: N sequences of M positions.
             mask: broadcastable to [N, H, M, M]; bool, true where attention is allowed, or float, added to the scores.
-            causal: allow the past alone; not together with a mask.
+            causal: allow only the past; not together with a mask.
         """
         q, k, v = self.qkv(x_NMD).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale)
@@ -59,9 +59,9 @@ class SelfAttention(nn.Module):
             keys: [max positions, R, H * head width] cache; positions ``length``.. are written here.
             values: the same.
             length: number of positions already cached.
-            num_queries: how many of the last new positions need an answer; the others are only cached.
-            bias_HQM: added to the scores of those answered, for each of the positions cached by then; future ones are
-                not looked at.
+            num_queries: number of the last new positions that need an output; the others are only cached.
+            bias_HQM: added to the scores of these positions towards each position cached by then; future ones are
+                ignored.
 
         Returns:
             [num_queries, R, D].
@@ -77,7 +77,7 @@ class SelfAttention(nn.Module):
         out = []
         for i in range(num_queries):
             seen = end - num_queries + i + 1
-            # One query a row and a dozen keys: a product and a sum beat batched matrix products several times.
+            # With one query per row and a dozen keys, a product and a sum are several times faster than batched matmul.
             scores = (keys_h[:seen] * q[i]).sum(-1, keepdim=True)
             if bias_HQM is not None:
                 scores = scores + bias_HQM[:, i, :seen].T[:, None, :, None]
@@ -88,7 +88,7 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of each user's decoded positions to the user's encoded history, without biases.
 
-    All rows of a user share the user's keys and values, which are never copied per row. Arguments as of
+    All rows of a user share the user's keys and values, which are never copied per row. The arguments are those of
     :class:`SelfAttention`.
     """
 
@@ -118,7 +118,7 @@ class CrossAttention(nn.Module):
         return out.unflatten(1, (-1, x_RMD.shape[1])).transpose(0, 1).flatten(0, 1)
 
     def step(self, x_MRD: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Output [M, R, D] of a few positions of rows that lie user by user."""
+        """Output [M, R, D] of a few positions of rows that are sorted by user."""
         grouped = x_MRD.unflatten(1, (len(mask), -1)).transpose(0, 1).flatten(1, 2)
         out = self(grouped, keys, values, mask)
         return out.unflatten(1, (len(x_MRD), -1)).transpose(0, 1).flatten(1, 2)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from feedgym.data.batches import PER_EVENT, EventBatch
 
 LOG_SECONDS_SCALE = 0.1
-"""log1p(seconds) is about 18 for two years; scaled so, the time features stay within a few units."""
+"""Scale of log1p(seconds), which is about 18 for two years, so that time features stay within a few units."""
 
 
 def ages_s(histories: EventBatch) -> Tensor:
@@ -22,7 +22,7 @@ def ages_s(histories: EventBatch) -> Tensor:
 
 
 def newest_events(histories: EventBatch, keep_UT: Tensor, limit: int) -> EventBatch:
-    """The newest ``limit`` events of those to keep, as histories; gaps run from one kept event to the next.
+    """The newest ``limit`` events among those to keep, as histories; gaps run from one kept event to the next.
 
     Args:
         histories: U users.
@@ -48,7 +48,7 @@ def newest_events(histories: EventBatch, keep_UT: Tensor, limit: int) -> EventBa
 
 
 class EventFeatures(nn.Module):
-    """What happened at an event besides the item, as a vector added to the item's tokens.
+    """Embeds everything about an event except the item, as a vector that is added to the item's tokens.
 
     Behaviours, the fraction watched, log gap and log age pass through a small network; the event's recency rank (0 is
     the newest) has a learned embedding. Neither depends on padding.
@@ -82,7 +82,7 @@ class EventFeatures(nn.Module):
 
 
 class RequestTokens(nn.Module):
-    """One token a profile field and one for the time of day; they are always there, even before the first event.
+    """One token per profile field and one for the time of day; they are always present, even before the first event.
 
     Args:
         d_model: D.

@@ -2,9 +2,10 @@
 
     U, V, Q, K = split(SiLU(LN(X) W));   A = SiLU(Q K^T + rab) / N * mask;   Y = X + f(LN(A V) * U)
 
-There is no softmax, no 1/sqrt(d) and no feed-forward layer. N is constant (the longest sequence), so attention weighs
-how much of something a user did, not its share. The mask multiplies AFTER the SiLU: before it, -inf would make NaN.
-Norms have no weights. So it is in Meta's code of retrieval; that of ranking differs in what the layer's options name.
+There is no softmax, no 1/sqrt(d) and no feed-forward layer. N is constant (the longest sequence), so attention reflects
+how much of something a user did, not its share. The mask multiplies AFTER the SiLU, because before it -inf would give
+NaN. Norms have no weights. This follows Meta's code for retrieval; its code for ranking differs as the layer's options
+say.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` rows, ``M`` positions (keys), ``Q`` queries, ``H`` heads of
 width ``d`` (``d_qk`` or ``d_v``). In the formulas N is the number of positions of the longest sequence.
@@ -23,21 +24,21 @@ Attention = Literal["silu", "decay", "softmax"]
 EPS = 1e-6
 NUM_TIME_BUCKETS = 129
 BUCKET_WIDTH = 0.301
-"""Buckets are this wide in ln(seconds): log10(2), so about 2.3 buckets double the time."""
+"""Width of a bucket in ln(seconds): log10(2), so about 2.3 buckets double the time."""
 
 
 def time_buckets(delta_s: Tensor) -> Tensor:
-    """Bucket floor(ln(max(|Δt|, 1)) / 0.301), at most 128, of differences in seconds; int64."""
+    """Buckets of differences in seconds: floor(ln(max(|Δt|, 1)) / 0.301), at most 128; int64."""
     bucket = (delta_s.abs().clamp_min(1).float().log() / BUCKET_WIDTH).floor()
     return bucket.clamp_max(NUM_TIME_BUCKETS - 1).long()
 
 
 class RelativeBias(nn.Module):
-    """rab^{p,t}: a learned number for each distance of positions, and one for each bucket of time; shared by heads.
+    """rab^{p,t}: a learned number for each distance of positions, and one for each time bucket; shared by heads.
 
     Args:
         num_positions: N.
-        use_time: whether there is a bias of time.
+        use_time: add a bias by time.
     """
 
     def __init__(self, num_positions: int, use_time: bool) -> None:
@@ -62,12 +63,12 @@ class RelativeBias(nn.Module):
 
 
 def _looked_up(table: Tensor, idx: Tensor) -> Tensor:
-    # index_select: on a CPU the gradients of table[idx] and of F.embedding take several times longer.
+    # index_select, because on a CPU the gradients of table[idx] and of F.embedding take several times longer.
     return table.index_select(0, idx.flatten()).view(idx.shape)
 
 
 class _AttendedNorm(nn.Module):
-    """Layer norm of attended values, over all heads or over each; [..., H, d_v] to [..., H·d_v]."""
+    """Layer norm of attended values, over all heads or each separately; [..., H, d_v] to [..., H·d_v]."""
 
     def __init__(self, num_heads: int, d_v: int, by_head: bool, affine: bool) -> None:
         super().__init__()
@@ -89,17 +90,18 @@ class HSTULayer(nn.Module):
         num_heads: H.
         d_qk: width of a head's queries and keys.
         d_v: width of a head's values and of its gate.
-        num_positions: N, by which attention is divided.
-        use_time: whether the bias knows of time.
-        concat_ua: give the output matrix [u, a, u * a] instead of u * a.
+        num_positions: N, the divisor of attention.
+        use_time: include time in the bias.
+        concat_ua: feed [u, a, u * a] to the output matrix instead of u * a.
         dropout: before the output matrix.
         affine: as in ranking: norms have weights, and the first matrix a bias.
         scaled: as in ranking: products of queries and keys are divided by sqrt(d_qk).
-        concat_ux: as in ranking: give the output matrix [u, x, u * a], x being the attended values before their norm.
-        head_norm: norm the attended values of each head apart.
+        concat_ux: as in ranking: feed [u, x, u * a] to the output matrix, where x are the attended values before their
+            norm.
+        head_norm: normalise the attended values of each head separately.
         learned_bias: add a learned relative bias to the products; without it :meth:`attend` takes any other, or none.
-        attention: what products of queries and keys, s, and their bias, b, become: silu (HSTU's): SiLU(s + b) / N;
-            decay: SiLU(s) exp(b) / N, so that a falling bias takes weights to 0; softmax: softmax(s + b).
+        attention: weights as a function of products of queries and keys, s, and their bias, b: silu (HSTU's): SiLU(s +
+            b) / N; decay: SiLU(s) exp(b) / N, so that a falling bias takes weights to 0; softmax: softmax(s + b).
     """
 
     def __init__(
@@ -143,17 +145,18 @@ class HSTULayer(nn.Module):
         return u, v, q, k
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mask_RQM: Tensor) -> Tensor:
-        """Values weighed as ``attention`` says, SiLU(q k + bias) * mask · v / N; [R, Q, H, d_v] of R rows.
+        """Values weighted as ``attention`` says, e.g. SiLU(q k + bias) * mask · v / N; [R, Q, H, d_v] of R rows.
 
-        Unless it is softmax's, this is a sum over keys without normalisation, so that parts of the keys can be attended
-        to apart and added up.
+        Except with softmax, this is a sum over keys without normalisation, so that parts of the keys can be attended to
+        separately and added up.
 
         Args:
             q: queries [R, Q, H, d_qk].
             k: keys [R, M, H, d_qk].
             v: values [R, M, H, d_v].
             bias: [R, Q, M], for all heads, or [R, H, Q, M], as decay needs it.
-            mask_RQM: bool, who sees whom; [1, Q, M] if it is the same for all rows. Under softmax all see someone.
+            mask_RQM: bool, true where a query sees a key; [1, Q, M] if it is the same for all rows. With softmax every
+                query must see a key.
         """
         if self.attention == "softmax":
             score_RHQM = self._scores(q, k, bias).masked_fill(~mask_RQM[:, None], -torch.inf)
@@ -172,7 +175,7 @@ class HSTULayer(nn.Module):
         return score_RHQM + (bias[:, None] if bias.ndim == 3 else bias)
 
     def attend_itself(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | float = 0.0) -> Tensor:
-        """What each position attends to in itself, [..., H, d_v] of [..., H, d]; to be added to :meth:`attend`'s."""
+        """Attention of each position to itself, [..., H, d_v] from [..., H, d]; add it to that of :meth:`attend`."""
         score = (q * k).sum(-1, keepdim=True) * self.scale + bias
         return F.silu(score) / self.num_positions * v
 
@@ -185,19 +188,19 @@ class HSTULayer(nn.Module):
         own_bias: Tensor | float,
         mask_RQM: Tensor,
     ) -> Tensor:
-        """What positions attend to in the keys and values of a memory and in their own, [R, Q, H, d_v].
+        """Attention of positions to the keys and values of a memory and to their own, [R, Q, H, d_v].
 
         Args:
             q: queries [R, Q, H, d_qk].
             memory: keys and values [R, M, H, d].
-            own: keys and values [R, Q, H, d], of which each query sees its own.
+            own: keys and values [R, Q, H, d]; each query sees only its own.
             bias: towards the memory; see :meth:`attend`.
             own_bias: of a position towards itself.
-            mask_RQM: bool, who sees whom in the memory.
+            mask_RQM: bool, true where a query sees a key of the memory.
         """
         if self.attention != "softmax":
             return self.attend(q, *memory, bias, mask_RQM) + self.attend_itself(q, *own, own_bias)
-        # One softmax over both: the own score is a last column.
+        # One softmax over both: the position's own score is the last column.
         (keys, values), (k, v) = memory, own
         score_RHQM = self._scores(q, keys, bias).masked_fill(~mask_RQM[:, None], -torch.inf)
         own_RHQ1 = (((q * k).sum(-1) * self.scale) + own_bias).transpose(1, 2)[..., None]

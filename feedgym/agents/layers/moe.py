@@ -1,6 +1,7 @@
 """Sparse mixture-of-experts feed-forward layer and its load statistics.
 
-Dropless: every token reaches its experts whatever the others chose, so a token's output does not depend on the batch.
+It is dropless: every token reaches its experts whatever the others chose, so a token's output does not depend on the
+batch.
 
 Axes that differ from the legend of :mod:`feedgym.data.events`: ``N`` tokens, ``E`` experts, ``k`` experts of a token,
 ``F`` width inside an expert.
@@ -17,15 +18,15 @@ from torch import Tensor, nn
 class SparseMoE(nn.Module):
     """Top-k experts of two matrices with ReLU between them: y = sum over the top k of g_e(x) · FFN_e(x).
 
-    The gate is a softmax over ALL experts (OneRec, arXiv:2502.18965, eq. 5). The paper keeps the k largest values as
-    they are; ``renormalise`` divides them by their sum, as Mixtral does.
+    The gate is a softmax over ALL experts (OneRec, arXiv:2502.18965, eq. 5). The paper keeps the k largest values
+    unchanged; ``renormalise`` divides them by their sum, as Mixtral does.
 
     Args:
         d_model: D, width.
         d_ff: width inside an expert.
         num_experts: E.
         experts_per_token: k.
-        renormalise: whether the kept gates are made to sum to one.
+        renormalise: scale the kept gates to sum to one.
     """
 
     def __init__(self, d_model: int, d_ff: int, num_experts: int, experts_per_token: int, renormalise: bool) -> None:
@@ -44,7 +45,7 @@ class SparseMoE(nn.Module):
         gates_Nk, experts_Nk = logits_NE.float().softmax(-1).topk(self.experts_per_token, dim=-1)
         if self.renormalise:
             gates_Nk = gates_Nk / gates_Nk.sum(-1, keepdim=True)
-        # Sorting the (token, expert) pairs by expert turns the layer into one pair of matrix products an expert.
+        # Sorting the (token, expert) pairs by expert turns the layer into one pair of matrix products per expert.
         order = experts_Nk.flatten().argsort(stable=True)
         sizes = experts_Nk.flatten().bincount(minlength=logits_NE.shape[1]).tolist()
         inputs = x_ND.index_select(0, order // self.experts_per_token).split(sizes)
@@ -58,7 +59,7 @@ class SparseMoE(nn.Module):
 
 
 def expert_load(router_logits: Sequence[Tensor], experts_per_token: int) -> Tensor:
-    """Share of the (token, expert) pairs that each expert received, [layers, E]; 1/E is balance.
+    """Share of the (token, expert) pairs that each expert received, [layers, E]; balanced at 1/E.
 
     Args:
         router_logits: [N, E] per layer.

@@ -3,11 +3,12 @@
     X' = GroupLN(X);   K, Q, V, U = MLP(X');   V' = SiLU(Q K^T) / (tokens of the sample) * mask · V;
     X <- MLP(GroupLN(V' * U)) + X
 
-The candidates of a sample see its context and themselves, so their queries never meet one another's keys: a sample of M
-context tokens and K candidates costs M (M + K) products per layer and not (M + K)^2.
+Candidates of a sample see its context and themselves, so their queries never meet each other's keys. A sample of M
+context tokens and K candidates costs M (M + K) products per layer instead of (M + K)^2.
 
-The second norm undoes the division up to its eps, which is therefore tiny: scores do not depend on how many candidates
-share a sample. The MLPs are single matrices, K, Q, V and U pass a SiLU as in HSTU, and there is no 1/sqrt(d).
+The second norm undoes the division up to its eps, which is therefore tiny, so that scores do not depend on how many
+candidates share a sample. The MLPs are single matrices. K, Q, V and U pass a SiLU as in HSTU, and there is no
+1/sqrt(d).
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` context tokens (keys), ``Q`` queries, ``H`` heads of width
 ``d``.
@@ -23,11 +24,12 @@ from torch import Tensor, nn
 
 EPS = 1e-6
 GATED_EPS = 1e-16
-"""Of the norm after attention. Values of long samples are small; a larger eps would tell how long the sample is."""
+"""Eps of the norm after attention. Values of long samples are small, so a larger eps would reveal the sample's
+length."""
 
 
 class Domain(IntEnum):
-    """What a token is about."""
+    """Kind of content of a token."""
 
     USER = 0
     STATIC = 1
@@ -41,7 +43,7 @@ class GroupLayerNorm(nn.Module):
     Args:
         width: of the vectors.
         eps: added to their variance.
-        grouped: false shares one weight and one bias among all domains.
+        grouped: one weight and bias per domain; false shares them among all domains.
     """
 
     def __init__(self, width: int, eps: float = EPS, grouped: bool = True) -> None:
@@ -56,13 +58,13 @@ class GroupLayerNorm(nn.Module):
 
         Args:
             x: the vectors.
-            domain: of all vectors, or int64 of each [...].
+            domain: one for all vectors, or int64 [...] for each.
         """
         x = F.layer_norm(x, x.shape[-1:], eps=self.eps)
         if not self.grouped or isinstance(domain, Domain):
             group = int(domain) if self.grouped and isinstance(domain, Domain) else 0
             return x * self.weight[group] + self.bias[group]
-        # A product picks rows exactly, and its gradient takes a fraction of an index's on a CPU.
+        # A product picks rows exactly, and on a CPU its gradient is much faster than that of an index.
         choice = F.one_hot(domain, len(self.weight)).to(self.weight.dtype)
         return x * (choice @ self.weight) + choice @ self.bias
 
@@ -73,7 +75,7 @@ class MTGRLayer(nn.Module):
     Args:
         d_model: D.
         num_heads: H, heads of width D / H.
-        grouped: one norm per domain; otherwise one for all.
+        grouped: one norm per domain; false uses one for all.
         dropout: before the output matrix.
     """
 
@@ -101,9 +103,9 @@ class MTGRLayer(nn.Module):
             context_NMD: tokens of user, sequence and real-time events.
             candidates_NKD: tokens of candidates.
             domain_NM: int64 :class:`Domain` of the context's tokens.
-            mask_NMM: bool, query m sees key m'.
-            mask_NKM: bool, candidate k sees key m; itself it sees anyway, and no other candidate.
-            num_tokens_N: real tokens of the sample, candidates included.
+            mask_NMM: bool, true where query m sees key m'.
+            mask_NKM: bool, true where candidate k sees key m; it always sees itself, and never another candidate.
+            num_tokens_N: real tokens of the sample, including candidates.
         """
         k_NMHd, q_NMHd, v_NMHd, u_NMD = self._project(context_NMD, domain_NM)
         own_k, q_NKHd, own_v, u_NKD = self._project(candidates_NKD, Domain.CANDIDATE)
@@ -127,6 +129,6 @@ class MTGRLayer(nn.Module):
 
 
 def _attend(q_NQHd: Tensor, k_NMHd: Tensor, v_NMHd: Tensor, mask_NQM: Tensor) -> Tensor:
-    """SiLU(q k) · mask · v; the mask multiplies after the SiLU, where a zero is a zero gradient too."""
+    """SiLU(q k) · mask · v; the mask multiplies after the SiLU, where a zero also gives a zero gradient."""
     weight_NHQM = F.silu(torch.einsum("nqhd,nmhd->nhqm", q_NQHd, k_NMHd)) * mask_NQM[:, None]
     return torch.einsum("nhqm,nmhd->nqhd", weight_NHQM, v_NMHd)

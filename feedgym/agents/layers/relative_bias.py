@@ -1,7 +1,7 @@
-"""T5's relative position bias (arXiv:1910.10683, §2.1): a number a head and bucket of distances, added to scores.
+"""T5's relative position bias (arXiv:1910.10683, §2.1): a number per head and bucket of distances, added to scores.
 
 Half of the buckets hold one distance each; the others grow with the logarithm of the distance, and the last one holds
-everything from ``max_distance`` on. Fully visible attention has buckets of its own for keys after the query.
+everything from ``max_distance`` on. Fully visible attention has separate buckets for keys after the query.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``H`` heads, ``Q`` queries, ``M`` keys.
 """
@@ -35,8 +35,8 @@ class RelativeBias(nn.Module):
     Args:
         num_heads: H.
         num_buckets: buckets, both directions together.
-        max_distance: distances from here on are alike.
-        bidirectional: for fully visible attention; a causal one knows no keys after the query.
+        max_distance: larger distances share the last bucket.
+        bidirectional: for fully visible attention; causal attention has no keys after the query.
     """
 
     def __init__(self, num_heads: int, num_buckets: int, max_distance: int, bidirectional: bool) -> None:
@@ -45,7 +45,7 @@ class RelativeBias(nn.Module):
         self.bias = nn.Embedding(num_buckets, num_heads)
 
     def forward(self, num_keys: int, num_queries: int | None = None) -> Tensor:
-        """The bias [H, Q, M] of the last Q queries (all of them if left out) for M keys."""
+        """The bias [H, Q, M] of the last Q queries (all if left out) for M keys."""
         key_M = torch.arange(num_keys, device=self.bias.weight.device)
         query_Q = key_M[num_keys - (num_queries or num_keys) :]
         distance_QM = key_M - query_Q[:, None]

@@ -1,8 +1,8 @@
-"""Layers of encoder-decoders whose users each own many decoded rows, and the memory their decoding goes by.
+"""Layers of encoder-decoders whose users each own many decoded rows, and the state of their decoding.
 
-Pre-norm with RMS norms and without biases, as in T5 (arXiv:1910.10683). Rows: the decoder writes R rows for U
-histories, R a multiple of U; whole sequences have row r read history r mod U, so that a batch of preference pairs,
-[all chosen; all rejected], needs its histories only once. While decoding step by step, rows lie user by user.
+Pre-norm with RMS norms and without biases, as in T5 (arXiv:1910.10683). The decoder writes R rows for U histories,
+where R is a multiple of U. With whole sequences, row r reads history r mod U, so that a batch of preference pairs, [all
+chosen; all rejected], needs its histories only once. When decoding step by step, rows are sorted by user.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` rows, ``M`` positions of a row, ``Q`` queries, ``H`` heads.
 """
@@ -42,7 +42,7 @@ class EncoderLayer(nn.Module):
 
 
 class DecodingState:
-    """What decoding remembers: each user's memory, and the keys and values of the rows decoded so far.
+    """State of decoding: each user's memory, and the keys and values of the rows decoded so far.
 
     Attributes:
         memory: cross-attention keys and values per layer, [U, H, T', head width].
@@ -57,7 +57,7 @@ class DecodingState:
         self.cache = memory[0][0].new_empty(len(memory), 2, max_tokens, users, heads * width)
 
     def select(self, parent_US: Tensor) -> None:
-        """Let the state's rows be copies of the rows at ``parent_US`` (index along the old sample axis)."""
+        """Replace the state's rows by copies of the rows at ``parent_US`` (index along the old sample axis)."""
         num_users = len(parent_US)
         base_U1 = torch.arange(num_users, device=parent_US.device)[:, None] * (self.cache.shape[3] // num_users)
         rows = (base_U1 + parent_US).flatten()
@@ -68,7 +68,7 @@ class DecodingState:
 
 
 class DecoderLayer(nn.Module):
-    """Causal self-attention and cross-attention; a subclass adds the feed-forward part that follows them."""
+    """Causal self-attention and cross-attention; a subclass adds the feed-forward part."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class DecoderLayer(nn.Module):
         num_queries: int,
         bias_HQM: Tensor | None = None,
     ) -> Tensor:
-        """Both attentions of the newest M positions, [num_queries, R, D]; the state's rows lie user by user."""
+        """Both attentions of the newest M positions, [num_queries, R, D]; the state's rows are sorted by user."""
         keys, values = state.cache[layer_idx]
         normed = self.norm_attention(x_MRD)
         attended = self.attention.step(normed, keys, values, state.length, num_queries, bias_HQM)

@@ -1,8 +1,8 @@
 """RLlib's new API stack on the feed.
 
-:mod:`~feedgym.agents.rllib.task` says what is trained for, :mod:`~feedgym.agents.rllib.feeds` what it is trained in;
-:mod:`~feedgym.agents.rllib.modules` makes the networks of :mod:`feedgym.agents.slates` into RLlib's modules,
+:mod:`~feedgym.agents.rllib.task` defines the task, and :mod:`~feedgym.agents.rllib.feeds` the training environments.
+:mod:`~feedgym.agents.rllib.modules` wraps the networks of :mod:`feedgym.agents.slates` as RLlib's modules.
 :mod:`~feedgym.agents.rllib.configurations` chooses RLlib's settings, and :mod:`~feedgym.agents.rllib.training` trains.
-Ray must be running (:func:`feedgym.experiments.rollouts.ray_running`). The weights of one network are all that a
-trained agent needs afterwards.
+Ray must be running (:func:`feedgym.experiments.rollouts.ray_running`). Afterwards a trained agent needs only the
+weights of one network.
 """

@@ -1,4 +1,4 @@
-"""A learner's state on disk, and what it has met: arrays as safetensors, the rest as JSON, nothing pickled."""
+"""Stores a learner's state and metrics: arrays as safetensors, the rest as JSON, nothing pickled."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ TENSORS = "learner.safetensors"
 
 
 Curve = list[dict[str, float]]
-"""Metrics of the iterations so far, a row each."""
+"""Metrics of the iterations so far, one row each."""
 
 
 def write_checkpoint(work: Path, iteration: int, state: Any, curve: Curve) -> None:
-    """Keep a learner's state and the metrics so far."""
+    """Store a learner's state and the metrics so far."""
     tensors: dict[str, Tensor] = {}
     rest = _split(state, "", tensors)
     told = {"iteration": str(iteration), "rest": json.dumps(rest), "curve": json.dumps(curve)}
@@ -31,7 +31,7 @@ def write_checkpoint(work: Path, iteration: int, state: Any, curve: Curve) -> No
 
 
 def read_checkpoint(work: Path) -> tuple[int, Any, Curve]:
-    """The iterations done, the learner's state then and the metrics; 0, None and [] without a whole checkpoint."""
+    """The iterations done, the learner's state and the metrics; 0, None and [] without a complete checkpoint."""
     if (folder := last_whole_checkpoint(work)) is None:
         return 0, None, []
     try:
@@ -39,12 +39,12 @@ def read_checkpoint(work: Path) -> tuple[int, Any, Curve]:
             told = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         return int(told["iteration"]), _joined(json.loads(told["rest"]), tensors), json.loads(told["curve"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):  # sealed by somebody else's hand
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):  # sealed by another program
         return 0, None, []
 
 
 def _split(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """A nested state as JSON, whose arrays are names in ``tensors``."""
+    """A nested state as JSON, with arrays replaced by names in ``tensors``."""
     if isinstance(value, Tensor | np.ndarray | np.generic):
         tensors[path] = torch.as_tensor(value).detach().clone().contiguous()
         return {"array": path, "numpy": not isinstance(value, Tensor)}

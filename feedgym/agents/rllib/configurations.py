@@ -1,4 +1,4 @@
-"""RLlib's configuration of each algorithm, from the settings of a training."""
+"""Makes RLlib's configuration of each algorithm from the options of a training."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def algorithm_config(
 
     Args:
         task: users and networks.
-        config: the algorithm and its settings.
-        seed: of weights, samples and users.
+        config: the algorithm and its options.
+        seed: for weights, samples and users.
         rows: the log, for offline algorithms (:func:`feedgym.agents.rllib.feeds.write_rows`).
-        done: iterations done before, after which exploration goes on.
+        done: iterations done before; exploration continues after them.
     """
     for chatty in ("ray.rllib", "ray.data"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
@@ -49,7 +49,7 @@ def algorithm_config(
         num_envs_per_env_runner=1 if config.algorithm in OFFLINE else config.num_envs,
         gym_env_vectorize_mode="vector_entry_point",
     )
-    # DQN's iterations would be of 1,000 requests, and those of SAC and CQL would go on for a second.
+    # By default DQN's iterations have 1,000 requests, and those of SAC and CQL last at least a second.
     made.reporting(
         min_time_s_per_iteration=None,
         min_train_timesteps_per_iteration=0,
@@ -71,19 +71,19 @@ def algorithm_config(
 
 
 def horizon_of(gamma: float) -> float:
-    """1 / (1 - gamma): by it values exceed rewards. Networks learn values divided by it."""
+    """1 / (1 - gamma), the factor by which values exceed rewards. Networks learn values divided by it."""
     return 1 / max(1 - gamma, 1e-2)
 
 
 def _exploration(config: TrainConfig, done: int) -> list[list[float]]:
-    """Chances of random items by steps from now on: from 1 to the last one over the first third of the training."""
+    """Chances of random items by future step: from 1 to the final one over the first third of the training."""
     fading = max(1, config.iterations * config.steps // 3)
     left = max(0.0, 1 - done * config.steps / fading)
     return [[0, config.epsilon + (1 - config.epsilon) * left], [max(1, int(fading * left)), config.epsilon]]
 
 
 def _read_log(made: AlgorithmConfig, task: Task, config: TrainConfig, rows: Path | None) -> None:
-    """Small batches of work, for machines of few cores; CQL asks for an environment, which is never stepped."""
+    """Reads the log in small batches, for machines with few cores; CQL needs an environment but never steps it."""
     assert rows is not None
     env: Any = make_env(task, config, {"num_envs": 1})
     made.environment(observation_space=env.single_observation_space, action_space=env.single_action_space)

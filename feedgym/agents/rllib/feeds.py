@@ -1,8 +1,8 @@
-"""What RLlib trains on: many users at once, or the rows of a log.
+"""Training data for RLlib: many users at once, or the rows of a log.
 
-RLlib takes every vector environment to be in ``NEXT_STEP`` mode and does not look; ours are made so. Here observations
-are one vector each (:func:`~feedgym.agents.slates.world.flat_observation`), which replay buffers and logs handle best
-and CQL insists on.
+RLlib assumes without a check that vector environments are in ``NEXT_STEP`` mode, so ours are made that way. Here each
+observation is one vector (:func:`~feedgym.agents.slates.world.flat_observation`), which replay buffers and logs handle
+best and CQL requires.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from feedgym.envs.wrappers import VectorItemByItem
 
 
 class TrainingFeed(VectorWrapper):
-    """A feed as RLlib is quickest with: observations flat, and no infos, which it would cut up user by user.
+    """A feed in the form that is fastest for RLlib: flat observations, and no infos, which it would split by user.
 
-    Where items come and go, a request at which fewer exist than a session has is an error.
+    If items come and go, a request at which too few exist for a session is an error.
 
     Args:
         env: a feed in ``NEXT_STEP`` mode.
@@ -59,13 +59,13 @@ class TrainingFeed(VectorWrapper):
             self.action_space = batch_space(self.single_action_space, env.num_envs)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """New users."""
+        """Start new users."""
         self._known, _ = self.env.reset(**kwargs)
         self._over_U[:] = False
         return flat_observation(self._known), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """One visit a user."""
+        """One visit per user."""
         require_supply(self._known, ~self._over_U, self.catalog, self.length)
         if self.proto is not None:
             proto_UA = torch.as_tensor(np.asarray(actions))
@@ -76,10 +76,10 @@ class TrainingFeed(VectorWrapper):
 
 
 class TrainingItems(VectorWrapper):
-    """One item a step for many users, flat and without infos; the session so far stands at the end of the observation.
+    """One item per step for many users, flat and without infos; the session so far is at the end of the observation.
 
-    It is in ``NEXT_STEP`` mode, where a slot loses the step after an episode's end. So that all stay at the same place
-    of their sessions, a new user's first session begins with an item drawn at random, of those that exist.
+    It is in ``NEXT_STEP`` mode, where a slot loses the step after an episode's end. To keep all users at the same place
+    of their sessions, a new user's first session begins with a random existing item.
 
     Args:
         env: a feed in ``DISABLED`` mode.
@@ -97,20 +97,20 @@ class TrainingItems(VectorWrapper):
         self.observation_space = batch_space(self.single_observation_space, env.num_envs)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """New users."""
+        """Start new users."""
         self._over_U[:], self._luck = False, np.random.default_rng(seed)
         self._known, _ = self.env.reset(seed=seed, options=options)
         return flat_observation(self._known), {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """One item a user, or a new user."""
+        """One item per user, or a new user."""
         new_U, items_U = self._over_U, np.array(actions)
         require_supply(self._known, ~new_U, self.catalog, self.length)
         if new_U.any():
             observation, _ = self.env.reset(options={"reset_mask": new_U})
             items_U[new_U] = self._random_items({name: column[new_U] for name, column in observation.items()})
         observation, reward_U, terminated_U, truncated_U, _ = self.env.step(items_U)
-        if (gone_U := new_U & (terminated_U | truncated_U)).any():  # sessions of one item: it was a whole visit
+        if (gone_U := new_U & (terminated_U | truncated_U)).any():  # sessions of one item are a whole visit
             observation, _ = self.env.reset(options={"reset_mask": gone_U})
         self._known = observation
         terminated_U, truncated_U = terminated_U & ~new_U, truncated_U & ~new_U
@@ -118,7 +118,7 @@ class TrainingItems(VectorWrapper):
         return flat_observation(observation), np.where(new_U, 0, reward_U), terminated_U, truncated_U, {}
 
     def _random_items(self, observation: dict[str, Any]) -> NDArray[np.int64]:
-        """An item for each of some users."""
+        """A random item for each of some users."""
         num_users, num_items = len(observation["profile"]), int(self.env.single_action_space.n)  # type: ignore[attr-defined]
         if "time_s" not in observation:
             return self._luck.integers(num_items, size=num_users)
@@ -127,7 +127,7 @@ class TrainingItems(VectorWrapper):
 
 
 def require_supply(observation: dict[str, Any], asking_U: NDArray[np.bool_], catalog: Catalog, length: int) -> None:
-    """Ask that enough items for a session exist at the requests of the users who ask, where observations are dated.
+    """Require that enough items for a session exist at the requests of active users, if observations are dated.
 
     Raises:
         ValueError: fewer exist at some request.
@@ -137,18 +137,18 @@ def require_supply(observation: dict[str, Any], asking_U: NDArray[np.bool_], cat
 
 
 def flat_space(space: gym.Space) -> spaces.Box:
-    """The space of :func:`flat_observation`; unbounded, for item ids and seconds share it."""
+    """The space of :func:`flat_observation`; unbounded, because item ids and seconds share it."""
     nothing = {name: np.zeros((1, *(part.shape or ())), part.dtype) for name, part in space.spaces.items()}  # type: ignore[attr-defined]
     return spaces.Box(-np.inf, np.inf, flat_observation(nothing).shape[1:], np.float32)
 
 
 def make_env(task: Task, config: TrainConfig, given: dict[str, Any]) -> VectorEnv:
-    """What RLlib trains in: many users at once, whose sessions grow item by item for DQN.
+    """The environment for RLlib: many users at once, whose sessions grow item by item for DQN.
 
     Args:
         task: users and lengths.
         config: the algorithm.
-        given: RLlib's environment config; ``num_envs`` is in it where a vector environment is wanted.
+        given: RLlib's environment config; contains ``num_envs`` if a vector environment is wanted.
     """
     num_envs = given.get("num_envs", 1)
     if config.algorithm == "dqn":
@@ -158,11 +158,11 @@ def make_env(task: Task, config: TrainConfig, given: dict[str, Any]) -> VectorEn
 
 
 def write_rows(transitions: dict[str, Any], task: Task, config: TrainConfig, path: Path) -> Path:
-    """Transitions of a log as the parquet rows that RLlib's offline algorithms read.
+    """Writes a log's transitions as the parquet rows that RLlib's offline algorithms read.
 
     Args:
-        transitions: of :func:`feedgym.envs.recorder.transitions`.
-        task: lengths; for CQL also where the items lie: its actions are the proto-items of what was served.
+        transitions: from :func:`feedgym.envs.recorder.transitions`.
+        task: lengths; for CQL also the items' points: its actions are the proto-items of the served sessions.
         config: the algorithm.
         path: the file.
     """

@@ -35,7 +35,7 @@ CHOICE_LOSS = "choice_loss"
 
 
 class SlateDistribution(Distribution):
-    """Plackett-Luce for RLlib. ``scores`` turns what the module gave out into logits, with the module's own weights."""
+    """Plackett-Luce for RLlib. ``scores`` turns the module's output into logits, with the module's own weights."""
 
     scores: Callable[[Tensor], Tensor]
     length: int
@@ -45,16 +45,16 @@ class SlateDistribution(Distribution):
 
     @classmethod
     def of(cls, scores: Callable[[Tensor], Tensor], length: int) -> type[SlateDistribution]:
-        """The class for a module whose outputs ``scores`` reads."""
+        """The distribution class for a module whose outputs ``scores`` reads."""
         return type(cls.__name__, (cls,), {"scores": staticmethod(scores), "length": length})
 
     @classmethod
     def from_logits(cls, logits: Tensor, **kwargs: Any) -> SlateDistribution:
-        """The distribution that a module's outputs stand for."""
+        """The distribution for a module's outputs."""
         return cls(cls.scores(logits))
 
     def sample(self, *, sample_shape: Any = None, return_logp: bool = False, **kwargs: Any) -> Any:
-        """Slates [..., U, K], with their log-probabilities if asked for."""
+        """Slates [..., U, K], with their log-probabilities on demand."""
         if self.deterministic:
             drawn_SUK = self.slates.mode().expand(int(np.prod(sample_shape or 1)), -1, -1)
         else:
@@ -66,7 +66,7 @@ class SlateDistribution(Distribution):
         return (drawn, logp_SU.reshape(*sample_shape, -1)) if logp_SU is not None else drawn
 
     def rsample(self, **kwargs: Any) -> Any:
-        """Slates are discrete: there is none."""
+        """Not available, because slates are discrete."""
         raise NotImplementedError("Slates are discrete and cannot be reparameterised.")
 
     def logp(self, value: Tensor, **kwargs: Any) -> Tensor:
@@ -82,12 +82,12 @@ class SlateDistribution(Distribution):
         return self.slates.kl(other.slates)
 
     def to_deterministic(self) -> SlateDistribution:
-        """The likeliest slate, always."""
+        """A distribution that always gives the likeliest slate."""
         return type(self)(self.slates.logits_UI, deterministic=True)
 
     @staticmethod
     def required_input_dim(space: gym.Space, **kwargs: Any) -> int:
-        """Unknown: it depends on the network."""
+        """Not available, because it depends on the network."""
         raise NotImplementedError("The network decides how wide its outputs are.")
 
 
@@ -116,17 +116,17 @@ class SlatePolicyModule(TorchRLModule, ValueFunctionAPI):
 
 
 class NoCatalog:
-    """The default modules would build networks of their own from a catalogue of RLlib's."""
+    """Replaces RLlib's catalogue, from which the default modules would build their own networks."""
 
     def __init__(self, **kwargs: Any) -> None:
         pass
 
     def get_action_dist_cls(self, **kwargs: Any) -> None:
-        """Modules set their own."""
+        """Nothing, because modules set their own."""
 
 
 class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
-    """What the modules of both kinds of Q-learning share: a network, its target, and exploration that wears off."""
+    """Common part of both Q-learning modules: a network, its target, and decaying exploration."""
 
     def setup(self) -> None:
         """Build the network that the configuration names."""
@@ -134,7 +134,7 @@ class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
         self.epsilon = Scheduler(fixed_value_or_schedule=self.model_config["exploration"], framework=self.framework)
 
     def make_target_networks(self) -> None:
-        """A copy of the network."""
+        """Copy the network."""
         self.target = make_target_network(self.net)
 
     def get_target_network_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
@@ -142,15 +142,15 @@ class QModule(TorchRLModule, QNetAPI, TargetNetworkAPI):
         return [(self.net, self.target)]
 
     def compute_q_values(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What items are ranked by, [U, I]."""
+        """Ranking scores of items, [U, I]."""
         return {QF_PREDS: self.values(self.net, batch[Columns.OBS])}
 
     def forward_target(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The same of the target network."""
+        """Ranking scores of the target network."""
         return {QF_PREDS: self.values(self.target, batch[Columns.OBS])}
 
     def values(self, net: Any, observation: Any) -> Tensor:
-        """What items are ranked by, [U, I]; far below all others where an item cannot be chosen."""
+        """Ranking scores of items, [U, I]; far below all others for items that cannot be chosen."""
         raise NotImplementedError
 
     def now(self, t: int) -> float:
@@ -217,19 +217,19 @@ class SlateQModule(QModule):
 
 
 def explored(slates_UK: Tensor, num_items: int, chance: float, exists_UI: Tensor | None = None) -> Tensor:
-    """Slates whose items are each replaced, with a chance, by random ones which the slate does not hold, and exist."""
+    """Replaces each item of slates with some chance by a random existing one that is not in the slate."""
     score_UI = torch.rand(len(slates_UK), num_items)
     if exists_UI is not None:
         score_UI = score_UI.masked_fill(~exists_UI, -1)
     kept_UK = torch.rand(slates_UK.shape) >= chance
-    # Kept items come first, in their order; random ones fill up.
+    # Kept items come first, in their order; random ones fill the rest.
     place_UK = torch.arange(slates_UK.shape[1], 0, -1.0).expand_as(slates_UK)
     score_UI.scatter_(1, slates_UK, torch.where(kept_UK, 1 + place_UK, torch.rand(slates_UK.shape)))
     return score_UI.topk(slates_UK.shape[1], dim=1).indices
 
 
 class SlateQLearner(DQNLearner, TorchLearner):
-    """Q-learning of slate values, and maximum likelihood of the choice model beside it."""
+    """Q-learning of slate values together with maximum likelihood of the choice model."""
 
     def compute_loss_for_module(
         self, *, module_id: str, config: DQNConfig, batch: dict[str, Any], fwd_out: dict[str, Tensor]
@@ -246,12 +246,12 @@ class SlateQLearner(DQNLearner, TorchLearner):
 
 
 class _ActorState(nn.Module):
-    """The actor's state as RLlib's SAC asks for it."""
+    """The actor's state in the form for RLlib's SAC."""
 
     def __init__(self, net: ProtoPolicy) -> None:
         super().__init__()
         self.encoder, self.wide = net.encoder, net.wide
-        self._net = [net]  # in a list: RLlib's optimiser takes the weights from here and those of the head beside them
+        self._net = [net]  # in a list: RLlib's optimiser takes the weights from here and those of the head
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The encoding under RLlib's name."""
@@ -259,12 +259,12 @@ class _ActorState(nn.Module):
 
 
 class _CriticState(nn.Module):
-    """A critic's state and action as RLlib's SAC asks for them; it judges what is served and not what was meant."""
+    """A critic's state and action in the form for RLlib's SAC; it judges the served items, not the proto-items."""
 
     def __init__(self, critic: ProtoCritic, served: ProtoPolicy) -> None:
         super().__init__()
         self.critic = critic
-        self._served = [served]  # in a list, so that the critic has no weights of the actor's
+        self._served = [served]  # in a list, so that the critic holds none of the actor's weights
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """The encoding under RLlib's name."""
@@ -312,4 +312,4 @@ MODULE_OF: dict[str, type[TorchRLModule]] = {
     "marwil": SlatePolicyModule,
     "cql": CQLModule,
 }
-"""Which module an algorithm trains."""
+"""The module that each algorithm trains."""

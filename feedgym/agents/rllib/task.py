@@ -1,4 +1,4 @@
-"""What an agent is trained for: users, lengths, and the network of the algorithm."""
+"""The task that an agent is trained for: users, lengths, and the network of the algorithm."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ NETWORK_OF: dict[str, type[SlateNetwork]] = {
     "sac": ProtoPolicy,
     "cql": ProtoPolicy,
 }
-"""Which network an algorithm trains."""
+"""The network that each algorithm trains."""
 
 FRESH_SHARE = 0.1
-"""Share of the catalogue up to which passing over a whole history costs nothing: others like it are left."""
+"""Largest share of the catalogue in a history for which skipping it costs nothing: similar items are left."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Task:
-    """What an agent is trained for: a registered feed, and networks that fit it.
+    """A training task: a registered feed, and networks that fit it.
 
     Attributes:
         env_id: the environment's id.
-        options: its keywords, where they differ from those it is registered with.
+        options: its keywords that differ from the registered ones.
         simulator: its users.
         world: items and lengths.
         sizes: of the networks.
-        reward: what a step is worth, by the environment's own weights.
+        reward: the environment's own reward weights.
     """
 
     env_id: str
@@ -57,7 +57,7 @@ class Task:
 
     @classmethod
     def of(cls, env_id: str, options: dict[str, Any], sizes: SlateNetConfig, axes: int = 20) -> Task:
-        """The task of an environment; ``axes`` as for :meth:`SlateWorld.of`.
+        """Make the task of an environment; ``axes`` as for :meth:`SlateWorld.of`.
 
         Raises:
             ValueError: no feed has this id, or the keywords do not fit it.
@@ -69,7 +69,7 @@ class Task:
         return cls(env_id=env_id, options=options, simulator=users, world=world, sizes=sizes, reward=feed.reward)
 
     def feed(self, num_envs: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP) -> FeedVectorEnv:
-        """Many users at once; RLlib takes every vector environment to be in ``NEXT_STEP`` mode."""
+        """An environment for many users; RLlib assumes that vector environments are in ``NEXT_STEP`` mode."""
         kwargs = _spec(self.env_id).kwargs | self.options | {"autoreset_mode": mode}
         return _feed_class(self.env_id, "vector_entry_point")(num_envs, **kwargs)
 
@@ -79,13 +79,13 @@ class Task:
         return kind(self.world, self.sizes, **self.more(config))
 
     def more(self, config: TrainConfig) -> dict[str, Any]:
-        """What the network is told besides items and sizes."""
+        """Further arguments of the network besides items and sizes."""
         if NETWORK_OF[config.algorithm] is not ProtoPolicy:
             return {}
         return {"points": self.world.session_length if config.proto_each else 1, "fresh": self.fresh(config)}
 
     def fresh(self, config: TrainConfig) -> bool:
-        """Whether proto-items pass over what the history shows."""
+        """True if proto-items skip items in the history."""
         if config.proto_fresh is not None:
             return config.proto_fresh
         return self.world.history_length <= self.world.num_items * FRESH_SHARE
@@ -102,5 +102,5 @@ def _feed_class(env_id: str, entry_point: str) -> Any:
     path = getattr(_spec(env_id), entry_point)
     env_class = load(path) if isinstance(path, str) else path
     if not (isinstance(env_class, type) and issubclass(env_class, (FeedEnv, FeedVectorEnv))):
-        raise ValueError(f"{env_id} is no feed of feedgym's; register a simulator with feedgym.register.")
+        raise ValueError(f"{env_id} is not a feed of feedgym's; register a simulator with feedgym.register.")
     return env_class

@@ -1,4 +1,4 @@
-"""A training, which goes on where it was killed."""
+"""Trains an agent, and resumes a killed training."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def train(
     step: Callable[..., None] | None = None,
     log: Callable[[dict[str, float], int], None] | None = None,
 ) -> tuple[SlateNetwork, Curve]:
-    """Train an agent, or go on from the last checkpoint that a killed training left.
+    """Train an agent, or resume from the last checkpoint of a killed training.
 
-    What goes on are weights, optimisers and target networks; users begin anew, and a replay buffer fills again.
+    Weights, optimisers and target networks are restored; users start anew, and a replay buffer is filled again.
 
     Args:
         task: users and networks.
-        config: the algorithm and its settings.
-        seed: of weights, samples and users.
+        config: the algorithm and its options.
+        seed: for weights, samples and users.
         work: folder of the checkpoints.
         rows: the log, for offline algorithms.
         step: progress callback.
-        log: takes the metrics of an iteration, and its number.
+        log: called with the metrics of an iteration, and its number.
 
     Returns:
         The network, for :class:`feedgym.agents.rl_recommender.RLlibRecommender`, and the metrics of all iterations.
     """
     done, state, curve = read_checkpoint(work)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Overriding environment")  # one id of RLlib's for all trainings
+        warnings.filterwarnings("ignore", message=".*Overriding environment")  # RLlib uses one id for all trainings
         algorithm = algorithm_config(task, config, seed + done, rows, done).build_algo()
     if algorithm.local_replay_buffer is not None:  # RLlib draws from it with a generator that has no seed
         algorithm.local_replay_buffer.rng = np.random.default_rng(seed + done)
@@ -72,11 +72,11 @@ def train(
 
 
 def _metrics(result: dict[str, Any], before: int) -> dict[str, float]:
-    """What people look at: the training's own reward, the requests answered so far, and the learner's losses.
+    """Metrics for people: the training's own reward, the requests answered so far, and the learner's losses.
 
     Args:
-        result: of RLlib's iteration.
-        before: requests that were answered before the training was killed and went on.
+        result: result of RLlib's iteration.
+        before: requests that were answered before a killed training was resumed.
     """
     met = result.get("env_runners", {})
     metrics = {}
@@ -91,7 +91,7 @@ def _metrics(result: dict[str, Any], before: int) -> dict[str, float]:
 
 
 def learned_network(algorithm: Algorithm, task: Task, config: TrainConfig) -> SlateNetwork:
-    """The network as the algorithm's learner has it now."""
+    """The current network of the algorithm's learner."""
     weights = algorithm.learner_group.get_weights()[DEFAULT_MODULE_ID]
     network = task.network(config)
     mine = {name.removeprefix("net."): value for name, value in weights.items() if name.startswith("net.")}

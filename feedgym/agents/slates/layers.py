@@ -20,7 +20,7 @@ from feedgym.data.events import BEHAVIOURS
 from feedgym.ranges import Few, Ranged, Width
 
 EVENT_NUMBERS = len(BEHAVIOURS) + 4
-"""Of :func:`event_numbers`."""
+"""Number of values from :func:`event_numbers`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +30,19 @@ class SlateNetConfig(Ranged):
     width: Width = 32
     """Width of item and query vectors."""
     heads: Few = 4
-    """Weighted means of the history that are taken."""
+    """Number of weighted means of the history."""
     hidden: Width = 64
-    """Width of the layers between."""
+    """Width of the hidden layers."""
 
 
 class Wide(nn.Module):
-    """What speaks for each feature of items: the profile, and the features of what the user met lately; 0 at first.
+    """Weights of the items' features from the profile and from the features of recent items; initially 0.
 
-    A sum over the profile fields of a vector a value, and over the events of their items' features, each times a number
-    that tells what the user did with it and when.
+    They are a sum of a vector for each profile value, and of the features of each event's item times a number that
+    depends on the user's response and its time.
 
     Args:
-        values_IX: what the items have of each feature.
+        values_IX: values of the items' features.
         profile_sizes: cardinalities of the F fields.
         hidden: width of the layer between an event and its number.
     """
@@ -71,7 +71,7 @@ class Wide(nn.Module):
 
 
 def event_numbers(histories: EventBatch) -> Tensor:
-    """What users did with the items they met, and when, [U, T, X]; 0 where padded."""
+    """Users' responses to the items they met, and their times, [U, T, X]; 0 where padded."""
     mask_UT = histories.mask_UT.float()
     rank_UT = mask_UT.flip(1).cumsum(1).flip(1) - 1  # 0 is the newest event
     times_UT2 = torch.stack([histories.gap_s_UT.clamp_min(0), ages_s(histories)], dim=-1).log1p()
@@ -81,16 +81,16 @@ def event_numbers(histories: EventBatch) -> Tensor:
 
 
 class HistoryEncoder(nn.Module):
-    """Histories as state vectors: means of the items' vectors, weighted by what the user did with them and when.
+    """Encodes histories as states: means of the items' vectors, weighted by the user's responses and their times.
 
-    The weights may be negative, for what the user disliked or had enough of. Padding changes nothing.
+    The weights may be negative, for items that the user disliked or is tired of. Padding changes nothing.
 
     Args:
         world: items and lengths.
         config: sizes.
 
     Attributes:
-        width: S, of the state.
+        width: S, width of the state.
     """
 
     features_IF: Tensor
@@ -114,7 +114,7 @@ class HistoryEncoder(nn.Module):
         event_UTX = event_numbers(histories)
         weight_UTH = self.weights(event_UTX) * mask_UT[..., None]
         ids_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, 0)
-        item_UTD = F.embedding(ids_UT, self.item(self.features_IF))  # its gradient is far cheaper than indexing's
+        item_UTD = F.embedding(ids_UT, self.item(self.features_IF))  # its gradient is far cheaper than that of indexing
         pooled_UHD = weight_UTH.transpose(1, 2) @ item_UTD / (1 + weight_UTH.abs().sum(1)[..., None])
         pooled_UX = pooled_UHD.flatten(1)
         mean_UX = event_UTX.sum(1) / (1 + mask_UT.sum(1, keepdim=True))
@@ -125,10 +125,10 @@ class HistoryEncoder(nn.Module):
 
 
 class ItemScores(nn.Module):
-    """Scores of all items from a state, in two steps, so that what RLlib stores a step is small.
+    """Scores of all items from a state, in two steps, so that RLlib stores little per step.
 
-    First come a query, the weights of the items' features, and the ids of the history. From them the scores:
-    the query against item vectors, the weights against the features, an item's bias, and a penalty for repetition.
+    The first step gives a query, the weights of the items' features, and the ids of the history. The second gives the
+    scores: the query times item vectors, the weights times the features, an item's bias, and a penalty for repetition.
 
     Args:
         world: items and lengths.
@@ -153,12 +153,12 @@ class ItemScores(nn.Module):
         nn.init.zeros_(self.query.bias)
 
     def inputs(self, state_US: Tensor, histories: EventBatch) -> Tensor:
-        """The query, the features' weights, and the history's ids, -1 where padded: float [U, D + F + T]."""
+        """The query, the features' weights, and the history's ids (-1 where padded): float [U, D + F + T]."""
         ids_UT = histories.item_ids_UT.masked_fill(~histories.mask_UT, -1)
         return torch.cat([self.query(state_US), self.wide(histories), ids_UT.to(state_US.dtype)], dim=1)
 
     def forward(self, inputs_UX: Tensor) -> Tensor:
-        """Scores [U, I] of what :meth:`inputs` gave."""
+        """Scores [U, I] from the result of :meth:`inputs`."""
         deep, wide = self.query.out_features, self.unit_IF.shape[1]
         query_UD, wide_UF, ids_UT = inputs_UX.split([deep, wide, inputs_UX.shape[1] - deep - wide], dim=1)
         score_UI = query_UD @ self.item(self.features_IF).T * self.scale + wide_UF @ self.unit_IF.T + self.bias_I

@@ -1,4 +1,4 @@
-"""What slate networks share, and a Plackett-Luce policy.
+"""Common part of slate networks, and a Plackett-Luce policy.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` numbers of an input. ``S`` is the width of the state in
 ``state_US``, else samples per user.
@@ -19,12 +19,12 @@ from feedgym.data.batches import DatedEventBatch, EventBatch
 
 
 class SlateNetwork(nn.Module):
-    """What the networks share: choosing sessions for histories, of items that exist where the world is dated.
+    """Common part of the networks: chooses sessions for histories, of existing items if the world is dated.
 
     Args:
         world: items and lengths.
         config: sizes.
-        **more: what else a kind of network is told.
+        **more: further arguments of a kind of network.
     """
 
     upload_s_I: Tensor
@@ -44,9 +44,9 @@ class SlateNetwork(nn.Module):
         return read_histories(observation, self.history_length, dated=self.world.dated)
 
     def times(self, histories: EventBatch) -> Tensor:
-        """When the requests happen, as :meth:`exists` reads it: nothing, [U, 0], where items do not come and go.
+        """Times of the requests for :meth:`exists`: nothing, [U, 0], if items do not come and go.
 
-        Else the two parts of :func:`~feedgym.agents.slates.world.split_times`, [U, 2]; NaN where nobody knows.
+        Otherwise the two parts of :func:`~feedgym.agents.slates.world.split_times`, [U, 2]; NaN if unknown.
         """
         if not self.world.dated:
             return histories.time_of_day_U.new_empty(len(histories), 0)
@@ -56,9 +56,10 @@ class SlateNetwork(nn.Module):
         return torch.stack([high_U, (histories.time_s_U - high_U.double()).float()], dim=1)
 
     def exists(self, times_UX: Tensor) -> Tensor | None:
-        """Which items can be served at times of :meth:`times`, bool [U, I]; None where items do not come and go.
+        """Items that can be served at the times from :meth:`times`, bool [U, I]; None if items do not come and go.
 
-        All of them where fewer than K exist: in a training the user's last visit is over then, or the feed tells.
+        All items are allowed if fewer than K exist. In training this happens only after the user's last visit, or the
+        feed raises an error.
         """
         exists_UI = self._exists(times_UX)
         return None if exists_UI is None else exists_UI | (exists_UI.sum(1, keepdim=True) < self.length)
@@ -67,11 +68,11 @@ class SlateNetwork(nn.Module):
         if not self.world.dated:
             return None
         time_s_U1 = times_UX.double().sum(dim=1, keepdim=True)
-        # Of two comparisons with NaN neither is true, so that everything exists at a time that nobody knows.
+        # Comparisons with NaN are false, so that everything exists at an unknown time.
         return ~((self.upload_s_I > time_s_U1) | (self.withdraw_s_I <= time_s_U1))
 
     def require_supply(self, histories: EventBatch) -> None:
-        """Ask that as many items exist at each request as a session has.
+        """Require that enough items for a session exist at each request.
 
         Raises:
             ValueError: fewer exist at some request.
@@ -80,12 +81,12 @@ class SlateNetwork(nn.Module):
             require_items(exists_UI, self.length)
 
     def without_times(self, inputs_UX: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers that end in :meth:`times`, and those."""
+        """Splits numbers that end in :meth:`times` into the rest and those."""
         width = inputs_UX.shape[1] - (2 if self.world.dated else 0)
         return inputs_UX[:, :width], inputs_UX[:, width:]
 
     def of_existing(self, score_UI: Tensor, times_UX: Tensor, absent: float = NOWHERE) -> Tensor:
-        """Scores [U, I], ``absent`` for items that do not exist then."""
+        """Scores [U, I] with ``absent`` for items that do not exist at the time."""
         exists_UI = self.exists(times_UX)
         return score_UI if exists_UI is None else score_UI.masked_fill(~exists_UI, absent)
 
@@ -96,7 +97,7 @@ class SlateNetwork(nn.Module):
             histories: of U users.
             length: items per session.
             n: sessions per user.
-            generator: what they are drawn with; None for the one session that the agent would serve.
+            generator: draws them; None for the one session that the agent would serve.
         """
         distribution = PlackettLuce(self.logits(histories), length)
         items_USK = distribution.mode()[:, None] if generator is None else distribution.sample(n, generator)
@@ -104,7 +105,7 @@ class SlateNetwork(nn.Module):
         return items_USK, torch.stack(logp_SU, dim=1)
 
     def logits(self, histories: EventBatch) -> Tensor:
-        """One score per item, [U, I]; those of greatest score are served."""
+        """One score per item, [U, I]; the items with the greatest scores are served."""
         raise NotImplementedError
 
 
@@ -117,7 +118,7 @@ class SlatePolicy(SlateNetwork):
         self.value = nn.Sequential(nn.Linear(self.encoder.width, config.hidden), nn.SiLU(), nn.Linear(config.hidden, 1))
 
     def forward(self, histories: EventBatch) -> tuple[Tensor, Tensor]:
-        """What :meth:`of_inputs` makes logits of, [U, X], and the states [U, S] for :attr:`value`."""
+        """Inputs [U, X] of :meth:`of_inputs`, and the states [U, S] for :attr:`value`."""
         state_US = self.encoder(histories)
         return torch.cat([self.scores.inputs(state_US, histories), self.times(histories)], dim=1), state_US
 

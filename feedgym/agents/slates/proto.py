@@ -1,4 +1,4 @@
-"""Actors and critics of continuous control: actions are points of content space, served as the items nearest.
+"""Actors and critics for continuous control: actions are points in content space, served as the nearest items.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``J`` points of an action, ``X`` numbers of an input.
 """
@@ -21,13 +21,13 @@ from feedgym.envs.features import nearest_items
 
 
 class ProtoPolicy(SlateNetwork):
-    """A squashed Gaussian over points of content space; the items nearest to them are served.
+    """A squashed Gaussian over points in content space; the nearest items are served.
 
     Args:
         world: items and lengths.
         config: sizes.
-        points: 1, where the K items nearest to one point are served, or K, the nearest of each.
-        fresh: pass over items that the history shows.
+        points: 1 to serve the K items nearest to one point, or K to serve the item nearest to each point.
+        fresh: skip items in the history.
     """
 
     points_IE: Tensor
@@ -52,18 +52,18 @@ class ProtoPolicy(SlateNetwork):
         return self.points * int(self.points_IE.shape[1])
 
     def state(self, histories: EventBatch) -> Tensor:
-        """What :attr:`head` makes a Gaussian of, [U, S + A]."""
+        """Input [U, S + A] of :attr:`head`, which gives a Gaussian."""
         return torch.cat([self.encoder(histories), self.wide(histories).repeat(1, self.points)], dim=1)
 
     def proto(self, slates_NK: NDArray[np.integer]) -> FloatArray:
-        """Actions [N, A] for given sessions: their items' points, or the one in the middle of them."""
+        """Actions [N, A] for given sessions: their items' points, or the mean of these."""
         points_NKE = self.points_IE.numpy()[slates_NK]
         return points_NKE.reshape(len(slates_NK), -1) if self.points > 1 else points_NKE.mean(axis=1)
 
     def items(self, action_UA: Tensor, length: int, histories: EventBatch) -> Tensor:
         """Sessions [U, length] of actions within [-1, 1].
 
-        Of the history only the newest events count where few items exist: half of what a session leaves of them.
+        If few items exist, only the newest events of the history count: half of the items that a session leaves.
         """
         proto_UJE = action_UA.reshape(len(action_UA), self.points, -1).detach().numpy()
         proto_UKE = proto_UJE[:, np.minimum(np.arange(length), self.points - 1)]
@@ -72,11 +72,11 @@ class ProtoPolicy(SlateNetwork):
         return torch.from_numpy(nearest_items(self.points_IE.numpy(), proto_UKE, allowed))
 
     def served(self, action_UA: Tensor, histories: EventBatch) -> Tensor:
-        """The actions of what is served, :meth:`proto` of :meth:`items`, [U, A].
+        """The actions of the served sessions, :meth:`proto` of :meth:`items`, [U, A].
 
-        Between two items nothing changes that a user could answer to, so critics look at these. A step function has no
-        gradient; its place takes that of the items' points weighted by the softmax of their nearness, straight through
-        (Jang et al., arXiv:1611.01144, section 2.2).
+        Users respond only to served items, so critics look at these instead of points between items. This step function
+        has no gradient. It is replaced, straight through, by that of the items' points weighted by the softmax of their
+        nearness (Jang et al., arXiv:1611.01144, section 2.2).
         """
         slates_UK = self.items(action_UA, self.length, histories)
         hard_UA = torch.from_numpy(self.proto(slates_UK.numpy())).to(action_UA.dtype)
@@ -91,7 +91,7 @@ class ProtoPolicy(SlateNetwork):
         return hard_UA + soft_UA - soft_UA.detach()
 
     def _barred(self, histories: EventBatch, length: int) -> Tensor | None:
-        """Items that are passed over, bool [U, I]: those of the history, and those that do not exist."""
+        """Items that are skipped, bool [U, I]: those of the history, and those that do not exist."""
         exists_UI = self.exists(self.times(histories))
         if not self.fresh:
             return None if exists_UI is None else ~exists_UI
@@ -103,7 +103,7 @@ class ProtoPolicy(SlateNetwork):
         return taken_UI if exists_UI is None else taken_UI | ~exists_UI
 
     def choose(self, histories: EventBatch, length: int, n: int, generator: torch.Generator | None):
-        """See :meth:`SlateNetwork.choose`; sessions of points have no log-probability, NaN."""
+        """Choose as in :meth:`SlateNetwork.choose`; sessions from points have no log-probability, NaN."""
         mean_UA, log_std_UA = self.head(self.state(histories)).chunk(2, dim=1)
         mean_USA = mean_UA[:, None].expand(-1, n, -1)
         if generator is not None:
@@ -115,7 +115,7 @@ class ProtoPolicy(SlateNetwork):
 
 
 class ProtoHead(nn.Module):
-    """Mean and log deviation [U, 2 A] of what :meth:`ProtoPolicy.state` gave: linear, and the wide part on top."""
+    """Mean and log deviation [U, 2 A] from :meth:`ProtoPolicy.state`: a linear part plus the wide part."""
 
     def __init__(self, state_width: int, action_width: int) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class ProtoHead(nn.Module):
 
 
 class ProtoCritic(nn.Module):
-    """What Q(s, a) of points is made of: the state, read by an encoder of its own, the action, and the wide part.
+    """Inputs of Q(s, a) for points: the state from its own encoder, the action, and the wide part.
 
     Args:
         world: items and lengths.
@@ -145,7 +145,7 @@ class ProtoCritic(nn.Module):
         self.width = self.encoder.width + action_width
 
     def forward(self, histories: EventBatch, action_UA: Tensor) -> Tensor:
-        """What :class:`CriticHead` makes a value of: state, action, and the wide part's weights times the action."""
+        """Inputs of :class:`CriticHead`: state, action, and the wide part's weights times the action."""
         weight_UE = self.wide(histories)
         points = action_UA.shape[1] // weight_UE.shape[1]
         wide_U1 = (weight_UE.repeat(1, points) * action_UA).sum(dim=1, keepdim=True)
@@ -153,7 +153,7 @@ class ProtoCritic(nn.Module):
 
 
 class CriticHead(nn.Module):
-    """Values [U, 1] of what :class:`ProtoCritic` gave."""
+    """Values [U, 1] from the result of :class:`ProtoCritic`."""
 
     def __init__(self, joined_width: int, hidden: int) -> None:
         super().__init__()
@@ -162,5 +162,5 @@ class CriticHead(nn.Module):
         )
 
     def forward(self, joined_UX: Tensor) -> Tensor:
-        """The deep part's value, and the last column, which is the wide part's."""
+        """The deep part's value plus the last column, which is the wide part's value."""
         return self.deep(joined_UX[:, :-1]) + joined_UX[:, -1:]

@@ -1,12 +1,12 @@
-"""Values: of slates from those of their items (SlateQ), and of the next item of a slate (DQN).
+"""Value networks: of slates from their items' values (SlateQ), and of the next item of a slate (DQN).
 
 Deviations of :class:`SlateQ` from Ie et al. (arXiv:1905.12767): several items of a session may be consumed here, so the
-choice model is fitted to the share of each item among those clicked, and the decomposed value is regressed on the
-value of the whole slate, because the reward of the single item is not observed. Values are relative to that of
-choosing nothing, which is not 0 in a feed that rewards the return; the top-K rule (their eq. 21) uses the difference.
+choice model is fitted to the share of each item among the clicked ones. The decomposed value is regressed on the value
+of the whole slate, because the reward of a single item is not observed. Values are relative to that of choosing
+nothing, which is not 0 in a feed that rewards the return; the top-K rule (their eq. 21) uses the difference.
 
-Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` numbers of an input; in ``choose``, rows: a user's samples
-one after another. ``S`` is the width of the state in ``state_US`` and ``state_XS``.
+Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` numbers of an input; in ``choose``, rows, with each user's
+samples one after another. ``S`` is the width of the state in ``state_US`` and ``state_XS``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SlateQ(SlateNetwork):
         self.nothing = nn.Linear(self.encoder.width, 1)
 
     def forward(self, histories: EventBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Value of each item chosen, relative to nothing chosen [U, I]; its choice logit [U, I]; nothing's value [U].
+        """Each item's value relative to choosing nothing [U, I], its choice logit [U, I], and the value of nothing [U].
 
         Choosing nothing has the choice logit 0.
         """
@@ -50,13 +50,13 @@ class SlateQ(SlateNetwork):
 
 
 def slate_value(advantage_UK: Tensor, choice_UK: Tensor, nothing_U: Tensor) -> Tensor:
-    """Q(s, A) = sum_i P(i | s, A) Q(s, i), choosing nothing included (Ie et al., eq. 13), [U]."""
+    """Q(s, A) = sum_i P(i | s, A) Q(s, i), including choosing nothing (Ie et al., eq. 13), [U]."""
     prob_UK = _with_nothing(choice_UK).softmax(dim=1)[:, :-1]
     return nothing_U + (prob_UK * advantage_UK).sum(dim=1)
 
 
 def choice_loss(choice_UK: Tensor, clicked_UK: Tensor, examined_UK: Tensor) -> Tensor:
-    """Cross-entropy [U] between the choice model over the items seen and the share of each among those clicked."""
+    """Cross-entropy [U] between the choice model over the seen items and each one's share of the clicks."""
     none_U1 = (clicked_UK.sum(1, keepdim=True) == 0).to(clicked_UK.dtype)
     target = torch.cat([clicked_UK, none_U1], dim=1)
     target = target / target.sum(dim=1, keepdim=True)
@@ -69,7 +69,7 @@ def _with_nothing(choice_UK: Tensor) -> Tensor:
 
 
 def outcomes(slates_UK: Tensor, after: EventBatch) -> tuple[Tensor, Tensor]:
-    """Which items of a session were seen, bool [U, K], and which clicked, float [U, K], read off the next history.
+    """Seen items of a session, bool [U, K], and clicked ones, float [U, K], taken from the next history.
 
     The items seen are a prefix of the session and the newest events of the next request's history.
     """
@@ -87,7 +87,7 @@ def outcomes(slates_UK: Tensor, after: EventBatch) -> tuple[Tensor, Tensor]:
 
 
 class ItemQ(SlateNetwork):
-    """Values of the next item of a session under construction; it knows the items placed so far."""
+    """Values of the next item of a session under construction, given the items placed so far."""
 
     def __init__(self, world: SlateWorld, config: SlateNetConfig) -> None:
         super().__init__(world, config)
@@ -101,16 +101,16 @@ class ItemQ(SlateNetwork):
         return super().read(observation[:, : -self.length] if isinstance(observation, Tensor) else observation)
 
     def read_slate(self, observation: Any) -> Tensor:
-        """The items placed so far in it, int64 [U, K], -1 for empty places."""
+        """The items placed so far in an observation, int64 [U, K], -1 for empty places."""
         slate_UK = observation[:, -self.length :] if isinstance(observation, Tensor) else observation["slate"]
         return slate_UK.long()
 
     def forward(self, state_US: Tensor, histories: EventBatch, slate_UK: Tensor) -> Tensor:
-        """Inputs [U, X] of :meth:`values`: the state's value, the places, what scores are made of, and the time.
+        """Inputs [U, X] of :meth:`values`: the state's value, the places, the inputs of the scores, and the time.
 
         Args:
-            state_US: of the encoder.
-            histories: those it read.
+            state_US: states from the encoder.
+            histories: the histories of these states.
             slate_UK: item ids placed so far, -1 for empty places.
         """
         real_UK1 = (slate_UK >= 0).to(state_US.dtype)[..., None]
@@ -122,7 +122,7 @@ class ItemQ(SlateNetwork):
         return torch.cat([value_U1, slate_UK.to(joined.dtype), inputs_UX, self.times(histories)], dim=1)
 
     def values(self, inputs_UX: Tensor) -> Tensor:
-        """Q [U, I], minus infinity for items placed already and for those that do not exist."""
+        """Q [U, I], minus infinity for items that are already placed or do not exist."""
         slots, (inputs_UX, times_UX) = self.length, self.without_times(inputs_UX)
         value_U1, slate_UK, rest = inputs_UX[:, :1], inputs_UX[:, 1 : 1 + slots], inputs_UX[:, 1 + slots :]
         q_UI = self.of_existing(value_U1 + self.scores(rest), times_UX, -torch.inf)
@@ -130,7 +130,7 @@ class ItemQ(SlateNetwork):
         return q_UI.masked_fill(taken_UI > 0, -torch.inf)
 
     def choose(self, histories: EventBatch, length: int, n: int, generator: torch.Generator | None):
-        """See :meth:`SlateNetwork.choose`; drawn by the softmax of the values, place by place."""
+        """Choose as in :meth:`SlateNetwork.choose`, by the softmax of the values, place by place."""
         rows = histories.rows(torch.arange(len(histories)).repeat_interleave(n))
         state_XS = self.encoder(rows)
         slate_XK = torch.full((len(rows), max(length, self.length)), -1)

@@ -1,4 +1,4 @@
-"""What slate networks are built for, and the observations that they read: whole, or flat as buffers keep them.
+"""The items and lengths that slate networks are built for, and the observations they read, as dictionaries or flat.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` numbers of a flat observation. ``F`` counts item features in
 ``features_IF``, else profile fields.
@@ -19,21 +19,21 @@ from feedgym.envs.features import item_points
 
 PER_EVENT = ("history_items", "history_watch_fraction", "history_gap_s", "history_mask")
 MAX_TOPICS = 128
-"""Topic tags become one-hot features of the items up to so many."""
+"""Most topic tags for which they become one-hot features of the items."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SlateWorld:
-    """What the networks are built for.
+    """Items and lengths that the networks are built for.
 
     Attributes:
-        features_IF: float32, what is known of the items, each column of mean 0 and deviation 1 or a flag.
-        points_IE: float32, where the items lie for :class:`ProtoPolicy`.
+        features_IF: float32, features of the items, each column a flag or with mean 0 and deviation 1.
+        points_IE: float32, the items' points for :class:`ProtoPolicy`.
         profile_sizes: cardinalities of the profile fields.
         session_length: K.
         history_length: T.
-        upload_s_I: float64, when each item comes, where items come and go and observations tell the time; else None.
-        withdraw_s_I: float64, when it is gone again, infinite where it stays; likewise.
+        upload_s_I: float64, upload time of each item, if items come and go and observations hold the time; else None.
+        withdraw_s_I: float64, withdrawal time of each item, infinite where it stays; None in the same cases.
     """
 
     features_IF: FloatArray
@@ -55,9 +55,9 @@ class SlateWorld:
         *,
         dated: bool = False,
     ) -> SlateWorld:
-        """The world of a catalogue; points have ``axes`` principal components, or as many as there are.
+        """Make the world of a catalogue; points have ``axes`` principal components, or as many as exist.
 
-        Where it is ``dated``, only what exists at a request by the catalogue's times is served.
+        If it is ``dated``, only items that exist at a request by the catalogue's times are served.
         """
         if session_length > catalog.num_items:
             raise ValueError(
@@ -76,7 +76,7 @@ class SlateWorld:
 
     @property
     def dated(self) -> bool:
-        """Whether items come and go, and observations tell the time."""
+        """True if items come and go and observations hold the time."""
         return self.upload_s_I is not None
 
     @property
@@ -90,16 +90,16 @@ def _withdrawals(catalog: Catalog) -> NDArray[np.float64]:
 
 
 def proto_axes(catalog: Catalog, most: int) -> int:
-    """Principal components of the content that points have, at most so many.
+    """Number of principal components of the content in points, at most ``most``.
 
-    Those along which nothing varies are none: scaled up, their rounding errors would tell items apart.
+    Components without variation do not count: scaled up, their rounding errors would separate items.
     """
     content_IE = catalog.content_IE - catalog.content_IE.mean(axis=0, dtype=np.float64)
     return max(1, min(most, int(np.linalg.matrix_rank(content_IE))))
 
 
 def item_features(catalog: Catalog) -> FloatArray:
-    """Content, log duration and, where topics are few, the topic tag of every item: float32 [I, F]."""
+    """Content, log duration and, if there are few topics, the topic tag of every item: float32 [I, F]."""
     numbers = np.column_stack([catalog.content_IE, np.log(catalog.duration_s_I)])
     spread_F = numbers.std(axis=0)
     numbers = (numbers - numbers.mean(axis=0)) / np.where(spread_F > 1e-6, spread_F, 1)
@@ -113,9 +113,9 @@ def item_features(catalog: Catalog) -> FloatArray:
 
 
 def flat_observation(observation: Mapping[str, NDArray]) -> FloatArray:
-    """Observations of U users as one vector each, float32 [U, 11 T + F + 1]; ids below 2^24 keep their value.
+    """Observations of U users as one vector each, float32 [U, 11 T + F + 1]; ids below 2^24 stay exact.
 
-    Where they tell the time, it follows as the sum of two float32, right to a microsecond for 300 years; one alone
+    If they hold the time, it follows as the sum of two float32, exact to a microsecond for 300 years; a single one
     would be a second off after 200 days. The K places of a session under construction
     (:class:`feedgym.envs.wrappers.ItemByItem`) are at the end.
     """
@@ -128,7 +128,7 @@ def flat_observation(observation: Mapping[str, NDArray]) -> FloatArray:
 
 
 def split_times(time_s_U: NDArray[np.float64]) -> FloatArray:
-    """Times as sums of two float32 each, [U, 2]."""
+    """Splits each time into two float32 that sum to it, [U, 2]."""
     high_U = time_s_U.astype(np.float32)
     return np.stack([high_U, (time_s_U - high_U).astype(np.float32)], axis=1)
 
@@ -136,12 +136,12 @@ def split_times(time_s_U: NDArray[np.float64]) -> FloatArray:
 def read_histories(
     observation: Tensor | Mapping[str, Tensor], history_length: int, *, dated: bool = False
 ) -> EventBatch:
-    """Batched observations, as the environment gives them or flat, as histories.
+    """Turns batched observations, flat or as the environment gives them, into histories.
 
     Args:
         observation: of U users.
         history_length: T.
-        dated: flat ones tell the time; of others it is seen.
+        dated: flat observations hold the time; for others it is detected.
     """
     if isinstance(observation, Tensor):
         observation = _unflat(observation, history_length, dated)
