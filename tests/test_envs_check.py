@@ -219,7 +219,7 @@ BROKEN = [
     (SeedMakesTheUser, "all users of one seed the same answer, whatever their state; keep what makes users differ"),
     (SeedMakesHalfTheUser, "other people when seed_U is replaced"),
     (SeedMakesTheTaste, r"other people when seed_U is replaced.*their watch time at position"),
-    (SeedBlind, "answers the same whatever seed_U is; draw what happens from seed_U and visit_U"),
+    (SeedBlind, "answers the same for every seed_U; draw random events from seed_U and visit_U"),
     (NaNTrust, r"reset\(\) gives trust_U that is not finite"),
     (
         state_with(mood_U=lambda after, before: after.mood_U * np.float32("inf")),
@@ -234,7 +234,7 @@ BROKEN = [
     (Scalar, r"gives day of shape \(\)"),
     (Scribbling, r"respond\(\) changed mood_U of the state it was given"),
     (Sorting, r"respond\(\) changed the slates"),
-    (Remembering, r"gave other return_gap_s_U when asked the same again"),
+    (Remembering, r"gave other return_gap_s_U for the same inputs"),
     (breaking(lambda response, *_: response), r"returned Response; return"),
     (response_with(watch_s_UK=lambda r: r.watch_s_UK.astype(np.float64)), "watch_s_UK of type float64"),
     (response_with(churned_U=lambda r: r.churned_U[:, None]), r"churned_U of type bool and shape \(16, 1\)"),
@@ -258,7 +258,7 @@ BROKEN = [
     (Wrapping, "meets item id 40 of 40 items with Response"),
     (Crashing, "meets item id 40 of 40 items with IndexError"),
     (Picky, "the same item three times with ValueError"),
-    (TwoFaced, "answers otherwise than single environments"),
+    (TwoFaced, "differs from single environments"),
 ]
 
 

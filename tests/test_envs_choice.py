@@ -123,12 +123,12 @@ def test_any_scores_give_probabilities_and_positions(score_UK, model, uniform):
     ("call", "message"),
     [
         (lambda: choice.multinomial_proportional(SCORES, 1.0), "lower min_normalizer"),
-        (lambda: choice.multinomial_proportional(SCORES, -2.0, -1.0), "A mass of -1 is no part"),
+        (lambda: choice.multinomial_proportional(SCORES, -2.0, -1.0), "A mass of -1 is negative"),
         (lambda: choice.exponential_cascade(SCORES, 1.5, 0.1), "attention_prob=1.5"),
         (lambda: choice.exponential_cascade(SCORES, 0.5, -0.1), "score_scaling=-0.1"),
         (lambda: choice.exponential_cascade(SCORES, 0.5, 2.0), "score_scaling=2.0 makes a chance of"),
-        (lambda: choice.proportional_cascade(SCORES, 0.5, 0.1), "no chance of a click"),
-        (lambda: choice.cascade(np.array([[0.5, 1.2]])), "1.2 is no chance"),
+        (lambda: choice.proportional_cascade(SCORES, 0.5, 0.1), "not a chance of a click"),
+        (lambda: choice.cascade(np.array([[0.5, 1.2]])), "1.2 is not a chance"),
     ],
 )
 def test_what_makes_no_probabilities_is_refused(call, message):

@@ -388,7 +388,7 @@ def test_wrong_actions_are_refused(actions, message):
     [
         (lambda: small(0), "num_envs=0"),
         (lambda: small(horizon=0), "horizon=0"),
-        (lambda: small(num_items=3), "already made"),
+        (lambda: small(num_items=3), "existing simulator"),
         (lambda: make_simulator(num_item=3), "num_item"),
         (lambda: small(2).reset(seed=[1]), "1 seeds do not fit 2"),
         (lambda: small(2).reset(seed=[1, -4]), "-4 is negative"),

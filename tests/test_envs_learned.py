@@ -307,5 +307,5 @@ def test_too_few_users_judge_nobody(fitted):
         fitted.ranker, fitted.catalog, fitted.profile_names, fitted.profile_sizes, fitted.numbers,
         take_states(fitted.donors, np.zeros(1, int)), fitted.exposures_I,
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"1 user\(s\) of the log are no two groups"):
+    with pytest.raises(ValueError, match=r"1 user\(s\) of the log are too few for two groups"):
         one.judging()

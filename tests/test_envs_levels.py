@@ -88,7 +88,7 @@ def test_a_request_is_one_step_of_a_user_with_a_past(simulator):
 
 
 def test_a_request_has_no_horizon():
-    with pytest.raises(ValueError, match="horizon=3 has no meaning"):
+    with pytest.raises(ValueError, match="horizon=3 has no effect"):
         RequestVectorEnv(2, ToyUsers(), horizon=3)
 
 
@@ -148,7 +148,7 @@ def test_terminated_is_left_and_truncated_is_the_last_page():
 
 
 def test_simulators_whose_users_choose_from_a_slate_are_refused_page_by_page():
-    with pytest.raises(ValueError, match=r"InterestEvolution answers a page otherwise.*level 'visit'"):
+    with pytest.raises(ValueError, match=r"InterestEvolution answers a page differently.*level 'visit'"):
         SessionVectorEnv(2, InterestEvolution(), session_length=2)
     require_causal(ToyUsers(), 3)
 
@@ -212,7 +212,7 @@ def test_retention_can_weigh_the_visit_too_and_counts_days_anew_for_every_user()
         (lambda: RetentionVectorEnv(2, ToyUsers(), horizon_days=0), "horizon_days=0"),
         (lambda: RetentionVectorEnv(2, ToyUsers(), return_hours=-1), "return_hours=-1"),
         (lambda: FeedVectorEnv(2, ToyUsers(), warmup_visits=-1), "warmup_visits=-1"),
-        (lambda: FeedVectorEnv(2, ToyUsers(), reward="toy_users:ToyUsers"), "is no RewardWeights"),
+        (lambda: FeedVectorEnv(2, ToyUsers(), reward="toy_users:ToyUsers"), "is not a RewardWeights"),
         (lambda: RequestVectorEnv(1, ToyUsers(num_items=3), session_length=4).reset(seed=0), r"1\.\.3"),
     ],
 )

@@ -214,7 +214,7 @@ def test_register_makes_single_and_vector_environments_of_any_level(fresh_regist
         (lambda: check_environment("lab/Nowhere-v0"), "Name the module that registers it"),
         (
             lambda: check_environment("toy_users:lab/Gone-v0"),
-            "toy_users was imported and does not register lab/Gone-v0",
+            "toy_users was imported but does not register lab/Gone-v0",
         ),
         (lambda: check_environment("nowhere:lab/Toy-v0"), "Cannot import 'nowhere'"),
         (lambda: check_environment("Taxi-v3"), "no vector_entry_point"),
@@ -290,7 +290,7 @@ def test_a_broken_environment_is_told_so(fresh_registry):
             return replace(state, mood_U=1 - state.mood_U) if len(seeds_U) == 64 else state
 
     feedgym.register("lab/TwoFaced-v0", TwoFaced, session_length=4)
-    with pytest.raises(ValueError, match="fare otherwise among 1 users than among 64"):
+    with pytest.raises(ValueError, match="get other results among 1 users than among 64"):
         check_environment("lab/TwoFaced-v0")
 
 

@@ -357,7 +357,7 @@ def test_an_item_chosen_again_is_replaced_by_its_nearest_neighbour():
         (lambda: CompactObservation(CompactObservation(FeedEnv(**small()))), "hold no history"),
         (lambda: CompactObservation(FeedEnv(**small()), half_life=0), "half_life=0"),
         (lambda: CompactObservation(FeedEnv(**small()), width=9), r"width=9 is outside 1\.\.4"),
-        (lambda: ProtoItems(ProtoItems(FeedEnv(**small()))), "no sessions of item ids"),
+        (lambda: ProtoItems(ProtoItems(FeedEnv(**small()))), "not sessions of item ids"),
         (lambda: ItemByItem(FeedEnv(**small(simulator=ToyUsers(num_items=3)))), "3; lower session_length"),
         (lambda: act(ProtoItems, np.zeros((K, 3))), r"shape \(4, 3\)"),
         (lambda: act(ProtoItems, np.full((K, 4), np.nan)), "NaN"),

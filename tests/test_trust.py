@@ -172,7 +172,7 @@ def test_a_simulators_folder_that_names_code_is_refused(lab, capsys, command):
 @pytest.mark.parametrize("name", ["json:dumps", "collections:OrderedDict", "pickle:Unpickler"])
 def test_a_trusted_ranker_must_be_a_ranker(tmp_path, name):
     (tmp_path / "simulator.json").write_text(json.dumps({"ranker": name, "profile_names": [], "profile_sizes": []}))
-    with pytest.raises(ValueError, match=rf"names '{name}' as its ranker, which is no class"):
+    with pytest.raises(ValueError, match=rf"names '{name}' as its ranker, which is not a class"):
         LearnedSimulator.load(tmp_path, trust=True)
 
 
@@ -214,7 +214,7 @@ def test_a_models_weights_are_safetensors(lab):
     (lab / "kept").rename(lab / "model" / "model.safetensors")
     SASRec.load(lab / "model")
     (lab / "model" / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "evil/model"}))
-    with pytest.raises(ValueError, match="no SASRec has adapters"):
+    with pytest.raises(ValueError, match="a SASRec has no adapters"):
         SASRec.load(lab / "model")
 
 

@@ -1,7 +1,7 @@
-"""User simulators and the Gymnasium shells around them.
+"""User simulators and their Gymnasium environments.
 
-feed: the shells over any simulator · levels: steps that are no whole visits · registration: their ids · short_video:
-the flagship simulator, with catalog (its items), luck (its randomness), truth (what sessions are worth) and oracle (the
-ceiling) · recsim: RecSim's three families · choice: choice
-models for any simulator · logging: logs of simulated users · check: does a simulator keep its promises?
+feed: the environments over any simulator · levels: steps that are not whole visits · registration: their ids ·
+short_video: the flagship simulator, with catalog (its items) and oracle (the ceiling) · luck: randomness · truth: the
+true value of sessions · recsim: RecSim's three families · choice: choice models for any simulator · logging: logs of
+simulated users · check: tests that a simulator keeps the rules
 """

@@ -1,4 +1,4 @@
-"""Conformance of a user simulator: what envs, logs and judges rely on, with messages that say what to change."""
+"""Checks that a user simulator keeps the rules that environments, logs and judges rely on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NUM_USERS = 16
 NUM_VISITS = 4
 
 STATE_TYPES = {"seed_U": "uint64", "visit_U": "int64", "time_s_U": "float64", "profile_UF": "int64"}
-"""The columns that every state has, and their types."""
+"""Columns that every state has, and their types."""
 RESPONSE_TYPES = {
     "behaviours_UKB": "uint8",
     "watch_s_UK": "float32",
@@ -36,12 +36,12 @@ RESPONSE_TYPES = {
 
 
 def check_simulator(simulator: UserSimulator, *, session_length: int = 5, seed: int = 0) -> None:
-    """Serve a few users and test that environments, logs and judges can rely on their simulator.
+    """Serve a few users and test the rules; error messages say what to change.
 
     Args:
-        simulator: the simulator; it is not changed, unless it breaks the rules.
+        simulator: the simulator; it stays unchanged, unless it breaks the rules.
         session_length: K of the sessions served.
-        seed: of the users and of what they are served.
+        seed: for the users and their sessions.
 
     Raises:
         ValueError: it breaks a rule; the message names the rule and what to change.
@@ -85,20 +85,20 @@ def _check_attributes(simulator: Any, name: str) -> None:
         and isinstance(sizes, tuple)
         and len(names) == len(sizes)
         and min(sizes, default=0) > 0,
-        f"{name}.profile_names is {names!r} and profile_sizes {sizes!r}; set both to tuples with one entry a profile "
-        "field, at least one, and sizes of 1 or more.",
+        f"{name}.profile_names is {names!r} and profile_sizes {sizes!r}; set both to tuples with one entry per "
+        "profile field, at least one, and sizes of 1 or more.",
     )
 
 
 def _check_reset(simulator: UserSimulator, name: str, seeds_U: NDArray[np.uint64]) -> Any:
-    """Fresh users: their columns, each row by its own seed alone."""
+    """Check fresh users: their columns, and that each row depends only on its own seed."""
     given_U = seeds_U.copy()
     state = simulator.reset(given_U)
     _require(bool((given_U == seeds_U).all()), f"{name}.reset() changed the seeds it was given; work on a copy.")
     _check_state(simulator, name, state, "reset()")
     _require(
         bool((state.seed_U == seeds_U).all()),
-        f"{name}.reset() keeps other seeds in seed_U than it was given; keep those, since judges replace seed_U to "
+        f"{name}.reset() stores other seeds in seed_U than it was given; store those, since judges replace seed_U to "
         "draw fresh luck.",
     )
     _require(not state.visit_U.any(), f"{name}.reset() gives visit_U other than 0; count the visits from 0.")
@@ -110,7 +110,7 @@ def _check_reset(simulator: UserSimulator, name: str, seeds_U: NDArray[np.uint64
     )
     order = np.arange(NUM_USERS)[::-3]
     other = _different(take_users(state, order), simulator.reset(seeds_U[order]))
-    _require(not other, f"{name}.reset() gave other {other} in another batch; let row u depend on seeds_U[u] alone.")
+    _require(not other, f"{name}.reset() gave other {other} in another batch; let row u depend only on seeds_U[u].")
     return state
 
 
@@ -132,7 +132,7 @@ def _check_state(simulator: UserSimulator, name: str, state: Any, method: str) -
         )
         _require(
             column.dtype.kind != "f" or bool(np.isfinite(column).all()),
-            f"{name}.{method} gives {key} that is not finite; give every number of the state a value (of time_s_U the "
+            f"{name}.{method} gives {key} that is not finite; give every number of the state a value (for time_s_U the "
             "second at which the next visit begins), since comparisons with NaN are silently false.",
         )
     profile_UF, sizes_F = state.profile_UF, simulator.profile_sizes
@@ -144,7 +144,7 @@ def _check_state(simulator: UserSimulator, name: str, state: Any, method: str) -
 
 
 def _check_pure(simulator: UserSimulator, name: str, state: Any, slates_UK: NDArray) -> tuple[Response, Any]:
-    """Inputs are left alone, and the same question gets the same answer."""
+    """Check that inputs stay unchanged, and that the same inputs give the same responses."""
     kept, given_UK = copy.deepcopy(state), slates_UK.copy()
     reply = simulator.respond(state, given_UK)
     _require(
@@ -159,7 +159,7 @@ def _check_pure(simulator: UserSimulator, name: str, state: Any, slates_UK: NDAr
     other = _different(reply[0], response) or _different(reply[1], next_state)
     _require(
         not other,
-        f"{name}.respond() gave other {other} when asked the same again; draw every random number from seed_U and "
+        f"{name}.respond() gave other {other} for the same inputs; draw every random number from seed_U and "
         "visit_U (feedgym.envs.luck), and keep nothing between calls.",
     )
     return reply
@@ -178,28 +178,28 @@ def _check_types(name: str, response: Response, session_length: int) -> None:
 
 
 def _check_answers(name: str, response: Response) -> None:
-    """Ranges, and what goes together."""
+    """Check ranges and the consistency of columns."""
     examined_UK, watch_s_UK = response.examined_UK, response.watch_s_UK
     for key in ("watch_s_UK", "elapsed_s_U", "return_gap_s_U"):
         column = getattr(response, key)
         _require(
             bool((np.isfinite(column) & (column >= 0)).all()),
             f"{name}.respond() gives {key} that is negative or not finite (least {column.min()}, greatest "
-            f"{column.max()}); give seconds of 0 or more, to churned users too.",
+            f"{column.max()}); give seconds of 0 or more, also for churned users.",
         )
     _require(
         response.behaviours_UKB.max() <= 1,
-        f"{name}.respond() gives behaviours up to {response.behaviours_UKB.max()}; they are 0 or 1.",
+        f"{name}.respond() gives behaviours up to {response.behaviours_UKB.max()}; give 0 or 1.",
     )
     _require(
         not (examined_UK[:, 1:] & ~examined_UK[:, :-1]).any(),
-        f"{name}.respond() gives examined_UK with an item examined after one that was not; users go through a session "
-        "from its beginning and stop once.",
+        f"{name}.respond() gives examined_UK with an item examined after one that was not; users go through a "
+        "session from its beginning and stop once.",
     )
     _require(
         not response.behaviours_UKB[~examined_UK].any(),
-        f"{name}.respond() gives behaviours on items that were not examined; a log must not say what users thought of "
-        "what they never saw.",
+        f"{name}.respond() gives behaviours on items that were not examined; a log must not "
+        "hold reactions to items that users never saw.",
     )
     _require(
         not watch_s_UK[~examined_UK].any(),
@@ -207,17 +207,17 @@ def _check_answers(name: str, response: Response) -> None:
     )
     _require(
         bool((response.left_U == ~examined_UK.all(axis=1)).all()),
-        f"{name}.respond() gives left_U that disagrees with examined_UK; it is true where an item was not examined.",
+        f"{name}.respond() gives left_U that disagrees with examined_UK; set it to true if an item was not examined.",
     )
     watched_s_U = watch_s_UK.sum(axis=1, dtype=np.float64)
     _require(
         bool((response.elapsed_s_U >= watched_s_U * (1 - 1e-5) - 1e-3).all()),
-        f"{name}.respond() gives elapsed_s_U shorter than the seconds watched; it runs from the login to the logout.",
+        f"{name}.respond() gives elapsed_s_U shorter than the seconds watched; measure it from login to logout.",
     )
 
 
 def _check_next(name: str, state: Any, next_state: Any, response: Response) -> None:
-    """The users at their next visit: one visit older, at the time of their return, and the same people."""
+    """Check users at their next visit: one visit older, at the time of their return, and otherwise the same."""
     _require(
         bool((next_state.visit_U == state.visit_U + 1).all()),
         f"{name}.respond() takes visit_U from {state.visit_U[0]} to {next_state.visit_U[0]}; add 1 per visit.",
@@ -230,31 +230,31 @@ def _check_next(name: str, state: Any, next_state: Any, response: Response) -> N
         f"{name}.respond() moves the clock by {passed_s_U[late_U.argmax()]:.3f} s, elapsed_s_U + return_gap_s_U "
         f"is {expected_s_U[late_U.argmax()]:.3f} s; set time_s_U to the time of the return.",
     )
-    _require(bool((passed_s_U > 0).all()), f"{name}.respond() leaves the clock where it was; a visit takes time.")
+    _require(bool((passed_s_U > 0).all()), f"{name}.respond() leaves the clock unchanged; a visit takes time.")
     for key in ("seed_U", "profile_UF"):
         _require(
             bool((getattr(next_state, key) == getattr(state, key)).all()),
-            f"{name}.respond() changed {key} of the users; a user keeps theirs for good.",
+            f"{name}.respond() changed {key} of the users; it must stay constant for a user.",
         )
 
 
 def _check_alone(
     simulator: UserSimulator, name: str, state: Any, slates_UK: NDArray, response: Response, next_state: Any
 ) -> None:
-    """A user answers the same, bit by bit, whoever else is asked."""
+    """Check that a user's responses are the same, bit by bit, whoever else is asked."""
     batches = {"alone": np.array([NUM_USERS // 2]), "in another order": np.random.default_rng(0).permutation(NUM_USERS)}
     for how, rows in batches.items():
         part, part_next = simulator.respond(take_users(state, rows), slates_UK[rows])
         other = _different(take_users(response, rows), part) or _different(take_users(next_state, rows), part_next)
         _require(
             not other,
-            f"{name}.respond() gave users asked {how} other {other}; let a user's row depend on that user alone, and "
+            f"{name}.respond() gave users asked {how} other {other}; let a user's row depend only on that user, and "
             "mind that matrix products round differently in other shapes (np.einsum and np.vecdot do not).",
         )
 
 
 def _check_slates(simulator: UserSimulator, name: str, state: Any) -> None:
-    """Faults of a recommender are refused, and what the environments allow is answered."""
+    """Check that faulty sessions are refused, and that everything environments allow is answered."""
     num_items = simulator.catalog.num_items
     item_U = np.zeros((NUM_USERS, 1), np.int64)
     faults = {
@@ -278,7 +278,7 @@ def _check_slates(simulator: UserSimulator, name: str, state: Any) -> None:
 
 
 def _outcome(simulator: UserSimulator, state: Any, slates_UK: NDArray) -> Any:
-    """What respond() returns or raises."""
+    """Return value or exception of respond()."""
     try:
         return simulator.respond(state, slates_UK)[0]
     except Exception as error:
@@ -286,7 +286,7 @@ def _outcome(simulator: UserSimulator, state: Any, slates_UK: NDArray) -> Any:
 
 
 def _check_interests(simulator: Any, name: str, state: Any) -> None:
-    """The truth that renderings show, which a simulator may tell."""
+    """Check the true interests that renderings show, if the simulator offers them."""
     kept = copy.deepcopy(state)
     told = simulator.interests(state)
     _require(not _different(kept, state), f"{name}.interests() changed the state it was given; copy before writing.")
@@ -304,7 +304,7 @@ def _check_interests(simulator: Any, name: str, state: Any) -> None:
 
 
 def _check_shells(simulator: UserSimulator, name: str, session_length: int, seed: int) -> None:
-    """The environments around the simulator: Gymnasium's own checks, and many users at once against one by one."""
+    """Check the environments around the simulator: Gymnasium's own checks, and many users against single ones."""
 
     def single(render_mode: str | None = None) -> FeedEnv:
         return FeedEnv(simulator, session_length=session_length, history_length=7, horizon=3, render_mode=render_mode)
@@ -319,7 +319,7 @@ def _check_shells(simulator: UserSimulator, name: str, session_length: int, seed
 
 
 def _different(ours: Any, theirs: Any) -> str:
-    """Name of the first field in which two dataclasses of arrays differ, to the bit; "" if they are the same."""
+    """Name of the first field in which two dataclasses of arrays differ, to the bit; "" if they are equal."""
     for f in fields(ours):
         a, b = getattr(ours, f.name), getattr(theirs, f.name)
         if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():

@@ -1,6 +1,6 @@
-"""Conformance of a registered environment: Gymnasium's own checks, one user against many, large batches against small.
+"""Checks a registered environment: Gymnasium's own checks, one user against many, and large batches against small ones.
 
-Users are compared to the bit. Vector environments are tried in all autoreset modes, through the ends of episodes.
+Users are compared to the bit. Vector environments are tried in all autoreset modes, across the ends of episodes.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ Vector = Callable[[int, AutoresetMode], VectorEnv]
 NUM_SLOTS = 4
 NUM_STEPS = 8
 BATCHES = (1, 7, 64)
-"""Numbers of users served at once; whoever is in all of them must fare alike."""
+"""Numbers of users served at once; a user who is in all of them must get the same results."""
 
 
 def check_environment(env_id: str, *, seed: int = 0, **kwargs: Any) -> None:
-    """Test that what is registered under an id can be relied on, one user at a time and many at once.
+    """Test that the environment of an id keeps the rules, with one user at a time and with many at once.
 
     Args:
-        env_id: a registered id, or ``"module:id"`` where the module registers it.
-        seed: of the users and of what they are served.
-        **kwargs: keywords of the environment in place of the id's defaults.
+        env_id: a registered id, or ``"module:id"`` if the module registers it.
+        seed: for the users and their sessions.
+        **kwargs: keywords of the environment that replace the id's defaults.
 
     Raises:
         ValueError: there is no such id, it has no vector environment, or it breaks a rule; the message names the rule.
     """
     module, _, plain_id = env_id.rpartition(":")
     if module:
-        load(f"{module}:__name__")  # imports what registers the id, from the current folder too
+        load(f"{module}:__name__")  # imports the module that registers the id, also from the current folder
     try:
         spec = gym.spec(plain_id)
     except gym.error.Error as error:
         remedy = "Name the module that registers it: 'module:id'."
         if module:
-            remedy = f"{module} was imported and does not register {plain_id}; look at its feedgym.register()."
+            remedy = f"{module} was imported but does not register {plain_id}; look at its feedgym.register()."
         raise ValueError(f"Cannot find {env_id}: {error} {remedy}") from error
     if spec.vector_entry_point is None:
         raise ValueError(f"{env_id} has no vector_entry_point; register it by feedgym.register.")
@@ -61,13 +61,13 @@ def check_environment(env_id: str, *, seed: int = 0, **kwargs: Any) -> None:
 
 
 def check_shells(name: str, single: Callable[[], gym.Env], vector: Vector, *, seed: int) -> None:
-    """The checks themselves.
+    """Run the checks.
 
     Args:
         name: for messages.
         single: makes an environment of one user, with a spec, so that its render modes can be tried.
         vector: makes one of many users in an autoreset mode.
-        seed: of the users and of what they are served.
+        seed: for the users and their sessions.
 
     Raises:
         ValueError: a rule is broken.
@@ -85,15 +85,15 @@ def check_shells(name: str, single: Callable[[], gym.Env], vector: Vector, *, se
 
 
 def _check_against_singles(name: str, singles: list[gym.Env], many: VectorEnv, mode: AutoresetMode, seed: int) -> None:
-    """The native vector environment and Gymnasium's vector of single ones say the same all the time."""
+    """Check that the native vector environment always equals Gymnasium's vector of single ones."""
     apart = SyncVectorEnv([partial(_itself, env) for env in singles], autoreset_mode=mode)
     many.action_space.seed(seed)
 
     def compare(ours: Any, theirs: Any) -> None:
         if not all(data_equivalence(x, y, exact=True) for x, y in zip(ours, theirs, strict=True)):
             raise ValueError(
-                f"The vector environment of {name} answers otherwise than single environments in autoreset mode "
-                f"{mode.value}; let a user's answers depend on their own seed, visit and session alone."
+                f"The vector environment of {name} differs from single environments in autoreset mode "
+                f"{mode.value}; let a user's responses depend only on their own seed, visit and session."
             )
 
     compare(many.reset(seed=seed), apart.reset(seed=seed))
@@ -102,7 +102,7 @@ def _check_against_singles(name: str, singles: list[gym.Env], many: VectorEnv, m
         ours = many.step(actions)
         compare(ours, apart.step(actions))
         if not many.observation_space.contains(ours[0]):
-            raise ValueError(f"The observations of {name} lie outside their space; see what its simulator returns.")
+            raise ValueError(f"The observations of {name} are outside their space; look at what its simulator returns.")
         over_U = ours[2] | ours[3]
         if mode is AutoresetMode.DISABLED and over_U.any():
             compare(*(env.reset(options={"reset_mask": over_U.copy()}) for env in (many, apart)))
@@ -113,7 +113,7 @@ def _itself(env: gym.Env) -> gym.Env:
 
 
 def _check_batches(name: str, vector: Vector, seed: int) -> None:
-    """A user fares alike whether alone, among few or among many."""
+    """Check that a user gets the same results alone, among few and among many."""
     feeds = [vector(size, AutoresetMode.SAME_STEP) for size in BATCHES]
     feeds[-1].action_space.seed(seed)
 
@@ -121,7 +121,7 @@ def _check_batches(name: str, vector: Vector, seed: int) -> None:
         for size, result in zip(BATCHES[:-1], results, strict=False):
             if not data_equivalence(result, _rows(results[-1], slice(size)), exact=True):
                 raise ValueError(
-                    f"Users of {name} fare otherwise among {size} users than among {BATCHES[-1]}; mind that matrix "
+                    f"Users of {name} get other results among {size} users than among {BATCHES[-1]}; mind that matrix "
                     "products round differently in other shapes (np.einsum and np.vecdot do not)."
                 )
 

@@ -1,7 +1,7 @@
-"""Conformance of a simulator's randomness: with another seed a user has another day, and remains the same person.
+"""Checks a simulator's randomness: another seed changes a user's responses, but not the user.
 
-Judges (:func:`feedgym.envs.truth.true_value`) replace ``seed_U`` to draw fresh luck. That is right if what happens is a
-function of seed, visit and position, and who the user is lies in the other columns of the state.
+Judges (:func:`feedgym.envs.truth.true_value`) replace ``seed_U`` to draw new random numbers. That is right if events
+depend on seed, visit and position, and everything that defines the user is in the other columns of the state.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from feedgym.protocols import Response, UserSimulator, cat_users, take_users
 
 NUM_USERS = 48
 NUM_SEEDS = 8
-"""Seeds that all users are asked under, one after another."""
+"""Number of seeds that all users are asked under, one after another."""
 NUM_VISITS = 64
-"""Visits of every user, under their own seed and under fresh ones."""
+"""Visits of every user, under their own seed and under new ones."""
 BLOCK_ROWS = 1024
 CHANCE = 1e-8
-"""A rule counts as broken where luck alone would look so in fewer than this share of all checks."""
+"""A rule counts as broken if chance alone would look like this in fewer than this share of all checks."""
 
 
 def check_luck(simulator: UserSimulator, name: str, *, session_length: int, seed: int) -> None:
-    """Ask users under their own, under others' and under fresh seeds.
+    """Ask users under their own, under others' and under new seeds.
 
     Args:
-        simulator: keeps the other promises of its protocol already.
+        simulator: must already keep the other rules of its protocol.
         name: for messages.
         session_length: K of the session that all are served.
-        seed: of the users and of what they are served.
+        seed: for the users and their sessions.
 
     Raises:
-        ValueError: seeds do not give luck, or decide who the users are.
+        ValueError: seeds do not decide the randomness, or they decide who the users are.
     """
     rng = np.random.default_rng(seed)
     num_items = simulator.catalog.num_items
@@ -48,15 +48,15 @@ def check_luck(simulator: UserSimulator, name: str, *, session_length: int, seed
 
 
 def _check_seeds_and_states(simulator: UserSimulator, name: str, state: Any, slate_K: NDArray, seed: int) -> None:
-    """The seed matters to every answer's luck, and the rest of the state to the answer."""
+    """Check that responses depend on the seed, and also on the rest of the state."""
     asked = take_users(state, np.repeat(np.arange(NUM_USERS), NUM_SEEDS))
     seeds_S = user_seeds(NUM_SEEDS, seed, "check seeds")
     answers_US = _codes(_ask(simulator, replace(asked, seed_U=np.tile(seeds_S, NUM_USERS)), slate_K))
     answers_US = answers_US.reshape(NUM_USERS, NUM_SEEDS)
     if (answers_US == answers_US[:, :1]).all():
         raise ValueError(
-            f"{name}.respond() answers the same whatever seed_U is; draw what happens from seed_U and visit_U "
-            "(feedgym.envs.luck.stream), since judges replace seed_U to draw fresh luck."
+            f"{name}.respond() answers the same for every seed_U; draw random events from seed_U and visit_U "
+            "(feedgym.envs.luck.stream), since judges replace seed_U to draw new random numbers."
         )
     if (answers_US == answers_US[:1]).all():
         raise ValueError(
@@ -66,11 +66,11 @@ def _check_seeds_and_states(simulator: UserSimulator, name: str, state: Any, sla
 
 
 def _check_same_person(simulator: UserSimulator, name: str, state: Any, slate_K: NDArray, seed: int) -> None:
-    """Under their own seed users answer as they do under fresh ones, over many visits.
+    """Check that over many visits users respond under their own seed as they do under new ones.
 
-    Given the rest of the state and the visit, both answers are draws of one distribution, so that their differences d
-    have no preferred sign: (sum d)^2 / sum d^2 over a user's visits has mean 1 and tails below a chi-square's. It grows
-    with the number of visits where the seed makes the user.
+    Given the rest of the state and the visit, both responses are draws of one distribution, so that their differences d
+    have no preferred sign. Then (sum d)^2 / sum d^2 over a user's visits has mean 1 and tails below those of a
+    chi-square. If the seed defines the user, it grows with the number of visits.
     """
     asked = take_users(state, np.repeat(np.arange(NUM_USERS), NUM_VISITS))
     asked = replace(asked, visit_U=np.tile(np.arange(NUM_VISITS), NUM_USERS))
@@ -83,15 +83,15 @@ def _check_same_person(simulator: UserSimulator, name: str, state: Any, slate_K:
         drift = (apart_UV.sum(axis=1)[differs_U] ** 2 / square_U[differs_U]).sum()
         if differs_U.any() and chdtrc(differs_U.sum(), drift) < CHANCE:
             raise ValueError(
-                f"{name}.respond() makes users other people when seed_U is replaced, as judges do to draw fresh luck: "
+                f"{name}.respond() makes users other people when seed_U is replaced, as judges do for new randomness: "
                 f"over {NUM_VISITS} visits their {what} differs from that under their own seed. Keep what makes users "
-                "differ in columns of the state, drawn in reset() (feedgym.envs.luck.traits); draw from seed_U in "
-                "respond() only what happens in a visit (luck.stream(seed_U, visit_U))."
+                "differ in columns of the state, drawn in reset() (feedgym.envs.luck.traits); use seed_U in "
+                "respond() only for the events of a visit (luck.stream(seed_U, visit_U))."
             )
 
 
 def _ask(simulator: UserSimulator, users: Any, slate_K: NDArray) -> Response:
-    """The answers of users who are all served one session."""
+    """Responses of users who are all served the same session."""
     rows = np.arange(len(users.seed_U))
     blocks = [rows[start : start + BLOCK_ROWS] for start in range(0, len(rows), BLOCK_ROWS)]
     return cat_users(
@@ -100,14 +100,14 @@ def _ask(simulator: UserSimulator, users: Any, slate_K: NDArray) -> Response:
 
 
 def _codes(response: Response) -> NDArray[np.int64]:
-    """A number for each different answer."""
+    """A number for each different response."""
     columns = [getattr(response, f.name).astype(np.float64) for f in fields(Response)]
     table = np.concatenate([column.reshape(len(column), -1) for column in columns], axis=1)
     return np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _figures(response: Response) -> dict[str, NDArray[np.float64]]:
-    """What users are told apart by, [U] each."""
+    """Figures by which users are distinguished, [U] each."""
     watch_KU, feedback_KU = np.log1p(response.watch_s_UK.T.astype(np.float64)), response.behaviours_UKB.sum(axis=2).T
     figures = {
         "number of examined items": response.examined_UK.sum(axis=1),

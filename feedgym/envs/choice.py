@@ -1,17 +1,17 @@
-"""Choice models: which item of a slate users take, if any, given what they think of each.
+"""Choice models: probabilities that users take each item of a slate, or none, given the items' scores.
 
-A model turns scores [..., K] into the probabilities of the K positions; what they leave of 1 is the probability of
-taking nothing. :func:`choose` draws from them by one uniform number per user, so that the same luck meets the same
-numbers whatever the model. The four named models are those of RecSim (Ie et al., arXiv:1909.04847, section 4.2, and
+A model turns scores [..., K] into the probabilities of the K positions; the rest up to 1 is the probability of taking
+nothing. :func:`choose` draws from them with one uniform number per user, so that all models use the same random
+numbers. The four named models are those of RecSim (Ie et al., arXiv:1909.04847, section 4.2, and
 ``recsim/choice_model.py``); any simulator can use them, and any other probabilities with :func:`choose`.
 
 - multinomial logit, conditional on a slate: p(k) = exp(s_k) / (exp(s_0) + sum exp(s_j))
 - multinomial proportional: p(k) = (s_k - m) / ((s_0 - m) + sum (s_j - m)), where m is the least score
-- cascades: items are met in order, each clicked with chance attention * scaling * exp(s_k), or (s_k - m), and the first
-  click ends the slate
+- cascades: items are seen in order, each clicked with chance attention * scaling * exp(s_k), or (s_k - m) instead of
+  exp(s_k), and the first click ends the slate
 
-Deviations: a slate whose masses are all 0 is left alone (RecSim divides by 0), and RecSim's proportional cascade, whose
-check of the scores fails for two items or more, works.
+Deviations: from a slate whose masses are all 0 nothing is taken (RecSim divides by 0). The proportional cascade works
+here, while RecSim's check of the scores fails for two or more items.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from feedgym.data.events import BoolArray
 Probabilities = NDArray[np.float64]
 
 NOTHING = -1
-"""The position of those who take no item."""
+"""Position of users who take no item."""
 
 
 def choose(prob_UK: ArrayLike, uniform_U: ArrayLike) -> NDArray[np.int64]:
-    """The position that each user takes, by inversion: int64 [...], ``NOTHING`` with the probability that is left.
+    """Draws each user's position by inversion: int64 [...], ``NOTHING`` with the remaining probability.
 
     Args:
         prob_UK: probabilities of the K positions, [..., K], summing to at most 1.
@@ -40,7 +40,7 @@ def choose(prob_UK: ArrayLike, uniform_U: ArrayLike) -> NDArray[np.int64]:
 
 
 def met_in_cascade(position_U: NDArray[np.int64], session_length: int) -> BoolArray:
-    """Which items those saw who go through a slate until they take one: bool [..., K], a prefix of the slate."""
+    """Items seen by users who go through a slate until they take one: bool [..., K], a prefix of the slate."""
     last_U = np.where(position_U == NOTHING, session_length, position_U)
     return np.arange(session_length) <= last_U[..., None]
 
@@ -50,7 +50,7 @@ def multinomial(mass_UK: ArrayLike, null_mass: ArrayLike = 0.0) -> Probabilities
 
     Args:
         mass_UK: masses of the items [..., K], 0 or more.
-        null_mass: mass of taking nothing; a number, or one a user [...].
+        null_mass: mass of taking nothing; a number, or one per user [...].
 
     Raises:
         ValueError: a mass is negative.
@@ -58,22 +58,22 @@ def multinomial(mass_UK: ArrayLike, null_mass: ArrayLike = 0.0) -> Probabilities
     mass_UK, null_mass = np.asarray(mass_UK, np.float64), np.asarray(null_mass, np.float64)
     least = min(mass_UK.min(initial=0), null_mass.min(initial=0))
     if least < 0:
-        raise ValueError(f"A mass of {least:.3g} is no part of a probability; lower min_normalizer to the least score.")
+        raise ValueError(f"A mass of {least:.3g} is negative; lower min_normalizer to the least score.")
     total_U = mass_UK.sum(axis=-1) + null_mass
     return mass_UK / np.where(total_U > 0, total_U, 1)[..., None]
 
 
 def multinomial_logit(score_UK: ArrayLike, null_score: ArrayLike = -np.inf) -> Probabilities:
-    """p(k) in proportion to exp(score); nothing to exp(``null_score``), a number or one a user [...]."""
+    """p(k) in proportion to exp(score); for nothing to exp(``null_score``), a number or one per user [...]."""
     score_UK, null_score = np.asarray(score_UK, np.float64), np.asarray(null_score, np.float64)
-    top_U = np.maximum(score_UK.max(axis=-1), null_score)  # overflows nowhere
+    top_U = np.maximum(score_UK.max(axis=-1), null_score)  # prevents overflow
     return multinomial(np.exp(score_UK - top_U[..., None]), np.exp(null_score - top_U))
 
 
 def multinomial_proportional(
     score_UK: ArrayLike, null_score: ArrayLike = 0.0, min_normalizer: float = 0.0
 ) -> Probabilities:
-    """p(k) in proportion to score - ``min_normalizer``; nothing to ``null_score`` - ``min_normalizer``.
+    """p(k) in proportion to score - ``min_normalizer``; for nothing to ``null_score`` - ``min_normalizer``.
 
     Raises:
         ValueError: a score is below ``min_normalizer``.
@@ -82,10 +82,10 @@ def multinomial_proportional(
 
 
 def cascade(click_UK: ArrayLike) -> Probabilities:
-    """The first click of those who go through a slate and click each item with its chance.
+    """Probabilities of the first click of users who go through a slate and click each item with its chance.
 
     Args:
-        click_UK: chance of a click on an item that is met, [..., K].
+        click_UK: chance of a click on an item that is seen, [..., K].
 
     Raises:
         ValueError: a chance is outside 0..1.
@@ -94,7 +94,7 @@ def cascade(click_UK: ArrayLike) -> Probabilities:
     low, high = click_UK.min(initial=0), click_UK.max(initial=0)
     if low < 0 or high > 1:
         wrong = low if low < 0 else high
-        raise ValueError(f"{wrong:.3g} is no chance of a click; lower score_scaling, or min_normalizer if negative.")
+        raise ValueError(f"{wrong:.3g} is not a chance of a click; lower score_scaling, or min_normalizer if negative.")
     still_UK = np.cumprod(1 - click_UK, axis=-1)
     before_UK = np.concatenate([np.ones_like(still_UK[..., :1]), still_UK[..., :-1]], axis=-1)
     return before_UK * click_UK

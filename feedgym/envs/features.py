@@ -1,6 +1,6 @@
-"""What the wrappers compute, as functions of batches: a feed's observations as vectors, points as the items near them.
+"""Computations of the wrappers as functions of batches: observations as vectors, points as the items near them.
 
-They read observations and the catalogue, which recommenders may know, and nothing of the users' state.
+They read only observations and the catalogue, which recommenders may know, and never the users' state.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics.
 """
@@ -19,7 +19,7 @@ from feedgym.envs.history import Observation
 from feedgym.protocols import too_few
 
 BLOCK_CELLS = 2**22
-"""Distances between points and items held at a time; keeps memory low. Answers do not depend on it."""
+"""Distances between points and items held at a time; keeps memory low. Results do not depend on it."""
 
 DAY_HOURS = 24.0
 
@@ -33,21 +33,21 @@ def compact_state(
     half_life: float,
     satiation_hours: float,
 ) -> FloatArray:
-    """What is known of users as one vector each.
+    """Turns the observations of users into one vector each.
 
-    In this order: the profile, one-hot · content of what was watched, and of what was liked, followed, commented,
-    forwarded or viewed long, each a mean weighted by recency (and by the share watched) · rates of the B behaviours and
-    the share watched, weighted by recency · how often each topic came up lately, x / (1 + x) of a count that decays
-    with time · sine and cosine of the time of day, how recent the last item is, how full the history window is · the
-    day of the week, one-hot, where it is told. Of a session under construction also: its mean content, the shares of
-    its topics, and how much of it there is.
+    In this order: the profile, one-hot · mean content of watched items, and of items that were liked, followed,
+    commented, forwarded or viewed long, weighted by recency (and by the share watched) · rates of the B behaviours and
+    the share watched, weighted by recency · recent frequency of each topic, x / (1 + x) of a count that decays with
+    time · sine and cosine of the time of day, recency of the last item, fill of the history window · the day of the
+    week, one-hot, if observed. For a session under construction also: its mean content, the shares of its topics, and
+    the share of it that is filled.
 
     Args:
-        observation: of U users, with :class:`ItemByItem`'s keys or without.
+        observation: observations of U users, with :class:`ItemByItem`'s keys or without.
         points_IE: contents of the items within [-1, 1]; see :func:`item_points`.
         topic_I: topics of the items, -1 where unknown.
         profile_sizes: cardinalities of the profile fields.
-        half_life: number of events after which one counts half.
+        half_life: number of later events after which an event counts half.
         satiation_hours: hours after which the count of a topic decays to 1/e.
 
     Returns:
@@ -93,7 +93,7 @@ def _slate_columns(slate_UK: IntArray, points_IE: FloatArray, topic_I: IntArray)
 
 
 def _mean_point(points_IE: FloatArray, items_UT: IntArray, weight_UT: FloatArray) -> FloatArray:
-    """Weighted means of the points of items, 0 without weight; a sparse product needs no [U, T, E] array."""
+    """Weighted means of items' points, 0 without weight; a sparse product avoids a [U, T, E] array."""
     num_users, length = items_UT.shape
     rows_U1 = np.arange(num_users + 1) * length
     weights = sparse.csr_array((weight_UT.ravel(), items_UT.ravel(), rows_U1), shape=(num_users, len(points_IE)))
@@ -101,7 +101,7 @@ def _mean_point(points_IE: FloatArray, items_UT: IntArray, weight_UT: FloatArray
 
 
 def _topic_counts(topic_I: IntArray, items_UT: IntArray, weight_UT: NDArray) -> NDArray[np.float64]:
-    """Sums of weights by topic [U, M]; unknown topics count nowhere."""
+    """Sums of weights by topic [U, M]; unknown topics are not counted."""
     num_users, num_topics = len(items_UT), int(topic_I.max(initial=-1)) + 1
     cell_UT = (topic_I[items_UT] + 1) + (num_topics + 1) * np.arange(num_users)[:, None]
     count = np.bincount(cell_UT.ravel(), weight_UT.ravel().astype(np.float64), num_users * (num_topics + 1))
@@ -109,16 +109,17 @@ def _topic_counts(topic_I: IntArray, items_UT: IntArray, weight_UT: NDArray) -> 
 
 
 def _positive(total_U: FloatArray) -> FloatArray:
-    """Divisors: sums of no weight at all become 1."""
+    """Divisors: sums of 0 become 1."""
     return np.where(total_U > 0, total_U, 1).astype(total_U.dtype)
 
 
 def item_points(catalog: Catalog, width: int | None = None) -> NDArray[np.float64]:
-    """Where the items lie in the box [-1, 1]: their contents, centred and scaled by the largest entry of each axis.
+    """Points of the items in the box [-1, 1]: their contents, centred and scaled by the largest entry of each axis.
 
     Args:
         catalog: the items.
-        width: principal components of the content to keep, whose axes are then rotated; all axes as they are if None.
+        width: number of principal components of the content to keep, which rotates the axes; None keeps all axes
+            unrotated.
 
     Returns:
         float64 [I, width or E].
@@ -142,15 +143,15 @@ def nearest_items(
     proto_UKE: NDArray[np.floating],
     allowed: Callable[[slice], BoolArray] | None = None,
 ) -> NDArray[np.int64]:
-    """For each place of a session the item nearest to a point, of those that may be served and are not before it.
+    """For each place of a session, the nearest item to its point among allowed items that are not placed before.
 
     Wolpertinger's step from a continuous proto-action to a discrete one (Dulac-Arnold et al., arXiv:1512.07679, eq. 4,
-    k = 1), place by place. Choosing by a critic among k > 1 candidates is a matter of the agent.
+    k = 1), place by place. Choosing among k > 1 candidates by a critic is left to the agent.
 
     Args:
-        points_IE: where the items lie.
+        points_IE: points of the items.
         proto_UKE: U sessions of K points.
-        allowed: what may be served to some of the users, bool [their number, I]; all items if None.
+        allowed: items that may be served to some of the users, bool [their number, I]; all items if None.
 
     Returns:
         int64 item ids [U, K].
@@ -158,7 +159,7 @@ def nearest_items(
     Raises:
         ValueError: fewer than K items are allowed.
     """
-    # -|a - z|^2 without |a|^2, which all items share, as one product.
+    # -|a - z|^2 without |a|^2, which is equal for all items, as one product.
     target_FI = np.vstack([2 * points_IE.T, -(points_IE**2).sum(axis=1)])
     num_users, length, _ = proto_UKE.shape
     proto_UKF = np.concatenate([proto_UKE, np.ones((num_users, length, 1))], axis=2)

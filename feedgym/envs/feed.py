@@ -1,11 +1,11 @@
-"""The Gymnasium shells over any user simulator: one user (:class:`FeedEnv`) or many at once (:class:`FeedVectorEnv`).
+"""Gymnasium environments over any user simulator: one user (:class:`FeedEnv`) or many at once (:class:`FeedVectorEnv`).
 
-A step is a visit here; :mod:`feedgym.envs.levels` has the shells in which it is a request, a page or a return. Nothing
-of the simulator's hidden state reaches observations or infos.
+A step is a visit here; in the environments of :mod:`feedgym.envs.levels` it is a request, a page or a return. The
+simulator's hidden state never reaches observations or infos.
 
-Slots and users: a slot's first user has the slot's seed, and the users after it have seeds derived from that one by
-their number (:func:`feedgym.envs.luck.derive`). So the vector environment equals single environments user by user,
-through resets too.
+A slot's first user has the slot's seed; later users have seeds derived from it by their number
+(:func:`feedgym.envs.luck.derive`). So the vector environment equals single environments user by user, also across
+resets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from feedgym.data.events import BoolArray, FloatArray, IntArray
 from feedgym.envs import luck
-from feedgym.envs.history import MAX_GAP_S as MAX_GAP_S  # these three are found here as well
+from feedgym.envs.history import MAX_GAP_S as MAX_GAP_S  # these three are also available here
 from feedgym.envs.history import History, Observation, first_history, has_arrivals, observation_space
 from feedgym.envs.history import event_batch as event_batch
 from feedgym.envs.history import event_times_s as event_times_s
@@ -39,39 +39,37 @@ from feedgym.protocols import Response, UserSimulator, load, put_users, take_use
 
 SHORT_VIDEO = "feedgym.envs.short_video:ShortVideo"
 NEXT_USER = 0x6E657874
-"""Salt of the seeds of a slot's later users."""
+"""Salt for the seeds of a slot's later users."""
 
 POPULATIONS = ("train", "test")
 TEST_POPULATION = 0x74657374
-"""Salt of the seeds of the test users, whom no training meets."""
+"""Salt for the seeds of the test users, who never appear in training."""
 
 
 def make_simulator(
     simulator: UserSimulator | str = SHORT_VIDEO, *, trust: bool = False, **kwargs: Any
 ) -> UserSimulator:
-    """The simulator that an object or an import path names.
+    """Make a simulator from an object or an import path.
 
     Args:
-        simulator: an object, or a name of :mod:`feedgym.plugins`, the import path of an object, a class or a function
-            that makes one, or the folder of a simulator that was fitted to a log.
-        trust: import what such a folder names, though it is none of feedgym's (:mod:`feedgym.trust`).
-        **kwargs: given to the class or function; they are the config's fields where it takes a dataclass ``config``.
+        simulator: an object; a name from :mod:`feedgym.plugins`; the import path of an object, or of a class or
+            function that makes one; or the folder of a simulator that was fitted to a log.
+        trust: import classes that such a folder names even if they are not feedgym's (:mod:`feedgym.trust`).
+        **kwargs: given to the class or function; if it takes a dataclass ``config``, they are its fields.
 
     Raises:
-        ValueError: the path leads nowhere, or keywords were given for an object that is already made.
+        ValueError: the path leads nowhere, or keywords were given for an existing object.
     """
     target: Any
     if isinstance(simulator, str) and is_folder("simulator", simulator):
-        from feedgym.envs.learned import LearnedSimulator  # imports torch, which other users need not wait for
+        from feedgym.envs.learned import LearnedSimulator  # imports torch, which other simulators do not need
 
         target = LearnedSimulator.load(simulator, trust=trust)
     else:
         target = made("simulator", simulator)
     if not callable(target):
         if kwargs:
-            raise ValueError(
-                f"{sorted(kwargs)} cannot be set on a simulator already made; pass its import path instead."
-            )
+            raise ValueError(f"{sorted(kwargs)} cannot be set on an existing simulator; pass its import path instead.")
         return target
     config_type = _config_type(target)
     try:
@@ -82,12 +80,12 @@ def make_simulator(
 
 
 def judging(simulator: Any) -> UserSimulator:
-    """The simulator whose fresh users are none that it trains with; itself, where all fresh users are new people."""
+    """The simulator for judging: its fresh users never appear in training; itself if all fresh users are new people."""
     return simulator.judging() if hasattr(simulator, "judging") else simulator
 
 
 def _config_type(target: Any) -> type | None:
-    """The dataclass that the parameter ``config`` takes, if there is one."""
+    """The dataclass type of the parameter ``config``, if there is one."""
     hint = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target).get("config")
     options = (hint, *typing.get_args(hint))
     return next((option for option in options if isinstance(option, type) and is_dataclass(option)), None)
@@ -100,26 +98,26 @@ def _rendering() -> dict[str, Any]:
 class FeedVectorEnv(VectorEnv):
     """Many users at once, natively vectorised: :class:`FeedEnv` with a leading axis of slots.
 
-    ``info`` holds what a platform would measure, each key with its ``_key`` mask, as Gymnasium has it.
+    ``info`` holds what a platform would measure, each key with its ``_key`` mask, as in Gymnasium.
 
     Args:
         num_envs: number of slots, one user each at any time.
         simulator: an object or an import path; see :func:`make_simulator`.
         session_length: K.
-        history_length: T, examined events that are observed.
-        memory: items examined before these that are observed besides, so that agents can leave them out.
+        history_length: T, number of examined events that are observed.
+        memory: number of earlier examined items that are also observed, so that agents can avoid them.
         horizon: visits after which an episode is truncated.
-        warmup_visits: visits under the logging policy that users have paid when their episode begins.
-        reward: weights of the reward's components, or the import path of such; ``default_reward`` if None.
-        population: "train", or "test" for users whom no seed gives in the other.
-        weekday: observations tell the day of the week, so that a weekly rhythm can be seen.
-        autoreset_mode: Gymnasium's; how slots whose episode is over get their next user.
-        max_episode_steps: what ``gymnasium.make_vec`` passes on; the smaller of it and the horizon counts.
+        warmup_visits: visits that users made under the logging policy before their episode begins.
+        reward: weights of the reward's components, or their import path; ``default_reward`` if None.
+        population: "train", or "test" for users that no seed gives in "train".
+        weekday: include the day of the week in observations, so that agents can learn a weekly rhythm.
+        autoreset_mode: Gymnasium's mode, by which slots get their next user after an episode.
+        max_episode_steps: passed by ``gymnasium.make_vec``; the smaller of it and the horizon applies.
         render_mode: "ansi" for text, "rgb_array" for pictures; see :mod:`feedgym.envs.render`.
         **simulator_kwargs: given to the simulator, e.g. ``num_items=500``.
 
     Raises:
-        ValueError: a length is below 1, the simulator cannot be made, or population or render mode are unknown.
+        ValueError: a length is below 1, the simulator cannot be made, or the population or render mode is unknown.
     """
 
     default_reward: ClassVar[RewardWeights] = RewardWeights()
@@ -148,7 +146,7 @@ class FeedVectorEnv(VectorEnv):
             if value < 1:
                 raise ValueError(f"{name}={value} is below 1; give 1 or more.")
         if memory < 0:
-            raise ValueError(f"memory={memory} is below 0; give 0 for the history alone.")
+            raise ValueError(f"memory={memory} is below 0; give 0 for only the history.")
         if warmup_visits < 0:
             raise ValueError(f"warmup_visits={warmup_visits} is below 0; give 0 for users without a past.")
         if population not in POPULATIONS:
@@ -162,7 +160,7 @@ class FeedVectorEnv(VectorEnv):
         self.session_length, self.warmup_visits = session_length, warmup_visits
         self.reward = (load(reward) if isinstance(reward, str) else reward) or self.default_reward
         if not isinstance(self.reward, RewardWeights):
-            raise ValueError(f"reward={reward!r} is no RewardWeights; give one, or the import path of one.")
+            raise ValueError(f"reward={reward!r} is not a RewardWeights; give one, or the import path of one.")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = _rendering() | {"autoreset_mode": self.autoreset_mode}
         self.render_mode = render_mode
@@ -191,13 +189,13 @@ class FeedVectorEnv(VectorEnv):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """New users in all slots, or in those of ``options["reset_mask"]``.
+        """Start new users in all slots, or in those of ``options["reset_mask"]``.
 
         Args:
-            seed: slot i gets the user of seed + i; or one seed (or None) per slot. So of N slots, seeds s and s + 1
-                share N - 1 users: take seeds N apart, and another ``population`` for tests. Without a seed a slot goes
-                on to its next user, and a slot that never had a seed draws one from ``np_random``.
-            options: ``reset_mask``, bool [num_envs], leaves the other slots as they are.
+            seed: slot i gets the user of seed + i; or give one seed (or None) per slot. With N slots, seeds s and s + 1
+                share N - 1 users, so take seeds N apart, and another ``population`` for tests. Without a seed a slot
+                takes its next user; a slot that never had a seed draws one from ``np_random``.
+            options: ``reset_mask``, bool [num_envs]; the other slots stay as they are.
 
         Raises:
             ValueError: seeds or mask do not fit the slots.
@@ -211,13 +209,14 @@ class FeedVectorEnv(VectorEnv):
     def step(self, actions: IntArray) -> tuple[Observation, NDArray[np.float64], BoolArray, BoolArray, dict[str, Any]]:
         """One step of every user whose episode goes on.
 
-        In ``NEXT_STEP`` mode, slots whose episode ended at the last step get their next user; their actions are unread.
+        In ``NEXT_STEP`` mode, slots whose episode ended at the last step get their next user; their actions are
+        ignored.
 
         Args:
             actions: item ids [num_envs, K].
 
         Raises:
-            ValueError: the actions have another shape, are no integers, or hold an unknown item.
+            ValueError: the actions have another shape, are not integers, or hold an unknown item.
             ResetNeeded: before the first reset, or with a slot whose episode is over in ``DISABLED`` mode.
         """
         over_U = self._over_U
@@ -246,7 +245,7 @@ class FeedVectorEnv(VectorEnv):
         return self._observation(), reward_U, terminated_U, truncated_U, info
 
     def render(self) -> tuple[Any, ...] | None:
-        """The visits just paid, one per slot: strings, or pictures uint8 [H, W, 3] of one size; None without a mode.
+        """The last visits, one per slot: strings, or pictures uint8 [H, W, 3] of equal size; None without a mode.
 
         Raises:
             ResetNeeded: before the first reset.
@@ -271,17 +270,17 @@ class FeedVectorEnv(VectorEnv):
         if slates_UK.shape != self.action_space.shape:
             raise ValueError(f"Actions of shape {slates_UK.shape} do not fit; give item ids {self.action_space.shape}.")
         if not np.issubdtype(slates_UK.dtype, np.integer):
-            raise ValueError(f"Actions of dtype {slates_UK.dtype} are no item ids; give integers.")
+            raise ValueError(f"Actions of dtype {slates_UK.dtype} are not item ids; give integers.")
         num_items = self.simulator.catalog.num_items
         wrong_UK = ((slates_UK < 0) | (slates_UK >= num_items)) & acting_U[:, None]
         if wrong_UK.any():
             raise ValueError(
-                f"Item id {slates_UK[wrong_UK][0]} is outside 0..{num_items - 1}; serve ids of the catalogue only."
+                f"Item id {slates_UK[wrong_UK][0]} is outside 0..{num_items - 1}; serve only ids of the catalogue."
             )
         return slates_UK
 
     def _answer(self, slates_UK: IntArray, acting_U: BoolArray) -> Response:
-        """The answers of the acting slots' users, whose states and histories move on."""
+        """Responses of the acting slots' users; their states and histories are updated."""
         everyone = bool(acting_U.all())
         state = self._state if everyone else take_users(self._state, acting_U)
         history = self._history if everyone else take_users(self._history, acting_U)
@@ -293,12 +292,12 @@ class FeedVectorEnv(VectorEnv):
         return response
 
     def _ends(self, response: Response, acting_U: BoolArray) -> tuple[BoolArray, BoolArray]:
-        """Whether the acting users' episodes are terminated, and whether they are truncated."""
+        """Flags for terminated and for truncated episodes of the acting users."""
         visits_U = self._state.visit_U[acting_U] - self.warmup_visits
         return response.churned_U, visits_U >= self.horizon
 
     def _measured(self, response: Response) -> dict[str, Any]:
-        """What a platform would measure: the whole of a response and nothing of the state."""
+        """Everything that a platform would measure: all of a response and nothing of the state."""
         measured: dict[str, Any] = {"reward_components": reward_components(response)}
         return measured | {f.name.rsplit("_", 1)[0]: getattr(response, f.name) for f in fields(response)}
 
@@ -307,11 +306,11 @@ class FeedVectorEnv(VectorEnv):
         return weighted_sum(parts, self.reward)
 
     def _replace_finished(self, measured: dict[str, Any]) -> dict[str, Any]:
-        """SAME_STEP: the last observation and info of finished users go into the info, new users into their slots."""
+        """SAME_STEP: puts finished users' last observations and infos into the info, and new users into their slots."""
         over_U = self._over_U
         info = _masked(_rows(measured, ~over_U), ~over_U) if not over_U.all() else {}
         last = self._observation()
-        final_obs = np.full(self.num_envs, None, dtype=object)  # Gymnasium wants one unbatched observation per slot
+        final_obs = np.full(self.num_envs, None, dtype=object)  # Gymnasium expects one unbatched observation per slot
         for slot in np.flatnonzero(over_U):
             final_obs[slot] = {name: np.asarray(column[slot]) for name, column in last.items()}
         info |= {"final_obs": final_obs, "_final_obs": over_U.copy()}
@@ -320,7 +319,7 @@ class FeedVectorEnv(VectorEnv):
         return info
 
     def _seed_slots(self, seed: int | Sequence[int | None] | None, mask_U: BoolArray) -> None:
-        """Begin the slots of the mask anew where a seed is given or none ever was."""
+        """Restart the slots of the mask that get a seed or never had one."""
         if isinstance(seed, (int, np.integer)):
             seeds: list[int | None] = [int(seed) + slot for slot in range(self.num_envs)]
         else:
@@ -380,23 +379,23 @@ class FeedVectorEnv(VectorEnv):
         return observed | {"history_earlier": self._history.earlier(self.history_length)}
 
     def _now_s_U(self) -> NDArray[np.float64]:
-        """When the next request comes."""
+        """Time of the next request."""
         return self._state.time_s_U
 
 
 class FeedEnv(gym.Env):
-    """One user who visits again and again; a step is a visit, and an episode is the user's time with the feed.
+    """One user who visits repeatedly; a step is a visit, and an episode is the user's time with the feed.
 
     A :class:`FeedVectorEnv` of one slot without its leading axis, which takes the same keywords.
 
     ### Action space
-    ``MultiDiscrete([I] * K)``: an ordered session of K item ids. An item may be in a session twice; the user answers
-    its second copy like any item already seen. Whether order matters is the simulator's matter: the short-video feed's
-    users go from the first item to the last until they have had enough.
+    ``MultiDiscrete([I] * K)``: an ordered session of K item ids. A session may hold an item twice; the user treats the
+    second copy like any item already seen. The simulator decides if order matters: users of the short-video feed go
+    from the first item to the last until they have had enough.
 
     ### Observation space
-    A ``Dict``; what a platform knows at a request, and nothing of the user's state of mind. The T last items that the
-    user reached come oldest first, with zeros after them while there are fewer.
+    A ``Dict`` of what a platform knows at a request; the user's state of mind stays hidden. The last T items that the
+    user reached come oldest first, padded with zeros if there are fewer.
 
     | key | space | meaning |
     |---|---|---|
@@ -407,39 +406,40 @@ class FeedEnv(gym.Env):
     | ``history_gap_s`` | Box float32 [T] | seconds to the next item, or to the request after the last one |
     | ``history_mask`` | MultiBinary [T] | 1 where there is an item |
     | ``time_of_day`` | Box float32 [1] | hours, 0 to 24 |
-    | ``time_s`` | Box float64 [1] | the simulator's clock, seconds; only where items come and go |
+    | ``time_s`` | Box float64 [1] | the simulator's clock, seconds; only if items come and go |
     | ``weekday`` | MultiDiscrete [1] | day of the week, 0 on the clock's first day; only with ``weekday=True`` |
-    | ``history_earlier`` | Box int64 [J] | items before those T, oldest first, -1 after them; only with ``memory=J`` |
+    | ``history_earlier`` | Box int64 [J] | items before those T, oldest first, padded with -1; only with ``memory=J`` |
 
     ### Reward
-    What the visit was worth to the user: the weighted sum of the minutes watched, of the counts of the behaviours and
-    of 1 for a return within 24 hours, with the weights of :class:`feedgym.RewardWeights`.
+    The value of the visit to the user: the weighted sum of the minutes watched, the counts of the behaviours, and 1 for
+    a return within 24 hours, with the weights of :class:`feedgym.RewardWeights`.
 
     ### Starting state
-    A fresh user, drawn from the seed, before their first visit; after ``warmup_visits`` visits under the logging policy
-    if that is above 0. Without a seed a reset gives the next user. ``population="test"`` has other users than "train"
-    under every seed.
+    A fresh user, drawn from the seed, before their first visit, or after ``warmup_visits`` visits under the logging
+    policy. Without a seed a reset gives the next user. ``population="test"`` has other users than "train" under every
+    seed.
 
     ### Episode end
     Terminated when the user will never come back; truncated after ``horizon`` visits.
 
     ### Info
-    After a step what the platform measured: ``examined`` (bool [K], which items the user reached), ``watch_s`` (float32
-    [K]), ``behaviours`` (uint8 [K, 7]), ``elapsed_s``, ``left`` (before the end of the session), ``return_gap_s``
-    (seconds to the next visit), ``churned``, and ``reward_components``, the parts of the reward before weighting.
+    After a step, the platform's measurements: ``examined`` (bool [K], true for items that the user reached),
+    ``watch_s`` (float32 [K]), ``behaviours`` (uint8 [K, 7]), ``elapsed_s``, ``left`` (true if before the end of the
+    session), ``return_gap_s`` (seconds to the next visit), ``churned``, and ``reward_components``, the parts of the
+    reward before weighting.
 
     ### Arguments
     ``simulator`` (an import path or an object), ``session_length`` K, ``history_length`` T, ``memory`` J, ``horizon``,
     ``warmup_visits``, ``reward`` (weights, or their import path), ``population`` ("train" or "test"), ``weekday``,
-    ``render_mode``, and whatever the simulator takes, such as ``num_items``; see :class:`FeedVectorEnv`. Vector
-    environments take ``autoreset_mode`` too.
+    ``render_mode``, and all arguments of the simulator, such as ``num_items``; see :class:`FeedVectorEnv`. Vector
+    environments also take ``autoreset_mode``.
 
     ### References
-    The interface to slates is that of RecSim (Ie et al., arXiv:1909.04847), the feedback that of KuaiRand (Gao et al.,
+    The interface for slates follows RecSim (Ie et al., arXiv:1909.04847), the feedback KuaiRand (Gao et al.,
     arXiv:2208.08696).
 
     ### Version history
-    - v1: ``time_of_day`` and ``time_s`` have shape [1], which Stable-Baselines3 asks of every box.
+    - v1: ``time_of_day`` and ``time_s`` have shape [1], which Stable-Baselines3 requires of every box.
     - v0: first version; they had shape [].
     """
 
@@ -451,9 +451,9 @@ class FeedEnv(gym.Env):
             if name in kwargs:
                 raise ValueError(
                     f"{name}={kwargs[name]!r} is for vector environments (gymnasium.make_vec); leave it out here, "
-                    "where one user is served until the episode is over and reset() is called."
+                    "where one user is served until the episode ends and reset() is called."
                 )
-        self.metadata = _rendering()  # wrappers add modes of their own to it
+        self.metadata = _rendering()  # wrappers add their own modes to it
         self._feed = self.vector_env(1, simulator, autoreset_mode=AutoresetMode.DISABLED, **kwargs)
         self.observation_space = self._feed.single_observation_space
         self.action_space = self._feed.single_action_space
@@ -472,7 +472,7 @@ class FeedEnv(gym.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """The user of ``seed``, or the next user; see :meth:`FeedVectorEnv.reset`."""
+        """Start the user of ``seed``, or the next user; see :meth:`FeedVectorEnv.reset`."""
         super().reset(seed=seed)
         self._feed.np_random = self.np_random
         observation, _ = self._feed.reset(seed=None if seed is None else [seed])
@@ -491,7 +491,7 @@ class FeedEnv(gym.Env):
         return observed, float(reward_U[0]), bool(terminated_U[0]), bool(truncated_U[0]), _first_info(info)
 
     def render(self) -> Any:
-        """The visit just paid; see :meth:`FeedVectorEnv.render`."""
+        """The last visit; see :meth:`FeedVectorEnv.render`."""
         frames = self._feed.render()
         return None if frames is None else frames[0]
 
@@ -501,7 +501,7 @@ def _rows(measured: dict[str, Any], rows_U: BoolArray) -> dict[str, Any]:
 
 
 def _masked(measured: dict[str, Any], mask_U: BoolArray) -> dict[str, Any]:
-    """Gymnasium's vector info: columns over all slots, zero outside the mask, which is under ``_key``."""
+    """Gymnasium's vector info: columns over all slots, zero outside the mask, which is stored under ``_key``."""
     info: dict[str, Any] = {}
     for key, value in measured.items():
         if isinstance(value, dict):
@@ -518,7 +518,7 @@ def _first(observation: Observation) -> Observation:
 
 
 def _first_info(info: dict[str, Any]) -> dict[str, Any]:
-    """The info of slot 0 without masks; booleans as Python's, which Gymnasium's own vector environments batch."""
+    """The info of slot 0 without masks; with Python's booleans, which Gymnasium's own vector environments can batch."""
     first: dict[str, Any] = {}
     for key, value in info.items():
         if isinstance(value, dict):

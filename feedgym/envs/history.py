@@ -1,4 +1,4 @@
-"""What a platform knows of its users at a request: their last examined events and their profile, as observations."""
+"""Observations: what a platform knows about its users at a request, their last examined events and their profile."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     import torch
 
 MAX_TIME_S = 1e10
-"""Bound of the observed times, three centuries."""
+"""Bound of observed times, three centuries."""
 
 MAX_GAP_S = 1e9
-"""Bound of the observed gaps; a space with infinite bounds cannot be normalised."""
+"""Bound of observed gaps; a space with infinite bounds cannot be normalised."""
 
 Observation = dict[str, NDArray]
 
 
 def event_times_s(login_s_U: NDArray[np.float64], watch_s_UK: FloatArray) -> NDArray[np.float64]:
-    """When each item of a visit came on the screen: the login plus the seconds watched before it.
+    """Times at which the items of a visit appeared on the screen: the login plus the seconds watched before.
 
     Environments and logs both use this clock. Items the user never reached get the time at which the user left.
 
     Args:
-        login_s_U: when the visit began.
+        login_s_U: start of the visit.
         watch_s_UK: seconds watched.
 
     Returns:
@@ -45,19 +45,19 @@ def event_times_s(login_s_U: NDArray[np.float64], watch_s_UK: FloatArray) -> NDA
 
 
 def has_arrivals(simulator: Any) -> bool:
-    """Whether a simulator's items come and go, so that observations tell the time (its attribute ``has_arrivals``)."""
+    """True if a simulator's items come and go, so that observations hold the time (its attribute ``has_arrivals``)."""
     return bool(getattr(simulator, "has_arrivals", False))
 
 
 def first_history(simulator: Any, state: Any, length: int) -> History:
-    """What is known of fresh users: nothing, unless the simulator's ``known_history(state, length)`` tells."""
+    """The history of fresh users: empty, unless the simulator has ``known_history(state, length)``."""
     if hasattr(simulator, "known_history"):
         return simulator.known_history(state, length)
     return History.empty(len(state.seed_U), length)
 
 
 def event_batch(observation: Observation) -> EventBatch:
-    """An observation, of one user or batched, as the histories that recommenders take; dated if it tells the time."""
+    """Turns an observation, of one user or batched, into histories for recommenders; dated if it holds the time."""
     import torch
 
     columns = {name: np.asarray(column) for name, column in observation.items()}
@@ -90,7 +90,7 @@ class History:
         items_UT: int64 item ids.
         behaviours_UTB: int8, 0 or 1.
         watch_fraction_UT: float32 seconds watched over the duration, clipped.
-        time_s_UT: float64 when the item came on the screen.
+        time_s_UT: float64 time at which the item appeared on the screen, seconds.
         length_U: int64 number of real events.
     """
 
@@ -102,7 +102,7 @@ class History:
 
     @classmethod
     def empty(cls, num_users: int, length: int) -> History:
-        """Users of whom nothing is known."""
+        """Histories without events."""
         return cls(
             items_UT=np.zeros((num_users, length), np.int64),
             behaviours_UTB=np.zeros((num_users, length, len(BEHAVIOURS)), np.int8),
@@ -112,12 +112,12 @@ class History:
         )
 
     def after(self, login_s_U: NDArray, slates_UK: IntArray, response: Response, duration_s_I: FloatArray) -> History:
-        """The history with the examined items of one more visit; the input is not changed."""
+        """The history with the examined items of one more visit; the input stays unchanged."""
         num_users, length = self.items_UT.shape
         session_length = slates_UK.shape[1]
         total_U = self.length_U + response.examined_UK.sum(axis=1)
         length_U = np.minimum(total_U, length)
-        # Place j of the new history is event j + (total - length) of old history and visit laid end to end.
+        # Place j of the new history is event j + (total - length) of the old history followed by the visit.
         event_UT = np.arange(length) + (total_U - length_U)[:, None]
         visit_UT = np.minimum(length + event_UT - self.length_U[:, None], length + session_length - 1)
         source_UT = np.where(event_UT < self.length_U[:, None], event_UT, visit_UT)
@@ -169,7 +169,7 @@ class History:
         dated: bool = False,
         with_weekday: bool = False,
     ) -> Observation:
-        """What is known of the users at a request at ``now_s_U``; fresh arrays. Dated ones tell the time as well."""
+        """The observation at a request at ``now_s_U``, in new arrays. Dated ones also hold the time."""
         place_T = np.arange(self.items_UT.shape[1])
         next_s_UT = np.empty_like(self.time_s_UT)
         next_s_UT[:, :-1] = self.time_s_UT[:, 1:]
@@ -189,7 +189,7 @@ class History:
 
 
 def told_on_request(now_s_U: NDArray, *, dated: bool, with_weekday: bool) -> Observation:
-    """What observations tell of the time beyond its time of day, where they do."""
+    """Optional parts of observations about the time of the request, beyond the time of day."""
     told: Observation = {"time_s": np.asarray(now_s_U, np.float64)[:, None]} if dated else {}
     return told | {"weekday": weekday(now_s_U)[:, None]} if with_weekday else told
 
@@ -199,14 +199,14 @@ def observation_space(
 ) -> spaces.Dict:
     """The space of one user's observation; names and meanings are those of :class:`EventBatch`.
 
-    Where items come and go it has the second of the request on the simulator's clock too, ``time_s``, for
+    If items come and go, it also has the time of the request on the simulator's clock, ``time_s``, for
     :meth:`feedgym.data.events.Catalog.exists`.
 
     Args:
         simulator: the users.
         history_length: T.
-        with_weekday: it tells the day of the week.
-        memory: earlier items that it tells besides.
+        with_weekday: include the day of the week.
+        memory: number of earlier items to include.
     """
     shape = (history_length,)
     dated = {"time_s": spaces.Box(0, MAX_TIME_S, (1,), np.float64)} if has_arrivals(simulator) else {}

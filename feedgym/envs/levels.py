@@ -1,4 +1,4 @@
-"""The task levels of KuaiSim over any user simulator: what a step is, what it is worth and when an episode ends.
+"""KuaiSim's task levels over any user simulator; they define the step, its reward and the end of an episode.
 
 =========  ==============  ============================  =====================================
 level      a step          terminated                    truncated
@@ -10,13 +10,13 @@ retention  a whole visit   the user never comes back     after ``horizon_days`` 
 =========  ==============  ============================  =====================================
 
 The visit level is :mod:`feedgym.envs.feed`. All levels have the same observations and actions, so an agent of one level
-can be served at any other.
+can be used at any other.
 
 Deviations from KuaiSim (Zhao et al., arXiv:2309.12645): responses come from any simulator instead of one model trained
-on KuaiRand; whether users leave and when they return is the simulator's, not a temper budget's or a return-day model's;
-returning is rewarded within a window of hours, and gaps are in fractions of days.
+on KuaiRand. The simulator decides when users leave and return, not a temper budget or a model of return days. Returning
+is rewarded within a window of hours, and gaps are in fractions of days.
 
-Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` places of an episode's pages in one row.
+Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` places of an episode's pages in a single row.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from feedgym.envs.truth import RewardWeights
 from feedgym.protocols import Response, UserSimulator, cat_users, put_users, take_users
 
 FEEDBACK_ONLY = RewardWeights(return_24h=0.0)
-"""What happens on the screen counts, and the return does not."""
+"""Only events on the screen count, not the return."""
 
 NOTHING = RewardWeights(**{name: 0.0 for name in vars(RewardWeights())})
 """Nothing of the visit itself counts."""
 
 CAUSALITY_USERS = 64
-"""Users asked whether their answers depend on what comes later."""
+"""Number of users for which it is tested that responses do not depend on later items."""
 
 
 # ---------------------------------------------------------------- request
@@ -60,7 +60,7 @@ class RequestVectorEnv(FeedVectorEnv):
         **kwargs: Any,
     ) -> None:
         if "horizon" in kwargs:
-            raise ValueError(f"horizon={kwargs['horizon']} has no meaning for one request; leave it out.")
+            raise ValueError(f"horizon={kwargs['horizon']} has no effect on a single request; leave it out.")
         super().__init__(num_envs, simulator, horizon=1, warmup_visits=warmup_visits, **kwargs)
 
     def _ends(self, response: Response, acting_U: BoolArray) -> tuple[BoolArray, BoolArray]:
@@ -74,18 +74,18 @@ class RequestEnv(FeedEnv):
     As :class:`feedgym.envs.feed.FeedEnv`'s: one session of K item ids, the slate.
 
     ### Observation space
-    As :class:`feedgym.envs.feed.FeedEnv`'s. The history is what the user did in the warm-up visits.
+    As :class:`feedgym.envs.feed.FeedEnv`'s. The history holds the user's warm-up visits.
 
     ### Reward
-    What the slate was worth: minutes watched and behaviours by their weights. The return does not count; ``reward``
-    changes that.
+    The value of the slate: minutes watched and behaviours by their weights. The return does not count, unless
+    ``reward`` gives it a weight.
 
     ### Starting state
     A fresh user, drawn from the seed, after ``warmup_visits`` visits under the logging policy of
-    :mod:`feedgym.envs.logging`. Nobody leaves for good in the warm-up.
+    :mod:`feedgym.envs.logging`. No user leaves for good in the warm-up.
 
     ### Episode end
-    Terminated by the answer.
+    Terminated by the response.
 
     ### Info
     As :class:`feedgym.envs.feed.FeedEnv`'s.
@@ -109,9 +109,9 @@ class RequestEnv(FeedEnv):
 class SessionVectorEnv(FeedVectorEnv):
     """Many users at once, each in the middle of a visit; see :class:`SessionEnv`.
 
-    A page is answered by asking the simulator, from the state at the login, for all pages so far laid end to end. The
-    user's luck is a function of visit and position, so the earlier answers come out as they were, and the last page's
-    part is the news. Slots on the same page are asked together.
+    For each page the simulator is asked, from the state at the login, for the responses to all pages so far in one
+    session. The user's random numbers depend on visit and position. So the earlier responses come out unchanged, and
+    only the last page's part is new. Slots on the same page are asked together.
     """
 
     default_reward = FEEDBACK_ONLY
@@ -134,10 +134,10 @@ class SessionVectorEnv(FeedVectorEnv):
         self._num_pages_U = np.zeros(num_envs, np.int64)
         self._elapsed_s_U = np.zeros(num_envs)
         self._login_history = self._history
-        self._is_over_A = np.zeros(0, bool)  # of the acting users
+        self._is_over_A = np.zeros(0, bool)  # for the acting users
 
     def _answer(self, slates_UK: IntArray, acting_U: BoolArray) -> Response:
-        """The answers to the new page alone; the state stays that of the login until the visit is over."""
+        """Responses to the new page only; the state stays that of the login until the visit is over."""
         length = self.session_length
         place_UK = self._num_pages_U[:, None] * length + np.arange(length)
         acting = np.flatnonzero(acting_U)
@@ -165,7 +165,7 @@ class SessionVectorEnv(FeedVectorEnv):
         )
 
     def _visit_so_far(self, rows: NDArray[np.int64], num_items: int) -> tuple[Response, Any]:
-        """The last page's answers of users who have seen as many items, and their histories."""
+        """Responses to the last page, and histories, of users who have seen equally many items."""
         state, pages_UX = take_users(self._state, rows), self._pages_UX[rows, :num_items]
         whole, _ = self.simulator.respond(state, pages_UX)
         history = take_users(self._login_history, rows).after(
@@ -185,7 +185,7 @@ class SessionVectorEnv(FeedVectorEnv):
 
     def _measured(self, response: Response) -> dict[str, Any]:
         measured = super()._measured(response)
-        measured["reward_components"]["return_24h"] *= self._is_over_A  # who is still here has not returned
+        measured["reward_components"]["return_24h"] *= self._is_over_A  # users who are still here have not returned
         return measured
 
     def _next_users(self, mask_U: BoolArray) -> None:
@@ -209,15 +209,15 @@ class SessionEnv(FeedEnv):
     that of the request for the next page.
 
     ### Reward
-    What the page was worth: minutes watched and behaviours by their weights. Where ``reward`` gives the return a
-    weight, it counts in the step that ends the visit, so that an episode's rewards add up to what the whole visit would
-    be worth as one session of all its pages.
+    The value of the page: minutes watched and behaviours by their weights. If ``reward`` gives the return a weight, it
+    counts in the step that ends the visit. So an episode's rewards add up to the value of the whole visit as one
+    session of all its pages.
 
     ### Starting state
     The login of a fresh user, drawn from the seed, who made ``warmup_visits`` visits under the logging policy before.
 
     ### Episode end
-    Terminated when the user leaves, so that an item of the page was not reached; truncated after ``horizon`` pages.
+    Terminated when the user leaves, before reaching all items of the page; truncated after ``horizon`` pages.
 
     ### Info
     As :class:`feedgym.envs.feed.FeedEnv`'s, for the page: ``elapsed_s`` is the time spent on it. ``return_gap_s`` is 0
@@ -225,8 +225,8 @@ class SessionEnv(FeedEnv):
 
     ### Arguments
     Those of :class:`feedgym.envs.feed.FeedEnv`; ``session_length`` is the length of a page and ``horizon`` the number
-    of pages. The simulator's users must answer an item before they see the next: a simulator whose users choose among
-    the items of a slate is refused.
+    of pages. The simulator's users must respond to an item before they see the next one: a simulator whose users choose
+    among the items of a slate is refused.
 
     ### References
     The whole-session level of KuaiSim (Zhao et al., arXiv:2309.12645).
@@ -239,10 +239,10 @@ class SessionEnv(FeedEnv):
 
 
 def require_causal(simulator: UserSimulator, page_length: int) -> None:
-    """Make sure that users answer a page before they have seen the next one.
+    """Check that users respond to a page before they have seen the next one.
 
     Raises:
-        ValueError: the answers to a page depend on what follows it.
+        ValueError: the responses to a page depend on later pages.
     """
     num_items = simulator.catalog.num_items
     state = simulator.reset(user_seeds(CAUSALITY_USERS, 0, "causality"))
@@ -254,7 +254,7 @@ def require_causal(simulator: UserSimulator, page_length: int) -> None:
         for name in ("examined_UK", "watch_s_UK", "behaviours_UKB"):
             if not np.array_equal(getattr(alone, name), getattr(both, name)[:, :page_length]):
                 raise ValueError(
-                    f"{type(simulator).__name__} answers a page otherwise when another follows ({name} differs); its "
+                    f"{type(simulator).__name__} answers a page differently if another follows ({name} differs); its "
                     "visits cannot be served page by page, so serve whole visits (level 'visit')."
                 )
 
@@ -315,8 +315,8 @@ class RetentionEnv(FeedEnv):
     As :class:`feedgym.envs.feed.FeedEnv`'s.
 
     ### Reward
-    1 where the user came back within ``return_hours``, else 0. What happens in the visit itself counts only where
-    ``reward`` gives it a weight.
+    1 if the user came back within ``return_hours``, else 0. Events in the visit itself count only if ``reward`` gives
+    them weights.
 
     ### Starting state
     As :class:`feedgym.envs.feed.FeedEnv`'s: a fresh user before their first visit.
@@ -326,7 +326,7 @@ class RetentionEnv(FeedEnv):
     the episode's first login, or after ``horizon`` visits.
 
     ### Info
-    As :class:`feedgym.envs.feed.FeedEnv`'s, with ``return_gap_days`` (infinite where the user never comes back) and
+    As :class:`feedgym.envs.feed.FeedEnv`'s, with ``return_gap_days`` (infinite if the user never comes back) and
     ``returned`` among the ``reward_components``. :mod:`feedgym.envs.retention` turns recorded gaps into return curves.
 
     ### Arguments

@@ -1,7 +1,7 @@
-"""The logs that simulated users leave under the production system (:mod:`feedgym.envs.logging_policy`).
+"""Collects logs of simulated users under the production system (:mod:`feedgym.envs.logging_policy`).
 
-A log depends neither on the block size nor on the other users, and a user's state at any logged visit can be had again
-by replaying the log (:func:`feedgym.envs.replay.states_at`).
+A log depends neither on the block size nor on the other users. A user's state at any logged visit can be restored by
+replaying the log (:func:`feedgym.envs.replay.states_at`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from feedgym.envs.visits import Visits, served_visits
 from feedgym.protocols import UserSimulator
 
 BLOCK_USERS = 512
-"""Users served at a time; keeps arrays of users by candidates small. Logs do not depend on it."""
+"""Users served at a time; keeps arrays of users by candidates small. The log does not depend on it."""
 
 
 def collect_log(
@@ -34,23 +34,23 @@ def collect_log(
     until_s: float = np.inf,
     progress: Callable[[int, int], object] | None = None,
 ) -> EventLog:
-    """The event log of fresh users, each served until they churn or have made all their visits.
+    """Collects the event log of fresh users, each served until they churn or have made all their visits.
 
     Args:
         simulator: the users.
-        num_users: U; their ids in the log are 0..U-1, and :func:`user_seeds` of the group "log" are their seeds.
-        num_visits: visits a user at most.
+        num_users: U; their ids in the log are 0..U-1, and their seeds are :func:`user_seeds` of the group "log".
+        num_visits: most visits per user.
         session_length: K different items per visit.
-        seed: same seed, same log.
+        seed: the same seed gives the same log.
         config: the logging policy.
-        until_s: the log ends at this time of the simulator's clock: later visits are left out, but for first ones.
-        progress: called with the users done and U.
+        until_s: the log ends at this time of the simulator's clock: later visits are left out, except first ones.
+        progress: called with the number of users done and U.
 
     Returns:
         The log. Served items that the user never reached have ``examined`` false and the time at which the user left.
 
     Raises:
-        ValueError: a number or share which cannot be.
+        ValueError: a number or share is out of range.
     """
     if num_visits < 1:
         raise ValueError(f"num_visits={num_visits} is below 1; give 1 or more.")
@@ -67,10 +67,10 @@ def collect_log(
 
 
 def event_log(simulator: UserSimulator, profile_UF: NDArray[np.int64], visits: Visits) -> EventLog:
-    """Visits as rows: a user's profile, then for each visit login, impressions and logout.
+    """Turns visits into log rows: a user's profile, then for each visit login, impressions and logout.
 
     Args:
-        simulator: for the names and sizes of the profile fields.
+        simulator: gives the names and sizes of the profile fields.
         profile_UF: the users' profiles.
         visits: sorted by user and visit; every user has at least one.
 

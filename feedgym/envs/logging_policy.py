@@ -1,4 +1,4 @@
-"""The policy that serves the users of a log, with its exact propensities.
+"""The policy that serves the users of a log, with exact propensities.
 
 A visit is served by one of three rules, drawn for the visit:
 
@@ -8,18 +8,18 @@ A visit is served by one of three rules, drawn for the visit:
 * random: any item, without replacement.
 
 The propensity is that of the whole mixture: the probability of the shown item given the items above it and the visit's
-candidates, which are retrieved whatever the rule. The items above tell which rule is at work, so the shares are those
-of Bayes' rule. As every item can be shown at every position, weighting by the inverse propensity is unbiased.
+candidates, which are retrieved for every rule. The items above are evidence for the rule in use, so the rules are
+weighted by Bayes' rule. As every item can be shown at every position, weighting by the inverse propensity is unbiased.
 
-Where items come and go (the simulator's ``has_arrivals``), all of this is about the items that exist when the visit
-begins: only those can be retrieved, lie in the urns and share the propensities.
+If items come and go (the simulator's ``has_arrivals``), all of this concerns the items that exist when the visit
+begins: only those can be retrieved, are in the urns and share the propensities.
 
-The policy's randomness is counter-based like the users' own (:mod:`feedgym.envs.luck`), so a log depends neither on
-the block size nor on the other users, and a user's state at any logged visit can be had again by replaying the log
+The policy's randomness is counter-based like the users' own (:mod:`feedgym.envs.luck`). So a log depends neither on the
+block size nor on the other users, and a user's state at any logged visit can be restored by replaying the log
 (:func:`feedgym.envs.replay.states_at`).
 
-Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` rules, ``G`` urns, ``X`` items of all urns in one row. ``C``
-counts candidates here.
+Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` rules, ``G`` urns, ``X`` items of all urns in a single row.
+``C`` counts candidates here.
 """
 
 from __future__ import annotations
@@ -41,39 +41,39 @@ from feedgym.protocols import UserSimulator, too_few
 from feedgym.ranges import Count, Positive, Ranged, Share, Weight
 
 POLICY = 0x706F6C696379
-"""Salt of the policy's luck, which lies apart from the user's own."""
+"""Salt of the policy's random numbers, which are separate from the user's own."""
 RULE, DRAW, DRAW_FINE = range(3)
-"""Channels of the policy's luck at a position, or at ``luck.VISIT``."""
+"""Channels of the policy's random numbers at a position, or at ``luck.VISIT``."""
 RETRIEVE, RANK = 1, 2
-"""Salts of the policy's luck per candidate."""
+"""Salts of the policy's random numbers per candidate."""
 
 PRODUCTION, POPULARITY, RANDOM = range(3)
 """The rules, in the order of every ``_R`` axis."""
 
 WEIGHT_UNIT = 2**40
-"""Popularities are integers of about this total, so that drawing without replacement has no rounding to mind."""
+"""Approximate total of the integer popularities, which avoid rounding when drawing without replacement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig(Ranged):
-    """How the users of the log were served."""
+    """Options for serving the users of the log."""
 
     popularity_share: Share = 0.1
-    """Share of the visits served by popularity alone."""
+    """Share of the visits served only by popularity."""
     random_share: Share = 0.1
-    """Share of the visits served at random; the rest is the production system's. Without the two, a reward model learns
-    nothing of what production would not show."""
+    """Share of the visits served at random; the rest is the production system's. Without these two shares, a reward
+    model learns nothing about items that production would not show."""
     num_candidates: Count = 200
-    """Candidates the production system retrieves per visit, by popularity; an item drawn twice counts once."""
+    """Candidates that the production system retrieves per visit, by popularity; an item drawn twice counts once."""
     temperature: Positive = 2.0
     """Scale of the Gumbel noise on the production system's scores; higher explores more."""
     cosine_weight: Weight = 4.5
-    """For simulators without a ``ranker_score``: what a cosine of 1 between an item's content and the mean content of
-    what the user watched with pleasure adds to the score."""
+    """For simulators without a ``ranker_score``: amount that a cosine of 1 between an item's content and the mean
+    content of items the user enjoyed adds to the score."""
     pilot_users: Count = 500
-    """For simulators without a ``popularity_I``: users served at random, by whose clicks popularity is learned."""
+    """For simulators without a ``popularity_I``: number of users served at random, whose clicks define popularity."""
     pilot_visits: Count = 4
-    """Visits of each of them."""
+    """Visits of each of these users."""
     popularity_exponent: Annotated[float, Interval(ge=0, le=20)] = 0.9
     """Learned popularity is (rank + 10) ** -popularity_exponent, as in the synthetic catalogues."""
 
@@ -85,17 +85,17 @@ class LoggingConfig(Ranged):
 
 
 class _Urns:
-    """Draw items by weight without replacement, by inversion of the cumulative weights.
+    """Draws items by weight without replacement, by inversion of the cumulative weights.
 
-    G urns follow one another on one axis of cumulative weights: one for all users, or one per user.
+    G urns are concatenated on one axis of cumulative weights: one for all users, or one per user.
 
     Args:
-        weight_GI: whole weights; items of weight 0 are not in the urn.
+        weight_GI: integer weights; items of weight 0 are not in the urn.
     """
 
     def __init__(self, weight_GI: NDArray[np.int64]) -> None:
-        # One ascending row of cumulative weights, so that one ``searchsorted`` draws for all users from all urns.
-        # Integers as weights: sums are exact, so an item that was taken leaves no sliver by which it is drawn again.
+        # One ascending row of cumulative weights, so that one ``searchsorted`` draws for all users from all urns. With
+        # integer weights sums are exact, so an item that was taken cannot be drawn again by rounding.
         self.weight_GI, self.num_items = weight_GI, weight_GI.shape[1]
         self._end_X = np.cumsum(weight_GI)
         end_G = self._end_X[self.num_items - 1 :: self.num_items]
@@ -119,9 +119,9 @@ class _Urns:
         self, urn_U: NDArray[np.int64], uniform_U: NDArray[np.float64], taken_UK: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Items [U] by weight from uniform numbers, none of those already taken."""
-        # Inversion among what is left, without a smaller urn per user: the mark is drawn as if the taken items were
-        # gone, and each of them that begins at or before it moves it on by its weight. In ascending order, so that the
-        # mark already counts all taken items before the one it is compared with.
+        # Inversion among the remaining items, without a smaller urn per user: the mark is drawn as if the taken items
+        # were gone, and each of them that begins at or before it shifts it by its weight. This goes in ascending order,
+        # so that the mark already counts all taken items before the one it is compared with.
         left_U = self.total_G[urn_U] - self.weight(urn_U[:, None], taken_UK).sum(axis=1)
         mark_U = (uniform_U * left_U).astype(np.int64) + self._begin_G[urn_U]
         for item_U in np.sort(taken_UK, axis=1).T:
@@ -136,11 +136,11 @@ class _Urns:
 
 @dataclass(frozen=True, eq=False)
 class _Supply:
-    """What can be served to U users.
+    """The items that can be served to U users.
 
     Attributes:
         popular: one urn by popularity, or one per user.
-        top_GK: the K items of most weight in each of them, so that there are K candidates at least.
+        top_GK: the K items of most weight in each urn, so that there are at least K candidates.
         exists_UI: the items that exist at the users' requests; None if all do.
     """
 
@@ -149,7 +149,7 @@ class _Supply:
     exists_UI: NDArray[np.bool_] | None = None
 
     def uniform(self, users: NDArray[np.int64]) -> _Urns:
-        """One urn, or one for each of some users, in which all items weigh the same."""
+        """One urn, or one for each of some users, in which all items have equal weights."""
         if self.exists_UI is None:
             return _Urns(_whole_weights(np.ones(self.popular.num_items))[None])
         return _Urns(self.exists_UI[users].astype(np.int64))
@@ -163,8 +163,8 @@ def _whole_weights(weight_I: NDArray) -> NDArray[np.int64]:
 class LoggingPolicy:
     """The mixture of production system, popularity and random exposure; see the module's docstring.
 
-    A simulator may offer ``popularity_I`` (weights of the items) and ``ranker_score(state, items_UC)`` (what a trained
-    ranker would say). Without them, popularity is learned from a pilot of random exposures, and the score is the cosine
+    A simulator may offer ``popularity_I`` (weights of the items) and ``ranker_score(state, items_UC)`` (the score of a
+    trained ranker). Without them, popularity is learned from a pilot of random exposures, and the score is the cosine
     between an item's content and the user's taste. One with ``has_arrivals`` may offer ``popularity_on(day)``, the
     items' weights on a day of the clock.
 
@@ -172,10 +172,10 @@ class LoggingPolicy:
         simulator: the users.
         session_length: K, at most the number of items.
         config: shares, temperature and so on.
-        seed: of the pilot.
+        seed: for the pilot.
 
     Raises:
-        ValueError: a share, length or count which cannot be.
+        ValueError: a share, length or count is out of range.
     """
 
     def __init__(
@@ -197,11 +197,11 @@ class LoggingPolicy:
         self._positive_B = [BEHAVIOUR_IDX[name] for name in POSITIVE]
 
     def no_taste(self, num_users: int) -> FloatArray:
-        """The taste [U, E] of users of whom nothing is known."""
+        """The taste [U, E] of unknown users."""
         return np.zeros((num_users, self._content_IE.shape[1]), np.float32)
 
     def learn(self, taste_UE: FloatArray, slates_UK: IntArray, behaviours_UKB: NDArray[np.uint8]) -> FloatArray:
-        """The users' tastes, sums of the contents of the items that pleased them, after one more visit."""
+        """The users' tastes (sums of the contents of items they liked) after one more visit."""
         pleased_UK = behaviours_UKB[:, :, self._positive_B].max(axis=2)
         return taste_UE + (self._content_IE[slates_UK] * pleased_UK[:, :, None]).sum(axis=1)
 
@@ -230,7 +230,7 @@ class LoggingPolicy:
         return self._propensity(slates_UK, *self._candidates(state, taste_UE, key_U, supply), supply)
 
     def _supply(self, state: Any) -> _Supply:
-        """What exists at the users' requests.
+        """The items that exist at the users' requests.
 
         Raises:
             ValueError: fewer items exist than a session has.
@@ -247,7 +247,7 @@ class LoggingPolicy:
         return _Supply(_Urns(weight_UI), top_UK, exists_UI)
 
     def _daily_weights(self, time_s_U: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Weights of the items by popularity on the users' day, [U, I], or [1, I] where they never change."""
+        """Weights of the items by popularity on the users' day, [U, I], or [1, I] if they never change."""
         if self.config.random_share == 1 or not hasattr(self.simulator, "popularity_on"):
             return self._whole.popular.weight_GI
         day_D, row_U = np.unique(np.floor(time_s_U / DAY_S).astype(np.int64), return_inverse=True)
@@ -259,7 +259,7 @@ class LoggingPolicy:
     def _candidates(
         self, state: Any, taste_UE: FloatArray, key_U: NDArray[np.uint64], supply: _Supply
     ) -> tuple[NDArray[np.int64], FloatArray]:
-        """Retrieved items [U, C] and their logits, -inf for second copies and for what does not exist."""
+        """Retrieved items [U, C] and their logits, -inf for second copies and for items that do not exist."""
         if self.config.shares_R[PRODUCTION] <= 0:
             return np.zeros((len(key_U), 0), np.int64), np.zeros((len(key_U), 0), np.float32)
         num_items = self.simulator.catalog.num_items
@@ -270,8 +270,8 @@ class LoggingPolicy:
             urn_U = supply.popular.urn_of(np.arange(len(key_U)))
             luck_UC = _candidate_luck(key_U, RETRIEVE, self.config.num_candidates).astype(float)
             items_UC = np.concatenate([supply.popular.pick(urn_U, luck_UC), supply.top_GK[urn_U]], axis=1)
-            # The top K are always candidates, so that there are K different ones. Sorted, second copies are neighbours;
-            # they would double an item's chance.
+            # The top K are always candidates, so that there are K different ones. After sorting, second copies are
+            # neighbours; they would double an item's chance.
             items_UC.sort(axis=1)
             out_UC = np.zeros(items_UC.shape, dtype=bool)
             out_UC[:, 1:] = items_UC[:, 1:] == items_UC[:, :-1]
@@ -296,7 +296,7 @@ class LoggingPolicy:
         return np.take_along_axis(items_UC, place_UK, axis=1)
 
     def _lottery(self, key_U: NDArray[np.uint64], urns: _Urns, urn_U: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Items drawn from the users' urns one after another."""
+        """Draws items from the users' urns one after another."""
         slates_UK = np.empty((len(key_U), self.session_length), np.int64)
         if not len(key_U):
             return slates_UK
@@ -310,9 +310,9 @@ class LoggingPolicy:
         self, slates_UK: NDArray[np.int64], items_UC: IntArray, logit_UC: FloatArray, supply: _Supply
     ) -> FloatArray:
         """Chance of each shown item given those above it and the candidates, under the mixture, float32 [U, K]."""
-        # The rule is drawn once per visit, so positions are not independent: the items above tell which rule is at
-        # work. ``belief_UR`` is each rule's probability given them (Bayes); the propensity is the mean of the rules'
-        # chances under it. Mixing by the shares at every position instead would be wrong from the second item on.
+        # The rule is drawn once per visit, so positions are not independent: the items above are evidence for the rule
+        # in use. ``belief_UR`` is each rule's probability given them (Bayes), and the propensity is the mean of the
+        # rules' chances under it. Mixing by the shares at every position would be wrong from the second item on.
         belief_UR = np.tile(self.config.shares_R, (len(slates_UK), 1))
         chance_UR = np.zeros_like(belief_UR)
         left_UC = logit_UC.copy()
@@ -322,8 +322,8 @@ class LoggingPolicy:
         propensity_UK = np.empty(slates_UK.shape, np.float32)
         for k, item_U in enumerate(slates_UK.T):
             if left_UC.shape[1]:
-                # Plackett-Luce: of the candidates not shown yet, in proportion to exp(logit); less the maximum, as exp
-                # overflows otherwise. An item that was no candidate has chance 0 under this rule.
+                # Plackett-Luce: among the candidates not shown yet, in proportion to exp(logit), minus the maximum to
+                # prevent overflow. An item that was not a candidate has chance 0 under this rule.
                 weight_UC = np.exp(left_UC - left_UC.max(axis=1, keepdims=True))
                 here_UC = items_UC == item_U[:, None]
                 chance_UR[:, PRODUCTION] = (weight_UC * here_UC).sum(axis=1) / weight_UC.sum(axis=1)
@@ -358,7 +358,7 @@ def _candidate_luck(key_U: NDArray[np.uint64], salt: int, count: int) -> FloatAr
 
 
 def _popularity(simulator: UserSimulator, session_length: int, config: LoggingConfig, seed: int) -> NDArray:
-    """The simulator's own popularity of its items, or what clicks on random exposures teach."""
+    """The simulator's own popularity of its items, or one learned from clicks on random exposures."""
     own_I = getattr(simulator, "popularity_I", None)
     if own_I is not None:
         return own_I

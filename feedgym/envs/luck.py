@@ -1,8 +1,8 @@
-"""Counter-based luck: every uniform is a function of (user seed, visit, position, channel) and of nothing else.
+"""Counter-based random numbers: every uniform number is a function of only (user seed, visit, position, channel).
 
 There is no generator state. A draw is the splitmix64 finaliser (Steele, Lea and Flood, OOPSLA 2014) of a counter added
-to the visit's key, so a user's answers depend neither on the batch, nor on the order of the users, nor on the number of
-workers, and two recommenders can be served to the same users under the same luck. All functions broadcast.
+to the visit's key. So a user's responses do not depend on the batch, the order of the users or the number of workers.
+Two recommenders can also serve the same users with the same random numbers. All functions broadcast.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from scipy.special import ndtri
 from feedgym.data.events import FloatArray
 
 VISIT = -1
-"""The position of draws which belong to the whole visit, not to one item of it."""
+"""Position of draws that belong to the whole visit, not to one item of it."""
 
 CHANNELS = 256
 """Channels per position: ``channel`` must be in 0..CHANNELS-1."""
 
 LOG_GROUP = "log"
-"""The population whose visits are logged."""
+"""Name of the population whose visits are logged."""
 
 MAX_SEED = 2**63
-"""Seeds are below this."""
+"""Upper bound of seeds, exclusive."""
 
 TRAITS = 0x747261697473
-"""Salt of the luck that makes a user who they are; no visit has such a number."""
+"""Salt of the random numbers that define a user; no visit has this number."""
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _UNIT = np.float32(2.0**-23)
@@ -36,7 +36,7 @@ _UNIT = np.float32(2.0**-23)
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The splitmix64 finaliser, a bijection of the 64-bit words; works in place."""
-    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is meant
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64 is intended
         x ^= x >> np.uint64(30)
         x *= np.uint64(0xBF58476D1CE4E5B9)
         x ^= x >> np.uint64(27)
@@ -46,19 +46,19 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _step(key: ArrayLike, count: ArrayLike) -> NDArray[np.uint64]:
-    """Word number ``count`` of the splitmix64 sequence which starts at ``key``; negative counts wrap around."""
+    """Word number ``count`` of the splitmix64 sequence that starts at ``key``; negative counts wrap around."""
     words = np.asarray(count).astype(np.uint64, copy=False)
     with np.errstate(over="ignore"):
         return _mix(np.atleast_1d(np.asarray(key).astype(np.uint64, copy=False) + words * _GOLDEN))
 
 
 def derive(seed_U: ArrayLike, salt: ArrayLike) -> NDArray[np.uint64]:
-    """New seeds, uint64, each a function of an old seed and an integer salt; at least one-dimensional.
+    """Derives new seeds, uint64, each a function of an old seed and an integer salt; at least one-dimensional.
 
-    Further mixing rounds keep the new seeds' draws apart from the old seeds' own draws. The first one counts from 1:
-    the finaliser maps 0 to 0, so seed 0 would be its own descendant.
+    Further mixing rounds separate the new seeds' draws from the old seeds' own draws. The first one counts from 1,
+    because the finaliser maps 0 to 0 and seed 0 would be its own descendant.
 
-    Visit v's key is ``derive(seed_U, v)``, so salts that are no visits are large numbers, as :data:`TRAITS` is.
+    Visit v's key is ``derive(seed_U, v)``, so other salts are large numbers, such as :data:`TRAITS`.
     """
     return _mix(_step(_step(seed_U, 1), salt))
 
@@ -69,9 +69,9 @@ def stream(seed_U: ArrayLike, visit_U: ArrayLike) -> NDArray[np.uint64]:
 
 
 def traits(seed_U: ArrayLike) -> NDArray[np.uint64]:
-    """The key of what makes each user who they are, uint64 [U], for :func:`draw` in a simulator's ``reset``.
+    """The key of each user's traits, uint64 [U], for :func:`draw` in a simulator's ``reset``.
 
-    It is apart from all visits' keys. Traits drawn from a visit's key would be correlated with what happens in it.
+    It differs from all visits' keys. Traits drawn from a visit's key would be correlated with the events in that visit.
     """
     return derive(seed_U, TRAITS)
 
@@ -82,10 +82,10 @@ def draw(stream_U: NDArray[np.uint64], position: ArrayLike, channel: ArrayLike) 
     Args:
         stream_U: uint64 keys made by :func:`stream` or :func:`traits`.
         position: item positions 0.. in the session, or ``VISIT``.
-        channel: integers in 0..CHANNELS-1, one a purpose.
+        channel: integers in 0..CHANNELS-1, one per purpose.
     """
     words = _step(stream_U, (np.asarray(position) + 1) * CHANNELS + np.asarray(channel))
-    words >>= np.uint64(41)  # 23 bits + the half below are exact in float32, so neither 0 nor 1 can come out
+    words >>= np.uint64(41)  # 23 bits + the half below are exact in float32, so the result is never 0 or 1
     uniform = words.astype(np.uint32).astype(np.float32)
     uniform += np.float32(0.5)
     uniform *= _UNIT
@@ -116,7 +116,7 @@ def user_seeds(num_users: int, seed: int, group: str) -> NDArray[np.uint64]:
     """Seeds of the users 0..num_users-1 of a population, uint64 [U], all different.
 
     Args:
-        num_users: U; the first users of a larger population are those of a smaller one.
+        num_users: U; a smaller population consists of the first users of a larger one.
         seed: the experiment's seed.
         group: the population's name, such as "log" or "judge"; populations of different names share no users.
 

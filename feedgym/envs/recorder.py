@@ -1,9 +1,9 @@
-"""Records what a feed shows and what its users do, and cuts logs into transitions for offline learners.
+"""Records the sessions of a feed and the users' responses, and cuts logs into transitions for offline learners.
 
-A recording is a folder with ``events.parquet`` and ``catalog.parquet``, feedgym's own log, so that every experiment can
-learn from it (``feedgym run onerec-ipa --data FOLDER``), and ``seeds.safetensors``, with which
-:func:`feedgym.envs.replay.replay` makes the same users again. Times are those of the simulator's clock, which only the
-users' state tells; of the state it keeps the seeds, the clock and the profiles and nothing else.
+A recording is a folder. Its ``events.parquet`` and ``catalog.parquet`` are feedgym's own log, so that every experiment
+can learn from it (``feedgym run onerec-ipa --data FOLDER``). With its ``seeds.safetensors``,
+:func:`feedgym.envs.replay.replay` recreates the same users. Times are those of the simulator's clock, which is part of
+the users' state. Of the state only the seeds, the clock and the profiles are stored.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from feedgym.protocols import Response
 
 
 class _Recorder:
-    """What the wrappers of both kinds of environments offer."""
+    """Common part of the wrappers for both kinds of environments."""
 
     _recording: Recording
     propensity: Any = None
 
     def log(self) -> EventLog:
-        """What is recorded so far."""
+        """The recorded log so far."""
         return self._recording.log()
 
     @property
@@ -43,18 +43,19 @@ class _Recorder:
         return self._recording.seeds_U
 
     def save(self) -> None:
-        """Writes what is recorded so far; each file takes its place whole."""
+        """Writes the recording so far; each file is replaced as a whole."""
         self._recording.save()
 
 
 class RecordLog(_Recorder, gym.Wrapper, gym.utils.RecordConstructorArgs):
     """Records a feed of any kind in feedgym's own log format.
 
-    Given a vector environment it makes a :class:`VectorRecordLog`, which works alike. It goes around the feed itself,
-    below wrappers that change actions. Every episode is a user of their own; users are numbered by their first visit.
+    Given a vector environment, it makes a :class:`VectorRecordLog`, which works in the same way. It must wrap the feed
+    directly, below wrappers that change actions. Every episode is a separate user; users are numbered by their first
+    visit.
 
-    Set ``propensity`` to the probabilities with which the agent chose the items, [K] or [num_envs, K], before a step;
-    it counts for that step alone, and is NaN in the log where none was set. From above further wrappers use
+    Before a step, set ``propensity`` to the probabilities with which the agent chose the items, [K] or [num_envs, K].
+    It applies only to that step; the log holds NaN if none was set. Through outer wrappers use
     ``set_wrapper_attr("propensity", ...)``.
 
     Args:
@@ -62,11 +63,11 @@ class RecordLog(_Recorder, gym.Wrapper, gym.utils.RecordConstructorArgs):
         folder: where :meth:`save` and :meth:`close` write the recording.
 
     Raises:
-        ValueError: the environment is no feed, or its actions are no sessions of item ids.
+        ValueError: the environment is not a feed, or its actions are not sessions of item ids.
     """
 
     def __new__(cls, env: gym.Env | VectorEnv, folder: str | Path) -> Any:
-        """One name for both kinds of environments."""
+        """Choose the class for the kind of environment."""
         return VectorRecordLog(env, folder) if isinstance(env, VectorEnv) else super().__new__(cls)
 
     def __init__(self, env: gym.Env, folder: str | Path) -> None:
@@ -75,7 +76,7 @@ class RecordLog(_Recorder, gym.Wrapper, gym.utils.RecordConstructorArgs):
         self._recording = Recording(env, env.action_space, 1, folder)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """The environment's reset; its next user is another one."""
+        """Reset the environment; its next user is a new one."""
         self._recording.fresh_U[:] = True
         return self.env.reset(seed=seed, options=options)
 
@@ -97,14 +98,14 @@ class RecordLog(_Recorder, gym.Wrapper, gym.utils.RecordConstructorArgs):
 
 
 class VectorRecordLog(_Recorder, VectorWrapper):
-    """:class:`RecordLog` of a vector environment, whatever its autoreset mode."""
+    """:class:`RecordLog` for vector environments, in any autoreset mode."""
 
     def __init__(self, env: VectorEnv, folder: str | Path) -> None:
         super().__init__(env)
         self._recording = Recording(env, env.single_action_space, env.num_envs, folder)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """The environment's reset; the next users of the slots that are reset are others."""
+        """Reset the environment; slots that are reset get new users."""
         mask = (options or {}).get("reset_mask")
         self._recording.fresh_U |= True if mask is None else np.asarray(mask, bool)
         return self.env.reset(seed=seed, options=options)
@@ -142,33 +143,33 @@ def transitions(
     dated: bool = False,
     weekday: bool = False,
 ) -> dict[str, Any]:
-    """A log as the transitions of :class:`feedgym.envs.feed.FeedEnv`, one per visit, for offline learners.
+    """Turns a log into transitions of :class:`feedgym.envs.feed.FeedEnv`, one per visit, for offline learners.
 
-    Visits of more than K items become several transitions; what is left over, and visits of fewer items, are no
-    actions of the environment and are left out, but stay in the histories.
+    Visits of more than K items become several transitions. Remainders, and visits of fewer items, are not actions of
+    the environment and are left out, but stay in the histories.
 
     Args:
         log: the event log.
         catalog: its items.
         history_length: T.
         session_length: K.
-        weights: of the reward's components.
-        dated: observations tell the time, as those of simulators with ``has_arrivals`` do.
-        weekday: observations tell the day of the week.
+        weights: weights of the reward's components.
+        dated: include the time in observations, as simulators with ``has_arrivals`` do.
+        weekday: include the day of the week in observations.
 
     Returns:
         Arrays with the leading axis N, in the log's order:
 
-        * ``observations``, ``next_observations``: dicts with the keys and dtypes of the environment's observations.
-          The next request of a user's last visit is at the recorded return, or, where the log does not tell, at the
-          logout.
+        * ``observations``, ``next_observations``: dicts with the keys and dtypes of the environment's observations. The
+          next request of a user's last visit is at the recorded return, or at the logout if the log does not hold it.
         * ``actions``: int64 item ids [N, K].
-        * ``rewards``: float32. A return that the log does not tell adds nothing.
-        * ``terminateds``: bool, the episode is known to have been over for good (:class:`RecordLog` tells).
-        * ``truncateds``: bool, the next transition is another user's, or not what came next, for any other reason.
+        * ``rewards``: float32. A return that is not in the log adds nothing.
+        * ``terminateds``: bool, true if the episode is known to have ended for good (recorded by :class:`RecordLog`).
+        * ``truncateds``: bool, true if for any other reason the next transition is another user's or does not follow
+          directly.
         * ``propensities``: float32 [N, K], NaN where unknown.
         * ``users``: int64 row of the user in the log.
-        * ``episodes``: int64 number of the unbroken run of transitions.
+        * ``episodes``: int64 number of the uninterrupted run of transitions.
 
     Raises:
         ValueError: a length is below 1, the log has no visits, or none with K items.
@@ -209,7 +210,7 @@ def transitions(
 def _ends(
     log: EventLog, sessions: LoggedSessions, follows_N: NDArray, next_row_N: NDArray
 ) -> tuple[NDArray, NDArray, NDArray[np.float64]]:
-    """Whether sessions are known to have ended an episode, or to have lost the user; seconds to the next visit."""
+    """Flags for sessions known to end an episode or to lose the user, and seconds to the next visit."""
     shown = np.flatnonzero(log.event == Event.IMPRESSION)
     last_N = shown[np.searchsorted(shown, next_row_N) - 1]
     unknown_N = np.full(len(sessions), np.nan)
@@ -222,7 +223,7 @@ def _ends(
 
 
 def _rewards(sessions: LoggedSessions, churned_N: NDArray, gap_s_N: NDArray, weights: RewardWeights) -> FloatArray:
-    """The environment's rewards of logged sessions; a gap of NaN is no return."""
+    """The environment's rewards of logged sessions; a gap of NaN counts as no return."""
     response = Response(
         behaviours_UKB=sessions.behaviours_NKB,
         watch_s_UK=sessions.watch_s_NK,

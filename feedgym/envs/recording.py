@@ -1,7 +1,7 @@
-"""The memory of a recorder: the steps of a feed, and the event log that they make.
+"""Memory of a recorder: the steps of a feed, and their event log.
 
-Steps which are pages of one visit are one visit in the log, so that a visit may have more items than a step. Visits
-before an episode (``warmup_visits``) are written as history: impressions without login and logout.
+Steps that are pages of one visit become one visit in the log, so a visit may have more items than a step. Visits before
+an episode (``warmup_visits``) are written as history: impressions without login and logout.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from feedgym.envs.wrappers import of_feeds
 from feedgym.protocols import Response, UserSimulator
 
 CHURNED, RETURN_GAP_S, TERMINATED = "churned", "return_gap_s", "terminated"
-"""What a recording knows beyond the columns of every log: ``EventLog.extra`` on all impressions of a step."""
+"""Columns of a recording beyond those of every log: ``EventLog.extra`` on all impressions of a step."""
 
 MEASURED = ("behaviours", "watch_s", "examined", "elapsed_s", CHURNED, RETURN_GAP_S)
-"""What is recorded of the infos."""
+"""Keys of the infos that are recorded."""
 
 SEEDS = "seeds.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Seeds(TensorRows):
-    """Seeds of a log's users, int64 words with the bits of the uint64 seeds."""
+    """Seeds of a log's users, as int64 words with the bits of the uint64 seeds."""
 
     seed_U: torch.Tensor
 
@@ -49,24 +49,24 @@ class Recording:
 
     Args:
         env: a feed in wrappers or not, or one of Gymnasium's own vector environments of feeds.
-        space: its action space, of one slot.
+        space: its action space for one slot.
         num_slots: users at a time.
-        folder: where to save.
+        folder: folder to save to.
 
     Attributes:
-        fresh_U: slots whose next user is another one.
+        fresh_U: true for slots whose next user is new.
 
     Raises:
-        ValueError: the environment is no feed, or its actions are no sessions of item ids.
+        ValueError: the environment is not a feed, or its actions are not sessions of item ids.
     """
 
     def __init__(self, env: gym.Env | VectorEnv, space: gym.Space, num_slots: int, folder: str | Path) -> None:
         base = env.unwrapped
         if not isinstance(base, (FeedEnv, FeedVectorEnv, SyncVectorEnv, AsyncVectorEnv)):
-            raise ValueError(f"{base} is no feed and has no users to record; wrap one of feedgym's environments.")
+            raise ValueError(f"{base} is not a feed and has no users to record; wrap one of feedgym's environments.")
         if not isinstance(space, spaces.MultiDiscrete):
             raise ValueError(
-                f"The actions {space} are no sessions of item ids; put RecordLog around the feed itself, below the "
+                f"The actions {space} are not sessions of item ids; put RecordLog around the feed itself, below the "
                 "wrappers that change its actions."
             )
         self.env, self.folder = env, Path(folder)
@@ -81,7 +81,7 @@ class Recording:
         self._rows: list[dict[str, NDArray]] = []
 
     def login(self, slates_UK: IntArray, propensity: Any) -> dict[str, NDArray]:
-        """Who is about to be served what in the slots, and when."""
+        """Users of the slots with their sessions and times, before they are served."""
         propensity_UK = np.full(slates_UK.shape, np.nan, np.float32)
         if propensity is not None:
             propensity_UK = _checked(propensity, slates_UK.shape)
@@ -93,7 +93,7 @@ class Recording:
     def step(
         self, login: dict[str, NDArray], terminated_U: BoolArray, truncated_U: BoolArray, info: dict[str, Any]
     ) -> None:
-        """What became of it: the answers of those slots' users who were served."""
+        """Record the responses of the slots' users who were served."""
         served_U, measured = _answers(info, len(terminated_U))
         if served_U.any():
             self._register(login, served_U)
@@ -104,7 +104,7 @@ class Recording:
         self.fresh_U |= terminated_U | truncated_U
 
     def _register(self, login: dict[str, NDArray], served_U: BoolArray) -> None:
-        """A slot's fresh user is the log's next user."""
+        """Register a slot's fresh user as the log's next user."""
         new = np.flatnonzero(served_U & self.fresh_U)
         self.fresh_U[new] = False
         self._user_U[new] = sum(map(len, self._seeds)) + np.arange(len(new))
@@ -114,7 +114,7 @@ class Recording:
             self._add_past(login, new[login["visit_U"][new] == num_visits], int(num_visits))
 
     def _add_past(self, login: dict[str, NDArray], slots: NDArray[np.int64], num_visits: int) -> None:
-        """The warm-up visits of slots' users, who are served them once more (:func:`feedgym.envs.warmup.warm_up`)."""
+        """Add the warm-up visits of slots' users, by serving them again (:func:`feedgym.envs.warmup.warm_up`)."""
         if not num_visits:
             return
         policy = self._policy = self._policy or LoggingPolicy(self.simulator, self._length)
@@ -128,7 +128,7 @@ class Recording:
             measured = ((f.name.rsplit("_", 1)[0], getattr(response, f.name)) for f in fields(Response))
             rows.append(row | {name: column for name, column in measured if name in MEASURED})
             state = after
-        # Who was met in the middle of an episode has another past, which nobody recorded.
+        # A user who was met in the middle of an episode has another past, which was not recorded.
         if np.array_equal(state.time_s_U, login["time_s_U"][slots]):
             self._rows += rows
             self._num_past.append((self._user_U[slots], num_visits))
@@ -172,7 +172,7 @@ class Recording:
         return _joined(log, page_N, is_first_N & is_visit_N, is_last_N & is_visit_N, extra)
 
     def save(self) -> None:
-        """Writes log, catalogue and seeds, if anything happened."""
+        """Writes log, catalogue and seeds, if there is anything to write."""
         if self._rows:
             write_log(self.log(), self.folder / "events.parquet")
             write_catalog(self.simulator.catalog, self.folder / "catalog.parquet")
@@ -185,14 +185,14 @@ def _checked(propensity: Any, shape: tuple[int, ...]) -> FloatArray:
         raise ValueError(f"Propensities of shape {propensity_UK.shape} do not fit; give one per item, {shape}.")
     if ((propensity_UK <= 0) | (propensity_UK > 1)).any():
         raise ValueError(
-            f"Propensities from {np.nanmin(propensity_UK)} to {np.nanmax(propensity_UK)} are no probabilities of what "
-            "was chosen; give numbers in (0, 1], or NaN where unknown."
+            f"Propensities from {np.nanmin(propensity_UK)} to {np.nanmax(propensity_UK)} are not probabilities of "
+            "the chosen items; give numbers in (0, 1], or NaN where unknown."
         )
     return propensity_UK
 
 
 def _answers(info: dict[str, Any], num_slots: int) -> tuple[BoolArray, dict[str, NDArray]]:
-    """Which slots' users were served, and what was measured; those of finished slots may be under ``final_info``."""
+    """Slots whose users were served, and their measurements; those of finished slots may be under ``final_info``."""
     served_U = np.zeros(num_slots, bool)
     measured: dict[str, NDArray] = {}
     for part in (info, info.get("final_info", {})):
@@ -213,7 +213,7 @@ def _pages(rows: dict[str, NDArray]) -> NDArray[np.int64]:
 
 
 def _times_s(rows: dict[str, NDArray], page_N: NDArray[np.int64]) -> tuple[NDArray, NDArray]:
-    """When the steps began and ended, as in collected logs: not before all was watched, not after the next login.
+    """Start and end of the steps, as in collected logs: not before all was watched, not after the next login.
 
     A visit's later pages follow on the earlier ones.
     """
@@ -231,7 +231,7 @@ def _times_s(rows: dict[str, NDArray], page_N: NDArray[np.int64]) -> tuple[NDArr
 def _joined(
     log: EventLog, page_N: NDArray[np.int64], login_N: BoolArray, logout_N: BoolArray, extra: dict[str, NDArray]
 ) -> EventLog:
-    """A log of steps as a log of visits: without logins and logouts in their middle, and with what a step measured."""
+    """Turns a log of steps into one of visits: without logins and logouts in between, with the steps' measurements."""
     keep, shown = np.ones(log.num_events, bool), log.event == Event.IMPRESSION
     keep[log.event == Event.LOGIN], keep[log.event == Event.LOGOUT] = login_N, logout_N
     length = int(log.position.max()) + 1

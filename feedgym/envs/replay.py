@@ -1,4 +1,4 @@
-"""The users of a log once more: the same seeds and the same sessions give the same answers."""
+"""Replays the users of a log: the same seeds and the same sessions give the same responses."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from feedgym.protocols import Response, UserSimulator, cat_users, take_users
 def states_at(
     simulator: UserSimulator, log: EventLog, sessions: LoggedSessions, seed: int, group: str = LOG_GROUP
 ) -> Any:
-    """The users as they were just before the visits of logged sessions, by replaying the log from their first visit.
+    """Restores the users just before logged sessions, by replaying the log from their first visit.
 
     Args:
-        simulator: the one the log was collected from.
-        log: what :func:`feedgym.envs.logging.collect_log` returned, or some of its users.
-        sessions: N of its sessions, in any order and as often as wanted.
-        seed: the one the log was collected with.
-        group: the population that its users are of (:func:`feedgym.envs.luck.user_seeds`).
+        simulator: the simulator that the log was collected from.
+        log: the log from :func:`feedgym.envs.logging.collect_log`, or some of its users.
+        sessions: N of its sessions, in any order and with any repetitions.
+        seed: the seed that the log was collected with.
+        group: the population of its users (:func:`feedgym.envs.luck.user_seeds`).
 
     Returns:
         The simulator's state of N users, row n for session n.
 
     Raises:
-        ValueError: the replay does not give what was logged, so the log is another simulator's or another seed's.
+        ValueError: the replay differs from the log, so the log is from another simulator or seed.
     """
     seeds_U = seeds_of(log.user_ids_U, seed, group)
     served, first_U1 = served_visits(log)
@@ -56,21 +56,21 @@ def replayed(
     seeds_U: NDArray[np.uint64],
     rows: NDArray[np.int64],
 ) -> Iterator[tuple[NDArray[np.int64], Any, Response]]:
-    """Serves logged visits once more, to users made anew from their seeds.
+    """Serves logged visits again, to users recreated from their seeds.
 
     Args:
-        simulator: the one that answered when the log was written.
-        served: the visits, as :func:`served_visits` gives them.
+        simulator: the simulator that wrote the log.
+        served: the visits, from :func:`served_visits`.
         first_U1: offsets of the users' visits.
         seeds_U: the seeds of the log's users.
-        rows: visits wanted, ascending; the visits before them are served as well, the ones after them are not.
+        rows: visits to return, ascending; earlier visits are served too, later ones are not.
 
     Yields:
-        Visits' rows in ``served``, ascending, the users' state just before them, and their answers; for every block of
-        users one visit number after the other.
+        Rows of visits in ``served``, ascending, with the users' state just before them and their responses; for every
+        block of users, in the order of visit numbers.
 
     Raises:
-        ValueError: an answer is not what was logged, so the log is another simulator's or its users had other seeds.
+        ValueError: a response differs from the log, so the log is from another simulator, or its users had other seeds.
     """
     last_U = np.full(len(seeds_U), -1)
     np.maximum.at(last_U, served.user_idx_N[rows], rows)
@@ -95,8 +95,7 @@ def _must_be_same(response: Response, logged: LoggedSessions) -> None:
     )
     if not same:
         raise ValueError(
-            "Replaying the log does not give what was logged; pass the simulator and the seed that the log was "
-            "collected with."
+            "Replaying the log gives other responses; pass the simulator and the seed that the log was collected with."
         )
 
 
@@ -104,18 +103,18 @@ def replay(env: Any, log: EventLog, seeds_U: NDArray[np.uint64]) -> Response:
     """Serves the users of a log the same sessions again.
 
     Args:
-        env: the simulator that answered when the log was written, or an environment around it.
-        log: what :class:`feedgym.envs.recorder.RecordLog` recorded or :func:`feedgym.envs.logging.collect_log`
-            collected.
+        env: the simulator that wrote the log, or an environment around it.
+        log: a log recorded by :class:`feedgym.envs.recorder.RecordLog` or collected by
+            :func:`feedgym.envs.logging.collect_log`.
         seeds_U: seeds of the log's users (``RecordLog.seeds_U``, :func:`feedgym.envs.recorder.read_seeds`,
             :func:`feedgym.envs.logging.user_seeds` of the group "log").
 
     Returns:
-        The answers to the log's N visits, in its order, with what the log does not tell. Visits of fewer items than the
-        longest one end in zeros.
+        The responses to the log's N visits, in its order, including what the log does not hold. Visits of fewer items
+        than the longest one end in zeros.
 
     Raises:
-        ValueError: an answer is not to the bit what was logged, or there is not one seed per user.
+        ValueError: a response is not bit by bit that of the log, or there is not one seed per user.
     """
     if len(seeds_U) != log.num_users:
         raise ValueError(f"{len(seeds_U)} seeds do not fit the log's {log.num_users} users; give one per user.")
@@ -136,7 +135,7 @@ def served_visits(log: EventLog) -> tuple[LoggedSessions, NDArray[np.int64]]:
 
 
 def _served(log: EventLog) -> tuple[LoggedSessions, BoolArray]:
-    """All that users were served, one row per visit, history-only visits included, and which are none of those."""
+    """All visits that users were served, one row each, and flags for those that are not only history."""
     row = np.flatnonzero(log.event == Event.IMPRESSION)
     user = user_of_rows(log)[row]
     begins = (np.diff(user, prepend=-1) != 0) | (np.diff(log.session_id[row], prepend=-1) != 0)
@@ -162,14 +161,14 @@ def _served(log: EventLog) -> tuple[LoggedSessions, BoolArray]:
 
 
 class _AnyLength:
-    """A simulator that takes sessions of different lengths, padded with -1; answers are padded with zeros."""
+    """A simulator that takes sessions of different lengths, padded with -1; responses are padded with zeros."""
 
     def __init__(self, simulator: UserSimulator) -> None:
         self.simulator, self.reset, self.catalog = simulator, simulator.reset, simulator.catalog
         self.profile_names, self.profile_sizes = simulator.profile_names, simulator.profile_sizes
 
     def respond(self, state: Any, slates_UK: IntArray) -> tuple[Response, Any]:
-        """The answers of U users, and their next states."""
+        """Responses of U users, and their next states."""
         length_U = (slates_UK >= 0).sum(axis=1)
         groups = [np.flatnonzero(length_U == length) for length in np.unique(length_U)]
         answers, states = [], []
@@ -183,7 +182,7 @@ class _AnyLength:
 
 
 def _padded(response: Response, places: int) -> Response:
-    """Answers with some places more, which the users did not reach."""
+    """Responses with additional places, which the users did not reach."""
     names = ("behaviours_UKB", "watch_s_UK", "examined_UK")
     columns = {name: getattr(response, name) for name in names}
     more = {n: np.zeros((len(c), places, *c.shape[2:]), c.dtype) for n, c in columns.items()}

@@ -1,7 +1,7 @@
-"""Retention from recorded gaps: how soon users return after a visit, and how many are still there days later.
+"""Retention from recorded gaps: how soon users return after a visit, and how many are still active days later.
 
-Gaps are those of the infos: rows are visits, in any order between users and in order within a user. A user whose
-episode was cut is known up to the last gap, so ask for no more days than the horizon.
+Gaps are those of the infos. Rows are visits, in any order between users but in order within a user. A user whose
+episode was cut is known up to the last gap, so request no more days than the horizon.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from feedgym.data.events import DAY_S
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ReturnStatistics:
-    """How N visits were followed by a return.
+    """Statistics of the returns after N visits.
 
     Attributes:
         share_D: float64, share of the visits after which the user was back within d = 1..D days.
-        mean_days: mean gap of those who came back, days.
+        mean_days: mean gap of users who came back, days.
         median_days: their median gap, days.
         churned: share of the visits after which the user never came back.
         num_visits: N.
@@ -37,7 +37,7 @@ def return_statistics(return_gap_days: ArrayLike, num_days: int = 10) -> ReturnS
     """Statistics of the gaps after visits.
 
     Args:
-        return_gap_days: days to the next visit [N], infinite where there was none; the info of the retention level.
+        return_gap_days: days to the next visit [N], infinite if there was none; the info of the retention level.
         num_days: D; KuaiSim's return days end at 10.
 
     Raises:
@@ -60,12 +60,12 @@ def return_statistics(return_gap_days: ArrayLike, num_days: int = 10) -> ReturnS
 def retention_curve(
     user_N: ArrayLike, elapsed_s_N: ArrayLike, return_gap_days_N: ArrayLike, num_days: int = 7
 ) -> NDArray[np.float64]:
-    """Share of the users who are seen d = 1..D days after their first login, within that 24-hour day; float64 [D].
+    """Share of users with a visit within the 24 hours that begin d = 1..D days after their first login; float64 [D].
 
     Args:
-        user_N: whose visit it was, integers.
-        elapsed_s_N: seconds of the visit.
-        return_gap_days_N: days from its end to the next visit, infinite where there was none.
+        user_N: user of each visit, integers.
+        elapsed_s_N: duration of the visit, seconds.
+        return_gap_days_N: days from its end to the next visit, infinite if there was none.
         num_days: D; at most the days for which the users were observed.
 
     Raises:
@@ -75,7 +75,7 @@ def retention_curve(
     gap_N = np.asarray(return_gap_days_N, np.float64)
     if not len(user_N) or not len(user_N) == len(elapsed_s_N) == len(gap_N):
         raise ValueError(
-            f"{len(user_N)} users, {len(elapsed_s_N)} lengths, {len(gap_N)} gaps: give one or more visits, one of each."
+            f"{len(user_N)} users, {len(elapsed_s_N)} lengths, {len(gap_N)} gaps: give one of each per visit."
         )
     _check_days(num_days)
     order = np.argsort(user_N, kind="stable")
@@ -83,9 +83,9 @@ def retention_curve(
     passed_N = elapsed_s_N[order] / DAY_S + gap_N[order]
     seen_UD = np.zeros((len(users), num_days + 1), bool)
     row_N = np.repeat(np.arange(len(users)), np.diff(np.append(first_N, len(order))))
-    # The next login after each visit, counted from the user's first one: one running sum over all users, less what it
-    # was where the user begins, needs no loop over users. An infinite gap is a user's last and would spoil the sums of
-    # all users after it, so it counts 0 there and is left out of what was seen.
+    # The next login after each visit, counted from the user's first one: a running sum over all users, minus its value
+    # where the user begins, needs no loop over users. An infinite gap is a user's last and would spoil the sums of all
+    # later users, so it counts 0 there and is then left out.
     finite_N = np.where(np.isfinite(passed_N), passed_N, 0)
     total_N = np.cumsum(finite_N)
     next_days_N = total_N - (total_N - finite_N)[first_N][row_N]

@@ -1,6 +1,6 @@
-"""A natively vectorised feed for Stable-Baselines3, which is installed apart: ``pip install stable-baselines3``.
+"""A natively vectorised feed for Stable-Baselines3, which is installed separately: ``pip install stable-baselines3``.
 
-Single environments need nothing of this. Thousands of users in one process do: Stable-Baselines3's own DummyVecEnv
+Single environments do not need it. Thousands of users in one process do, because Stable-Baselines3's own DummyVecEnv
 steps its environments one after another.
 """
 
@@ -19,18 +19,18 @@ Indices = None | int | Iterable[int]
 
 
 class SB3VecEnv(VecEnv):
-    """A vector environment as Stable-Baselines3 wants it.
+    """A vector environment for Stable-Baselines3.
 
-    Infos hold what its learners ask for at an episode's end: ``terminal_observation``, ``TimeLimit.truncated`` and, as
-    its ``Monitor`` writes it, ``episode`` with the return ``r``, the length ``l`` in steps and the seconds ``t`` since
-    the environment was made. So no ``VecMonitor`` is needed. What a platform would measure, batched as Gymnasium has
-    it, is in ``last_info``.
+    Infos hold what its learners need at an episode's end: ``terminal_observation``, ``TimeLimit.truncated`` and, as its
+    ``Monitor`` writes it, ``episode`` with the return ``r``, the length ``l`` in steps and the seconds ``t`` since the
+    environment was made. So no ``VecMonitor`` is needed. ``last_info`` holds the platform's measurements, batched as in
+    Gymnasium.
 
     Args:
         env: a feed, in this package's vector wrappers or not, whose autoreset mode is ``SAME_STEP``.
 
     Raises:
-        ValueError: the autoreset mode is another one.
+        ValueError: the autoreset mode is not ``SAME_STEP``.
     """
 
     def __init__(self, env: VectorEnv) -> None:
@@ -47,7 +47,7 @@ class SB3VecEnv(VecEnv):
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> Any:
-        """New users in all slots: those of the seeds given by ``seed()``, if any."""
+        """Start new users in all slots: those of the seeds given by ``seed()``, if any."""
         observation, _ = self.env.reset(seed=self._seeds)  # type: ignore[arg-type]
         self._reset_seeds()
         self._reset_options()
@@ -55,11 +55,11 @@ class SB3VecEnv(VecEnv):
         return observation
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Keeps the actions for :meth:`step_wait`."""
+        """Store the actions for :meth:`step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """One step of all slots."""
+        """Step all slots."""
         observation, reward_U, terminated_U, truncated_U, self.last_info = self.env.step(self._actions)
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         over_U = terminated_U | truncated_U
@@ -77,35 +77,35 @@ class SB3VecEnv(VecEnv):
         return observation, reward_U.astype(np.float32), over_U, infos
 
     def close(self) -> None:
-        """Closes the environment."""
+        """Close the environment."""
         self.env.close()
 
     def get_images(self) -> list[Any]:
-        """The slots' pictures, where the environment was made with ``render_mode="rgb_array"``."""
+        """The slots' pictures, if the environment was made with ``render_mode="rgb_array"``."""
         return list(self.env.render() or ())
 
     def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
-        """An attribute of the environment or of the next one below that has it, the same for all slots."""
+        """An attribute of the outermost environment that has it, the same for all slots."""
         return [getattr(self._owner(attr_name), attr_name)] * len(list(self._get_indices(indices)))
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
-        """Sets an attribute where it is found; it counts for all slots, whatever the indices."""
+        """Set an attribute where it is found; it applies to all slots, whatever the indices."""
         setattr(self._owner(attr_name), attr_name, value)
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """A method that answers for all slots at once, such as ``action_masks``; its answer slot by slot."""
+        """Call a method for all slots at once, such as ``action_masks``; return its result slot by slot."""
         answer = getattr(self._owner(method_name), method_name)(*method_args, **method_kwargs)
         return [answer[slot] for slot in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Indices = None) -> list[bool]:
-        """Whether a wrapper of the class is there."""
+        """True if a wrapper of the class is present."""
         is_wrapped = any(isinstance(env, wrapper_class) for env in self._chain())
         return [is_wrapped] * len(list(self._get_indices(indices)))
 
     def _chain(self) -> Iterable[Any]:
-        """The environment and those it wraps, outermost first."""
+        """The environment and the ones it wraps, outermost first."""
         env: Any = self.env
         while env is not None:
             yield env

@@ -1,9 +1,9 @@
-"""What sessions are worth to the users, measured by asking the simulated users themselves.
+"""True values of sessions for the users, measured by serving them to the simulated users.
 
-The truth costs nothing more than replies: copy a user, let the copies answer each session several times with fresh
-luck, and average. All sessions of a user meet the same luck, so that comparing them is paired.
+To measure it, copy a user, let the copies respond to each session several times with new random numbers, and average.
+All sessions of a user meet the same random numbers, so that their comparison is paired.
 
-Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` replies of a user to the same session.
+Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` responses of a user to the same session.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from feedgym.protocols import Response, UserSimulator, take_users
 from feedgym.ranges import Ranged, Weight
 
 RETURN_S = 86_400.0
-"""A return within this many seconds counts as a return within the day."""
+"""Longest gap in seconds that counts as a return within the day."""
 
 BLOCK_ROWS = 2048
-"""Sessions answered at a time; keeps memory low and the arrays near the cache. Answers do not depend on it."""
+"""Sessions processed at a time; keeps memory low and the arrays in the cache. Results do not depend on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardWeights(Ranged):
-    """What makes up the true reward of a session: a weighted sum of minutes, counts of behaviours and the return."""
+    """Weights of the true reward of a session: a weighted sum of minutes, counts of behaviours and the return."""
 
     watch_minutes: Weight = 1.0
     """Weight of a minute watched."""
     click: Weight = 0.0
-    """Weight of a click. 0: a click is a promise, and clickbait breaks it."""
+    """Weight of a click; 0, because a click is only a promise, which clickbait breaks."""
     long_view: Weight = 0.0
     """Weight of a long view."""
     like: Weight = 0.5
@@ -51,7 +51,7 @@ class RewardWeights(Ranged):
 
 
 def reward_components(response: Response) -> dict[str, FloatArray]:
-    """The parts of the reward by the names of :class:`RewardWeights`, float32 [U] each: minutes, counts, 0 or 1."""
+    """Parts of the reward by the names of :class:`RewardWeights`, float32 [U] each: minutes, counts, 0 or 1."""
     counts_UB = response.behaviours_UKB.sum(axis=1, dtype=np.float32)
     returned_U = ~response.churned_U & (response.return_gap_s_U <= RETURN_S)
     return {
@@ -62,12 +62,12 @@ def reward_components(response: Response) -> dict[str, FloatArray]:
 
 
 def session_reward(response: Response, weights: RewardWeights) -> FloatArray:
-    """The true reward of each user's session as it happened, float32 [U]."""
+    """True reward of each user's session as it happened, float32 [U]."""
     return weighted_sum(reward_components(response), weights)
 
 
 def weighted_sum(parts: dict[str, FloatArray], weights: RewardWeights) -> FloatArray:
-    """The components of :func:`reward_components` added up, float32 [U]; weights of 0 add nothing."""
+    """Weighted sum of :func:`reward_components`, float32 [U]; components of weight 0 are skipped."""
     reward_U = np.zeros(len(parts["return_24h"]), np.float32)
     for field in fields(weights):
         weight = getattr(weights, field.name)
@@ -85,17 +85,17 @@ def true_value(
     replicas: int = 16,
     seed: int = 0,
 ) -> FloatArray:
-    """Expected true reward of N sessions for each of U users: the mean over ``replicas`` answers with fresh luck.
+    """Expected true reward of N sessions for each of U users: the mean over ``replicas`` responses with new randomness.
 
-    Replica r of a user has the same luck for all N sessions, so differences within a user are paired. The luck depends
-    on the user's seed, ``seed`` and r alone, and has nothing to do with the luck the user will really have.
+    Replica r of a user has the same random numbers for all N sessions, so differences within a user are paired. They
+    depend only on the user's seed, ``seed`` and r, and are independent of the user's own random numbers.
 
     Args:
-        simulator: any user simulator whose luck comes from ``state.seed_U`` alone.
-        state: U users about to be served; not changed.
+        simulator: any user simulator whose randomness comes only from ``state.seed_U``.
+        state: U users about to be served; stays unchanged.
         sessions_UNK: item ids.
-        weights: what counts.
-        replicas: answers per session.
+        weights: weights of the reward.
+        replicas: responses per session.
         seed: another seed gives independent estimates.
 
     Returns:
@@ -133,7 +133,7 @@ def replica_seeds(seed_U: NDArray[np.uint64], replicas: int, seed: int) -> NDArr
 
 
 def oracle_sessions(simulator: Any, state: Any, session_length: int) -> NDArray[np.int64]:
-    """The simulator's own choice of sessions [U, K] for its users.
+    """The simulator's own best sessions [U, K] for its users.
 
     Raises:
         ValueError: the simulator has no ``oracle(state, session_length)`` method.

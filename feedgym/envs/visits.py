@@ -1,4 +1,4 @@
-"""Visits as they were served and answered, before they become an event log."""
+"""Visits with served sessions and responses, before they become an event log."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Visits:
         user_N: the user's row in the profiles of all users.
         visit_N: number of the user's visit.
         login_s_N: seconds on the simulator's clock.
-        logout_s_N: likewise.
+        logout_s_N: seconds on the same clock.
         slates_NK: served items.
         propensity_NK: NaN where unknown.
         watch_s_NK: seconds.
-        examined_NK: the user reached the item.
+        examined_NK: true if the user reached the item.
         behaviours_NKB: 0 or 1.
     """
 
@@ -42,7 +42,7 @@ class Visits:
 
     @classmethod
     def cat(cls, blocks: list[Visits]) -> Visits:
-        """Blocks of users, end to end."""
+        """Concatenate blocks of users."""
         return cls(**{f.name: np.concatenate([getattr(block, f.name) for block in blocks]) for f in fields(cls)})
 
 
@@ -56,7 +56,7 @@ def served_visits(
     for visit in range(num_visits):
         slates_UK, propensity_UK = policy.serve(state, taste_UE)
         response, next_state = policy.simulator.respond(state, slates_UK)
-        # float32 seconds add up a little too short or too long: the rows of a user must not run backwards in time.
+        # Sums of float32 seconds are slightly off, but the rows of a user must not run backwards in time.
         spent_s_U = np.maximum(response.elapsed_s_U, response.watch_s_UK.sum(axis=1, dtype=np.float64))
         rows.append(
             {

@@ -1,4 +1,4 @@
-"""A past for fresh users: visits under the logging policy, before an episode begins."""
+"""Gives fresh users a past: visits under the logging policy, before an episode begins."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from feedgym.protocols import cat_users, take_users
 
 
 def warm_up(policy: LoggingPolicy, state: Any, history: History, num_visits: int) -> tuple[Any, History]:
-    """U users and their histories after some visits, each user by their own luck alone.
+    """Lets U users make some visits, each with only their own random numbers; returns users and histories.
 
-    Nobody leaves for good meanwhile: a user who would is served once more, so that all have the same number of visits.
+    No user leaves for good meanwhile: a user who would is served again, so that all have the same number of visits.
 
     Args:
-        policy: serves them.
-        state: fresh users; not changed.
-        history: what is known of them; not changed.
-        num_visits: visits, 1 or more.
+        policy: serves the users.
+        state: fresh users; stays unchanged.
+        history: their history; stays unchanged.
+        num_visits: number of visits, 1 or more.
     """
     states, histories = [], []
     for start in range(0, len(state.seed_U), BLOCK_USERS):

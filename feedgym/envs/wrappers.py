@@ -1,4 +1,4 @@
-"""Other observations and actions of a feed, for learners that take neither histories nor sessions of item ids.
+"""Changes observations and actions of a feed, for learners that accept neither histories nor sessions of item ids.
 
 ========================  ==================================================================================
 observation               the history window as it is, or :class:`CompactObservation`, one vector per user
@@ -6,10 +6,10 @@ action                    a session of item ids as it is, :class:`ProtoItems` (a
                           each place) or :class:`ItemByItem` (one item id per step)
 ========================  ==================================================================================
 
-Each has a twin for vector environments (``Vector...``) which gives the same numbers. They go together: learners of
-Stable-Baselines3 take PPO on ``CompactObservation(env)``, SAC and TD3 on ``ProtoItems(CompactObservation(env))``, DQN
-and sb3-contrib's MaskablePPO on ``CompactObservation(ItemByItem(env))``. See :mod:`feedgym.envs.features` for
-what they compute.
+Each has a twin for vector environments (``Vector...``) that gives the same numbers. They can be combined. With
+Stable-Baselines3, use PPO on ``CompactObservation(env)``, SAC and TD3 on ``ProtoItems(CompactObservation(env))``, DQN
+and sb3-contrib's MaskablePPO on ``CompactObservation(ItemByItem(env))``. :mod:`feedgym.envs.features` has their
+computations.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from feedgym.protocols import UserSimulator
 
 
 def of_feeds(env: gym.Env | VectorEnv, name: str) -> Sequence[Any]:
-    """An attribute of the feed under wrappers, or of every feed that Gymnasium's own vector environments hold."""
+    """An attribute of the feed under wrappers, or of every feed in Gymnasium's own vector environments."""
     base = env.unwrapped
     return base.get_attr(name) if isinstance(base, (SyncVectorEnv, AsyncVectorEnv)) else [getattr(base, name)]
 
 
 def _existing(env: Any, simulator: UserSimulator) -> Callable[[slice], BoolArray] | None:
-    """Which items exist when the users of some slots log in, [slots, I]; None where items neither come nor go."""
+    """A function for the items that exist when the users of some slots log in, [slots, I]; None if all always exist."""
     if not has_arrivals(simulator):
         return None
     time_s_U = np.concatenate([state.time_s_U for state in of_feeds(env, "state")])
@@ -57,11 +57,11 @@ def _existing(env: Any, simulator: UserSimulator) -> Callable[[slice], BoolArray
 
 
 class _CompactState:
-    """:func:`compact_state` for one environment: its constants, its space, and action masks handed through."""
+    """:func:`compact_state` for one environment: its constants, its space, and passing on of action masks."""
 
     def __init__(self, env: Any, space: gym.Space, width: int | None, half_life: float, satiation_hours: float) -> None:
         if not isinstance(space, spaces.Dict) or "history_items" not in space.spaces:
-            raise ValueError(f"The observations {space} hold no history; put CompactObservation nearer to the feed.")
+            raise ValueError(f"The observations {space} hold no history; put CompactObservation closer to the feed.")
         for name, value in (("half_life", half_life), ("satiation_hours", satiation_hours)):
             if not value > 0:
                 raise ValueError(f"{name}={value} is not above 0; give events or hours above 0.")
@@ -89,17 +89,17 @@ class _CompactState:
 class CompactObservation(gym.ObservationWrapper, RecordConstructorArgs):
     """One vector per user instead of the history window; see :func:`compact_state`.
 
-    Where the observation has an action mask (:class:`ItemByItem`), the result is a dict of ``observations``, which is
-    the vector, and ``action_mask``, as RLlib's masking modules and Stable-Baselines3's ``MultiInputPolicy`` take it.
+    If the observation has an action mask (:class:`ItemByItem`), the result is a dict of ``observations``, which is the
+    vector, and ``action_mask``, for RLlib's masking modules and Stable-Baselines3's ``MultiInputPolicy``.
 
     Args:
         env: a feed whose observations still hold the history.
         width: principal components of the content that are kept; all of it, unrotated, if None.
-        half_life: number of events after which one counts half.
+        half_life: number of later events after which an event counts half.
         satiation_hours: hours after which the count of a topic decays to 1/e.
 
     Raises:
-        ValueError: there is no history, or a number which cannot be.
+        ValueError: there is no history, or a number is out of range.
     """
 
     def __init__(
@@ -116,19 +116,19 @@ class CompactObservation(gym.ObservationWrapper, RecordConstructorArgs):
 
 
 class VectorCompactObservation(VectorObservationWrapper):
-    """:class:`CompactObservation` of a vector environment, final observations included."""
+    """:class:`CompactObservation` for vector environments, including final observations."""
 
     def __init__(
         self, env: VectorEnv, *, width: int | None = None, half_life: float = 10.0, satiation_hours: float = 6.0
     ) -> None:
-        # Gymnasium's class refuses SAME_STEP, for it would leave the final observations as they are; step() does not.
+        # Gymnasium's class refuses SAME_STEP, because it would not change the final observations; step() does.
         VectorWrapper.__init__(self, env)
         self._compact = _CompactState(env, env.single_observation_space, width, half_life, satiation_hours)
         self.single_observation_space = self._compact.space
         self.observation_space = batch_space(self._compact.space, env.num_envs)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """The environment's step with changed observations."""
+        """Step the environment and change the observations."""
         observation, *outcome, info = self.env.step(actions)
         reward_U, terminated_U, truncated_U = outcome
         return self.observations(observation), reward_U, terminated_U, truncated_U, _change_final(info, self._compact)
@@ -139,16 +139,16 @@ class VectorCompactObservation(VectorObservationWrapper):
 
 
 def _row(batch: Any, row: int) -> Any:
-    """One user's observation of a batched one."""
+    """One user's part of a batched observation."""
     if not isinstance(batch, dict):
         return batch[row]
     values = ((name, column[row]) for name, column in batch.items())
-    # A Discrete space wants integers as scalars, a Box wants arrays.
+    # A Discrete space needs scalar integers, a Box needs arrays.
     return {name: value if isinstance(value, np.integer) else np.asarray(value) for name, value in values}
 
 
 def _change_final(info: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    """SAME_STEP: the info with its final observations, one a finished slot, changed too."""
+    """SAME_STEP: changes the final observations in the info too, one per finished slot."""
     if "final_obs" not in info:
         return info
     slots = np.flatnonzero(info["_final_obs"])
@@ -165,7 +165,7 @@ def _change_final(info: dict[str, Any], change: Callable[[Any], Any]) -> dict[st
 
 
 class _ProtoSpace:
-    """Points for K places of a session, and the items served for them."""
+    """Points for the K places of a session, and the items served for them."""
 
     def __init__(self, env: Any, space: gym.Space, width: int | None) -> None:
         self._env, self._simulator = env, of_feeds(env, "simulator")[0]
@@ -184,17 +184,17 @@ class _ProtoSpace:
 
 
 class ProtoItems(gym.ActionWrapper, RecordConstructorArgs):
-    """An action is a point of content space for each place: a box [K, E'] within [-1, 1].
+    """An action is a point in content space for each place: a box [K, E'] within [-1, 1].
 
-    The nearest items that exist are served, no item twice in a session; see
+    The nearest existing items are served, without repetition in a session; see
     :func:`feedgym.envs.features.nearest_items` and :func:`feedgym.envs.features.item_points`.
 
     Args:
         env: a feed whose actions are sessions of item ids.
-        width: principal components of the content that the points have; all of it, unrotated, if None.
+        width: number of principal components of the content that points have; None keeps all of it, unrotated.
 
     Raises:
-        ValueError: the actions are no sessions, sessions are longer than the catalogue, or the width cannot be.
+        ValueError: the actions are not sessions, sessions are longer than the catalogue, or the width is out of range.
     """
 
     def __init__(self, env: gym.Env, *, width: int | None = None) -> None:
@@ -209,7 +209,7 @@ class ProtoItems(gym.ActionWrapper, RecordConstructorArgs):
 
 
 class VectorProtoItems(VectorActionWrapper):
-    """:class:`ProtoItems` of a vector environment."""
+    """:class:`ProtoItems` for vector environments."""
 
     def __init__(self, env: VectorEnv, *, width: int | None = None) -> None:
         super().__init__(env)
@@ -223,7 +223,7 @@ class VectorProtoItems(VectorActionWrapper):
 
 
 class _GrowingSlates:
-    """U sessions that grow by one item per step, all at the same place."""
+    """U sessions that grow together by one item per step."""
 
     def __init__(self, env: Any, num_slots: int, observation_space: gym.Space, action_space: gym.Space) -> None:
         self._env, self._simulator = env, of_feeds(env, "simulator")[0]
@@ -248,7 +248,7 @@ class _GrowingSlates:
         self.slate_UK, self.position = np.full_like(self.slate_UK, -1), 0
 
     def place(self, actions: Any) -> bool:
-        """Puts one item into each session, and tells whether the sessions are whole."""
+        """Puts one item into each session; returns true if the sessions are complete."""
         item_U = np.asarray(actions)
         if item_U.shape != self.slate_UK.shape[:1] or not np.issubdtype(item_U.dtype, np.integer):
             raise ValueError(f"Actions of shape {item_U.shape}, {item_U.dtype}, do not fit; give one item id per slot.")
@@ -274,7 +274,7 @@ class _GrowingSlates:
         return mask_UI
 
     def extend(self, observation: Any) -> Observation:
-        """A batched observation with the sessions so far; fresh arrays."""
+        """A batched observation with the sessions so far, in new arrays."""
         return {name: column.copy() for name, column in _named(observation).items()} | {
             "slate": self.slate_UK.copy(),
             "position": np.full(len(self.slate_UK), self.position),
@@ -300,18 +300,18 @@ def _named(observation: Any) -> Observation:
 
 
 class ItemByItem(gym.Wrapper, RecordConstructorArgs):
-    """An action is one item id; the user is served when the session has its K items.
+    """An action is one item id; the user is served once the session has K items.
 
-    Observations have three keys more: ``slate`` (item ids so far, -1 for places still empty), ``position`` and
+    Observations have three additional keys: ``slate`` (item ids so far, -1 for empty places), ``position`` and
     ``action_mask`` (1 for items that exist and are not in the slate). Until the last place rewards are 0 and infos
-    empty. An item chosen against the mask is replaced by the allowed one that is nearest to it in content, for learners
-    which know no masks; so no item is in a session twice.
+    empty. For learners without masks, an item chosen against the mask is replaced by the allowed item with the nearest
+    content. So no item is in a session twice.
 
     Args:
         env: a feed whose actions are sessions of item ids.
 
     Raises:
-        ValueError: the actions are no sessions, or sessions are longer than the catalogue.
+        ValueError: the actions are not sessions, or sessions are longer than the catalogue.
     """
 
     def __init__(self, env: gym.Env) -> None:
@@ -323,13 +323,13 @@ class ItemByItem(gym.Wrapper, RecordConstructorArgs):
         self._known: Any = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """The environment's reset, with an empty slate."""
+        """Reset the environment and empty the slate."""
         self._known, info = self.env.reset(seed=seed, options=options)
         self._slates.clear()
         return self._observation(), info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Places one item; the last one serves the user."""
+        """Place one item; the last one serves the user."""
         if not self._slates.place(np.atleast_1d(np.asarray(action))):
             return self._observation(), 0.0, False, False, {}
         slate_K = self._slates.slate_UK[0]
@@ -338,7 +338,7 @@ class ItemByItem(gym.Wrapper, RecordConstructorArgs):
         return self._observation(), reward, terminated, truncated, info
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Which items may come next, bool [I]; sb3-contrib's MaskablePPO asks by this name."""
+        """True for items that may come next, bool [I]; sb3-contrib's MaskablePPO calls it by this name."""
         return self._slates.masks_UI()[0].astype(bool)
 
     def _observation(self) -> Observation:
@@ -350,7 +350,7 @@ class VectorItemByItem(VectorWrapper):
     """:class:`ItemByItem` of a vector environment whose autoreset mode is ``SAME_STEP`` or ``DISABLED``.
 
     All slots are at the same place of their sessions. In ``NEXT_STEP`` a slot would lose a step at each reset and fall
-    behind the others; there, put :class:`ItemByItem` around single environments.
+    behind the others; in this mode, wrap single environments in :class:`ItemByItem`.
 
     Raises:
         ValueError: the autoreset mode is ``NEXT_STEP``, or as for :class:`ItemByItem`.
@@ -373,23 +373,23 @@ class VectorItemByItem(VectorWrapper):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """The environment's reset, with empty slates.
+        """Reset the environment and empty the slates.
 
         Raises:
-            ValueError: a part of the slots is reset in the middle of their sessions.
+            ValueError: only some slots are reset in the middle of their sessions.
         """
         mask = (options or {}).get("reset_mask")
         if mask is not None and not np.all(mask) and self._slates.position:
             raise ValueError(
-                f"Slots cannot be reset at place {self._slates.position} of {self._slates.length}, when others go on; "
-                "reset them when the sessions are whole, or all of them."
+                f"Slots cannot be reset at place {self._slates.position} of {self._slates.length}, while others go on; "
+                "reset them when the sessions are complete, or reset all."
             )
         self._known, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
         self._slates.clear()
         return self._slates.extend(self._known), info
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Places one item in every slot; the last one serves the users."""
+        """Place one item in every slot; the last one serves the users."""
         if not self._slates.place(actions):
             nobody_U = np.zeros(self.num_envs, bool)
             return self._slates.extend(self._known), np.zeros(self.num_envs), nobody_U, nobody_U.copy(), {}
@@ -400,13 +400,13 @@ class VectorItemByItem(VectorWrapper):
         return self._slates.extend(self._known), reward_U, terminated_U, truncated_U, info
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Which items may come next, bool [U, I]."""
+        """True for items that may come next, bool [U, I]."""
         return self._slates.masks_UI().astype(bool)
 
 
 def _session_length(space: gym.Space, catalog: Catalog) -> int:
     if not isinstance(space, spaces.MultiDiscrete):
-        raise ValueError(f"The actions {space} are no sessions of item ids; wrap them once, nearest to the feed.")
+        raise ValueError(f"The actions {space} are not sessions of item ids; wrap the feed once and directly.")
     length = len(space.nvec)
     if length > catalog.num_items:
         raise ValueError(

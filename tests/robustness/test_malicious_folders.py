@@ -182,7 +182,9 @@ def test_a_simulator_whose_ranker_is_joblib(lab, users, capsys, trust):
     shutil.copy(lab / "joblib", users / "ranker")
     word = ["--trust"] if trust else []
     assert code_of("simulate", "--simulator", users, "--out", lab / "log", *word) == 2
-    says = "is no class with load() and predict()" if trust else "would import and run 'sklearn.utils.parallel:joblib'"
+    says = (
+        "is not a class with load() and predict()" if trust else "would import and run 'sklearn.utils.parallel:joblib'"
+    )
     assert says in capsys.readouterr().err
 
 

@@ -1,7 +1,7 @@
-"""What the models of :class:`feedgym.envs.learned.LearnedSimulator` are asked with, when fitted and when they answer.
+"""Inputs of the models of :class:`feedgym.envs.learned.LearnedSimulator`, for fitting and for responses.
 
-A request is a slate with the ranker's predictions for it. To these come numbers of the slate, of the visit so far and
-of the user's habits. They are the same to the bit whichever other users are asked about beside.
+A request is a slate with the ranker's predictions for it. There are also features of the slate, of the visit so far and
+of the user's habits. They are the same to the bit whichever other users are in the batch.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` the ranker's tasks, ``X`` features of a regression, ``Q``
 evenly spaced quantiles, ``k`` the positions up to k.
@@ -21,17 +21,17 @@ from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, BoolArray, Catalog, F
 
 CLICK, LONG_VIEW = BEHAVIOUR_IDX["click"], BEHAVIOUR_IDX["long_view"]
 BLOCK_USERS = 64
-"""Users the ranker is asked about at a time, the made-up one among them."""
+"""Users per call of the ranker, including the artificial one."""
 VISIT_GAP_S = 1800.0
 """A longer pause in a history ends a visit."""
 HOUR_BINS = 8
-"""Parts of the day with return gaps of their own."""
+"""Number of parts of the day with separate return gaps."""
 TYPICAL_GAP = float(np.log(12 * 3600.0))
-"""Log seconds of the return gap of a user of whom nothing is known; the regressions shift it."""
+"""Log seconds of the return gap of an unknown user; the regressions shift it."""
 
 
 class Prediction(Protocol):
-    """What a ranker predicts: ``prob_UKM`` [U, K, M] of the M tasks, ``watch_fraction_UK`` [U, K] or None."""
+    """Predictions of a ranker: ``prob_UKM`` [U, K, M] for the M tasks, ``watch_fraction_UK`` [U, K] or None."""
 
     @property
     def prob_UKM(self) -> torch.Tensor: ...  # noqa: D102
@@ -40,18 +40,18 @@ class Prediction(Protocol):
 
 
 class ResponseModel(Protocol):
-    """What the simulator asks of a ranker: ``config.tasks`` are the names of the behaviours it predicts."""
+    """Interface of a ranker for the simulator: ``config.tasks`` names the behaviours it predicts."""
 
     config: Any
 
     def predict(self, histories: EventBatch, item_ids_UK: torch.Tensor, mask_UK: Any = None) -> Prediction:
-        """The answers to K candidates, all at the request and blind to one another."""
+        """Predictions for K candidates, all at the request and independent of each other."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class ItemColumns:
-    """Columns of the catalogue as the features want them."""
+    """Columns of the catalogue that the features use."""
 
     direction_IE: FloatArray
     topic_I: IntArray
@@ -59,7 +59,7 @@ class ItemColumns:
 
     @classmethod
     def of(cls, catalog: Catalog) -> ItemColumns:
-        """Of a catalogue; contents as unit vectors."""
+        """Make the columns of a catalogue, with contents as unit vectors."""
         norm_I1 = np.linalg.norm(catalog.content_IE, axis=1, keepdims=True)
         direction_IE = catalog.content_IE / np.maximum(norm_I1, np.float32(1e-12))
         return cls(direction_IE, catalog.topic_I, catalog.duration_s_I)
@@ -67,13 +67,13 @@ class ItemColumns:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A slate with what is known before anyone answers it.
+    """A slate with everything known before the user responds.
 
     Attributes:
-        logit_UKB: the ranker's logits; 0 for behaviours that it does not predict.
+        logit_UKB: the ranker's logits; 0 for behaviours it does not predict.
         fraction_UK: the predicted watch fraction; 0 without such a prediction.
         context_UKX: see :func:`context`.
-        duration_s_UK: of the items.
+        duration_s_UK: durations of the items.
         hour_U: hours of the day at the request.
     """
 
@@ -85,7 +85,7 @@ class Request:
 
     @classmethod
     def of(cls, ranker: ResponseModel, items: ItemColumns, histories: EventBatch, slates_UK: IntArray) -> Request:
-        """Ask the ranker, once for all positions."""
+        """Run the ranker once for all positions."""
         prob_UKM, fraction_UK = _predicted(ranker, histories, slates_UK)
         logit_UKB = np.zeros((*slates_UK.shape, len(BEHAVIOURS)))
         for m, name in enumerate(ranker.config.tasks):
@@ -109,7 +109,7 @@ def _predicted(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The ranker's probabilities [U, K, M] and watch fractions [U, K] (0 where it predicts none), in even blocks.
 
-    Every block holds a made-up user with a full history, so that a ranker which trims its input trims all alike.
+    Every block holds an artificial user with a full history, so that a ranker that trims its input trims all equally.
     """
     items_UK = torch.from_numpy(np.ascontiguousarray(slates_UK, np.int64))
     made_up = {name: torch.zeros_like(column[:1]) for name, column in vars(histories).items() if column is not None}
@@ -130,10 +130,10 @@ def _predicted(
 
 
 def context(items: ItemColumns, histories: EventBatch, slates_UK: IntArray) -> NDArray[np.float64]:
-    """What surrounds each item of a slate, [U, K, 5]; who reaches an item has examined all before it.
+    """Context of each item in a slate, [U, K, 5]; a user who reaches an item has examined all before it.
 
-    The place (log1p), how many earlier items have its topic, the cosine of its content with the sum of theirs, whether
-    the history or the slate showed it before, and its log duration over 32 s.
+    It consists of the place (log1p), the number of earlier items with its topic, the cosine of its content with the sum
+    of theirs, a flag if the history or the slate showed it before, and its log duration over 32 s.
     """
     length = slates_UK.shape[1]
     earlier_KK = np.tri(length, k=-1, dtype=bool)
@@ -153,14 +153,14 @@ def context(items: ItemColumns, histories: EventBatch, slates_UK: IntArray) -> N
 
 
 def surplus(clicks: NDArray[np.float64], expected: NDArray[np.float64], k: int | NDArray) -> NDArray[np.float64]:
-    """Clicks before position k beyond the expected ones, in units that luck alone leaves alike: the user's mood."""
+    """The user's mood: clicks before position k beyond the expected ones, over their standard deviation by chance."""
     return (clicks - expected) / np.sqrt(k + 1.0)
 
 
 def habits(histories: EventBatch) -> NDArray[np.float64]:
-    """The users' ways as their history shows them, [U, 3]: log items per visit, mean log gap, log1p of visits seen.
+    """Users' habits in their history, [U, 3]: log items per visit, mean log gap, log1p of visits seen.
 
-    A pause of more than half an hour ends a visit; both means lean to a typical user's by one visit.
+    A pause of more than half an hour ends a visit; both means are shrunk towards a typical user's by one visit.
     """
     gap_s_UT = histories.gap_s_UT.double().numpy()
     ends_UT = histories.mask_UT.numpy() & (gap_s_UT > VISIT_GAP_S)
@@ -182,7 +182,7 @@ def leave_features(
     prob_UB: NDArray[np.float64],
     habits_U3: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """What decides whether the session ends after position k, [U, X]; ``watch_s_Uk`` up to and with it."""
+    """Features for leaving after position k, [U, X]; ``watch_s_Uk`` runs up to and including it."""
     spent_s_U = watch_s_Uk.sum(axis=1, dtype=np.float64)
     logit_U = np.log(prob_UB[:, CLICK]) - np.log1p(-prob_UB[:, CLICK])
     columns = [
@@ -209,7 +209,7 @@ def visit_features(
     logout_s_U: NDArray[np.float64],
     habits_U3: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """What decides when the user comes back, and whether, [U, X]."""
+    """Features for the user's return and churn, [U, X]."""
     items_U = np.maximum(examined_UK.sum(axis=1), 1)
     seconds_U = watch_s_UK.sum(axis=1, dtype=np.float64)
     clicks_U, long_U = (behaviours_UKB[:, :, b].sum(axis=1, dtype=np.float64) for b in (CLICK, LONG_VIEW))
@@ -233,12 +233,12 @@ def _around_the_clock(hour_U: NDArray[np.float64]) -> list[NDArray[np.float64]]:
 
 
 def hour_bin(time_s_U: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The part of the day of a time, 0..HOUR_BINS-1."""
+    """Part of the day of a time, 0..HOUR_BINS-1."""
     return np.minimum(np.mod(time_s_U, 86_400.0) * (HOUR_BINS / 86_400.0), HOUR_BINS - 1).astype(np.int64)
 
 
 def quantile(quantiles_UQ: NDArray[np.float64], uniform_U: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Draws from distributions by their evenly spaced quantiles, linear in between."""
+    """Draws from distributions given by evenly spaced quantiles, linear in between."""
     place_U = uniform_U * (quantiles_UQ.shape[1] - 1)
     low_U = place_U.astype(np.int64)
     low = np.take_along_axis(quantiles_UQ, low_U[:, None], axis=1)[:, 0]
@@ -247,7 +247,7 @@ def quantile(quantiles_UQ: NDArray[np.float64], uniform_U: NDArray[np.float64]) 
 
 
 def linear(features_UX: NDArray[np.float64], weight_X: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights on features, with the bias last; the same to the bit in every batch."""
+    """Weighted sums of features, with the bias last; the same to the bit in every batch."""
     return np.vecdot(features_UX, weight_X[:-1]) + weight_X[-1]
 
 

@@ -1,14 +1,16 @@
-"""Fits :class:`feedgym.envs.learned.LearnedSimulator` to a log, and measures it on users it never saw.
+"""Fits :class:`feedgym.envs.learned.LearnedSimulator` to a log, and measures it on unseen users.
 
-What rests on the ranker's predictions (response, watching, leaving) is fitted on users whom the ranker was not trained
-on: on its own training users it is too sure. What does not (return, churn) is fitted on all users of the log.
+Parts that use the ranker's predictions (response, watching, leaving) are fitted on users outside the ranker's training
+data, because it is overconfident on its training users. The other parts (return, churn) are fitted on all users of the
+log.
 
-What a log tells of leaving and churn has to be read with care:
+Leaving and churn must be read from a log with care:
 
-* A session ends after its last examined item if served items follow. Where a log holds examined items only, a visit's
-  last item ends it; else a session that was seen to its end tells nothing of what came then, and is left out there.
-* A user's last visit means churn only if enough time passed until the end of the log (the longest 1% of the gaps are
-  longer), and not if the log itself stopped counting: users with as many visits as anyone are left out.
+* A session ends after its last examined item if further items were served. If a log holds only examined items, a
+  visit's last item ends it. Otherwise a session that was seen to its end does not show what came next, so its end is
+  left out.
+* A user's last visit means churn only if the time until the end of the log is longer than 99% of the gaps. It does not
+  if the log itself stopped counting, so users with the maximum number of visits are left out.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` features of a regression, ``H`` parts of the day, ``Q``
 evenly spaced quantiles, ``R`` examined items.
@@ -49,25 +51,25 @@ from feedgym.envs.learned.users import donors_of
 from feedgym.ranges import CountOrZero, Length, Ranged
 
 BLOCK = 2048
-"""Sessions the ranker is asked about at a time."""
+"""Sessions per call of the ranker."""
 DURATION_BINS, FRACTION_BINS, WATCH_QUANTILES, GAP_QUANTILES = 12, 3, 101, 101
 FEW = 40
-"""Exposures from which a cell has quantiles of its own; smaller ones take those of a wider cell."""
+"""Least number of exposures for a cell's own quantiles; smaller cells use those of a wider one."""
 LONG_VIEW_S, RULE_HOLDS = 18.0, 0.98
-"""KuaiRand's rule of long views, and the share of exposures from which on a log is said to keep to it."""
+"""Seconds of KuaiRand's rule for long views, and the least share of exposures for which a log follows it."""
 RETURN_QUANTILE = 0.99
 RARE_SHARE = 0.1
-"""Share of the exposures, to the least examined items, by which answers off the beaten track are judged."""
+"""Share of the exposures, those of the least examined items, on which responses to rare items are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedConfig(Ranged):
-    """How a simulator is fitted to a log."""
+    """Options for fitting a simulator to a log."""
 
     session_length: Length = 10
-    """K: longer visits of the log are read as several requests of so many items."""
+    """K: longer visits of the log are read as several requests of this many items."""
     known_visits: CountOrZero = 3
-    """Visits of the log that users have paid when the simulation takes them over."""
+    """Visits that users have made in the log before the simulation begins."""
 
 
 def fit_simulator(
@@ -78,21 +80,23 @@ def fit_simulator(
     unseen_U: BoolArray,
     config: LearnedConfig = LearnedConfig(),
 ) -> LearnedSimulator:
-    """A simulator whose users are those of a log.
+    """Fit a simulator whose users are those of a log.
 
     Args:
-        log: its users; those the simulator is to be judged by must not be among them.
+        log: log of its users, without those who will judge the simulator.
         catalog: the items.
         ranker: trained on the users who are not in ``unseen_U``; ``config.history_length`` and ``config.tasks`` are
             read.
-        unseen_U: the users whom the ranker was not trained on, by whom it is calibrated.
-        config: lengths.
+        unseen_U: the users outside the ranker's training data, on whom it is calibrated.
+        config: options.
 
     Raises:
-        ValueError: the log has no times or no visits, or none of the unseen users did anything.
+        ValueError: the log has no times or no visits, or none of the unseen users has a visit.
     """
     if not log.has_time:
-        raise ValueError("The log tells the order of events only, so nobody can leave or return; give one with times.")
+        raise ValueError(
+            "The log has only the order of events, so leaving and returning are unknown; give one with times."
+        )
     rows = SessionsWithHistory.of(log, catalog, config.session_length, ranker.config.history_length)
     unseen_N = unseen_U[rows.sessions.user_idx_N]
     if not unseen_N.any():
@@ -121,7 +125,7 @@ def fit_simulator(
     )
 
 
-# ---------------------------------------------------------------- what the log tells
+# ---------------------------------------------------------------- data from the log
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,9 +134,9 @@ class SessionsWithHistory:
 
     Attributes:
         sessions: the sessions.
-        histories: before each.
-        closes_N: the session is its visit's last.
-        only_examined: the log holds no item that was served and not seen.
+        histories: the history before each session.
+        closes_N: true if the session is its visit's last.
+        only_examined: true if the log holds no item that was served but not seen.
     """
 
     sessions: LoggedSessions
@@ -165,7 +169,7 @@ class SessionsWithHistory:
 
 @dataclass(frozen=True, eq=False)
 class PredictedSessions:
-    """Sessions with the ranker's opinion of their items, all [N, K] or [N, K, ...]."""
+    """Sessions with the ranker's predictions for their items, all [N, K] or [N, K, ...]."""
 
     rows: SessionsWithHistory
     request: Request
@@ -173,7 +177,7 @@ class PredictedSessions:
 
     @classmethod
     def of(cls, ranker: ResponseModel, catalog: Catalog, rows: SessionsWithHistory) -> PredictedSessions:
-        """Asks the ranker, block by block."""
+        """Run the ranker, block by block."""
         items = ItemColumns.of(catalog)
         slates_NK = np.maximum(rows.sessions.item_ids_NK, 0)
         parts = [
@@ -185,11 +189,11 @@ class PredictedSessions:
 
     @property
     def examined_NK(self) -> BoolArray:
-        """Whether each item was reached; -1 padding was not."""
+        """True for items that were reached; false for -1 padding."""
         return self.rows.sessions.examined_NK
 
     def label(self, behaviour: int) -> NDArray[np.float64]:
-        """Whether the behaviour happened, [N, K]."""
+        """1 where the behaviour happened, [N, K]."""
         return self.rows.sessions.behaviours_NKB[:, :, behaviour].astype(np.float64)
 
     def ratio(self) -> NDArray[np.float64]:
@@ -208,7 +212,7 @@ class PredictedSessions:
 def _fit_response(predicted: PredictedSessions) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weights of every behaviour, and the calibrated probabilities [N, K, B].
 
-    Clicks come first without the surplus, which needs their probabilities, and then once more with it.
+    Clicks are fitted first without the surplus, which needs their probabilities, and then again with it.
     """
     shape = (*predicted.examined_NK.shape, len(BEHAVIOURS))
     first_X = _fit_behaviour(predicted, CLICK, np.zeros(shape[:2]))
@@ -236,9 +240,9 @@ def _probability(
 
 
 def _clicked(predicted: PredictedSessions) -> NDArray[np.float64]:
-    """Share of each behaviour's occurrences that come with a click, leaning to the click rate by one occurrence."""
-    # Behaviours such as likes come nearly always with a click. Drawn apart from it they would happen without one, so
-    # their association is measured here; the one occurrence of leaning keeps rare behaviours off 0 and 1.
+    """Share of each behaviour's occurrences that come with a click, shrunk towards the click rate by one occurrence."""
+    # Behaviours such as likes nearly always come with a click. Drawn independently they would happen without one, so
+    # their association is measured here. Shrinking by one occurrence keeps rare behaviours off 0 and 1.
     did_RB = predicted.rows.sessions.behaviours_NKB[predicted.examined_NK].astype(np.float64)
     rate = did_RB[:, CLICK].mean()
     share_B = ((did_RB * did_RB[:, [CLICK]]).sum(axis=0) + rate) / (did_RB.sum(axis=0) + 1)
@@ -255,8 +259,8 @@ def _fit_watch(predicted: PredictedSessions) -> tuple[NDArray[np.float64], NDArr
         x[seen_NK] for x in (predicted.request.duration_s_UK, predicted.request.fraction_UK, predicted.ratio())
     )
     click, long = (predicted.label(b)[seen_NK].astype(int) for b in (CLICK, LONG_VIEW))
-    # Watch ratios have no shape that a common distribution fits, so their quantiles are kept, by what they depend on.
-    # Bins hold equally many exposures, so that as few cells as possible are too small for quantiles of their own.
+    # No common distribution fits watch ratios, so their quantiles are stored by what they depend on. Bins hold equally
+    # many exposures, so that few cells are too small for their own quantiles.
     edges_s = np.quantile(duration_s, np.arange(1, DURATION_BINS) / DURATION_BINS)
     of_duration = np.searchsorted(edges_s, duration_s, side="right")
     parts = np.arange(1, FRACTION_BINS) / FRACTION_BINS
@@ -277,7 +281,7 @@ def _fit_watch(predicted: PredictedSessions) -> tuple[NDArray[np.float64], NDArr
 
 
 def _long_view_rule(predicted: PredictedSessions) -> float:
-    """Seconds of KuaiRand's rule if the log keeps to it, else 0."""
+    """Seconds of KuaiRand's rule if the log follows it, else 0."""
     seen_NK = predicted.examined_NK
     least_s = np.minimum(LONG_VIEW_S, predicted.request.duration_s_UK)
     agrees = (predicted.rows.sessions.watch_s_NK >= least_s * (1 - 1e-6)) == predicted.label(LONG_VIEW)
@@ -288,12 +292,12 @@ def _long_view_rule(predicted: PredictedSessions) -> float:
 
 
 def _leave_rows(predicted: PredictedSessions, probability_NKB: NDArray[np.float64]) -> tuple[NDArray, NDArray]:
-    """Features and labels of all items after which the log tells whether the user went on."""
+    """Features and labels of all items after which the log shows if the user continued."""
     sessions, seen_NK = predicted.rows.sessions, predicted.examined_NK
     surplus_NK = predicted.surplus(probability_NKB[:, :, CLICK])
     count_N, served_N = seen_NK.sum(axis=1), (sessions.item_ids_NK >= 0).sum(axis=1)
-    # Position by position, because the features are of the visit up to and with it, as they are when the simulator
-    # asks. Only items after which the log tells: who saw a session to its end may have left or been served no more.
+    # Position by position, because the features cover the visit up to and including it, as in the simulator. Only items
+    # after which the log shows it: a user who saw a session to its end may have left or been served no more.
     features, labels = [], []
     for k in range(seen_NK.shape[1]):
         is_last_N = count_N == k + 1
@@ -316,9 +320,9 @@ def _leave_rows(predicted: PredictedSessions, probability_NKB: NDArray[np.float6
 
 
 def _visit_rows(log: EventLog, rows: SessionsWithHistory) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-    """Of sessions that end a visit: features, logouts, return gaps and churn.
+    """Features, logouts, return gaps and churn for sessions that end a visit.
 
-    The gap is NaN where nobody came back, and churn (0 or 1) is NaN where the log cannot tell.
+    The gap is NaN if the user did not return, and churn (0 or 1) is NaN if the log does not show it.
     """
     ending = rows.take(rows.closes_N)
     sessions = ending.sessions
@@ -326,8 +330,8 @@ def _visit_rows(log: EventLog, rows: SessionsWithHistory) -> tuple[NDArray, NDAr
     features_NX = visit_features(
         sessions.behaviours_NKB, sessions.watch_s_NK, sessions.examined_NK, logout_s_N, habits(ending.histories)
     )
-    # A last visit is churn only if a return would have been seen: the log must go on for longer than almost all gaps
-    # last, and must not have been cut at a number of visits. Else the end of the log would look like churn.
+    # A last visit is churn only if a return would have been seen: the log must continue for longer than almost all
+    # gaps, and must not have been cut at a number of visits. Otherwise the end of the log would look like churn.
     gap_s_N = sessions.return_gap_s_N
     churned_N = np.isnan(gap_s_N)
     visits_U = np.bincount(sessions.user_idx_N, minlength=log.num_users)
@@ -342,8 +346,8 @@ def _fit_return(log: EventLog, rows: SessionsWithHistory) -> dict[str, NDArray[n
     back_N, told_N = ~np.isnan(gap_s_N), ~np.isnan(churned_N)
     if back_N.sum() <= features_NX.shape[1]:
         raise ValueError(f"Only {int(back_N.sum())} visits of the log are followed by another; give a longer log.")
-    # Gaps range from seconds to weeks, so the model is linear in their logs. What it leaves is not normal and depends
-    # on the hour of the logout, with a night in between or not: hence quantiles by part of the day.
+    # Gaps range from seconds to weeks, so the model is linear in their logs. Its residuals are not normal and depend on
+    # the hour of the logout, with a night in between or not, so there are quantiles by part of the day.
     log_gap_N = np.log(np.maximum(gap_s_N[back_N], 1.0))
     model = LinearRegression().fit(features_NX[back_N], log_gap_N)
     residual_N, bin_N = log_gap_N - model.predict(features_NX[back_N]), hour_bin(logout_s_N[back_N])
@@ -373,23 +377,23 @@ def _fit_logistic(features_NX: NDArray, label_N: NDArray) -> NDArray[np.float64]
     return np.append(weight_X, model.intercept_[0] - weight_X @ scaler.mean_)
 
 
-# ---------------------------------------------------------------- how well it fits
+# ---------------------------------------------------------------- quality of the fit
 
 
 def fit_figures(simulator: LearnedSimulator, log: EventLog, session_length: int = 10) -> dict[str, dict[str, float]]:
-    """How well each part predicts what the users of a log did, given what really came before.
+    """Measures how well each part predicts the users of a log, given their real histories.
 
     Args:
         simulator: fitted without these users.
-        log: the users.
+        log: log of these users.
         session_length: K, as it was fitted with.
 
     Returns:
         For each behaviour, "click on rare items", "leave" and "churn": ``auc``, ``log_loss``, ``base_log_loss`` (of the
         mean), ``calibration`` (predicted over observed rate) and ``events``. For "watch": the rank correlation of
         predicted and true fraction. For "gap": that of log seconds, and ``r2``. Rare items are the least examined ones
-        of the log which make up a tenth of these users' exposures: they tell how far to trust answers off the beaten
-        track. Behaviours that never or always happened are left out, and so is churn if no visit tells of it.
+        of the log, with a tenth of these users' exposures in all. They show how far to trust responses to rarely shown
+        items. Behaviours that never or always happened are left out, and so is churn if no visit shows it.
     """
     length = simulator.donors.items_UT.shape[1]
     rows = SessionsWithHistory.of(log, simulator.catalog, session_length, length)

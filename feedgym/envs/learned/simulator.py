@@ -1,27 +1,27 @@
-"""A user simulator fitted to a log: its users are the log's, and they answer as a ranker learned that they do.
+"""A user simulator fitted to a log: its users are the log's, and a ranker predicts their responses.
 
-A visit is answered from four fitted parts, whose numbers :mod:`feedgym.envs.learned.fit` learns:
+The response to a visit has four fitted parts, whose numbers :mod:`feedgym.envs.learned.fit` learns:
 
 * response: the ranker predicts every behaviour and the watch fraction of the slate's items from the history before the
-  visit; a logistic regression on its logits, on what is earlier in the slate and on the visit so far calibrates
-  them. Click comes first, then the other behaviours given the click (in the log's own association with it, so that the
-  marginal probabilities stay the ranker's), then the seconds watched, from the log's quantiles among like exposures;
-* leaving: whether the session ends after an item, by logistic regression on the visit so far;
+  visit. A logistic regression on its logits, on the earlier items of the slate and on the visit so far calibrates them.
+  The click is drawn first. The other behaviours are drawn given the click, with the log's own association, so that the
+  marginal probabilities stay the ranker's. The seconds watched come from the log's quantiles among similar exposures;
+* leaving: the session ends after an item by logistic regression on the visit so far;
 * returning: a linear model of the log seconds to the next visit, with the log's residuals by hour of the day;
 * churn: by logistic regression.
 
-A fresh user is one of the log's, with profile, clock and the history of their first visits; the same draw of the seed
-gives the same one. Users who judge are drawn from other users of the log than those who train (``judging``). From
-there on the history is what happened in the simulation. Everything random is the user's own
-luck (:mod:`feedgym.envs.luck`). Answers must not depend on the batch, while float arithmetic rounds otherwise in arrays
-of another shape: so the ranker is asked in blocks of one shape, filled up with a made-up user where users are too few,
-and its figures only decide between outcomes (a behaviour happens or not, which quantiles apply).
+A fresh user is one of the log's, with profile, clock and the history of their first visits; the same seed gives the
+same user. Users who judge are drawn from other users of the log than those for training (``judging``). From there on
+the history records the simulation. All randomness is keyed by user (:mod:`feedgym.envs.luck`). Responses must not
+depend on the batch, but float arithmetic rounds differently in arrays of another shape. So the ranker runs in blocks of
+one shape, filled up with an artificial user, and its predictions only decide between outcomes (a behaviour happens or
+not, which quantiles apply).
 
-What to mind: the simulator knows of items and users what the log tells. ``exposures_I`` says how often each item was
-examined in it; answers to rarely shown items are the ranker's extrapolation.
+Limits: the simulator knows items and users only from the log. ``exposures_I`` counts how often each item was examined
+in it; responses to rarely shown items are the ranker's extrapolation.
 
-Deviations: KuaiSim (arXiv:2309.12645) leaves by a temper budget and returns by a day model of their own; here both are
-fitted to the log. Users' differences beyond their history and profile are not modelled.
+Deviations: in KuaiSim (arXiv:2309.12645) users leave by a temper budget and return by a separate model of days; here
+both are fitted to the log. Differences between users beyond history and profile are not modelled.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``G`` donors, the log's users; ``X`` features of a regression,
 ``H`` parts of the day, ``Q`` evenly spaced quantiles.
@@ -65,22 +65,22 @@ from feedgym.protocols import Response, checked_slates, load, take_users
 from feedgym.trust import check_named
 
 WATCH, LEAVE, FIRST_BEHAVIOUR = 0, 1, 2
-"""Channels of luck at a position; the behaviours follow."""
+"""Channels of random numbers at a position; the behaviours follow."""
 GAP, CHURN = 0, 1
-"""Channels of luck of a whole visit."""
+"""Channels of random numbers for a whole visit."""
 DONOR = 0x646F6E6F72
-"""Salt of the luck that says which of the log's users a seed is."""
+"""Salt for drawing which of the log's users a seed gives."""
 JUDGES = 0.3
-"""Share of the donors who become judges alone."""
+"""Share of the donors who are only judges."""
 JUDGE = 0x6A75646765
-"""Salt of the luck that says which of them."""
+"""Salt for drawing the judges."""
 MIN_GAP_S = 1.0
 FILE, NUMBERS, RANKER = "simulator.json", "simulator.safetensors", "ranker"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FittedNumbers:
-    """The fitted numbers. X are the features of each model, in the order of the functions below.
+    """The fitted numbers. X counts the features of each model, in the order of the functions below.
 
     Attributes:
         response_BX: weights of a behaviour's logit on the ranker's logit and :func:`context`, with the bias last.
@@ -88,12 +88,12 @@ class FittedNumbers:
         duration_edges_s: inner edges of the bins of durations.
         fraction_edges: [bins, 2] inner edges of the three bins of predicted watch fractions, by bin of duration.
         watch_22DFQ: quantiles of the watch ratio by click, long view, bin of duration and of predicted fraction.
-        long_view_s: a long view is to watch this long or to the end; 0 if the log keeps to no such rule.
-        leave_X: of :func:`leave_features`, with the bias last.
-        gap_X: of :func:`visit_features`, with the bias last; log seconds.
+        long_view_s: a long view means watching this long or to the end; 0 if the log follows no such rule.
+        leave_X: weights of :func:`leave_features`, with the bias last.
+        gap_X: weights of :func:`visit_features`, with the bias last; log seconds.
         gap_HQ: quantiles of the residual log seconds, by part of the day of the logout.
         gap_max_s: longest return gap.
-        churn_X: of :func:`visit_features`, with the bias last.
+        churn_X: weights of :func:`visit_features`, with the bias last.
     """
 
     response_BX: NDArray[np.float64]
@@ -114,14 +114,14 @@ class LearnedState:
     """U users between two visits: their clock, profile and history (the fields of ``History``).
 
     Attributes:
-        seed_U: uint64 the user's luck.
-        visit_U: int64 visits answered.
-        time_s_U: float64 when the next visit begins.
+        seed_U: uint64 key of the user's random numbers.
+        visit_U: int64 number of visits so far.
+        time_s_U: float64 start of the next visit, seconds.
         profile_UF: int64 profile fields.
         items_UT: int64 the last T examined items, oldest first, right-padded.
         behaviours_UTB: int8.
         watch_fraction_UT: float32.
-        time_s_UT: float64 when each came on the screen.
+        time_s_UT: float64 time at which each appeared on the screen, seconds.
         length_U: int64 number of real events.
     """
 
@@ -140,12 +140,12 @@ class LearnedState:
         return History(**{f.name: getattr(self, f.name) for f in fields(History)})
 
     def event_batch(self) -> EventBatch:
-        """What a ranker is asked with at the next visit."""
+        """Input of a ranker at the next visit."""
         return event_batch(self.history().observation(self.profile_UF, self.time_s_U))
 
 
 def _groups(donors: LearnedState) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the donors for logs and training, and of those for judges; disjoint, and the same for the same log."""
+    """Rows of the donors for logs and training, and of those for judges; disjoint, and fixed for a log."""
     luck_G = luck.draw(luck.derive(donors.seed_U, JUDGE), luck.VISIT, 0)
     judges = np.sort(np.argsort(luck_G, kind="stable")[: round(JUDGES * len(luck_G))])
     return np.setdiff1d(np.arange(len(luck_G)), judges), judges
@@ -157,16 +157,16 @@ class LearnedSimulator:
     Args:
         ranker: predicts behaviours and watch fractions.
         catalog: the log's items.
-        profile_names: of the log's profile fields.
+        profile_names: names of the log's profile fields.
         profile_sizes: their cardinalities.
-        numbers: what was fitted.
-        donors: the log's users at the moment at which the simulation takes them over.
+        numbers: the fitted numbers.
+        donors: the log's users at the time when the simulation begins.
         exposures_I: int64 how often each item was examined in the log.
 
     Attributes:
-        popularity_I: float32 weights of the items in a feed by popularity.
+        popularity_I: float32 weights of the items by popularity.
         drawn_G: int64 rows of the donors that fresh users are drawn from: seven tenths of the log's users for logs and
-            training, or, of :meth:`judging`, the others.
+            training, or the others for :meth:`judging`.
     """
 
     def __init__(
@@ -187,37 +187,39 @@ class LearnedSimulator:
         self.items = ItemColumns.of(catalog)
 
     def reset(self, seeds_U: NDArray[np.uint64]) -> LearnedState:
-        """Users of the log, drawn with replacement by their seeds, after their first visits."""
+        """Draws users of the log with replacement by their seeds, after their first visits."""
         seeds_U = np.array(seeds_U, np.uint64)
         uniform_U = luck.draw(luck.derive(seeds_U, DONOR), luck.VISIT, 0).astype(np.float64)
         at_U = np.minimum((uniform_U * len(self.drawn_G)).astype(np.int64), len(self.drawn_G) - 1)
         return replace(take_users(self.donors, self.drawn_G[at_U]), seed_U=seeds_U)
 
     def judging(self) -> Self:
-        """The same simulator, whose fresh users are drawn from the donors that it never draws from otherwise.
+        """The same simulator, with fresh users from the donors that it does not use otherwise.
 
         Raises:
             ValueError: the log has too few users for two groups.
         """
         if not len(self._judges_G):
-            raise ValueError(f"{len(self.donors.seed_U)} user(s) of the log are no two groups; fit it to a longer one.")
+            raise ValueError(
+                f"{len(self.donors.seed_U)} user(s) of the log are too few for two groups; fit it to a longer log."
+            )
         other = copy.copy(self)
         other.drawn_G = self._judges_G
         return other
 
     def known_history(self, state: LearnedState, length: int) -> History:
-        """What a platform knows of fresh users: the last ``length`` events of their first visits in the log."""
+        """The known history of fresh users: the last ``length`` events of their first visits in the log."""
         return state.history().resized(length)
 
     def respond(self, state: LearnedState, slates_UK: IntArray) -> tuple[Response, LearnedState]:
-        """The users' answers to one session each, and the users at their next visit.
+        """Responses of the users to one session each, and the users at their next visit.
 
         Args:
-            state: U users; not changed.
+            state: U users; stays unchanged.
             slates_UK: item ids, the same number K for all users.
 
         Raises:
-            ValueError: the slates have another shape, are no integers, or hold an unknown item.
+            ValueError: the slates have another shape, are not integers, or hold an unknown item.
         """
         slates_UK = checked_slates(slates_UK, len(state.seed_U), self.catalog.num_items).astype(np.int64)
         histories = state.event_batch()
@@ -250,7 +252,7 @@ class LearnedSimulator:
         return np.clip(sigmoid(logit_UB), 1e-6, 1 - 1e-6)
 
     def _behave(self, prob_UB: NDArray[np.float64], uniform_UB: NDArray[np.float64]) -> BoolArray:
-        """Click, then the others given it: P(b | click) = P(b) P(click | b) / P(click)."""
+        """Draws the click, then the others given it: P(b | click) = P(b) P(click | b) / P(click)."""
         did_UB = np.zeros(prob_UB.shape, bool)
         click_U = uniform_UB[:, CLICK] < prob_UB[:, CLICK]
         clicked_B = self.numbers.clicked_B
@@ -261,7 +263,7 @@ class LearnedSimulator:
         return did_UB
 
     def _watch(self, request: Request, k: int, did_UB: BoolArray, uniform_U: NDArray[np.float64]) -> FloatArray:
-        """Seconds watched: a quantile of the log's exposures of like outcome, duration and prediction."""
+        """Seconds watched: a quantile of the log's exposures with similar outcome, duration and prediction."""
         numbers = self.numbers
         duration_s_U = request.duration_s_UK[:, k]
         bin_U = np.searchsorted(numbers.duration_edges_s, duration_s_U, side="right")
@@ -285,7 +287,7 @@ class LearnedSimulator:
         watch_s_UK: FloatArray,
         examined_UK: BoolArray,
     ) -> tuple[Response, LearnedState]:
-        """Logout: churn or the gap to the next visit; the history grows by what was examined."""
+        """Logout: churn or the gap to the next visit; the history grows by the examined items."""
         numbers = self.numbers
         gap_U, churn_U = luck.draw(key_U, luck.VISIT, np.array([[GAP], [CHURN]])).astype(np.float64)
         elapsed_s_U = watch_s_UK.sum(axis=1, dtype=np.float64)
@@ -330,7 +332,7 @@ class LearnedSimulator:
             "profile_names": self.profile_names,
             "profile_sizes": self.profile_sizes,
         }
-        with replacing(folder / FILE) as temporary:  # last: a folder with it is whole
+        with replacing(folder / FILE) as temporary:  # last: a folder with it is complete
             temporary.write_text(json.dumps(facts, indent=1))
 
     @classmethod
@@ -338,12 +340,12 @@ class LearnedSimulator:
         """Read a simulator back.
 
         Args:
-            folder: what :meth:`save` wrote.
-            ranker: the class of its ranker; the one that the folder names if None.
-            trust: import a class that the folder names and that is none of feedgym's (:mod:`feedgym.trust`).
+            folder: folder that :meth:`save` wrote.
+            ranker: the class of its ranker; the one named in the folder if None.
+            trust: import the named class even if it is not feedgym's (:mod:`feedgym.trust`).
 
         Raises:
-            ValueError: the folder holds none, or a damaged one, or names a class that nobody trusts.
+            ValueError: the folder holds none, or a damaged one, or names a class that is not trusted.
         """
         folder = Path(folder)
         check_product(folder)
@@ -379,10 +381,10 @@ def _ranker_class(path: str, source: Path, trust: bool) -> Any:
     """The class of a ranker that a file names.
 
     Raises:
-        ValueError: it is not trusted, or no ranker.
+        ValueError: it is not trusted, or is not a ranker.
     """
     check_named("ranker", path, source, trust=trust)
     kind = load(path)
     if not (isinstance(kind, type) and all(callable(getattr(kind, name, None)) for name in ("load", "predict"))):
-        raise ValueError(f"{source} names {path!r} as its ranker, which is no class with load() and predict().")
+        raise ValueError(f"{source} names {path!r} as its ranker, which is not a class with load() and predict().")
     return kind

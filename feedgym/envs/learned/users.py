@@ -1,7 +1,7 @@
-"""The users of a log in :class:`feedgym.envs.learned.LearnedSimulator`: taken over from it, or visiting once more.
+"""Users of a log in :class:`feedgym.envs.learned.LearnedSimulator`: taken over from it, or replaying their visits.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``G`` users of the log who have a visit, ``R`` exposures of all
-users in one row.
+users in a single row.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from feedgym.envs.visits import Visits
 from feedgym.protocols import put_users, take_users
 
 OTHER_ITEMS = 0x6F74686572
-"""Salt of the luck that draws items where a user's own exposures run out in a replay."""
+"""Salt for drawing items when a user's own exposures run out in a replay."""
 
 
 def donors_of(log: EventLog, catalog: Catalog, history_length: int, known_visits: int) -> LearnedState:
@@ -34,12 +34,12 @@ def donors_of(log: EventLog, catalog: Catalog, history_length: int, known_visits
 
 
 def states_before(log: EventLog, catalog: Catalog, sessions: LoggedSessions, history_length: int) -> LearnedState:
-    """The users of logged sessions just before them, with seeds of their own by the row of the user in the log."""
+    """The users of logged sessions just before them, with seeds from the user's row in the log."""
     user_N = sessions.user_idx_N
     logged = histories(log, catalog, user_N, sessions.row_N, sessions.start_s_N, history_length)
     mask_NT = logged.mask_UT.numpy()
     gap_s_NT = np.where(mask_NT, logged.gap_s_UT.double().numpy(), 0)
-    # A time is the request's less all gaps from then on.
+    # The time of an event is that of the request minus all gaps after the event.
     time_s_NT = np.where(mask_NT, sessions.start_s_N[:, None] - np.cumsum(gap_s_NT[:, ::-1], axis=1)[:, ::-1], 0)
     return LearnedState(
         seed_U=user_N.astype(np.uint64),
@@ -55,21 +55,21 @@ def states_before(log: EventLog, catalog: Catalog, sessions: LoggedSessions, his
 
 
 def replay_users(simulator: LearnedSimulator, log: EventLog, *, session_length: int = 10, seed: int = 0) -> EventLog:
-    """The users of a log visit once more from their first visit on, in the simulator, and are served what they were.
+    """Replays the users of a log in the simulator from their first visit on, with the sessions they were served.
 
-    They behave, leave and return as the simulator has it; they never see what they really did. Where all sessions of
-    the log have one length, the visits' own slates are served. Else (a log of examined items only, or a ragged one) a
-    user's exposures are a stream, from which each visit takes the next K items and goes on after the last one that was
-    seen; after its end come items drawn by the log's exposures.
+    They behave, leave and return as in the simulator; it never sees what they really did. If all sessions of the log
+    have one length, the visits' own slates are served. Otherwise (a log of only examined items, or with sessions of
+    different lengths) a user's exposures form a stream. Each visit takes the next K items and continues after the last
+    one that was seen. After its end, items are drawn by the log's exposures.
 
     Args:
         simulator: fitted without these users.
         log: the users.
-        session_length: K of visits served from streams.
-        seed: of the users' luck.
+        session_length: K for visits served from streams.
+        seed: for the users' random numbers.
 
     Returns:
-        The replayed log; nobody in it has more visits than in the given one.
+        The replayed log; no user has more visits in it than in the given one.
     """
     served, first_U1 = served_visits(log)
     users = np.flatnonzero(np.diff(first_U1) > 0)
@@ -113,7 +113,7 @@ def replay_users(simulator: LearnedSimulator, log: EventLog, *, session_length: 
 
 
 class _Streams:
-    """What each user was served, as one stream, and other items after its end."""
+    """Served items of each user as one stream, and other items after its end."""
 
     def __init__(
         self, simulator: LearnedSimulator, served: LoggedSessions, first_U1: NDArray[np.int64], session_length: int
@@ -127,7 +127,7 @@ class _Streams:
     def slates(
         self, user_U: NDArray[np.int64], taken_U: NDArray[np.int64], seed_U: NDArray[np.uint64]
     ) -> NDArray[np.int64]:
-        """The next K items [U, K] of users who have seen so many."""
+        """The next K items [U, K] of users, given how many they have seen."""
         place_UK = (self.offset_U1[user_U] + taken_U)[:, None] + np.arange(self.session_length)
         inside_UK = place_UK < self.offset_U1[user_U + 1][:, None]
         key_U = luck.derive(luck.derive(seed_U, OTHER_ITEMS), taken_U)

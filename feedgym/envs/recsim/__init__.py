@@ -1,25 +1,26 @@
 """RecSim's three families as batched user simulators (Ie et al., arXiv:1909.04847; github.com/google-research/recsim).
 
-InterestEvolution: interests move with what is watched, and good videos pay their time back · InterestExploration:
-hidden types of users, and popular topics that hide what a few would love · LongTermSatisfaction: clickbait engages now
+InterestEvolution: interests move with watched videos, and good videos pay their time back · InterestExploration: hidden
+types of users, and popular topics that hide what a minority would love · LongTermSatisfaction: clickbait engages now
 and costs satisfaction later. ``benchmarks/recsim_parity.py`` compares their distributions with the original's.
 
 One visit is one of RecSim's steps; the slate is the session. The taken item has a click, a long view if it was watched
-to its end, and RecSim's watch time or engagement as seconds; an exhausted budget is churn. Slates are examined whole,
-but up to the click by cascading users, and the first item alone where RecSim's users look at no other. The ``*_REWARD``
-weights make a feed's reward RecSim's own.
+to its end, and RecSim's watch time or engagement as seconds; an exhausted budget is churn. Slates are examined as a
+whole, except that cascading users stop at the click, and that only the first item is examined if RecSim's users look at
+no other. With the ``*_REWARD`` weights a feed's reward is RecSim's own.
 
 Deviations from RecSim:
 - Documents are a fixed catalogue that all users share, as with RecSim's ``resample_documents=False``; a catalogue seed
   replaces RecSim's document sampler.
-- Luck is counter-based (:mod:`feedgym.envs.luck`), so distributions are RecSim's and single draws are not.
-- Observations are feedgym's: what was served and how it was answered, and a profile. RecSim shows the current
-  interests of interest evolution's users, and the quality of served videos; here the profile tells the interests at the
-  beginning in a few levels, and quality shows in nothing. In the other two families RecSim shows nothing of its users.
+- Random numbers are counter-based (:mod:`feedgym.envs.luck`), so distributions are RecSim's but single draws are not.
+- Observations are feedgym's: served items with responses, and a profile. RecSim shows the current interests of interest
+  evolution's users, and the quality of served videos. Here the profile holds the initial interests in a few levels, and
+  quality is not shown. In the other two families RecSim shows nothing of its users.
 - A second passes between two steps (``STEP_GAP_S``); a clicked document of interest exploration is read for a minute.
-- Who is served after their budget has ended, which RecSim leaves open, watches nothing more in interest evolution.
-- Interest evolution leaves out the weight of interest in the budget, 0 in RecSim's model, and takes videos of one topic
-  each, as ``create_environment`` does; with other than RecSim's 20 topics each topic has a quality.
+- In interest evolution, users served after the end of their budget watch nothing; RecSim does not define this case.
+- Interest evolution leaves out the weight of interest in the budget, which is 0 in RecSim's model, and uses videos of
+  one topic each, as ``create_environment`` does. If the number of topics is not RecSim's 20, each topic still has a
+  quality.
 """
 
 from feedgym.envs.recsim.evolution import InterestEvolution, InterestEvolutionConfig, InterestEvolutionState
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 SLATE_SIZE = 2
-"""Items a slate in RecSim's own main program and tests."""
+"""Items per slate in RecSim's own main program and tests."""
 
 
 def _only(**weights: float) -> RewardWeights:

@@ -1,8 +1,8 @@
 """Interest evolution, RecSim's first family; see :mod:`feedgym.envs.recsim`.
 
-Users have interests in [-1, 1] in the topics of videos, and a budget of time. They choose from a slate by interest;
-what they watch moves the interest in its topic, more where they are undecided, towards it or away from it; and the
-better a video was, the more of its time they get back.
+Users have interests in [-1, 1] in the topics of videos, and a budget of time. They choose from a slate by interest. A
+watched video moves the interest in its topic up or down, more if the interest is weak. The better the video was, the
+more of its time they get back.
 
 Source: ``recsim/environments/interest_evolution.py``, the model that its ``create_environment`` builds
 (``UtilityModelUserSampler``, ``UtilityModelVideoSampler``, ``IEvUserModel``).
@@ -26,10 +26,10 @@ from feedgym.protocols import Response, checked_slates
 from feedgym.ranges import Count, Few, Logit, NonNegative, Positive, Ranged, Seed, Share, Spread, Weight
 
 CHOICE, FLIP = range(2)
-"""Channels of a step's luck."""
+"""Channels of a step's random numbers."""
 
 ORACLE_STEPS = 8
-"""At most; Dinkelbach's method converges faster than linearly, and stops when no slate changes."""
+"""Most iterations of Dinkelbach's method, which converges superlinearly and stops when no slate changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +49,16 @@ class InterestEvolutionConfig(Ranged):
     video_minutes: Positive = 4.0
     """Length of every video, minutes."""
     budget_minutes: Positive = 200.0
-    """Time that a user has, minutes; the last minute ends the episode."""
+    """Time budget of a user, minutes; the last minute ends the episode."""
     step_penalty_minutes: Positive = 0.5
-    """Time that a slate takes of which nothing is watched, minutes."""
+    """Time that a slate takes if nothing is watched, minutes."""
     payback: Share = 0.9
-    """Share of the time watched that a video of quality ``quality_scale`` gives back; poor ones cost it on top."""
+    """Share of the watched time that a video of quality ``quality_scale`` gives back; poor videos cost additional
+    time."""
     quality_scale: Positive = 3.4
-    """Quality that pays back the most."""
+    """Quality with the full payback."""
     alpha_x: Positive = 1.0
-    """Strength of an interest from which on it does not move."""
+    """Strength of an interest at and above which it does not move."""
     alpha_y: Share = 0.3
     """Step of an interest of strength 0."""
     choice: Literal["multinomial_proportional", "multinomial_logit", "proportional_cascade", "exponential_cascade"] = (
@@ -67,13 +68,13 @@ class InterestEvolutionConfig(Ranged):
     no_click_mass: Weight = 1.0
     """Score of watching nothing, in the multinomial models."""
     min_normalizer: Logit = -1.0
-    """Least score of the proportional models; -1 or less, as interests reach down to -1."""
+    """Least score of the proportional models; at most -1, because interests reach down to -1."""
     attention_prob: Share = 0.65
     """Chance that an item is noticed, in the cascades."""
     score_scaling: NonNegative = 0.05
-    """What turns a score into the chance of a click, in the cascades."""
+    """Factor from a score to the chance of a click, in the cascades."""
     profile_levels: Few = 4
-    """Steps in which the profile tells each topic's interest at the beginning; 1 tells nothing."""
+    """Levels in which the profile shows each topic's initial interest; 1 shows nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,7 +82,7 @@ class InterestEvolutionState(RecSimState):
     """U users between two steps.
 
     Attributes:
-        profile_UF: int64 interests at the beginning, in levels.
+        profile_UF: int64 initial interests, in levels.
         interest_UM: float64 in [-1, 1], -1 is disgust.
         budget_minutes_U: float64 time left; the episode is over at 0 or below.
     """
@@ -101,7 +102,7 @@ class InterestEvolution:
         quality_I: float64 the videos' quality, which no recommender sees.
 
     Raises:
-        ValueError: a constant which cannot be.
+        ValueError: a constant is out of range.
     """
 
     Config = InterestEvolutionConfig
@@ -113,7 +114,7 @@ class InterestEvolution:
         rng = np.random.default_rng(config.catalog_seed)
         self._topic_I = rng.integers(num_topics, size=config.num_items)
         self.quality_I = rng.normal(_topic_quality(config)[self._topic_I], config.quality_sd)
-        # Minutes of budget that a minute of each video costs: what its quality pays back is part of the bargain.
+        # Minutes of budget that a minute of each video costs, including the payback for its quality.
         self._cost_I = 1 - config.payback * self.quality_I / config.quality_scale
         self.catalog = documents(
             content_IE=np.eye(num_topics)[self._topic_I],
@@ -124,7 +125,7 @@ class InterestEvolution:
         self.profile_sizes = (levels,) * num_topics
 
     def reset(self, seeds_U: NDArray[np.uint64]) -> InterestEvolutionState:
-        """Fresh users, whose interests are uniform in [-1, 1]."""
+        """Fresh users, with interests uniform in [-1, 1]."""
         c, num_users = self.config, len(seeds_U)
         traits_U = luck.stream(luck.derive(seeds_U, TRAITS), 0)
         uniform_UM = luck.draw(traits_U[:, None], np.arange(c.num_topics), 0).astype(np.float64)
@@ -136,14 +137,14 @@ class InterestEvolution:
         )
 
     def respond(self, state: InterestEvolutionState, slates_UK: IntArray) -> tuple[Response, InterestEvolutionState]:
-        """The users' answers to one slate each, and the users at their next step.
+        """Responses of the users to one slate each, and the users at their next step.
 
         Args:
-            state: U users; not changed.
+            state: U users; stays unchanged.
             slates_UK: item ids.
 
         Raises:
-            ValueError: the slates have another shape, are no integers, or hold an unknown item.
+            ValueError: the slates have another shape, are not integers, or hold an unknown item.
         """
         c, rows_U = self.config, np.arange(len(state.seed_U))
         slates_UK = checked_slates(slates_UK, len(rows_U), c.num_items)
@@ -183,15 +184,16 @@ class InterestEvolution:
         return choice.exponential_cascade(score_UK, c.attention_prob, c.score_scaling)
 
     def oracle(self, state: InterestEvolutionState, session_length: int) -> NDArray[np.int64]:
-        """Slates [U, K] of the most minutes watched a minute of budget spent, were interests to stay as they are.
+        """Slates [U, K] with the most minutes watched per minute of budget, if interests stayed as they are.
 
-        The minutes a user will watch are about the budget times that ratio. Of multinomial choices the slate is the
-        best one (Dinkelbach's method on a ratio of sums over its items); of cascades, whose order matters, nearly.
+        A user will watch about the budget times that ratio. For multinomial choices the slate is the best one
+        (Dinkelbach's method on a ratio of sums over its items); for cascades, where order matters, it is nearly the
+        best.
         """
         return by_blocks(self._most_minutes, state, session_length, self.config.num_items)
 
     def interests(self, state: InterestEvolutionState) -> tuple[FloatArray, FloatArray]:
-        """What renderings show of the truth: interests, and satiation, of which RecSim has none; [U, M] each."""
+        """The truth for renderings: interests, and satiation, which RecSim does not have; [U, M] each."""
         return state.interest_UM.astype(np.float32), np.zeros(state.interest_UM.shape, np.float32)
 
     @property
@@ -224,7 +226,7 @@ class InterestEvolution:
         for _ in range(ORACLE_STEPS):
             last_UK = slates_UK
             gain_UI = c.video_minutes * (1 - ratio_U1 * cost_I)
-            if self._cascades:  # a click takes the place of the penalty of no click
+            if self._cascades:  # a click replaces the penalty of no click
                 gain_UI += ratio_U1 * c.step_penalty_minutes
             slates_UK = best(appeal_UI * gain_UI, session_length)
             if self._cascades:
@@ -256,6 +258,6 @@ def _check(config: InterestEvolutionConfig) -> None:
         raise ValueError(f"min_normalizer={config.min_normalizer} is above -1, the least interest; lower it.")
     if config.payback * max(map(abs, config.quality_range)) >= config.quality_scale:
         raise ValueError(
-            f"payback={config.payback} gives the best videos back all their time and users never leave; keep it below "
+            f"payback={config.payback} gives back all the time of the best videos, so users never leave; keep it below "
             "quality_scale over the largest quality."
         )

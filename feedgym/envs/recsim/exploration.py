@@ -1,8 +1,8 @@
 """Interest exploration, RecSim's second family; see :mod:`feedgym.envs.recsim`.
 
-Documents of some topics are well made and please many, those of others please a few very much. Users are of hidden
-types, never change and never leave; a recommender that serves what is clicked most never learns whom the others are
-for.
+Documents of some topics are well made and please many; those of others please a minority very much. Users have hidden
+types, never change and never leave. A recommender that serves the most clicked documents never learns who would love
+the others.
 
 Source: ``recsim/environments/interest_exploration.py`` (``IEClusterUserSampler``, ``IETopicDocumentSampler``,
 ``IEUserModel``).
@@ -24,7 +24,7 @@ from feedgym.protocols import Response, checked_slates
 from feedgym.ranges import Count, Logit, NonNegative, Ranged, Seed, Share, SomeSeconds, Spread
 
 TYPE, AFFINITY = range(2)
-"""Channels of a user's traits; the affinities to the topics have positions of their own."""
+"""Channels of a user's traits; each topic's affinity has its own position."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class InterestExplorationConfig(Ranged):
     no_click_mass: NonNegative = 5.0
     """Score of clicking nothing."""
     document_s: SomeSeconds = 60.0
-    """Seconds that a clicked document is read; not RecSim's, whose documents have no length."""
+    """Seconds that a clicked document is read; RecSim's documents have no length."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -58,9 +58,9 @@ class InterestExplorationState(RecSimState):
     """U users between two steps; only the clock ever changes.
 
     Attributes:
-        profile_UF: int64 zeros: RecSim shows nothing of its users.
+        profile_UF: int64 zeros, because RecSim shows nothing of its users.
         type_U: int64 the user's hidden type.
-        affinity_UM: float64 > 0, to the topics.
+        affinity_UM: float64 affinities > 0 to the topics.
     """
 
     type_U: NDArray[np.int64]
@@ -117,14 +117,14 @@ class InterestExploration:
     def respond(
         self, state: InterestExplorationState, slates_UK: IntArray
     ) -> tuple[Response, InterestExplorationState]:
-        """The users' answers to one slate each, and the users at their next step.
+        """Responses of the users to one slate each, and the users at their next step.
 
         Args:
-            state: U users; not changed.
+            state: U users; stays unchanged.
             slates_UK: item ids.
 
         Raises:
-            ValueError: the slates have another shape, are no integers, or hold an unknown item.
+            ValueError: the slates have another shape, are not integers, or hold an unknown item.
         """
         c, num_users = self.config, len(state.seed_U)
         slates_UK = checked_slates(slates_UK, num_users, c.num_items)
@@ -146,11 +146,11 @@ class InterestExploration:
         return choice.multinomial_logit(affinity_UK + self.quality_I[slates_UK], self.config.no_click_mass)
 
     def oracle(self, state: InterestExplorationState, session_length: int) -> NDArray[np.int64]:
-        """Slates [U, K] of the highest scores: the best ones, since nothing that is served changes a user."""
+        """Slates [U, K] of the highest scores, which are the best ones, since served items never change a user."""
         return by_blocks(self._highest_scores, state, session_length, self.config.num_items)
 
     def interests(self, state: InterestExplorationState) -> tuple[FloatArray, FloatArray]:
-        """What renderings show of the truth: affinities, and satiation, of which RecSim has none; [U, M] each."""
+        """The truth for renderings: affinities, and satiation, which RecSim does not have; [U, M] each."""
         return state.affinity_UM.astype(np.float32), np.zeros(state.affinity_UM.shape, np.float32)
 
     def _highest_scores(self, state: InterestExplorationState, session_length: int) -> NDArray[np.int64]:
@@ -167,7 +167,7 @@ def _check(config: InterestExplorationConfig) -> None:
     for name in ("topic_distribution", "user_type_distribution"):
         share_X = np.array(getattr(config, name))
         if len(share_X) == 0 or share_X.min() < 0 or abs(share_X.sum() - 1) > 1e-6:
-            raise ValueError(f"{name}={getattr(config, name)} are no shares; give numbers of 0 or more that sum to 1.")
+            raise ValueError(f"{name}={getattr(config, name)} are not shares; give numbers of 0 or more that sum to 1.")
     shapes = {
         "topic_quality_mean": (topics,),
         "topic_quality_sd": (topics,),
@@ -180,4 +180,4 @@ def _check(config: InterestExplorationConfig) -> None:
         except ValueError:
             actual = ("ragged",)  # type: ignore[assignment]
         if actual != shape:
-            raise ValueError(f"{name} has shape {actual}; {topics} topics and {types} types of users need {shape}.")
+            raise ValueError(f"{name} has shape {actual}, but {topics} topics and {types} types of users need {shape}.")

@@ -1,7 +1,7 @@
 """Long-term satisfaction (chocolate and kale), RecSim's third family; see :mod:`feedgym.envs.recsim`.
 
-Users take the first item whatever it is. Clickbait ("choc") engages more at once and lowers satisfaction, which scales
-the engagement with all that follows; wholesome items ("kale") raise it. Satisfaction is never seen.
+Users always take the first item. Clickbait ("choc") engages more at once but lowers satisfaction, which scales all
+later engagement; wholesome items ("kale") raise it. Satisfaction is never observed.
 
 Source: ``recsim/environments/long_term_satisfaction.py`` (``LTSStaticUserSampler``, ``LTSUserModel``). With RecSim's
 own constants a sensitivity of 0.01 leaves satisfaction within a percent or two of one half, so choc always pays; raise
@@ -29,15 +29,15 @@ from feedgym.protocols import Response, checked_slates
 from feedgym.ranges import BelowOne, Count, Ranged, Seed, Spread, Weight
 
 ENGAGEMENT, INNOVATION = range(2)
-"""Channels of a step's luck."""
+"""Channels of a step's random numbers."""
 
 MAX_ENGAGEMENT_S = 100.0
-"""What RecSim's observation clips engagement at; here the documents' length, beyond which people watch again."""
+"""Limit at which RecSim's observation clips engagement; here the documents' length, beyond which users watch again."""
 
 GRID = 257
-"""Exposures at which the oracle knows the value of a user."""
+"""Number of exposures at which the oracle computes the value of a user."""
 PLANNED_ITEMS = 33
-"""Clickbait scores, evenly ranked from least to most, that the oracle plans the future with."""
+"""Number of clickbait scores, evenly spaced in rank, with which the oracle plans the future."""
 NOISE_SD, NOISE_WEIGHT = np.sqrt(3) * np.array([-1, 0, 1]), np.array([1, 4, 1]) / 6
 """Gauss-Hermite quadrature of a standard normal number by three points."""
 
@@ -51,7 +51,7 @@ class LongTermSatisfactionConfig(Ranged):
     catalog_seed: Seed = 0
     """Seed of the documents."""
     memory_discount: BelowOne = 0.7
-    """What a step leaves of the net positive exposure before it; in 0..1, below 1."""
+    """Share of the net positive exposure that a step keeps; from 0 to below 1."""
     sensitivity: Weight = 0.01
     """Satisfaction is sigmoid(sensitivity * net positive exposure)."""
     innovation_sd: Spread = 0.05
@@ -65,7 +65,7 @@ class LongTermSatisfactionConfig(Ranged):
     kale_sd: Spread = 1.0
     """Standard deviation of the log-engagement with an item free of clickbait."""
     time_budget: Count = 60
-    """Steps after which a user leaves."""
+    """Number of steps after which a user leaves."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,7 +73,7 @@ class LongTermSatisfactionState(RecSimState):
     """U users between two steps.
 
     Attributes:
-        profile_UF: int64 zeros: RecSim shows nothing of its users.
+        profile_UF: int64 zeros, because RecSim shows nothing of its users.
         exposure_U: float64 net positive exposure.
         budget_U: int64 steps left.
     """
@@ -93,7 +93,7 @@ class LongTermSatisfaction:
         clickbait_I: float64 in [0, 1).
 
     Raises:
-        ValueError: a constant which cannot be.
+        ValueError: a constant is out of range.
     """
 
     profile_names: tuple[str, ...] = ("user",)
@@ -114,7 +114,7 @@ class LongTermSatisfaction:
         )
 
     def reset(self, seeds_U: NDArray[np.uint64]) -> LongTermSatisfactionState:
-        """Fresh users, whose net positive exposure is uniform."""
+        """Fresh users, with uniform net positive exposure."""
         c, num_users = self.config, len(seeds_U)
         traits_U = luck.stream(luck.derive(seeds_U, TRAITS), 0)
         uniform_U = luck.draw(traits_U, luck.VISIT, 0).astype(np.float64)
@@ -128,14 +128,14 @@ class LongTermSatisfaction:
     def respond(
         self, state: LongTermSatisfactionState, slates_UK: IntArray
     ) -> tuple[Response, LongTermSatisfactionState]:
-        """The users' engagement with the first item of one slate each, and the users at their next step.
+        """Engagement of the users with the first item of one slate each, and the users at their next step.
 
         Args:
-            state: U users; not changed.
+            state: U users; stays unchanged.
             slates_UK: item ids.
 
         Raises:
-            ValueError: the slates have another shape, are no integers, or hold an unknown item.
+            ValueError: the slates have another shape, are not integers, or hold an unknown item.
         """
         c, num_users = self.config, len(state.seed_U)
         slates_UK = checked_slates(slates_UK, num_users, c.num_items)
@@ -168,15 +168,15 @@ class LongTermSatisfaction:
         return expit(self.config.sensitivity * exposure_U)
 
     def log_engagement(self, clickbait: NDArray, exposure: NDArray) -> tuple[NDArray, NDArray]:
-        """Mean and standard deviation of log-engagement by clickbait and net positive exposure, broadcast."""
+        """Mean and standard deviation of log-engagement, given clickbait and net positive exposure, broadcast."""
         c = self.config
         mean = (clickbait * c.choc_mean + (1 - clickbait) * c.kale_mean) * self.satisfaction(exposure)
         return mean, clickbait * c.choc_sd + (1 - clickbait) * c.kale_sd
 
     def oracle(self, state: LongTermSatisfactionState, session_length: int) -> NDArray[np.int64]:
-        """Sessions [U, K] whose first item is worth the most: its engagement and all that is expected to follow.
+        """Sessions [U, K] whose first item has the highest value: its engagement plus all expected later engagement.
 
-        What follows is the value of the best policy, by dynamic programming over exposure and steps left.
+        Later engagement is that of the best policy, by dynamic programming over exposure and steps left.
         """
         return by_blocks(self._most_valuable, state, session_length, self.config.num_items)
 
@@ -195,7 +195,7 @@ class LongTermSatisfaction:
         return best(self._value_of(self.clickbait_I, state.exposure_U[:, None], later_UX[:, None]), session_length)
 
     def _value_of(self, clickbait_I: NDArray, exposure_U1: NDArray, later_U1X: NDArray) -> NDArray[np.float64]:
-        """Expected seconds [U, I] of an item now and the best that can follow it, valued at the grid's exposures."""
+        """Expected seconds [U, I] of an item now plus the best policy after it, with values at the grid's exposures."""
         step, low = self._grid_X[1] - self._grid_X[0], self._grid_X[0]
         value_UI = self._engagement_s(clickbait_I, exposure_U1)
         for noise, weight in zip(self.config.innovation_sd * NOISE_SD, NOISE_WEIGHT, strict=True):
@@ -210,12 +210,12 @@ class LongTermSatisfaction:
     def _grid_X(self) -> NDArray[np.float64]:
         c = self.config
         noise = 5 * c.innovation_sd / np.sqrt(1 - c.memory_discount**2)
-        reach = 1 / (1 - c.memory_discount) + noise  # nobody gets farther than by the same extreme for ever
+        reach = 1 / (1 - c.memory_discount) + noise  # the limit of repeating the same extreme forever
         return np.linspace(-reach, reach, GRID)
 
     @cached_property
     def _value_TX(self) -> NDArray[np.float64]:
-        """Value of 0..time_budget steps left by exposure, the best item chosen at each."""
+        """Value by exposure for 0..time_budget steps left, with the best item at each step."""
         ranked_I = np.sort(self.clickbait_I)
         planned_I = ranked_I[np.unique(np.linspace(0, len(ranked_I) - 1, PLANNED_ITEMS).round().astype(int))]
         value_TX = np.zeros((self.config.time_budget + 1, GRID))

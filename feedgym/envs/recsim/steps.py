@@ -1,4 +1,4 @@
-"""What RecSim's three families share: one visit is one of RecSim's steps, and its slate holds at most one click."""
+"""Common part of RecSim's three families: one visit is one of RecSim's steps, with at most one click per slate."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, BoolArray, Catalog, I
 from feedgym.protocols import Response, take_users
 
 STEP_GAP_S = 1.0
-"""Seconds between an answer and the next slate. RecSim's steps follow each other at once; our clock must move."""
+"""Seconds between a response and the next slate. RecSim has no time between steps, but our clock must advance."""
 
 TRAITS = 0
-"""Salt that keeps who a user is apart from the luck of their visits."""
+"""Salt that separates a user's traits from the random numbers of the visits."""
 
 BLOCK_CELLS = 2**21
-"""Users by items that an oracle looks at in one go; its choices do not depend on it."""
+"""Users by items that an oracle processes at a time; its choices do not depend on it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RecSimState:
-    """U users between two steps; each family adds who they are.
+    """U users between two steps; each family adds its own traits.
 
     Attributes:
-        seed_U: uint64 the user's luck.
-        visit_U: int64 steps answered.
-        time_s_U: float64 when the next step begins.
-        profile_UF: int64 what a recommender may know of the user.
+        seed_U: uint64 key of the user's random numbers.
+        visit_U: int64 number of steps so far.
+        time_s_U: float64 start of the next step, seconds.
+        profile_UF: int64 fields that a recommender may know about the user.
     """
 
     seed_U: NDArray[np.uint64]
@@ -40,7 +40,7 @@ class RecSimState:
 
 
 def fresh(seeds_U: NDArray[np.uint64]) -> dict[str, NDArray]:
-    """The columns in which users before their first step are alike."""
+    """The columns that are equal for all users before their first step."""
     num_users = len(seeds_U)
     return {
         "seed_U": np.array(seeds_U, np.uint64),
@@ -50,7 +50,7 @@ def fresh(seeds_U: NDArray[np.uint64]) -> dict[str, NDArray]:
 
 
 def documents(content_IE: NDArray, topic_I: IntArray, duration_s_I: NDArray) -> Catalog:
-    """The catalogue of RecSim's documents, which have no authors and are all there from the beginning."""
+    """The catalogue of RecSim's documents, which have no authors and exist from the beginning."""
     num_items = len(content_IE)
     return Catalog(
         raw_ids_I=np.arange(num_items),
@@ -72,15 +72,15 @@ def one_click(
     idle_s: float,
     churned_U: BoolArray,
 ) -> Response:
-    """The response of users of whom each took at most one item.
+    """Response of users who each took at most one item.
 
     Args:
-        position_U: what they took, -1 for nothing.
-        examined_UK: what they saw.
+        position_U: position of the item taken, -1 for none.
+        examined_UK: items they saw.
         watch_s_U: seconds spent with the item taken.
-        to_the_end_U: whether that was all of it; a long view, then.
-        idle_s: seconds that a slate takes of which nothing is taken.
-        churned_U: this was their last step.
+        to_the_end_U: true if they watched all of it, a long view.
+        idle_s: seconds that a slate takes if nothing is taken.
+        churned_U: true if this was their last step.
     """
     rows_U = np.flatnonzero(position_U >= 0)
     place_U = position_U[rows_U]
@@ -101,20 +101,20 @@ def one_click(
 
 
 def next_time_s(time_s_U: NDArray[np.float64], response: Response) -> NDArray[np.float64]:
-    """When the next step begins."""
+    """Start of the next step."""
     return time_s_U + response.elapsed_s_U + response.return_gap_s_U
 
 
 def by_blocks(
     choose: Callable[[Any, int], NDArray[np.int64]], state: Any, session_length: int, num_items: int
 ) -> NDArray[np.int64]:
-    """Sessions [U, K] by ``choose(state, K)``, which makes arrays of users by items, a block of users at a time.
+    """Sessions [U, K] from ``choose(state, K)``, one block of users at a time, since it makes arrays of users by items.
 
     Raises:
         ValueError: there are fewer items than the session is long.
     """
     if not 1 <= session_length <= num_items:
-        raise ValueError(f"A session of {session_length} different items needs as many items; have 1..{num_items}.")
+        raise ValueError(f"A session of {session_length} different items needs that many items; choose 1..{num_items}.")
     num_users = len(state.seed_U)
     sessions_UK = np.empty((num_users, session_length), np.int64)
     block = max(1, BLOCK_CELLS // num_items)
@@ -125,7 +125,7 @@ def by_blocks(
 
 
 def best(value_UI: NDArray, session_length: int) -> NDArray[np.int64]:
-    """The items of greatest value, best first, [U, K]."""
+    """The items of greatest value in descending order, [U, K]."""
     if session_length == value_UI.shape[1]:
         return np.argsort(-value_UI, axis=1, kind="stable")
     top_UK = np.argpartition(-value_UI, session_length, axis=1)[:, :session_length]

@@ -1,4 +1,4 @@
-"""What people see of a feed, as text or as a picture."""
+"""Renders a feed as text or as a picture, for people."""
 
 from feedgym.envs.render.screen import RENDER_FPS, RENDER_MODES, Screen
 

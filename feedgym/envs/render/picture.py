@@ -1,7 +1,7 @@
-"""A visit as a picture: cards of the items, filled as far as they were watched, beside the user's interests over time.
+"""Draws a visit: cards of the items, filled as far as they were watched, next to the user's interests over time.
 
-Drawn with Pillow, in the colours of Okabe and Ito that the colour-blind can tell apart; what they say is written too.
-All pictures of an environment have the same size, which the session length decides.
+Pictures are drawn with Pillow, in the colours of Okabe and Ito, which colour-blind people can distinguish; everything
+is also written as text. All pictures of an environment have the same size, which depends on the session length.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics.
 """
@@ -32,10 +32,10 @@ from feedgym.envs.render.view import (
 WIDTH, MARGIN, GAP = 1000, 20, 8
 HEAD, FOOT = 66, 92
 FEED = 630
-"""Width of the feed; what is left beside it is the user's."""
+"""Width of the feed; the rest shows the user."""
 COLUMNS, MAX_CARDS = 5, 60
 AREA, LOW_CARD = 340, 118
-"""Least height of the feed and of a card."""
+"""Minimum height of the feed and of a card."""
 
 Colour = tuple[int, int, int]
 INK, DIM, LINE, PAPER, WHITE = (34, 34, 34), (110, 110, 110), (208, 208, 208), (246, 246, 244), (255, 255, 255)
@@ -43,16 +43,16 @@ UNSEEN, WATCHED, AGAIN = (228, 228, 226), (166, 210, 240), (86, 180, 233)
 BLUE, ORANGE, GREEN, VERMILION = (0, 114, 178), (230, 159, 0), (0, 110, 80), (190, 75, 0)
 
 SIGNS = dict(zip(BEHAVIOURS, "▶◷♥✚✎➜✖", strict=True))
-"""What behaviours look like on a card; the footer explains them."""
+"""Signs of the behaviours on a card; the footer explains them."""
 
 
 def picture_height(session_length: int) -> int:
-    """Pixels of the pictures of sessions of K items."""
+    """Height in pixels of pictures of sessions of K items."""
     return HEAD + max(AREA, _rows(session_length) * (LOW_CARD + GAP) - GAP) + FOOT
 
 
 def as_picture(view: View, session_length: int) -> NDArray[np.uint8]:
-    """A visit as a picture, uint8 [H, 1000, 3]; sessions of more than 60 items show the first 60."""
+    """Draws a visit, uint8 [H, 1000, 3]; of sessions of more than 60 items, only the first 60 are shown."""
     image = Image.new("RGB", (WIDTH, picture_height(session_length)), PAPER)
     draw = ImageDraw.Draw(image)
     draw.text((MARGIN, 12), view.who, INK, _font(19, bold=True))
@@ -108,7 +108,7 @@ def _draw_card(draw: ImageDraw.ImageDraw, view: View, session: Session, k: int, 
 
 
 def _draw_screen(draw: ImageDraw.ImageDraw, watch_s: float, duration_s: float, box: tuple[int, int, int, int]) -> None:
-    """The item as a screen, filled from the left as far as it was watched, and darker where it was watched again."""
+    """Draws the item as a screen, filled from the left as far as it was watched, and darker where watched again."""
     x0, y0, x1, y1 = box
     fraction = watch_s / duration_s
     draw.rectangle(box, PAPER)
@@ -137,7 +137,7 @@ def _draw_footer(draw: ImageDraw.ImageDraw, view: View, height: int) -> None:
 
 
 def _draw_interests(draw: ImageDraw.ImageDraw, view: View) -> None:
-    """A row a topic: the interest now with satiation below it, and a strip of the visits before, darker for more."""
+    """Draws a row per topic: the interest now with satiation below it, and a strip of past visits, darker for more."""
     x, y, right = MARGIN + FEED + 24, HEAD, WIDTH - MARGIN
     title = "True interests (agents never see them)" if view.is_truth else "Share of the time watched, by topic"
     draw.text((x, y), title, INK, _font(13, bold=True))
@@ -169,7 +169,7 @@ def _draw_interests(draw: ImageDraw.ImageDraw, view: View) -> None:
 
 
 def _draw_rewards(draw: ImageDraw.ImageDraw, view: View) -> None:
-    """A bar per visit: what the last visits were worth, the last one darkest."""
+    """Draws a bar per visit with the reward of the last visits, the last one darkest."""
     x, right = MARGIN + FEED + 24, WIDTH - MARGIN
     y = HEAD + 40 + TOPICS * 24 + 14
     floor = HEAD + AREA - 4
@@ -190,7 +190,7 @@ def _draw_rewards(draw: ImageDraw.ImageDraw, view: View) -> None:
 
 
 def _shade(value: float) -> Colour:
-    """White for 0 or less to blue for 1."""
+    """Shade from white for 0 or less to blue for 1."""
     part = min(max(value, 0.0), 1.0)
     red, green, blue = (round(255 + part * (c - 255)) for c in BLUE)
     return red, green, blue
@@ -198,7 +198,7 @@ def _shade(value: float) -> Colour:
 
 @cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings: it has signs and many scripts."""
+    """DejaVu Sans, which comes with matplotlib and has signs and many scripts."""
     from matplotlib import get_data_path
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -206,7 +206,7 @@ def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """The text, or as much of its beginning as there is room for."""
+    """The text, or as much of its beginning as fits."""
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(text + "…", font) > width:

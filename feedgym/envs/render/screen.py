@@ -1,8 +1,8 @@
 """Remembers the last visits of an environment's users, and renders them as text or as pictures.
 
-Rendering is for people, as Gymnasium's is: where a simulator has a method ``interests(state)`` that gives what its
-users truly want, two arrays [U, M] of affinities to the topics and satiation with them, that is shown and labelled as
-truth. For other simulators it is the share of the time watched that each topic got, which a platform sees too.
+As in Gymnasium, rendering is for people. A simulator may have a method ``interests(state)`` with its users' true
+interests: two arrays [U, M] of affinities to the topics and satiation with them. They are shown and labelled as truth.
+For other simulators, each topic's share of the watched time is shown, which a platform can see too.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics. ``V`` counts the visits shown here, ``T`` the topics
 shown.
@@ -31,7 +31,7 @@ RENDER_FPS = 2
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _RenderedStep:
-    """One step of the environment, all slots; rows of slots outside the mask mean nothing."""
+    """One step of the environment for all slots; rows of slots outside the mask are meaningless."""
 
     mask_U: BoolArray
     state: Any
@@ -49,8 +49,8 @@ class Screen:
     Args:
         mode: "ansi" or "rgb_array".
         simulator: the users.
-        session_length: K; decides the size of all pictures.
-        weights: of the reward's components.
+        session_length: K; determines the size of all pictures.
+        weights: weights of the reward's components.
 
     Raises:
         ValueError: an unknown mode.
@@ -65,7 +65,7 @@ class Screen:
         self._watched_s_UM: FloatArray = np.zeros((0, 0), np.float32)
 
     def greet(self, mask_U: BoolArray) -> None:
-        """New users are in the slots of the mask."""
+        """Register new users in the slots of the mask."""
         if len(self._visits_U) != len(mask_U):
             self._visits_U = np.zeros(len(mask_U), np.int64)
             self._watched_s_UM = np.zeros((len(mask_U), self.simulator.catalog.num_topics), np.float32)
@@ -81,13 +81,13 @@ class Screen:
         parts: Mapping[str, FloatArray],
         reward_U: NDArray[np.floating],
     ) -> None:
-        """A visit of the users of the mask.
+        """Record a visit of the users in the mask.
 
         Args:
-            mask_U: who visited.
+            mask_U: true for users who visited.
             state: all users, at the login.
             slates_UK: sessions of all slots.
-            response: answers of those of the mask.
+            response: responses of the users in the mask.
             parts: their unweighted reward components.
             reward_U: rewards of all slots.
         """
@@ -98,7 +98,7 @@ class Screen:
             return whole
 
         self._visits_U[mask_U] += 1
-        # What a task level adds to the components of RewardWeights counts as it is.
+        # Components that a task level adds to those of RewardWeights have weight 1.
         worth = {name: spread(part) * getattr(self.weights, name, 1.0) for name, part in parts.items()}
         response = Response(**{f.name: spread(getattr(response, f.name)) for f in fields(response)})
         self._watch(slates_UK, response.watch_s_UK)
@@ -120,7 +120,7 @@ class Screen:
         """A string, or a picture uint8 [H, W, 3], per slot.
 
         Args:
-            state: the users now; None before the first reset.
+            state: the current users; None before the first reset.
 
         Raises:
             ResetNeeded: there are no users yet.
@@ -135,7 +135,7 @@ class Screen:
         return tuple(as_picture(view, self.session_length) for view in views)
 
     def _view(self, slot: int, state: Any) -> View:
-        """What is known of the user of a slot."""
+        """The view of a slot's user."""
         visits = [step for step in self._steps if step.mask_U[slot]]
         visits = visits[max(0, len(visits) - int(self._visits_U[slot])) :] if self._visits_U[slot] else []
         last = visits[-1] if visits else None
@@ -173,7 +173,7 @@ class Screen:
         np.add.at(self._watched_s_UM, (user_UK[known_UK], topic_UK[known_UK]), watch_s_UK[known_UK])
 
     def _interests(self, state: Any) -> tuple[FloatArray, FloatArray]:
-        """Truth where there is one, else the shares of the seconds watched so far."""
+        """The truth if the simulator offers it, else the shares of the seconds watched so far."""
         if hasattr(self.simulator, "interests"):
             return self.simulator.interests(state)
         total_s_U1 = self._watched_s_UM.sum(axis=1, keepdims=True)

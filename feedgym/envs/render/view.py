@@ -1,4 +1,4 @@
-"""One user at one moment, as people see it: the visit that was just paid, and its text.
+"""One user at one moment, for people: the last visit, and its text.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics.
 """
@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 from feedgym.data.events import BEHAVIOURS, DAY_S, BoolArray, Catalog, FloatArray, IntArray
 
 TRAIL = 30
-"""Visits that are looked back on."""
+"""Number of past visits that are shown."""
 TOPICS = 8
-"""Topics that are shown: those the user liked best over the visits looked back on."""
+"""Number of topics that are shown: those the user liked best over the past visits."""
 BAR = 10
-"""Characters of the bar that is an item's whole duration."""
+"""Characters of the bar for an item's whole duration."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Session:
-    """One session as one user answered it; see :class:`feedgym.protocols.Response`.
+    """One session with one user's response; see :class:`feedgym.protocols.Response`.
 
     Attributes:
         items_K: item ids.
-        examined_K, watch_s_K, behaviours_KB: the answers to them.
+        examined_K, watch_s_K, behaviours_KB: the responses to them.
         elapsed_s, left, return_gap_s, churned: the end of the visit.
-        reward: what it was worth.
-        parts: weighted components of the reward, those that are not 0.
+        reward: reward of the session.
+        parts: weighted components of the reward that are not 0.
     """
 
     items_K: IntArray
@@ -47,22 +47,22 @@ class Session:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class View:
-    """One user at one moment, with all that text and pictures need.
+    """One user at one moment, with everything that text and pictures need.
 
     Attributes:
         catalog: the items.
         user: the user's seed.
-        profile: the fields' names and values.
+        profile: names and values of the profile's fields.
         visit: number of the visit shown, from 1.
-        page: number of the session within the visit, from 1; higher only where visits are served page by page.
-        start_s: when the session began, or will begin.
-        session: what happened; None before the first visit.
-        is_truth: what is called taste is the simulator's truth.
+        page: number of the session within the visit, from 1; higher only if visits are served page by page.
+        start_s: time at which the session began, or will begin.
+        session: the session; None before the first visit.
+        is_truth: true if the taste is the simulator's truth.
         taste_M: affinity to all topics at the login, or the share of the seconds watched so far.
-        topic_T: topics shown, best liked first.
-        taste_VT: the same for the last V visits and these topics.
-        tired_VT: satiation with them at the login; zeros where unknown.
-        reward_V: what the last V visits were worth.
+        topic_T: topics shown, in descending order of interest.
+        taste_VT: taste at the last V visits for these topics.
+        tired_VT: satiation with these topics at the login; zeros if unknown.
+        reward_V: rewards of the last V visits.
     """
 
     catalog: Catalog
@@ -81,7 +81,7 @@ class View:
 
     @property
     def who(self) -> str:
-        """The user, as people read it; seeds of later users have 64 bits."""
+        """Short name of the user; seeds of later users have 64 bits."""
         return f"user {self.user}" if self.user < 10**6 else f"user {self.user % 2**32:08x}"
 
     @property
@@ -97,7 +97,7 @@ class View:
 
 
 def as_text(view: View) -> str:
-    """A visit, an item a line, between a header and a footer."""
+    """A visit as text with one item per line, between a header and a footer."""
     lines = [f"{view.who} · {view.when} · {textwrap.shorten(view.traits, 80, placeholder=' …')}"]
     session = view.session
     if session is None:
@@ -128,7 +128,7 @@ def _item_line(view: View, session: Session, k: int, width: int) -> str:
 
 
 def bar(fraction: float) -> str:
-    """Part of an item watched, as a bar of BAR characters and a + where it was watched again."""
+    """Watched part of an item, as a bar of BAR characters, and a + if it was watched again."""
     eighths = round(min(float(fraction), 1) * BAR * 8)
     full, rest = divmod(eighths, 8)
     drawn = "█" * full + (" ▏▎▍▌▋▊▉"[rest] if rest else "")
@@ -136,7 +136,7 @@ def bar(fraction: float) -> str:
 
 
 def behaviours_of(session: Session, k: int) -> list[str]:
-    """Names of what the user did at position k."""
+    """Names of the behaviours at position k."""
     return [name for name, flag in zip(BEHAVIOURS, session.behaviours_KB[k], strict=True) if flag]
 
 
@@ -146,13 +146,13 @@ def left_at(session: Session) -> int:
 
 
 def clock(time_s: float) -> str:
-    """A time on the log's clock, whose zero is the midnight before day 1."""
+    """Formats a time on the log's clock, whose zero is the midnight before day 1."""
     day, second = divmod(time_s, DAY_S)
     return f"day {int(day) + 1}, {int(second // 3600):02}:{int(second % 3600 // 60):02}"
 
 
 def span(seconds: float) -> str:
-    """A length of time in the unit that suits it."""
+    """Formats a length of time in a suitable unit."""
     for unit, name in ((DAY_S, "days"), (3600, "h"), (60, "min")):
         if seconds >= unit:
             return f"{seconds / unit:.1f} {name}"
@@ -165,7 +165,7 @@ def item_name(catalog: Catalog, item: int) -> str:
 
 
 def title_of(catalog: Catalog, item: int) -> str:
-    """The item's text, or its id where it has none."""
+    """The item's text, or its id if it has none."""
     title = "" if catalog.text_I is None else str(catalog.text_I[item])
     return title or item_name(catalog, item)
 
@@ -176,7 +176,7 @@ def topic_name(topic: int) -> str:
 
 
 def ending(view: View) -> str:
-    """How the visit ended and when the user comes back."""
+    """Text about the end of the visit and the user's return."""
     session = view.session
     assert session is not None
     seen, length = int(session.examined_K.sum()), len(session.items_K)
@@ -190,13 +190,13 @@ def ending(view: View) -> str:
 
 
 def reward_sum(session: Session) -> str:
-    """The reward and what it is made of."""
+    """Text about the reward and its parts."""
     terms = " ".join(f"{value:+.2f} {name}" for name, value in session.parts.items())
     return f"reward {session.reward:.2f}" + (f" = {terms}" if terms else "")
 
 
 def _interest_line(view: View) -> str:
-    """The topics liked best, as of this visit's login."""
+    """Text about the topics liked best at this visit's login."""
     taste_T, tired_T = view.taste_VT[-1], view.tired_VT[-1]
     told = [
         f"{topic} {taste:.2f}" + (f" (tired {tired:.2f})" if tired >= 0.005 else "")
