@@ -262,7 +262,7 @@ def test_the_table_names_its_protocol_and_refuses_to_mix():
             SimpleNamespace(scores=lambda h: torch.full((len(h), NUM_ITEMS), torch.nan)),
             "scores\\(\\) gave NaN for 7 users",
         ),
-        (SimpleNamespace(scores=lambda h: torch.zeros(len(h), 3)), r"gave shape \(7, 3\); give one score an item"),
+        (SimpleNamespace(scores=lambda h: torch.zeros(len(h), 3)), r"gave shape \(7, 3\); give one score per item"),
     ],
 )
 def test_scores_that_cannot_be_ranked_are_refused(agent, message):

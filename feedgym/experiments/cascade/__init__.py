@@ -1,1 +1,1 @@
-"""Recommenders of several stages, compared with generative ones."""
+"""Recommenders with several stages, compared with generative ones."""

@@ -1,10 +1,10 @@
-"""The seeds' story in one table: a cascade against an end-to-end agent in the same simulator, with the cost a request.
+"""Compares a cascade with an end-to-end agent in the same simulator, including the cost per request.
 
     an aligned run's world and log -> retriever -> ranker -> cascade -> judge (the same users for everyone) -> cost
 
 The end-to-end agent comes from a finished run (``against``) or is trained first, by a preset, in a run folder inside
-this one. ``retrieved`` serves the retriever's best items, ``ranked`` those that the ranker puts first among its
-candidates, and ``cascade`` lets the re-rank rule choose among these.
+this one. ``retrieved`` serves the retriever's best items, ``ranked`` the ranker's best ones among the candidates, and
+``cascade`` the choice of the re-rank rule.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ from feedgym.experiments.statistics import interval, resampling_counts
 from feedgym.protocols import Recommender
 
 OPPONENT = "aligned"
-"""The agent that the cascade's lift is taken over; the others stand in ``lifts``."""
+"""The agent that the cascade's lift is relative to; the others are in ``lifts``."""
 
 
 def plan(config: CascadeRun) -> Plan:
-    """The stages in order, with what decides each."""
+    """The stages in order, with the settings that decide each."""
     check(config)
     plan = Plan()
-    plan.leave_out("ray", because="who draws a block of sessions changes none of them")
+    plan.leave_out("ray", because="the process that draws a block of sessions does not change them")
     if config.against:
         plan.leave_out("end_to_end", because="the end-to-end agent is that of a finished run")
         log = plan.stage("log", key_of(config.against))
     else:
-        aligned = replace(end_to_end_config(config), ray="off")  # it changes no figure
-        own = "The end-to-end agent lies in a run folder of its own; name a finished run by --against to share the rest"
+        aligned = replace(end_to_end_config(config), ray="off")  # it does not change any figure
+        own = "The end-to-end agent has its own run folder; name a finished run by --against to share the rest"
         log = plan.stage("log", parents=(plan.stage("end-to-end", aligned, own=own),))
     retriever = plan.stage("retriever", [config.retriever, config.seed], (log,))
     ranker = plan.stage("ranker", [config.ranker, config.seed], (log,))
@@ -81,10 +81,10 @@ def plan(config: CascadeRun) -> Plan:
 
 
 def experiment(config: CascadeRun, run: Run) -> dict[str, Any]:
-    """Train a cascade and judge it beside an end-to-end agent.
+    """Train a cascade and judge it together with an end-to-end agent.
 
     Args:
-        config: the whole contest.
+        config: the whole comparison.
         run: the folder that keeps it; stages found there are not done again.
 
     Returns:
@@ -123,10 +123,10 @@ def experiment(config: CascadeRun, run: Run) -> dict[str, Any]:
 
 
 def check(config: CascadeRun) -> None:
-    """Tell mistakes before anything is trained.
+    """Report mistakes before anything is trained.
 
     Raises:
-        ValueError: the end-to-end agent has no simulated users, or the preset is none of an agent that is aligned.
+        ValueError: the end-to-end agent has no simulated users, or the preset does not align an agent.
     """
     if config.against is None:
         align_config = PRESETS[config.end_to_end]() if config.end_to_end in PRESETS else None
@@ -202,7 +202,7 @@ def ranker_stage(config: RankerStage, log: FinishedStage, history_length: int, s
 def fitted_ranker(
     config: RankerStage, data: LogAndItems, history_length: int, seed: int, work: Path
 ) -> tuple[Ranker, Curve]:
-    """A ranker trained on the log's requests, with the weights of the epoch that foretold the latest ones best."""
+    """A ranker trained on the log's requests, with the weights of the epoch that predicted the latest ones best."""
     log, catalog = data
     rows = ranking_requests(log, catalog, history_length)
     late_N = rows.start_s_N >= np.quantile(rows.start_s_N, 1 - config.validation_share)
@@ -219,7 +219,7 @@ def fitted_ranker(
 
 
 def build_ranker(config: RankerStage, log: EventLog, catalog: Catalog, history_length: int) -> Ranker:
-    """An untrained ranker of all behaviours and the watched fraction."""
+    """An untrained ranker for all behaviours and the watched fraction."""
     facts = DataFacts(num_items=catalog.num_items, profile_sizes=log.profile_sizes, tasks=BEHAVIOURS, watch=True)
     return new_ranker(config.kind, config.sizes(), catalog, facts, history_length)
 
@@ -228,7 +228,7 @@ def build_ranker(config: RankerStage, log: EventLog, catalog: Catalog, history_l
 
 
 def grown(cascade: Cascade) -> dict[str, Recommender]:
-    """The cascade, grown part by part."""
+    """The cascade with one part more in each agent."""
     retriever: Any = cascade.retriever
     agents: dict[str, Recommender] = {
         "retrieved": ScoreRecommender(retriever, cascade.session_length, catalog=cascade.catalog)
@@ -240,10 +240,10 @@ def grown(cascade: Cascade) -> dict[str, Recommender]:
 
 
 def judge(agents: Mapping[str, Recommender], finished: FinishedRun, config: AlignConfig) -> dict[str, Any]:
-    """Serve everyone to the same fresh users.
+    """Serve all agents to the same fresh users.
 
     Returns:
-        ``agents``, ``lift``, ``lift_names``, ``lifts`` (of the cascade over each), ``by_visit``, ``samples`` and
+        ``agents``, ``lift``, ``lift_names``, ``lifts`` (of the cascade over each agent), ``by_visit``, ``samples`` and
         ``judged_by``.
     """
     simulator = finished.world.simulator  # type: ignore[attr-defined]  # check() left no other worlds
@@ -279,7 +279,7 @@ def requests(finished: FinishedRun, wanted: int) -> EventBatch:
 def summarised(
     config: CascadeRun, finished: FinishedRun, judged: Mapping[str, Any], cost: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What summary.json says of the contest."""
+    """The part of summary.json about the comparison."""
     simulator = finished.world.simulator  # type: ignore[attr-defined]
     rule = f"{config.cascade.rule}, diversity {config.cascade.diversity:g}"
     model = plugins.title_of("model", finished.config.model)

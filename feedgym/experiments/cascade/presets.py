@@ -1,4 +1,4 @@
-"""Comparisons as functions: each returns the whole configuration of a contest, to be changed field by field."""
+"""Comparisons as functions: each returns a whole configuration, to be changed field by field."""
 
 from __future__ import annotations
 
@@ -18,86 +18,87 @@ from feedgym.ranges import CountOrZero, Length, Passes, Ranged, Seed, SplitShare
 
 @dataclass(frozen=True, kw_only=True)
 class RetrieverStage(Ranged):
-    """The cascade's retriever, an HSTU, and how it is trained: each user's last items choose the epoch."""
+    """Options of the cascade's retriever, an HSTU, and its training: each user's last items choose the epoch."""
 
     model: HSTUSizes = field(default_factory=lambda: hstu_retrieval_small().model)
     """The model."""
     history_length: Length = 50
-    """T, the newest events of a history that are read."""
+    """T, how many of the newest events of a history are read."""
     session_length: Length = 10
     """K, by which its training sequences are longer than T."""
     behaviours: tuple[str, ...] = ("click",)
-    """An examined exposure with any of these is an item taken: such are foretold."""
+    """An examined exposure with any of these is an item taken; only these are predicted."""
     epochs: Passes = 20
-    """Passes over the users, at most; the best epoch by validation is kept."""
+    """Most passes over the users; the best epoch by validation is kept."""
     fit: FitConfig = field(default_factory=lambda: hstu_retrieval_small().fit)
     """Optimiser, validation and patience."""
     validation_targets: CountOrZero = 1000
-    """Validation targets looked at after an epoch, drawn once; 0 looks at all."""
+    """Validation targets used after an epoch, drawn once; 0 uses all."""
 
     def run(self, seed: int) -> HSTURun:
-        """The retriever as an experiment of its own, for a log that is there already."""
+        """The retriever as a separate experiment, for an existing log."""
         return HSTURun(seed=seed, **{name: getattr(self, name) for name in self.__dataclass_fields__})
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankerStage(Ranged):
-    """The cascade's ranker and how it is trained: requests of all users, the latest ones choose the epoch."""
+    """Options of the cascade's ranker and its training: requests of all users, the latest ones choose the epoch."""
 
     kind: Literal["genrank", "hstu-rank", "mtgr"] = "genrank"
     """GenRank, HSTU ranking, or MTGR with features that cross the history with a candidate."""
     model: RankerSizes = field(default_factory=lambda: RankerSizes(num_layers=2))
-    """Sizes that all of them have; whatever else one of them can be told stays at its default."""
+    """Sizes that all rankers have; other options of a ranker keep their defaults."""
     content: bool = True
-    """Let GenRank and HSTU ranking read the items' contents beside their ids; MTGR meets them in its cross features."""
+    """Let GenRank and HSTU ranking also read the items' contents; MTGR sees them in its cross features."""
     validation_share: SplitShare = 0.1
-    """Share of the log's requests, the latest ones, that are not learned from but choose the epoch."""
+    """Share of the log's requests, the latest ones, that choose the epoch instead of being trained on."""
     epochs: Passes = 4
-    """Passes over the other requests, at most."""
+    """Most passes over the other requests."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=2e-3, patience=1, max_grad_norm=1.0))
     """Optimiser, validation and patience."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.sizes()  # what does not fit together is told now
+        self.sizes()  # inconsistent sizes are reported now
 
     def sizes(self) -> RankerSizes:
-        """The sizes as its class wants them."""
+        """The sizes for the ranker's class."""
         contents = {} if self.kind == "mtgr" else {"contents": self.content}
         return plugins.config_type("ranker", self.kind)(**vars(self.model), **contents)
 
     @property
     def label(self) -> str:
-        """Its name for people."""
+        """The ranker's name for people."""
         return plugins.title_of("ranker", self.kind)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CascadeRun(Ranged):
-    """A cascade (retrieve, rank, re-rank) against an end-to-end agent in one simulator, with what a request costs each.
+    """A cascade (retrieve, rank, re-rank) against an end-to-end agent in one simulator, with the cost per request.
 
     Both learn from the same log, and the same fresh users judge them.
     """
 
     seed: Seed = 0
-    """Decides weights and batches of the cascade's models and, without --against, the whole world."""
+    """Seed of weights and batches of the cascade's models and, without --against, of the whole world."""
     against: str | None = None
-    """Folder of a finished onerec-ipa run (or tiger-ipa, hstu-ipa): its simulator, log, lengths, reward and agents."""
+    """Folder of a finished onerec-ipa run (or tiger-ipa, hstu-ipa), which gives simulator, log, lengths, reward and
+    agents."""
     end_to_end: str = "onerec-ipa"
-    """Without --against: the preset by which the end-to-end agent is trained first, inside this run's folder."""
+    """Without --against: the preset that trains the end-to-end agent first, inside this run's folder."""
     ray: str = "local"
     """Where that agent's sessions are sampled: local, off (in this process), or the address of a Ray cluster."""
     retriever: RetrieverStage = field(default_factory=RetrieverStage)
-    """What names the candidates."""
+    """The retriever of the candidates."""
     ranker: RankerStage = field(default_factory=RankerStage)
-    """What values them: behaviours and the watched fraction, in the weights of the true reward."""
+    """The ranker of behaviours and the watched fraction, which values candidates by the weights of the true reward."""
     cascade: CascadeConfig = field(default_factory=lambda: CascadeConfig(diversity=0.1))
-    """How many candidates are ranked, and how a session is made of them."""
+    """Number of candidates to rank, and the rule that makes a session of them."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """Who judges."""
+    """The judging users."""
 
     def code(self) -> list[tuple[str, str | None]]:
-        """What it names besides data; see :mod:`feedgym.trust`."""
+        """The code that it names, apart from data; see :mod:`feedgym.trust`."""
         return [("ray", self.ray)]
 
 
@@ -107,7 +108,7 @@ def cascade() -> CascadeRun:
 
 
 def cascade_smoke() -> CascadeRun:
-    """The contest in seconds; its figures mean nothing."""
+    """The comparison in seconds; its figures mean nothing."""
     small = hstu_retrieval_smoke()
     model = replace(small.model, stream="items", stochastic_alpha=0.0, only_positives=True)
     return CascadeRun(
@@ -122,4 +123,4 @@ def cascade_smoke() -> CascadeRun:
 
 
 CASCADE_COMPARISONS: dict[str, Callable[[], CascadeRun]] = {"cascade": cascade, "cascade-smoke": cascade_smoke}
-"""What `feedgym compare` offers of it."""
+"""Its presets in `feedgym compare`."""

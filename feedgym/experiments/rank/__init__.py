@@ -1,1 +1,1 @@
-"""Ranking: training and judging by what users did with what they were shown."""
+"""Ranking: trains and judges models by users' responses to shown items."""

@@ -1,4 +1,4 @@
-"""How the rankers of experiments are made."""
+"""Makes the rankers of experiments."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from feedgym.data.events import Catalog
 
 @dataclass(frozen=True, kw_only=True)
 class DataFacts:
-    """What the data decide of a ranker.
+    """Facts about the data that a ranker depends on.
 
     Attributes:
         num_items: I.
-        profile_sizes: of the profile's fields.
-        tasks: behaviours to foretell.
-        watch: whether the watched fraction is foretold too.
+        profile_sizes: cardinalities of the profile's fields.
+        tasks: behaviours to predict.
+        watch: predict the watched fraction too.
     """
 
     num_items: int
@@ -28,13 +28,13 @@ class DataFacts:
 
 
 def new_ranker(name: str, sizes: Any, catalog: Catalog, facts: DataFacts, history_length: int) -> Ranker:
-    """An untrained ranker; the global generator of torch decides its weights.
+    """An untrained ranker, with weights from torch's global generator.
 
     Args:
-        name: among the rankers of :mod:`feedgym.plugins`.
+        name: name of a ranker in :mod:`feedgym.plugins`.
         sizes: its ``Config``.
         catalog: the items.
-        facts: what else the data decide.
+        facts: other facts about the data.
         history_length: T.
     """
     kind: type[Ranker] = plugins.resolve("ranker", name)

@@ -1,10 +1,10 @@
-"""Ranking: a model trained on a log's exposures and judged by those of a later time, beside simple baselines.
+"""Ranking: a model trained on a log's exposures and judged by later ones, together with simple baselines.
 
-    log -> rows by time: training | validation | judged -> training, best epoch by validation -> figures a behaviour
+    log -> rows by time: training | validation | judged -> training, best epoch by validation -> figures per behaviour
 
-Rows are requests; MTGR trains on windows of them, which end before validation begins. What happens after a candidate
-is decided on is never read; histories of judged rows hold what came before them, as in use. Nothing is chosen by judged
-rows.
+Rows are requests; MTGR trains on windows of them, which end before validation begins. Events after the decision on a
+candidate are never read; histories of judged rows hold everything before them, as in use. Judged rows are never used
+for choices.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from feedgym.experiments.run import Codec, Plan, Run, json_of, with_curve
 from feedgym.experiments.statistics import Figure, interval, lift, resampling_counts
 
 MIN_EVENTS = 50
-"""Behaviours that happen, or fail to, less often in training are no tasks by themselves."""
+"""Least number of times that a behaviour must happen, and fail to, in training to be a task by default."""
 SMOOTHING = 20.0
-"""Exposures with the mean rate that baselines add to an item's own."""
+"""Number of exposures with the mean rate that baselines add to an item's own."""
 ROWS_PER_BLOCK = 1024
 AT_RANDOM = ", drawn at random"
-"""Ends the names of figures on exposures that were drawn at random."""
+"""Ending of the names of figures on exposures that were drawn at random."""
 NUM_RESAMPLES = 500
-"""Of users: an AUC is sorted out again for each."""
+"""Number of resamplings of the users; an AUC is computed again for each."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,13 +55,13 @@ class RankingData:
 
     Attributes:
         catalog: the items.
-        train: rows to learn from.
+        train: training rows.
         validation: rows that choose the epoch.
         judged: rows that judge.
-        drawn: exposures of the judged time that were drawn at random, which judge without exposure bias; None where a
-            log has none. They are no candidates anywhere else, but stand in histories.
-        facts: what the data decide of a ranker.
-        protocol: how the log was cut, in words.
+        drawn: exposures of the judged time that were drawn at random, for figures without exposure bias; None if the
+            log has none. They are not candidates anywhere else, but are part of histories.
+        facts: facts about the data for the ranker.
+        protocol: description of how the log was cut.
     """
 
     catalog: Catalog
@@ -77,7 +77,7 @@ class RankingData:
         """Cut a log.
 
         Raises:
-            ValueError: a part is empty, or no behaviour can be foretold.
+            ValueError: a part is empty, or no behaviour can be predicted.
         """
         log, catalog = data
         random = random_exposures(log)
@@ -87,10 +87,10 @@ class RankingData:
             split = split_time(rows, validation=config.validation, held_out=config.held_out)
             protocol = f"the last {config.held_out:.0%} of the rows by time"
         else:
-            split, protocol = leave_last_out(rows), "each user's last row (the log knows no times)"
+            split, protocol = leave_last_out(rows), "each user's last row (the log has no times)"
         parts = [rows.rows(keep_N) for keep_N in (split.train_N, split.validation_N, split.held_out_N)]
         if not all(map(len, parts)):
-            raise ValueError(f"{len(rows)} rows leave a part of the split without any; give a longer log.")
+            raise ValueError(f"{len(rows)} rows leave a part of the split empty; give a longer log.")
         if log.has_time:
             parts[0] = config.training_rows(parts[0], log, catalog, parts[1].start_s_N.min())
         tasks = config.tasks or _frequent(parts[0].batch)
@@ -105,7 +105,7 @@ class RankingData:
 
 
 def _frequent(rows: RankingBatch) -> tuple[str, ...]:
-    """The behaviours that happen, and fail to, often enough to be learnt."""
+    """The behaviours that happen, and fail to, often enough to be learned."""
     labels_NB = rows.behaviours_NKB[rows.mask_NK]
     happened_B = labels_NB.sum(0)
     often_B = torch.minimum(happened_B, len(labels_NB) - happened_B) >= MIN_EVENTS
@@ -131,7 +131,7 @@ FIGURES: Codec[Any] = json_of(RankingFigures)
 
 
 def plan(config: RankRun) -> Plan:
-    """The stages in order, with what decides each."""
+    """The stages in order, with the settings that decide each."""
     plan = Plan()
     log = plan_data(plan, config)
     cut: Any = [config.tasks, config.watch, config.max_candidates, config.validation, config.held_out, config.seed]
@@ -142,7 +142,7 @@ def plan(config: RankRun) -> Plan:
 
 
 def experiment(config: RankRun, run: Run) -> dict[str, Any]:
-    """Train a ranker and judge it beside baselines.
+    """Train a ranker and judge it together with baselines.
 
     Args:
         config: the whole experiment.
@@ -179,7 +179,7 @@ def train(config: RankRun, data: RankingData, run: Run, work: Path) -> tuple[Ran
 
 
 def mean_auc(ranker: Ranker, rows: RankingRows) -> float:
-    """The mean of the tasks' areas under the ROC curve, of those that have both outcomes."""
+    """Mean area under the ROC curve over the tasks that have both outcomes."""
     figures = figures_of(scores_of(ranker, rows), ranker.config.tasks, rows)
     return float(np.nanmean([figures[f"auc.{task}"].mean() for task in ranker.config.tasks]))
 
@@ -196,7 +196,7 @@ def scores_of(ranker: Ranker, rows: RankingRows, step: Any = None) -> NDArray[np
 
 
 def figures_of(scores: NDArray, tasks: Any, rows: RankingRows) -> dict[str, Figure]:
-    """The figures of all tasks, users being those who have a candidate."""
+    """The figures of all tasks over the users who have a candidate."""
     real_NK = rows.batch.mask_NK
     users, user_N = np.unique(rows.user_idx_N, return_inverse=True)
     user = np.repeat(user_N, real_NK.sum(1).numpy())
@@ -210,7 +210,7 @@ def figures_of(scores: NDArray, tasks: Any, rows: RankingRows) -> dict[str, Figu
 
 
 def item_rates(data: RankingData) -> NDArray[np.float32]:
-    """What the baseline foretells of each item, [I, M]: its rates in training, drawn to the mean of all items."""
+    """The baseline's prediction for each item, [I, M]: its rates in training, shrunk towards the mean of all items."""
     rows = data.train.batch
     columns = [BEHAVIOUR_IDX[name] for name in data.facts.tasks]
     outcome = rows.behaviours_NKB[rows.mask_NK][:, columns]
@@ -269,26 +269,26 @@ def _table(
 
 
 def _measurable(figures: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN: what cannot be told is null."""
+    """Replaces NaN by None, because JSON has no NaN."""
     return {name: None if np.isnan(value) else value for name, value in figures.items()}
 
 
 def _summarised(
     config: RankRun, data: RankingData, judged: Mapping[str, Any], curve: list[dict[str, float]]
 ) -> dict[str, Any]:
-    """What summary.json says of figures and learning."""
+    """The part of summary.json about figures and learning."""
     figures, sizes = judged["figures"], judged["candidates"]
     title = f"{config.label} on {Path(config.data).name if config.data else 'ShortVideo, simulated users'}"
     note = (
-        f"{config.label}; foretold: {', '.join(data.facts.tasks)}{', watched fraction' * data.facts.watch}. "
+        f"{config.label}; predicted: {', '.join(data.facts.tasks)}{', watched fraction' * data.facts.watch}. "
         f"{sizes['train']:,} exposures to learn from, {sizes['validation']:,} to choose the epoch by mean AUC, "
-        f"{sizes['judged']:,} judged: {judged['protocol']}. item_rate knows each item's rates in training, constant "
+        f"{sizes['judged']:,} judged: {judged['protocol']}. item_rate predicts each item's rates in training, constant "
         "those of all items."
     )
     if "drawn at random" in sizes:
         note += (
-            f" Beside them {sizes['drawn at random']:,} exposures of that time that were drawn at random, whoever the "
-            "user: figures on them are free of exposure bias. They are candidates nowhere else."
+            f" In addition {sizes['drawn at random']:,} exposures of that time were drawn at random, independently of "
+            "the user: figures on them have no exposure bias. They are candidates nowhere else."
         )
     over = f"{config.name} over item_rate"
     return {

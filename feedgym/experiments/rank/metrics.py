@@ -1,8 +1,8 @@
-"""How well a ranker's probabilities order and fit what users did: a figure a task, each with an interval over users.
+"""Measures how well a ranker's probabilities order and fit users' behaviour, per task, with intervals over users.
 
-AUC is over all candidates together; GAUC is the mean of the users' own AUCs, weighted by their candidates, over users
-who have both outcomes. Normalised entropy is the log loss over that of the base rate (He et al., ADKDD 2014): 1 knows
-no more than the rate. Calibration is what was foretold over what happened: 1 is right.
+AUC is over all candidates together. GAUC is the mean of the users' own AUCs, weighted by their candidates, over users
+who have both outcomes. Normalised entropy is the log loss over that of the base rate (He et al., ADKDD 2014): 1 is no
+better than the base rate. Calibration is the predicted over the observed rate: 1 is right.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class AUC:
 
     Attributes:
         label_N: bool.
-        score_N: any order-preserving score.
+        score_N: any score that preserves the order.
         user_N: int64 users 0..U-1.
         num_users: U.
     """
@@ -42,17 +42,17 @@ class AUC:
         return float(self.resampled(np.ones((1, self.num_users), np.float32))[0])
 
     def resampled(self, counts_RU: FloatArray) -> NDArray[np.float64]:
-        """The area with each user's candidates counted as often as the user was drawn; NaN without both outcomes."""
+        """The area, where each user's candidates count as often as the user was drawn; NaN without both outcomes."""
         order_N = np.argsort(self.score_N, kind="stable")
         score_N, label_N, user_N = self.score_N[order_N], self.label_N[order_N], self.user_N[order_N]
-        starts = np.flatnonzero(np.append(True, np.diff(score_N) != 0))  # of equal scores
+        starts = np.flatnonzero(np.append(True, np.diff(score_N) != 0))  # first of equal scores
         size = max(1, CELLS // max(len(score_N), 1))
         blocks = (counts_RU[low : low + size] for low in range(0, len(counts_RU), size))
         return np.concatenate([_weighted_auc(block[:, user_N], label_N, starts) for block in blocks])
 
 
 def _weighted_auc(weight_RN: NDArray, label_N: NDArray, starts: NDArray) -> NDArray[np.float64]:
-    """Areas of candidates sorted by score, of which those from one of ``starts`` to the next have the same score."""
+    """Areas of candidates sorted by score; those from one of ``starts`` to the next have the same score."""
     positive_RG = np.add.reduceat(weight_RN * label_N, starts, axis=1)
     negative_RG = np.add.reduceat(weight_RN * ~label_N, starts, axis=1)
     below_RG = negative_RG.cumsum(axis=1) - negative_RG / 2
@@ -62,10 +62,10 @@ def _weighted_auc(weight_RN: NDArray, label_N: NDArray, starts: NDArray) -> NDAr
 
 
 def grouped_auc(label_N: NDArray, score_N: NDArray, user_N: NDArray, num_users: int) -> Ratio:
-    """GAUC: users' AUCs, weighted by their number of candidates; users of one outcome only count nothing."""
+    """GAUC: users' AUCs, weighted by their number of candidates; users with only one outcome are left out."""
     order_N = np.lexsort((score_N, user_N))
     user_N, score_N, label_N = user_N[order_N], score_N[order_N], label_N[order_N].astype(float)
-    # Ranks within users: those of all, for all candidates of a user lie together, less the candidates of users before.
+    # Ranks within users: those among all, since a user's candidates are adjacent, minus the candidates of users before.
     new_N = np.append(True, (np.diff(user_N) != 0) | (np.diff(score_N) != 0)) if len(user_N) else np.zeros(0, bool)
     count_U = np.bincount(user_N, minlength=num_users)
     rank_N = rankdata(new_N.cumsum(), method="average") - (count_U.cumsum() - count_U)[user_N]
@@ -117,8 +117,8 @@ def task_figures(
 
     Args:
         task: the behaviour.
-        label_N: whether it happened to each of N candidates.
-        prob_N: what was foretold.
+        label_N: true if it happened to each of N candidates.
+        prob_N: predicted probabilities.
         user_N: int64 users 0..U-1.
         num_users: U.
     """
@@ -141,7 +141,7 @@ def task_figures(
 def watch_figures(
     fraction_N: NDArray[np.float64], foretold_N: NDArray[np.float64], user_N: NDArray[np.int64], num_users: int
 ) -> dict[str, Figure]:
-    """mae.watch and calibration.watch of the watched fraction, up to 1."""
+    """mae.watch and calibration.watch of the watched fraction, clipped at 1."""
     fraction_N = np.minimum(fraction_N.astype(np.float64), 1)
     error_U = np.bincount(user_N, np.abs(fraction_N - foretold_N), num_users)
     return {

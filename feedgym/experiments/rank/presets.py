@@ -1,6 +1,6 @@
 """Experiments with rankers as functions: each returns the whole configuration of a run.
 
-``hstu-rank``, ``genrank`` and ``mtgr`` have sizes that a laptop trains in minutes to hours; every size is an option.
+``hstu-rank``, ``genrank`` and ``mtgr`` have sizes that train on a laptop in minutes to hours; every size is an option.
 """
 
 from __future__ import annotations
@@ -27,35 +27,35 @@ from feedgym.experiments.configs import DataConfig, LogConfig
 from feedgym.ranges import Count, Length, Passes, SomeSeconds, SplitShare
 
 Only = NDArray[np.bool_] | None
-"""Which rows of a log may be candidates; None lets all of them."""
+"""Mask of a log's rows that may be candidates; None allows all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankRun(DataConfig):
-    """A ranker, trained on a log's exposures and judged by those of a later time, beside simple baselines.
+    """A ranker, trained on a log's exposures and judged by later ones, together with simple baselines.
 
-    A subclass names its model, and says which rows it learns from where these are not the log's requests.
+    A subclass names its model, and defines its training rows if these are not the log's requests.
     """
 
     name: ClassVar[str]
-    """Of the ranker, in tables and among the rankers of :mod:`feedgym.plugins`."""
+    """Name of the ranker, in tables and in :mod:`feedgym.plugins`."""
 
     model: Any
-    """Sizes of the ranker; a subclass says which."""
+    """Sizes of the ranker; a subclass sets the type."""
     history_length: Length = 100
-    """T, the newest events of a history that are read."""
+    """T, how many of the newest events of a history are read."""
     tasks: tuple[str, ...] = ()
-    """Behaviours to foretell; left out, those which happen, and fail to, at least 50 times in training."""
+    """Behaviours to predict; if left out, those that happen, and fail to, at least 50 times in training."""
     watch: bool = True
-    """Foretell the watched fraction too."""
+    """Predict the watched fraction too."""
     max_candidates: Count = 32
-    """K, candidates of a row; requests (or windows) with more become several rows."""
+    """K, candidates per row; requests (or windows) with more become several rows."""
     validation: SplitShare = 0.1
-    """Share of the rows, by time, that choose the epoch: those before the judged ones."""
+    """Share of the rows, by time, that choose the epoch: those just before the judged ones."""
     held_out: SplitShare = 0.1
-    """Share of the rows, the last ones, that judge."""
+    """Share of the rows, the last ones, for the judgement."""
     epochs: Passes = 10
-    """Passes over the rows, at most; the best epoch by validation is kept."""
+    """Most passes over the rows; the best epoch by validation is kept."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=2e-3, batch_size=128, weight_decay=0.01, patience=2,
                                                              max_grad_norm=1.0, group_by_length=True))  # fmt: skip
     """Optimiser, validation and patience."""
@@ -69,26 +69,26 @@ class RankRun(DataConfig):
 
     @property
     def label(self) -> str:
-        """The model with what decides its figures most, for titles."""
+        """The model with the options that matter most for its figures, for titles."""
         return self.name
 
     def rows(self, log: EventLog, catalog: Catalog, only: Only = None) -> RankingRows:
-        """The exposures that validate and judge, by request."""
+        """The exposures for validation and judgement, by request."""
         return ranking_requests(log, catalog, self.history_length, self.max_candidates, only)
 
     def training_rows(self, early: RankingRows, log: EventLog, catalog: Catalog, end_s: float) -> RankingRows:
-        """The exposures that it learns from, of a log with times.
+        """The training exposures of a log with times.
 
         Args:
-            early: the rows before those of validation: they are taken, unless a subclass says otherwise.
+            early: the rows before those of validation, which are used unless a subclass overrides this.
             log: the whole log.
             catalog: its items.
-            end_s: when validation begins.
+            end_s: start of validation, seconds.
         """
         return early
 
     def examples(self, rows: RankingBatch) -> tuple[Examples, int]:
-        """What it learns from, and how many of its elements make a batch."""
+        """The training data, and the number of its elements per batch."""
         return RankingDataset(rows=rows), self.fit.batch_size
 
 
@@ -102,14 +102,14 @@ class HSTURankRun(RankRun):
 
     @property
     def label(self) -> str:
-        """How actions are read, and what is learned from."""
+        """The form of actions, and the training data."""
         learned = ", loss on history" * self.model.loss_on_history
         return f"HSTU ranking (actions {self.model.actions}, bias {self.model.bias}{learned})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenRankRun(RankRun):
-    """GenRank: items are positions, actions are generated; judged on a later part of the log."""
+    """GenRank: items are positions and actions are generated; judged on a later part of the log."""
 
     name: ClassVar[str] = "genrank"
     model: GenRankSizes = field(default_factory=GenRankSizes)
@@ -133,9 +133,9 @@ class MTGRRun(RankRun):
     model: MTGRSizes = field(default_factory=lambda: served_mtgr())
     """The model."""
     window_s: SomeSeconds = DAY_S
-    """Seconds of a user's window, whose candidates share a sample."""
+    """Length of a user's window in seconds; its candidates share a sample."""
     max_tokens: Count = 8192
-    """Tokens of a training batch, in place of --fit.batch-size samples: dynamic batches, whose losses weigh by their
+    """Tokens of a training batch, instead of --fit.batch-size samples: dynamic batches, with losses weighted by their
     candidates."""
 
     def __post_init__(self) -> None:
@@ -155,7 +155,7 @@ class MTGRRun(RankRun):
         return f"MTGR (windows of {self.window_s / 3600:g} h, {self.model.decided} decides{ablations})"
 
     def rows(self, log: EventLog, catalog: Catalog, only: Only = None) -> RankingRows:
-        """By request; by window on a log without times, of which a window holds all."""
+        """By request; on a log without times by window, which then holds everything."""
         if log.has_time:
             return super().rows(log, catalog, only)
         if self.model.mask == "full":
@@ -163,7 +163,7 @@ class MTGRRun(RankRun):
         return self.windows(log, catalog, only)
 
     def training_rows(self, early: RankingRows, log: EventLog, catalog: Catalog, end_s: float) -> RankingRows:
-        """By window: it is trained on windows that end before validation, and judged as it serves."""
+        """By window: training uses windows that end before validation, and judgement requests, as in serving."""
         past = until(log, end_s)
         return self.windows(past, catalog, ~random_exposures(past))
 
@@ -172,14 +172,14 @@ class MTGRRun(RankRun):
         return ranking_windows(log, catalog, self.history_length, self.max_candidates, self.window_s, only)
 
     def examples(self, rows: RankingBatch) -> tuple[Examples, int]:
-        """Dynamic batches, each of them an element."""
+        """Dynamic batches, each of which is an element."""
         return TokenBatches(rows=rows, max_tokens=self.max_tokens, seed=self.seed), 1
 
 
 def served_mtgr(**sizes: Any) -> MTGRSizes:
-    """Sizes of an MTGR that serves: it decides on all of a request's items when the request comes.
+    """Sizes of an MTGR for serving: it decides on all of a request's items when the request comes.
 
-    The history's last day stands for the window before that.
+    The history's last day replaces the earlier part of the window.
     """
     return MTGRSizes(decided="request", real_time_s=DAY_S, **sizes)
 
@@ -190,7 +190,7 @@ def hstu_rank() -> HSTURankRun:
 
 
 def hstu_rank_interleaved() -> HSTURankRun:
-    """HSTU ranking on the timeline of items and actions in turn: twice the tokens."""
+    """HSTU ranking on the timeline of alternating items and actions: twice the tokens."""
     return HSTURankRun(model=HSTURankerSizes(actions="interleaved"))
 
 
@@ -201,7 +201,7 @@ def genrank() -> GenRankRun:
 
 def mtgr() -> MTGRRun:
     """MTGR on windows of a day, on 2 cores in an hour or less."""
-    # Rows of like length meet in dynamic batches already.
+    # Dynamic batches already group rows of similar length.
     fit = FitConfig(lr=2e-3, weight_decay=0.01, patience=2, max_grad_norm=1.0)
     return MTGRRun(max_candidates=64, fit=fit)
 
@@ -214,17 +214,17 @@ def mtgr_small() -> MTGRRun:
 
 
 def mtgr_paper() -> MTGRRun:
-    """MTGR-small with its published sizes: 3 layers of width 512 over 1,000 events; wants a GPU."""
+    """MTGR-small with its published sizes: 3 layers of width 512 over 1,000 events; needs a GPU."""
     return _paper(served_mtgr(d_model=512), lr=3e-4)
 
 
 def mtgr_paper_medium() -> MTGRRun:
-    """MTGR-medium with its published sizes: 5 layers of width 768; wants GPUs."""
+    """MTGR-medium with its published sizes: 5 layers of width 768; needs GPUs."""
     return _paper(served_mtgr(d_model=768, num_layers=5, num_heads=3), lr=3e-4)
 
 
 def mtgr_paper_large() -> MTGRRun:
-    """MTGR-large with its published sizes: 15 layers of width 768; wants GPUs."""
+    """MTGR-large with its published sizes: 15 layers of width 768; needs GPUs."""
     return _paper(served_mtgr(d_model=768, num_layers=15, num_heads=3), lr=1e-4)
 
 
@@ -289,7 +289,7 @@ RANK_PRESETS: dict[str, Callable[[], RankRun]] = {
     "mtgr-paper-large": mtgr_paper_large,
     "mtgr-smoke": mtgr_smoke,
 }
-"""What `feedgym run` offers of rankers."""
+"""Presets of rankers in `feedgym run`."""
 
 RANK_CONFIGS: tuple[type[RankRun], ...] = (HSTURankRun, GenRankRun, MTGRRun)
-"""Their kinds."""
+"""Their configuration classes."""

@@ -1,1 +1,1 @@
-"""Next-item retrieval: training and judging by the full ranking."""
+"""Next-item retrieval: trains models and judges them by the full ranking."""

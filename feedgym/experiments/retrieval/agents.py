@@ -1,4 +1,4 @@
-"""How the agents of next-item retrieval are made, trained, saved and read back."""
+"""Makes, trains, saves and loads the agents of next-item retrieval."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class AgentStage:
     """A stage that trains one agent.
 
     Attributes:
-        train: the agent and how its training went, from the data, the stage's work folder and the agent's name.
-        agent: how the agent is kept.
-        key: what decides it besides data, split and training.
+        train: returns the agent and its learning curve, given the data, the stage's work folder and the agent's name.
+        agent: how the agent is stored.
+        key: settings that decide it besides data, split and training.
     """
 
     train: Callable[[RetrievalData, Path, str], tuple[Any, Curve]]
@@ -39,12 +39,12 @@ class AgentStage:
 
     @property
     def codec(self) -> Codec[tuple[Any, Curve]]:
-        """Of the agent and its learning curve."""
+        """Codec of the agent and its learning curve."""
         return with_curve(self.agent)
 
 
 def stages_of(config: RetrievalConfig) -> dict[str, AgentStage]:
-    """The baseline SASRec-CE, where it is asked for and is not the model itself, and the model."""
+    """The baseline SASRec-CE, if it is enabled and is not the model itself, and the model."""
     wanted = config.sasrec_ce and not config.is_sasrec_ce()
     return ({"sasrec-ce": sasrec_ce_stage(config)} if wanted else {}) | {config.name: model_stage(config)}
 
@@ -58,7 +58,7 @@ def model_stage(config: Any) -> AgentStage:
 
 
 def writes_codes(config: RetrievalConfig) -> bool:
-    """Whether the model of a run needs a tokenizer."""
+    """True if the model of a run needs a tokenizer."""
     return hasattr(config, "tokenizer")
 
 
@@ -66,10 +66,11 @@ def writes_codes(config: RetrievalConfig) -> bool:
 
 
 def sasrec_ce_stage(config: RetrievalConfig) -> AgentStage:
-    """SASRec with cross-entropy, of the model's width and lengths."""
+    """SASRec with cross-entropy, with the model's width and lengths."""
     width = config.model.d_model
     sizes = SASRecSizes(block="original", loss="ce", similarity="dot", temperature=1.0, d_model=width, d_ff=width)
-    # Its training sequences are a history and a session long; a model over codes learns one item after a history.
+    # Its training sequences have the length of a history plus a session; a model over codes learns one item per
+    # history.
     return sequence_stage(SASRec, sizes, SESSION if writes_codes(config) else config.session_length, config)
 
 
@@ -121,7 +122,7 @@ def codes_stage(kind: type[SessionModel], config: TigerRun) -> AgentStage:
 
 
 def fitted_tokenizer(config: TigerRun, content_IE: Any, work: Path) -> CodeTokenizer:
-    """The tokenizer that is asked for; a training of it goes on in ``work``."""
+    """Fit the configured tokenizer; its training resumes in ``work``."""
     options = plugins.with_seed(config.tokenizer_options, config.seed)
     return fit_codes(plugins.built("tokenizer", config.tokenizer, options), content_IE, work)
 
@@ -132,6 +133,6 @@ def _save_recommender(agent: SessionRecommender, folder: Path) -> None:
 
 
 def load_recommender(kind: type[SessionModel], config: TigerRun, folder: Path) -> SessionRecommender:
-    """The trained agent of a stage's folder."""
+    """Load the trained agent from a stage's folder."""
     tokenizer = codes_type(plugins.resolve("tokenizer", config.tokenizer)).load(folder / "tokenizer")
     return SessionRecommender(kind.load(folder, tokenizer), tokenizer)

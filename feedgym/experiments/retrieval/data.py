@@ -1,4 +1,4 @@
-"""What next-item retrieval learns from and is judged by: a log, of users or of a data set, cut by leave-one-out."""
+"""Data of next-item retrieval: a log, of simulated users or of a data set, split by leave-one-out."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from feedgym.experiments.retrieval.presets import RetrievalConfig
 from feedgym.experiments.run import Plan
 
 CHOSEN_BY = "NDCG@10"
-"""The validation figure by which epochs and baselines are chosen."""
+"""Validation figure for choosing epochs and baselines."""
 SESSION = 10
-"""Items in the sessions of the baselines; only their scores are used here."""
+"""Items per session of the baselines; only their scores are used here."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RetrievalData:
-    """The log cut in time: what retrieval agents learn from, and the targets they are judged by.
+    """The log cut in time: training data of retrieval agents, and targets for judgement.
 
     Attributes:
         config: the whole experiment.
         log: the whole log.
         catalog: its items.
-        split: what may be learnt from, and the targets.
+        split: the training log, and the targets.
     """
 
     config: RetrievalConfig
@@ -44,7 +44,7 @@ class RetrievalData:
 
     @classmethod
     def of(cls, config: RetrievalConfig, data: tuple[EventLog, Catalog]) -> RetrievalData:
-        """Cut the log."""
+        """Split the log."""
         split = leave_one_out(data[0], behaviours=config.behaviours, min_items=config.min_items)
         return cls(config=config, log=data[0], catalog=data[1], split=split)
 
@@ -58,7 +58,7 @@ class RetrievalData:
         return every.rows(every.mask_UT.any(1))
 
     def windows(self, length: int, every: bool) -> SessionDataset:
-        """Items taken in training with what came before them: every one, or each user's last one alone."""
+        """Items taken in training with their histories: every item, or only each user's last one."""
         train = self.split.train
         chosen = [BEHAVIOUR_IDX[name] for name in self.config.behaviours]
         taken = (train.event == Event.IMPRESSION) & train.examined & train.behaviours[:, chosen].any(axis=1)
@@ -73,13 +73,13 @@ class RetrievalData:
         )
 
     def validation(self, agent: Any) -> float:
-        """The figure by which an agent, or an epoch of it, is chosen."""
+        """Validation figure of an agent, or of an epoch of it."""
         return self.rank(agent, RankingConfig(at=(10,), leave_out_seen=self.config.ranking.leave_out_seen,
                                               history_length=self.config.ranking.history_length),
                          self.validation_targets()).mean(CHOSEN_BY)  # fmt: skip
 
     def validation_targets(self) -> NextItems:
-        """All validation targets, or the drawn ones."""
+        """All validation targets, or a drawn part."""
         targets, wanted = self.split.validation, self.config.validation_targets
         if not 0 < wanted < len(targets):
             return targets
@@ -89,18 +89,18 @@ class RetrievalData:
     def rank(
         self, agent: Any, config: RankingConfig, targets: NextItems | None = None, step: Any = None
     ) -> RankedTargets:
-        """Rank targets; the test targets if none are given."""
+        """Rank targets, by default the test targets."""
         return evaluate_ranking(agent, self.log, self.catalog, self.split, config, targets=targets, step=step)
 
 
 def plan_data(plan: Plan, config: DataConfig) -> str:
-    """The stage of the log of an experiment that looks at a log alone."""
+    """The log's stage of an experiment that uses only a log."""
     simulated = [users_key(config, config.seed), config.log, config.seed]
     return plan_log(plan, config, simulated, "simulator", "simulator_options")
 
 
 def read_log(config: DataConfig, work: Path, *, trust: bool = False) -> tuple[EventLog, Catalog]:
-    """The log of the data, or of simulated users; ``trust`` as for :func:`feedgym.envs.feed.make_simulator`."""
+    """Read the log of the data, or of simulated users; ``trust`` as in :func:`feedgym.envs.feed.make_simulator`."""
     if config.data is not None:
         return recorded_log(config)
     return simulated_log(simulator_of(config, config.seed, trust), config.log, SESSION, config.seed)

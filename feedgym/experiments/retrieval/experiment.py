@@ -1,9 +1,9 @@
-"""Next-item retrieval: a model trained on a log and ranked against the whole catalogue, beside simple baselines.
+"""Next-item retrieval: trains a model on a log and judges it by ranking the whole catalogue, together with baselines.
 
     log -> leave-one-out split -> baselines chosen on validation -> training, best epoch by validation -> test targets
 
-Each user's last item taken is the test target and the one before it the validation target. No setting, no epoch and no
-baseline is chosen by test targets, unlike in Meta's published figures, which have no validation split.
+Each user's last item taken is the test target and the one before it the validation target. Test targets never choose a
+setting, an epoch or a baseline, unlike in Meta's published figures, which have no validation split.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ FIGURES: Codec[Any] = json_of(TestFigures)
 
 
 def plan(config: RetrievalConfig) -> Plan:
-    """The stages in order, with what decides each."""
+    """The stages in order, with the settings that decide each."""
     plan = Plan()
     log = plan_data(plan, config)
     protocol = [config.behaviours, config.min_items, config.validation_targets, config.seed]
     if config.is_sasrec_ce():
         plan.leave_out("sasrec_ce", because="the model is that baseline itself")
     if writes_codes(config):
-        plan.leave_out("model.positives", because="the behaviours of the run are what it reads and foretells")
+        plan.leave_out("model.positives", because="the run's behaviours are those it reads and predicts")
     agents = [
         plan.stage(name, [stage.key, config.epochs, config.fit, config.ranking, *protocol], (log,))
         for name, stage in stages_of(config).items()
@@ -65,7 +65,7 @@ def plan(config: RetrievalConfig) -> Plan:
 
 
 def experiment(config: RetrievalConfig, run: Run) -> dict[str, Any]:
-    """Train a model and rank it beside baselines.
+    """Train a model and judge its ranking together with baselines.
 
     Args:
         config: the whole experiment.
@@ -132,7 +132,7 @@ def ranked_all(world: RetrievalData, agents: Mapping[str, Any]) -> dict[str, Any
 
 
 def figures_of(ranking: RankedTargets, counts_RU: np.ndarray) -> dict[str, dict[str, float | None]]:
-    """Metrics as {"mean", "low", "high"}; figures of all lists together have no interval."""
+    """Metrics as {"mean", "low", "high"}; figures over all lists together have no interval."""
     figures: dict[str, Any] = {metric_name(name): interval(ratio, counts_RU) for name, ratio in ranking.ratios.items()}
     whole = {metric_name(name): value for name, value in ranking.totals.items() if "targets" not in name}
     return figures | {name: {"mean": value, "low": None, "high": None} for name, value in whole.items()}
@@ -149,7 +149,7 @@ def metric_name(name: str) -> str:
 
 
 def popular(world: RetrievalData) -> PopularRecommender:
-    """By examined exposures in the training log."""
+    """The baseline of popular items, by examined exposures in the training log."""
     train = world.split.train
     shown = (train.event == Event.IMPRESSION) & train.examined
     count_I = np.bincount(train.item_id[shown], minlength=world.catalog.num_items)
@@ -157,7 +157,7 @@ def popular(world: RetrievalData) -> PopularRecommender:
 
 
 def item_knn(world: RetrievalData) -> tuple[ItemKNNRecommender, int]:
-    """ItemKNN that looks at as many of the last events as validation likes best, and that number (0: all)."""
+    """ItemKNN with the number of last events that is best on validation, and that number (0: all)."""
     config, num_items = world.config, world.catalog.num_items
     fitted = ItemKNNRecommender.fit(world.split.train, num_items, min(SESSION, num_items), behaviours=config.behaviours)
 
@@ -174,18 +174,18 @@ def item_knn(world: RetrievalData) -> tuple[ItemKNNRecommender, int]:
 
 
 def summarised(config: RetrievalConfig, ranked: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
-    """What summary.json says of figures, choices and learning."""
+    """The part of summary.json about figures, choices and learning."""
     figures, best = ranked["figures"], f"{config.name} over "
     strongest = max((n for n in figures if n != config.name), key=lambda n: figures[n]["ndcg@10"]["mean"])
     cold, seen = (ranked["targets"][name] for name in ("cold targets", "targets seen before"))
     recent = ranked["item_knn_recent"] or "all"
     note = (
         f"{config.label}; {ranked['protocol']}; mrr is cut at {max(config.ranking.at)}. Epochs and baselines are "
-        f"chosen on validation targets by {CHOSEN_BY}: ItemKNN looks at the last {recent} events. {cold:.1%} of the "
+        f"chosen on validation targets by {CHOSEN_BY}: ItemKNN uses the last {recent} events. {cold:.1%} of the "
         f"test targets were never seen in training, {seen:.1%} by their user before."
     )
     if not ranked["has_time"]:
-        note += " The data know the order of events only, so nothing learns from times."
+        note += " The data have only the order of events, so no model learns from times."
     title = f"{config.label} on {Path(config.data).name if config.data else 'ShortVideo, simulated users'}"
     return {
         "title": title,
@@ -205,5 +205,5 @@ def summarised(config: RetrievalConfig, ranked: Mapping[str, Any], curves: Mappi
 
 
 def iteration_row(row: Mapping[str, float]) -> dict[str, float]:
-    """A validation as the report's plots want it."""
+    """A validation in the form for the report's plots."""
     return {"iteration": row["epoch"]} | {name: row[name] for name in ("validation", "loss") if name in row}

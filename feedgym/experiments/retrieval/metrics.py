@@ -1,15 +1,15 @@
-"""Retrieval judged offline: who ranks the item that a user took next near the top of the whole catalogue.
+"""Judges retrieval offline, by the rank of the item that a user took next in the whole catalogue.
 
-Every target stands against ALL items (never against sampled ones: Krichene & Rendle, KDD 2020), and hits are counted on
-items, never on codes. Users are judged in chunks, so that scores of all users never lie in memory together.
+Every target is ranked among ALL items (never among sampled ones: Krichene & Rendle, KDD 2020), and hits are counted by
+items, never by codes. Users are judged in chunks, so that the scores of all users are never in memory together.
 
-Ties. Where items have the same score, their order is luck, and a metric is its expected value over that luck, as in
-scikit-learn's ``ndcg_score``: a target tied with m - 1 others behind b better items stands on ranks b+1..b+m, each with
-probability 1/m. A model that scores all items alike thus gets what random ranking would, and not a perfect figure.
+Ties. If items have the same score, their order is random, and a metric is its expected value over that order, as in
+scikit-learn's ``ndcg_score``. A target tied with m - 1 others after b better items has ranks b+1..b+m, each with
+probability 1/m. So a model that gives all items the same score gets the figure of a random ranking, not a perfect one.
 Lists of recommendations (for coverage, concentration, popularity) must choose: there, ties go to the lower item id.
 
-Seen items (those the user examined before) are left out of the ranking or not, which is a choice every table names. A
-target that was itself seen before can then not be found and counts as missed; their share is told.
+Seen items (those the user examined before) may be left out of the ranking; every table names this choice. A target that
+was seen before can then not be found and counts as missed; the share of such targets is reported.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ if TYPE_CHECKING:
 
 
 class Scorer(Protocol):
-    """An agent that gives every item a score."""
+    """An agent that scores every item."""
 
     def scores(self, histories: EventBatch) -> Tensor:
-        """Scores [U, I], higher is likelier to come next; of seen items too."""
+        """Scores [U, I], higher for items that are likelier to come next; also for seen items."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankingConfig(Ranged):
-    """How retrieval is judged."""
+    """Options for judging retrieval."""
 
     at: tuple[Count, ...] = (5, 10, 50)
     """Cut-offs k of HR@k and NDCG@k; MRR is cut at the largest."""
     list_at: Count = 10
-    """Length of the lists whose coverage, concentration and popularity are told."""
+    """Length of the lists for coverage, concentration and popularity."""
     leave_out_seen: bool = True
     """Rank only items that the user has not examined before."""
     history_length: Length = 200
-    """Events of a history that an agent is shown; what was seen is known from all of them."""
+    """Events of a history that an agent receives; seen items come from the whole history."""
     chunk: Count = 256
     """Targets ranked at a time."""
 
@@ -70,18 +70,18 @@ class RankingConfig(Ranged):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankedTargets:
-    """How an agent ranked N targets of U users.
+    """Result of an agent's ranking of N targets of U users.
 
     Attributes:
-        protocol: what was done, for the table's title.
+        protocol: description of the procedure, for the table's title.
         ranked_by: "scores" of all items, ties averaged, or "lists".
         values_N: HR@k, NDCG@k and MRR of every target, float64 [N].
-        ratios: the same as sums a user over counts a user; of targets unseen in training alone, "cold ..."; and the
-            popularity lift (GAP_r - GAP_h) / GAP_h of the lists over the histories, with GAP the mean training
+        ratios: the same as sums per user over counts per user; "cold ..." for only the targets unseen in training; and
+            the popularity lift (GAP_r - GAP_h) / GAP_h of the lists over the histories, with GAP the mean training
             popularity of their items (Abdollahpouri et al., RecSys 2020).
-        totals: figures of all lists together: coverage, Gini; and shares of the targets: cold, seen before, tied.
+        totals: figures over all lists together: coverage, Gini; and shares of the targets: cold, seen before, tied.
         user_idx_U: int64 rows of the log's users, in the order of the ratios.
-        lists_NK: int64 the recommended items, best first, -1 where an agent gave fewer.
+        lists_NK: int64 the recommended items, best first, -1 if an agent gave fewer.
     """
 
     protocol: str
@@ -102,7 +102,7 @@ class RankedTargets:
         return {name: interval(ratio, counts_RU) for name, ratio in self.ratios.items()}
 
     def summary(self, seed: int = 0) -> dict[str, Any]:
-        """Everything but the lists, for a JSON file."""
+        """Everything except the lists, for a JSON file."""
         return {
             "protocol": self.protocol,
             "ranked_by": self.ranked_by,
@@ -124,14 +124,14 @@ def evaluate_ranking(
     """Rank the next items of a split.
 
     Args:
-        agent: gives scores (``scores``), or lists: a generative agent by beam search, another by the session it would
-            serve. Lists have as many items as the largest cut-off; what a user has seen is taken out of them.
+        agent: gives scores (``scores``) or lists. A generative agent gives lists by beam search, others by the session
+            they would serve. Lists have as many items as the largest cut-off; seen items are removed from them.
         log: the whole log, for the histories.
         catalog: its items.
-        split: the targets, and the training log that says what is popular and what is cold.
+        split: the targets, and the training log, which defines popular and cold items.
         config: cut-offs, lengths, seen items.
         targets: other targets than ``split.test``, e.g. ``split.validation``.
-        step: progress callback: targets done, targets in all.
+        step: progress callback with the number of targets done and in all.
 
     Returns:
         The metrics.
@@ -203,11 +203,11 @@ def _rank_in_lists(
 
 
 MISSED = 2**40
-"""So many items are better than a target that is not ranked at all."""
+"""Number of better items for a target that is not ranked at all."""
 
 
 def rank_of(score_NI: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
-    """How many items have a higher score than the target, and how many have its score, itself included.
+    """Number of items with a higher score than the target, and with the same score, including itself.
 
     Args:
         score_NI: -inf for items that are not ranked; such a target is missed.
@@ -220,7 +220,7 @@ def rank_of(score_NI: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def top_of(score_NI: Tensor, k: int) -> Tensor:
-    """The k best items [N, k], best first; ties go to the lower id, and -1 stands where fewer are ranked."""
+    """The k best items [N, k], best first; ties go to the lower id, and -1 fills up if fewer are ranked."""
     last_N1 = score_NI.topk(k, dim=1).values[:, -1:]
     above_NI, equal_NI = score_NI > last_N1, score_NI == last_N1
     room_N1 = k - above_NI.sum(1, keepdim=True)
@@ -231,13 +231,13 @@ def top_of(score_NI: Tensor, k: int) -> Tensor:
 
 
 def rank_metrics(better_N: NDArray, tied_N: NDArray, at: Sequence[int]) -> dict[str, NDArray[np.float64]]:
-    """HR@k, NDCG@k and MRR, expected over the order of ties.
+    """Expected HR@k, NDCG@k and MRR over the order of ties.
 
     With one target the ideal DCG is 1, so NDCG@k is 1 / log2(1 + rank) within the first k, and HR@k equals recall@k.
 
     Args:
         better_N: items with a higher score than the target.
-        tied_N: items with its score, itself included, >= 1.
+        tied_N: items with its score, including itself, >= 1.
         at: cut-offs.
 
     Returns:
@@ -255,7 +255,7 @@ def rank_metrics(better_N: NDArray, tied_N: NDArray, at: Sequence[int]) -> dict[
 
 
 def over_seeds(rankings: Sequence[RankedTargets], metric: str) -> dict[str, float]:
-    """Mean of a metric over runs with different seeds, with its 95% interval by Student's t; NaN ends for one run."""
+    """Mean of a metric over runs with different seeds, with its 95% interval by Student's t; NaN limits for one run."""
     values = np.array([ranking.mean(metric) for ranking in rankings])
     if len(values) < 2:
         return {"mean": float(values.mean()), "low": float("nan"), "high": float("nan")}
@@ -264,11 +264,11 @@ def over_seeds(rankings: Sequence[RankedTargets], metric: str) -> dict[str, floa
 
 
 def ranking_table(rankings: Mapping[str, Sequence[RankedTargets]], metrics: Sequence[str] | None = None) -> Table:
-    """A table to read, with a row an agent and the protocol above it.
+    """A table for people, with one row per agent and the protocol above it.
 
     Args:
-        rankings: an agent's name to its runs; intervals are over users for one run, over seeds for several.
-        metrics: columns; all but the shares of targets if None.
+        rankings: maps an agent's name to its runs; intervals are over users for one run, over seeds for several.
+        metrics: columns; all except the shares of targets if None.
 
     Raises:
         ValueError: the agents were not judged in the same way.
@@ -277,7 +277,7 @@ def ranking_table(rankings: Mapping[str, Sequence[RankedTargets]], metrics: Sequ
 
     runs = [ranking for several in rankings.values() for ranking in several]
     if len(protocols := sorted({ranking.protocol for ranking in runs})) > 1:
-        raise ValueError(f"The agents were judged differently ({' / '.join(protocols)}); judge them alike.")
+        raise ValueError(f"The agents were judged differently ({' / '.join(protocols)}); judge them in the same way.")
     names = metrics or [n for n in (*runs[0].ratios, *runs[0].totals) if not n.startswith(("cold", "targets"))]
     table = Table(title=protocols[0])
     table.add_column("agent")
@@ -306,7 +306,7 @@ def _cell(cell: Mapping[str, float]) -> str:
 
 
 def _popularity(train: EventLog, num_items: int) -> NDArray[np.float64]:
-    """Examined exposures an item in the training log."""
+    """Examined exposures per item in the training log."""
     shown = (train.event == Event.IMPRESSION) & train.examined
     return np.bincount(train.item_id[shown], minlength=num_items).astype(np.float64)
 
@@ -316,7 +316,7 @@ Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def _seen_pairs(log: EventLog, seen_rows: NDArray, targets: NextItems) -> Pairs:
-    """Target's place in the chunk and item of all that the targets' users examined before, an event a pair."""
+    """Pairs of a target's place in the chunk and an item that its user examined before, one per event."""
     begin = np.searchsorted(seen_rows, log.offsets_U1[targets.user_idx_N])
     size = np.searchsorted(seen_rows, targets.row_N) - begin
     place = np.repeat(np.arange(len(targets)), size)
@@ -325,7 +325,7 @@ def _seen_pairs(log: EventLog, seen_rows: NDArray, targets: NextItems) -> Pairs:
 
 
 def _before(seen: Pairs, target_N: NDArray, popularity_I: NDArray) -> dict[str, NDArray]:
-    """Mean training popularity of what each target's user examined before, how much that was, and if the target was."""
+    """Mean training popularity and number of the items that each target's user saw before, and if the target is one."""
     place, item = seen
     size = np.bincount(place, minlength=len(target_N))
     total = np.bincount(place, weights=popularity_I[item], minlength=len(target_N))
@@ -334,10 +334,10 @@ def _before(seen: Pairs, target_N: NDArray, popularity_I: NDArray) -> dict[str, 
 
 
 def _taken_out(list_NL: Tensor, seen: Pairs, num_items: int) -> Tensor:
-    """Lists without the seen items, moved up; -1 fills the end."""
+    """Lists without the seen items, closed up; -1 fills the end."""
     seen_NI = torch.zeros(len(list_NL), num_items + 1, dtype=torch.bool)
     seen_NI[torch.from_numpy(seen[0]), torch.from_numpy(seen[1])] = True
-    seen_NI[:, num_items] = True  # where a list has no more
+    seen_NI[:, num_items] = True  # padding of short lists
     dropped_NL = seen_NI.gather(1, torch.where(list_NL < 0, num_items, list_NL))
     order_NL = dropped_NL.int().argsort(dim=1, stable=True)
     return list_NL.masked_fill(dropped_NL, -1).gather(1, order_NL)
@@ -347,10 +347,10 @@ def _check_scores(agent: Any, score_NI: Tensor, shape: tuple[int, int]) -> None:
     name = type(agent).__name__
     if tuple(score_NI.shape) != shape:
         raise ValueError(
-            f"{name}.scores() gave shape {tuple(score_NI.shape)}; give one score an item, [U, I] = {shape}."
+            f"{name}.scores() gave shape {tuple(score_NI.shape)}; give one score per item, [U, I] = {shape}."
         )
     if score_NI.isnan().any():
-        raise ValueError(f"{name}.scores() gave NaN for {int(score_NI.isnan().any(1).sum())} users; mask or mend them.")
+        raise ValueError(f"{name}.scores() gave NaN for {int(score_NI.isnan().any(1).sum())} users; mask or fix them.")
 
 
 def _check_lists(agent: Any, list_NL: Tensor, num_items: int) -> None:
@@ -359,7 +359,7 @@ def _check_lists(agent: Any, list_NL: Tensor, num_items: int) -> None:
         raise ValueError(f"{name} listed an item outside 0..{num_items - 1}; list items of the catalogue, or -1.")
     ordered = list_NL.sort(dim=1).values
     if bool(((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any()):
-        raise ValueError(f"{name} listed an item twice; hits would count double, so list every item once.")
+        raise ValueError(f"{name} listed an item twice; hits would count twice, so list every item once.")
 
 
 def _gathered(
@@ -369,7 +369,7 @@ def _gathered(
     popularity_I: NDArray[np.float64],
     before: dict[str, NDArray],
 ) -> dict[str, Any]:
-    """Metrics a user, and figures of all lists: the fields of :class:`RankedTargets`."""
+    """Metrics per user, and figures over all lists: the fields of :class:`RankedTargets`."""
     users, user_N = np.unique(targets.user_idx_N, return_inverse=True)
 
     def ratio(numerator_N: NDArray, denominator_N: NDArray) -> Ratio:

@@ -1,8 +1,7 @@
 """Experiments with next-item models as functions: each returns the whole configuration of a run.
 
-``sasrec`` and ``hstu`` have the sizes of the publications for MovieLens-1M, which one core trains in half an hour;
-``-small`` is for minutes (TIGER: an hour), ``-large`` wants a GPU, and ``-smoke`` proves in seconds that everything
-works.
+``sasrec`` and ``hstu`` have the published sizes for MovieLens-1M, which train on one core in half an hour. ``-small``
+takes minutes (TIGER: an hour), ``-large`` needs a GPU, and ``-smoke`` tests in seconds that everything works.
 """
 
 from __future__ import annotations
@@ -26,41 +25,42 @@ from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
 from feedgym.tokenizers.rqvae import RQVAEConfig
 
 META: dict[str, Any] = {"epochs": 101, "fit": FitConfig(patience=20)}
-"""Length of Meta's trainings on MovieLens-1M; a patience of 10 ends some of them while validation still rises."""
+"""Length of Meta's trainings on MovieLens-1M; a patience of 10 would end some of them while validation still
+improves."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalConfig(DataConfig):
-    """A model that foretells the next item, trained on a log and ranked offline beside simple baselines.
+    """A model that predicts the next item, trained on a log and judged offline together with simple baselines.
 
-    A subclass names its model; :mod:`feedgym.experiments.retrieval.agents` says how it is made and trained.
+    A subclass names its model; :mod:`feedgym.experiments.retrieval.agents` makes and trains it.
     """
 
     name: ClassVar[str]
-    """Of the model, in tables and among the retrievers of :mod:`feedgym.plugins`."""
+    """Name of the model, in tables and in :mod:`feedgym.plugins`."""
 
     model: Any
-    """Sizes of the model; a subclass says which."""
+    """Sizes of the model; a subclass sets the type."""
     history_length: Length = 200
-    """T, the newest events of a history that are read."""
+    """T, how many of the newest events of a history are read."""
     session_length: Length = 10
-    """K, the most items of a session."""
+    """K, most items of a session."""
     behaviours: tuple[str, ...] = ("click",)
-    """An examined exposure with any of these is an item taken: such are foretold."""
+    """An examined exposure with any of these is an item taken; only these are predicted."""
     min_items: Count = 3
-    """Users with fewer items taken are trained on but not judged."""
+    """Users with fewer items taken are used for training but not judged."""
     epochs: Passes = 100
-    """Passes over the users, at most; the best epoch by validation is kept."""
+    """Most passes over the users; the best epoch by validation is kept."""
     fit: FitConfig = field(default_factory=FitConfig)
     """Optimiser, validation and patience."""
     validation_targets: CountOrZero = 0
-    """Validation targets looked at after an epoch, drawn once; 0 looks at all."""
+    """Validation targets used after an epoch, drawn once; 0 uses all."""
     ranking: RankingConfig = field(default_factory=lambda: RankingConfig(at=(5, 10, 50, 200)))
-    """How the final figures are taken."""
+    """Options of the final figures."""
     knn_recent: tuple[CountOrZero, ...] = (0, 1, 3, 10, 30)
-    """How many of the last events ItemKNN may look at, 0 being all; validation chooses."""
+    """Choices for the number of last events that ItemKNN uses, where 0 is all; validation chooses."""
     sasrec_ce: bool = True
-    """Train SASRec with cross-entropy over all items as a baseline too, unless it is the model itself."""
+    """Also train SASRec with cross-entropy over all items as a baseline, unless it is the model itself."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,17 +69,17 @@ class RetrievalConfig(DataConfig):
 
     @property
     def label(self) -> str:
-        """The model with what decides its figures most, for titles."""
+        """The model with the options that matter most for its figures, for titles."""
         return self.name
 
     def is_sasrec_ce(self) -> bool:
-        """Whether the model is the baseline SASRec-CE itself."""
+        """True if the model is the baseline SASRec-CE itself."""
         return False
 
 
 @dataclass(frozen=True, kw_only=True)
 class SASRecRun(RetrievalConfig):
-    """SASRec, trained on a log and ranked offline beside popularity, ItemKNN and SASRec with cross-entropy."""
+    """SASRec, trained on a log and judged offline together with popularity, ItemKNN and SASRec with cross-entropy."""
 
     name: ClassVar[str] = "sasrec"
     model: SASRecSizes = field(default_factory=SASRecSizes)
@@ -87,17 +87,17 @@ class SASRecRun(RetrievalConfig):
 
     @property
     def label(self) -> str:
-        """Block and loss, which decide its figures most."""
+        """Block and loss, which matter most for its figures."""
         return f"SASRec ({self.model.block} block, loss {self.model.loss}, {self.model.similarity})"
 
     def is_sasrec_ce(self) -> bool:
-        """Its loss decides."""
+        """True if its loss is cross-entropy."""
         return self.model.loss == "ce"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HSTURun(RetrievalConfig):
-    """HSTU, trained on a log and ranked offline beside popularity, ItemKNN and SASRec with cross-entropy."""
+    """HSTU, trained on a log and judged offline together with popularity, ItemKNN and SASRec with cross-entropy."""
 
     name: ClassVar[str] = "hstu"
     model: HSTUSizes = field(default_factory=HSTUSizes)
@@ -105,31 +105,31 @@ class HSTURun(RetrievalConfig):
 
     @property
     def label(self) -> str:
-        """Stream and loss, which decide its figures most."""
+        """Stream and loss, which matter most for its figures."""
         return f"HSTU ({self.model.stream} stream, loss {self.model.loss}, {self.model.similarity})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TigerRun(RetrievalConfig):
-    """TIGER over semantic ids, trained on a log and ranked offline by beam search; data need texts (--read.text)."""
+    """TIGER over semantic ids, trained on a log and judged offline by beam search; data need texts (--read.text)."""
 
     PLUGINS: ClassVar = (*RetrievalConfig.PLUGINS, "tokenizer")
     name: ClassVar[str] = "tiger"
     read: ReadOptions = field(default_factory=ReadOptions)
-    """How the data are read; semantic ids are made from the items' texts."""
+    """Options for reading the data; semantic ids are made from the items' texts."""
     model: TigerSizes = field(default_factory=TigerSizes)
     """The model."""
     history_length: Length = 20
-    """T, the newest items of a history that are read."""
+    """T, how many of the newest items of a history are read."""
     session_length: Length = 1
-    """K, the most items of a session; 1 in the paper."""
+    """K, most items of a session; 1 in the paper."""
     sliding_window: bool = True
-    """Learn every item taken from the items before it; otherwise each user's last one alone."""
+    """Learn every item taken from the items before it; otherwise only each user's last one."""
     tokenizer: str = "rqvae"
-    """What makes the codes: rqvae, residual_kmeans (balanced), lsh (random hyperplanes), random (a draw that knows no
-    content), or the import path of a tokenizer of your own."""
+    """Tokenizer of the codes: rqvae, residual_kmeans (balanced), lsh (random hyperplanes), random (random codes that
+    ignore content), or the import path of your own."""
     tokenizer_options: Annotated[Any, tyro.conf.arg(name="tokenizer")] = None
-    """Its options; their seed is added to the run's."""
+    """Options of the tokenizer; its seed is added to the run's."""
 
     @property
     def label(self) -> str:
@@ -140,15 +140,15 @@ class TigerRun(RetrievalConfig):
 
 
 def tiger_retrieval() -> TigerRun:
-    """TIGER with its published sizes: T5 of 4 + 4 layers over 3 x 256 codes; wants a GPU."""
+    """TIGER with its published sizes: T5 with 4 + 4 layers over 3 x 256 codes; needs a GPU."""
     fit = FitConfig(batch_size=256, schedule="inverse_sqrt", adam_beta2=0.999, max_grad_norm=1.0)
     return TigerRun(fit=fit, tokenizer_options=RQVAEConfig(num_codes=(256, 256, 256), steps=20_000))
 
 
 def tiger_retrieval_small() -> TigerRun:
-    """TIGER for two hours of one core, or one with --fit.bf16 where the processor multiplies it: 2 + 2 layers.
+    """TIGER for two hours on one core, or one hour with --fit.bf16 if the processor supports it: 2 + 2 layers.
 
-    Two codes an item, from balanced k-means without collisions, are half the tokens of three and a counter.
+    Two codes per item, from balanced k-means without collisions, take half the tokens of three and a counter.
     """
     sizes = TigerSizes(num_heads=4, head_width=32, encoder_layers=2, decoder_layers=2, d_ff=512)
     fit = FitConfig(batch_size=256, lr=1e-3, warmup_steps=500, schedule="cosine", weight_decay=0.01, adam_beta2=0.999,
@@ -195,12 +195,12 @@ def hstu_retrieval() -> HSTURun:
 
 
 def hstu_retrieval_large() -> HSTURun:
-    """HSTU-large for MovieLens-1M: 8 layers, 2 heads of 25; wants a GPU."""
+    """HSTU-large for MovieLens-1M: 8 layers, 2 heads of 25; needs a GPU."""
     return replace(hstu_retrieval(), model=HSTUSizes(num_layers=8, num_heads=2, d_qk=25, d_v=25))
 
 
 def hstu_retrieval_events() -> HSTURun:
-    """HSTU on the paper's timeline: profile, items and what the user did with them, skipped items too."""
+    """HSTU on the paper's timeline: profile, items and the user's actions, including skipped items."""
     return HSTURun(model=HSTUSizes(stream="events", only_positives=False))
 
 
@@ -210,7 +210,7 @@ def hstu_retrieval_small() -> HSTURun:
 
 
 def hstu_retrieval_smoke() -> HSTURun:
-    """HSTU on the timeline of events, of stochastic length, in seconds; its figures mean nothing."""
+    """HSTU on the timeline of events, with stochastic length, in seconds; its figures mean nothing."""
     return _smoke(hstu_retrieval_events(), d_qk=8, d_v=8, stochastic_alpha=1.7)
 
 
@@ -252,7 +252,7 @@ RETRIEVAL_PRESETS: dict[str, Callable[[], RetrievalConfig]] = {
     "tiger-small": tiger_retrieval_small,
     "tiger-smoke": tiger_retrieval_smoke,
 }
-"""What `feedgym run` offers of retrieval."""
+"""Presets of retrieval in `feedgym run`."""
 
 RETRIEVAL_CONFIGS: tuple[type[RetrievalConfig], ...] = (SASRecRun, HSTURun, TigerRun)
-"""Their kinds."""
+"""Their configuration classes."""

@@ -1,10 +1,10 @@
-"""Reinforcement learning in the same world as alignment: train with RLlib, and judge beside all other agents.
+"""Reinforcement learning in the same world as alignment: train with RLlib, and judge together with all other agents.
 
-    log of the production system -> agents of several seeds (online, or from the log alone) -> judge
+    log of the production system -> agents of several seeds (online, or only from the log) -> judge
 
-Training users are made from small seeds and judging users from hashed ones, so they never meet. Several trainings stand
-in the table as one agent, each user's outcome being its mean over them; ``over_seeds`` tells how the trainings differ,
-by Student's t over their means.
+Training users come from small seeds and judging users from hashed ones, so they never coincide. Several trainings
+appear in the table as one agent; each user's outcome is its mean over them. ``over_seeds`` gives the differences
+between trainings, by Student's t over their means.
 """
 
 from __future__ import annotations
@@ -49,26 +49,27 @@ if TYPE_CHECKING:
     from feedgym.agents.rllib.task import Task
 
 VISITS_METRIC = "reward_a_user"
-"""True reward summed over all visits of a user: who leaves early brings less. The metric of reinforcement learning."""
+"""True reward summed over all visits of a user, which is less if they leave early; the metric of reinforcement
+learning."""
 
 OVER = ("popular", "random")
-"""Whom the learned agent is compared with in pairs; with ``against`` also the agents of that run."""
+"""Agents that the learned agent is compared with in pairs; with ``against`` also the agents of that run."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Arena:
-    """Where agents are trained and judged; what the judge asks for has the names of an experiment's configuration.
+    """World in which agents are trained and judged; it has the names that the judge reads from a configuration.
 
     Attributes:
         task: the environment and its users.
-        seed: of the judging users.
-        judge: how many they are, and for how long.
-        weights: what their visits are worth.
+        seed: for the judging users.
+        judge: the number of judging users and of their visits.
+        weights: reward weights of their visits.
         log: the production system's log, for popularity.
         catalog: its items.
         others: agents of another run.
         reward: that run's reward model.
-        memory: earlier items that agents are told, as in that run.
+        memory: number of earlier items that agents receive, as in that run.
     """
 
     task: Task
@@ -93,11 +94,11 @@ class Arena:
 
 
 def plan(config: RLConfig) -> Plan:
-    """The stages in order, with what decides each."""
+    """The stages in order, with the settings that decide each."""
     plan = Plan()
     world = [config.env, config.options(), config.against and key_of(config.against), config.seed]
     is_told = config.env.startswith("feedgym/") and not is_folder("simulator", str(config.options().get("simulator")))
-    own = None if is_told else f"No key tells what {config.env} is with these options"
+    own = None if is_told else f"No key identifies {config.env} with these options"
     log = plan.stage("log", [world, config.log], own=own)
     parents = (log,) if config.train.algorithm in OFFLINE else ()
     trained = [
@@ -139,7 +140,7 @@ def experiment(config: RLConfig, run: Run) -> dict[str, Any]:
     )
     summary = {
         "title": f"{config.train.algorithm.upper()} on {config.env}",
-        "note": f"{config.num_seeds} training(s) of {config.train.iterations} iterations; judged by the truth alone. "
+        "note": f"{config.num_seeds} training(s) of {config.train.iterations} iterations; judged only by the truth. "
         f"{told(cost.value)}",
         **with_costs(judged.value, cost.value),
         "learning": [stage.value[1] for stage in trained],
@@ -153,12 +154,12 @@ def experiment(config: RLConfig, run: Run) -> dict[str, Any]:
 
 
 def task_of(config: RLConfig, finished: FinishedRun | None, trust: bool = False) -> Task:
-    """What is trained for: the environment, or the world of a finished run.
+    """The training task: the environment, or the world of a finished run.
 
     Args:
         config: the whole experiment.
         finished: the run that ``config.against`` names.
-        trust: as for :func:`feedgym.envs.feed.make_simulator`.
+        trust: as in :func:`feedgym.envs.feed.make_simulator`.
     """
     from feedgym.agents.rllib.task import Task
 
@@ -190,11 +191,11 @@ def production_log(config: RLConfig, task: Task, finished: FinishedRun | None, w
 
 
 def arena_of(config: RLConfig, task: Task, log: FinishedStage, finished: FinishedRun | None) -> Arena:
-    """Who judges, and who else is judged."""
+    """The judging users, and the other agents to judge."""
     others: dict[str, Recommender] = {}
     if finished is not None:
         others |= with_controls(finished.agents, finished.reward, config.judge)
-    worthless = not any(vars(task.reward).values())  # the return alone is rewarded, and not through the weights
+    worthless = not any(vars(task.reward).values())  # only the return is rewarded, and not through the weights
     return Arena(
         task=task,
         seed=config.seed if finished is None else finished.config.seed,
@@ -216,7 +217,7 @@ AgentAndCurve = tuple[RLlibRecommender, list[dict[str, float]]]
 def train_one(
     config: RLConfig, task: Task, data: tuple[EventLog, Catalog], n: int, run: Run, work: Path
 ) -> AgentAndCurve:
-    """One training, and its metrics iteration by iteration."""
+    """One training, and its metrics per iteration."""
     from feedgym.agents.rllib.feeds import write_rows
     from feedgym.agents.rllib.training import train
 
@@ -232,13 +233,13 @@ def train_one(
 
     torch.manual_seed(training_seed(config, n))
     title = f"Training {config.train.algorithm}, {n + 1} of {config.num_seeds}"
-    with one_thread(), progress(title) as step:  # the batches are small: two threads wait for each other
+    with one_thread(), progress(title) as step:  # batches are small, so two threads would wait for each other
         network, curve = train(task, config.train, training_seed(config, n), work, rows, step, record)
     return RLlibRecommender(network, draws=config.train.algorithm in CLONES), curve
 
 
 def training_seed(config: RLConfig, n: int) -> int:
-    """A seed far from those of other trainings: RLlib's users have seeds that follow it."""
+    """A seed far from those of other trainings, because RLlib's users have the seeds after it."""
     return int(np.random.SeedSequence((config.seed, n)).generate_state(1)[0] >> 2)
 
 
@@ -246,11 +247,11 @@ def training_seed(config: RLConfig, n: int) -> int:
 
 
 def judge(algorithm: str, agents: Mapping[str, RLlibRecommender], arena: Arena) -> dict[str, Any]:
-    """Serve everyone to the same fresh users.
+    """Serve all agents to the same fresh users.
 
     Args:
         algorithm: name of the learned agent in the table.
-        agents: one a training.
+        agents: one per training.
         arena: users, references and other agents.
 
     Returns:
@@ -293,7 +294,7 @@ def _ratios(served: ServingRecord) -> dict[str, Ratio]:
 def asked_of(
     arena: Arena, algorithm: str, agents: Mapping[str, RLlibRecommender]
 ) -> tuple[dict[str, Recommender], EventBatch]:
-    """Whose cost is measured, the first training for all of them, and on which requests."""
+    """The agents whose cost is measured (of several trainings, the first), and the requests for it."""
     everyone = references(arena.log, arena.catalog, arena) | dict(arena.others)
     dated = has_arrivals(arena.task.simulator)
     histories = asked((arena.log, arena.catalog), arena, arena.judge.cost.requests, dated=dated)
@@ -301,7 +302,7 @@ def asked_of(
 
 
 def mean_of(records: Sequence[ServingRecord]) -> ServingRecord:
-    """The same users under several agents, as one: counts are means over the agents."""
+    """Merges the same users under several agents into one record; counts are means over the agents."""
     return ServingRecord(
         {name: np.mean([one.by_visit[name] for one in records], axis=0) for name in records[0].by_visit},
         np.mean([one.concentration_V for one in records], axis=0),
@@ -311,7 +312,7 @@ def mean_of(records: Sequence[ServingRecord]) -> ServingRecord:
 def seeds_compared(
     algorithm: str, learned: Sequence[Mapping[str, Ratio]], others: Mapping[str, Mapping[str, Ratio]]
 ) -> dict[str, Any]:
-    """True reward of each training, a visit and a user, and its lifts, with intervals over the trainings."""
+    """True reward of each training, per visit and per user, and its lifts, with intervals over the trainings."""
     table = {}
     for metric in ("true_reward", VISITS_METRIC):
         mean_N = np.array([one[metric].mean() for one in learned])

@@ -16,50 +16,50 @@ from feedgym.ranges import Few, Length, Ranged, Seed
 
 @dataclass(frozen=True, kw_only=True)
 class RLConfig(Ranged):
-    """An agent trained with RLlib on a registered environment, or from its log, and judged beside all others."""
+    """An agent trained with RLlib on a registered environment, or from its log, and judged together with all others."""
 
     seed: Seed = 0
-    """Decides the log, the judging users and, with the number of the training, weights and samples."""
+    """Seed of the log, the judging users and, with the number of the training, of weights and samples."""
     num_seeds: Few = 1
-    """Trainings, each of another seed; with 2 or more, intervals over trainings are given too."""
+    """Number of trainings, each with another seed; 2 or more also give intervals over trainings."""
     env: str = "feedgym/ShortVideo-v1"
     """Id of the environment."""
     env_options: tuple[str, ...] = ()
     """NAME=VALUE pairs for the environment or its simulator, e.g. num_items=2000 warmup_visits=2."""
     against: str | None = None
-    """Folder of a finished onerec-ipa run: train and judge in its world, beside its agents. Its simulator, lengths,
-    reward and log take the place of those here."""
+    """Folder of a finished onerec-ipa run: train and judge in its world, together with its agents. Its simulator,
+    lengths, reward and log replace those here."""
     session_length: Length | None = None
-    """K, items a session; the environment's own if left out."""
+    """K, items per session; the environment's own if left out."""
     history_length: Length | None = None
     """T, events of the history that the agent sees; the environment's own if left out."""
     weights: RewardWeights | None = None
-    """What a visit is worth; the environment's own if left out."""
+    """Weights of the reward of a visit; the environment's own if left out."""
     sizes: SlateNetConfig = field(default_factory=SlateNetConfig)
     """The networks."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The algorithm."""
     log: LogConfig = field(default_factory=lambda: LogConfig(users=2000, visits=10))
-    """The production system's log: what popularity counts, and all that bc, marwil and cql learn from."""
+    """The production system's log, for popularity and as the only training data of bc, marwil and cql."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """Who judges."""
+    """The judging users."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.options()
         if self.judge.best_of and self.against is None:
-            raise ValueError("judge.best_of wants agents and a reward model; name a finished run by --against.")
+            raise ValueError("judge.best_of needs agents and a reward model; name a finished run by --against.")
 
     def options(self) -> dict[str, Any]:
-        """Keywords of the environment, where they differ from those it is registered with."""
+        """Keywords of the environment that differ from the registered ones."""
         given = dict(map(_pair, self.env_options))
         if "trust" in given:
-            raise ValueError("env_options cannot say that a simulator's folder is trusted; say it with --trust.")
+            raise ValueError("env_options cannot make a simulator's folder trusted; use --trust.")
         named = {"session_length": self.session_length, "history_length": self.history_length, "reward": self.weights}
         return {name: value for name, value in named.items() if value is not None} | given
 
     def code(self) -> list[tuple[str, str | None]]:
-        """What it names besides data; see :mod:`feedgym.trust`. An id is code where it has a module before it."""
+        """The code that it names, apart from data; see :mod:`feedgym.trust`. An id with a module before it is code."""
         options = self.options()
         kinds = {"simulator": "simulator", "reward": "weights"}
         given = [(kind, options[name]) for name, kind in kinds.items() if isinstance(options.get(name), str)]
@@ -69,7 +69,7 @@ class RLConfig(Ranged):
 def _pair(text: str) -> tuple[str, Any]:
     name, _, value = text.partition("=")
     if not name or not value:
-        raise ValueError(f"env_options={text!r} is no NAME=VALUE pair; write it as num_items=2000.")
+        raise ValueError(f"env_options={text!r} is not a NAME=VALUE pair; write it as num_items=2000.")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -96,7 +96,7 @@ def dqn() -> RLConfig:
 
 
 def sac() -> RLConfig:
-    """SAC on proto-items: a point of content space, whose nearest items are served."""
+    """SAC on proto-items: a point in content space, whose nearest items are served."""
     return RLConfig(
         train=TrainConfig(algorithm="sac", iterations=40, steps=2560, batch_size=256, updates=0.02, lr=3e-3)
     )
@@ -108,7 +108,7 @@ def bc() -> RLConfig:
 
 
 def marwil() -> RLConfig:
-    """MARWIL from the log: cloning that weighs good visits more."""
+    """MARWIL from the log: cloning with more weight on good visits."""
     return RLConfig(train=TrainConfig(algorithm="marwil", iterations=6, steps=40, batch_size=256, lr=2e-3))
 
 
@@ -139,4 +139,4 @@ RL_PRESETS: dict[str, Callable[[], RLConfig]] = {
     **{f"rllib-{make.__name__}": make for make in (ppo, slateq, dqn, sac, bc, marwil, cql)},
     "rllib-smoke": smoke,
 }
-"""What `feedgym run` offers of reinforcement learning."""
+"""Presets of reinforcement learning in `feedgym run`."""

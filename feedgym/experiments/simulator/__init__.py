@@ -1,1 +1,1 @@
-"""Simulators learned from logs, and how real a log looks."""
+"""Simulators learned from logs, and the realism of logs."""

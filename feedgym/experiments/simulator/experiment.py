@@ -1,10 +1,11 @@
-"""A user simulator fitted to a log, and how far its users are from those of the log.
+"""Fits a user simulator to a log, and measures how far its users are from those of the log.
 
-    log -> users in three -> ranker (most of them) -> simulator (calibrated on others) -> judged by held-out ones
+    log -> users in three parts -> ranker (most of them) -> simulator (calibrated on others) -> judged by held-out ones
 
-The judgement is twofold. Given what held-out users really did before, how well is the next answer foretold (area under
-the ROC curve, log loss, calibration)? And when they visit once more inside the simulator, served what they were served,
-how far is what they do from the log (:mod:`feedgym.data.realism`), beside what luck alone makes of two halves of it?
+There are two judgements. First, how well is the next response of held-out users predicted from their real history (area
+under the ROC curve, log loss, calibration)? Second, how far from the log are their responses when they visit again
+inside the simulator, with the same sessions (:mod:`feedgym.data.realism`)? The distance between two halves of the log
+shows what chance alone gives.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ JUDGEMENT: Codec[Any] = json_of(SimulatorJudgement)
 
 
 def plan(config: LearnedRun) -> Plan:
-    """The stages in order, with what decides each."""
+    """The stages in order, with the settings that decide each."""
     plan = Plan()
     simulated = [users_key(config, config.seed), config.log, config.session_length, config.seed]
     log = plan_log(plan, config, simulated, "simulator", "simulator_options")
@@ -61,7 +62,7 @@ def plan(config: LearnedRun) -> Plan:
     fitted = [key_of("ranker", config.ranker), config.d_model, config.min_events, config.epochs, config.fit]
     ranker = plan.stage("ranker", fitted + requests, (log,))
     simulator = plan.stage("simulator", [config.session_length, config.known_visits], (ranker,))
-    plan.stage("judged", config.seed, (simulator,), own="Its plots lie in the run's folder")
+    plan.stage("judged", config.seed, (simulator,), own="Its plots are in the run's folder")
     return plan
 
 
@@ -95,7 +96,7 @@ def experiment(config: LearnedRun, run: Run) -> dict[str, Any]:
     )
     summary = {
         "title": f"A simulator fitted to {_source(config)}",
-        "note": "The log's held-out users beside the same users in the simulator, served what they were served.",
+        "note": "The log's held-out users and the same users in the simulator, served the same sessions.",
         "judged_by": f"{parts.held_out[0].num_users:,} held-out users",
         "lift": {},
         "learning": [
@@ -109,7 +110,7 @@ def experiment(config: LearnedRun, run: Run) -> dict[str, Any]:
 
 
 def _source(config: LearnedRun) -> str:
-    """Whose log it is, in a word."""
+    """Short name of the log's source."""
     if config.data is not None or is_folder("simulator", config.simulator):
         return Path(config.data or config.simulator).name
     return title_of("simulator", config.simulator)
@@ -123,12 +124,12 @@ def _read_log(config: LearnedRun, trust: bool) -> LogAndItems:
 
 
 class LogSplit:
-    """A log's users in three: ``train`` and ``calibration`` in one log, ``held_out`` in another.
+    """A log's users in three parts: ``train`` and ``calibration`` in one log, ``held_out`` in another.
 
     Attributes:
         log: training and calibration users.
         catalog: the items.
-        unseen_U: who of them is for calibration.
+        unseen_U: true for its calibration users.
         held_out: the other users' log, with its items.
     """
 
@@ -137,7 +138,7 @@ class LogSplit:
 
     @classmethod
     def of(cls, config: LearnedRun, data: LogAndItems) -> LogSplit:
-        """Cut a log.
+        """Split a log.
 
         Raises:
             ValueError: too few users.
@@ -146,15 +147,13 @@ class LogSplit:
         split = split_users(log.user_ids_U, validation=config.calibration, held_out=config.held_out, seed=config.seed)
         sizes = {name: len(getattr(split, f"{name}_idx")) for name in ("train", "validation", "held_out")}
         if min(sizes.values()) == 0:
-            raise ValueError(
-                f"{log.num_users} users leave a part without any ({sizes}); give a longer log or another seed."
-            )
+            raise ValueError(f"{log.num_users} users leave a part empty ({sizes}); give a longer log or another seed.")
         kept = np.sort(np.concatenate([split.train_idx, split.validation_idx]))
         unseen_U = np.isin(kept, split.validation_idx)
         return cls(take_users(log, kept), catalog, unseen_U, take_users(log, split.held_out_idx))
 
     def requests(self, config: LearnedRun) -> tuple[RankingRows, RankingRows]:
-        """The requests of the training and of the calibration users; what came before their first login is history."""
+        """The requests of the training and of the calibration users; events before their first login are history."""
         rows = ranking_requests(self.log, self.catalog, config.history_length, config.session_length)
         login = np.flatnonzero(self.log.event == Event.LOGIN)
         first_s_U = np.full(self.log.num_users, np.inf)
@@ -164,13 +163,13 @@ class LogSplit:
         return rows.rows(np.flatnonzero(~unseen_N)), rows.rows(np.flatnonzero(unseen_N))
 
     def simulator(self, config: LearnedRun, ranker: Ranker) -> LearnedSimulator:
-        """The simulator around a trained ranker."""
+        """The simulator with a trained ranker."""
         lengths = LearnedConfig(session_length=config.session_length, known_visits=config.known_visits)
         return fit_simulator(self.log, self.catalog, ranker, unseen_U=self.unseen_U, config=lengths)
 
 
 def _train(config: LearnedRun, kind: type[Ranker], parts: LogSplit, work: Path) -> tuple[Ranker, Curve]:
-    """The ranker with the weights of the epoch that foretold the calibration users best."""
+    """The ranker with the weights of the epoch that predicted the calibration users best."""
     train, unseen = parts.requests(config)
     real_NK = train.batch.mask_NK
     count_B = train.batch.behaviours_NKB[real_NK].sum(0).tolist()
@@ -206,11 +205,11 @@ def _train(config: LearnedRun, kind: type[Ranker], parts: LogSplit, work: Path) 
 def judged(
     simulator: LearnedSimulator, data: LogAndItems, session_length: int, seed: int, folder: Path
 ) -> dict[str, Any]:
-    """The held-out users' log against the same users in the simulator; ``folder`` gets ``realism.html``.
+    """Compares the held-out users' log with the same users in the simulator; writes ``realism.html`` to ``folder``.
 
     Returns:
-        Parts of the summary: ``offline`` (how well each answer is foretold), ``agents`` (the figures of the log and of
-        the simulation) and ``distances``.
+        Parts of the summary: ``offline`` (how well each response is predicted), ``agents`` (the figures of the log and
+        of the simulation) and ``distances``.
     """
     log, catalog = data
     with progress("Replaying held-out users") as step:

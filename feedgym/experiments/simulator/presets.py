@@ -16,39 +16,39 @@ from feedgym.ranges import Count, CountOrZero, Length, Passes, Seed, SplitShare,
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedRun(UsersConfig):
-    """Fit a user simulator to a log: a ranker answers, regressions leave, return and churn.
+    """Fit a user simulator to a log: a ranker predicts responses, regressions predict leaving, return and churn.
 
-    The users are cut in three by a hash of their id: the ranker trains on most, the simulator is calibrated on
-    --calibration of them and judged by --held-out of them, whom nothing has seen. The simulator lies in
-    RUN/stages/simulator; name that folder wherever a simulator is asked for (--simulator).
+    The users are split in three parts by a hash of their id. The ranker trains on most of them, the simulator is
+    calibrated on --calibration of them, and --held-out of them, unseen before, judge it. The simulator is written to
+    RUN/stages/simulator; use that folder wherever a simulator is needed (--simulator).
     """
 
     name: ClassVar[str] = "learned-simulator"
 
     seed: Seed = 0
-    """Decides the weights, the order of training, the split and the replay's luck."""
+    """Seed of the weights, the order of training, the split and the replay's random numbers."""
     simulator_options: Annotated[Any, tyro.conf.arg(name="simulator")] = field(default_factory=ShortVideoConfig)
-    """Options of the simulator that leaves the log where no data are given."""
+    """Options of the simulator that makes the log if no data are given."""
     session_length: Length = 5
-    """K: items of a simulated log's visits; longer visits of a recorded log are read as several requests."""
+    """K: items per visit of a simulated log; longer visits of a recorded log are read as several requests."""
     known_visits: CountOrZero = 3
-    """Visits of the log that users have behind them when the simulation takes them over."""
+    """Visits that users have made in the log before the simulation begins."""
     calibration: SplitShare = 0.15
-    """Share of the users on whom the ranker is calibrated."""
+    """Share of the users for calibrating the ranker."""
     held_out: SplitShare = 0.15
-    """Share of the users by whom the simulator is judged."""
+    """Share of the users for judging the simulator."""
     ranker: str = "genrank"
     """The ranker: genrank, hstu-rank, mtgr, or the import path of a class."""
     d_model: Width = 64
-    """Its width."""
+    """Width of the ranker."""
     history_length: Length = 40
-    """T, the newest events of a history that it reads."""
+    """T, how many of the newest events of a history the ranker reads."""
     min_events: Count = 100
-    """Behaviours that happen less often in the training log are not asked of the ranker but take the log's rate."""
+    """Behaviours that happen less often in the training log are not predicted by the ranker but have the log's rate."""
     epochs: Passes = 6
-    """Passes over the training users' requests, at most; the best one by the calibration users' loss is kept."""
+    """Most passes over the training users' requests; the best one by the calibration users' loss is kept."""
     fit: FitConfig = field(default_factory=lambda: FitConfig(lr=2e-3, batch_size=128, patience=2, max_grad_norm=1.0))
-    """How the ranker is trained."""
+    """Options for training the ranker."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,12 +58,12 @@ class LearnedRun(UsersConfig):
             )
 
     def code(self) -> list[tuple[str, str | None]]:
-        """What it names besides data; see :mod:`feedgym.trust`."""
+        """The code that it names, apart from data; see :mod:`feedgym.trust`."""
         return [*super().code(), ("ranker", self.ranker)]
 
 
 def learned_simulator() -> LearnedRun:
-    """A user simulator fitted to a log, judged by held-out users; its folder serves as --simulator."""
+    """A user simulator fitted to a log, judged by held-out users; its folder can be used as --simulator."""
     return LearnedRun()
 
 

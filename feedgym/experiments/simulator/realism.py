@@ -1,4 +1,4 @@
-"""``feedgym realism A B``: two logs side by side, as a table, a page with plots, pictures and figures for machines."""
+"""``feedgym realism A B``: compares two logs, as a table, a page with plots, pictures and a JSON file."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def read_side(
     columns: Mapping[str, str] | None = None,
     trust: bool = False,
 ) -> tuple[EventLog, Catalog]:
-    """The log that an argument of ``feedgym realism`` names.
+    """Get the log that an argument of ``feedgym realism`` names.
 
     Args:
-        source: a run's folder, whose log it is; whatever ``feedgym data inspect`` reads, also ``events.parquet`` beside
-            its ``catalog.parquet``; the import path of a user simulator, or the folder of a learned one, which leaves a
-            log under the logging policy.
-        users: of a simulator.
-        visits: a user of a simulator.
-        session_length: of a simulator.
-        seed: of a simulator's users.
-        columns: of a table.
-        trust: of a learned simulator's folder; as for :func:`feedgym.envs.feed.make_simulator`.
+        source: a run's folder, for its log; anything that ``feedgym data inspect`` reads, including ``events.parquet``
+            next to its ``catalog.parquet``; or the import path of a user simulator, or the folder of a learned one,
+            whose log is collected under the logging policy.
+        users: number of users of a simulator.
+        visits: visits per user of a simulator.
+        session_length: items per session of a simulator.
+        seed: for a simulator's users.
+        columns: column map of a table.
+        trust: for a learned simulator's folder, as in :func:`feedgym.envs.feed.make_simulator`.
 
     Raises:
         ValueError: it names none of these.
@@ -77,7 +77,7 @@ def read_side(
 def realism(
     names: tuple[str, str], a: tuple[EventLog, Catalog], b: tuple[EventLog, Catalog], *, seed: int = 0
 ) -> dict[str, Any]:
-    """Two logs compared, ready for :func:`table_of` and :func:`write_realism`.
+    """Compares two logs, for :func:`table_of` and :func:`write_realism`.
 
     Returns:
         ``names``, the ``aspects`` of both and their ``distances``.
@@ -87,7 +87,7 @@ def realism(
 
 
 def table_of(comparison: Mapping[str, Any]) -> Table:
-    """The figures and distances for the terminal."""
+    """The figures and distances as a table for the terminal."""
     title = "A = {}   B = {}".format(*comparison["names"])
     shown = Table(title=title, title_justify="left", caption_justify="left", caption=CAPTION)
     for name, side in (("", "left"), ("A", "right"), ("B", "right"), ("distance", "right"), ("A's halves", "right")):
@@ -104,7 +104,7 @@ def table_of(comparison: Mapping[str, Any]) -> Table:
 
 CAPTION = (
     "The distance of two figures is their absolute difference. A's halves: the same distance between two halves of A's "
-    "users, which is what luck alone makes of it; a mean over four ways to halve them."
+    "users, which shows what chance alone gives; a mean over four ways to halve them."
 )
 
 
@@ -115,11 +115,11 @@ def _cells(distance: Distance) -> list[str]:
 
 
 def write_realism(comparison: Mapping[str, Any], folder: Path) -> Path:
-    """Write ``realism.html``, ``realism.json`` and a PNG a plot.
+    """Write ``realism.html``, ``realism.json`` and one PNG per plot.
 
     Args:
-        comparison: what :func:`realism` returned.
-        folder: where to; made if it is not there.
+        comparison: result of :func:`realism`.
+        folder: folder to write to, made if it does not exist.
 
     Returns:
         The page's path.
@@ -168,7 +168,7 @@ def _write_png(figure: Any, path: Path) -> None:
 
 
 def _figure(name: str, a: Aspect, b: Aspect, legend: list[str]) -> Any:
-    """The plot of an aspect, or None where neither log has one."""
+    """The plot of an aspect, or None if neither log has one."""
     draw = PLOTS.get(name)
     if draw is None or (a.missing and b.missing):
         return None
@@ -181,7 +181,7 @@ def _figure(name: str, a: Aspect, b: Aspect, legend: list[str]) -> Any:
 
 
 def _draw_sample(axis: Any, aspect: Aspect, colour: str, label: str) -> None:
-    """A histogram of relative frequencies; the two logs' bins are the same where their ranges are."""
+    """Draws a histogram of relative frequencies; the bins of both logs are equal if their ranges are."""
     assert aspect.sample is not None
     top = {"items seen": 30, "durations": 2, "exposures a user over their mean": 5}.get(aspect.unit)
     if aspect.unit == "items seen":
