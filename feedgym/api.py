@@ -1,13 +1,13 @@
-"""feedgym from Python: align, pretrain, evaluate and simulate. The command line is a thin shell over these functions.
+"""feedgym from Python: align, pretrain, evaluate and simulate. The command line is a thin layer over these functions.
 
-Wherever the command line takes a name or an import path, objects, classes and functions of yours do as well::
+Wherever the command line takes a name or an import path, you can pass your own objects, classes and functions::
 
     result = feedgym.align(users=MyUsers(), reward=my_reward, rounds=2, run="runs/mine")
     print(result.lift("true_reward"))
 
-A folder that holds a run is gone on with: what was made under the same configuration is read, and the rest is made. An
-object of yours is told from another by the source of its module and a hash of its state; where neither can be had, the
-run says that it cannot be resumed.
+A folder that holds a run is resumed: stages made under the same configuration are read, and the rest is made. Your
+objects are identified by the source of their module and a hash of their state. If these are not available, the run
+reports that it cannot be resumed.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def new_folder(title: str) -> Path:
 
 
 def prepare_libraries() -> None:
-    """Settings the libraries below read when they are first imported.
+    """Set options that other libraries read when they are first imported.
 
-    One style of progress: their own bars and notes are off. Nothing is downloaded. OpenMP's threads sleep while they
-    wait: spinning, they slow training eightfold as soon as another process wants one of two cores.
+    Their own progress bars and notes are off, and nothing is downloaded. OpenMP's threads sleep while they wait:
+    spinning threads slow training down eightfold as soon as another process uses one of two cores.
     """
     for variable, value in {
         "OMP_WAIT_POLICY": "passive",
@@ -56,10 +56,10 @@ class Result:
     """A finished run.
 
     Attributes:
-        folder: where everything was written.
+        folder: folder with all files.
         summary: its figures, as in ``summary.json``.
-        named: the code that the program itself named, which may be imported again.
-        trust: whether what folders name may be imported as well.
+        named: code that the program itself named, which may be imported again.
+        trust: allow importing code that folders name.
     """
 
     folder: Path
@@ -69,27 +69,27 @@ class Result:
 
     @cached_property
     def finished(self) -> FinishedRun:
-        """Agents, reward, world, log and items of an alignment, read back from the folder."""
+        """Agents, reward, world, log and items of an alignment, loaded from the folder."""
         from feedgym.experiments.align.agents import agents_of
 
         return agents_of(self.folder, trust=self.trust, named=self.named)
 
     @property
     def agents(self) -> dict[str, Recommender]:
-        """Of an alignment: "base", as pretrained, and "aligned", after the last round."""
+        """Agents of an alignment: "base", as pretrained, and "aligned", after the last round."""
         return self.finished.agents
 
     @property
     def log(self) -> EventLog:
-        """Of an alignment: the event log that its agents learned from."""
+        """Event log of an alignment, which its agents were trained on."""
         return self.finished.log
 
     def lift(self, metric: str = "true_reward") -> dict[str, float]:
-        """How much more the aligned agent has of a metric than the base: mean, low and high, relative."""
+        """Relative gain of the aligned agent over the base in a metric: mean, low and high."""
         return self.summary["lift"][metric]
 
     def report(self) -> Path:
-        """The page that shows the run in a browser."""
+        """Path of the page that shows the run in a browser."""
         return self.folder / "report.html"
 
 
@@ -110,24 +110,25 @@ def align(
     track: bool = True,
     trust: bool = False,
 ) -> Result:
-    """Pretrain an agent on a log, align it round by round, and judge it by the truth where there is one.
+    """Pretrain an agent on a log, align it round by round, and judge it by the truth if it is known.
 
     Args:
-        users: who leave the log and judge: a name, an import path, a learned simulator's folder, or a UserSimulator.
-        data: a recorded log instead; nobody then knows the truth.
+        users: the simulated users of the log and the judgement: a name, an import path, a learned simulator's folder,
+            or a UserSimulator.
+        data: a recorded log instead; the truth is then unknown.
         model: "onerec", "tiger", "hstu", an import path or a class that follows GenerativeAgent.
         tokenizer: a name, an import path, or an ItemTokenizer or its class.
-        reward: what scores the sessions: a name, an import path, a SessionReward, or a function of histories and
-            sessions, or what makes one out of any of catalog, log and reward_model.
-        method: how scored sessions become an update: a name, an import path, or an AlignmentMethod or its class.
+        reward: scores the sessions: a name, an import path, a SessionReward, a function of histories and sessions, or a
+            function that makes one from any of catalog, log and reward_model.
+        method: turns scored sessions into an update: a name, an import path, or an AlignmentMethod or its class.
         rounds: rounds of alignment.
-        seed: decides everything.
-        preset: what all else is taken from: a preset's name, or a whole configuration.
-        options: further options by the names of the command line, e.g. {"log.users": 500, "method.beta": 0.3}.
-        run: the folder; a new one under runs/ if left out. One that holds a run is gone on with.
+        seed: seed of everything.
+        preset: source of all other options: a preset's name, or a whole configuration.
+        options: further options, by their command-line names, e.g. {"log.users": 500, "method.beta": 0.3}.
+        run: the folder; a new one under runs/ if left out. A folder with a run is resumed.
         store: a folder that keeps stages for many runs.
         track: keep a Weights & Biases record (offline unless WANDB_MODE says otherwise).
-        trust: import what folders name though it is not feedgym's own, such as a learned simulator's ranker.
+        trust: import code named in folders even if it is not feedgym's own, such as a learned simulator's ranker.
 
     Returns:
         The finished run.
@@ -138,7 +139,7 @@ def align(
     from feedgym.experiments.options import with_options
 
     given = {"simulator": users, "model": model, "tokenizer": tokenizer, "reward": reward, "method": method}
-    if preset == "onerec-ipa" and model in ("tiger", "hstu"):  # whose preset brings the codes that it wants
+    if preset == "onerec-ipa" and model in ("tiger", "hstu"):  # whose presets have suitable codes
         preset = f"{model}-ipa"
     config = _with_plugins(_preset(preset), given)
     changes = {"data": None if data is None else str(data), "seed": seed, "rounds.num": rounds, **(options or {})}
@@ -161,12 +162,12 @@ def pretrain(
     """Train a model on a log and judge it offline, without any alignment.
 
     Args:
-        model: "sasrec", "hstu" or "tiger" (next items), "genrank", "hstu-rank" or "mtgr" (what a user does with an
-            item), or "onerec" (sessions; judged as in an alignment of no round).
-        data: a recorded log; simulated users leave one if it is left out.
-        seed: decides everything.
-        preset: a preset's name, such as "sasrec-small", or a whole configuration, in place of the model's own.
-        options: further options by the names of the command line.
+        model: "sasrec", "hstu" or "tiger" (next items), "genrank", "hstu-rank" or "mtgr" (responses to items), or
+            "onerec" (sessions; judged as in an alignment without rounds).
+        data: a recorded log; if left out, simulated users make one.
+        seed: seed of everything.
+        preset: a preset's name, such as "sasrec-small", or a whole configuration, instead of the model's own.
+        options: further options, by their command-line names.
         run: as for :func:`align`.
         store: as for :func:`align`.
         track: as for :func:`align`.
@@ -196,22 +197,22 @@ def evaluate(
     weights: Any = None,
     trust: bool = False,
 ) -> dict[str, Any]:
-    """Serve agents to fresh simulated users, all to the same with the same luck, beside the oracle where there is one.
+    """Serve agents to the same fresh simulated users with the same random numbers, and the oracle if there is one.
 
     Args:
         agents: the folder of a finished run, whose agents are judged again and whose summary and report are rewritten;
-            or a Recommender, or several by name.
-        users: whom they serve, as in :func:`align`; a run has its own.
+            or one Recommender, or several by name.
+        users: the users they serve, as in :func:`align`; a run has its own.
         num_users: fresh users; 280, or those of the run, if left out.
         visits: visits per user, unless they churn earlier; 30, or those of the run, if left out.
         seed: another seed is another population.
-        beams: of a run: width of the search by which its agents serve in the second judgement; 0 leaves it out.
+        beams: for a run: width of the beam search of its agents in the second judgement; 0 skips it.
         history_length: T, events of the history that agents see; a run has its own.
         weights: :class:`feedgym.RewardWeights` of the true reward; a run has its own.
-        trust: of a run: import what its folder names.
+        trust: for a run: import code that its folder names.
 
     Returns:
-        Every agent's metrics, each with its mean and the ends of its 95% interval over users; of a run its summary.
+        Every agent's metrics, each with its mean and its 95% interval over users; for a run its summary.
 
     Raises:
         ValueError: the folder holds no finished run, or agents write sessions of different lengths.
@@ -256,21 +257,21 @@ def simulate(
     out: str | Path | None = None,
     trust: bool = False,
 ) -> tuple[EventLog, Catalog]:
-    """The log that simulated users leave under the production system, and its items.
+    """Collect the log of simulated users under the production system; returns it with its items.
 
     Args:
         users: as in :func:`align`.
         num_users: users.
         visits: visits per user, unless they churn earlier.
         session_length: K, items in a session.
-        popularity_share: share of the visits served by popularity alone.
+        popularity_share: share of the visits served only by popularity.
         random_share: share of the visits served at random; the production system serves the rest.
-        seed: decides who the users are, their random numbers and the system's.
+        seed: for the users, their random numbers and those of the system.
         out: folder for ``events.parquet`` and ``catalog.parquet``, which ``data=`` takes.
-        trust: import the ranker that a learned simulator's folder names though it is not feedgym's own.
+        trust: import the ranker named in a learned simulator's folder even if it is not feedgym's own.
 
     Raises:
-        ValueError: a number or share that cannot be, or a log that does not fit into memory.
+        ValueError: a number or share is out of range, or the log does not fit into memory.
     """
     from feedgym.data.parquet import write_catalog, write_log
     from feedgym.envs.feed import make_simulator
@@ -299,10 +300,10 @@ def simulate(
 
 
 def preset_of(name: str, presets: Mapping[str, Callable[[], Any]]) -> Any:
-    """The configuration of a preset.
+    """Make the configuration of a preset.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is no preset of this name.
     """
     if name not in presets:
         raise ValueError(f"There is no preset {name!r}; the presets are {', '.join(presets)}.")
@@ -316,10 +317,10 @@ def check_finished(folder: Path) -> None:
 
 
 def judged_by_others(config: Any, **changes: Any) -> Any:
-    """A run's configuration with other judges; what is None stays as it was.
+    """A run's configuration with other judging users; options that are None stay unchanged.
 
     Raises:
-        ValueError: nobody judges it as a whole.
+        ValueError: the run as a whole has no judging users.
     """
     if not hasattr(config, "judge"):
         raise ValueError(
@@ -331,7 +332,7 @@ def judged_by_others(config: Any, **changes: Any) -> Any:
 
 
 def _preset(preset: Any) -> Any:
-    """A preset's configuration, or a configuration as it is."""
+    """A preset's configuration, or a given configuration unchanged."""
     if is_dataclass(preset):
         return preset
     from feedgym.experiments.presets import COMPARISONS, PRESETS
@@ -340,7 +341,7 @@ def _preset(preset: Any) -> Any:
 
 
 def _with_plugins(config: Any, given: Mapping[str, Any]) -> Any:
-    """The configuration with what was given by name or as an object in its place, and the options of that."""
+    """The configuration with the given plug-ins (names or objects) and their options."""
     from feedgym.plugins import named
 
     names = {kind: named(kind, value) for kind, value in given.items() if value is not None}
@@ -349,7 +350,7 @@ def _with_plugins(config: Any, given: Mapping[str, Any]) -> Any:
 
 
 def _run(config: Any, title: str, run: str | Path | None, **run_options: Any) -> Result:
-    """Run a configuration in a folder, from the beginning or where it stopped."""
+    """Run a configuration in a folder, from the beginning or from where it stopped."""
     prepare_libraries()
     from feedgym.experiments.launch import launch
     from feedgym.experiments.run import CONFIG

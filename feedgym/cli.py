@@ -1,8 +1,8 @@
-"""The command line: a dataclass a command, whose fields and docstrings are its --help, and a function that runs it.
+"""The command line: per command a dataclass, whose fields and docstrings are its --help, and a function that runs it.
 
-Nothing heavy is imported before a command is known, so that help and mistakes answer soon. Mistakes of the user (a
-ValueError, an OSError) end in one line with the remedy and exit code 2; FEEDGYM_DEBUG=1 shows where they came from.
-Ctrl-C leaves a run that ``--resume`` continues.
+Nothing heavy is imported before the command is known, so that help and errors are fast. Errors of the user (a
+ValueError, an OSError) end in one line with the remedy and exit code 2; FEEDGYM_DEBUG=1 shows the traceback. After
+Ctrl-C, ``--resume`` continues the run.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from feedgym.ranges import Count, CountOrZero, Length, Ranged, Seed, Share, Visi
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 NO_TENSORS = (
-    "A checkpoint in the run's folder holds other things than tensors and was not read; make its stage again with "
+    "A checkpoint in the run's folder holds more than tensors and was not read; make its stage again with "
     "feedgym stage NAME --run FOLDER --redo."
 )
 ArgumentsT = TypeVar("ArgumentsT")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The ``feedgym`` program."""
+    """Run the ``feedgym`` program."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
@@ -55,13 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("FEEDGYM_DEBUG"):
             raise
         said = NO_TENSORS if isinstance(error, UnpicklingError) else " ".join(str(error).split())
-        said = said.replace("_options.", ".")  # as the command line calls the options of a plug-in
+        said = said.replace("_options.", ".")  # the command line's name for the options of a plug-in
         print("feedgym:", said, file=sys.stderr)
         sys.exit(MISTAKE)
 
 
 def overview() -> str:
-    """What ``feedgym --help`` prints."""
+    """Text of ``feedgym --help``."""
     lines = [f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
@@ -77,17 +77,17 @@ def overview() -> str:
 
 
 def _parse(kind: type[ArgumentsT], command: str, arguments: Sequence[str], default: Any = None) -> ArgumentsT:
-    """Options from a command line.
+    """Parse options from a command line.
 
     Raises:
-        ValueError: one that is unknown, missing, no number or outside of its range, in one line.
+        ValueError: an option is unknown, missing, not a number or outside its range; one line.
     """
     defaults = {} if default is None else {"default": default}
     asked = {"prog": f"feedgym {command}", "args": arguments, "config": (tyro.conf.AvoidSubcommands,), **defaults}
     if {"-h", "--help"} & set(arguments):
         return tyro.cli(kind, **asked)
     said, columns = io.StringIO(), os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "10000"  # what tyro says in a box shall not be broken at the terminal's width
+    os.environ["COLUMNS"] = "10000"  # so that tyro does not wrap its messages at the terminal's width
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(kind, **asked)
@@ -100,12 +100,12 @@ def _parse(kind: type[ArgumentsT], command: str, arguments: Sequence[str], defau
 
 
 def _line_of(box: str, command: str, root: str) -> str:
-    """What tyro says of a mistake, several lines in a box, as one line that names the nearest options."""
+    """Turns tyro's message about a mistake, several lines in a box, into one line that names the nearest options."""
     lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
     parts = [list(part) for is_rule, part in groupby(lines[1:], lambda line: set(line) <= set("─-")) if not is_rule]
     fault, rest = " ".join(parts[0]), [line for part in parts[1:] for line in part]
     fault = fault.removeprefix(f"Error parsing {root}: ").removeprefix("Error parsing ")
-    if part := re.match(r"([\w.-]+): (?=\w+(\[\d+\])*=)", fault):  # of a part: rounds: num=-1, so rounds.num=-1
+    if part := re.match(r"([\w.-]+): (?=\w+(\[\d+\])*=)", fault):  # in a part: rounds: num=-1 becomes rounds.num=-1
         fault = f"{part[1].replace('-', '_')}.{fault[part.end() :]}"
     fault = re.sub(r"no type matching (.*) could be instantiated from \[(.*?)\].*", r"\2 is not a \1", fault)
     fault = re.sub(r"invalid literal for int\(\) with base 10: ('.*')", r"\1 is not a whole number", fault)
@@ -123,23 +123,23 @@ class Demo(Ranged):
     """The whole experiment on simulated users, in about 8 minutes on 2 cores.
 
     Pretrains OneRec on the log of 4,000 users, aligns it by iterated DPO against a reward model, serves it to 280 fresh
-    users, 30 visits each, beside the agent it came from and three references, and writes a report.
+    users for 30 visits each, compares it with the agent before alignment and three references, and writes a report.
 
-    It is `feedgym run onerec-ipa` with nothing to choose; look there for every option.
+    It is `feedgym run onerec-ipa` without options; see its help for all of them.
     """
 
     seed: Seed = 0
-    """Decides everything: catalogue, users, weights, samples."""
+    """Seed of everything: catalogue, users, weights, samples."""
     run: Path | None = None
     """Folder to write everything to; a new one under runs/ if left out."""
     resume: Path | None = None
-    """Continue the run in this folder where it stopped, with its own configuration."""
+    """Continue the run in this folder from where it stopped, with its own configuration."""
     store: Path | None = None
-    """Keep the stages in this folder, by what decides them, and take from it what another run has made."""
+    """Share stages with other runs in this folder: a stage is stored by its settings and reused if they are equal."""
     ray: str = "local"
     """Where sessions are sampled: local (two processes), off (this one), or the address of a Ray cluster."""
     trust: bool = False
-    """Import what the folder names though it is not feedgym's own: only where you trust who made it."""
+    """Import code named in the folder even if it is not feedgym's own; use it only if you trust who made it."""
 
 
 def demo(arguments: Sequence[str]) -> None:
@@ -148,7 +148,7 @@ def demo(arguments: Sequence[str]) -> None:
     from feedgym.experiments.align.presets import small
 
     config = replace(small(), seed=options.seed) if options.resume is None else read_config(options.resume)
-    if hasattr(config, "ray"):  # a run to be resumed may be of any kind
+    if hasattr(config, "ray"):  # a resumed run may be of any kind
         config = replace(config, ray=options.ray)
     if options.resume is not None:
         config = check_code(config, options.resume, options.trust, arguments)
@@ -163,22 +163,22 @@ def run(arguments: Sequence[str]) -> None:
 
 
 COMPARE = """
-  feedgym compare methods --run runs/methods        all methods of alignment, seeds 0 1 2
+  feedgym compare methods --run runs/methods        all alignment methods, seeds 0 1 2
   feedgym compare methods --methods dpo grpo --seeds 0 1 --set rounds.num=3 dpo.beta=0.3
-  feedgym compare methods --resume runs/methods     goes on where it was stopped; --seeds or --methods may add some
-  feedgym compare rewards --run runs/rewards        18 reward models: measured, and aligned to
+  feedgym compare methods --resume runs/methods     continues a stopped run; --seeds or --methods may add some
+  feedgym compare rewards --run runs/rewards        18 reward models: measured, and used for alignment
   feedgym compare ablations --method dpo --beta 0.03 0.3 --num-samples --user-share --pairing --rounds
-  feedgym compare ope --against runs/demo           what a log says of 19 agents before they are served, and the truth
-  feedgym compare ope-items --data FOLDER           the same of single items, by KuaiRand's random exposures
+  feedgym compare ope --against runs/demo           19 agents estimated from a log before serving, and the truth
+  feedgym compare ope-items --data FOLDER           the same for single items, by KuaiRand's random exposures
 
-Methods and ablations are whole alignments: on 2 cores about 2 minutes a method (or value) and seed at the laptop's
-sizes, and 1 minute a seed for its log, base and reward model, which are made once. Each is a run folder under cells/,
-with a report of its own; two run at a time (--workers). One that fails stands in the table with its reason."""
-"""What ``feedgym compare`` says below its presets."""
+Methods and ablations are whole alignments: on 2 cores about 2 minutes per method (or value) and seed at the laptop's
+sizes, and 1 minute per seed for its log, base and reward model, which are made once. Each has a run folder under
+cells/ with its own report; two run at a time (--workers). A failed one is listed in the table with its reason."""
+"""Text of ``feedgym compare`` below its presets."""
 
 
 def compare(arguments: Sequence[str]) -> None:
-    """Put agents or methods into one table: feedgym compare cascade, methods, ablations or ope."""
+    """Compare agents or methods in one table: feedgym compare cascade, methods, ablations or ope."""
     from feedgym.experiments.presets import COMPARISONS
 
     _from_preset("compare", COMPARISONS, arguments, COMPARE)
@@ -187,7 +187,7 @@ def compare(arguments: Sequence[str]) -> None:
 def _from_preset(
     command: str, presets: Mapping[str, Callable[[], Any]], arguments: Sequence[str], teaches: str = ""
 ) -> None:
-    """Run what a preset says, with the options of the command line in their places."""
+    """Run a preset with the options of the command line."""
     if not arguments or arguments[0].startswith("-"):
         print(f"usage: feedgym {command} PRESET [OPTIONS]\n")
         print(f"Presets (`feedgym {command} PRESET --help` lists every option):\n")
@@ -211,25 +211,26 @@ def _from_preset(
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where an experiment runs."""
+    """Folders of an experiment."""
 
     run: Path | None = None
     """Folder to write everything to; a new one under runs/ if left out."""
     resume: Path | None = None
-    """Continue the run in this folder where it stopped. Options change its configuration, and what depends on them is
-    done again: --rounds.num 8 adds rounds to a finished run."""
+    """Continue the run in this folder from where it stopped. Options change its configuration, and stages that depend
+    on them are done again: --rounds.num 8 adds rounds to a finished run."""
     store: Path | None = None
-    """Keep the stages in this folder, by what decides them, and take from it what another run has made: runs that
-    differ in --method alone share all before. A run to be resumed knows its store; say it if it was moved."""
+    """Share stages with other runs in this folder: a stage is stored by the settings that decide it, and reused if
+    another run has made it. Runs that differ only in --method share everything before it. A resumed run knows its
+    store; give it if it was moved."""
     trust: bool = False
-    """Import what folders name though it is not feedgym's own, such as the simulator of a run to go on with: only where
-    you trust who made them. What this command line names itself needs no such word."""
+    """Import code named in folders even if it is not feedgym's own, such as the simulator of a resumed run; use it only
+    if you trust who made them. Code named on this command line does not need it."""
 
 
 def _parse_run(command: str, arguments: Sequence[str], config: Any) -> Any:
-    """The options of an experiment; those of its plug-ins are the fields of the ``Config`` of what is chosen.
+    """Parse the options of an experiment; those of its plug-ins are the fields of the chosen plug-in's ``Config``.
 
-    So --model NAME decides which --model.* there are.
+    So --model NAME decides which --model.* exist.
     """
     from feedgym.plugins import completed
 
@@ -249,7 +250,7 @@ def _parse_run(command: str, arguments: Sequence[str], config: Any) -> Any:
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
-    """What a command line gives an option, the last time that it does."""
+    """The last value that a command line gives to an option."""
     value = None
     for at, word in enumerate(arguments):
         name, gives, rest = word.partition("=")
@@ -260,30 +261,30 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class StageArguments(Ranged):
-    """Bring a run up to one stage: log, tokenizer, base, reward, reward-check, sampled-0, aligned-1, ..., judged.
+    """Run an experiment up to one stage: log, tokenizer, base, reward, reward-check, sampled-0, aligned-1, ..., judged.
 
-    Stages that are there already are kept.
+    Existing stages are kept.
     """
 
     name: Positional[str]
     """The stage."""
     run: Path
-    """The run's folder; a new one is begun with the preset."""
+    """The run's folder; a new run is started from the preset."""
     preset: str = "onerec-ipa"
-    """What a new run is made of."""
+    """Preset of a new run."""
     seed: Seed = 0
     """Seed of a new run; a comparison of several seeds has its own."""
     redo: bool = False
-    """Do the stage again though its product is there. One in a store (--store) is done again only if it is damaged:
-    other runs use it."""
+    """Do the stage again even if its product exists. A product in a store (--store) is made again only if it is
+    damaged, because other runs use it."""
     store: Path | None = None
-    """Where a new run keeps its stages, by what decides them, and takes what another run has made."""
+    """Folder in which a new run shares its stages with other runs."""
     trust: bool = False
-    """Import what the folder names though it is not feedgym's own: only where you trust who made it."""
+    """Import code named in the folder even if it is not feedgym's own; use it only if you trust who made it."""
 
 
 def stage(arguments: Sequence[str]) -> None:
-    """Bring a run up to one stage, or do that stage again."""
+    """Run an experiment up to one stage, or do that stage again."""
     options = _parse(StageArguments, "stage", arguments)
     from feedgym.experiments.presets import COMPARISONS, PRESETS
     from feedgym.experiments.run import StageReached
@@ -301,26 +302,26 @@ def stage(arguments: Sequence[str]) -> None:
 
 
 def _of_seed(config: Any, seed: int) -> Any:
-    """A configuration with another seed; a comparison of several is as it is."""
+    """A configuration with another seed; a comparison of several seeds stays unchanged."""
     return replace(config, seed=seed) if hasattr(config, "seed") else config
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments(Ranged):
-    """Judge a finished run's agents again, by other users or for longer; its summary and report are rewritten."""
+    """Judge a finished run's agents again, by other users or for longer; rewrites its summary and report."""
 
     run: Positional[Path]
     """The run's folder."""
     users: Count | None = None
-    """Fresh users."""
+    """Number of fresh users."""
     visits: Visits | None = None
-    """Visits a user."""
+    """Visits per user."""
     seed: Seed | None = None
-    """Another seed is another population of users."""
+    """Seed of the users; another seed gives another population."""
     beams: CountOrZero | None = None
-    """Width of the search by which the agents choose what they serve in the second judgement; 0 leaves it out."""
+    """Width of the agents' beam search in the second judgement; 0 skips it."""
     trust: bool = False
-    """Import what the folder names though it is not feedgym's own: only where you trust who made it."""
+    """Import code named in the folder even if it is not feedgym's own; use it only if you trust who made it."""
 
 
 def evaluate(arguments: Sequence[str]) -> None:
@@ -333,7 +334,7 @@ def evaluate(arguments: Sequence[str]) -> None:
 
 
 def read_config(folder: Path) -> Any:
-    """See :func:`feedgym.experiments.align.agents.read_config`, which is imported when it is needed."""
+    """Read a run's configuration (:func:`feedgym.experiments.align.agents.read_config`, imported on demand)."""
     from feedgym.experiments.align.agents import read_config
 
     return read_config(folder)
@@ -343,7 +344,7 @@ def check_code(config: Any, folder: Path, trust: bool, arguments: Sequence[str])
     """A run's configuration with the options of its plug-ins.
 
     Raises:
-        ValueError: it names code which is neither feedgym's, nor trusted, nor in the arguments.
+        ValueError: it names code that is neither feedgym's, nor trusted, nor in the arguments.
     """
     from feedgym.trust import trusted
 
@@ -353,7 +354,7 @@ def check_code(config: Any, folder: Path, trust: bool, arguments: Sequence[str])
 
 
 def _experiment(title: str, config: Any, folder: Path | None, resume: Path | None, **run_options: Any) -> None:
-    """Run an experiment in a new folder, or go on in an old one, and print its table."""
+    """Run an experiment in a new folder, or resume one, and print its table."""
     if resume is not None and folder not in (None, resume):
         raise ValueError("Give either --run for a new run or --resume for an old one, not both.")
     folder = resume or folder or new_folder(title)
@@ -365,7 +366,7 @@ def _experiment(title: str, config: Any, folder: Path | None, resume: Path | Non
         summary = launch(config, folder, resume=resume is not None, **run_options)
     except KeyboardInterrupt:
         command = f"run {title}" if title in PRESETS else f"compare {title}" if title in COMPARISONS else "demo"
-        print(f"Stopped. To go on: feedgym {command} --resume {folder}", file=sys.stderr)
+        print(f"Stopped. To continue: feedgym {command} --resume {folder}", file=sys.stderr)
         raise
     from rich.console import Console
 
@@ -390,19 +391,19 @@ def data(arguments: Sequence[str]) -> None:
         print(usage)
         return
     if arguments[0] != "inspect":
-        raise ValueError(f"feedgym data knows no {arguments[0]!r}; write feedgym data inspect PATH.")
+        raise ValueError(f"feedgym data has no {arguments[0]!r}; write feedgym data inspect PATH.")
     from feedgym.data.readers import ReadOptions
 
     @dataclass(frozen=True, kw_only=True)
     class InspectArguments(ReadOptions):
-        """Read a data set as an experiment would, say how, and tell what is in it.
+        """Read a data set as an experiment would, report how, and describe its content.
 
         PATH is a folder or a zip with the files of KuaiRand, MovieLens, Amazon's reviews, RecBole or lists of items; a
-        folder with feedgym's events.parquet and catalog.parquet; or a CSV or parquet table, one row an event.
+        folder with feedgym's events.parquet and catalog.parquet; or a CSV or parquet table, one row per event.
 
-        Look for: too few events a user (targets have no history), ties at users' ends (luck decides a leave-one-out
-        target), repeats (leaving out seen items hides them), popularity (does a popular list win?), behaviours that
-        never happen, items without text.
+        Look for: too few events per user (targets have no history), ties of users' last events (chance decides a
+        leave-one-out target), repeats (leaving out seen items hides them), popularity (does a popular list win?),
+        behaviours that never happen, items without text.
         """
 
         path: Positional[Path]
@@ -457,13 +458,13 @@ def _inspect(options: Any, how: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchArguments(Ranged):
-    """Watch an agent serve users, visit by visit, with what they did and truly wanted.
+    """Watch an agent serve users, visit by visit, with their responses and true interests.
 
-    AGENT is who chooses the sessions: random, popular, oracle (which sees the users' true state), the folder of a
-    finished run, or the import path of your own Recommender, a class or a function that may ask for catalog, num_items,
-    session_length or log.
+    AGENT chooses the sessions: random, popular, oracle (which sees the users' true state), the folder of a finished
+    run, or the import path of your own Recommender. That may be a class or a function with any of the parameters
+    catalog, num_items, session_length and log.
 
-    The same seed is the same user with the same luck, so that agents can be compared by eye:
+    The same seed gives the same user with the same random numbers, so that agents can be compared by eye:
 
         feedgym watch runs/one --seed 3
         feedgym watch runs/one --seed 3 --agent base
@@ -471,28 +472,28 @@ class WatchArguments(Ranged):
     """
 
     who: Annotated[Positional[str], tyro.conf.arg(metavar="AGENT")]
-    """Who chooses the sessions."""
+    """The agent that chooses the sessions."""
     agent: str | None = None
-    """Of a run: aligned (the default), base, random, popular or oracle, among the run's own users."""
+    """For a run: aligned (the default), base, random, popular or oracle, with the run's own users."""
     env: str | None = None
-    """Gymnasium id of the feed, for agents that belong to no run; feedgym/ShortVideo-v1 if left out."""
+    """Gymnasium id of the feed, for agents without a run; feedgym/ShortVideo-v1 if left out."""
     simulator: str | None = None
     """Import path of a user simulator instead."""
     session_length: Length | None = None
     """K, items in a session; the agent's or the feed's own if left out."""
     seed: Seed = 0
-    """The first user; when they leave for good or their episode is over, the next one comes."""
+    """Seed of the first user; after this user has left or the episode has ended, the next one comes."""
     visits: Visits = 8
-    """Visits to watch; pages or requests where these are the environment's steps."""
+    """Visits to watch; pages or requests if these are the environment's steps."""
     delay: Annotated[float, Interval(ge=0, le=3600)] | None = None
     """Seconds between two visits; 1.5 in a terminal and 0 elsewhere if left out."""
     png: Path | None = None
-    """PNG file for a picture of the last visit."""
+    """Write a picture of the last visit to this PNG file."""
     frames: Path | None = None
-    """New folder for a picture of every visit."""
+    """Write a picture of every visit to this new folder."""
     trust: bool = False
-    """Import what a run's or a learned simulator's folder names though it is not feedgym's own: only where you trust
-    who made it."""
+    """Import code named in a run's or a learned simulator's folder even if it is not feedgym's own; use it only if you
+    trust who made it."""
 
 
 def watch(arguments: Sequence[str]) -> None:
@@ -517,11 +518,11 @@ def watch(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateArguments(Ranged):
-    """Let simulated users visit under the production system, and write their log as events.parquet and catalog.parquet.
+    """Let simulated users visit under the production system; write their log as events.parquet and catalog.parquet.
 
-    `feedgym run onerec-ipa --data OUT` takes the folder as it would take a real log.
+    `feedgym run onerec-ipa --data OUT` uses the folder like a real log.
 
-    `--random-share 1 --popularity-share 0` makes an experiment of it: every visit is served at random.
+    `--random-share 1 --popularity-share 0` makes it a randomised experiment: every visit is served at random.
     """
 
     out: Path
@@ -529,20 +530,20 @@ class SimulateArguments(Ranged):
     simulator: str = "short_video"
     """The users: short_video, short_video_calibrated, one of RecSim's, an import path, or a learned one's folder."""
     trust: bool = False
-    """Import the ranker that a learned simulator's folder names though it is not feedgym's own: only where you trust
+    """Import the ranker named in a learned simulator's folder even if it is not feedgym's own; use it only if you trust
     who made it."""
     users: Count = 1000
-    """Users."""
+    """Number of users."""
     visits: Visits = 14
-    """Visits a user, unless they churn earlier."""
+    """Visits per user, unless they churn earlier."""
     session_length: Length = 10
     """K, items in a session."""
     popularity_share: Share = 0.1
-    """Share of the visits served by popularity alone."""
+    """Share of the visits served only by popularity."""
     random_share: Share = 0.1
     """Share of the visits served at random; the production system serves the rest."""
     seed: Seed = 0
-    """Decides who the users are, their luck and the system's."""
+    """Seed of the users, their random numbers and those of the system."""
 
 
 def simulate(arguments: Sequence[str]) -> None:
@@ -569,35 +570,36 @@ def simulate(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class RealismArguments(Ranged):
-    """Put two logs side by side: popularity, sessions, watching, behaviours, returns, topics, positions, users.
+    """Compare two logs: popularity, sessions, watching, behaviours, returns, topics, positions, users.
 
-    A and B are each a log (what `feedgym data inspect` reads, or events.parquet beside its catalog.parquet), a run's
-    folder, whose log it is, or a user simulator, by import path or a learned one's folder, which then leaves a log.
+    A and B are each a log (anything that `feedgym data inspect` reads, or events.parquet next to its catalog.parquet),
+    a run's folder, for its log, or a user simulator (an import path or a learned simulator's folder), whose log is
+    collected.
 
         feedgym realism short_video kuairand-pure --out realism
     """
 
     a: Positional[str]
-    """The first log; the noise beside the distances is that of its halves."""
+    """The first log; its halves give the noise of the distances."""
     b: Positional[str]
     """The second log."""
     out: Path | None = None
-    """Folder for realism.html, realism.json and a picture a plot."""
+    """Folder for realism.html, realism.json and one picture per plot."""
     users: Count = 2000
-    """Users of a simulator."""
+    """Number of users of a simulator."""
     visits: Visits = 14
-    """Visits of each of them."""
+    """Visits per user of a simulator."""
     session_length: Length = 10
     """K, items in a session of a simulator."""
     seed: Seed = 0
-    """Decides a simulator's log and the halves."""
+    """Seed of a simulator's log and of the halves."""
     trust: bool = False
-    """Import the ranker that a learned simulator's folder names though it is not feedgym's own: only where you trust
+    """Import the ranker named in a learned simulator's folder even if it is not feedgym's own; use it only if you trust
     who made it."""
 
 
 def realism(arguments: Sequence[str]) -> None:
-    """Put two logs side by side: how far is a simulator's from a real one?"""
+    """Compare two logs: how far is a simulator's from a real one?"""
     options = _parse(RealismArguments, "realism", arguments)
     from rich.console import Console
 
@@ -615,25 +617,24 @@ def realism(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckArguments:
-    """Prove that a plug-in keeps the promises of its protocol, or that a registered environment keeps Gymnasium's.
+    """Test that a plug-in keeps the rules of its protocol, or a registered environment those of Gymnasium.
 
-    A plug-in is a user simulator, an item tokenizer, a generative model, a session reward, a method of alignment or a
-    recommender; they are told apart by their methods.
+    A plug-in is a user simulator, an item tokenizer, a generative model, a session reward, an alignment method or a
+    recommender; the kind is detected from its methods.
     """
 
     path: Positional[str | None] = None
-    """Import path of a class, a function that makes one, or an object (my_lab.users:Teen), a name that --model and its
-    like take (onerec), or an environment's id (feedgym/ShortVideo-v1, or my_lab:my_lab/Teen-v0 where a module registers
-    it)."""
+    """Import path of a class, a function that makes one, or an object (my_lab.users:Teen); a name, as in --model
+    onerec; or an environment's id (feedgym/ShortVideo-v1, or my_lab:my_lab/Teen-v0 if a module registers it)."""
     all: bool = False
-    """Check everything that feedgym brings, plug-ins and ids."""
+    """Check all plug-ins and ids of feedgym."""
     trust: bool = False
-    """Import the ranker that a learned simulator's folder names though it is not feedgym's own: only where you trust
+    """Import the ranker named in a learned simulator's folder even if it is not feedgym's own; use it only if you trust
     who made it."""
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Prove that a plug-in of yours keeps the promises of its protocol."""
+    """Test that your plug-in keeps the rules of its protocol."""
     options = _parse(CheckArguments, "check", arguments)
     if (options.path is None) != options.all:
         raise ValueError("Give the import path or the id of what to check, e.g. my_lab.users:Teen, or --all.")

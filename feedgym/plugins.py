@@ -1,7 +1,7 @@
-"""What a user may replace, by kind and name: the one way from a name to what it names.
+"""Plug-ins by kind and name: the single place that turns a name into a class, function or object.
 
-A name is one of :data:`BUILT_IN`, an import path ``package.module:Name``, or stands for an object that a program handed
-over (:func:`named`). A class brings its own frozen dataclass ``Config``, whose fields are the options of the command
+A name is one of :data:`BUILT_IN`, an import path ``package.module:Name``, or the name of an object from a Python
+program (:func:`named`). A class has its own frozen dataclass ``Config``, whose fields are the options of the command
 line; without one it has no options.
 """
 
@@ -90,29 +90,29 @@ BUILT_IN: dict[str, dict[str, str]] = {
 """Import paths by kind and name: THE registry."""
 
 OBJECT = "object "
-"""How the names of objects that a program handed over begin."""
+"""Prefix of the names of objects from a Python program."""
 UNTOLD = "unlike any other"
-"""What their names say where nothing tells one from another."""
+"""Part of the name of an object that cannot be identified."""
 _objects: dict[str, Any] = {}
 
 
 def is_built_in(kind: str, name: str) -> bool:
-    """Whether a name, or an import path, is one of feedgym's own."""
+    """True if a name, or an import path, is one of feedgym's own."""
     return name in BUILT_IN[kind] or name in BUILT_IN[kind].values()
 
 
 def is_named(kind: str, text: str) -> bool:
-    """Whether a text is a name of the registry or has the form of an import path."""
+    """True if a text is a name of the registry or has the form of an import path."""
     return text in BUILT_IN[kind] or ":" in text
 
 
 def is_folder(kind: str, name: str) -> bool:
-    """Whether a simulator is named by its folder, which holds all that it needs."""
+    """True if a simulator is named by its folder, which holds everything it needs."""
     return kind == "simulator" and Path(name).is_dir()
 
 
 def resolve(kind: str, name: str) -> Any:
-    """The class, function or object that a name stands for.
+    """The class, function or object of a name.
 
     Raises:
         ValueError: there is none.
@@ -133,22 +133,22 @@ def resolve(kind: str, name: str) -> Any:
 
 
 def made(kind: str, given: Any) -> Any:
-    """What was given, or what its name stands for; a simulator's folder stays its name."""
+    """The given object, or the object of a given name; a simulator's folder stays a name."""
     return resolve(kind, given) if isinstance(given, str) and not is_folder(kind, given) else given
 
 
 def named(kind: str, given: Any) -> str:
-    """The name of what was given: a name as it is, or a name for an object, class or function, for this process.
+    """The name of a given plug-in: a name unchanged, or a name for an object, class or function in this process.
 
-    The name holds a hash of the source of its module and of its state, so stages made with another are made again. It
-    is a new one each time where these cannot be had: a run with such an object cannot be resumed.
+    The name contains a hash of the source of its module and of its state, so stages made with another object are made
+    again. If these are not available the name is new each time, and a run with such an object cannot be resumed.
     """
     if isinstance(given, str):
         return given
     described = _code_of(given)
     try:
         told = hashlib.sha256(_source_of(described).encode() + _state_of(given).encode()).hexdigest()[:12]
-    except Exception:  # sources of a notebook, state that cannot be hashed: whatever pickle raises
+    except Exception:  # e.g. source in a notebook or state that cannot be hashed: pickle raises anything
         told = f"{UNTOLD} {uuid.uuid4().hex[:12]}"
     name = f"{OBJECT}{described.__module__}:{described.__qualname__} {told}"
     _objects[name] = given
@@ -156,7 +156,7 @@ def named(kind: str, given: Any) -> str:
 
 
 def _is_code(target: Any) -> bool:
-    """Whether it is a class or a function, and no object made of one."""
+    """True for a class or a function, false for an object made from one."""
     return inspect.isclass(target) or inspect.isroutine(target)
 
 
@@ -166,17 +166,18 @@ def _code_of(target: Any) -> Any:
 
 
 def _source_of(described: Any) -> str:
-    """The source of a class's or function's module, or its own where it was typed into an interpreter."""
+    """The source of a class's or function's module, or its own if it was typed into an interpreter."""
     module: Any = inspect.getmodule(described)
     return inspect.getsource(module if getattr(module, "__file__", None) else described)
 
 
 def _state_of(given: Any) -> str:
-    """A hash of what an object holds.
+    """A hash of an object's state.
 
-    It is its ``config``, if that is a dataclass, or all that it has; of a function, its defaults and closure.
+    The state is its ``config``, if that is a dataclass, or else all attributes; for a function, its defaults and
+    closure.
     """
-    import joblib  # takes a tenth of a second, which those who only make a simulator need not wait for
+    import joblib  # takes a tenth of a second, which making only a simulator does not need
 
     if inspect.isclass(given):
         return ""
@@ -188,24 +189,24 @@ def _state_of(given: Any) -> str:
 
 
 def title_of(kind: str, name: str) -> str:
-    """What people call it: its ``title``, or its class's name."""
+    """Its name for people: its ``title``, or its class's name."""
     target = resolve(kind, name)
     return getattr(target, "title", _code_of(target).__name__)
 
 
 def key_of(kind: str, name: str) -> Any:
-    """What decides the code that a name stands for: the name, and the source file of what is not feedgym's own."""
+    """Key of the code of a name: the name, and the source file if it is not feedgym's own."""
     module = None if is_built_in(kind, name) else sys.modules.get(name.partition(":")[0])
     file = getattr(module, "__file__", None)
     if file is None or not Path(file).is_file():
         return name
-    from feedgym.data.whole import digest_of  # brings in pyarrow
+    from feedgym.data.whole import digest_of  # imports pyarrow
 
     return [name, digest_of(Path(file))]
 
 
 def config_type(kind: str, name: str) -> Any:
-    """The dataclass of the options of what a name stands for, or None."""
+    """The dataclass of the options of a plug-in, or None."""
     target = resolve(kind, name)
     return getattr(target, "Config", None) if _is_code(target) else None
 
@@ -214,11 +215,11 @@ def checked_config(target: Any) -> Any:
     """An instance of the ``Config`` of a class or function, with its defaults.
 
     Raises:
-        ValueError: the command line, a run's folder or a change of one option could not handle it.
+        ValueError: the command line or a run's folder could not handle it, or its options can be changed.
     """
     name, wanted = target.__name__, getattr(target, "Config", None)
     if not (inspect.isclass(wanted) and is_dataclass(wanted)):
-        raise ValueError(f"{name}.Config is {wanted!r}; write its options as a frozen dataclass and name it there.")
+        raise ValueError(f"{name}.Config is {wanted!r}; set it to a frozen dataclass with the options.")
     called = f"{name}.Config ({wanted.__name__})"
     if not wanted.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ValueError(f"{called} can be changed; declare it @dataclass(frozen=True, kw_only=True).")
@@ -232,7 +233,7 @@ def checked_config(target: Any) -> Any:
         read = types.validate_json(types.dump_json(config, warnings=False))
     except ValueError as error:
         raise ValueError(
-            f"{called} is not what a run's config.json makes of it ({' '.join(str(error).split())}); let its options "
+            f"{called} cannot be read back from a run's config.json ({' '.join(str(error).split())}); let its options "
             "be numbers, texts, truth values, and tuples or frozen dataclasses of these, each with its right type."
         ) from error
     if vars(read) != vars(config):
@@ -241,7 +242,7 @@ def checked_config(target: Any) -> Any:
 
 
 def options_of(kind: str, name: str, options: Any = None) -> Any:
-    """Options as the right dataclass: its defaults for None, checked if they are a dict.
+    """Options as an instance of the right dataclass: its defaults for None, checked if they are a dict.
 
     Raises:
         ValueError: there is no such name, or the options do not fit it.
@@ -249,7 +250,7 @@ def options_of(kind: str, name: str, options: Any = None) -> Any:
     wanted = None if is_folder(kind, name) else config_type(kind, name)
     if wanted is None:
         if options:
-            raise ValueError(f"{kind} {name!r} has no options, and got {options}; give {kind}_options=None.")
+            raise ValueError(f"{kind} {name!r} has no options, but got {options}; give {kind}_options=None.")
         return None
     if options is None:
         return wanted()
@@ -269,7 +270,7 @@ def options_of(kind: str, name: str, options: Any = None) -> Any:
 
 
 def built(kind: str, name: str, options: Any) -> Any:
-    """What a class makes of its options; an object that was handed over is there already."""
+    """Make an object from a class and its options; an object from a Python program is returned as it is."""
     target = resolve(kind, name)
     if not callable(target):
         return target
@@ -277,17 +278,17 @@ def built(kind: str, name: str, options: Any) -> Any:
 
 
 def with_seed(options: Any, seed: int, field: str = "seed") -> Any:
-    """Options with a seed added to their own, if they have one."""
+    """Options with a seed added to their own seed, if they have one."""
     return replace(options, **{field: getattr(options, field) + seed}) if hasattr(options, field) else options
 
 
 def fill_in(config: Any, kinds: Collection[str], *, foreign: bool = False) -> None:
-    """Complete the options of a frozen configuration while it is made: None becomes the defaults, a dict is checked.
+    """Complete the options of a frozen configuration while it is made: None gives the defaults, a dict is checked.
 
     Args:
         config: has a field KIND, a name, and a field KIND_options, for each kind.
         kinds: the kinds.
-        foreign: import what is not feedgym's own, too; before that, somebody must trust it.
+        foreign: also import plug-ins that are not feedgym's own, which must be trusted before.
     """
     for kind in kinds:
         name = getattr(config, kind)
@@ -297,15 +298,15 @@ def fill_in(config: Any, kinds: Collection[str], *, foreign: bool = False) -> No
 
 
 def untold(config: Any) -> list[str]:
-    """The kinds of plug-ins in a configuration that nothing tells from others: a run with them cannot be resumed."""
+    """The kinds of plug-ins in a configuration that cannot be identified: a run with them cannot be resumed."""
     return [kind for kind in getattr(config, "PLUGINS", ()) if UNTOLD in getattr(config, kind)]
 
 
 def completed(config: Any) -> Any:
-    """A configuration whose plug-ins have their options, those that are not feedgym's own too, which are imported.
+    """A configuration with the options of all plug-ins; those that are not feedgym's own are imported.
 
     Raises:
-        ValueError: a name leads nowhere, or options do not fit.
+        ValueError: a name does not exist, or options do not fit.
     """
     if kinds := getattr(config, "PLUGINS", ()):
         config = replace(config)

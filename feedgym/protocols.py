@@ -1,11 +1,11 @@
-"""What a user of feedgym can replace: users, models, agents, rewards, tokenizers and methods of alignment.
+"""Protocols of the parts you can replace: user simulators, models, agents, rewards, tokenizers and alignment methods.
 
 Each is given by name, by import path (``"my_lab.users:Teen"``) or as an object (:mod:`feedgym.plugins`). ``feedgym
 check PATH`` runs the conformance checks of the protocol a class follows. Axis letters: see :mod:`feedgym.data.events`.
 
-Randomness is an argument everywhere. A simulator's randomness is *the user's own luck*: it may depend on the user's
-seed, the visit and the position, and on nothing else, so that answers depend neither on the batch nor on the other
-users, and two recommenders can be served to the same users with the same luck (``feedgym.envs.luck`` makes this easy).
+Randomness is an argument everywhere. A simulator's random numbers are keyed by user: they may depend on the user's
+seed, the visit and the position, and on nothing else. So responses depend neither on the batch nor on the other users,
+and two recommenders can serve the same users with the same random numbers (``feedgym.envs.luck`` makes this easy).
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 
 class UserState(Protocol):
-    """State of U users: a dataclass whose fields are arrays with leading axis U. It must have at least these.
+    """State of U users: a dataclass whose fields are arrays with leading axis U, with at least these attributes.
 
-    The rule of randomness: what happens is a function of the user's seed, the visit and the position
-    (``feedgym.envs.luck.stream``); what makes users differ stands in columns of the state, drawn once in ``reset``
-    (``feedgym.envs.luck.traits``). Judges replace ``seed_U`` alone to draw fresh luck for the same person, so a trait
-    taken from the seed inside ``respond`` would make them another one. Columns of floats are finite.
+    The rule of randomness: events are a function of the user's seed, the visit and the position
+    (``feedgym.envs.luck.stream``). Differences between users are columns of the state, drawn once in ``reset``
+    (``feedgym.envs.luck.traits``). Judges replace only ``seed_U`` to draw new random numbers for the same person, so a
+    trait taken from the seed inside ``respond`` would turn them into another one. Columns of floats must be finite.
 
     Attributes:
         seed_U: uint64, the user's own seed.
-        visit_U: int64, number of visits answered so far.
-        time_s_U: float64, the user's clock: when the visit that comes next begins.
-        profile_UF: int64, what a recommender may know of the user.
+        visit_U: int64, number of visits so far.
+        time_s_U: float64, the user's clock: start of the next visit, seconds.
+        profile_UF: int64, profile fields that a recommender may know.
     """
 
     seed_U: NDArray[np.uint64]
@@ -52,16 +52,16 @@ class UserState(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Response:
-    """How U users answered one session of K items each.
+    """Responses of U users to one session of K items each.
 
     Attributes:
         behaviours_UKB: uint8, 0 or 1, in the order of ``BEHAVIOURS``; 0 where not examined.
         watch_s_UK: float32 seconds watched; 0 where not examined.
-        examined_UK: bool, the user reached the item; a prefix of the session.
+        examined_UK: bool, true if the user reached the item; a prefix of the session.
         elapsed_s_U: float32 seconds from the login to the logout.
-        left_U: bool, the user left before the end of the session.
+        left_U: bool, true if the user left before the end of the session.
         return_gap_s_U: float32 seconds from the logout to the next visit.
-        churned_U: bool, the user never comes back.
+        churned_U: bool, true if the user never comes back.
     """
 
     behaviours_UKB: NDArray[np.uint8]
@@ -75,11 +75,11 @@ class Response:
 
 @runtime_checkable
 class UserSimulator(Protocol):
-    """Users, batched.
+    """A batched simulator of users.
 
-    ``reset`` makes one user a seed; ``respond`` answers one session a user and returns the state at the beginning of
-    the next visit, without changing its inputs. Neither may loop over users in Python. ``profile_names`` and
-    ``profile_sizes`` name the F profile fields and their cardinalities.
+    ``reset`` makes one user per seed. ``respond`` takes one session per user and returns the responses and the state at
+    the beginning of the next visit, without changing its inputs. Neither may loop over users in Python.
+    ``profile_names`` and ``profile_sizes`` name the F profile fields and their cardinalities.
     """
 
     catalog: Catalog
@@ -87,26 +87,26 @@ class UserSimulator(Protocol):
     profile_sizes: tuple[int, ...]
 
     def reset(self, seeds_U: NDArray[np.uint64]) -> Any:
-        """A fresh :class:`UserState`; row u depends on ``seeds_U[u]`` alone."""
+        """A fresh :class:`UserState`; row u depends only on ``seeds_U[u]``."""
         ...
 
     def respond(self, state: Any, slates_UK: IntArray) -> tuple[Response, Any]:
-        """The users' answer to one session of item ids each, and their state at the next visit."""
+        """The users' responses to one session of item ids each, and their state at the next visit."""
         ...
 
 
 @runtime_checkable
 class Recommender(Protocol):
-    """An agent which answers histories with sessions of ``session_length`` different items."""
+    """An agent that serves sessions of ``session_length`` different items, given histories."""
 
     session_length: int
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
-        """``n`` sampled sessions a user, with log-probabilities where the agent has them."""
+        """``n`` sampled sessions per user, with log-probabilities if the agent has them."""
         ...
 
     def recommend(self, histories: EventBatch) -> SessionBatch:
-        """The session it would serve each user (S = 1), deterministic."""
+        """The session that it would serve to each user (S = 1), deterministic."""
         ...
 
 
@@ -132,16 +132,16 @@ class ItemTokenizer(Protocol):
         ...
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Item ids [...] of codes [..., L]; -1 where no item has them."""
+        """Item ids [...] of codes [..., L]; -1 if no item has them."""
         ...
 
 
 class GenerativeAgent(Protocol):
-    """A model that writes sessions token by token: what can be pretrained, sampled, scored and aligned.
+    """A model that writes sessions token by token, which can be pretrained, sampled, scored and aligned.
 
     A ``torch.nn.Module`` whose tokens are those of :class:`feedgym.tokenizers.vocabulary.Vocabulary` over the codes of
     a tokenizer: a session is [BOS, s1^1..s1^L, BOS, s2^1, ...], padded with PAD. Methods that use TRL need a
-    ``transformers.PreTrainedModel``. ``feedgym check PATH`` tries all of it; subclasses of
+    ``transformers.PreTrainedModel``. ``feedgym check PATH`` tests all of it; subclasses of
     :class:`feedgym.agents.session_model.SessionModel` have most of it.
     """
 
@@ -155,20 +155,20 @@ class GenerativeAgent(Protocol):
     def build(
         cls, config: Any, tokenizer: Any, *, session_length: int, history_length: int, profile_sizes: tuple[int, ...]
     ) -> Self:
-        """A new model; torch's global generator decides its weights.
+        """Make a new model, with weights from torch's global generator.
 
         Args:
             config: an instance of ``Config``.
             tokenizer: a fitted :class:`feedgym.tokenizers.codes.CodeTokenizer`.
-            session_length: K, the most items of a session.
-            history_length: T, the most events of a history.
+            session_length: K, most items of a session.
+            history_length: T, most events of a history.
             profile_sizes: cardinalities of the F profile fields.
         """
         ...
 
     @classmethod
     def load(cls, folder: Path, tokenizer: Any) -> Self:
-        """The model that :meth:`save_pretrained` wrote; ValueError if it is of another tokenizer."""
+        """Load a model that :meth:`save_pretrained` wrote; ValueError if it belongs to another tokenizer."""
         ...
 
     def save_pretrained(self, folder: Any) -> Any:
@@ -180,27 +180,27 @@ class GenerativeAgent(Protocol):
         ...
 
     def training_batch(self, histories: EventBatch, item_ids_NK: Tensor) -> dict[str, Tensor]:
-        """The keyword arguments with which ``forward`` returns a ``loss``: next-token prediction of the sessions."""
+        """Keyword arguments with which ``forward`` returns a ``loss``: next-token prediction of the sessions."""
         ...
 
     def forward(self, **batch: Any) -> Any:
         """Teacher forcing: an output with ``logits`` and, given ``labels``, ``loss``.
 
         ``forward(input_ids, attention_mask, labels, use_cache, **history)`` takes R sessions and the columns of an
-        EventBatch of U histories; row r continues history r mod U. Where the logits [R, M, V] come from an output
-        matrix it is called ``lm_head``, above a backbone ``model`` that gives the ``last_hidden_state``.
+        EventBatch of U histories; row r continues history r mod U. If the logits [R, M, V] come from an output matrix,
+        it must be called ``lm_head``, above a backbone ``model`` that gives the ``last_hidden_state``.
         """
         ...
 
     def start(self, histories: EventBatch, max_tokens: int) -> Any:
-        """A memory of the histories, one row per user, with room for ``max_tokens`` positions.
+        """Start decoding: a state with the histories, one row per user, and room for ``max_tokens`` positions.
 
-        It has a method ``select(parent_US)``: row (u, s) becomes a copy of row (u, parent_US[u, s]).
+        The state has a method ``select(parent_US)``: row (u, s) becomes a copy of row (u, parent_US[u, s]).
         """
         ...
 
     def step(self, tokens_USM: Tensor, state: Any) -> Tensor:
-        """Feed M more tokens a row; float32 logits [U, S, V] after the last of them."""
+        """Feed M more tokens per row; returns float32 logits [U, S, V] after the last of them."""
         ...
 
     def train(self, mode: bool = True) -> Any:
@@ -213,7 +213,7 @@ class GenerativeAgent(Protocol):
 
 
 class AlignmentMethod(Protocol):
-    """How a model learns from scored sessions; made from an instance of its frozen dataclass ``Config``."""
+    """A method that trains a model on scored sessions; made from an instance of its frozen dataclass ``Config``."""
 
     Config: type
 
@@ -227,18 +227,18 @@ class AlignmentMethod(Protocol):
         progress: Callable[[int, int, dict[str, float]], None] | None = None,
         reference: Any = None,
     ) -> dict[str, float]:
-        """Train a model in place on one round. Experiments seed torch's global generator before.
+        """Train a model in place for one round. Experiments seed torch's global generator before.
 
         Args:
-            model: a :class:`GenerativeAgent`; as it comes it is the snapshot that the sessions were drawn from, unless
-                the experiment draws all of them from the base.
-            histories: of U users.
+            model: a :class:`GenerativeAgent`; before training it is the snapshot that the sessions were drawn from,
+                unless the experiment draws all of them from the base.
+            histories: histories of U users.
             sampled: S sessions per user from this model, with scores and log-probabilities.
-            logged_UK: int64 items of a session that the log has for the same request, -1 after the last one.
-            work: a folder of the round's own: a round that was killed finds there what it left.
-            progress: called after each step with the steps done, the steps in all and the latest figures.
-            reference: the model that it must not leave too far; what ``model`` is as it comes, if left out. A method
-                without a reference has no such parameter, and experiments then refuse to choose one.
+            logged_UK: int64 items of the logged session of the same request, -1 after the last one.
+            work: the round's own folder, where a killed round finds its files again.
+            progress: called after each step with the number of steps done and in all, and the latest figures.
+            reference: the model to stay near; ``model`` before training, if left out. A method without a reference has
+                no such parameter, and experiments then refuse the choice of one.
 
         Returns:
             Figures of the round.
@@ -256,7 +256,7 @@ def take_users(state: StateT, idx: NDArray) -> StateT:
 
 
 def put_users(state: StateT, idx: NDArray, rows: StateT) -> StateT:
-    """``state`` with the users at ``idx`` replaced by ``rows``; the input is not changed."""
+    """``state`` with the users at ``idx`` replaced by ``rows``; the input stays unchanged."""
     assert is_dataclass(state) and not isinstance(state, type)
     columns = {}
     for f in fields(state):
@@ -267,7 +267,7 @@ def put_users(state: StateT, idx: NDArray, rows: StateT) -> StateT:
 
 
 def cat_users(states: list[StateT]) -> StateT:
-    """States of several groups of users as one."""
+    """Joins the states of several groups of users."""
     if len(states) == 1:
         return states[0]
     assert is_dataclass(states[0]) and not isinstance(states[0], type)
@@ -276,46 +276,46 @@ def cat_users(states: list[StateT]) -> StateT:
 
 
 def checked_slates(slates_UK: IntArray, num_users: int, num_items: int) -> IntArray:
-    """The slates, if ``num_users`` users of a catalogue of ``num_items`` can be served them: for ``respond`` methods.
+    """Checks slates for ``num_users`` users and ``num_items`` items, and returns them; for ``respond`` methods.
 
     Raises:
-        ValueError: they have another shape, are no integers, or hold an unknown item.
+        ValueError: they have another shape, are not integers, or hold an unknown item.
     """
     slates_UK = np.asarray(slates_UK)
     if slates_UK.ndim != 2 or len(slates_UK) != num_users or slates_UK.shape[1] == 0:
         raise ValueError(f"Slates of shape {slates_UK.shape} do not fit {num_users} users; give [{num_users}, K >= 1].")
     if not np.issubdtype(slates_UK.dtype, np.integer):
-        raise ValueError(f"Slates of dtype {slates_UK.dtype} are no item ids; give integers.")
+        raise ValueError(f"Slates of dtype {slates_UK.dtype} are not item ids; give integers.")
     wrong_UK = (slates_UK < 0) | (slates_UK >= num_items)
     if wrong_UK.any():
         raise ValueError(
-            f"Item id {slates_UK[wrong_UK][0]} is outside 0..{num_items - 1}; serve ids of the catalogue only."
+            f"Item id {slates_UK[wrong_UK][0]} is outside 0..{num_items - 1}; serve only ids of the catalogue."
         )
     return slates_UK
 
 
 def too_few(session_length: int, existing: int) -> ValueError:
-    """The error of a moment at which there are not enough items for a session."""
+    """The error for a time at which there are not enough items for a session."""
     return ValueError(
-        f"A session of {session_length} different items is asked for when only {existing} exist; give more items, or "
+        f"A session of {session_length} different items was requested when only {existing} exist; give more items, or "
         "a longer lifetime_days."
     )
 
 
 def is_reward(target: Any) -> bool:
-    """Whether a function is a reward itself: it takes histories and sessions, where others make a reward."""
+    """True if a function is itself a reward (it takes histories and sessions), not one that makes a reward."""
     return inspect.isfunction(target) and list(inspect.signature(target).parameters)[:2] == ["histories", "sessions"]
 
 
 def make(target: Any, **given: Any) -> Any:
-    """What a class or function makes of what it asks for; any other object as it is.
+    """Calls a class or function with the parameters it names; returns any other object as it is.
 
     Args:
         target: the class, function or object.
-        **given: what the class or function may ask for; it gets those that it names as parameters.
+        **given: available arguments; the class or function gets those that it names as parameters.
 
     Raises:
-        ValueError: a parameter has no default and is not among those given.
+        ValueError: a parameter has no default and is not given.
     """
     if not (inspect.isclass(target) or inspect.isfunction(target)):
         return target
@@ -329,17 +329,17 @@ def make(target: Any, **given: Any) -> Any:
 
 
 def load(path: str) -> Any:
-    """The object an import path names.
+    """Load the object of an import path.
 
     Args:
-        path: ``"package.module:Name"``; for other packages than feedgym the current folder is searched too.
+        path: ``"package.module:Name"``; for packages other than feedgym, the current folder is searched too.
 
     Raises:
         ValueError: the path has no colon, or the module or the name in it cannot be found.
     """
     module_name, _, name = path.partition(":")
     if not name:
-        raise ValueError(f"{path!r} is no import path; write it as 'package.module:Name'.")
+        raise ValueError(f"{path!r} is not an import path; write it as 'package.module:Name'.")
     if module_name.partition(".")[0] != "feedgym" and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:

@@ -1,9 +1,9 @@
-"""Ranges of numeric options: each is declared in the field's type, and one check holds all of them.
+"""Ranges of numeric options: each is declared in the field's type, and a single function checks all of them.
 
-A field says ``users: Count = 4000`` or, where no name below fits, ``core: Annotated[int, Interval(ge=1, le=500)] = 1``.
-A configuration that inherits from :class:`Ranged` then refuses what lies outside, and so does pydantic when it reads a
-run's config.json. Infinity and NaN lie outside of every range. The upper limits are far beyond what anybody uses: they
-are there so that a slip of the finger is told at once.
+A field is declared as ``users: Count = 4000`` or, if no name below fits, as ``core: Annotated[int, Interval(ge=1,
+le=500)] = 1``. A configuration that inherits from :class:`Ranged` then refuses values outside the range, and so does
+pydantic when it reads a run's config.json. Infinity and NaN are outside of every range. The upper limits are far beyond
+any real use; they catch typing errors at once.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from typing import Annotated, Any, get_args, get_origin
 from annotated_types import Interval
 
 Seed = Annotated[int, Interval(ge=0, le=2**31 - 1)]
-"""Two of them added are still a seed for NumPy."""
+"""A random seed; the sum of two is still a valid seed for NumPy."""
 Count = Annotated[int, Interval(ge=1, le=10**9)]
-"""Number of users, items, samples, or of steps between two events."""
+"""Number of users, items or samples, or of steps between two events."""
 CountOrZero = Annotated[int, Interval(ge=0, le=10**9)]
-"""The same where 0 means none, off or all."""
+"""A count where 0 means none, off or all."""
 Steps = Annotated[int, Interval(ge=1, le=10**7)]
-"""Optimiser steps, or requests of an iteration: months of work on one machine."""
+"""Optimiser steps, or requests per iteration, up to months of work on one machine."""
 StepsOrZero = Annotated[int, Interval(ge=0, le=10**7)]
-"""The same where 0 means that something else decides."""
+"""Steps where 0 means that another option decides."""
 Passes = Annotated[int, Interval(ge=1, le=10_000)]
 """Passes over data: epochs, iterations, repeats."""
 Visits = Annotated[int, Interval(ge=1, le=100_000)]
-"""Visits of a user: ten a day for 27 years."""
+"""Visits per user, up to ten a day for 27 years."""
 Few = Annotated[int, Interval(ge=1, le=1024)]
 """Layers, heads, experts."""
 Drawn = Annotated[int, Interval(ge=2, le=10**6)]
-"""Sessions drawn per request, of which one is taken."""
+"""Sessions drawn per request, one of which is taken."""
 Width = Annotated[int, Interval(ge=1, le=65_536)]
 """Width of a vector, or codes of a level."""
 Length = Annotated[int, Interval(ge=1, le=1_000_000)]
@@ -42,36 +42,36 @@ Length = Annotated[int, Interval(ge=1, le=1_000_000)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 """A share or a probability."""
 SomeShare = Annotated[float, Interval(gt=0, le=1)]
-"""The same, and not 0."""
+"""A share above 0."""
 SplitShare = Annotated[float, Interval(gt=0, lt=1)]
-"""A share that leaves something on both sides."""
+"""A share above 0 and below 1, which leaves something on both sides."""
 BelowOne = Annotated[float, Interval(ge=0, lt=1)]
-"""A share that leaves something; the decay of a moving average."""
+"""A share below 1; the decay of a moving average."""
 LearningRate = Annotated[float, Interval(gt=0, le=10)]
 """Step of an optimiser."""
 
 Positive = Annotated[float, Interval(gt=0, le=10**6)]
 """A scale, a temperature, a time constant in hours or days."""
 NonNegative = Annotated[float, Interval(ge=0, le=10**6)]
-"""A strength that 0 turns off."""
+"""A strength, where 0 means off."""
 PartPasses = Annotated[float, Interval(gt=0, le=10_000)]
-"""Passes over data, the last of them perhaps in part."""
+"""Passes over data, the last of which may be partial."""
 Seconds = Annotated[float, Interval(ge=0, le=10**10)]
-"""A time; 10**10 s are 317 years."""
+"""A duration; 10**10 s are 317 years."""
 SomeSeconds = Annotated[float, Interval(gt=0, le=10**10)]
-"""A time, and not 0."""
+"""A duration above 0."""
 Weight = Annotated[float, Interval(ge=-(10**6), le=10**6)]
 """A weight that may be negative."""
 Logit = Annotated[float, Interval(ge=-100, le=100)]
-"""A logarithm, or what is added to one."""
+"""A logarithm, or a term that is added to one."""
 Spread = Annotated[float, Interval(ge=0, le=20)]
 """A standard deviation of logarithms or of standard scores."""
 
 
 class Ranged:
-    """Base of configurations: a number outside of its declared range is a ValueError.
+    """Base of configurations: a number outside its declared range raises ValueError.
 
-    A subclass with checks of its own calls ``super().__post_init__()`` first.
+    A subclass with its own checks calls ``super().__post_init__()`` first.
     """
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class Ranged:
 
 
 def check_ranges(config: Any) -> None:
-    """Refuse numbers outside of the ranges in the types of a configuration's fields.
+    """Refuse numbers outside the ranges in the types of a configuration's fields.
 
     Raises:
         ValueError: names the field, the value, the limit and the remedy.
@@ -92,10 +92,10 @@ def check_ranges(config: Any) -> None:
 
 
 def check_divides(config: Any, heads: str, width: str) -> None:
-    """Refuse a width that its heads do not divide."""
+    """Refuse a width that is not divisible by its heads."""
     if getattr(config, width) % getattr(config, heads):
         raise ValueError(
-            f"{width}={getattr(config, width)} is no multiple of {heads}={getattr(config, heads)}; change either."
+            f"{width}={getattr(config, width)} is not a multiple of {heads}={getattr(config, heads)}; change either."
         )
 
 
@@ -103,15 +103,15 @@ def check_order(config: Any, name: str) -> None:
     """Refuse a pair whose first number is above its second."""
     low, high = getattr(config, name)
     if low > high:
-        raise ValueError(f"{name}={getattr(config, name)} goes from the higher to the lower; change their order.")
+        raise ValueError(f"{name}={getattr(config, name)} must not fall; change the order of the two numbers.")
 
 
 @cache
 def field_types(kind: type) -> dict[str, Any]:
-    """Type of each annotated field of a class, its ranges included."""
+    """Type of each annotated field of a class, including its range."""
     types: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
-        if base.__module__.partition(".")[0] != "transformers":  # its types name what only type checkers import
+        if base.__module__.partition(".")[0] != "transformers":  # its types use names that only type checkers import
             types |= inspect.get_annotations(base, eval_str=True)
     return types
 

@@ -1,8 +1,8 @@
-"""What names code in a run's or a simulator's folder, and whether it may be imported (docs/security.md).
+"""Decides if code that is named in a run's or a simulator's folder may be imported (docs/security.md).
 
-A folder may come from somebody else, so it is data. It names classes and functions by import path; feedgym's own are
-free, and any other is imported only if the user's command names it too or says ``--trust`` (``trust=True`` in Python).
-What is asked here is asked before anything is imported.
+A folder may come from somebody else, so it is treated as data. It names classes and functions by import path. feedgym's
+own may always be imported. Any other is imported only if the user's command names it too or has ``--trust``
+(``trust=True`` in Python). These checks run before anything is imported.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ OTHERS: dict[str, frozenset[str]] = {
     "env": frozenset(),
     "ray": frozenset({"local", "off"}),
 }
-"""What a folder may name without being trusted besides plug-ins: weights of a reward, and places where work is done."""
+"""Things other than plug-ins that a folder may name: weights of a reward, and places where work is done."""
 
 
 def check_named(
     what: str, name: str | None, source: Path | str, *, trust: bool = False, named: Collection[str] = ()
 ) -> None:
-    """Let a name out of a folder pass, or refuse it.
+    """Accept a name from a folder, or refuse it.
 
     Args:
         what: a kind of plug-in, or a key of :data:`OTHERS`.
-        name: an import path; a learned simulator's folder passes, for what it names in turn is asked when it is read.
-        source: the file that has it.
-        trust: let everything pass.
-        named: names that the user's own command has; they pass too.
+        name: an import path; a learned simulator's folder is accepted, because the names in it are checked when it is
+            read.
+        source: the file that contains it.
+        trust: accept everything.
+        named: names in the user's own command, which are accepted too.
 
     Raises:
-        ValueError: it is none of feedgym's own and nobody trusts it.
+        ValueError: it is not feedgym's own and is not trusted.
     """
     if name is None or trust or name in named or name in OTHERS.get(what, ()):
         return
@@ -50,32 +51,32 @@ def check_named(
         return
     does = "connect to the Ray cluster" if what == "ray" else "import and run"
     raise ValueError(
-        f"{source} would {does} {name!r} (its {what}), which is not feedgym's own; if you trust where this folder "
-        "comes from, say so with --trust (in Python trust=True)."
+        f"{source} would {does} {name!r} (its {what}), which is not feedgym's own; if you trust the source "
+        "of this folder, add --trust (in Python trust=True)."
     )
 
 
 def check_config(config: Any, source: Path | str, *, trust: bool = False, named: Collection[str] = ()) -> None:
-    """Let all names in a configuration that was read from a folder pass, or refuse it.
+    """Accept a configuration from a folder if all names in it are accepted, or refuse it.
 
     Args:
-        config: an experiment's; its method ``code``, if it has one, says what it names.
+        config: an experiment's configuration; its method ``code``, if it has one, lists the names.
         source: the file it was read from.
         trust: as for :func:`check_named`.
-        named: likewise.
+        named: as for :func:`check_named`.
 
     Raises:
-        ValueError: a name is none of feedgym's own and nobody trusts it.
+        ValueError: a name is not feedgym's own and is not trusted.
     """
     for what, name in config.code() if hasattr(config, "code") else ():
         check_named(what, name, source, trust=trust, named=named)
 
 
 def trusted(config: Any, source: Path | str, *, trust: bool = False, named: Collection[str] = ()) -> Any:
-    """A configuration that was read from a folder, with the options of its plug-ins, which are then imported.
+    """Completes a configuration from a folder with the options of its plug-ins, which are then imported.
 
     Raises:
-        ValueError: as for :func:`check_config`; or a name leads nowhere.
+        ValueError: as for :func:`check_config`, or a name does not exist.
     """
     check_config(config, source, trust=trust, named=named)
     return completed(config)

@@ -210,7 +210,7 @@ class Crashing(Recurrent):
 BROKEN = [
     (Loose, r"Loose.Config \(LooseConfig\) can be changed; declare it @dataclass\(frozen=True"),
     (Needy, "has no default for width; give every option one"),
-    (WithoutConfig, "Config is None; write its options as a frozen dataclass"),
+    (WithoutConfig, "Config is None; set it to a frozen dataclass"),
     (Picky, "refused every tokenizer: ResidualKMeans: I want three levels; ItemId: I want"),
     (
         Positional,

@@ -212,7 +212,7 @@ def test_a_request_with_fewer_existing_items_than_a_session_is_told(name):
     agent = AGENTS[name]()
     early = replace(requests(), time_s_U=torch.full((len(DAYS),), -DAY_S, dtype=torch.float64))
     for ask in (agent.recommend, lambda some: agent.sample(some, 2, torch.Generator().manual_seed(0))):
-        with pytest.raises(ValueError, match="A session of 3 different items is asked for when only 1 exist"):
+        with pytest.raises(ValueError, match="A session of 3 different items was requested when only 1 exist"):
             ask(early)
 
 

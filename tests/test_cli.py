@@ -291,7 +291,7 @@ def test_a_mistake_is_told_in_a_line_with_the_remedy(tmp_path, monkeypatch, caps
         ("--method.beta much", "--method.beta: 'much' is not a number. See feedgym run onerec-ipa-smoke --help."),
         ("--rounds.num inf", "--rounds.num: 'inf' is not a whole number. See feedgym run onerec-ipa-smoke --help."),
         ("--rounds.num-sampels 3", "--rounds.num-sampels, 3; perhaps you meant --rounds.num-samples. See feedgym run"),
-        ("--model.d-model 15", "model.d_model=15 is no multiple of num_heads=2; change either."),
+        ("--model.d-model 15", "model.d_model=15 is not a multiple of num_heads=2; change either."),
         ("--model.num-experts-per-tok 5", "num_experts_per_tok=5 is above num_experts=4; lower it."),
         ("--tokenizer.steps 7", "--tokenizer.steps, 7"),
         ("--tokenizer item_id --tokenizer.num-codes 16 16", "--tokenizer.num-codes, 16"),

@@ -299,7 +299,7 @@ def test_only_items_that_exist_are_served(name, tmp_path):
 
 
 def test_too_few_items_are_refused():
-    with pytest.raises(ValueError, match="3 different items is asked for when only 2 exist"):
+    with pytest.raises(ValueError, match="3 different items was requested when only 2 exist"):
         nearest_items(np.eye(5), np.zeros((1, 3, 5)), lambda _: np.array([[True, True, False, False, False]]))
 
 

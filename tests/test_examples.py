@@ -87,4 +87,4 @@ def test_own_users_runs_as_its_readme_says():
     run = subprocess.run(
         [sys.executable, "-m", "examples.own_users"], capture_output=True, text=True, check=True, env=environment
     )
-    assert run.stdout.startswith("Mean reward of a visit: ")
+    assert run.stdout.startswith("Mean reward per visit: ")

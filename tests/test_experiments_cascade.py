@@ -151,7 +151,7 @@ def test_every_ranker_foretells_what_the_reward_weighs(kind, aligned_run):
 def test_sizes_that_do_not_fit_a_ranker_are_told_at_once():
     odd = RankerSizes(d_model=9)
     assert RankerStage(model=odd).sizes().d_model == 9
-    with pytest.raises(ValueError, match="d_model=9 is no multiple of num_heads=2"):
+    with pytest.raises(ValueError, match="d_model=9 is not a multiple of num_heads=2"):
         RankerStage(kind="mtgr", model=odd)
 
 

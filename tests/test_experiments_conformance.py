@@ -122,8 +122,8 @@ class Unread:
     ("plugin", "message"),
     [
         (with_options(Users, Changeable), r"Users.Config \(Changeable\) can be changed; declare it"),
-        (with_options(Buckets, Unread), "is not what a run's config.json makes of it"),
-        (with_options(Diversity, dict), "Config is <class 'dict'>; write its options as a frozen dataclass"),
+        (with_options(Buckets, Unread), "cannot be read back from a run's config.json"),
+        (with_options(Diversity, dict), "Config is <class 'dict'>; set it to a frozen dataclass"),
     ],
 )
 def test_options_that_a_run_could_not_keep_are_told_so(check, plugin, message):

@@ -376,7 +376,7 @@ def test_a_profile_value_the_training_never_met_is_scored():
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("width", 0, "must be 1 or more"), ("dropout", 1.0, "must be below 1"), ("heads", 3, "no multiple of heads=3")],
+    [("width", 0, "must be 1 or more"), ("dropout", 1.0, "must be below 1"), ("heads", 3, "not a multiple of heads=3")],
 )
 def test_impossible_configurations_are_refused(field, value, message):
     with pytest.raises(ValueError, match=message):

@@ -147,7 +147,7 @@ def test_what_the_command_names_itself_or_trusts_passes(tmp_path):
 
 
 def test_trust_itself_cannot_be_said_in_a_folder():
-    with pytest.raises(ValueError, match="say it with --trust"):
+    with pytest.raises(ValueError, match="use --trust"):
         replace(rl_smoke(), env_options=("trust=True",))
 
 
