@@ -1,8 +1,8 @@
-"""Where items come and go: the share of served items that do not exist, and true reward, with and without the mask.
+"""Items that come and go: share of served items that do not exist, and true reward, with and without the mask.
 
     python benchmarks/arrivals.py FOLDER onerec ppo slateq    # also tiger, hstu, dqn, sac; runs are kept in FOLDER
 
-"unmasked" is the same agent with the items' times taken away from its choice. The sizes are tiny: compare rows alone.
+"unmasked" is the same agent without the items' times in its choice. The sizes are tiny: only compare rows.
 """
 
 import copy
@@ -50,7 +50,7 @@ KINDS = {
 
 
 def tell(name, agent, simulator, config):
-    """Serve; print reward a visit and the share of absent items."""
+    """Serve an agent; print the reward per visit and the share of absent items."""
     absent = []
 
     def choose(histories, state):
@@ -66,7 +66,7 @@ def tell(name, agent, simulator, config):
 
 
 def undated(agent):
-    """The agent as it chose before it knew of times."""
+    """The agent without the items' times."""
     agent = copy.copy(agent)
     agent.trie = replace(agent.trie, upload_s_I=None, withdraw_s_I=None)
     return agent

@@ -1,15 +1,15 @@
 """GenRank against HSTU's interleaved timeline at equal history, width and depth, in one run (arXiv:2505.04180).
 
 ``python benchmarks/bench_genrank.py --help``. Three parts:
-    - speed: training events a second of both, and of GenRank's tokens with HSTU's learned bias, in turn; an event is
-      one of the history or a candidate, and seconds are the process's own, so that neighbours matter little;
+    - speed: training events per second of both, and of GenRank's tokens with HSTU's learned bias, in turn; an event is
+      one of the history or a candidate, and seconds are the process's own, so that other processes matter little;
     - arithmetic: multiplications of attention and of the projections around it, counted by torch as it runs;
-    - quality: all trained on the earliest requests of one log and judged by its latest fifth, with GenRank's published
-      ablations. Differences are paired over users; their intervals are bootstraps over users and know nothing of the
-      spread over seeds, which the single seeds' figures show.
+    - quality: all are trained on the earliest requests of one log and judged by its latest fifth, with GenRank's
+      published ablations. Differences are paired over users; their intervals are bootstraps over users and do not
+      include the spread over seeds, which the single seeds' figures show.
 
-Without ``--data`` the log is of ShortVideo users. ``--users 0`` leaves quality out. Published, on private data:
-training 1.95 times as fast, AUC +.0006; loss on history too loses more than .0100, history seen whole over .0015.
+Without ``--data`` the log is from ShortVideo users. ``--users 0`` skips quality. Published, on private data: training
+1.95 times as fast, AUC +.0006; a loss on history too costs more than .0100, a fully visible history over .0015.
 """
 
 from __future__ import annotations
@@ -60,53 +60,53 @@ KINDS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "GenRank, history seen whole": (GenRank, GenRankConfig, {"history_mask": "full"}),
 }
 FAST = (BASE, "GenRank", "GenRank, learned bias")
-"""What is timed."""
+"""The timed variants."""
 CANDIDATES, BATCH, ITEMS = 10, 32, 2000
-"""Of the timed batches."""
+"""Sizes of the timed batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is compared on what."""
+    """Options of the comparison."""
 
     data: str | None = None
     """A real log that `feedgym data inspect` reads."""
     users: int = 1500
-    """Simulated users; 0 measures speed alone."""
+    """Simulated users; 0 measures only speed."""
     visits: int = 12
-    """Their visits."""
+    """Visits per simulated user."""
     window_s: float = 0.0
-    """Rows hold the exposures of so many seconds, for logs that show one item a request; 0: a row a request."""
+    """Length in seconds of the exposures in a row, for logs that show one item per request; 0: one row per request."""
     most: int = 0
-    """Rows to train on, drawn at random, and a third as many that choose the epoch; 0 takes all."""
+    """Training rows, drawn at random, and a third as many that choose the epoch; 0 takes all."""
     judged: int = 0
-    """Rows that judge, drawn at random; 0 takes all."""
+    """Rows for the judgement, drawn at random; 0 takes all."""
     seed: int = 0
-    """Of the first training of each variant; the log is the same for all."""
+    """Seed of the first training of each variant; the log is the same for all."""
     seeds: int = 1
     """Trainings of each variant."""
     epochs: int = 3
-    """Passes at most; the best by validation is judged."""
+    """Most passes; the best by validation is judged."""
     patience: int = 1
-    """Passes without a better one after which a training ends."""
+    """Passes without improvement after which a training ends."""
     history_length: int = 50
     """T in training."""
     timed_history: int = 100
     """T in timing."""
     d_model: int = 32
-    """D in training; timing has 64."""
+    """D in training; timing uses 64."""
     num_layers: int = 2
-    """Layers in training; timing has 3."""
+    """Layers in training; timing uses 3."""
     lr: float = 2e-3
     """AdamW's learning rate."""
     schedule: Schedule = "constant_with_warmup"
-    """What it does: constant_with_warmup stays, linear and cosine fall to 0 at the last of ``epochs``."""
+    """Its schedule: constant_with_warmup stays, linear and cosine fall to 0 at the last of ``epochs``."""
     task: str = "click"
-    """The behaviour foretold."""
+    """The behaviour to predict."""
     rounds: int = 5
     """Timed steps of each, in turn."""
     only: tuple[str, ...] = ()
-    """Train these variants only."""
+    """Train only these variants."""
 
 
 # ---------------------------------------------------------------- speed and arithmetic
@@ -138,7 +138,7 @@ def timed_model(name: str, history: int) -> Ranker:
 
 
 def events_a_second(options: Options) -> dict[str, list[float]]:
-    """Training events a second of processor time, a figure a round; the models take turns on the same machine."""
+    """Training events per second of processor time, one figure per round; the models take turns on the same machine."""
     columns = random_rows(options.timed_history).columns()
     events = BATCH * (options.timed_history + CANDIDATES)
     models = {name: timed_model(name, options.timed_history) for name in FAST}
@@ -156,7 +156,7 @@ def events_a_second(options: Options) -> dict[str, list[float]]:
 
 
 def arithmetic(history: int) -> dict[str, tuple[int, int]]:
-    """FLOPs of attention and of all other products of matrices, of one batch's forward pass."""
+    """FLOPs of attention and of all other matrix products in one batch's forward pass."""
     columns, found = random_rows(history).columns(), {}
     for name in FAST:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -168,7 +168,7 @@ def arithmetic(history: int) -> dict[str, tuple[int, int]]:
 
 
 def speed_table(options: Options) -> Table:
-    """Speed and arithmetic, each beside its ratio to the interleaved timeline."""
+    """Speed and arithmetic, each with its ratio to the interleaved timeline."""
     table = Table(title=f"History of {options.timed_history}, width 64, 3 layers, {torch.get_num_threads()} thread(s)")
     for header in ("", "training events a CPU second", "ratio", "attention MFLOP", "ratio", "other MFLOP", "ratio"):
         table.add_column(header, justify="right")
@@ -187,7 +187,7 @@ def speed_table(options: Options) -> Table:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Judge:
-    """Requests that are judged by, of one task."""
+    """Requests for the judgement of one task."""
 
     rows: RankingRows
     task: str
@@ -203,7 +203,7 @@ class Judge:
         return AUC(*given), grouped_auc(*given)
 
     def minus_loss(self, model: Ranker) -> float:
-        """By which the epoch is chosen."""
+        """Figure for choosing the epoch."""
         return -model.mean_loss(self.rows.batch)
 
 
@@ -239,20 +239,20 @@ def simulated(options: Options) -> tuple[EventLog, Catalog]:
 
 
 def item_rates(train: RankingBatch, label: int, num_items: int) -> torch.Tensor:
-    """How often the behaviour follows each item [I], with 20 exposures of the mean added."""
+    """Rate of the behaviour for each item [I], with 20 exposures of the mean added."""
     item_N, done_N = train.item_ids_NK[train.mask_NK], train.behaviours_NKB[..., label][train.mask_NK]
     shown_I, done_I = torch.bincount(item_N, minlength=num_items), torch.bincount(item_N, done_N, num_items)
     return (done_I + 20 * done_N.mean()) / (shown_I + 20)
 
 
 def drawn(part_N: np.ndarray, most: int) -> np.ndarray:
-    """At most ``most`` of a part's rows, drawn once; all where it is 0."""
+    """At most ``most`` of a part's rows, drawn once; all if it is 0."""
     idx = np.flatnonzero(part_N)
     return np.sort(np.random.default_rng(0).choice(idx, most, replace=False)) if 0 < most < len(idx) else idx
 
 
 def quality(options: Options, console: Console) -> Table:
-    """Train everyone and judge them by the log's latest requests."""
+    """Train all variants and judge them by the log's latest requests."""
     log, catalog = simulated(options) if options.data is None else load_data(options.data)
     if options.window_s:
         rows = ranking_windows(log, catalog, options.history_length, 32, options.window_s)

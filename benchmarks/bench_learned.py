@@ -1,11 +1,11 @@
-"""Does a simulator learned from a log order agents as the simulator that left the log does?
+"""Tests if a simulator learned from a log ranks agents like the simulator that made the log.
 
     python benchmarks/bench_learned.py RUN SIMULATOR [--users 1000] [--visits 8] [--seed 0] [--out FILE.json]
 
 RUN is a finished run of an -ipa preset on simulated users, whose log and agents are taken; SIMULATOR is the folder of a
 simulator that was fitted to that log (``feedgym run learned-simulator --data RUN/stages/log``). Every agent serves
-fresh users of both, and the means of the true reward a visit are put side by side. The oracle is left out, for it needs
-the truth. The learned simulator sees the log alone. Intervals resample users, in each simulator by itself.
+fresh users of both, and the means of the true reward per visit are compared. The oracle is left out, because it needs
+the truth. The learned simulator sees only the log. Intervals resample users, separately in each simulator.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def contestants(run: FinishedRun) -> dict[str, Any]:
 
 
 def judged(simulator: Any, agents: dict[str, Any], config: Any, users: int, visits: int, seed: int) -> dict[str, Any]:
-    """Ratios of every agent's metrics, by name."""
+    """Metrics of every agent as ratios, by name."""
     seeds_U = user_seeds(users, seed, "judge")
     simulator = judging(simulator)
     found = {}

@@ -1,10 +1,10 @@
-"""One sample a user against one sample a candidate: MTGR's training and scoring of 64 candidates a user, side by side.
+"""One sample per user against one per candidate: compares MTGR's training and scoring of 64 candidates per user.
 
-``python benchmarks/bench_mtgr.py [SECONDS]``, seconds a row and side. Candidates a second are those whose loss (or
-score) was computed; a training step is forward, backward and Adam. The second number of rows is of windows whose
-candidates see the feedback to earlier ones: there the samples of one candidate are given their real-time events for
-free, as a slice of the aggregated sample's embedded tokens, so their true ratio is higher. Exits with 1 if training is
-below 10 times, or the two disagree about a score.
+``python benchmarks/bench_mtgr.py [SECONDS]``, seconds per row and side. Candidates per second are those whose loss (or
+score) was computed; a training step is forward, backward and Adam. The second group of rows has windows whose
+candidates see the feedback to earlier ones. There the samples of one candidate get their real-time events for free, as
+a slice of the aggregated sample's embedded tokens, so the true ratio is higher. Exits with 1 if training is less than
+10 times as fast, or if scores disagree.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def random_rows(num_users: int, requests: int, seed: int = 0) -> RankingBatch:
 
 
 def apart(rows: RankingBatch) -> RankingBatch:
-    """One row a candidate, of requests: each with the whole history."""
+    """One row per candidate of requests, each with the whole history."""
     num_users = len(rows)
     user_N = torch.arange(num_users).repeat_interleave(CANDIDATES)
     flat = {name: getattr(rows, name).flatten(0, 1)[:, None] for name in PER_CANDIDATE}
@@ -71,7 +71,7 @@ def apart(rows: RankingBatch) -> RankingBatch:
 
 
 def sample_apart(sample: SampleTokens, k: Tensor) -> SampleTokens:
-    """The sample with candidate k of each user alone, and without the events it does not see."""
+    """The sample with only candidate k of each user, and without the events it does not see."""
     time_NK, candidates_NKD = sample.time_NK[:, k], sample.candidates_NKD[:, k]
     user_N = torch.arange(len(time_NK)).repeat_interleave(len(k))
     time_N1 = time_NK.reshape(-1, 1)
@@ -91,7 +91,7 @@ def sample_apart(sample: SampleTokens, k: Tensor) -> SampleTokens:
 
 
 def pace(step: Callable[[], None], candidates: int, seconds: float) -> float:
-    """Candidates a second over about ``seconds``, after a step that does not count."""
+    """Candidates per second over about ``seconds``, after a step that does not count."""
     step()
     begin, steps = time.perf_counter(), 0
     while (passed := time.perf_counter() - begin) < seconds or steps == 0:
@@ -113,18 +113,18 @@ class Sides:
         self.single = apart(rows) if int(rows.request_NK.max()) == 0 else None
 
     def aggregated(self) -> Tensor:
-        """One sample a user."""
+        """One sample per user."""
         return self.model.logits_NKM(self.rows)[..., 0]
 
     def separate(self) -> Tensor:
-        """One sample a candidate."""
+        """One sample per candidate."""
         if self.single is not None:
             return self.model.logits_NKM(self.single)[..., 0].view(len(self.rows), -1)
         sample = self.model.embed(self.rows)
         return self.model.scores_NKM(sample_apart(sample, torch.arange(CANDIDATES)))[..., 0].view(len(self.rows), -1)
 
     def training(self, logits: Callable[[], Tensor]) -> Callable[[], None]:
-        """A step that learns from the logits."""
+        """A training step on the logits."""
         optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4)
 
         def step() -> None:
@@ -135,7 +135,7 @@ class Sides:
         return step
 
     def scoring(self, logits: Callable[[], Tensor]) -> Callable[[], None]:
-        """A step that only looks."""
+        """A step without training."""
 
         def step() -> None:
             with torch.no_grad():
@@ -145,7 +145,7 @@ class Sides:
 
 
 def main() -> int:
-    """Prints a row for each kind of sample and of work; 1 if a promise is broken."""
+    """Prints a row for each kind of sample and of work; returns 1 on failure."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
     torch.manual_seed(0)
     config = MTGRConfig(

@@ -1,9 +1,10 @@
-"""How fast HSTU and SASRec learn and score, and what their two economies bring; all sides take turns in one run.
+"""Speed of training and scoring of HSTU and SASRec, and the gain of two optimisations; all sides take turns in one run.
 
 ``python benchmarks/bench_next_item.py --help``. Three parts, in seconds of the process's own:
-    - the products of a sampled softmax with its gradients: of the wanted items alone (what the models do), of all items
+    - the products of a sampled softmax with its gradients: of only the wanted items (as in the models), of all items
       and then gathered, and with the wanted items' vectors gathered first;
-    - a training step: a batch's sequences in groups of like length (what the models do), or all as long as the longest;
+    - a training step: a batch's sequences in groups of similar length (as in the models), or all as long as the
+      longest;
     - scores of all items: the same.
 
 Histories are as long as those of MovieLens-1M: half of them below 100 events, a quarter above 200.
@@ -37,16 +38,16 @@ MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is timed; the sizes are those of `feedgym run hstu --data ml-1m`."""
+    """Options of the timing; the sizes are those of `feedgym run hstu --data ml-1m`."""
 
     users: int = 128
     """Histories of a batch."""
     items: int = 3416
-    """Of the catalogue."""
+    """Items of the catalogue."""
     positions: int = 14_000
     """Positions of the first part."""
     negatives: int = 128
-    """Items drawn a position."""
+    """Items drawn per position."""
     d_model: int = 50
     """D."""
     history_length: int = 200
@@ -56,7 +57,7 @@ class Options:
 
 
 def in_turn(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of processor time of each side, a figure a round; the first round does not count."""
+    """Seconds of processor time of each side, one figure per round; the first round does not count."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(rounds + 1):
         for name, side in sides.items():
@@ -85,7 +86,7 @@ def products(options: Options) -> dict[str, Callable[[], Any]]:
 
 
 def histories(options: Options) -> EventBatch:
-    """Random histories of lengths as MovieLens-1M has them."""
+    """Random histories with the lengths of MovieLens-1M."""
     rng, g = np.random.default_rng(0), torch.Generator().manual_seed(0)
     length_U = np.clip(np.exp(rng.normal(np.log(96), 1.0, options.users)), 18, options.history_length + 10)
     mask_UT = torch.arange(int(length_U.max())) < torch.from_numpy(length_U)[:, None]
@@ -126,7 +127,7 @@ def steps(model: SequenceModel, events: EventBatch) -> dict[str, Callable[[], An
 
 
 def main(options: Options) -> None:
-    """Print every side's seconds beside its ratio to the first."""
+    """Print every side's seconds with its ratio to the first."""
     table = Table(title=f"Seconds of processor time, {torch.get_num_threads()} thread(s)")
     for header in ("", "", "seconds", "ratio"):
         table.add_column(header, justify="left" if not header else "right")

@@ -2,7 +2,7 @@
 
 ``python benchmarks/bench_scale.py [ID]``, by default the whole visits of ``feedgym/ShortVideo-v1``. The peak is that of
 the process: interpreter, libraries, catalogue, users, observations, infos and actions. Every user is served random
-sessions; a user-step is one user's answer to one of them. Exits with 1 if the peak is over 4 GB (of 10**9 bytes).
+sessions; a user-step is one user's response to one of them. Exits with 1 if the peak is over 4 GB (of 10**9 bytes).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ LIMIT_GB = 4.0
 
 
 def peak_gb() -> float:
-    """Most memory that this process ever had resident, GB."""
+    """Peak resident memory of this process, GB."""
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def main() -> int:
-    """Prints a row a phase; 1 if the peak is over the limit."""
+    """Prints one row per phase; returns 1 if the peak is over the limit."""
     env_id = sys.argv[1] if len(sys.argv) > 1 else "feedgym/ShortVideo-v1"
     table = Table(title=f"{env_id}: {USERS:,} users, {ITEMS:,} items, history of {HISTORY}")
     for header in ("phase", "seconds", "user-steps a second", "peak GB"):

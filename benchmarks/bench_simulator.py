@@ -1,7 +1,7 @@
-"""Steps a second of the vector environment, against Gymnasium's SyncVectorEnv of single environments in the same run.
+"""Steps per second of the vector environment and of Gymnasium's SyncVectorEnv of single environments in one run.
 
-``python benchmarks/bench_simulator.py [SECONDS]``, seconds a row and side. A step is one user's visit; the
-ratio says what serving all users at once is worth, and unlike the steps it depends little on the machine.
+``python benchmarks/bench_simulator.py [SECONDS]``, seconds per row and side. A step is one user's visit. The ratio
+shows the gain from serving all users at once, and unlike the steps it depends little on the machine.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 
 NUM_USERS = (1, 16, 128, 1024, 4096)
 MAX_SINGLE = 128
-"""More single environments than this take long, and are no faster a step."""
+"""Most single environments; more take long and are not faster per step."""
 SESSION_LENGTH = 10
 
 
 def steps_per_second(env: VectorEnv, seconds: float) -> float:
-    """Users' visits answered a second, over about ``seconds`` of them."""
+    """Visits per second, over about ``seconds`` seconds."""
     env.action_space.seed(0)
     slates_UK = env.action_space.sample()
     env.reset(seed=0)

@@ -1,12 +1,12 @@
-"""What MTGR's parts are worth: the model, and the model without each, on one log (arXiv:2505.18654, table 5).
+"""Ablations of MTGR: the model, and the model without each of its parts, on one log (arXiv:2505.18654, table 5).
 
-``python benchmarks/mtgr_ablation.py --help``. Without ``--data`` the log is of ShortVideo users who come several times
-a day in strong moods that fade within hours, in a small catalogue whose items they meet again: feedback within a day's
-window, and having met an item or its like, both tell what will be clicked.
+``python benchmarks/mtgr_ablation.py --help``. Without ``--data`` the log is from ShortVideo users who come several
+times a day in strong moods that fade within hours. In the small catalogue they meet items repeatedly. So clicks are
+predicted by feedback within a day's window, and by earlier meetings with the same or similar items.
 
-Rows are users' windows. The earliest 80% train, the next 10% choose the epoch, the last 10% are judged as they would be
-served: each request alone, with the feedback of the window's earlier requests and no later one. Differences to the full
-model are paired over users and meaned over seeds; their intervals are bootstraps over users and know nothing of the
+Rows are users' windows. The earliest 80% train, the next 10% choose the epoch, the last 10% are judged as in serving:
+each request separately, with the feedback of the window's earlier requests and of no later one. Differences to the full
+model are paired over users and averaged over seeds. Their intervals are bootstraps over users and do not include the
 spread over seeds, which the single seeds' figures show.
 """
 
@@ -47,18 +47,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is compared on what."""
+    """Options of the comparison."""
 
     data: str | None = None
     """A real log that `feedgym data inspect` reads."""
     users: int = 800
-    """Simulated users; of a real log, users drawn at random, all with 0."""
+    """Simulated users; for a real log, users drawn at random, where 0 takes all."""
     visits: int = 24
-    """Their visits."""
+    """Visits per simulated user."""
     seeds: int = 2
     """Trainings of each variant."""
     epochs: int = 4
-    """Passes at most; the best by validation is judged."""
+    """Most passes; the best by validation is judged."""
     window_hours: float = 24.0
     """Length of a window."""
     history_length: int = 40
@@ -72,15 +72,15 @@ class Options:
     lr: float = 2e-3
     """AdamW's learning rate."""
     max_tokens: int = 1500
-    """Of a batch."""
+    """Most tokens of a batch."""
     task: str = "click"
-    """The behaviour foretold."""
+    """The behaviour to predict."""
     only: tuple[str, ...] = ()
-    """Train these variants only."""
+    """Train only these variants."""
 
 
 def simulated(options: Options) -> tuple[EventLog, Catalog]:
-    """The log of moody users, see above."""
+    """The log of moody users, as described above."""
     config = ShortVideoConfig(
         num_items=400, mood_weight=5.0, mood_rate=0.35, mood_hours=6.0, gap_hours=4.0, drift_rate=0.0,
         seen_penalty=3.0, click_logit=-2.0,
@@ -91,7 +91,7 @@ def simulated(options: Options) -> tuple[EventLog, Catalog]:
 
 
 def recorded(data: str, num_users: int) -> tuple[EventLog, Catalog]:
-    """A real log, of some of its users."""
+    """A real log, with some of its users."""
     log, catalog = load_data(data)
     if 0 < num_users < log.num_users:
         chosen = np.random.default_rng(0).choice(log.num_users, num_users, replace=False)
@@ -100,7 +100,7 @@ def recorded(data: str, num_users: int) -> tuple[EventLog, Catalog]:
 
 
 def as_served(windows: RankingRows) -> tuple[RankingRows, torch.Tensor]:
-    """A row for each request of each window, without the requests after it; and which candidates are its own."""
+    """A row for each request of each window, without later requests; and a mask of its own candidates."""
     batch = windows.batch
     last_N = batch.request_NK.masked_fill(~batch.mask_NK, -1).amax(1)
     request_NQ = torch.arange(int(last_N.max()) + 1)
@@ -113,7 +113,7 @@ def as_served(windows: RankingRows) -> tuple[RankingRows, torch.Tensor]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Judge:
-    """Requests with their labels, and whose they are."""
+    """Requests with their labels and users."""
 
     rows: RankingBatch
     own_NK: torch.Tensor
@@ -123,7 +123,7 @@ class Judge:
 
     @classmethod
     def of(cls, windows: RankingRows, task: str, most: int = 0) -> Judge:
-        """The judge of some windows; of at most ``most`` requests where that is above 0."""
+        """The judge for some windows; with at most ``most`` requests if that is above 0."""
         rows, own_NK = as_served(windows)
         if 0 < most < len(rows):
             chosen = np.random.default_rng(0).choice(len(rows), most, replace=False)
@@ -146,7 +146,7 @@ class Judge:
         return AUC(*given), grouped_auc(*given)
 
     def gauc(self, model: MTGR) -> float:
-        """GAUC alone."""
+        """GAUC."""
         return self.figures(model)[1].mean()
 
 

@@ -1,4 +1,4 @@
-"""AUC and GAUC of several models on the same requests, and what one of them has more than each, paired over users."""
+"""AUC and GAUC of several models on the same requests, and differences of one to the others, paired over users."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ RESAMPLES = 500
 
 
 def check_only(only: Collection[str], variants: Collection[str]) -> None:
-    """Ends the program where a variant is asked for that there is not."""
+    """Ends the program if an unknown variant is requested."""
     if unknown := sorted(set(only) - set(variants)):
         raise SystemExit(f"There is no variant {unknown[0]!r}; the variants are {', '.join(variants)}.")
 
 
 def samples_of_users(num_users: int) -> np.ndarray:
-    """How often each user is in each sample [1 + RESAMPLES, U]: the users as they are, then resamplings of them."""
+    """How often each user is in each sample [1 + RESAMPLES, U]: first the users themselves, then resamplings."""
     return np.concatenate([np.ones((1, num_users)), resampling_counts(num_users, 0, RESAMPLES)])
 
 
 def paired_table(found: Mapping[str, Sequence[np.ndarray]], reference: str, header: str) -> Table:
-    """Figures meaned over seeds, and what the reference has more than each, with 95% intervals over users.
+    """Figures averaged over seeds, and the reference's differences to each, with 95% intervals over users.
 
     Args:
-        found: of each model an array [2, 1 + RESAMPLES] a seed: AUC and GAUC in each sample.
-        reference: the model that the others are held against; nothing is where it was not trained.
-        header: of the differences.
+        found: for each model one array [2, 1 + RESAMPLES] per seed: AUC and GAUC in each sample.
+        reference: the model that the others are compared with; no differences if it was not trained.
+        header: header of the differences.
     """
     table = Table("", "AUC", header, "GAUC", header)
     means = {name: np.mean(runs, axis=0) for name, runs in found.items()}

@@ -1,9 +1,9 @@
-"""The original's side of ``recsim_parity.py``: plays RecSim itself, unchanged, and writes what happened.
+"""The original's side of ``recsim_parity.py``: plays RecSim itself, unchanged, and writes the episodes.
 
 ``python benchmarks/recsim_original.py JOB OUT`` runs inside the virtual environment that ``recsim_parity.py`` makes: it
 needs ``recsim`` and its old pins, and nothing of feedgym. JOB is a JSON object; see ``recsim_parity.Job``.
 
-Two modules that the environments import and never use are replaced by empty ones: ``gin.tf`` would load TensorFlow, and
+Two modules that the environments import but never use are replaced by empty ones: ``gin.tf`` would load TensorFlow, and
 ``recsim.simulator.runner_lib`` (the agents' training loop) Dopamine too. RecSim's users, documents, choices and
 environments are its own code.
 """
@@ -30,10 +30,10 @@ FAMILIES = {
 
 
 def make(job, seed):
-    """An environment with documents and users of its own.
+    """An environment with its own documents and users.
 
-    RecSim gives the samplers of documents and users the same seed, or none, so that catalogues and users would hang
-    together; here each draws from its own stream.
+    RecSim gives the samplers of documents and users the same seed, or none, so that catalogues and users would be
+    correlated; here each draws from its own stream.
     """
     np.random.seed(seed)  # noqa: NPY002 (RecSim's users choose by the global generator)
     config = {
@@ -54,7 +54,7 @@ def make(job, seed):
 
 
 def greedy_scores(job, user, docs):
-    """What the greedy policy ranks the candidates by."""
+    """Scores by which the greedy policy ranks the candidates."""
     if job["family"] == "interest_evolution":
         return [user.user_interests[int(doc.cluster_id)] for doc in docs]
     if job["family"] == "interest_exploration":
@@ -107,7 +107,7 @@ def play(job):
 
 
 def steps_per_second(job):
-    """RecSim's steps a second through its Gym interface, random slates made beforehand."""
+    """RecSim's steps per second through its Gym interface, with random slates made beforehand."""
     env = make(job, job["seed"])
     rng = np.random.RandomState(0)
     slates = [rng.permutation(job["num_items"])[: job["slate_size"]] for _ in range(256)]

@@ -1,14 +1,14 @@
-"""Are feedgym's RecSim families RecSim? Both sides play the same policies, and their distributions are compared.
+"""Tests that feedgym's RecSim families equal RecSim: both play the same policies, and distributions are compared.
 
 ``python benchmarks/recsim_parity.py [--catalogues 200] [--users 5] [--venv .venv-recsim]`` makes a virtual environment
 with the ``recsim`` package and the old pins it needs (Python 3.11 or 3.12, about 200 MB), runs RecSim itself there
 (``recsim_original.py``) and the batched simulators here, and exits 1 if a statistic is outside the sampling error.
 
-RecSim runs with ``resample_documents=False``: like ours, its candidates are then a catalogue fixed for good. Users of
-one catalogue hang together, so the unit of analysis is the catalogue: a side's standard error is the standard deviation
-of its catalogues' means over the root of their number, and z compares the two means. Beside the mean, the shares of
-users below each decile of both sides' pooled values are compared the same way; the table shows the largest of these z,
-a Kolmogorov-Smirnov statistic that knows about catalogues.
+RecSim runs with ``resample_documents=False``: its candidates are then a fixed catalogue, like ours. Users of one
+catalogue are correlated, so the unit of analysis is the catalogue: a side's standard error is the standard deviation of
+its catalogues' means over the root of their number, and z compares the two means. In addition to the mean, the shares
+of users below each decile of both sides' pooled values are compared in the same way. The table shows the largest of
+these z, a Kolmogorov-Smirnov statistic that accounts for catalogues.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Played = dict[str, NDArray]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What both sides play: ``users`` users on each of ``catalogues`` catalogues, up to ``horizon`` steps."""
+    """Task of both sides: ``users`` users on each of ``catalogues`` catalogues, up to ``horizon`` steps."""
 
     family: str
     policy: str
@@ -93,7 +93,7 @@ JOBS = [
 
 
 def recsim_python(folder: Path, console: Console) -> Path:
-    """The interpreter of an environment with RecSim, made if need be."""
+    """The interpreter of an environment with RecSim, made if needed."""
     python, done = folder / "bin" / "python", folder / ".installed"
     if not done.exists():
         console.print(f"Installing {RECSIM} into {folder} ...")
@@ -133,7 +133,7 @@ def make_simulator(job: Job, catalog_seed: int) -> Any:
 
 
 def greedy_scores(job: Job, simulator: Any, state: Any) -> NDArray:
-    """What the greedy policy ranks the items by, [U, I]."""
+    """Scores by which the greedy policy ranks the items, [U, I]."""
     if job.family == "interest_evolution":
         return state.interest_UM[:, simulator.catalog.topic_I]
     score_I = simulator.quality_I if job.family == "interest_exploration" else simulator.clickbait_I
@@ -151,7 +151,7 @@ def state_of(job: Job, simulator: Any, state: Any) -> NDArray:
 
 
 def play_ours(job: Job) -> Played:
-    """Our episodes, arrays [catalogues, users, horizon, ...] as RecSim's side gives them."""
+    """Our episodes, arrays [catalogues, users, horizon, ...] as from RecSim's side."""
     shape = (job.catalogues, job.users, job.horizon)
     played = {
         "reward": np.zeros(shape),
@@ -191,7 +191,7 @@ def play_ours(job: Job) -> Played:
 
 
 def measures(job: Job, played: Played) -> dict[str, NDArray]:
-    """Numbers a user, [catalogues, users] each; a user without a value has NaN."""
+    """Numbers per user, [catalogues, users] each; a user without a value has NaN."""
     reward, click, alive, topic = (played[name] for name in ("reward", "click", "alive", "topic"))
     steps = alive.sum(axis=2)
     found = {
@@ -231,7 +231,7 @@ def mean_and_error(value_CU: NDArray) -> tuple[float, float]:
 
 
 def z_score(ours: tuple[float, float], theirs: tuple[float, float]) -> float:
-    """Difference of two means in its standard errors; 0 where both sides are the same constant."""
+    """Difference of two means in standard errors; 0 if both sides are the same constant."""
     difference, error = ours[0] - theirs[0], np.hypot(ours[1], theirs[1])
     if abs(difference) <= 1e-9 * max(1.0, abs(theirs[0])):
         return 0.0
@@ -250,7 +250,7 @@ def decile_z(ours_CU: NDArray, theirs_CU: NDArray) -> float:
 
 
 def compare(job: Job, ours: Played, theirs: Played, console: Console) -> float:
-    """Prints a row a measure, and gives the largest statistic in size."""
+    """Prints one row per measure, and returns the largest absolute statistic."""
     title = f"{job.family}, {job.policy} slates" + (f", sensitivity {job.sensitivity}" if job.sensitivity else "")
     table = Table(title=title)
     for header in ("measure", "RecSim", "feedgym", "z of the mean", "z, worst decile"):
@@ -271,7 +271,7 @@ def compare(job: Job, ours: Played, theirs: Played, console: Console) -> float:
 
 
 def our_speed(job: Job, num_users: int) -> tuple[float, float]:
-    """Steps a second of the simulator alone, and of the vector environment with its observations."""
+    """Steps per second of only the simulator, and of the vector environment with its observations."""
     simulator = make_simulator(job, job.seed)
     rng = np.random.default_rng(0)
     slates_UK = rng.permuted(np.tile(np.arange(job.num_items), (num_users, 1)), axis=1)[:, : job.slate_size]
@@ -290,7 +290,7 @@ def our_speed(job: Job, num_users: int) -> tuple[float, float]:
 
 
 def compare_speed(python: Path, num_users: int, console: Console) -> None:
-    """Prints steps a second of both sides."""
+    """Prints steps per second of both sides."""
     table = Table(title=f"Steps a second, slates of 3; ours serve {num_users:,} users at once")
     for header in ("family", "items", "RecSim", "simulator", "ratio", "vector environment", "ratio"):
         table.add_column(header, justify="left" if header == "family" else "right", no_wrap=True)
@@ -305,7 +305,7 @@ def compare_speed(python: Path, num_users: int, console: Console) -> None:
 
 
 def main() -> int:
-    """Compares everything; 1 if a statistic is outside the sampling error."""
+    """Compares everything; returns 1 if a statistic is outside the sampling error."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--venv", type=Path, default=HERE.parent / ".venv-recsim", help="where RecSim is installed")
     parser.add_argument("--catalogues", type=int, default=200, help="catalogues a side; 2 or more")

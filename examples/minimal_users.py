@@ -20,7 +20,7 @@ class MinimalState:
 
 
 class MinimalUsers:
-    """Users who examine all items, click mostly what they like, and return a day later."""
+    """Users who examine all items, click mostly on items they like, and return a day later."""
 
     profile_names, profile_sizes = ("likes_odd",), (2,)
 
@@ -43,7 +43,7 @@ class MinimalUsers:
         return MinimalState(seed_U=seeds_U.copy(), visit_U=zero_U, time_s_U=zero_U.astype(float), profile_UF=profile_UF)
 
     def respond(self, state: MinimalState, slates_UK: np.ndarray) -> tuple[Response, MinimalState]:
-        """The answers to one session of K items per user, and the users at their next visit."""
+        """Responses to one session of K items per user, and the users at their next visit."""
         slates_UK = checked_slates(slates_UK, len(state.seed_U), self.catalog.num_items)
         visit_key_U = luck.stream(state.seed_U, state.visit_U)
         uniform_UK = luck.draw(visit_key_U[:, None], np.arange(slates_UK.shape[1]), 0)

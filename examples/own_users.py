@@ -1,4 +1,4 @@
-"""Users from scratch: teens who love one topic, skip the rest, and come back sooner when they were pleased.
+"""Users from scratch: teens who love one topic, skip the rest, and come back sooner if they enjoyed the visit.
 
 A simulator is one class with a catalogue, ``reset`` (one fresh user per seed) and ``respond`` (one session per user).
 Array names end in the letters of their axes: U users, K items of a session, I items, B behaviours, F profile fields;
@@ -20,7 +20,7 @@ from feedgym.protocols import Response, checked_slates
 NUM_TOPICS = 5
 NUM_YEARS = 6
 
-# One number per purpose: random numbers of the same user, visit and position differ by these channels only.
+# One number per purpose: random numbers of the same user, visit and position differ only by these channels.
 YEAR, LOVED_TOPIC, START = 0, 1, 2  # drawn once, when a user is made
 STAY, LIKE = 0, 1  # drawn per item of a visit
 GAP, CHURN = 0, 1  # drawn once per visit
@@ -28,20 +28,20 @@ GAP, CHURN = 0, 1  # drawn once per visit
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TeenState:
-    """The teens at the beginning of a visit, one row per user. The first four columns every state must have."""
+    """The teens at the beginning of a visit, one row per user. Every state must have the first four columns."""
 
     seed_U: np.ndarray
     visit_U: np.ndarray
     time_s_U: np.ndarray
-    profile_UF: np.ndarray  # what a recommender may know of the user
+    profile_UF: np.ndarray  # what a recommender may know about the user
     loved_topic_U: np.ndarray  # hidden: columns of your own are never shown to a recommender
 
 
 class Teens:
-    """Teens who click what is of their loved topic, and may leave after every item.
+    """Teens who click items of their loved topic, and may leave after every item.
 
     Args:
-        num_items: items of the catalogue; their topics take turns.
+        num_items: items of the catalogue, with alternating topics.
     """
 
     profile_names = ("school_year",)
@@ -60,7 +60,7 @@ class Teens:
         )
 
     def reset(self, seeds_U: np.ndarray) -> TeenState:
-        """Fresh teens, each made from their own seed alone, so that they are the same in every batch."""
+        """Fresh teens, each made only from their own seed, so that they are the same in every batch."""
         traits_U = luck.traits(seeds_U)
         year_U = luck.draw(traits_U, 0, YEAR) * NUM_YEARS
         loved_topic_U = luck.draw(traits_U, 0, LOVED_TOPIC) * NUM_TOPICS
@@ -73,7 +73,7 @@ class Teens:
         )
 
     def respond(self, state: TeenState, slates_UK: np.ndarray) -> tuple[Response, TeenState]:
-        """The teens' answers to one session each, and the teens at their next visit."""
+        """Responses of the teens to one session each, and the teens at their next visit."""
         num_users, num_items = len(state.seed_U), self.catalog.num_items
         slates_UK = checked_slates(slates_UK, num_users, num_items)  # refuses unknown items and wrong shapes
         position_K = np.arange(slates_UK.shape[1])
@@ -85,7 +85,7 @@ class Teens:
         gap_luck_U = luck.draw(key_U, luck.VISIT, GAP)
         churn_luck_U = luck.draw(key_U, luck.VISIT, CHURN)
 
-        # Who examines an item has examined the first one and stayed at every item since.
+        # A user who examines an item has examined the first one and stayed at every item since.
         loved_UK = self.catalog.topic_I[slates_UK] == state.loved_topic_U[:, None]
         stays_UK = stay_luck_UK < np.where(loved_UK, 0.95, 0.7)
         examined_UK = np.ones(slates_UK.shape, bool)
@@ -98,11 +98,11 @@ class Teens:
         behaviours_UKB[..., BEHAVIOUR_IDX["long_view"]] = clicked_UK
         behaviours_UKB[..., BEHAVIOUR_IDX["like"]] = clicked_UK & (like_luck_UK < 0.2)
 
-        # A loved item is watched to its end, another for two seconds.
+        # A loved item is watched to its end, any other for two seconds.
         watch_s_UK = (examined_UK * np.where(loved_UK, 20, 2)).astype(np.float32)
         elapsed_s_U = watch_s_UK.sum(axis=1)
 
-        # Two days or so until the next visit, and less with every click.
+        # About two days until the next visit, and less with every click.
         num_clicks_U = clicked_UK.sum(axis=1, dtype=np.float32)
         return_gap_s_U = luck.exponential(gap_luck_U) * np.float32(2e5) / (1 + num_clicks_U)
 
@@ -119,11 +119,11 @@ class Teens:
         return response, next_state
 
 
-# An id makes the users an environment for everyone who imports this module.
+# An id turns the users into an environment for everyone who imports this module.
 feedgym.register("examples/Teens-v0", "examples.own_users:Teens", session_length=6, history_length=20)
 
 if __name__ == "__main__":
     env = gym.make_vec("examples/Teens-v0", 1000, vectorization_mode="vector_entry_point")
     env.reset(seed=0)
     _, reward_U, *_ = env.step(env.action_space.sample())
-    print("Mean reward of a visit:", reward_U.mean())
+    print("Mean reward per visit:", reward_U.mean())

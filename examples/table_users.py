@@ -1,10 +1,10 @@
-"""Users who behave as a table says: rows of user, item and the share of the item they watch, KuaiRec's way.
+"""Users who behave as in a table with rows of user, item and the share of the item they watch, as in KuaiRec.
 
-Each simulated user is one of the table's users, drawn by their seed. Pairs that the table lacks get the item's mean.
-The feedback follows the share watched: half is a click, 90% a long view, more than all of it a like. A user leaves when
-their minutes are spent or after two skipped items in a row, and returns the sooner the more they watched.
+Each simulated user is one of the table's users, drawn by their seed. Pairs that are missing in the table get the item's
+mean. The feedback depends on the share watched: half is a click, 90% a long view, more than all of it a like. A user
+leaves when their time is used up or after two skipped items in a row, and returns sooner if they watched more.
 
-`feedgym check examples.table_users:TableUsers` proves it; `make("examples/Table-v0", path="my_table.csv")` takes yours.
+`feedgym check examples.table_users:TableUsers` tests it; `make("examples/Table-v0", path="my_table.csv")` takes yours.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from feedgym.envs import luck
 from feedgym.protocols import Response, checked_slates
 
 VISIT_S = 120.0
-"""Seconds that a visit lasts at most."""
+"""Longest visit in seconds."""
 
 
 def invented_table(num_users: int = 60, num_items: int = 90, seed: int = 0) -> pd.DataFrame:
-    """A table to try the example with: tastes of rank 3, and a third of the pairs."""
+    """A table for trying the example: tastes of rank 3, and a third of the pairs."""
     rng = np.random.default_rng(seed)
     ratio_UI = np.exp(rng.normal(size=(num_users, 3)) @ rng.normal(size=(3, num_items)) / 2 - 1)
     user, item = np.nonzero(rng.random(ratio_UI.shape) < 1 / 3)
@@ -61,7 +61,7 @@ class TableUsers:
         self.profile_sizes = (len(ratio),)
         self.duration_s_I = table.groupby("item")["duration_s"].mean().to_numpy(np.float32)
         nothing_I = np.zeros(len(self.duration_s_I), np.int64)
-        # Items are alike if the same users watch them: what recommenders may know of them comes from the table too.
+        # Items are similar if the same users watch them: the recommenders' knowledge of them comes from the table too.
         content_IE = np.linalg.svd(self.ratio_UI - self.ratio_UI.mean(axis=0), full_matrices=False)[2].T[:, :8]
         self.catalog = feedgym.Catalog(
             raw_ids_I=ratio.columns.to_numpy(),
@@ -73,7 +73,7 @@ class TableUsers:
         )
 
     def reset(self, seeds_U: np.ndarray) -> TableState:
-        """The table's users, at some time of the first day."""
+        """Users of the table, at some time of the first day."""
         row_U, start_U = luck.draw(luck.traits(seeds_U), 0, np.arange(2)[:, None]).astype(np.float64)
         return TableState(
             seed_U=seeds_U.copy(),
@@ -83,7 +83,7 @@ class TableUsers:
         )
 
     def respond(self, state: TableState, slates_UK: np.ndarray) -> tuple[Response, TableState]:
-        """Answers read off the table, with a little noise."""
+        """Responses from the table, with a little noise."""
         slates_UK = checked_slates(slates_UK, len(state.seed_U), len(self.duration_s_I))
         key_U = luck.stream(state.seed_U, state.visit_U)
         noise_UK = luck.draw(key_U[:, None], np.arange(slates_UK.shape[1]), 0)

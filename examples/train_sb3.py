@@ -3,9 +3,8 @@
     pip install stable-baselines3
     python examples/train_sb3.py --steps 30000
 
-Prints the mean true reward a visit of each on users they have not met, next to random sessions and the oracle, which
-sees the users' state. Users tire of what they have seen, so that a learner which serves everybody the same items does
-worse than chance.
+Prints the mean true reward per visit of each on new users, next to random sessions and the oracle, which sees the
+users' state. Users tire of seen items, so a learner that serves the same items to everybody is worse than random.
 """
 
 from __future__ import annotations
@@ -76,11 +75,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=30_000, help="environment steps each learner trains for")
     parser.add_argument("--num-items", type=int, default=100)
-    parser.add_argument("--visits", type=int, default=10, help="visits a user in the judgement")
+    parser.add_argument("--visits", type=int, default=10, help="visits per user in the judgement")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learners", nargs="+", choices=("ppo", "sac", "dqn"), default=["ppo", "sac", "dqn"])
     args = parser.parse_args()
-    torch.set_num_threads(1)  # networks this small only lose by more
+    torch.set_num_threads(1)  # such small networks are slower with more
 
     judged = SB3VecEnv(feed(200, args.num_items))
     judged.action_space.seed(args.seed)

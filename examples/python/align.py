@@ -1,4 +1,4 @@
-"""Align OneRec by a reward of one's own, and see what its users get of it; seconds, for the preset is tiny."""
+"""Align OneRec by your own reward, and see how much its users gain; takes seconds, because the preset is tiny."""
 
 import feedgym
 

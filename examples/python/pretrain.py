@@ -1,4 +1,4 @@
-"""Train SASRec on a log and rank what comes next; seconds, for the preset is tiny. ``data=`` takes a log of yours."""
+"""Train SASRec on a log and rank the next items; takes seconds with the tiny preset. ``data=`` takes your log."""
 
 import feedgym
 
