@@ -121,7 +121,7 @@ def test_help_and_mistakes_of_the_command(folder, capsys):
     main(["data"])
     assert "feedgym data inspect PATH" in capsys.readouterr().out
     for arguments, message in {
-        ("data", "look"): "knows no 'look'",
+        ("data", "look"): "has no 'look'",
         ("data", "inspect", str(folder)): "holds no files that feedgym knows",
         ("data", "inspect", str(folder / "no.csv")): "no such file or folder",
         ("data", "inspect", str(folder / "views.csv"), "--core", "9"): "no row is left with core 9",
