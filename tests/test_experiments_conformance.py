@@ -16,6 +16,7 @@ from feedgym.rewards.compose import Diversity
 
 PROTOCOLS = {
     "ShortVideo": "UserSimulator",
+    "ShortVideoCalibrated": "UserSimulator",
     "InterestEvolution": "UserSimulator",
     "InterestExploration": "UserSimulator",
     "LongTermSatisfaction": "UserSimulator",

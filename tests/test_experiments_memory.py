@@ -24,7 +24,7 @@ def test_every_preset_fits_and_is_looked_at(name):
     config = {**PRESETS, **COMPARISONS}[name]()
     check_memory(config)
     assert max(need.num_bytes for need in needs(config)) > 0
-    assert any(need.what == "training the model" for need in needs(config)) or name.startswith("rllib")
+    assert any(need.what == "training the model" for need in needs(config)) or name.startswith(("rllib", "ope"))
 
 
 @pytest.mark.parametrize(
