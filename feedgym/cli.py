@@ -166,7 +166,7 @@ COMPARE = """
   feedgym compare methods --run runs/methods        all alignment methods, seeds 0 1 2
   feedgym compare methods --methods dpo grpo --seeds 0 1 --set rounds.num=3 dpo.beta=0.3
   feedgym compare methods --resume runs/methods     continues a stopped run; --seeds or --methods may add some
-  feedgym compare rewards --run runs/rewards        18 reward models: measured, and used for alignment
+  feedgym compare rewards --run runs/rewards        20 reward models: measured, and used for alignment
   feedgym compare ablations --method dpo --beta 0.03 0.3 --num-samples --user-share --pairing --rounds
   feedgym compare ope --against runs/demo           19 agents estimated from a log before serving, and the truth
   feedgym compare ope-items --data FOLDER           the same for single items, by KuaiRand's random exposures

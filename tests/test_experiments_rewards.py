@@ -198,6 +198,7 @@ def test_at_least_twelve_reward_models_are_compared_and_an_ensemble_is_trained_o
     reward = {cell.condition: plan_of_cell(cell.config)["reward"] for cell in cells}
     base = {plan_of_cell(cell.config)["base"] for cell in cells}
     assert len({reward[name] for name in ("ensemble", "cautious", "very_cautious", "worst_case")}) == 1
+    assert reward["resampled"] == reward["resampled_cautious"] != reward["ensemble"]
     assert len(base) == 1 and reward["ensemble"] != reward["plain"] == reward["clicks"] != reward["averaged"]
 
 

@@ -13,7 +13,9 @@ from feedgym.ranges import Count
 
 PLAIN = "plain"
 """The preset's own reward model, with which the others are compared."""
-FIVE = {"reward_model.members": 5}
+FIVE = {"reward_model.members": 5, "reward_model.resample": False}
+"""An ensemble whose members learn from all users; where data are few, resamples cost more than they teach."""
+RESAMPLED = {"reward_model.members": 5}
 VARIANTS: dict[str, dict[str, Any]] = {
     PLAIN: {},
     "narrow": {"reward_model.width": 16},
@@ -24,7 +26,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cautious": {**FIVE, "reward": "cautious"},
     "very_cautious": {**FIVE, "reward": "cautious", "reward.deviations": 3.0},
     "worst_case": {**FIVE, "reward": "worst_case"},
-    "averaged": {**FIVE, "reward_model.shared_start": 0.5},
+    "resampled": RESAMPLED,
+    "resampled_cautious": {**RESAMPLED, "reward": "cautious"},
+    "averaged": {**RESAMPLED, "reward_model.shared_start": 0.5},
     "ips": {"reward_model.max_weight": 10.0},
     "doubly_robust": {"reward_model.max_weight": 10.0, "reward_model.imputed": 1},
     "genrank": {"reward_model.backbone": "genrank"},
@@ -51,8 +55,8 @@ class RewardsRun(CellsRun):
 
     rewards: tuple[str, ...] = field(default_factory=lambda: tuple(VARIANTS))
     """The reward models: names of variants (sizes narrow and wide; shares half_of_log and tenth_of_log; an ensemble
-    and what is made of it, cautious, very_cautious, worst_case, averaged; ips, doubly_robust; genrank, hstu-rank,
-    mtgr; p_score; ...), rewards of the registry, or your own, as my_lab.reward:Mine."""
+    and what is made of it, cautious, very_cautious, worst_case; resampled, averaged; ips, doubly_robust; genrank,
+    hstu-rank, mtgr; p_score; ...), rewards of the registry, or your own, as my_lab.reward:Mine."""
     method: str = "ipa"
     """The method of alignment, by name or by the import path of your own."""
     beams: Count = 32
