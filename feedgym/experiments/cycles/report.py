@@ -83,7 +83,7 @@ def _spent_plot(summary: Mapping[str, Any]) -> str:
         axis.axhline(agents["oracle"]["true_reward"]["mean"], color="#1d2126", linewidth=1, label="oracle")
     axis.set_xlabel("requests of real users")
     axis.set_ylabel("true reward per visit of the judges")
-    axis.legend(fontsize=8, frameon=False)
+    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return image(figure)
 
 
