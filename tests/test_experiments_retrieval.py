@@ -75,7 +75,7 @@ def test_a_run_leaves_figures_with_intervals_and_baselines_in_the_same_form(fini
 
 
 def test_a_finished_run_is_read_and_a_lost_stage_made_again_gives_the_same_figures(finished, tmp_path):
-    copied = Path(shutil.copytree(finished, tmp_path / "run"))
+    copied = Path(shutil.copytree(finished, tmp_path / "run", ignore=shutil.ignore_patterns("wandb")))
     shutil.rmtree(copied / "stages" / "hstu")
     main(["run", "hstu-smoke", "--resume", str(copied)])
     before, after = summary_of(finished), summary_of(copied)

@@ -85,7 +85,7 @@ def test_the_three_parts_share_no_user():
     assert sorted(np.concatenate(users).tolist()) == list(range(80))
     train, unseen = parts.requests(config)
     assert not set(parts.log.user_ids_U[train.user_idx_N]) & set(parts.log.user_ids_U[unseen.user_idx_N])
-    with pytest.raises(ValueError, match="without any"):
+    with pytest.raises(ValueError, match="leave a part empty"):
         LogSplit.of(
             config, (collect_log(simulator, num_users=2, num_visits=1, session_length=3, seed=0), simulator.catalog)
         )
