@@ -21,6 +21,7 @@ from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
 from feedgym.envs.feed import FeedVectorEnv, event_batch, judging
 from feedgym.envs.logging import event_log
+from feedgym.envs.luck import user_seeds
 from feedgym.envs.replay import served_visits
 from feedgym.envs.truth import RewardWeights, true_value
 from feedgym.envs.visits import Visits
@@ -296,6 +297,11 @@ def serve_all(
                 simulator, choices[name], reward, seeds_U, **told_agents(config), visits=config.judge.visits, step=step
             )
     return served
+
+
+def judges_of(config: JudgedConfig) -> NDArray[np.uint64]:
+    """Seeds of the fresh users who judge."""
+    return user_seeds(config.judge.users, config.seed + config.judge.seed, "judge")
 
 
 def told_agents(config: JudgedConfig) -> dict[str, Any]:

@@ -55,7 +55,6 @@ from feedgym.experiments.report import conclude
 from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.run import FinishedStage, Run, with_record
 from feedgym.plugins import built
-from feedgym.protocols import Recommender
 from feedgym.tokenizers.own import fit_codes
 from feedgym.tokenizers.quality import quality_report
 
@@ -144,10 +143,11 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
         for name, model in (("base", base.value), ("aligned", snapshot.value))
     }
 
-    ours: dict[str, Recommender] = {"base": agent(base.value), "aligned": agent(snapshot.value)}
-    everyone = references(pool.known, pool.catalog, config) | with_controls(ours, score, config.judge)
-    everyone |= rivals(config, pool.catalog, trust=run.trust)
-    beside = {name: one for name, one in everyone.items() if name.partition("_")[0] != "aligned"}
+    # Apart, for a comparison of methods judges those once that the alignment does not change.
+    beside = references(pool.known, pool.catalog, config)
+    beside |= with_controls({"base": agent(base.value)}, score, config.judge)
+    beside |= rivals(config, pool.catalog, trust=run.trust)
+    everyone = beside | with_controls({"aligned": agent(snapshot.value)}, score, config.judge)
     known = run.stage("judged-beside", lambda _: world.served(beside, score, pool), RECORDS)
     judged = run.stage("judged", lambda _: world.judge(everyone, score, pool, known.value), JUDGED)
     asked = last_requests(pool.rate).histories

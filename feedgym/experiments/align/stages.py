@@ -122,7 +122,6 @@ def plan(config: AlignConfig) -> Plan:
     pools = [plan.stage(f"pool-{name}", [*looked, rounds.num_samples], (of, base, reward, watchers))
              for name, of in (("base", base), ("aligned", chosen))]  # fmt: skip
     judges = [replace(config.judge, cost=CostConfig()), rivals_key(config.judge.against)]
-    # Of those whom the alignment does not change, so that a comparison of methods judges them once.
     beside = plan.stage("judged-beside", [*judges, config.sampling, *of.scored], (base, reward))
     judged = plan.stage("judged", None, (beside, *pools))
     plan.stage("cost", config.judge.cost, (judged,), MEASURED_HERE)

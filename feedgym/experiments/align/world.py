@@ -22,7 +22,7 @@ from feedgym.experiments.evaluate import judge_offline, judge_online
 from feedgym.experiments.logs import data_path, plan_log, recorded_log, simulated_log, simulator_of, users_key
 from feedgym.experiments.progress import Step
 from feedgym.experiments.run import Plan
-from feedgym.experiments.serve import ServingRecord, serve, serve_all
+from feedgym.experiments.serve import ServingRecord, judges_of, serve, serve_all
 from feedgym.plugins import title_of
 from feedgym.protocols import Recommender, SessionReward, cat_users, take_users
 
@@ -128,18 +128,13 @@ class Simulated:
 
     def served(self, agents: Mapping[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, ServingRecord]:
         """Serves fresh users, the same for every agent and with the same luck."""
-        return serve_all(self.simulator, agents, reward, self._judges(), self.config)
+        return serve_all(self.simulator, agents, reward, judges_of(self.config), self.config)
 
     def judge(
         self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool, known: Mapping[str, ServingRecord]
     ) -> dict[str, Any]:
         """Serves the same users by the agents of whom nothing is known yet, and compares all."""
-        return judge_online(self.simulator, agents, reward, pool.log, self._judges(), self.config, known)
-
-    def _judges(self) -> NDArray[np.uint64]:
-        """Seeds of the fresh users."""
-        config = self.config
-        return user_seeds(config.judge.users, config.seed + config.judge.seed, "judge")
+        return judge_online(self.simulator, agents, reward, pool.log, judges_of(self.config), self.config, known)
 
 
 class Recorded:

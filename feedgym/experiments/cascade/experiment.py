@@ -29,7 +29,6 @@ from feedgym.data.ranking import ranking_requests
 from feedgym.data.requests import LogAndItems
 from feedgym.data.whole import WORK
 from feedgym.envs.history import has_arrivals
-from feedgym.envs.luck import user_seeds
 from feedgym.experiments.against import rivals, rivals_key
 from feedgym.experiments.align.agents import FinishedRun, agents_of, key_of, read_config
 from feedgym.experiments.align.experiment import align
@@ -51,7 +50,7 @@ from feedgym.experiments.retrieval.data import RetrievalData
 from feedgym.experiments.retrieval.experiment import iteration_row
 from feedgym.experiments.retrieval.presets import RetrievalConfig
 from feedgym.experiments.run import Codec, FinishedStage, Plan, Run, StageReached, with_curve
-from feedgym.experiments.serve import samples, serve_all
+from feedgym.experiments.serve import judges_of, samples, serve_all
 from feedgym.experiments.statistics import interval, resampling_counts
 from feedgym.protocols import Recommender
 
@@ -247,7 +246,7 @@ def judge(agents: Mapping[str, Recommender], finished: FinishedRun, config: Alig
         ``judged_by``.
     """
     simulator = finished.world.simulator  # type: ignore[attr-defined]  # check() left no other worlds
-    seeds_U = user_seeds(config.judge.users, config.seed + config.judge.seed, "judge")
+    seeds_U = judges_of(config)
     served = serve_all(simulator, agents, finished.reward, seeds_U, config)
     figures = {
         name: {**result.ratios(), **exposure_of(result, simulator, finished.log, config)}

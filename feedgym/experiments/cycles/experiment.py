@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from feedgym.envs.luck import user_seeds
 from feedgym.experiments.against import rivals
 from feedgym.experiments.align.agents import model_codec, new_tokenizer, tokenizer_codec
 from feedgym.experiments.align.pool import Pool
@@ -40,7 +39,7 @@ from feedgym.experiments.records import RECORDS
 from feedgym.experiments.report import conclude
 from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.run import Run
-from feedgym.experiments.serve import ServingRecord, serve_all
+from feedgym.experiments.serve import ServingRecord
 from feedgym.experiments.statistics import gain, interval, resampling_counts
 from feedgym.protocols import Recommender
 from feedgym.tokenizers.own import fit_codes
@@ -110,10 +109,9 @@ def through_cycles(learner: Learner, of: Setting) -> Way:
     first_codes_I = of.tokenizer.encode(torch.arange(catalog.num_items))[:, 0].numpy()
     way = Way([learner.judged(0)], [0], [])
     for cycle in range(1, cycles.num + 1):
-        learner.serve(cycle)
+        came = learner.serve(cycle)
         learner.learn(cycle)
         way.judged.append(learner.judged(cycle))
-        came = {first: one for first, one in learner.models.served.items() if first > cycle - cycles.stay}
         way.requests.append(way.requests[-1] + requests_in(came, cycle, cycles.visits))
         if came:
             told = (came, cycle, cycles.visits, catalog, first_codes_I, of.start.log, of.config.seed)
@@ -123,15 +121,14 @@ def through_cycles(learner: Learner, of: Setting) -> Way:
 
 def judged_others(of: Setting, learners: Sequence[Learner], base: Any, work: Path) -> dict[str, ServingRecord]:
     """The judges under all others: references, the agents of the last cycle by search, and other runs' agents."""
-    config, aligned = of.config, learners[0]
+    config, by_name = of.config, {learner.name: learner for learner in learners}
+    models = by_name["aligned"].models
     ours: dict[str, Recommender] = {"base": of.agent(base)} | {one.name: one.agent() for one in learners}
-    score = of.score(aligned.models.reward, aligned.models.pool)
+    score = of.score(models.reward, models.pool)
     everyone = references(of.start.known, of.start.catalog, config) | with_controls(ours, score, config.judge)
     everyone |= rivals(config, of.start.catalog, trust=of.run.trust)
-    judged = {learner.name for learner in learners}
-    others = {name: agent for name, agent in everyone.items() if name not in judged}
-    seeds_U = user_seeds(config.judge.users, config.seed + config.judge.seed, "judge")
-    return serve_all(of.world.simulator, others, score, seeds_U, config)
+    others = {name: agent for name, agent in everyone.items() if name not in by_name}
+    return of.world.served(others, score, models.pool)
 
 
 def in_cycles(ways: Mapping[str, Way], seed: int) -> dict[str, list[dict[str, Any]]]:

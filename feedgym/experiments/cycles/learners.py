@@ -14,7 +14,6 @@ import torch
 from feedgym.agents.baselines import PopularRecommender
 from feedgym.agents.generation import GenerativeRecommender
 from feedgym.agents.pretrain import SessionDataset, pretrain
-from feedgym.envs.luck import user_seeds
 from feedgym.experiments.align.agents import model_codec, recommender_of, reward_of
 from feedgym.experiments.align.pool import Pool
 from feedgym.experiments.align.presets import RoundsConfig
@@ -29,7 +28,7 @@ from feedgym.experiments.progress import progress
 from feedgym.experiments.records import RECORDS
 from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.run import Run, with_record
-from feedgym.experiments.serve import ServingRecord, of_judges, serve, serving, told_agents
+from feedgym.experiments.serve import ServingRecord, judges_of, of_judges, serve, serving, told_agents
 from feedgym.protocols import Recommender, SessionReward
 from feedgym.rewards.ensemble import RewardEnsemble
 from feedgym.rewards.model import RewardModel
@@ -101,17 +100,19 @@ class Learner:
         """Whom it has serve now."""
         return self.setting.agent(self.models.model)
 
-    def serve(self, cycle: int) -> None:
-        """Let its agent serve the users of a cycle, and take in what they did."""
+    def serve(self, cycle: int) -> Served:
+        """Let its agent serve the users of a cycle, and take in what they did; the records of those who were served."""
         of, models = self.setting, self.models
 
         def make(work: Path) -> Served:
             with progress(f"Cycle {cycle}: {self.name} serves") as step:
                 return serve_cycle(of.config, of.world.simulator, self.agent(), models.served, cycle, step)
 
-        now = {**models.served, **self._stage(cycle, "served", make, SERVED)}
+        came: Served = self._stage(cycle, "served", make, SERVED)
+        now = {**models.served, **came}
         pool = learned_from(of.config, of.start, now, cycle, of.world)
         self.models = replace(models, served=now, pool=pool)
+        return came
 
     def learn(self, cycle: int) -> None:
         """Learn from what is in the pool."""
@@ -120,13 +121,12 @@ class Learner:
         """What happens to the judges under its agent."""
         of = self.setting
         config, score = of.config, of.score(self.models.reward, self.models.pool)
-        seeds_U = user_seeds(config.judge.users, config.seed + config.judge.seed, "judge")
         simulator = of_judges(of.world.simulator, config.judge)
 
         def make(work: Path) -> dict[str, ServingRecord]:
             with progress(f"Cycle {cycle}: judging {self.name}") as step:
                 told = told_agents(config) | {"visits": config.judge.visits, "step": step}
-                return {self.name: serve(simulator, serving(self.agent()), score, seeds_U, **told)}
+                return {self.name: serve(simulator, serving(self.agent()), score, judges_of(config), **told)}
 
         return self._stage(cycle, "judged", make, RECORDS)[self.name]
 
@@ -189,8 +189,9 @@ class Aligned(Base):
 class Offline(Aligned):
     """Is aligned as often, on the log alone and to the log's reward model, and serves nobody."""
 
-    def serve(self, cycle: int) -> None:
+    def serve(self, cycle: int) -> Served:
         """Nobody."""
+        return {}
 
     def learn(self, cycle: int) -> None:
         """Align for some more rounds."""

@@ -58,7 +58,7 @@ def serve_cycle(
         Records of all populations that were served, from their first visits on.
     """
     cycles = config.cycles
-    begun = [first for first in range(max(1, cycle - cycles.stay + 1), cycle + 1)]
+    begun = range(max(1, cycle - cycles.stay + 1), cycle + 1)
     served = {}
     for number, first in enumerate(begun):
         past_VUK = slates_of(before[first]) if first < cycle else None

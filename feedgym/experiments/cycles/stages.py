@@ -17,7 +17,7 @@ OFFLINE = "offline"
 """The learner that serves nobody."""
 
 
-class Models(NamedTuple):
+class StageNames(NamedTuple):
     """The stages of what a learner has at some moment.
 
     Attributes:
@@ -61,7 +61,7 @@ def plan(config: CyclesConfig) -> Plan:
         aligned = plan.stage(f"aligned-{t + 1}", of.method, (sampled, aligned, base))
     agents = {"aligned": aligned, OFFLINE: aligned, "base": base, "popular": log}
     last = [
-        _plan_learner(plan, config, of, learner, Models(agents[learner], base, reward, log))
+        _plan_learner(plan, config, of, learner, StageNames(agents[learner], base, reward, log))
         for learner in config.cycles.learners
     ]
     others = [config.judge.beams, rivals_key(config.judge.against), *judging_of(config, of)]
@@ -74,7 +74,7 @@ def judging_of(config: CyclesConfig, of: Decisions) -> list[Any]:
     return [replace(config.judge, beams=0, cost=CostConfig(), against=()), config.sampling, *of.scored]
 
 
-def _plan_learner(plan: Plan, config: CyclesConfig, of: Decisions, learner: str, first: Models) -> Models:
+def _plan_learner(plan: Plan, config: CyclesConfig, of: Decisions, learner: str, first: StageNames) -> StageNames:
     """A learner's way through the cycles; the stages of what it has in the end."""
     cycles, models, judges = config.cycles, first, judging_of(config, of)
     whom = [cycles.users, cycles.visits, cycles.stay, cycles.explore, config.sampling, *of.scored]

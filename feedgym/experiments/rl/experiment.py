@@ -24,7 +24,6 @@ from feedgym.data.batches import EventBatch
 from feedgym.data.events import Catalog, EventLog
 from feedgym.envs.history import has_arrivals
 from feedgym.envs.logging import collect_log
-from feedgym.envs.luck import user_seeds
 from feedgym.envs.recorder import transitions
 from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.against import rivals, rivals_key
@@ -40,7 +39,7 @@ from feedgym.experiments.report import conclude
 from feedgym.experiments.rl.presets import RLConfig
 from feedgym.experiments.rollouts import one_thread, ray_running
 from feedgym.experiments.run import Codec, FinishedStage, Plan, Run, with_curve
-from feedgym.experiments.serve import ServingRecord, samples, serve_all
+from feedgym.experiments.serve import ServingRecord, judges_of, samples, serve_all
 from feedgym.experiments.statistics import Ratio, interval, lift, over_runs, resampling_counts
 from feedgym.plugins import is_folder
 from feedgym.protocols import Recommender, SessionReward
@@ -258,7 +257,7 @@ def judge(algorithm: str, agents: Mapping[str, RLlibRecommender], arena: Arena) 
         ``agents``, ``lift`` (of the learned agent, over popular), ``lifts``, ``over_seeds``, ``by_visit``,
         ``samples`` and ``judged_by`` of the summary.
     """
-    seeds_U = user_seeds(arena.judge.users, arena.seed + arena.judge.seed, "judge")
+    seeds_U = judges_of(arena)
     everyone = references(arena.log, arena.catalog, arena) | dict(arena.others) | dict(agents)
     served = serve_all(arena.task.simulator, everyone, arena.reward, seeds_U, arena)
     first = {algorithm: served[next(iter(agents))]} | {name: served[name] for name in (*arena.others, "popular")}
