@@ -22,12 +22,12 @@ from feedgym.experiments.cycles.populations import (
     SERVED,
     group_of,
     learned_from,
-    popularity,
     requests_in,
     serve_cycle,
     slates_of,
 )
 from feedgym.experiments.cycles.presets import CycleConfig, cycles_smoke, with_cycles
+from feedgym.experiments.exposure import times_seen
 from feedgym.rewards.config import RewardModelConfig
 from feedgym.rewards.measures import auc_per_tower
 from feedgym.rewards.training import fit_reward_model, train_reward_model_further
@@ -166,7 +166,7 @@ def test_popularity_counts_what_was_seen_in_the_window(world, start, cycles):
         log = record.log
         now = (log.event == Event.IMPRESSION) & log.examined & (first + log.session_id // VISITS == 3)
         np.add.at(count_I, log.item_id[now], 1)
-    assert (popularity(pool) == count_I).all()
+    assert (times_seen(pool.rate.sessions, ITEMS) == count_I).all()
 
 
 def test_requests_are_the_visits_of_the_cycle(cycles):

@@ -268,7 +268,7 @@ def _plackett_luce_logp(logit_UI: Tensor, items_USK: Tensor) -> Tensor:
 
 def _served(items_UK: Tensor) -> SessionBatch:
     """Sessions of agents that have no log-probability for their choice."""
-    return SessionBatch(item_ids_USK=items_UK[:, None], logp_US=torch.full((len(items_UK), 1), torch.nan))
+    return SessionBatch.of_items(items_UK[:, None])
 
 
 def _check_length(session_length: int, num_items: int) -> None:

@@ -79,7 +79,7 @@ def best(sessions: SessionBatch, score_US: torch.Tensor, n: int = 1) -> SessionB
     items_USNK = sessions.item_ids_USK.unflatten(1, (n, -1))
     best_US = score_US.unflatten(1, (n, -1)).argmax(dim=2)
     items_USK = items_USNK.take_along_dim(best_US[:, :, None, None], dim=2).squeeze(2)
-    return SessionBatch(item_ids_USK=items_USK, logp_US=torch.full(items_USK.shape[:2], torch.nan))
+    return SessionBatch.of_items(items_USK)
 
 
 def _blocks(histories: EventBatch, size: int) -> list[EventBatch]:

@@ -117,6 +117,13 @@ class SessionBatch(TensorRows):
     logp_allowed_US: Tensor | None = None
     logp_drawn_US: Tensor | None = None
 
+    @classmethod
+    def of_items(cls, item_ids_USK: Tensor) -> Self:
+        """Sessions of a policy without log-probabilities."""
+        import torch
+
+        return cls(item_ids_USK=item_ids_USK, logp_US=torch.full(item_ids_USK.shape[:2], torch.nan))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredSessions(TensorRows):

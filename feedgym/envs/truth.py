@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from feedgym.data.events import BEHAVIOUR_IDX, FloatArray, IntArray
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, FloatArray, IntArray
 from feedgym.envs import luck
 from feedgym.protocols import Response, UserSimulator, take_users
 from feedgym.ranges import Ranged, Weight
@@ -59,6 +59,14 @@ def reward_components(response: Response) -> dict[str, FloatArray]:
         **{name: counts_UB[:, idx] for name, idx in BEHAVIOUR_IDX.items()},
         "return_24h": returned_U.astype(np.float32),
     }
+
+
+def brought_at_once(
+    behaviours_XB: NDArray[np.uint8], watch_s_X: FloatArray, weights: RewardWeights
+) -> NDArray[np.float64]:
+    """Weighted sum of minutes and behaviours that exposures brought, without the return, float64 [...]."""
+    weight_B = np.array([getattr(weights, name) for name in BEHAVIOURS])
+    return behaviours_XB @ weight_B + weights.watch_minutes * watch_s_X.astype(np.float64) / 60
 
 
 def session_reward(response: Response, weights: RewardWeights) -> FloatArray:

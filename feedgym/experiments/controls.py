@@ -14,21 +14,20 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from feedgym.agents.baselines import PopularRecommender, RandomRecommender
 from feedgym.agents.best_of import BestOf
-from feedgym.data.events import Catalog, Event, EventLog
+from feedgym.data.events import Catalog, EventLog
 from feedgym.experiments.configs import JudgeConfig
+from feedgym.experiments.exposure import exposure_counts
 from feedgym.experiments.serve import JudgedConfig, best_of_name
 from feedgym.protocols import Recommender, SessionReward
 
 
 def references(log: EventLog, catalog: Catalog, config: JudgedConfig) -> dict[str, Recommender]:
     """The agents that know nothing: random, and the most popular of what a user has not seen; both of what exists."""
-    seen = (log.event == Event.IMPRESSION) & log.examined
-    count_I = np.bincount(log.item_id[seen], minlength=catalog.num_items)
+    count_I = exposure_counts(log, catalog.num_items)
     return {
         "random": RandomRecommender(catalog.num_items, config.session_length, seed=config.seed, catalog=catalog),
         "popular": PopularRecommender(torch.from_numpy(count_I), config.session_length, catalog=catalog),

@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from feedgym.data.events import BEHAVIOUR_IDX, Catalog, Event, EventLog, FloatArray, IntArray
+from feedgym.data.events import BEHAVIOUR_IDX, Catalog, Event, EventLog, FloatArray, IntArray, LoggedSessions
 from feedgym.data.sessions import user_of_rows
-from feedgym.envs.truth import RewardWeights
+from feedgym.envs.truth import RewardWeights, brought_at_once
 from feedgym.experiments.statistics import Figure, Ratio
 
 FEW = 10
@@ -74,6 +74,11 @@ class FigureOfSums:
 def exposure_counts(log: EventLog, num_items: int) -> NDArray[np.int64]:
     """Exposures of each item, int64 [I]."""
     return np.bincount(log.item_id[(log.event == Event.IMPRESSION) & log.examined], minlength=num_items)
+
+
+def times_seen(sessions: LoggedSessions, num_items: int) -> NDArray[np.int64]:
+    """How often each item was reached in logged sessions, int64 [I]."""
+    return np.bincount(sessions.item_ids_NK[sessions.examined_NK], minlength=num_items)
 
 
 def gini(count_RX: NDArray) -> NDArray[np.float64]:
@@ -122,10 +127,7 @@ def exposed_so_far(item_N: IntArray, examined_N: NDArray[np.bool_], before_I: In
 
 def worth(log: EventLog, rows: NDArray[np.int64], weights: RewardWeights) -> NDArray[np.float64]:
     """What impressions brought at once: the weighted sum of minutes and behaviours, without the return, float64."""
-    worth_N = weights.watch_minutes / 60 * log.watch_s[rows].astype(np.float64)
-    for name, b in BEHAVIOUR_IDX.items():
-        worth_N += getattr(weights, name) * log.behaviours[rows, b]
-    return worth_N
+    return brought_at_once(log.behaviours[rows], log.watch_s[rows], weights)
 
 
 def exposure_figures(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ from feedgym.experiments.run import Run, write_text
 from feedgym.experiments.serve import FIRST_REWARD, FIRST_VISITS
 
 Summary = Mapping[str, Any]
+Write = Callable[[Summary, Path], Any]
+"""Writes report.html for a summary into a run's folder."""
 
 OURS = ("aligned", "base")
 """Who is compared with whom where a summary does not say."""
@@ -104,19 +106,22 @@ ROUND_PANELS = (
 """Panels of the rounds plot: title, then (key of the round, label, colour, line)."""
 
 
-def conclude(run: Run, summary: dict[str, Any], artifacts: Mapping[str, str]) -> dict[str, Any]:
+def conclude(
+    run: Run, summary: dict[str, Any], artifacts: Mapping[str, str], write: Write | None = None
+) -> dict[str, Any]:
     """End a run: keep its result for programs and for people, and put it into the W&B record.
 
     Args:
         run: the run.
         summary: what summary.json will hold.
         artifacts: names of W&B artefacts and the stages whose products they are.
+        write: writes the page of a kind of experiment that has its own; :func:`write_report` if None.
 
     Returns:
         The summary.
     """
     run.finish(summary)
-    write_report(summary, run.folder)
+    (write or write_report)(summary, run.folder)
     run.publish(summary, artifacts)
     return summary
 
@@ -154,6 +159,14 @@ def write_report(summary: Summary, folder: Path) -> Path:
     path = folder / "report.html"
     write_text(path, page(summary["title"], sections))
     return path
+
+
+def compact_table(title: str, caption: str) -> Table:
+    """An empty table for the terminal that keeps within 80 columns; texts are escaped."""
+    return Table(
+        title=escape(title), caption=escape(caption), caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )  # fmt: skip
 
 
 def agents_table(summary: Summary) -> Table:

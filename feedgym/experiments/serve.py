@@ -352,8 +352,7 @@ def serving(agent: Recommender) -> Choose:
 
 def _oracle(simulator: Any, session_length: int) -> Choose:
     def choose(histories: EventBatch, state: Any) -> SessionBatch:
-        items_U1K = torch.from_numpy(simulator.oracle(state, session_length))[:, None]
-        return SessionBatch(item_ids_USK=items_U1K, logp_US=torch.full(items_U1K.shape[:2], torch.nan))
+        return SessionBatch.of_items(torch.from_numpy(simulator.oracle(state, session_length))[:, None])
 
     return choose
 

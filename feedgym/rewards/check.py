@@ -111,7 +111,7 @@ def _score(reward: SessionReward, name: str, histories: EventBatch, sessions: Se
 
 def _anonymous(item_ids_USK: Tensor) -> SessionBatch:
     """Sessions of a policy that has no log-probabilities."""
-    return SessionBatch(item_ids_USK=item_ids_USK, logp_US=torch.full(item_ids_USK.shape[:2], float("nan")))
+    return SessionBatch.of_items(item_ids_USK)
 
 
 def _with_padding(mask_UT: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from feedgym.experiments.align.pool import Pool, World
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.align.probe import Probe
 from feedgym.experiments.align.rounds import SampledRound
-from feedgym.experiments.exposure import FEW
+from feedgym.experiments.exposure import FEW, times_seen
 from feedgym.experiments.progress import progress, say
 from feedgym.plugins import built, title_of, with_seed
 from feedgym.protocols import AlignmentMethod
@@ -89,7 +89,7 @@ def reward_check(reward: RewardModel | RewardEnsemble, pool: Pool) -> dict[str, 
     random"): they are free of the old system's favouritism.
     """
     seen, unseen = pool.rate.sessions, pool.unseen
-    known_I = np.bincount(seen.item_ids_NK[seen.examined_NK], minlength=pool.catalog.num_items)
+    known_I = times_seen(seen, pool.catalog.num_items)
     cold = auc_per_tower(reward, unseen.histories, unseen.sessions, only_I=known_I < FEW)
     everything = auc_per_tower(reward, unseen.histories, unseen.sessions)
     random = {} if (drawn := drawn_at_random(pool)) is None else auc_per_tower(reward, drawn.histories, drawn.sessions)

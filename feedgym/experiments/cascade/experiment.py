@@ -128,10 +128,7 @@ def check(config: CascadeRun) -> None:
         ValueError: the end-to-end agent has no simulated users, or the preset does not align an agent.
     """
     if config.against is None:
-        align_config = PRESETS[config.end_to_end]() if config.end_to_end in PRESETS else None
-        if not isinstance(align_config, AlignConfig):
-            aligning = [name for name, preset in PRESETS.items() if "-ipa" in name]
-            raise ValueError(f"end_to_end={config.end_to_end!r} aligns no agent; choose one of {', '.join(aligning)}.")
+        align_config = aligning(config.end_to_end)
     else:
         align_config = read_config(Path(config.against))
     if isinstance(align_config, AlignConfig):
@@ -144,9 +141,22 @@ def check(config: CascadeRun) -> None:
             )
 
 
+def aligning(end_to_end: str) -> AlignConfig:
+    """The preset that trains an end-to-end agent.
+
+    Raises:
+        ValueError: it does not align one.
+    """
+    config = PRESETS[end_to_end]() if end_to_end in PRESETS else None
+    if not isinstance(config, AlignConfig):
+        known = ", ".join(name for name in PRESETS if "-ipa" in name)
+        raise ValueError(f"end_to_end={end_to_end!r} aligns no agent; choose one of {known}.")
+    return config
+
+
 def end_to_end_config(config: CascadeRun) -> AlignConfig:
     """The experiment that trains the end-to-end agent."""
-    return replace(PRESETS[config.end_to_end](), seed=config.seed, ray=config.ray)
+    return replace(aligning(config.end_to_end), seed=config.seed, ray=config.ray)
 
 
 def end_to_end(config: CascadeRun, run: Run) -> FinishedStage[FinishedRun]:

@@ -21,9 +21,10 @@ from feedgym.experiments.align.rounds import sample_round
 from feedgym.experiments.align.stages import FIGURES, REWARD, SAMPLED
 from feedgym.experiments.align.steps import fitted_reward, pretrained, updated
 from feedgym.experiments.align.world import Simulated
-from feedgym.experiments.cycles.populations import SERVED, Served, learned_from, popularity, serve_cycle
+from feedgym.experiments.cycles.populations import SERVED, Served, learned_from, serve_cycle
 from feedgym.experiments.cycles.presets import CyclesConfig
 from feedgym.experiments.cycles.stages import OFFLINE, name_of
+from feedgym.experiments.exposure import times_seen
 from feedgym.experiments.progress import progress
 from feedgym.experiments.records import RECORDS
 from feedgym.experiments.rollouts import Rollouts
@@ -140,7 +141,8 @@ class Popular(Learner):
     def agent(self) -> Recommender:
         """Popularity, of what the user has not seen."""
         catalog, length = self.setting.start.catalog, self.setting.config.session_length
-        return PopularRecommender(torch.from_numpy(popularity(self.models.pool)), length, catalog=catalog)
+        count_I = times_seen(self.models.pool.rate.sessions, catalog.num_items)
+        return PopularRecommender(torch.from_numpy(count_I), length, catalog=catalog)
 
 
 class Base(Learner):

@@ -150,12 +150,6 @@ def _cut(config: CyclesConfig, record: ServingRecord, first: int, catalog: Catal
     return log, *((part, cycle_of_rows(log, part.sessions.row_N, first, config.cycles.visits)) for part in both)
 
 
-def popularity(pool: Pool) -> NDArray[np.int64]:
-    """How often each item was seen in what is learned from, [I]."""
-    sessions = pool.rate.sessions
-    return np.bincount(sessions.item_ids_NK[sessions.examined_NK], minlength=pool.catalog.num_items)
-
-
 SERVED: Codec[Served] = Codec(
     lambda served, folder: RECORDS.save({str(first): record for first, record in served.items()}, folder),
     lambda folder: {int(first): record for first, record in RECORDS.load(folder).items()},

@@ -27,6 +27,7 @@ from feedgym.experiments.methods.report import terminal_table, write_report
 from feedgym.experiments.methods.runs import Place, outcomes
 from feedgym.experiments.methods.table import bold, choosers_of, compared, on_the_way, rows_of, table_of
 from feedgym.experiments.progress import say
+from feedgym.experiments.report import conclude
 from feedgym.experiments.run import Codec, Plan, Run, json_of
 from feedgym.plugins import BUILT_IN, title_of
 
@@ -71,10 +72,7 @@ def experiment(config: CellsRun, run: Run) -> dict[str, Any]:
     summaries, failed = finished(config, cells, run)
     summary = summarised(config, [cell for cell in cells if cell.name in summaries], summaries, run.folder)
     summary |= {"failed": failed, **run.facts()}
-    run.finish(summary)
-    write_report(summary, run.folder)
-    run.publish(summary, {})
-    return summary
+    return conclude(run, summary, {}, write_report)
 
 
 def finished(config: CellsRun, cells: list[Cell], run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

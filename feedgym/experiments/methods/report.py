@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 from feedgym.experiments.methods.figures import LAST_REWARD
 from feedgym.experiments.methods.pictures import axes_plot, cost_plot, gains_plot, gap_plot, truth_plot, visits_plot
 from feedgym.experiments.page import bold, folded, html_table, link, missing, number, page, section, with_ends
-from feedgym.experiments.report import LABELS
+from feedgym.experiments.report import LABELS, compact_table
 from feedgym.experiments.run import write_text
 from feedgym.experiments.serve import FIRST_REWARD, FIRST_VISITS
 
@@ -74,10 +73,7 @@ def write_report(summary: Summary, folder: Path, more: Sequence[str] = ()) -> Pa
 
 def terminal_table(summary: Summary) -> Table:
     """The conditions and the agents beside them, best first, in 80 columns."""
-    table = Table(
-        title=escape(summary["title"]), caption=escape(best_sentence(summary)), caption_justify="left",
-        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
-    )  # fmt: skip
+    table = compact_table(summary["title"], best_sentence(summary))
     table.add_column("", no_wrap=True, max_width=18)
     for head in ("reward", "last", "opinion", "over base", "way", "KL", "s"):
         table.add_column(head, justify="right", no_wrap=True)

@@ -75,6 +75,12 @@ def _mean_of(value_N: Float) -> Estimate:
 # ---------------------------------------------------------------- weights
 
 
+def log_or_never(prob: Float) -> Float:
+    """Logarithms of probabilities, -inf of 0."""
+    with np.errstate(divide="ignore"):
+        return np.log(prob)
+
+
 def prefix_weights(prob_target_NK: Float, prob_logged_NK: Float) -> Float:
     """Prefix weights c_k [N, K] from the probabilities of the items given those above them.
 

@@ -19,7 +19,7 @@ from feedgym.data.events import EventLog
 from feedgym.data.requests import LogAndItems
 from feedgym.experiments.align.agents import FinishedRun, agents_of, key_of, read_config
 from feedgym.experiments.align.presets import AlignConfig
-from feedgym.experiments.cascade.experiment import trained
+from feedgym.experiments.cascade.experiment import aligning, trained
 from feedgym.experiments.logs import LOG
 from feedgym.experiments.ope.agents import mixtures_of, targets_of
 from feedgym.experiments.ope.judging import ESTIMATORS, Judge, all_slates, judged_agents
@@ -29,8 +29,8 @@ from feedgym.experiments.ope.report import terminal_table, write_report
 from feedgym.experiments.ope.table import over_logs, supports, table_of, told_of_log
 from feedgym.experiments.ope.visits import judging_log, judging_visits, log_seed
 from feedgym.experiments.options import pairs_of, with_options
-from feedgym.experiments.presets import PRESETS
 from feedgym.experiments.progress import progress
+from feedgym.experiments.report import conclude
 from feedgym.experiments.run import Codec, Plan, Run, json_of
 
 __all__ = ["experiment", "plan", "terminal_table"]
@@ -68,11 +68,7 @@ def training(config: OPERun) -> AlignConfig:
     Raises:
         ValueError: the preset is none of an agent that is aligned, or an option does not fit.
     """
-    aligned = PRESETS[config.end_to_end]() if config.end_to_end in PRESETS else None
-    if not isinstance(aligned, AlignConfig):
-        known = ", ".join(name for name in PRESETS if "-ipa" in name)
-        raise ValueError(f"end_to_end={config.end_to_end!r} aligns no agent; choose one of {known}.")
-    aligned = with_options(aligned, pairs_of(config.options, "set"))
+    aligned = with_options(aligning(config.end_to_end), pairs_of(config.options, "set"))
     return replace(aligned, seed=config.seed, ray=config.ray)
 
 
@@ -105,10 +101,7 @@ def experiment(config: OPERun, run: Run) -> dict[str, Any]:
         log = run.stage(f"log-{number}", partial(_logged, config, finished, number), LOG)
         logs.append(run.stage(f"told-{number}", partial(told, config, finished, log.value[0], number), TOLD).value)
     summary = summarised(config, finished, logs) | {"seed": config.seed, **run.facts()}
-    run.finish(summary)
-    write_report(summary, run.folder)
-    run.publish(summary, {})
-    return summary
+    return conclude(run, summary, {}, write_report)
 
 
 def _logged(config: OPERun, finished: FinishedRun, number: int, work: Path) -> LogAndItems:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, Event, EventLog
 from feedgym.data.requests import LogAndItems
-from feedgym.data.sessions import POSITIVE, histories, user_of_rows
+from feedgym.data.sessions import histories, user_of_rows
 from feedgym.data.splits import RANDOM, split_users
 from feedgym.experiments.logs import LOG, plan_log, recorded_log, simulated_log, simulator_of, users_key
 from feedgym.experiments.ope import estimators as by
@@ -32,7 +32,9 @@ from feedgym.experiments.ope.estimators import Estimate, Float
 from feedgym.experiments.ope.items_report import terminal_table, write_report
 from feedgym.experiments.ope.judging import fault_of
 from feedgym.experiments.ope.presets import OPEItemsRun
+from feedgym.experiments.ope.targets import content_cosines
 from feedgym.experiments.progress import progress
+from feedgym.experiments.report import conclude
 from feedgym.experiments.run import Codec, Plan, Run, json_of
 from feedgym.experiments.statistics import correlation_per_user, interval, resampling_counts
 
@@ -67,10 +69,7 @@ def experiment(config: OPEItemsRun, run: Run) -> dict[str, Any]:
     log = run.stage("log", lambda _: _read(config, run.trust), LOG)
     told = run.stage("told", lambda _: told_of_items(config, log.value), TOLD)
     summary = {"names": ESTIMATORS, **told.value, "seed": config.seed, **run.facts()}
-    run.finish(summary)
-    write_report(summary, run.folder)
-    run.publish(summary, {})
-    return summary
+    return conclude(run, summary, {}, write_report)
 
 
 def _read(config: OPEItemsRun, trust: bool) -> LogAndItems:
@@ -200,9 +199,8 @@ def told_of_items(config: OPEItemsRun, data: LogAndItems) -> dict[str, Any]:
 
 def policies(config: OPEItemsRun, shown: Exposures) -> Mapping[str, tuple[Float, Float]]:
     """By agent its probability [N] of what was shown, and what the model expects of its own item [N]."""
-    with np.errstate(divide="ignore"):
-        popular_I = torch.from_numpy(np.where(shown.pool_I, np.log(shown.count_I + 1), -np.inf))
-        pool_I = torch.from_numpy(np.where(shown.pool_I, 0.0, -np.inf))
+    popular_I = torch.from_numpy(np.where(shown.pool_I, np.log(shown.count_I + 1), -np.inf))
+    pool_I = torch.from_numpy(np.where(shown.pool_I, 0.0, -np.inf))
     parts: dict[str, list[tuple[Float, Float]]] = {}
     with progress("Agents") as step:
         for rows in shown.blocks():
@@ -227,10 +225,7 @@ def cosines(config: OPEItemsRun, shown: Exposures, rows: slice) -> torch.Tensor:
     row_N, log = shown.row_N[rows], shown.log
     user_N = user_of_rows(log)[row_N]
     before = histories(log, shown.catalog, user_N, row_N, log.timestamp_s[row_N], config.history_length)
-    unit_IE = torch.nn.functional.normalize(torch.from_numpy(shown.catalog.content_IE).double(), dim=1)
-    pleased_NT = before.behaviours_UTB[..., [BEHAVIOUR_IDX[name] for name in POSITIVE]].amax(2) * before.mask_UT
-    taste_NE = torch.einsum("nt,nte->ne", pleased_NT.double(), unit_IE[before.item_ids_UT])
-    return torch.nn.functional.normalize(taste_NE, dim=1) @ unit_IE.T
+    return content_cosines(before, shown.catalog, torch.float64)
 
 
 def estimates(weight_N1: Float, shown: Exposures, value_N: Float) -> dict[str, Estimate]:

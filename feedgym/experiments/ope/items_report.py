@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from feedgym.experiments.page import COLOURS, axes_row, html_table, image, number, page, section, with_ends
+from feedgym.experiments.report import compact_table
 from feedgym.experiments.run import write_text
 
 Summary = Mapping[str, Any]
@@ -20,8 +19,7 @@ Summary = Mapping[str, Any]
 
 def terminal_table(summary: Summary) -> Table:
     """The agents and what each estimator says of them."""
-    table = Table(title=escape(summary["title"]), caption=escape(caption(summary)), caption_justify="left",
-                  box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # fmt: skip
+    table = compact_table(summary["title"], caption(summary))
     table.add_column("", no_wrap=True)
     for head in (*summary["names"].values(), "rows"):
         table.add_column(head, justify="right")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from feedgym.experiments.ope import estimators as by
 from feedgym.experiments.ope.agents import Mixture
-from feedgym.experiments.ope.estimators import Estimate, Float
+from feedgym.experiments.ope.estimators import Estimate, Float, log_or_never
 from feedgym.experiments.ope.opinion import Opinion
 from feedgym.experiments.ope.presets import OPERun
 from feedgym.experiments.ope.targets import Target
@@ -70,12 +70,10 @@ class Answers:
         prefix_NK = _average([np.exp(np.cumsum(logp, axis=1)) for logp in told.pop("logp_NK")], share_R)
         above_NK = np.concatenate([np.ones((len(prefix_NK), 1)), prefix_NK[:, :-1]], axis=1)
         prob_NK = np.divide(prefix_NK, above_NK, out=np.zeros_like(prefix_NK), where=above_NK > 0)
-        with np.errstate(divide="ignore"):
-            logp_NK = np.log(prob_NK)
         averages: dict[str, Any] = {
             name: None if values[0] is None else _average(values, share_R) for name, values in told.items()
         }
-        return Answers(logp_NK=logp_NK, **averages)
+        return Answers(logp_NK=log_or_never(prob_NK), **averages)
 
 
 def _average(values: list[Float], share_R: list[float]) -> Float:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.batches import EventBatch
 from feedgym.experiments.ope.estimators import Float
+from feedgym.experiments.scoring import scores_of
 
 BLOCK_ITEMS = 2**14
 """Items of slates scored at a time."""
@@ -48,11 +49,4 @@ class Opinion:
 
     @staticmethod
     def _asked(model: Any, histories: EventBatch, slates_NSK: torch.Tensor) -> Float:
-        size = max(1, BLOCK_ITEMS // max(1, slates_NSK[0].numel()))
-        parts = [
-            model(histories.rows(slice(low, low + size)), SessionBatch(
-                item_ids_USK=slates_NSK[low : low + size], logp_US=torch.empty(0)
-            ))
-            for low in range(0, len(slates_NSK), size)
-        ]  # fmt: skip
-        return torch.cat(parts).double().numpy()
+        return scores_of(model, histories, slates_NSK, max(1, BLOCK_ITEMS // max(1, slates_NSK[0].numel())))

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from feedgym.experiments.ope.pictures import scatter_plot, support_plot
 from feedgym.experiments.page import html_table, missing, number, page, section, with_ends
+from feedgym.experiments.report import compact_table
 from feedgym.experiments.run import write_text
 
 Summary = Mapping[str, Any]
@@ -47,10 +46,7 @@ NOTE = (
 
 def terminal_table(summary: Summary) -> Table:
     """The estimators side by side, in 80 columns."""
-    table = Table(
-        title=escape(summary["title"]), caption=escape(best_sentence(summary)), caption_justify="left",
-        box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
-    )  # fmt: skip
+    table = compact_table(summary["title"], best_sentence(summary))
     table.add_column("", no_wrap=True)
     for head in ("agents", "bias", "spread", "RMSE", "in 95%", "rank corr.", "regret"):
         table.add_column(head, justify="right", no_wrap=True)

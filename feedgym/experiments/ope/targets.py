@@ -24,10 +24,11 @@ from feedgym.agents.generation import (
 )
 from feedgym.agents.plackett_luce import NOWHERE, PlackettLuce
 from feedgym.agents.requests import existing_items, shown_mask
+from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, Event, EventLog
 from feedgym.data.sessions import POSITIVE
 from feedgym.envs import luck
-from feedgym.experiments.ope.estimators import Float
+from feedgym.experiments.ope.estimators import Float, log_or_never
 from feedgym.experiments.ope.opinion import Opinion
 from feedgym.experiments.ope.visits import JudgingVisits
 
@@ -59,7 +60,7 @@ class LoggingTarget:
 
     def log_probs(self, slates_NSK: NDArray[np.int64]) -> Float:
         """See :class:`Target`."""
-        return _log(self.visits.chances(slates_NSK))
+        return log_or_never(self.visits.chances(slates_NSK))
 
     def sample(self, n: int, seed: int) -> NDArray[np.int64]:
         """See :class:`Target`."""
@@ -154,11 +155,6 @@ class ScoreTarget:
         return [slice(low, low + size) for low in range(0, len(self.logit_NI), size)]
 
 
-def _log(prob: Float) -> Float:
-    with np.errstate(divide="ignore"):
-        return np.log(prob)
-
-
 # ---------------------------------------------------------------- scores
 
 
@@ -177,12 +173,15 @@ def random_logits(visits: JudgingVisits, catalog: Catalog) -> Tensor:
 
 def content_logits(visits: JudgingVisits, catalog: Catalog, block_seen: bool) -> Tensor:
     """Cosines [N, I] of the items' contents and the mean content of what pleased in the history."""
-    histories = visits.requests.histories
-    unit_IE = torch.nn.functional.normalize(torch.from_numpy(catalog.content_IE).float(), dim=1)
+    return served_alone(content_cosines(visits.requests.histories, catalog), visits, catalog, block_seen)
+
+
+def content_cosines(histories: EventBatch, catalog: Catalog, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Cosines [N, I] of the items' contents and the mean content of what pleased in N histories."""
+    unit_IE = torch.nn.functional.normalize(torch.from_numpy(catalog.content_IE).to(dtype), dim=1)
     pleased_NT = histories.behaviours_UTB[..., [BEHAVIOUR_IDX[name] for name in POSITIVE]].amax(2) * histories.mask_UT
-    taste_NE = torch.einsum("nt,nte->ne", pleased_NT, unit_IE[histories.item_ids_UT])
-    cosine_NI = torch.nn.functional.normalize(taste_NE, dim=1) @ unit_IE.T
-    return served_alone(cosine_NI, visits, catalog, block_seen)
+    taste_NE = torch.einsum("nt,nte->ne", pleased_NT.to(dtype), unit_IE[histories.item_ids_UT])
+    return torch.nn.functional.normalize(taste_NE, dim=1) @ unit_IE.T
 
 
 def ranker_logits(visits: JudgingVisits, popular_NI: Tensor, opinion: Opinion, num_items: int) -> Tensor:

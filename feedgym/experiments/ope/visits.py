@@ -21,7 +21,7 @@ from feedgym.envs.history import has_arrivals
 from feedgym.envs.logging import collect_log
 from feedgym.envs.logging_policy import LoggingConfig, LoggingPolicy
 from feedgym.envs.replay import states_at
-from feedgym.envs.truth import RETURN_S, RewardWeights, true_value
+from feedgym.envs.truth import RETURN_S, RewardWeights, brought_at_once, true_value
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.ope.estimators import Float, check_propensities
 from feedgym.experiments.ope.presets import OPERun
@@ -154,8 +154,7 @@ def rewards_by_place(sessions: LoggedSessions, weights: RewardWeights) -> Float:
 
     The return follows the whole session, so it is a reward of the last place.
     """
-    behaviour_B = np.array([getattr(weights, name) for name in BEHAVIOURS])
-    reward_NK = sessions.behaviours_NKB @ behaviour_B + weights.watch_minutes * sessions.watch_s_NK.astype(float) / 60
+    reward_NK = brought_at_once(sessions.behaviours_NKB, sessions.watch_s_NK, weights)
     came_back_N = np.nan_to_num(sessions.return_gap_s_N, nan=np.inf) <= RETURN_S
     reward_NK[:, -1] += weights.return_24h * came_back_N
     return reward_NK

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from feedgym.data.batches import EventBatch, SessionBatch
-from feedgym.data.events import BEHAVIOURS, LoggedSessions
+from feedgym.data.batches import EventBatch
+from feedgym.data.events import LoggedSessions
 from feedgym.envs.logging_policy import RANDOM, LoggingConfig, rules_of
 from feedgym.envs.luck import LOG_GROUP, user_seeds
-from feedgym.envs.truth import RETURN_S, RewardWeights
+from feedgym.envs.truth import RETURN_S, RewardWeights, brought_at_once
 from feedgym.experiments.align.best_of_n import best_of_n
 from feedgym.experiments.align.presets import AlignConfig
+from feedgym.experiments.scoring import scores_of
 from feedgym.experiments.statistics import within_user_correlation
 from feedgym.protocols import SessionReward
 
@@ -30,26 +31,12 @@ Float = NDArray[np.float64]
 
 GROUPS = 10
 """Groups of a reliability curve."""
-USERS_AT_ONCE = 32
-"""Users whose sessions are scored at a time."""
-
-
-def scores_of(reward: SessionReward, histories: EventBatch, item_ids_USK: torch.Tensor) -> Float:
-    """Scores [U, S], some users at a time."""
-    parts = []
-    for low in range(0, len(histories), USERS_AT_ONCE):
-        rows = slice(low, low + USERS_AT_ONCE)
-        ids_USK = item_ids_USK[rows]
-        unknown_US = torch.full(ids_USK.shape[:2], torch.nan)
-        parts.append(reward(histories.rows(rows), SessionBatch(item_ids_USK=ids_USK, logp_US=unknown_US)))
-    return torch.cat(parts).cpu().numpy().astype(np.float64)
 
 
 def logged_reward(sessions: LoggedSessions, weights: RewardWeights) -> Float:
     """What logged sessions brought, in the units of the true reward [N]; NaN where the return counts and is unknown."""
-    weight_B = [getattr(weights, name) for name in BEHAVIOURS]
     seen_NK = sessions.examined_NK & (sessions.item_ids_NK >= 0)
-    value_NK = sessions.behaviours_NKB @ np.array(weight_B) + weights.watch_minutes * sessions.watch_s_NK / 60
+    value_NK = brought_at_once(sessions.behaviours_NKB, sessions.watch_s_NK, weights)
     value_N = (value_NK * seen_NK).sum(axis=1)
     if not weights.return_24h or np.isnan(sessions.return_gap_s_N).all():
         return value_N

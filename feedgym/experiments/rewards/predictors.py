@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feedgym.experiments.page import missing
-from feedgym.experiments.statistics import NUM_RESAMPLES, ends
+from feedgym.experiments.statistics import NUM_RESAMPLES, correlation_per_user, ends
 
 Float = NDArray[np.float64]
 
@@ -50,15 +50,6 @@ def predictors(measure: Mapping[str, Mapping[str, float]], reward: Mapping[str, 
 def rank_correlation(left_N: Float, right_N: Float, seed: int = 0) -> dict[str, float]:
     """Spearman's correlation with its 95% percentile interval over resampled pairs."""
     idx_RN = np.random.default_rng(seed).integers(len(left_N), size=(NUM_RESAMPLES, len(left_N)))
-    resampled_R = _spearman(left_N[idx_RN], right_N[idx_RN])
+    resampled_R = correlation_per_user(left_N[idx_RN], right_N[idx_RN], ranks=True)
     told_R = resampled_R[~np.isnan(resampled_R)]  # a resample of copies of one model has no ranks
-    return {"mean": float(_spearman(left_N[None], right_N[None])[0]), **ends(told_R)}
-
-
-def _spearman(left_RN: Float, right_RN: Float) -> Float:
-    from scipy.stats import rankdata
-
-    left, right = (rankdata(values, axis=1) for values in (left_RN, right_RN))
-    left, right = (ranks - ranks.mean(axis=1, keepdims=True) for ranks in (left, right))
-    scale_R = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
-    return np.divide((left * right).sum(axis=1), scale_R, out=np.full(len(left), np.nan), where=scale_R > 1e-12)
+    return {"mean": float(correlation_per_user(left_N[None], right_N[None], ranks=True)[0]), **ends(told_R)}

@@ -6,12 +6,12 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 from feedgym.experiments.methods.report import best_sentence, rows_in_order, title
 from feedgym.experiments.page import folded, html_table, number, section, with_ends
+from feedgym.experiments.report import compact_table
 from feedgym.experiments.rewards.pictures import predictors_plot, reliability_plot, scatter_plot
 
 Summary = Mapping[str, Any]
@@ -63,10 +63,7 @@ def report_sections(summary: Summary) -> list[str]:
 
 def terminal_table(summary: Summary) -> Table:
     """The rewards, best first, in 80 columns: the aligned agent's true reward, and what was measured."""
-    table = Table(
-        title=escape(summary["title"]), caption=escape(f"{best_sentence(summary)} {predictor_sentence(summary)}"),
-        caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False,
-    )  # fmt: skip
+    table = compact_table(summary["title"], f"{best_sentence(summary)} {predictor_sentence(summary)}")
     table.add_column("", no_wrap=True, max_width=18)
     for head in ("true", "opinion", *FIRST.values()):
         table.add_column(head, justify="right", no_wrap=True)
