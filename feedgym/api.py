@@ -277,7 +277,7 @@ def simulate(
     from feedgym.envs.feed import make_simulator
     from feedgym.envs.logging import collect_log
     from feedgym.envs.logging_policy import LoggingConfig
-    from feedgym.experiments.memory import check_simulated
+    from feedgym.experiments.limits import check_simulated
     from feedgym.experiments.progress import progress
     from feedgym.plugins import made
 

@@ -392,7 +392,7 @@ def data(arguments: Sequence[str]) -> None:
         return
     if arguments[0] != "inspect":
         raise ValueError(f"feedgym data has no {arguments[0]!r}; write feedgym data inspect PATH.")
-    from feedgym.data.readers import ReadOptions
+    from feedgym.data.sources import ReadOptions
 
     @dataclass(frozen=True, kw_only=True)
     class InspectArguments(ReadOptions):
@@ -603,7 +603,7 @@ def realism(arguments: Sequence[str]) -> None:
     options = _parse(RealismArguments, "realism", arguments)
     from rich.console import Console
 
-    from feedgym.experiments.memory import check_simulated
+    from feedgym.experiments.limits import check_simulated
     from feedgym.experiments.simulator.realism import read_side, realism, table_of, write_realism
 
     check_simulated(users=options.users, visits=options.visits, session_length=options.session_length)

@@ -7,8 +7,9 @@ from rich.console import Console
 
 from feedgym.cli import MISTAKE, main
 from feedgym.data.inspect import inspect_log, inspection_table
-from feedgym.data.public.interactions import ReadOptions
-from feedgym.data.readers import load_data, read_table
+from feedgym.data.readers import load_data
+from feedgym.data.sources import ReadOptions
+from feedgym.data.table import read_table
 
 VIEWS = pd.DataFrame(
     {

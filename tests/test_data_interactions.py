@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feedgym.data.events import BEHAVIOURS, Event
-from feedgym.data.public.interactions import Ratings, ReadOptions, k_core, rated_behaviours, ratings_log, time_order
+from feedgym.data.public.interactions import Ratings, k_core, rated_behaviours, ratings_log, time_order
+from feedgym.data.sources import ReadOptions
 
 QUICK = ReadOptions(text="off")
 

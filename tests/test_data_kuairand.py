@@ -19,8 +19,9 @@ from feedgym.data.public.kuairand import (
     is_kuairand,
     read_kuairand,
 )
-from feedgym.data.readers import ReadOptions, find_data
+from feedgym.data.readers import find_data
 from feedgym.data.sessions import logged_sessions, positive_sessions, time_of_day
+from feedgym.data.sources import ReadOptions
 from feedgym.data.splits import random_exposures
 
 MAY_MS = 1651363200000  # 2022-05-01 00:00 UTC, eight in the morning in Beijing

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 
 from feedgym.data.events import BEHAVIOURS, Event
-from feedgym.data.public.interactions import ReadOptions
 from feedgym.data.readers import find_data, load_data
+from feedgym.data.sources import ReadOptions
 
 QUICK = ReadOptions(text="off", ties="file")
 LISTS = "7 3 1 2\n4 2 3\n"

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from feedgym.data.events import BEHAVIOURS, Event
-from feedgym.data.public.interactions import ReadOptions
 from feedgym.data.readers import find_data, load_data
+from feedgym.data.sources import ReadOptions
 
 QUICK = ReadOptions(text="off", ties="file")
 

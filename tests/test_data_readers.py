@@ -12,8 +12,10 @@ from feedgym.data.build import VISIT_GAP_S
 from feedgym.data.content import collaborative_embeddings, default_cutoff_s
 from feedgym.data.events import BEHAVIOURS, Event
 from feedgym.data.parquet import write_catalog, write_log
-from feedgym.data.readers import ReadOptions, find_data, load_data, read_table
+from feedgym.data.readers import find_data, load_data
 from feedgym.data.sessions import time_of_day
+from feedgym.data.sources import ReadOptions
+from feedgym.data.table import read_table
 
 MAY_S = 1651363200  # 2022-05-01 00:00 UTC
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet")

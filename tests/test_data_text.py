@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from feedgym.data import text
-from feedgym.data.public.interactions import ReadOptions
+from feedgym.data.sources import ReadOptions
 from feedgym.data.text import model_folder, text_embeddings, tfidf_embeddings
 
 TITLES = ["red lip stick", "dark red lip gloss", "hiking boots", "boots for hiking", "", "  "]

@@ -7,10 +7,10 @@ import torch
 
 from feedgym.data.batches import DatedEventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, Event
-from feedgym.data.public.interactions import ReadOptions
 from feedgym.data.readers import column_pair
 from feedgym.data.requests import last_requests
 from feedgym.data.sessions import SessionFilter, histories, logged_sessions, quality_filter
+from feedgym.data.sources import ReadOptions
 from feedgym.data.splits import split_users
 from feedgym.envs.luck import LOG_GROUP, user_seeds
 from feedgym.envs.short_video import ShortVideoConfig

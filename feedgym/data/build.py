@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from feedgym.data.events import BoolArray, Event, EventLog, FloatArray
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 VISIT_GAP_S = 1800.0
 """A pause longer than this (half an hour) between two exposures ends a visit."""
@@ -129,6 +132,8 @@ def encode_profile(table: pd.DataFrame) -> tuple[NDArray[np.int64], tuple[int, .
     Returns:
         The codes [rows, F] and the F cardinalities.
     """
+    import pandas as pd
+
     codes, sizes = np.zeros(table.shape, dtype=np.int64), []
     for f, name in enumerate(table):
         code, values = pd.factorize(table[name], sort=True)

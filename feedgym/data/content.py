@@ -1,17 +1,21 @@
-"""Content embeddings for items with words and numbers, or for items known only by the users who watched them."""
+"""Content embeddings for items with words and numbers, or for items known only by the users who watched them.
+
+SciPy and scikit-learn take seconds to import, so only what computes embeddings imports them.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
-from scipy import sparse
-from sklearn.decomposition import TruncatedSVD
-from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
-from sklearn.preprocessing import StandardScaler, normalize
 
 from feedgym.data.events import BoolArray, Event, EventLog, FloatArray
 from feedgym.data.splits import until
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from scipy import sparse
 
 
 def attribute_embeddings(words_I: list[str] | pd.Series, numbers_IX: NDArray, width: int) -> FloatArray:
@@ -26,6 +30,10 @@ def attribute_embeddings(words_I: list[str] | pd.Series, numbers_IX: NDArray, wi
     Returns:
         float32 [I, E], rows of length 1 (or 0 where an item has nothing).
     """
+    from scipy import sparse
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+    from sklearn.preprocessing import StandardScaler
+
     parts = []
     if any(words.split() for words in words_I):
         counts = CountVectorizer(tokenizer=str.split, token_pattern=None, lowercase=False).fit_transform(words_I)
@@ -58,6 +66,8 @@ def collaborative_embeddings(
     Returns:
         float32 [I, E], rows of length 1; 0 for items that no user liked together with another item.
     """
+    from scipy import sparse
+
     past = until(log, before_s)
     user = np.repeat(np.arange(past.num_users), np.diff(past.offsets_U1))
     row = np.flatnonzero(_liked(past))
@@ -78,6 +88,8 @@ def _liked(log: EventLog) -> BoolArray:
 
 def _ppmi(pairs: sparse.csr_matrix) -> sparse.csr_matrix:
     """Positive pointwise mutual information of a symmetric matrix of counts."""
+    from scipy import sparse
+
     pairs.eliminate_zeros()
     total_I = np.asarray(pairs.sum(axis=1)).ravel()
     coo = pairs.tocoo()
@@ -87,6 +99,9 @@ def _ppmi(pairs: sparse.csr_matrix) -> sparse.csr_matrix:
 
 def reduced(matrix: sparse.csr_matrix, width: int) -> FloatArray:
     """Rows reduced to ``width`` dimensions by SVD, of length 1; a small matrix is filled up with zeros."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.preprocessing import normalize
+
     rank = min(width, *matrix.shape)
     filled = np.zeros((matrix.shape[0], width), dtype=np.float32)
     if rank and matrix.count_nonzero():

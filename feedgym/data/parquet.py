@@ -19,11 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
+from feedgym.data.arrow import arrow_of, numpy_of, words_of
 from feedgym.data.batches import TensorRows
 from feedgym.data.events import BEHAVIOURS, Catalog, Event, EventLog
 
@@ -91,9 +89,9 @@ def write_log(log: EventLog, path: str | Path) -> None:
 def _log_columns(log: EventLog, user: NDArray) -> dict[str, pa.Array]:
     """The columns of the file; ``user`` is the row of each event's user."""
     columns: dict[str, Any] = {
-        "user_id": pa.array(log.user_ids_U).take(pa.array(user)).dictionary_encode(),
+        "user_id": arrow_of(log.user_ids_U).take(arrow_of(user)).dictionary_encode(),
         "timestamp_s": log.timestamp_s,
-        "event": pa.DictionaryArray.from_arrays(pa.array(log.event), pa.array(EVENT_NAMES)),
+        "event": pa.DictionaryArray.from_arrays(arrow_of(log.event), words_of(EVENT_NAMES)),
         "session_id": log.session_id,
         "position": log.position,
         "item_id": log.item_id,
@@ -103,10 +101,10 @@ def _log_columns(log: EventLog, user: NDArray) -> dict[str, pa.Array]:
     columns |= {name: log.behaviours[:, b].astype(bool) for b, name in enumerate(BEHAVIOURS)}
     columns["propensity"] = log.propensity
     columns |= {EXTRA_PREFIX + name: values for name, values in log.extra.items()}
-    elsewhere = log.event != Event.PROFILE
+    arrays = {name: arrow_of(v) if isinstance(v, np.ndarray) else v for name, v in columns.items()}
     for f, name in enumerate(log.profile_names):
-        columns[PROFILE_PREFIX + name] = pa.array(log.profile_UF[user, f], mask=elsewhere)
-    return columns
+        arrays[PROFILE_PREFIX + name] = arrow_of(log.profile_UF[user, f], log.event == Event.PROFILE)
+    return arrays
 
 
 def read_log(path: str | Path, catalog: Catalog | None = None) -> EventLog:
@@ -120,14 +118,14 @@ def read_log(path: str | Path, catalog: Catalog | None = None) -> EventLog:
     Raises:
         ValueError: the file is missing, empty, or breaks the format; one line naming file, column, row and remedy.
     """
-    table = _read_table(path, LOG_COLUMNS, "read another format with feedgym.data.readers.read_table")
+    table = _read_table(path, LOG_COLUMNS, "read another format with feedgym.data.table.read_table")
     event = _event_codes(path, table)
     columns = {name: _column(path, table, name) for name in LOG_COLUMNS if name not in ("user_id", "event")}
     _check_values(path, event, columns, catalog)
     ids = table["user_id"].combine_chunks().dictionary_encode()
     if ids.null_count:
         _fail(path, "user_id", np.asarray(ids.is_null()), "is empty", "give every event its user")
-    user = ids.indices.to_numpy().astype(np.int64)
+    user = numpy_of(ids.indices).astype(np.int64)
     order = _sorted_order(user, event, columns)
     profile_row_U = _profile_rows(path, user, event, ids.dictionary)
     names, sizes, profile_UF = _profiles(path, table, profile_row_U)
@@ -163,19 +161,19 @@ def _extra(path: str | Path, table: pa.Table, order: NDArray) -> dict[str, NDArr
 def write_catalog(catalog: Catalog, path: str | Path) -> None:
     """Writes a catalogue as one zstd parquet file, one row per item; row i is item id i."""
     width = catalog.content_IE.shape[1]
-    content = pa.array(np.ascontiguousarray(catalog.content_IE).reshape(-1))
+    content = arrow_of(np.ascontiguousarray(catalog.content_IE).reshape(-1))
     columns = {
-        "raw_id": pa.array(catalog.raw_ids_I),
+        "raw_id": arrow_of(catalog.raw_ids_I),
         "content": pa.FixedSizeListArray.from_arrays(content, width),
-        "topic": catalog.topic_I,
-        "duration_s": catalog.duration_s_I,
-        "creator": catalog.creator_I,
-        "upload_s": catalog.upload_s_I,
+        "topic": arrow_of(catalog.topic_I),
+        "duration_s": arrow_of(catalog.duration_s_I),
+        "creator": arrow_of(catalog.creator_I),
+        "upload_s": arrow_of(catalog.upload_s_I),
     }
     if catalog.text_I is not None:
         columns["text"] = pa.array(catalog.text_I.tolist(), pa.string())
     if catalog.withdraw_s_I is not None:
-        columns["withdraw_s"] = catalog.withdraw_s_I
+        columns["withdraw_s"] = arrow_of(catalog.withdraw_s_I)
     table = pa.table(columns).replace_schema_metadata({"feedgym_content_from": catalog.content_from})
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
@@ -187,12 +185,12 @@ def read_catalog(path: str | Path) -> Catalog:
     Raises:
         ValueError: the file is missing, empty, or breaks the format; one line naming file, column, row and remedy.
     """
-    table = _read_table(path, CATALOG_COLUMNS, "read another format with feedgym.data.readers.read_table")
+    table = _read_table(path, CATALOG_COLUMNS, "read another format with feedgym.data.table.read_table")
     columns = {name: _column(path, table, name) for name in ("topic", "duration_s", "creator", "upload_s")}
     content = table["content"].combine_chunks()
     if content.null_count:
         _fail(path, "content", np.asarray(content.is_null()), "is empty", "give every item an embedding")
-    content_IE = content.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(table.num_rows, -1)
+    content_IE = numpy_of(content.flatten()).astype(np.float32).reshape(table.num_rows, -1)
     _refuse(path, "content", ~np.isfinite(content_IE).all(1), "has NaN or infinite values", "drop or impute the item")
     _refuse(path, "duration_s", ~(columns["duration_s"] > 0), "is not above 0", "write the item's length in seconds")
     return Catalog(
@@ -225,6 +223,9 @@ def _texts(path: str | Path, table: pa.Table) -> NDArray:
 
 def write_batch(batch: TensorRows, path: str | Path) -> None:
     """Writes a batch of tensors (histories, sessions, preferences) as safetensors, without the fields that are None."""
+    import torch
+    from safetensors.torch import save_file
+
     columns = ((f.name, getattr(batch, f.name)) for f in fields(batch))  # type: ignore[arg-type]
     # Clones, because safetensors refuses tensors that share memory.
     tensors = {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in columns if v is not None}
@@ -238,6 +239,9 @@ def read_batch(cls: type[BatchT], path: str | Path) -> BatchT:
     Raises:
         ValueError: the file is missing, is not a safetensors file, or lacks a field of ``cls``.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     _must_exist(path)
     try:
         tensors = load_file(path)
@@ -283,7 +287,8 @@ def _read_table(path: str | Path, expected: dict, remedy: str) -> pa.Table:
     """Reads the file as a table whose expected columns exist and have the right type."""
     _must_exist(path)
     try:
-        table = pq.read_table(path, memory_map=False)
+        with pq.ParquetFile(path, memory_map=False) as file:  # pq.read_table would import pandas
+            table = file.read()
         table.validate(full=True)  # damaged pages decode to text that is not UTF-8 or offsets out of bounds
     except (pa.ArrowException, OSError) as error:  # thrift and the decompressors raise OSErrors
         raise ValueError(f"{path}: not a whole parquet file ({str(error).splitlines()[0]}); {remedy}.") from error
@@ -305,12 +310,12 @@ def _column(path: str | Path, table: pa.Table, name: str) -> NDArray:
     column = table[name].combine_chunks()
     if column.null_count:
         _fail(path, name, np.asarray(column.is_null()), "is empty", "fill it (-1 for no item, NaN for no propensity)")
-    return column.to_numpy(zero_copy_only=False)
+    return numpy_of(column)
 
 
 def _event_codes(path: str | Path, table: pa.Table) -> NDArray[np.int8]:
-    codes = pc.index_in(table["event"].combine_chunks(), value_set=pa.array(EVENT_NAMES)).fill_null(-1)
-    event = codes.to_numpy(zero_copy_only=False).astype(np.int8)
+    codes = pc.index_in(table["event"].combine_chunks(), value_set=words_of(EVENT_NAMES))
+    event = numpy_of(codes, -1).astype(np.int8)
     unknown = event < 0
     if unknown.any():
         value = table["event"][int(np.argmax(unknown))].as_py()
@@ -371,9 +376,9 @@ def _profiles(
             )
         at_profile = np.zeros(table.num_rows, dtype=bool)
         at_profile[row_U] = True
-        null = table[column].is_null().to_numpy() & at_profile
+        null = numpy_of(table[column].is_null().combine_chunks()).astype(bool) & at_profile
         _refuse(path, column, null, "is empty on a profile event", "write the user's value there")
-        values = table[column].fill_null(0).to_numpy()
+        values = numpy_of(table[column].combine_chunks(), 0)
         size = int(declared.get(name, values[row_U].max() + 1))
         bad = at_profile & ((values < 0) | (values >= size))
         _refuse(path, column, bad, f"is outside 0..{size - 1}", "encode the field 0, 1, ... below its size")
@@ -384,4 +389,4 @@ def _profiles(
 
 def _id_array(ids: pa.Array) -> NDArray:
     """Ids as int64 or as fixed-width strings."""
-    return ids.to_numpy(zero_copy_only=False).astype(np.int64 if pa.types.is_integer(ids.type) else np.str_)
+    return numpy_of(ids).astype(np.int64 if pa.types.is_integer(ids.type) else np.str_)

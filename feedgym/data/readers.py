@@ -10,20 +10,12 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-import pandas as pd
-
 from feedgym.data.events import Catalog, EventLog
 from feedgym.data.parquet import read_catalog, read_log
 from feedgym.data.public.files import RawFile, raw_files
-from feedgym.data.public.finders import FINDERS
-from feedgym.data.public.interactions import ReadOptions, Source, keeps_clock
-from feedgym.data.public.kuairand import is_kuairand, read_kuairand
-from feedgym.data.public.lists import find_sequences
+from feedgym.data.sources import ReadOptions, Source, keeps_clock
 from feedgym.data.splits import take_users
-from feedgym.data.table import item_words, read_table, table_source
 from feedgym.data.whole import product_of
-
-__all__ = ["ReadOptions", "column_pair", "find_data", "load_data", "read_kuairand", "read_table"]
 
 
 def load_data(
@@ -38,7 +30,8 @@ def load_data(
 
     Args:
         path: see :func:`find_data`.
-        column_map: maps feedgym's column names to the table's, see :func:`read_table`; for tables only.
+        column_map: maps feedgym's column names to the table's, see
+            :func:`feedgym.data.table.read_table`; for tables only.
         items: the items of a table or of lists.
         options: order of ties, k-core, embeddings of texts.
 
@@ -74,7 +67,8 @@ def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, ite
         path: a folder (or a zip) with the files of KuaiRand, MovieLens, Amazon's reviews, RecBole or lists of items, a
             folder with feedgym's ``events.parquet`` and ``catalog.parquet`` (also RUN/stages/log), one such file, or a
             CSV or parquet table.
-        column_map: names a table's columns, see :func:`read_table`; a file with a map is always read as a table.
+        column_map: names a table's columns, see :func:`feedgym.data.table.read_table`; a file with a map is always read
+            as a table.
         items: the items of a table or of lists.
 
     Raises:
@@ -89,6 +83,8 @@ def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, ite
     if path.is_dir() and (column_map or items):
         raise ValueError(f"{path}: is a folder, but column_map and items describe a single table; give its file.")
     if path.is_file():
+        from feedgym.data.table import table_source
+
         return table_source(path, column_map or {}, items)
     raise ValueError(
         f"{path}: holds no files that feedgym knows (KuaiRand's log_standard_*; MovieLens's u.data, ratings.dat or "
@@ -101,14 +97,21 @@ def _recognised(path: Path, items: Path | None) -> Source | None:
     """Data recognised by their files, or None; of these, only lists of items take a table of items."""
     files = raw_files(path)
     if items is not None:
+        from feedgym.data.public.lists import find_sequences
+        from feedgym.data.table import item_words
+
         return find_sequences(path, files, lambda: item_words(items))
-    sources = (find(path, files) for find in (_find_own, *FINDERS))
+    if (own := _find_own(path)) is not None:
+        return own
+    from feedgym.data.public.finders import FINDERS  # pandas, which a log of feedgym's own does not need
+
+    sources = (find(path, files) for find in FINDERS)
     return next((source for source in sources if source is not None), None)
 
 
-def _find_own(folder: Path, _: dict[str, RawFile]) -> Source | None:
+def _find_own(folder: Path) -> Source | None:
     """A folder with a log of feedgym's, or None; KuaiRand's files win if a folder holds both."""
-    if not (folder / "events.parquet").exists() or is_kuairand(folder):
+    if not (folder / "events.parquet").exists() or _is_kuairand(folder):
         return None
 
     def read(options: ReadOptions) -> tuple[EventLog, Catalog]:
@@ -119,7 +122,7 @@ def _find_own(folder: Path, _: dict[str, RawFile]) -> Source | None:
         keeps_clock(folder, "feedgym's own logs are read as they are", options)
         catalog = read_catalog(folder / "catalog.parquet")
         log = read_log(folder / "events.parquet", catalog)
-        chosen_U = options.chosen(pd.Series(log.user_ids_U))
+        chosen_U = options.chosen(log.user_ids_U)
         if not chosen_U.any():
             raise ValueError(
                 f"{folder}: none of {log.num_users} users falls into a share of {options.users:g}; raise it."
@@ -128,3 +131,11 @@ def _find_own(folder: Path, _: dict[str, RawFile]) -> Source | None:
 
     files = tuple(RawFile(folder / name) for name in ("events.parquet", "catalog.parquet"))
     return Source(name="feedgym's own log", files=files, says=(), read=read)
+
+
+def _is_kuairand(folder: Path) -> bool:
+    if not any(folder.glob("log_*")):
+        return False
+    from feedgym.data.public.kuairand import is_kuairand
+
+    return is_kuairand(folder)

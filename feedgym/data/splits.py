@@ -11,7 +11,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol, Self
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, BoolArray, Event, EventLog, LoggedSessions
@@ -84,6 +83,8 @@ def split_users(user_ids_U: NDArray, *, validation: float = 0.1, held_out: float
 
 def user_luck(user_ids_U: NDArray, seed: int) -> NDArray[np.float64]:
     """A number in [0, 1] per user, which depends only on their id and the seed."""
+    import pandas as pd
+
     # Hashed as text, because the seed keys only the hash of strings, and so that 7 and "7" are one user.
     text = np.asarray(user_ids_U).astype(str).astype(object)
     return pd.util.hash_array(text, hash_key=f"{seed % 10**16:016d}", categorize=False) / 2.0**64

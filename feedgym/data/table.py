@@ -24,17 +24,15 @@ from feedgym.data.parquet import PROFILE_PREFIX
 from feedgym.data.public.files import RawFile, numbers, plain, refuse
 from feedgym.data.public.interactions import (
     CONTENT_WIDTH,
-    ReadOptions,
-    Source,
     content_of,
     joined,
     k_core,
-    keeps_clock,
     plain_ids,
     read_ids,
     texts_of,
     time_order,
 )
+from feedgym.data.sources import ReadOptions, Source, keeps_clock
 from feedgym.data.times import log_seconds
 
 REQUIRED = ("user_id", "item_id")

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from feedgym.data.content import reduced
 from feedgym.data.events import FloatArray
@@ -76,6 +75,8 @@ def tfidf_embeddings(texts_I: Sequence[str], width: int = TFIDF_WIDTH) -> FloatA
     Returns:
         float32 [I, width], rows of length 1, or 0 if no word is shared with another item.
     """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
     vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=50_000, sublinear_tf=True, dtype=np.float32)
     try:
         matrix = vectors.fit_transform(texts_I)

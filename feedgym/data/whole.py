@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from feedgym.data.parquet import replacing
@@ -138,6 +137,8 @@ def read_mark(folder: Path) -> Mark | None:
     path = product_of(folder) / MARK
     if not path.exists():
         return None
+    from pydantic import TypeAdapter, ValidationError
+
     try:
         return TypeAdapter(Mark).validate_python(read_sealed(path))
     except ValidationError as error:

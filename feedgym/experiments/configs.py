@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from feedgym.data.public.interactions import ReadOptions
+from feedgym.data.sources import ReadOptions
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.plugins import fill_in
 from feedgym.ranges import Count, CountOrZero, Drawn, NonNegative, Passes, Ranged, Seed, Visits

@@ -6,19 +6,16 @@ They are there for the slip of the finger (a billion users), not to plan a run b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import reduce
+from collections.abc import Iterator
 from itertools import pairwise
 from math import prod
-from types import SimpleNamespace
-from typing import Any, NamedTuple
-
-import psutil
+from typing import Any
 
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.cascade.presets import CascadeRun
 from feedgym.experiments.configs import LogConfig
+from feedgym.experiments.limits import EVENT, Need, log_bytes, refuse
 from feedgym.experiments.methods.cells import cells_of
 from feedgym.experiments.methods.presets import CellsRun
 from feedgym.experiments.ope.presets import OPEItemsRun, OPERun
@@ -29,26 +26,10 @@ from feedgym.experiments.simulator.presets import LearnedRun
 from feedgym.tokenizers.codes import codes_for
 from feedgym.tokenizers.rqvae import RQVAEConfig
 
-EVENT = 40
-"""Bytes of a row of a log: ids, time, watch time, behaviours."""
 WEIGHT = 16
 """Bytes of a weight in training: itself, its gradient and the two moments of Adam."""
 PROCESS = 200 * 2**20
 """Bytes of a process with torch."""
-
-
-class Need(NamedTuple):
-    """One thing that must be held in memory.
-
-    Attributes:
-        what: its name for people.
-        options: the dotted fields that decide its size.
-        num_bytes: its size, bytes.
-    """
-
-    what: str
-    options: tuple[str, ...]
-    num_bytes: float
 
 
 def check_memory(config: Any) -> None:
@@ -61,7 +42,7 @@ def check_memory(config: Any) -> None:
         ValueError: names what is too large, the options that make it so, and both sizes.
     """
     for part in parts_of(config):
-        _refuse(part, needs(part))
+        refuse(part, needs(part))
 
 
 def parts_of(config: Any) -> list[Any]:
@@ -69,34 +50,6 @@ def parts_of(config: Any) -> list[Any]:
     if isinstance(config, CellsRun):
         return [cell.config for cell in cells_of(config) if cell.config.seed == config.seeds[0]]
     return [config]
-
-
-def check_simulated(*, users: int, visits: int, session_length: int) -> None:
-    """Refuse a simulated log that cannot fit into this machine's memory.
-
-    Args:
-        users: how many.
-        visits: of each.
-        session_length: K.
-
-    Raises:
-        ValueError: as for :func:`check_memory`.
-    """
-    num_bytes = log_bytes(users, visits, session_length)
-    given = SimpleNamespace(users=users, visits=visits, session_length=session_length)
-    _refuse(given, [Need("the log", ("users", "visits", "session_length"), num_bytes)])
-
-
-def _refuse(config: Any, needs: Iterable[Need]) -> None:
-    """Refuse what needs more than there is, naming the values of its options."""
-    memory = psutil.virtual_memory().total + psutil.swap_memory().total
-    need = max(needs, key=lambda need: need.num_bytes, default=None)
-    if need is not None and need.num_bytes > memory:
-        values = ", ".join(f"{name}={reduce(getattr, name.split('.'), config)}" for name in need.options)
-        raise ValueError(
-            f"{values}: {need.what} would take {need.num_bytes / 2**30:,.1f} GiB or more, and this machine has "
-            f"{memory / 2**30:,.1f} GiB; lower {'it' if len(need.options) == 1 else 'one of them'}."
-        )
 
 
 def needs(config: Any) -> Iterator[Need]:
@@ -124,11 +77,6 @@ def needs(config: Any) -> Iterator[Need]:
     elif isinstance(config, LearnedRun):
         yield _log(config.log, config.session_length)
         yield _model("", config, 0)
-
-
-def log_bytes(users: int, visits: int, session_length: int) -> float:
-    """Bytes of a log in which half of each session is looked at."""
-    return users * visits * (1 + session_length / 2) * EVENT
 
 
 def _alignment(config: AlignConfig) -> Iterator[Need]:

@@ -24,9 +24,9 @@ import pytest
 
 from feedgym.data.events import BEHAVIOURS, Event
 from feedgym.data.parquet import write_catalog, write_log
-from feedgym.data.public.interactions import ReadOptions
 from feedgym.data.public.kuairand import PROFILE_FIELDS
 from feedgym.data.readers import load_data
+from feedgym.data.sources import ReadOptions
 
 COUNT = int(os.environ.get("FEEDGYM_MALFORMED", "300"))
 PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}

@@ -25,7 +25,8 @@ import pandas as pd
 
 from feedgym.data.events import Catalog, EventLog
 from feedgym.data.public.files import RawFile, decoded, delimited, need, numbers, refuse, with_neighbours
-from feedgym.data.public.interactions import RULE, Ratings, ReadOptions, Source, ratings_log
+from feedgym.data.public.interactions import RULE, Ratings, ratings_log
+from feedgym.data.sources import ReadOptions, Source
 
 OLD = {"reviewerID": "user_id", "asin": "item_id", "overall": "rating", "unixReviewTime": "timestamp"}
 NEW = {"user_id": "user_id", "parent_asin": "item_id", "rating": "rating", "timestamp": "timestamp"}

@@ -15,11 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 """Errors of decompressors for files that are cut off, damaged or not archives. zlib's and lzma's are not OSErrors."""
@@ -147,6 +149,8 @@ def delimited(
     Raises:
         ValueError: the file is broken, empty, or has rows of another length; one line.
     """
+    import pandas as pd
+
     data = file.read()
     if len(separator) > 1:  # pandas' fast parser knows single characters only
         data, separator = data.replace(separator.encode(), b"\x1f"), "\x1f"
@@ -211,6 +215,8 @@ def plain(where: object, table: pd.DataFrame, columns: Iterable[Any]) -> None:
 
 def whole_numbers(where: object, table: pd.DataFrame, name: str, remedy: str) -> NDArray[np.int64]:
     """A column of whole numbers as int64; empty cells are refused too."""
+    import pandas as pd
+
     values = numbers(where, table, name)
     bad = ~(np.abs(values) < 2**63) | (values != np.floor(values))
     refuse(where, table, name, bad, "is empty or not a whole number", remedy)
@@ -221,6 +227,8 @@ def whole_numbers(where: object, table: pd.DataFrame, name: str, remedy: str) ->
 
 def numbers(where: object, table: pd.DataFrame, name: str, fill: float | None = None) -> NDArray[np.float64]:
     """A column as float64; text and infinity are refused, and empty cells become ``fill``, or NaN if that is None."""
+    import pandas as pd
+
     plain(where, table, (name,))
     values = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     # pandas would turn durations and datetimes into numbers in a unit that nobody named.

@@ -1,7 +1,7 @@
 """THE list of public data sets that feedgym reads.
 
 To add one, write a file in this folder and add an entry here. Its finder looks at the files at a path. It returns how
-they are read (:class:`~feedgym.data.public.interactions.Source`), or None if they are not its own. If the path names
+they are read (:class:`~feedgym.data.sources.Source`), or None if they are not its own. If the path names
 one file of several, :func:`~feedgym.data.public.files.with_neighbours` gives the finder the others.
 """
 
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from feedgym.data.public.amazon import find_amazon
 from feedgym.data.public.files import RawFile
-from feedgym.data.public.interactions import Source
 from feedgym.data.public.kuairand import find_kuairand
 from feedgym.data.public.lists import find_sequences
 from feedgym.data.public.movielens import find_movielens
 from feedgym.data.public.recbole import find_recbole
+from feedgym.data.sources import Source
 
 Finder = Callable[[Path, dict[str, RawFile]], Source | None]
 """Takes a path (a folder, a zip or a file) and the files there, by name without the suffix of a compression."""

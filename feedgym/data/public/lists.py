@@ -17,7 +17,8 @@ import pandas as pd
 
 from feedgym.data.events import Catalog, EventLog
 from feedgym.data.public.files import RawFile, decoded, refuse, with_neighbours
-from feedgym.data.public.interactions import ORDER_ONLY, Ratings, ReadOptions, Source, ratings_log
+from feedgym.data.public.interactions import ORDER_ONLY, Ratings, ratings_log
+from feedgym.data.sources import ReadOptions, Source
 
 ID_MAP = "datamaps.json"
 BESIDE = re.escape(ID_MAP)

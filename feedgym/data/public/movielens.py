@@ -16,7 +16,8 @@ import pandas as pd
 
 from feedgym.data.events import Catalog, EventLog
 from feedgym.data.public.files import RawFile, delimited, need, numbers, refuse, whole_numbers, with_neighbours
-from feedgym.data.public.interactions import ORDER_ONLY, RULE, Ratings, ReadOptions, Source, ratings_log
+from feedgym.data.public.interactions import ORDER_ONLY, RULE, Ratings, ratings_log
+from feedgym.data.sources import ReadOptions, Source
 
 EVENTS = ("user_id", "item_id", "rating", "timestamp")
 GENRES_100K = (

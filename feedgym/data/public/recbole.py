@@ -13,7 +13,8 @@ import pandas as pd
 from feedgym.data.columns import unread
 from feedgym.data.events import Catalog, EventLog
 from feedgym.data.public.files import RawFile, decoded, delimited, numbers, refuse, with_neighbours
-from feedgym.data.public.interactions import RULE, Ratings, ReadOptions, Source, joined, ratings_log, read_ids
+from feedgym.data.public.interactions import RULE, Ratings, joined, ratings_log, read_ids
+from feedgym.data.sources import ReadOptions, Source
 
 EVENTS = ("user_id", "item_id", "rating", "timestamp")
 BESIDE = r".*\.(item|user)"

@@ -16,7 +16,7 @@ from feedgym.agents.fit import FitConfig
 from feedgym.agents.hstu import HSTUSizes
 from feedgym.agents.sasrec import SASRecSizes
 from feedgym.agents.tiger import TigerSizes
-from feedgym.data.public.interactions import ReadOptions
+from feedgym.data.sources import ReadOptions
 from feedgym.envs.short_video import ShortVideoConfig
 from feedgym.experiments.configs import DataConfig, LogConfig
 from feedgym.experiments.retrieval.metrics import RankingConfig
