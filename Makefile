@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo test test-all check bench clean
+.PHONY: help install demo test test-all check docs bench clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -34,8 +34,16 @@ check: install  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+DOCS := $(VENV)/.docs
+$(DOCS): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $(DOCS)
+
+docs: $(DOCS)  ## the documentation's site in site/: tutorials executed, links checked, no network
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 WANDB_MODE=disabled $(BIN)/mkdocs build
+
 bench: install  ## speed, as ratios of both sides in one run
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 clean:  ## remove the virtual environment and caches (never your runs)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache build *.egg-info
