@@ -223,7 +223,41 @@ def sample(
 
 
 def looked_at(pool, agents, watchers=(), world=None, num_users=10, num_samples=4):
-    return look(*agents, Taste(), watchers, pool, world or Knowing(), num_users, num_samples, replicas=2, seed=0)
+    workers = Rollouts(RolloutConfig(), "off")
+    those = (*agents, Taste(), watchers, pool, world or Knowing(), workers)
+    return look(*those, num_users, num_samples, replicas=2, seed=0)
+
+
+class Counting(Taste):
+    """Counts the blocks that it scores, and fails at one of them."""
+
+    def __init__(self, fails_at=None):
+        self.asked, self.fails_at = 0, fails_at
+
+    def __call__(self, histories, sessions):
+        if self.asked == self.fails_at:
+            raise KeyboardInterrupt
+        self.asked += 1
+        return super().__call__(histories, sessions)
+
+
+def test_a_round_is_the_same_in_shards_and_goes_on_from_the_last_finished_one(tmp_path):
+    whole, pool, (agent, base) = sample()
+    rounds = RoundsConfig(user_share=0.5, num_samples=6)
+
+    def sharded(reward):
+        with Rollouts(RolloutConfig(users_per_task=2, tasks_per_shard=1), "off") as workers:
+            return sample_round(rounds, pool, Knowing(), workers, agent, 0, tmp_path, base=base, reward=reward, seed=0)
+
+    blocks = -(-len(whole.row_U) // 2)
+    assert blocks > 2
+    with pytest.raises(KeyboardInterrupt):
+        sharded(Counting(fails_at=2))
+    rest = Counting()
+    again = sharded(rest)
+    assert rest.asked == blocks - 2
+    for name, column in vars(whole).items():
+        torch.testing.assert_close(vars(again)[name], column, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("block_seen", [False, True])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from feedgym.agents.baselines import PopularRecommender, RandomRecommender
 from feedgym.data.batches import DatedEventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, Event
 from feedgym.data.readers import column_pair
@@ -21,6 +22,7 @@ from feedgym.experiments.align.presets import AlignConfig, RoundsConfig
 from feedgym.experiments.align.world import Recorded, Simulated, plan_world, world_of
 from feedgym.experiments.configs import JudgeConfig, LogConfig
 from feedgym.experiments.logs import LOG, simulator_key
+from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.run import Plan
 
 LENGTH, HISTORY, VISITS = 4, 6, 4
@@ -212,8 +214,25 @@ def test_the_truth_does_not_depend_on_how_many_are_asked_at_a_time(world, pool, 
     whole, heard = world.true_value(pool, row_U, sessions_USK, lambda *_: None), []
     monkeypatch.setattr(worlds, "TRUTH_USERS", 4)
     assert (world.true_value(pool, row_U, sessions_USK, lambda *now: heard.append(now)) == whole).all()
-    done = [*range(4, len(row_U), 4), len(row_U)]
-    assert heard == [(number, len(row_U)) for number in done] and len(done) > 1
+    blocks = -(-len(row_U) // 4)
+    assert heard == [(done, blocks) for done in range(1, blocks + 1)] and blocks > 1
+
+
+def test_true_values_and_judgement_are_the_same_on_actors_and_in_this_process(world, pool):
+    row_U = pool.draw_users(0.9, np.random.default_rng(1))
+    sessions_USK = np.random.default_rng(2).permuted(np.tile(np.arange(60), (len(row_U), 2, 1)), axis=2)[..., :LENGTH]
+    agents = {"random": RandomRecommender(60, LENGTH, seed=1), "popular": PopularRecommender(torch.arange(60), LENGTH)}
+    with Rollouts(CONFIG.rollouts, "local") as workers:
+        spread = Simulated(CONFIG, workers=workers)
+        answers = [some.true_value(pool, row_U, sessions_USK, lambda *_: None) for some in (world, spread)]
+        served = [some.served(agents, None, pool) for some in (world, spread)]
+    assert (answers[0] == answers[1]).all() and len(np.unique(answers[0])) > 10
+    assert list(served[0]) == list(served[1]) == ["random", "popular", "oracle"]
+    for name, record in served[0].items():
+        other = served[1][name]
+        for metric, count_VU in record.by_visit.items():
+            np.testing.assert_array_equal(count_VU, other.by_visit[metric])
+        np.testing.assert_array_equal(record.log.item_id, other.log.item_id)
 
 
 def log_key(config):

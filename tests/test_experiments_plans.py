@@ -12,6 +12,7 @@ from feedgym.envs.truth import RewardWeights
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.launch import kind_of
 from feedgym.experiments.presets import COMPARISONS, CONFIGS, PRESETS
+from feedgym.experiments.rollouts import RolloutConfig
 from feedgym.plugins import BUILT_IN
 from feedgym.rewards.config import RewardModelConfig
 from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
@@ -72,6 +73,8 @@ def bases():
     yield "judged beside the best of a few", replace(SMOKES["onerec-ipa-smoke"](), judge=sampled)
     served = replace(SMOKES["onerec-ipa-smoke"]().rounds, serve=5, serve_visits=3, served_share=0.4)
     yield "with rounds that serve", replace(PRESETS["onerec-ipa-smoke"](), rounds=served)
+    shared = RolloutConfig(device="cuda", gpus_per_actor=0.5)
+    yield "actors that share a GPU", replace(SMOKES["onerec-ipa-smoke"](), rollouts=shared)
     yield "with a rule to stop by", replace(SMOKES["onerec-ipa-smoke"](), stop="kl")
     several = {"reward_model": RewardModelConfig(members=3, backbone="genrank", max_weight=10.0)}
     yield "several rankers as the reward", replace(SMOKES["onerec-ipa-smoke"](), **several)

@@ -97,6 +97,19 @@ def test_a_killed_actor_loses_nothing(histories, in_process, tmp_path):
     assert same(answer, in_process[0])
 
 
+def seconds(unit, number):
+    return unit * number, torch.get_num_threads()
+
+
+@pytest.mark.parametrize("ray", ["off", "local"])
+def test_any_work_comes_back_in_order_from_one_thread_each(ray):
+    heard = []
+    with Rollouts(RolloutConfig(), ray) as workers:
+        answers = workers.map(seconds, (60,), [(number,) for number in range(5)], lambda *told: heard.append(told))
+    assert answers == [(60 * number, 1) for number in range(5)]
+    assert heard == [(done, 5) for done in range(1, 6)]
+
+
 def test_another_seed_gives_other_sessions_and_progress_is_told(histories, in_process):
     heard = []
     with Rollouts(RolloutConfig(users_per_task=4), ray="off") as rollouts:
@@ -105,6 +118,33 @@ def test_another_seed_gives_other_sessions_and_progress_is_told(histories, in_pr
         )
     assert not same(answer, in_process[0])
     assert heard == [(done, 6) for done in range(1, 7)]
+
+
+def test_a_device_takes_a_share_of_a_gpu_and_is_refused_where_there_is_none(monkeypatch):
+    with pytest.raises(ValueError, match="does nothing with device=cpu"):
+        RolloutConfig(gpus_per_actor=0.5)
+    config = RolloutConfig(device="cuda", gpus_per_actor=0.5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="torch finds no GPU"):
+        Rollouts(config, "local")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match=r"set rollouts.gpus_per_actor"):
+        Rollouts(RolloutConfig(device="cuda"), "local")
+    with Rollouts(config, "off") as workers:
+        assert workers.map(place_of, (Placed(),), [(7,)]) == [("cuda", 7)]
+
+
+class Placed:
+    device = "cpu"
+
+    def to(self, device):
+        moved = Placed()
+        moved.device = device
+        return moved
+
+
+def place_of(agent, number):
+    return agent.device, number
 
 
 def test_an_address_where_no_cluster_answers_is_said_in_one_line(histories):

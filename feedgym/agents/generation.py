@@ -12,9 +12,10 @@ steps, not K·(L + 1). Python loops only over items and levels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -482,6 +483,13 @@ class GenerativeRecommender:
         self.model, self.trie = model.to(self.device), trie.to(self.device)
         self.session_length, self.num_beams = session_length, num_beams
         self.sampling = sampling or SamplingConfig()
+
+    def to(self, device: torch.device | str) -> Self:
+        """The agent with its model and codes on another device; the model itself is moved."""
+        moved = copy.copy(self)
+        moved.device = torch.device(device)
+        moved.model, moved.trie = self.model.to(moved.device), self.trie.to(moved.device)
+        return moved
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
         """``n`` sampled sessions per user, with log-probabilities, on the histories' device."""

@@ -25,6 +25,7 @@ from feedgym.experiments.by_visit import told_by_visit
 from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.exposure import exposure_figures, shown_items, spread_figures
 from feedgym.experiments.progress import Step, progress
+from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.run import Codec, NumberOrNone, json_of
 from feedgym.experiments.serve import (
     JudgedConfig,
@@ -78,6 +79,7 @@ def judge_online(
     seeds_U: NDArray[np.uint64],
     config: JudgedConfig,
     known: Mapping[str, ServingRecord] | None = None,
+    workers: Rollouts | None = None,
 ) -> dict[str, Any]:
     """Serve all agents to the same users.
 
@@ -90,12 +92,14 @@ def judge_online(
         seeds_U: the users, whom nothing has been trained on.
         config: visits, lengths, weights, seed.
         known: what happened to these users under some of the agents.
+        workers: serve an agent each.
 
     Returns:
         ``agents``, ``lift``, ``lift_searched``, ``lifts`` (of the aligned agent over each), ``by_visit``, ``samples``
         and ``judged_by`` of the summary.
     """
-    return told_online(serve_all(simulator, agents, reward, seeds_U, config, known), simulator, log, config)
+    served = serve_all(simulator, agents, reward, seeds_U, config, known, workers)
+    return told_online(served, simulator, log, config)
 
 
 def told_online(

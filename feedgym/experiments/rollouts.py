@@ -1,9 +1,10 @@
-"""Sampling and scoring sessions, spread over Ray actors (the only file besides agents/rllib/ that imports ray).
+"""Work that is spread over Ray actors: sampling, scoring, true values, judging.
 
-Users are cut into blocks of fixed size; a block's luck is a generator seeded by (seed, block number), and every worker
-computes on one thread. So the answer depends neither on the number of actors, nor on their order, nor on whether Ray is
-used at all. An actor that dies is restarted by Ray and its block is done again; what it had loaded is gone with it, so
-every task names the agent's version and the actor loads it anew when it holds another.
+This is the only file besides agents/rllib/ that imports ray. Work is cut into tasks that know nothing of each other: a
+block of users, an agent to be judged. A task's random numbers come from its own seed, and every worker computes on one
+thread. So the answer depends neither on the number of actors, nor on their order, nor on whether Ray is used at all.
+Ray restarts an actor that dies, and its task is done again. What the actor had loaded is lost with it, so each task
+names the version of what all tasks share, and an actor that holds another version loads it again.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, chdir, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.experiments import ray_watch
 from feedgym.experiments.progress import Step
 from feedgym.protocols import Recommender, SessionReward
-from feedgym.ranges import Count, Few, Ranged
+from feedgym.ranges import Count, Few, Ranged, Share
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,21 @@ class RolloutConfig(Ranged):
     """Ray actors, one core each. The answer does not depend on it."""
     users_per_task: Count = 16
     """Users in one block; memory grows with it. The answer depends on it, as it decides who shares a generator."""
+    tasks_per_shard: Count = 32
+    """Blocks that are kept together. A run that was killed goes on from its last finished shard. The answer does not
+    depend on it."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where agents sample and rewards score in the rounds. The random numbers are the CPU's on both, but a GPU rounds
+    differently."""
+    gpus_per_actor: Share = 0.0
+    """With cuda, the share of a GPU that Ray sets aside for each actor."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gpus_per_actor and self.device != "cuda":
+            raise ValueError(
+                f"rollouts.gpus_per_actor={self.gpus_per_actor:g} does nothing with device={self.device}; give cuda."
+            )
 
 
 @contextmanager
@@ -58,16 +76,16 @@ def generator_of(seed: tuple[int, ...]) -> torch.Generator:
 
 
 def sample_and_score(
-    agent: Recommender, reward: SessionReward, histories: EventBatch, n: int, seed: tuple[int, ...]
+    agent: Recommender, reward: SessionReward, n: int, histories: EventBatch, seed: tuple[int, ...]
 ) -> tuple[SessionBatch, Tensor]:
-    """One block: ``n`` sessions a user and their scores [U, n]."""
+    """One block: ``n`` sessions per user and their scores [U, n]."""
     with torch.inference_mode():
         sessions = agent.sample(histories, n, generator_of(seed))
         return sessions, reward(histories, sessions)
 
 
 class Rollouts:
-    """A pool that samples and scores. Use as a context manager; Ray starts with the first call and ends with it.
+    """A pool of workers. Use as a context manager; Ray starts with the first call and ends with the context.
 
     Args:
         config: actors and blocks.
@@ -79,6 +97,13 @@ class Rollouts:
 
     def __init__(self, config: RolloutConfig, ray: str = "local") -> None:
         _require_cluster(ray)
+        if config.device == "cuda":
+            if ray in ("off", "local") and not torch.cuda.is_available():
+                raise ValueError("rollouts.device=cuda, but torch finds no GPU on this machine; use cpu.")
+            if ray != "off" and not config.gpus_per_actor:
+                raise ValueError(
+                    "rollouts.device=cuda gives Ray's actors no GPU; set rollouts.gpus_per_actor, say 0.5."
+                )
         self.config, self.ray = config, ray
         self._actors: list[Any] = []
         self._open = ExitStack()
@@ -99,6 +124,8 @@ class Rollouts:
         n: int,
         seed: tuple[int, ...],
         step: Step | None = None,
+        *,
+        first_user: int = 0,
     ) -> tuple[SessionBatch, Tensor]:
         """``n`` sampled sessions for each user and their scores.
 
@@ -106,79 +133,101 @@ class Rollouts:
             agent: samples the sessions.
             reward: scores them.
             histories: of U users.
-            n: sessions a user.
-            seed: decides the luck, with the block's number.
+            n: sessions per user.
+            seed: decides the random numbers, with the block's number.
             step: progress callback, called with (blocks done, blocks).
+            first_user: where the users are a part of more, the number of the first: whole blocks come before.
 
         Returns:
             The sessions [U, n, K] and the scores, float32 [U, n].
         """
         size = self.config.users_per_task
-        blocks = [histories.rows(slice(low, low + size)) for low in range(0, len(histories), size)]
+        lows = range(0, len(histories), size)
+        blocks = [(histories.rows(slice(low, low + size)), (*seed, (first_user + low) // size)) for low in lows]
+        done = self.map(sample_and_score, (agent, reward, n), blocks, step)
+        return SessionBatch.cat([sessions for sessions, _ in done]), torch.cat([scores for _, scores in done])
+
+    def map(
+        self, do: Callable[..., T], shared: tuple[Any, ...], tasks: Sequence[Any], step: Step | None = None
+    ) -> list[T]:
+        """The answers ``do(*shared, *task)`` of all tasks, in their order.
+
+        Args:
+            do: a function of a module; it computes on one thread.
+            shared: what all tasks need; it is sent to each actor once.
+            tasks: their own arguments, a tuple each.
+            step: progress callback, called with (tasks done, tasks).
+        """
         run = self._in_process if self.ray == "off" else self._on_actors
-        results: dict[int, tuple[SessionBatch, Tensor]] = {}
-        for number, result in run(agent, reward, blocks, n, seed):
-            results[number] = result
+        answers: dict[int, T] = {}
+        for number, answer in run(do, shared, tasks):
+            answers[number] = answer
             if step is not None:
-                step(len(results), len(blocks))
-        ordered = [results[number] for number in range(len(blocks))]
-        return SessionBatch.cat([sessions for sessions, _ in ordered]), torch.cat([scores for _, scores in ordered])
+                step(len(answers), len(tasks))
+        return [answers[number] for number in range(len(tasks))]
 
-    def _in_process(self, agent, reward, blocks, n, seed):
-        with one_thread():
-            for number, block in enumerate(blocks):
-                yield number, sample_and_score(agent, reward, block, n, (*seed, number))
+    def _in_process(
+        self, do: Callable[..., T], shared: tuple[Any, ...], tasks: Sequence[Any]
+    ) -> Iterator[tuple[int, T]]:
+        shared = on_device(shared, self.config.device)
+        for number, task in enumerate(tasks):
+            with one_thread():
+                answer = do(*shared, *task)
+            yield number, answer
 
-    def _on_actors(self, agent, reward, blocks, n, seed):
+    def _on_actors(
+        self, do: Callable[..., T], shared: tuple[Any, ...], tasks: Sequence[Any]
+    ) -> Iterator[tuple[int, T]]:
         import ray
 
         actors = self._start()
         self._version += 1
-        models = ray.put((agent, reward))
-        waiting = list(enumerate(blocks))[::-1]
+        sent = ray.put((do, shared))
+        waiting = list(enumerate(tasks))[::-1]
         idle = list(actors)
         running: dict[Any, tuple[int, Any]] = {}
-        while waiting or running:  # a window of one task an actor: nothing is queued, nothing is pulled early
+        while waiting or running:  # a window of one task per actor: nothing is queued, nothing is pulled early
             while waiting and idle:
-                number, block = waiting.pop()
+                number, task = waiting.pop()
                 actor = idle.pop()
-                task = actor.run.remote(self._version, [models], block, n, (*seed, number))
-                running[task] = (number, actor)
-            (task,), _ = ray.wait(list(running), num_returns=1)
-            number, actor = running.pop(task)
+                running[actor.run.remote(self._version, [sent], task)] = (number, actor)
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            number, actor = running.pop(done)
             idle.append(actor)
-            yield number, ray.get(task)
+            yield number, ray.get(done)
 
     def _start(self) -> list[Any]:
         if not self._actors:
             ray = self._open.enter_context(ray_running(self.ray))
-            actor = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=5)(Worker)
-            self._actors = [actor.remote() for _ in range(self.config.num_actors)]
+            needs = {"num_cpus": 1, "num_gpus": self.config.gpus_per_actor}
+            actor = ray.remote(**needs, max_restarts=-1, max_task_retries=5)(Worker)
+            self._actors = [actor.remote(self.config.device) for _ in range(self.config.num_actors)]
         return self._actors
 
 
 class Worker:
     """What runs inside a Ray actor."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         torch.set_num_threads(1)
+        self._device = device
         self._version: int | None = None
-        self._models: Any = None
+        self._shared: Any = None
 
-    def run(
-        self, version: int, models: list[Any], histories: EventBatch, n: int, seed: tuple[int, ...]
-    ) -> tuple[SessionBatch, Tensor]:
-        """One block; ``models`` is a list, so that Ray hands over the reference in it and not its content."""
+    def run(self, version: int, sent: list[Any], task: tuple[Any, ...]) -> Any:
+        """One task; ``sent`` is a list, so that Ray hands over the reference in it and not its content."""
         if version != self._version:
             import ray
 
-            self._models, self._version = ray.get(models[0]), version
-        agent, reward = self._models
-        return sample_and_score(agent, reward, histories, n, seed)
+            do, shared = ray.get(sent[0])
+            self._shared, self._version = (do, on_device(shared, self._device)), version
+        do, shared = self._shared
+        return do(*shared, *task)
 
-    def pid(self) -> int:
-        """The actor's process id."""
-        return os.getpid()
+
+def on_device(shared: tuple[Any, ...], device: str) -> tuple[Any, ...]:
+    """What tasks share, with the agents and rewards moved that can be; the answers come back on the CPU."""
+    return tuple(one.to(device) if device != "cpu" and hasattr(one, "to") else one for one in shared)
 
 
 @contextmanager

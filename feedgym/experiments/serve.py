@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +29,7 @@ from feedgym.envs.visits import Visits
 from feedgym.experiments.configs import JudgeConfig
 from feedgym.experiments.progress import Step, progress
 from feedgym.experiments.repeats import concentration, favourites_of, first_times, used_up
+from feedgym.experiments.rollouts import Rollouts, one_thread
 from feedgym.experiments.statistics import Ratio, Series
 from feedgym.protocols import Recommender, SessionReward, UserSimulator, take_users
 
@@ -277,11 +279,20 @@ def serve_all(
     seeds_U: NDArray[np.uint64],
     config: JudgedConfig,
     known: Mapping[str, ServingRecord] | None = None,
+    workers: Rollouts | None = None,
 ) -> dict[str, ServingRecord]:
-    """Serve every agent to the same users with the same luck, and with them what the truth alone can choose.
+    """Serve every agent to the same users with the same random numbers, and beside them what only the truth can choose.
 
-    That is the oracle, where the simulator has one, and for studies the best of N draws of base and aligned. What is
-    ``known`` of some, by an earlier call with the same users, is not asked again.
+    That is the oracle, where the simulator has one, and for studies the best of N draws of base and aligned.
+
+    Args:
+        simulator: the users.
+        agents: the agents by name.
+        reward: the reward model; None where there is none.
+        seeds_U: the users.
+        config: visits, lengths, weights.
+        known: what happened to these users under some of the agents; they are not served again.
+        workers: serve an agent each; if left out, this process serves one agent after the other.
     """
     choices = {name: serving(agent) for name, agent in agents.items()}
     simulator = of_judges(simulator, config.judge)
@@ -291,12 +302,25 @@ def serve_all(
         for name in STUDIED & agents.keys():
             choices[f"{best_of_name(name, n)}_by_truth"] = _best_by_truth(agents[name], simulator, n, config.weights)
     served = dict(known or {})
-    for name in (name for name in choices if name not in (known or {})):
-        with progress(f"Judging {name}") as step:
-            served[name] = serve(
-                simulator, choices[name], reward, seeds_U, **told_agents(config), visits=config.judge.visits, step=step
-            )
+    missing = [name for name in choices if name not in served]
+    told = told_agents(config) | {"visits": config.judge.visits}
+    if workers is not None and workers.ray != "off":
+        with progress(f"Judging {len(missing)} agents") as step:
+            shared = (simulator, reward, seeds_U, told)
+            records = workers.map(_serve_one, shared, [(choices[name],) for name in missing], step)
+            return served | dict(zip(missing, records, strict=True))
+    for name in missing:
+        with progress(f"Judging {name}") as step, nullcontext() if workers is None else one_thread():
+            served[name] = serve(simulator, choices[name], reward, seeds_U, **told, step=step)
     return served
+
+
+def _serve_one(
+    simulator: UserSimulator, reward: SessionReward | None, seeds_U: NDArray[np.uint64], told: dict[str, Any],
+    choose: Choose,
+) -> ServingRecord:  # fmt: skip
+    """An agent's share of :func:`serve_all`."""
+    return serve(simulator, choose, reward, seeds_U, **told)
 
 
 def judges_of(config: JudgedConfig) -> NDArray[np.uint64]:

@@ -69,8 +69,13 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     Returns:
         The summary, as written to ``summary.json``.
     """
-    world = world_of(config, run.trust)
-    rollouts = Rollouts(config.rollouts, config.ray)
+    with Rollouts(config.rollouts, config.ray) as workers:
+        return _align(config, run, workers)
+
+
+def _align(config: AlignConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
+    """What :func:`align` does with the workers it started."""
+    world = world_of(config, run.trust, workers)
 
     log = run.stage("log", world.collect, LOG)
     pool = Pool.of(log.value, world, config)
@@ -92,43 +97,42 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
 
     def looked(name: str, model: Any, num_samples: int, replicas: int) -> Probe:
         others = [watcher.with_weights(config.weights) for watcher in watchers.value]
-        those = (agent(model), agent(base.value), score, others, pool, world, config.probe.users)
+        those = (agent(model), agent(base.value), score, others, pool, world, workers, config.probe.users)
         return run.stage(name, partial(look, *those, num_samples, replicas, config.seed), PROBE).value
 
     rule: StopRule = built("stop", config.stop, config.stop_options)
     snapshots, probes, reason = [base], [], None
     rounds: list[dict[str, float]] = []
-    with rollouts:
-        for t in range(config.rounds.num + 1):
-            snapshot = snapshots[-1]
-            probes.append(looked(f"probe-{t}", snapshot.value, config.probe.samples, config.rounds.truth_replicas))
-            spent = {"requests_spent": pool.num_served_visits}
-            reason = rule.stopped(signals_of(probes, diversity_of(probes, pool))) if t else None
-            if reason or t == config.rounds.num:
-                rounds.append(round_metrics(probes[-1], pool) | spent)
-                run.log(_of_rounds(rounds[-1]), step=t)
-                break
-            if config.rounds.serve:
-                served = run.stage(f"served-{t}", partial(serving, world, agent(snapshot.value), t), LOG)
-                pool = pool.with_served(served.value[0], served_group(t), world)
-                reward = run.stage(f"reward-{t}", partial(fitted_reward, config, pool), REWARD)
-                score = reward_of(config, pool.known, pool.catalog, reward.value)
-            sampled = run.stage(
-                f"sampled-{t}",
-                partial(
-                    sample_round, config.rounds, pool, world, rollouts, agent(snapshot.value), t,
-                    base=agent(base.value), reward=score, seed=config.seed,
-                ),
-                SAMPLED,
-            )  # fmt: skip
-            aligned = run.stage(
-                f"aligned-{t + 1}",
-                partial(updated, config, pool, snapshot.value, base.value, sampled.value, t),
-                with_record(agents, FIGURES),
-            )
-            snapshots.append(FinishedStage(aligned.name, aligned.value[0]))
-            rounds.append(round_metrics(probes[-1], pool, sampled.value) | spent | aligned.value[1])
+    for t in range(config.rounds.num + 1):
+        snapshot = snapshots[-1]
+        probes.append(looked(f"probe-{t}", snapshot.value, config.probe.samples, config.rounds.truth_replicas))
+        spent = {"requests_spent": pool.num_served_visits}
+        reason = rule.stopped(signals_of(probes, diversity_of(probes, pool))) if t else None
+        if reason or t == config.rounds.num:
+            rounds.append(round_metrics(probes[-1], pool) | spent)
             run.log(_of_rounds(rounds[-1]), step=t)
+            break
+        if config.rounds.serve:
+            served = run.stage(f"served-{t}", partial(serving, world, agent(snapshot.value), t), LOG)
+            pool = pool.with_served(served.value[0], served_group(t), world)
+            reward = run.stage(f"reward-{t}", partial(fitted_reward, config, pool), REWARD)
+            score = reward_of(config, pool.known, pool.catalog, reward.value)
+        sampled = run.stage(
+            f"sampled-{t}",
+            partial(
+                sample_round, config.rounds, pool, world, workers, agent(snapshot.value), t,
+                base=agent(base.value), reward=score, seed=config.seed,
+            ),
+            SAMPLED,
+        )  # fmt: skip
+        aligned = run.stage(
+            f"aligned-{t + 1}",
+            partial(updated, config, pool, snapshot.value, base.value, sampled.value, t),
+            with_record(agents, FIGURES),
+        )
+        snapshots.append(FinishedStage(aligned.name, aligned.value[0]))
+        rounds.append(round_metrics(probes[-1], pool, sampled.value) | spent | aligned.value[1])
+        run.log(_of_rounds(rounds[-1]), step=t)
 
     signals = signals_of(probes, diversity_of(probes, pool))
     last, best = len(probes) - 1, rule.best(signals)

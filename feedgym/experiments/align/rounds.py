@@ -12,6 +12,7 @@ import torch
 
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig, sample_sessions, score_sessions
 from feedgym.data.batches import EventBatch, ScoredSessions, SessionBatch, TensorRows
+from feedgym.data.parquet import read_batch, write_batch
 from feedgym.experiments.align.pool import Pool, World
 from feedgym.experiments.align.presets import RoundsConfig
 from feedgym.experiments.align.probe import Probe, probe_metrics
@@ -55,30 +56,53 @@ class SampledRound(TensorRows):
 
 
 def sample_round(
-    config: RoundsConfig, pool: Pool, world: World, rollouts: Rollouts, agent: GenerativeRecommender, t: int,
+    config: RoundsConfig, pool: Pool, world: World, workers: Rollouts, agent: GenerativeRecommender, t: int,
     work: Path | None = None, *, base: GenerativeRecommender, reward: SessionReward, seed: int,
 ) -> SampledRound:  # fmt: skip
     """Round t's users (Algorithm 2, line 4), 128 sessions for each from the snapshot, scored, and their true values.
+
+    Users come in shards, and a finished shard is kept in ``work``: a killed run goes on from there.
 
     Args:
         config: how many users and sessions.
         pool: where users and their histories come from.
         world: knows the truth, or does not.
-        rollouts: does the work.
+        workers: do the work.
         agent: the snapshot.
         t: the round's number.
-        work: the stage's folder, not needed.
+        work: the stage's folder; if left out, nothing is kept.
         base: the agent before the first round.
         reward: scores the sessions.
         seed: with the round's number it decides the users and their sessions.
     """
     rng = np.random.default_rng((seed, t))
     row_U = torch.from_numpy(pool.draw_users(config.user_share, rng, config.served_share))
-    histories = pool.imitate.histories.rows(row_U)
     drawing = agent if config.on_policy else base
-    with progress(f"Round {t}: sampling, scoring") as step:
-        sessions, score_US = rollouts(drawing, reward, histories, config.num_samples, (seed, t), step)
-    with progress(f"Round {t}: true values") as step:
+    size = workers.config.users_per_task * workers.config.tasks_per_shard
+    shards = []
+    for low in range(0, len(row_U), size):
+        path = None if work is None else work / f"shard-{low}.safetensors"
+        if path is None or not path.exists():
+            of = f"Round {t}" if len(row_U) <= size else f"Round {t}, users from {low:,} of {len(row_U):,}"
+            rows = row_U[low : low + size]
+            shard = _sampled(config, pool, world, workers, drawing, rows, low, of, reward, (seed, t))
+            if path is not None:
+                write_batch(shard, path)
+        else:
+            shard = read_batch(SampledRound, path)
+        shards.append(shard)
+    return SampledRound.cat(shards)
+
+
+def _sampled(
+    config: RoundsConfig, pool: Pool, world: World, workers: Rollouts, agent: GenerativeRecommender,
+    row_U: torch.Tensor, low: int, of: str, reward: SessionReward, seed: tuple[int, ...],
+) -> SampledRound:  # fmt: skip
+    """A shard of :func:`sample_round`: the users from number ``low`` of the round."""
+    histories = pool.imitate.histories.rows(row_U)
+    with progress(f"{of}: sampling, scoring") as step:
+        sessions, score_US = workers(agent, reward, histories, config.num_samples, seed, step, first_user=low)
+    with progress(f"{of}: true values") as step:
         truth_US = world.true_value(pool, row_U.numpy(), sessions.item_ids_USK.numpy(), step)
     truth = None if truth_US is None else torch.from_numpy(truth_US)
     return SampledRound(
@@ -95,7 +119,8 @@ def sample_round(
 
 def look(
     agent: GenerativeRecommender, base: GenerativeRecommender, reward: SessionReward, watchers: Sequence[SessionReward],
-    pool: Pool, world: World, num_users: int, num_samples: int, replicas: int, seed: int, work: Path | None = None,
+    pool: Pool, world: World, workers: Rollouts, num_users: int, num_samples: int, replicas: int, seed: int,
+    work: Path | None = None,
 ) -> Probe:  # fmt: skip
     """Sessions that an agent draws for the probed users at temperature 1, and what all who judge say of them.
 
@@ -110,6 +135,7 @@ def look(
         watchers: reward models that nothing optimises.
         pool: has the users.
         world: knows the truth, or does not.
+        workers: do the work.
         num_users: users, or all held-out ones if there are fewer.
         num_samples: S.
         replicas: answers per session of which its true value is made.
@@ -117,13 +143,14 @@ def look(
         work: the stage's folder, not needed.
     """
     histories = pool.probed(num_users).histories
-    blocks = [slice(low, low + PROBE_BLOCK) for low in range(0, len(histories), PROBE_BLOCK)]
-    generator, parts = generator_of((seed, PROBE)), []
-    with torch.inference_mode(), progress("Looking at the held-out users") as step:
-        for block in blocks:
-            parts.append(_looked_at(agent, base, [reward, *watchers], histories.rows(block), num_samples, generator))
-            step(len(parts), len(blocks))
-        items_USK, logp_US, base_logp_US, score_USW = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    blocks = [
+        (histories.rows(slice(low, low + PROBE_BLOCK)), (seed, PROBE, low))
+        for low in range(0, len(histories), PROBE_BLOCK)
+    ]
+    with progress("Looking at the held-out users") as step:
+        shared = (agent, base, [reward, *watchers], num_samples)
+        parts = workers.map(_looked_at, shared, blocks, step)
+    items_USK, logp_US, base_logp_US, score_USW = (torch.cat(columns) for columns in zip(*parts, strict=True))
     with progress("True values of their sessions") as step:
         half_US2 = world.probed_values(pool, num_users, items_USK.numpy(), replicas, step)
     return Probe(
@@ -136,15 +163,18 @@ def look(
     )
 
 
+@torch.inference_mode()
 def _looked_at(
-    agent: GenerativeRecommender, base: GenerativeRecommender, rewards: Sequence[SessionReward], histories: EventBatch,
-    num_samples: int, generator: torch.Generator,
+    agent: GenerativeRecommender, base: GenerativeRecommender, rewards: Sequence[SessionReward], num_samples: int,
+    histories: EventBatch, seed: tuple[int, ...],
 ) -> tuple[torch.Tensor, ...]:  # fmt: skip
     """Items, log-probabilities by the agent and the base, and scores of some users' sessions."""
     block_seen = agent.sampling.block_seen
     moved = histories.to(agent.device)
     plain = SamplingConfig(block_seen=block_seen)
-    drawn = sample_sessions(agent.model, agent.trie, moved, num_samples, agent.session_length, generator, plain)
+    drawn = sample_sessions(
+        agent.model, agent.trie, moved, num_samples, agent.session_length, generator_of(seed), plain
+    )
     of_base = score_sessions(base.model, base.trie, moved, drawn.item_ids_USK, block_seen)
     # Divided by what may be served, both are distributions over the same sessions, and so comparable.
     logps = [(scored.logp_US - scored.logp_allowed_US).cpu() for scored in (drawn, of_base)]  # type: ignore[operator]

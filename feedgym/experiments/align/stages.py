@@ -74,6 +74,7 @@ class Decisions(NamedTuple):
         cut = [config.session_length, config.history_length, config.split, config.split_seed, config.seed]
         learned = [key_of("model", config.model), config.model_options, config.pretrain, config.sessions]
         scored = [config.memory, config.weights, key_of("reward", config.reward), config.reward_options, config.seed]
+        scored += [] if config.rollouts.device == "cpu" else [config.rollouts.device]
         return cls(
             cut=cut,
             codes=[key_of("tokenizer", config.tokenizer), config.tokenizer_options, config.seed],
@@ -95,10 +96,11 @@ def plan(config: AlignConfig) -> Plan:
     """
     check_together(config)
     plan, rounds = Plan(), config.rounds
-    plan.leave_out("ray", "rollouts.num_actors", because="who draws a block of sessions changes none of them")
+    spread = ("ray", "rollouts.num_actors", "rollouts.tasks_per_shard", "rollouts.gpus_per_actor")
+    plan.leave_out(*spread, because="who draws a block of sessions, and when, changes none of them")
     if not rounds.num:
         unused = [f"rounds.{f.name}" for f in fields(rounds) if f.name not in ("num", "num_samples", "truth_replicas")]
-        unused += ["method", "method_options", "stop", "stop_options", "rollouts"]
+        unused += ["method", "method_options", "stop", "stop_options", "rollouts.users_per_task"]
         plan.leave_out(*unused, because="without rounds nothing is aligned")
     log, of = plan_world(plan, config), Decisions.of(config)
     tokenizer = plan.stage("tokenizer", of.codes, (log,))

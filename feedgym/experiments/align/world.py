@@ -15,16 +15,17 @@ from feedgym.data.sessions import POSITIVE, logged_sessions, positive_sessions, 
 from feedgym.envs.history import has_arrivals
 from feedgym.envs.luck import user_seeds
 from feedgym.envs.replay import states_at
-from feedgym.envs.truth import true_value
+from feedgym.envs.truth import RewardWeights, true_value
 from feedgym.experiments.align.pool import Pool, World
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.evaluate import judge_offline, judge_online
 from feedgym.experiments.logs import data_path, plan_log, recorded_log, simulated_log, simulator_of, users_key
 from feedgym.experiments.progress import Step
+from feedgym.experiments.rollouts import Rollouts
 from feedgym.experiments.run import Plan
 from feedgym.experiments.serve import ServingRecord, judges_of, serve, serve_all
 from feedgym.plugins import title_of
-from feedgym.protocols import Recommender, SessionReward, cat_users, take_users
+from feedgym.protocols import Recommender, SessionReward, UserSimulator, cat_users, take_users
 
 TRUTH_USERS = 25
 """Users whose sessions are valued between two steps of the progress bar."""
@@ -47,8 +48,9 @@ class Simulated:
 
     note = "The truth is what simulated users really did; the reward model saw the log alone."
 
-    def __init__(self, config: AlignConfig, trust: bool = False) -> None:
+    def __init__(self, config: AlignConfig, trust: bool = False, workers: Rollouts | None = None) -> None:
         self.config = config
+        self.workers = workers or Rollouts(config.rollouts, "off")
         self.simulator = simulator_of(config, config.seed, trust)
         self.title = f"{_what(config)} on {type(self.simulator).__name__}, simulated users"
 
@@ -115,26 +117,23 @@ class Simulated:
         self, state: Any, sessions_USK: NDArray, step: Step, replicas: int, seed: int = 0
     ) -> NDArray[np.float32]:
         """What sessions are worth to users [U, S], some users at a time."""
-        values, weights = [], self.config.weights
-        for low in range(0, len(sessions_USK), TRUTH_USERS):
-            users = slice(low, low + TRUTH_USERS)
-            asked = take_users(state, np.arange(len(sessions_USK))[users])
-            value_US = true_value(
-                self.simulator, asked, sessions_USK[users], weights=weights, replicas=replicas, seed=seed
-            )
-            values.append(value_US)
-            step(min(low + TRUTH_USERS, len(sessions_USK)), len(sessions_USK))
-        return np.concatenate(values)
+        blocks = [slice(low, low + TRUTH_USERS) for low in range(0, len(sessions_USK), TRUTH_USERS)]
+        rows_U = np.arange(len(sessions_USK))
+        tasks = [(take_users(state, rows_U[block]), sessions_USK[block]) for block in blocks]
+        shared = (self.simulator, self.config.weights, replicas, seed)
+        return np.concatenate(self.workers.map(_values_of_block, shared, tasks, step))
 
     def served(self, agents: Mapping[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, ServingRecord]:
         """Serves fresh users, the same for every agent and with the same luck."""
-        return serve_all(self.simulator, agents, reward, judges_of(self.config), self.config)
+        return serve_all(self.simulator, agents, reward, judges_of(self.config), self.config, workers=self.workers)
 
     def judge(
         self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool, known: Mapping[str, ServingRecord]
     ) -> dict[str, Any]:
         """Serves the same users by the agents of whom nothing is known yet, and compares all."""
-        return judge_online(self.simulator, agents, reward, pool.log, judges_of(self.config), self.config, known)
+        return judge_online(
+            self.simulator, agents, reward, pool.log, judges_of(self.config), self.config, known, self.workers
+        )
 
 
 class Recorded:
@@ -203,6 +202,19 @@ def served_group(t: int) -> str:
     return f"served-{t}"
 
 
-def world_of(config: AlignConfig, trust: bool = False) -> World:
-    """The world an experiment lives in; ``trust`` as for :func:`feedgym.envs.feed.make_simulator`."""
-    return Recorded(config) if config.data is not None else Simulated(config, trust)
+def _values_of_block(
+    simulator: UserSimulator, weights: RewardWeights, replicas: int, seed: int, state: Any, sessions_USK: NDArray
+) -> NDArray[np.float32]:
+    """True values of the sessions of a block of users."""
+    return true_value(simulator, state, sessions_USK, weights=weights, replicas=replicas, seed=seed)
+
+
+def world_of(config: AlignConfig, trust: bool = False, workers: Rollouts | None = None) -> World:
+    """The world an experiment lives in.
+
+    Args:
+        config: the experiment.
+        trust: as for :func:`feedgym.envs.feed.make_simulator`.
+        workers: measure true values and judge; if left out, this process does.
+    """
+    return Recorded(config) if config.data is not None else Simulated(config, trust, workers)

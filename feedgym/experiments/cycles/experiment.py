@@ -56,7 +56,13 @@ def experiment(config: CyclesConfig, run: Run) -> dict[str, Any]:
         The summary, as written to ``summary.json``: that of a judgement after the last cycle, in which ``aligned`` is
         the agent of the cycles, and ``cycles`` and ``effects``, by learner a row a cycle.
     """
-    world = Simulated(config, run.trust)
+    with Rollouts(config.rollouts, config.ray) as workers:
+        return _deployed(config, run, workers)
+
+
+def _deployed(config: CyclesConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
+    """What :func:`experiment` does with the workers it started."""
+    world = Simulated(config, run.trust, workers)
     log = run.stage("log", world.collect, LOG)
     start = Pool.of(log.value, world, config)
     codes = partial(fit_codes, new_tokenizer(config), start.catalog.content_IE)
@@ -65,14 +71,13 @@ def experiment(config: CyclesConfig, run: Run) -> dict[str, Any]:
     reward = run.stage("reward", partial(fitted_reward, config, start), REWARD).value
     first = Models(model=base, base=base, reward=reward, served={}, pool=start)
 
-    with Rollouts(config.rollouts, config.ray) as rollouts:
-        of = Setting(config=config, run=run, world=world, start=start, tokenizer=tokenizer, rollouts=rollouts)
-        aligned = first
-        for t in range(config.rounds.num):
-            aligned = aligned_once(of, aligned, config.rounds, t, (f"sampled-{t}", f"aligned-{t + 1}"))
-        begins = {"aligned": aligned, OFFLINE: aligned}
-        learners = [LEARNERS[name](name, of, begins.get(name, first)) for name in config.cycles.learners]
-        ways = {learner.name: through_cycles(learner, of) for learner in learners}
+    of = Setting(config=config, run=run, world=world, start=start, tokenizer=tokenizer, rollouts=workers)
+    aligned = first
+    for t in range(config.rounds.num):
+        aligned = aligned_once(of, aligned, config.rounds, t, (f"sampled-{t}", f"aligned-{t + 1}"))
+    begins = {"aligned": aligned, OFFLINE: aligned}
+    learners = [LEARNERS[name](name, of, begins.get(name, first)) for name in config.cycles.learners]
+    ways = {learner.name: through_cycles(learner, of) for learner in learners}
 
     last = {name: way.judged[-1] for name, way in ways.items()}
     others = run.stage("judged-others", partial(judged_others, of, learners, base), RECORDS).value

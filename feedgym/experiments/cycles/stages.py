@@ -46,7 +46,8 @@ def plan(config: CyclesConfig) -> Plan:
     """
     check_together(config)
     plan, rounds = Plan(), config.rounds
-    plan.leave_out("ray", "rollouts.num_actors", because="who draws a block of sessions changes none of them")
+    spread = ("ray", "rollouts.num_actors", "rollouts.tasks_per_shard", "rollouts.gpus_per_actor")
+    plan.leave_out(*spread, because="who draws a block of sessions, and when, changes none of them")
     plan.leave_out("stop", "stop_options", "probe", because="nobody probes the cycles")
     plan.leave_out("rounds.serve", "rounds.serve_visits", "rounds.served_share", because="the cycles serve instead")
     plan.leave_out("judge.best_of", "judge.study", because="no best of N is judged in cycles")
