@@ -353,7 +353,7 @@ def test_states_stay_in_their_ranges_over_a_long_life():
     [
         (np.zeros((3, 4), int), r"shape \(3, 4\) do not fit 2 users"),
         (np.zeros((2, 0), int), r"K >= 1"),
-        (np.zeros((2, 4)), "dtype float64 are no item ids"),
+        (np.zeros((2, 4)), "dtype float64 are not item ids"),
         (np.full((2, 4), 60), r"Item id 60 is outside 0\.\.59"),
         (np.full((2, 4), -1), "Item id -1 is outside"),
     ],

@@ -6,31 +6,15 @@ Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics, ``R`` rememb
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from feedgym.data.events import BEHAVIOURS, Catalog, FloatArray, IntArray
-from feedgym.envs.short_video.catalog import Latents
-from feedgym.envs.short_video.population import ShortVideoConfig, ShortVideoState
+from feedgym.data.events import BEHAVIOURS, FloatArray, IntArray
+from feedgym.envs.short_video.population import ShortVideoState
+from feedgym.envs.short_video.visit import SimulatorWithTruth
 from feedgym.envs.truth import RewardWeights
 from feedgym.protocols import take_users, too_few
-
-
-class SimulatorWithTruth(Protocol):
-    """What is asked of :class:`feedgym.envs.short_video.ShortVideo`, which calls this module."""
-
-    config: ShortVideoConfig
-    catalog: Catalog
-    latents: Latents
-    has_arrivals: bool
-
-    def fresh_pull(self, time_s: NDArray[np.float64], items: IntArray) -> FloatArray:
-        """What freshness adds to the pull of items."""
-        ...
-
 
 BLOCK_USERS = 64
 """Users at a time: a block makes arrays of users by items."""

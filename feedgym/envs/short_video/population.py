@@ -286,17 +286,22 @@ class Population:
     Args:
         config: the constants.
         latents: the catalogue's truth, for its topics.
+
+    Attributes:
+        day_H: float32 activity of the hours of the day, 1 at the peak.
+        has_week: some days are more active than others.
+        passed_s_W: float64 seconds, weighed by the days' activity, that have passed when a day of the week begins.
     """
 
     def __init__(self, config: ShortVideoConfig, latents: Latents) -> None:
         self.config, self.latents = config, latents
         rng = np.random.default_rng([config.catalog_seed, 1])
         self._profile_FD = unit(rng.normal(size=(len(PROFILE_NAMES), config.latent_dim))).astype(np.float32)
-        self._day_H = _day(config.day_peaks, config.day_base)
+        self.day_H = _day(config.day_peaks, config.day_base)
         week = terms_of(config).week
-        self._has_week = any(level != 1 for level in week)
+        self.has_week = any(level != 1 for level in week)
         self._day_s_W = DAY_S * np.arange(WEEK_DAYS + 1)
-        self._passed_s_W = DAY_S * np.append(0, np.cumsum(week))
+        self.passed_s_W = DAY_S * np.append(0, np.cumsum(week))
 
     def draw(self, seeds_U: NDArray[np.uint64]) -> ShortVideoState:
         """Fresh users; row u depends on ``seeds_U[u]`` alone."""
@@ -332,20 +337,20 @@ class Population:
 
     def activity(self, time_s_U: NDArray[np.float64], shift_U: IntArray) -> FloatArray:
         """Activity of the users' hour, in (0, 1], 1 at the day's peak."""
-        return self._day_H.take(_hour(time_s_U) - shift_U, mode="wrap")
+        return self.day_H.take(_hour(time_s_U) - shift_U, mode="wrap")
 
     def after(self, time_s_U: NDArray[np.float64], gap_s_U: NDArray[np.floating]) -> NDArray[np.float64]:
         """When a gap that begins at a time is over: it passes as fast as the days of the week are active; float64 [U].
 
         With w(t) the activity of the day of t, the end t solves: integral of w from ``time_s_U`` to t = ``gap_s_U``.
         """
-        if not self._has_week:
+        if not self.has_week:
             return time_s_U + gap_s_U
-        (*_, week_s), (*_, passed_s) = self._day_s_W, self._passed_s_W
+        (*_, week_s), (*_, passed_s) = self._day_s_W, self.passed_s_W
         begin_s_U = week_s * np.floor(time_s_U / week_s)
-        passed_s_U = np.interp(time_s_U - begin_s_U, self._day_s_W, self._passed_s_W) + gap_s_U
+        passed_s_U = np.interp(time_s_U - begin_s_U, self._day_s_W, self.passed_s_W) + gap_s_U
         more_U = np.floor(passed_s_U / passed_s)
-        end_s_U = np.interp(passed_s_U - passed_s * more_U, self._passed_s_W, self._day_s_W)
+        end_s_U = np.interp(passed_s_U - passed_s * more_U, self.passed_s_W, self._day_s_W)
         return begin_s_U + week_s * more_U + end_s_U
 
     def next_active(self, time_s_U: NDArray[np.float64], shift_U: IntArray, bar_U: FloatArray, minute_U: FloatArray):
@@ -355,7 +360,7 @@ class Population:
         ``minute_U`` in (0, 1) places the visit in the hour.
         """
         hour_U = _hour(time_s_U)
-        level_UH = self._day_H.take((hour_U - shift_U)[:, None] + np.arange(24), mode="wrap")
+        level_UH = self.day_H.take((hour_U - shift_U)[:, None] + np.arange(24), mode="wrap")
         wait_U = (level_UH > bar_U[:, None]).argmax(axis=1)
         return np.where(wait_U > 0, (hour_U + wait_U + minute_U.astype(np.float64)) * 3600, time_s_U)
 

@@ -1,0 +1,47 @@
+"""Compiles loops over users with numba; without numba, their NumPy versions are used.
+
+Machine code is kept on disk beside the source, or in the user's cache folder. So only the first process waits for the
+compiler, a few seconds. Numba looks at the file of a kernel alone when it asks whether that code is out of date, so a
+kernel's helpers stand in the same file; those of :mod:`feedgym.envs.luck_compiled` never change.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+HAS_NUMBA = find_spec("numba") is not None and os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
+"""True if kernels can be compiled; numba's own switch turns them off."""
+
+
+def compiled(signature: str | None = None) -> Callable[[Callable], Callable]:
+    """Decorates a function to be compiled: for a signature in numba's notation, else for what it is called with.
+
+    Kernels do not allocate, so numba need not count who holds an array (``_nrt``), which costs more than the sums over
+    a row. The arithmetic is exactly that of IEEE 754; division by zero gives infinity, as in NumPy.
+    """
+    import numba
+
+    options = {"error_model": "numpy", "_nrt": False}
+
+    def compile(function: Callable) -> Callable:
+        try:
+            return numba.jit(signature, cache=True, **options)(function)
+        except RuntimeError:  # there is no folder that machine code could be written to
+            return numba.jit(signature, **options)(function)
+
+    return compile
+
+
+def given(array: NDArray, dtype: DTypeLike) -> NDArray:
+    """An array as kernels take it: read-only and contiguous, so that a kernel is compiled for one kind of array.
+
+    It is a view where possible.
+    """
+    view = np.ascontiguousarray(array, dtype).view()
+    view.flags.writeable = False
+    return view

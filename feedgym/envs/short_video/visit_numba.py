@@ -1,0 +1,341 @@
+"""A visit of each user, compiled: user after user, item after item, until the user leaves.
+
+:mod:`feedgym.envs.short_video.visit_numpy` holds the same equations for all users at once. It decides the same with the
+same random numbers, and its floats differ in the last bits: this file computes in float64 and keeps float32.
+
+Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics, ``R`` remembered items, ``X`` explicit behaviours,
+``H`` hours of the day, ``W`` days of the week and its end. ``D`` is the latent width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import namedtuple
+from dataclasses import fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from feedgym.data.events import BEHAVIOURS, IntArray
+from feedgym.envs.compiling import compiled, given
+from feedgym.envs.luck_compiled import draw, exponential
+from feedgym.envs.short_video.population import FEEDBACK, ShortVideoConfig, ShortVideoState, Terms
+from feedgym.envs.short_video.visit import (
+    ACTIVE_HOUR,
+    CHURN,
+    CLICK,
+    COMPLETE,
+    EXTENT,
+    GAP,
+    MINUTE,
+    NEXT,
+    REPLAY,
+    SimulatorWithTruth,
+)
+from feedgym.protocols import Response
+
+HATE = len(FEEDBACK) - 1
+VISIT = -1
+HOUR_S, DAY_S, WEEK_S = 3600.0, 86_400.0, 604_800.0
+
+CONSTANTS = tuple(field.name for field in (*fields(ShortVideoConfig), *fields(Terms)) if field.name != "day_peaks")
+
+Items = namedtuple(
+    "Items",
+    "z_ID quality_I clickbait_I duration_s_I topic_I2 weight_I2 upload_s_I withdraw_s_I day_H passed_s_W",
+)
+"""The items and the activity by hour and day, as in :class:`Latents`, :class:`Catalog` and :class:`Population`."""
+
+READ = {
+    **{"time_s_U": np.float64, "hour_shift_U": np.int64, "seen_UR": np.int32, "num_seen_U": np.int64},
+    **dict.fromkeys(("interest_UD", "core_UD", "mood_UD", "satiation_UM", "satisfaction_U"), np.float32),
+    **dict.fromkeys(("patience_U", "click_bias_U", "susceptibility_U", "novelty_U"), np.float32),
+    **dict.fromkeys(("feedback_UX", "activity_U"), np.float32),
+}
+Users = namedtuple("Users", tuple(READ))
+"""What a visit reads of the state."""
+
+CHANGED = ("time_s_U", "interest_UD", "mood_UD", "satiation_UM", "satisfaction_U", "seen_UR", "num_seen_U")
+Changed = namedtuple("Changed", CHANGED)
+"""What a visit writes of the state at the next visit."""
+
+Told = namedtuple("Told", [field.name for field in fields(Response)])
+"""The arrays of a :class:`Response`."""
+
+
+def constants_of(simulator: SimulatorWithTruth) -> np.void:
+    """The constants of a visit as one record of floats and rows of floats."""
+    where = vars(simulator.terms) | vars(simulator.config)
+    values = {name: where[name] for name in CONSTANTS}
+    dtype = [(name, np.float64, np.shape(value)) for name, value in values.items()]
+    return np.array(tuple(values.values()), dtype)[()]
+
+
+def items_of(simulator: SimulatorWithTruth) -> Items:
+    """The items and the users' week, as kernels take them."""
+    latents, catalog, population = simulator.latents, simulator.catalog, simulator.population
+    never = np.broadcast_to(np.inf, catalog.num_items) if simulator.has_arrivals else np.zeros(0)
+    withdraw_s_I = catalog.withdraw_s_I if catalog.withdraw_s_I is not None else never
+    floats = (latents.z_ID, latents.quality_I, latents.clickbait_I, catalog.duration_s_I)
+    return Items(
+        *(given(array, np.float32) for array in floats),
+        given(latents.topic_I2, np.int32),
+        given(latents.weight_I2, np.float32),
+        given(catalog.upload_s_I, np.float64),
+        given(withdraw_s_I, np.float64),
+        given(population.day_H, np.float32),
+        given(population.passed_s_W if population.has_week else np.zeros(0), np.float64),
+    )
+
+
+def respond(
+    simulator: SimulatorWithTruth,
+    state: ShortVideoState,
+    slates_UK: IntArray,
+    stream_U: NDArray[np.uint64],
+    budget_s_U: NDArray[np.floating],
+) -> tuple[Response, ShortVideoState]:
+    """The users' answers to one session each, and the users at their next visit.
+
+    Args:
+        simulator: whose users they are.
+        state: U users; not changed.
+        slates_UK: item ids, checked before.
+        stream_U: the visits' keys.
+        budget_s_U: seconds that the users have.
+    """
+    num_users, length = slates_UK.shape
+    users = Users(*(given(getattr(state, name), dtype) for name, dtype in READ.items()))
+    after = Changed(*(getattr(users, name).copy() for name in CHANGED))
+    after.interest_UD[:] = 0  # the kernel first adds up there what was liked
+    response = Response(
+        behaviours_UKB=np.zeros((num_users, length, len(BEHAVIOURS)), np.uint8),
+        watch_s_UK=np.zeros((num_users, length), np.float32),
+        examined_UK=np.zeros((num_users, length), bool),
+        elapsed_s_U=np.empty(num_users, np.float32),
+        left_U=np.empty(num_users, bool),
+        return_gap_s_U=np.empty(num_users, np.float32),
+        churned_U=np.empty(num_users, bool),
+    )
+    _answer(
+        simulator.constants,
+        items_of(simulator),
+        users,
+        given(slates_UK, np.int64),
+        given(stream_U, np.uint64),
+        given(budget_s_U, np.float32),
+        after,
+        Told(**vars(response)),
+    )
+    return response, replace(state, visit_U=state.visit_U + 1, **after._asdict())
+
+
+# ---------------------------------------------------------------- compiled
+
+
+@compiled()
+def _answer(c, items, users, slates_UK, stream_U, budget_s_U, after, told):
+    """All users' visits, written into ``told`` and ``after``."""
+    for u in range(len(slates_UK)):
+        _visit(c, items, users, slates_UK[u], stream_U[u], budget_s_U[u], after, told, u)
+
+
+@compiled()
+def _visit(c, items, users, slate_K, stream, budget_s, after, told, u):
+    """The visit of user u: the items until the user leaves, then what time changes until the next visit."""
+    login_s, theta_D, ring_R = users.time_s_U[u], users.interest_UD[u], users.seen_UR[u]
+    mood_D, satiation_M, liked_D = after.mood_UD[u], after.satiation_UM[u], after.interest_UD[u]
+    satisfaction, num_seen = float(users.satisfaction_U[u]), users.num_seen_U[u]
+    spent_s, recovery, liked, sated = np.float32(0), 1.0, 0.0, 0.0
+    for k in range(len(slate_K)):
+        item = slate_K[k]
+        if _is_empty(items, item, login_s, spent_s):
+            satisfaction += c.satisfaction_rate * (-1 - satisfaction)
+            break
+        z_D, bait, duration_s = items.z_ID[item], items.clickbait_I[item], items.duration_s_I[item]
+        # All topics recover alike within a visit, so one factor per user keeps a step from touching all M of them.
+        topic_1, topic_2 = items.topic_I2[item, 0], items.topic_I2[item, 1]
+        share_1, share_2 = items.weight_I2[item, 0], items.weight_I2[item, 1]
+        f_1, f_2 = satiation_M[topic_1] * recovery, satiation_M[topic_2] * recovery
+        pull = (
+            _affinity(c.interest_weight, theta_D, c.mood_weight, mood_D, z_D)
+            + c.quality_weight * items.quality_I[item]
+            - c.satiation_weight * (f_1 * share_1 + f_2 * share_2)
+            - c.seen_penalty * _is_seen(item, k, ring_R, slate_K)
+            + c.novelty_weight * users.novelty_U[u] * (f_1 < c.novelty_satiation)
+        )
+        if c.fresh_weight != 0:
+            age_s = max(login_s - items.upload_s_I[item], 0.0)
+            pull += c.fresh_weight * math.exp(-age_s / (c.fresh_days * DAY_S))
+        lure = c.click_clickbait * users.susceptibility_U[u] * bait + c.click_bias_weight * users.click_bias_U[u]
+        click = _happens(draw(stream, k, CLICK), c.click_logit + pull + lure)
+        enjoyment = pull - c.enjoyment_clickbait * bait
+        left_s = budget_s - spent_s
+        watch_s = np.float32(min(_watch(c, stream, k, click, enjoyment, duration_s), left_s))
+
+        told.examined_UK[u, k], told.watch_s_UK[u, k] = True, watch_s
+        told.behaviours_UKB[u, k, 0] = click
+        told.behaviours_UKB[u, k, 1] = watch_s >= min(c.long_view_s, duration_s)
+        for x in range(0 if click else HATE, HATE + 1):  # one may hate what one skipped
+            logit = c.feedback_logit[x] + c.feedback_enjoyment[x] * enjoyment + users.feedback_UX[u, x]
+            told.behaviours_UKB[u, k, 2 + x] = _happens(draw(stream, k, NEXT + 1 + x), logit)
+
+        feeling = _tanh(enjoyment)
+        if click:
+            liking = max(feeling, 0.0)
+            liked += liking
+            for d in range(len(z_D)):
+                liked_D[d] += liking * z_D[d]
+                mood_D[d] += c.mood_rate * feeling * (z_D[d] - mood_D[d])
+        # What is written is divided by the recovery that later reads multiply by; an item's two topics differ.
+        step = c.satiation_rate * (1.0 if click else c.satiation_skip)
+        satiation_M[topic_1] = (f_1 + step * share_1 * (1 - f_1)) / recovery
+        satiation_M[topic_2] = (f_2 + step * share_2 * (1 - f_2)) / recovery
+        if c.satisfaction_bar != 0:
+            feeling = _tanh(enjoyment - c.satisfaction_bar)
+        satisfaction += c.satisfaction_rate * (feeling * (1.0 if click else c.satisfaction_skip) - satisfaction)
+        sated += f_1 * share_1 + f_2 * share_2
+        after.seen_UR[u, num_seen % len(ring_R)] = item
+        num_seen += 1
+        spent_s += watch_s
+        recovery = math.exp(-spent_s / (HOUR_S * c.satiation_hours))
+        goes_on = _happens(draw(stream, k, NEXT), c.next_logit + users.patience_U[u] + c.next_enjoyment * enjoyment)
+        if not goes_on or watch_s >= left_s:
+            break
+
+    num_examined = num_seen - users.num_seen_U[u]
+    fatigue, logout_s = sated / max(num_examined, 1), login_s + spent_s
+    after.satisfaction_U[u], after.num_seen_U[u] = satisfaction, num_seen
+    told.elapsed_s_U[u], told.left_U[u] = spent_s, num_examined < len(slate_K)
+    churn_logit = c.churn_logit - c.churn_satisfaction * satisfaction + c.churn_fatigue * fatigue
+    told.churned_U[u] = _happens(draw(stream, VISIT, CHURN), churn_logit)
+    scale_s = HOUR_S * c.gap_hours * math.exp(c.gap_fatigue * fatigue - c.gap_satisfaction * satisfaction)
+    gap_s = scale_s / users.activity_U[u] * exponential(draw(stream, VISIT, GAP)) ** (1 / c.gap_shape)
+    back_s = _after(items.passed_s_W, logout_s, gap_s) + HOUR_S * c.gap_min_hours
+    bar, minute = draw(stream, VISIT, ACTIVE_HOUR), draw(stream, VISIT, MINUTE)
+    after.time_s_U[u] = _next_active(items.day_H, back_s, users.hour_shift_U[u], bar, minute)
+    told.return_gap_s_U[u] = after.time_s_U[u] - logout_s
+
+    _drift(c, theta_D, users.core_UD[u], mood_D, liked, liked_D)
+    mood_left = math.exp(-told.return_gap_s_U[u] / (HOUR_S * c.mood_hours))
+    for d in range(len(mood_D)):
+        mood_D[d] *= mood_left
+    recovery *= math.exp(-told.return_gap_s_U[u] / (HOUR_S * c.satiation_hours))
+    for m in range(len(satiation_M)):
+        left = satiation_M[m] * recovery
+        satiation_M[m] = left if left >= 1e-6 else 0.0  # denormal floats are slow
+
+
+@compiled()
+def _affinity(interest_weight, theta_D, mood_weight, mood_D, z_D):
+    """The pull of long-term interests and mood."""
+    total = 0.0
+    for d in range(len(z_D)):
+        total += (interest_weight * theta_D[d] + mood_weight * mood_D[d]) * z_D[d]
+    return total
+
+
+@compiled()
+def _is_empty(items, item, login_s, spent_s):
+    """An item that was withdrawn before the visit, or is not there yet."""
+    if len(items.withdraw_s_I) == 0:
+        return False
+    return items.withdraw_s_I[item] <= login_s or spent_s < items.upload_s_I[item] - login_s
+
+
+@compiled()
+def _is_seen(item, k, ring_R, slate_K):
+    """An item that the user remembers from before, or from an earlier position."""
+    found = False
+    for r in range(len(ring_R)):  # without an exit, so that many places are compared at once
+        found |= ring_R[r] == item
+    for j in range(k):
+        found |= slate_K[j] == item
+    return found
+
+
+@compiled()
+def _watch(c, stream, k, click, enjoyment, duration_s):
+    """Seconds watched: skip or watch, in part or to the end and again."""
+    extent = draw(stream, k, EXTENT)
+    if not click:
+        return min(c.skip_mean_s * exponential(extent), duration_s)
+    logit = c.complete_logit + c.complete_enjoyment * enjoyment - c.complete_duration * math.log(duration_s / 32)
+    # One uniform number serves skipping, replaying and watching in part, since a user does only one of them.
+    if _happens(draw(stream, k, COMPLETE), logit):
+        replays = draw(stream, k, REPLAY) < c.replay_prob * _sigmoid(enjoyment - 1)
+        return duration_s * (1 + replays * c.replay_max * extent)
+    shape = c.partial_shape[0] + c.partial_shape[1] * _sigmoid(enjoyment)
+    return duration_s * (c.partial_low + c.partial_span * extent ** (1 / shape))
+
+
+@compiled("b1(f8, f8)")
+def _happens(uniform, logit):
+    """Bernoulli(sigmoid(logit)) by a uniform number.
+
+    As (1 + x/4)^4 <= exp(x), most answers are plain without the exponential.
+    """
+    bound = (1 + abs(logit) / 4) ** 4
+    if logit < 0 and uniform * (1 + bound) >= 1:
+        return False
+    if logit > 0 and uniform * (1 + bound) < bound:
+        return True
+    return uniform * (1 + math.exp(-logit)) < 1
+
+
+@compiled("f8(f8)")
+def _sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+@compiled("f8(f8)")
+def _tanh(x):
+    return 1 - 2 / (math.exp(2 * x) + 1)
+
+
+@compiled()
+def _drift(c, theta_D, core_D, mood_D, liked, new_D):
+    """Long-term interests: towards the mood and what was liked, whose sum ``new_D`` holds, and back to the core."""
+    step, square, cosine = c.drift_watched / max(liked, 1.0), 0.0, 0.0
+    for d in range(len(new_D)):
+        towards = c.drift_rate * (mood_D[d] - theta_D[d]) + step * (new_D[d] - liked * theta_D[d])
+        new_D[d] = theta_D[d] + towards + c.drift_core * (core_D[d] - theta_D[d])
+        square += new_D[d] * new_D[d]
+        cosine += new_D[d] * core_D[d]
+    length, stay, to_core = math.sqrt(square), 1.0, 0.0
+    cosine /= length
+    if cosine < c.drift_limit:  # turned towards the core until the cosine is the limit
+        stay = math.sqrt(1 - c.drift_limit**2) / max(math.sqrt(1 - cosine**2), 1e-6)
+        to_core = c.drift_limit - stay * cosine
+    for d in range(len(new_D)):
+        new_D[d] = stay / length * new_D[d] + to_core * core_D[d]
+
+
+@compiled()
+def _after(passed_s_W, time_s, gap_s):
+    """When a gap is over that passes as fast as the days of the week are active."""
+    if len(passed_s_W) == 0:  # all days are alike
+        return time_s + gap_s
+    week_s = passed_s_W[-1]
+    week = math.floor(time_s / WEEK_S)
+    day = int((time_s - week * WEEK_S) / DAY_S)
+    speed = (passed_s_W[day + 1] - passed_s_W[day]) / DAY_S
+    passed_s = passed_s_W[day] + speed * (time_s - week * WEEK_S - day * DAY_S) + gap_s
+    more = math.floor(passed_s / week_s)
+    passed_s -= more * week_s
+    day = 0
+    while day < 6 and passed_s_W[day + 1] <= passed_s:
+        day += 1
+    speed = (passed_s_W[day + 1] - passed_s_W[day]) / DAY_S
+    return (week + more) * WEEK_S + day * DAY_S + (passed_s - passed_s_W[day]) / speed
+
+
+@compiled()
+def _next_active(day_H, time_s, shift, bar, minute):
+    """``time_s`` if its hour is active, else a time in the next active hour."""
+    hour = np.int64(time_s / HOUR_S)
+    local = (hour - shift) % 24
+    for wait in range(24):
+        if day_H[local + wait if local + wait < 24 else local + wait - 24] > bar:
+            return (hour + wait + minute) * HOUR_S if wait else time_s
+    return time_s
