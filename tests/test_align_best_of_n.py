@@ -9,7 +9,7 @@ from feedgym.experiments.align.best_of_n import best_of_n, best_of_n_kl, doublin
 
 
 def by_brute_force(score_S, value_S, n):
-    """Mean over all subsets of n of the best one's value; luck chooses between equals."""
+    """Mean over all subsets of n of the best one's value; equals are chosen at random."""
     found = []
     for subset in map(list, combinations(range(len(score_S)), n)):
         best = score_S[subset] == score_S[subset].max()
@@ -57,7 +57,7 @@ def test_without_ties_the_divergence_is_the_known_formula():
 
 @pytest.mark.parametrize("n", [2, 8, 32])
 def test_with_ties_it_is_that_of_the_outcomes_and_below_the_formula(n):
-    # Five outcomes of shares .2; the three best of them tie, so best-of-n takes one of the three by luck.
+    # Five outcomes of shares .2; the three best of them tie, so best-of-n takes one of the three at random.
     score_US = np.repeat([[0.0, 1.0, 2.0, 2.0, 2.0]], 4, axis=1)
     prob, level = np.full(5, 0.2), np.array([0, 1, 2, 2, 2])
     below = np.array([0.0, 0.2, 0.4, 1.0])

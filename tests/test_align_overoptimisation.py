@@ -8,7 +8,7 @@ from feedgym.experiments.align.overoptimisation import Curve, fit, predicted, ri
 
 
 def planted(rng, form, alpha, beta, *, users=150, d=(0.5, 0.8, 1.2, 1.6, 2.0, 2.4, 2.8), noise=0.4, shared=0.3):
-    """A curve whose users' gains scatter around the form, each user alike in all rounds but for luck."""
+    """A curve whose users' gains scatter around the form, each user alike in all rounds but for noise."""
     d_N = np.array(d)
     kl_NU = d_N[:, None] ** 2 * rng.gamma(20, 1 / 20, (len(d_N), users))
     own_U = 1 + shared * rng.normal(size=users)
@@ -51,7 +51,7 @@ def test_runs_that_differ_widen_the_interval():
 def test_a_peak_beyond_what_was_seen_is_not_told():
     rng = np.random.default_rng(4)
     rising = fit([planted(rng, "best_of_n", 1.0, 0.1, noise=0.05)], "best_of_n")  # its peak is at 5
-    assert rising["peak"] is None and "outside of the distances seen" in rising["no_peak"]
+    assert rising["peak"] is None and "outside the observed distances" in rising["no_peak"]
     straight = fit([planted(rng, "best_of_n", 0.5, -0.1, noise=0.05)], "best_of_n")
     assert straight["peak"] is None and "does not bend" in straight["no_peak"]
     assert straight["d_star"]["high"] == np.inf and straight["bends"] < 0.05

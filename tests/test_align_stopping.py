@@ -106,7 +106,7 @@ def test_rules_that_need_watchers_are_left_out_or_refused_without_them():
     for name in ("held_out", "disagreement", "correlation"):
         with pytest.raises(ValueError, match=f"stop='{name}' needs held-out reward models"):
             resolve("stop", name)().stopped(alone)
-    with pytest.raises(ValueError, match="nothing to stop at"):
+    with pytest.raises(ValueError, match="without a limit"):
         DiversityConfig(items=0, entropy=0)
 
 

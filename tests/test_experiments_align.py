@@ -48,7 +48,7 @@ def test_a_configuration_comes_back_from_a_runs_file_with_its_kind_of_agent(name
         ({"tokenizer": "sentencepiece"}, "'sentencepiece' is unknown; give one of residual_kmeans, rqvae, item_id"),
         (
             {"model": "hstu", "model_options": HSTUSizes(loss="ce")},
-            "HSTU writes item ids and not the codes of tokenizer='residual_kmeans'",
+            "HSTU writes item ids, not the codes of tokenizer='residual_kmeans'",
         ),
     ],
 )
@@ -152,7 +152,7 @@ def test_options_of_a_tokenizer_reach_the_fitted_one(tokenizer, options, tmp_pat
 def test_hstu_says_by_which_loss_it_learned_sessions():
     ids = ItemId().fit(np.zeros((NUM_ITEMS, 1)))
     assert new_model(PRESETS["hstu-ipa-smoke"](), ids, (3, 2)).config.loss == "ce"
-    with pytest.raises(ValueError, match="HSTU learns sessions by loss='ce', not 'bce'; choose ce"):
+    with pytest.raises(ValueError, match="HSTU is trained with loss='ce', not 'bce'; choose ce"):
         replace(PRESETS["hstu-ipa-smoke"](), model_options=HSTUSizes(loss="bce"))
 
 

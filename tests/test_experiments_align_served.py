@@ -107,9 +107,9 @@ def test_users_who_were_served_are_asked_for_the_truth_at_the_moment_of_their_re
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"served_share": 0.3}, "served_share=0.3 does nothing where nobody is served"),
-        ({"serve_visits": 3}, "serve_visits=3 does nothing where nobody is served"),
-        ({"serve": 5, "on_policy": False}, "samples from the base alone"),
+        ({"served_share": 0.3}, "served_share=0.3 does nothing if nobody is served"),
+        ({"serve_visits": 3}, "serve_visits=3 does nothing if nobody is served"),
+        ({"serve": 5, "on_policy": False}, "samples only from the base"),
         ({"search": "greedy"}, "search='greedy' is unknown; choose one of sample, beam, mixed"),
         ({"reference": "first"}, "reference='first' is unknown; choose one of last, base"),
     ],
@@ -120,7 +120,7 @@ def test_choices_that_do_nothing_together_are_refused(changes, message):
 
 
 def test_a_recorded_log_has_nobody_to_serve():
-    with pytest.raises(ValueError, match=r"rounds\.serve=5 asks for simulated users; leave it 0 with --data"):
+    with pytest.raises(ValueError, match=r"rounds\.serve=5 needs simulated users; leave it 0 with --data"):
         replace(smoke(), data="log.csv", rounds=replace(smoke().rounds, serve=5))
 
 

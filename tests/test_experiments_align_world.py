@@ -302,7 +302,7 @@ def test_a_recorded_log_is_imitated_where_it_was_liked_and_rated_wherever_it_was
     data = world.collect(None)
     good, every = world.requests(data)
     assert (data[0].num_users, data[1].num_items) == (40, 25)
-    assert len(good) == 40 and len(every) == 80  # four likes a user are one session, two visits are two
+    assert len(good) == 40 and len(every) == 80  # four likes per user are one session, two visits are two
     liked = data[0].item_id[data[0].behaviours[:, BEHAVIOUR_IDX["like"]] == 1]
     assert good.targets_NK.flatten().tolist() == liked.tolist()
     assert world.true_value(Pool.of(data, world, world.config), np.arange(2), np.zeros((2, 3, 4)), None) is None
@@ -363,7 +363,9 @@ def test_a_split_by_time_needs_a_recorded_log_with_times(tmp_path):
     (tmp_path / "lists.txt").write_text("".join(f"{u} 1 2 3 4 5 6\n" for u in range(30)))
     config = replace(CONFIG, data=str(tmp_path / "lists.txt"), split="time", session_length=2)
     world = Recorded(config)
-    with pytest.raises(ValueError, match="knows the order of events only, so no moment cuts it; choose --split users"):
+    with pytest.raises(
+        ValueError, match="knows only the order of events, so it cannot be cut by time; choose --split users"
+    ):
         Pool.of(world.collect(None), world, config)
 
 

@@ -203,5 +203,5 @@ def test_served_users_see_nothing_twice_within_the_memory():
 
 
 def test_a_memory_of_what_is_not_left_out_is_refused():
-    with pytest.raises(ValueError, match=r"memory does nothing where sampling\.block_seen"):
+    with pytest.raises(ValueError, match=r"memory does nothing if sampling\.block_seen"):
         AlignConfig(memory=5, sampling=SamplingConfig(block_seen=False))

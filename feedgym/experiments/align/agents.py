@@ -1,4 +1,4 @@
-"""The agents of a finished run, in the world they were made for: for watching them, or for a contest with others."""
+"""Loads the agents of a finished run with the world they were made for, to watch them or to compare them."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ from feedgym.tokenizers.own import codes_type
 from feedgym.trust import trusted
 
 CHOSEN = json_of(dict[str, int | str | None])
-"""Codec of which round's agent is kept, how many rounds there were, and why no more."""
+"""Codec of the round whose agent is kept, the number of rounds, and the reason why there were no more."""
 
 
 class FinishedRun(NamedTuple):
-    """What a finished run leaves.
+    """Contents of a finished run.
 
     Attributes:
         config: the whole experiment.
-        world: where its log came from; ``world.simulator`` are its users, unless the log was a recorded one.
-        agents: "base", as pretrained, and "aligned", after the last round; they serve as in the run's judgement.
+        world: source of the log; ``world.simulator`` has its users, unless the log was a recorded one.
+        agents: "base", as pretrained, and "aligned", after the round that was kept; they serve as in the run's
+            judgement.
         reward: what chose the pairs: the reward model, or the run's own score.
-        log: the event log they learned from.
-        catalog: its items.
+        log: the event log that they learned from.
+        catalog: the items of the log.
     """
 
     config: AlignConfig
@@ -55,16 +56,16 @@ class FinishedRun(NamedTuple):
 
 
 def agents_of(folder: Path | str, *, trust: bool = False, named: Collection[str] = ()) -> FinishedRun:
-    """Read a finished run's agents and reward back.
+    """Read the agents and the reward of a finished run.
 
     Args:
         folder: the run's folder.
-        trust: import what the folder names, though it is none of feedgym's (:mod:`feedgym.trust`).
-        named: names that may be imported, because the user's own program has them.
+        trust: import the code that the folder names even if it is not part of feedgym (:mod:`feedgym.trust`).
+        named: names that may be imported because the user's own program named them.
 
     Raises:
-        ValueError: the folder holds no run, one of another version, or a stage in it is missing or damaged; or it names
-            code that nobody trusts.
+        ValueError: the folder holds no run, or one of another version; a stage is missing or damaged; or the folder
+            names code that is not trusted.
     """
     folder = Path(folder)
     config = _align_config(folder)
@@ -75,7 +76,7 @@ def agents_of(folder: Path | str, *, trust: bool = False, named: Collection[str]
     models = {name: read_product(stages[name], model_codec(config, tokenizer).load) for name in ("base", "aligned")}
     reward_model = read_product(stages["reward"], load_reward_model)
     world = world_of(config, trust)
-    # A score may count the log: that of the run did so in what was trained on.
+    # A score may count the log. The run's own score counted the part that models were trained on.
     known = Pool.of((log, catalog), world, config).known if config.reward != "reward_model" and config.data else log
     return FinishedRun(
         config=config,
@@ -88,56 +89,56 @@ def agents_of(folder: Path | str, *, trust: bool = False, named: Collection[str]
 
 
 def read_config(folder: Path) -> Any:
-    """The configuration a run folder was begun with, of whatever kind of experiment; nothing it names is imported.
+    """Read the configuration of a run folder, of any kind of experiment, without importing what it names.
 
-    Use what it names only after :func:`feedgym.trust.check_config`.
+    Use the names in it only after :func:`feedgym.trust.check_config`.
 
     Raises:
         ValueError: the folder holds no run, or one of another version.
     """
     about = read_about(folder)
-    path, remedy = folder / CONFIG, "start a new run with --run, or go on with the feedgym that began it"
+    path, remedy = folder / CONFIG, "start a new run with --run, or continue with the feedgym that began it"
     if (kind := CONFIGS.get(about["kind"])) is None:
-        raise ValueError(f"{path} is of a kind of experiment that is not known here, {about['kind']!r}; {remedy}.")
+        raise ValueError(f"{path} is of an unknown kind of experiment, {about['kind']!r}; {remedy}.")
     try:
         config = TypeAdapter(kind).validate_python(about["config"])
     except ValidationError as error:
         first = error.errors()[0]
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise ValueError(f"{path} is of another version of feedgym ({what}); {remedy}.") from error
-    if unlike := differences(about["config"], plain(config)):  # a field that was filled in, or passed over
+    if unlike := differences(about["config"], plain(config)):  # a field that was filled in, or ignored
         raise ValueError(f"{path} is of another version of feedgym ({unlike[0]}); {remedy}.")
     return config
 
 
 def key_of(folder: Path | str) -> Any:
-    """What the agents of a finished run, and their world, are decided by: configuration and content of their stages.
+    """Key of a finished run's agents and their world: configuration and content of their stages.
 
-    A stage that is missing is for :func:`agents_of` to tell.
+    Missing stages are reported by :func:`agents_of`.
 
     Raises:
         ValueError: the folder holds no run with agents, one of another version, or a damaged one.
     """
     folder = Path(folder)
     config = _align_config(folder)
-    # Who judged there and how the work was spread decides nothing elsewhere.
+    # Neither the judging users there nor the spread of the work decide anything elsewhere.
     config = replace(config, judge=JudgeConfig(), rollouts=RolloutConfig(), ray="off")
     fitted = [simulator_key(config.simulator)] if is_folder("simulator", config.simulator) else []
     return [config, {name: _mark(folder / "stages" / name) for name in _needed(config, folder).values()}, *fitted]
 
 
 def _align_config(folder: Path) -> AlignConfig:
-    """The configuration of a run that has agents to read."""
+    """Read the configuration of a run that has agents."""
     config = read_config(folder)
-    if type(config) is not AlignConfig:  # cycles are an alignment too, but leave other stages
+    if type(config) is not AlignConfig:  # cycles are an alignment too, but have other stages
         raise ValueError(f"{folder} has no base and aligned agents; give a run of a preset that ends in -ipa.")
     return config
 
 
 def _needed(config: AlignConfig, folder: Path) -> dict[str, str]:
-    """The stages that agents are read from, by what they hold."""
+    """Names of the stages to read, by what they hold."""
     stages = {"log": "log", "tokenizer": "tokenizer", "reward": "reward", "base": "base", "aligned": "base"}
-    # A run that was brought up to its last round alone has not chosen yet, and would choose that one.
+    # A run that was continued only up to its last round has not chosen yet; it would choose that round.
     chosen = {"round": config.rounds.num, "last": config.rounds.num}
     if _mark(folder / "stages" / "chosen") is not None:
         chosen = read_product(folder / "stages" / "chosen", CHOSEN.load)
@@ -165,13 +166,13 @@ def new_model(config: AlignConfig, tokenizer: CodeTokenizer, profile_sizes: tupl
 
 
 def model_codec(config: AlignConfig, tokenizer: CodeTokenizer) -> Codec[GenerativeAgent]:
-    """How the experiment's models are kept."""
+    """Codec of the experiment's models."""
     kind = resolve("model", config.model)
     return Codec(lambda model, folder: model.save_pretrained(folder), lambda folder: kind.load(folder, tokenizer))
 
 
 def tokenizer_codec(config: AlignConfig) -> Codec[CodeTokenizer]:
-    """How the experiment's fitted tokenizer is kept."""
+    """Codec of the experiment's fitted tokenizer."""
     kind = codes_type(resolve("tokenizer", config.tokenizer))
     return Codec(lambda tokenizer, folder: tokenizer.save(folder), kind.load)
 
@@ -179,26 +180,26 @@ def tokenizer_codec(config: AlignConfig) -> Codec[CodeTokenizer]:
 def recommender_of(
     config: AlignConfig, model: Any, tokenizer: CodeTokenizer, catalog: Catalog
 ) -> GenerativeRecommender:
-    """A run's model as the agent that its rounds sample from and its judge serves: it serves drawn sessions.
+    """Make the agent of a run's model that the rounds sample from and the judge serves; it serves drawn sessions.
 
     Args:
         config: the experiment.
         model: base or a snapshot.
-        tokenizer: the run's.
-        catalog: the run's; where items come and go, those that do not exist at a request are not served.
+        tokenizer: the run's tokenizer.
+        catalog: the run's catalogue; if items come and go, those that do not exist at a request are not served.
     """
     kind = {"sample": GenerativeRecommender, "beam": Searching, "mixed": HalfSearching}[config.rounds.search]
     options: dict[str, Any] = {"num_beams": 0, "catalog": catalog}
-    # Its sessions are sampled in actors that have no GPU, also after a training on one.
+    # Its sessions are sampled in actors without a GPU, even if it was trained on one.
     return kind(model, tokenizer.trie(), config.session_length, config.sampling, **options, device="cpu")
 
 
 def reward_of(
     config: AlignConfig, log: EventLog, catalog: Catalog, model: RewardModel | RewardEnsemble
 ) -> SessionReward:
-    """What scores the sessions: the experiment's reward, with the weights of the reward where the model is asked.
+    """Make the score of sessions: the experiment's reward, which asks the reward model with the reward's weights.
 
-    A function of histories and sessions is a reward itself; other functions and classes make one.
+    A function of histories and sessions is itself a reward; other functions and classes make one.
     """
     given = {"catalog": catalog, "log": log, "reward_model": model.with_weights(config.weights)}
     given |= {} if config.reward_options is None else {"config": config.reward_options}
@@ -215,10 +216,10 @@ class Searching(GenerativeRecommender):
 
 
 class HalfSearching(GenerativeRecommender):
-    """An agent of whose "samples" the first half are the sessions of a beam search and the others are drawn."""
+    """An agent whose "samples" are half the sessions of a beam search and half drawn ones."""
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
-        """``n`` sessions per user; a session that the search found may be drawn as well."""
+        """``n`` sessions per user; the drawn ones may repeat a session of the search."""
         found = self.beams(histories, n // 2)
         drawn = super().sample(histories, n - found.item_ids_USK.shape[1], generator)
         columns = {f.name: (getattr(found, f.name), getattr(drawn, f.name)) for f in fields(SessionBatch)}
@@ -226,10 +227,10 @@ class HalfSearching(GenerativeRecommender):
 
 
 def finished_stage(folder: Path, name: str) -> Path:
-    """The folder of a run's stage that is finished.
+    """Folder of a finished stage of a run.
 
     Raises:
-        ValueError: it is not, or its mark is damaged.
+        ValueError: the stage is not finished, or its mark is damaged.
     """
     stage = folder / "stages" / name
     if _mark(stage) is None:
@@ -240,7 +241,7 @@ def finished_stage(folder: Path, name: str) -> Path:
 
 
 def _mark(stage: Path) -> Mark | None:
-    """What a stage's folder says of its product, if it has one."""
+    """Mark of the stage's product; None if it has none."""
     try:
         return read_mark(stage)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What the probes of a run say: parts of ``summary.json``, which :mod:`feedgym.experiments.align.pictures` draws.
+"""Analyses the probes of a run; :mod:`feedgym.experiments.align.pictures` draws these parts of ``summary.json``.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` rounds; ``X`` sizes n of best-of-n.
 """
@@ -25,17 +25,17 @@ Float = NDArray[np.float64]
 def told_of(
     probes: Sequence[Probe], signals: Signals, pools: Mapping[str, Probe], oracle_U: Float | None, seed: int
 ) -> dict[str, Any]:
-    """All that probes say of a run: its parts of the summary.
+    """All parts of the summary that come from probes.
 
     Args:
-        probes: after the rounds 0, 1, ... of the same users.
-        signals: theirs.
-        pools: larger pools of the sessions of ``base`` and ``aligned``, of the same users.
-        oracle_U: true value of the oracle's sessions for these users, where there is an oracle.
-        seed: decides the resamples of users.
+        probes: probes after rounds 0, 1, ... of the same users.
+        signals: the signals of these probes.
+        pools: larger pools of sessions of ``base`` and ``aligned``, of the same users.
+        oracle_U: true value of the oracle's sessions for these users, if there is an oracle.
+        seed: seed for resampling users.
 
     Returns:
-        ``over_optimisation``, ``stops`` and, where the truth is known, ``gap``.
+        ``over_optimisation``, ``stops`` and, if the truth is known, ``gap``.
     """
     truth_NU = truth_of(probes)
     told: dict[str, Any] = {}
@@ -49,19 +49,20 @@ def told_of(
 
 
 def over_optimisation(probes: Sequence[Probe], pool: Probe | None = None, seed: int = 0) -> dict[str, Any]:
-    """Proxy and true gain along a run, best-of-n of the base beside it, and the fits of both.
+    """Proxy and true gain along a run, best-of-n of the base for comparison, and the fits of both.
 
     Args:
-        probes: after the rounds 0, 1, ... of the same users; the first is the base's.
-        pool: a larger pool of the base's sessions for best-of-n; the first probe's if not given.
-        seed: decides the resamples of users.
+        probes: probes after rounds 0, 1, ... of the same users; the first is the base's.
+        pool: a larger pool of the base's sessions for best-of-n; by default the first probe.
+        seed: seed for resampling users.
 
     Returns:
-        ``rounds``: a row a round with ``round``, ``kl`` and the gains over round 0, ``proxy`` and, where the truth is
-        known, ``truth``, each ``mean``, ``low``, ``high``. ``best_of_n``: the same a size ``n``, from one pool.
-        ``unit``: the spread of the base's sessions within users, by which the gains of the two can be compared.
-        ``expected_slope``: of truth on proxy over the base's sessions, what the true gain should be of a proxy gain as
-        long as nothing is exploited. ``fits``: see :func:`fit`, with ``curve`` and ``of``. ``turnover``: see there.
+        ``rounds``: a row per round with ``round``, ``kl`` and the gains over round 0: ``proxy`` and, if the truth is
+        known, ``truth``, each with ``mean``, ``low``, ``high``. ``best_of_n``: the same per size ``n``, from one pool.
+        ``unit``: the spread of the base's sessions within users, which makes the two gains comparable.
+        ``expected_slope``: slope of truth on proxy over the base's sessions, which predicts the true gain of a proxy
+        gain as long as nothing is exploited. ``fits``: see :func:`fit`, with ``curve`` and ``of``. ``turnover``: see
+        there.
     """
     pool = probes[0] if pool is None else pool
     values = {"proxy": np.stack([_array(probe.score_US).mean(axis=1) for probe in probes])}
@@ -87,11 +88,11 @@ def over_optimisation(probes: Sequence[Probe], pool: Probe | None = None, seed: 
 
 
 def stops(rules: Mapping[str, StopRule], signals: Signals, truth_NU: Float | None = None) -> list[dict[str, Any]]:
-    """What each rule would have done in a run that went on to its end.
+    """Decisions of each rule in a run that continued to its end.
 
     Returns:
-        A row a rule: ``rule``, ``alarm`` (the round, None without one), ``reason``, ``kept`` (the round whose agent the
-        rule would have kept), and with the truth the other figures of
+        A row per rule: ``rule``, ``alarm`` (the round, None without one), ``reason``, ``kept`` (the round whose agent
+        the rule would have kept). With the truth, also the other figures of
         :class:`feedgym.experiments.align.stop_scores.StopScore`.
     """
     rows = []
@@ -112,7 +113,7 @@ def _best_of_n_curves(pool: Probe, sizes: Sequence[int]) -> dict[str, Curve]:
 
 
 def _rows(curves: Mapping[str, Curve], seed: int) -> list[dict[str, Any]]:
-    """A row a point: divergence and the gains with intervals."""
+    """A row per point: divergence and the gains with intervals."""
     first = next(iter(curves.values()))
     counts_RU = resampling_counts(first.kl_NU.shape[1], seed)
     ones_U = np.ones(first.kl_NU.shape[1])
@@ -124,7 +125,7 @@ def _rows(curves: Mapping[str, Curve], seed: int) -> list[dict[str, Any]]:
 
 
 def _scales(pool: Probe) -> dict[str, Any]:
-    """The spread of proxy and truth within users, and the slope of truth on proxy there."""
+    """Spread of proxy and truth within users, and the slope of truth on proxy there."""
     score_US = _array(pool.score_US)
     if pool.truth_US is None:
         return {"unit": {"proxy": _within(score_US, score_US) ** 0.5}, "expected_slope": None}

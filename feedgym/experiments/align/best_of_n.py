@@ -1,9 +1,9 @@
-"""Best-of-n curves for every n from one pool of S scored sessions a user, and what they cost in divergence.
+"""Best-of-n curves for every n from one pool of S scored sessions per user, and their cost in divergence.
 
-Serving the best of n draws by a reward is the control that no training can be excused from: its curve of truth against
-divergence comes free with each pool (Gao, Schulman and Hilton, arXiv:2210.10760, §2 and App. I).
+Serving the best of n draws by a reward is the control that every training method must be compared with. Its curve of
+truth against divergence comes free with each pool (Gao, Schulman and Hilton, arXiv:2210.10760, §2 and App. I).
 
-Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` the sizes n that are asked for.
+Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` the sizes n that are requested.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Float = NDArray[np.float64]
 
 
 def best_of_n(score_US: Float, value_US: Float, sizes: Sequence[int]) -> Float:
-    """Expected value of the session with the highest score among n draws, without bias, for several n.
+    """Unbiased expected value of the session with the highest score among n draws, for several n.
 
     The mean over all subsets of n of the S sessions (App. I): with scores in rising order, session i is the best of
-    C(i-1, n-1) subsets out of C(S, n). Sessions of equal score share their values, as if luck chose between them.
+    C(i-1, n-1) subsets out of C(S, n). Sessions of equal score share their values, as in a random choice between them.
 
     Args:
-        score_US: what chooses.
-        value_US: what the chosen session is worth. Its noise must be independent of the score's: to choose by the
+        score_US: scores to choose by.
+        value_US: values of the sessions. Their noise must be independent of the noise of the scores. To choose by the
             truth, give two independent estimates of it.
         sizes: n, each from 1 to S.
 
@@ -43,7 +43,7 @@ def best_of_n(score_US: Float, value_US: Float, sizes: Sequence[int]) -> Float:
     sorted_N = np.take_along_axis(value_US, order_US, axis=1).ravel().astype(float)
     shared_N = np.bincount(tie_US.ravel(), sorted_N) / np.bincount(tie_US.ravel())
     n, i = np.asarray(sizes)[:, None], np.arange(1, num_samples + 1)
-    # Log-gamma, for C(128, 64) is beyond float64's whole numbers; where i < n there is no such subset.
+    # Log-gamma, because C(128, 64) exceeds float64's whole numbers; if i < n there is no such subset.
     log_subsets = gammaln(i) - gammaln(n) - gammaln(np.maximum(i - n, 0) + 1)
     log_all = gammaln(num_samples + 1) - gammaln(n + 1) - gammaln(num_samples - n + 1)
     share_XS = np.where(i >= n, np.exp(log_subsets - log_all), 0.0)
@@ -51,11 +51,11 @@ def best_of_n(score_US: Float, value_US: Float, sizes: Sequence[int]) -> Float:
 
 
 def best_of_n_kl(score_US: Float, sizes: Sequence[int]) -> Float:
-    """Divergence of best-of-n from a single draw in nats, [U, X]: log n - (n - 1)/n, and less where scores tie.
+    """Divergence of best-of-n from a single draw in nats, [U, X]: log n - (n - 1)/n, less if scores tie.
 
-    The known formula is exact for scores without ties and too large with them. Here sessions of the pool that tie, as
-    copies of one session do, count as one outcome of their share of the pool; a session without a tie stands for a
-    stretch of the continuous case. Ties that the pool is too small to show leave it an upper bound.
+    The known formula is exact for scores without ties, and too large with them. Here tied sessions of the pool, such as
+    copies of one session, count as one outcome with their share of the pool. A session without a tie represents a
+    stretch of the continuous case. The result is an upper bound if the pool is too small to show all ties.
     """
     from scipy.special import xlogy
 
@@ -79,12 +79,12 @@ def best_of_n_kl(score_US: Float, sizes: Sequence[int]) -> Float:
 
 
 def doublings(num_samples: int) -> list[int]:
-    """1, 2, 4, ... and the number of samples itself."""
+    """The sizes 1, 2, 4, ... and the number of samples itself."""
     return [*(2**k for k in range(num_samples.bit_length()) if 2**k < num_samples), num_samples]
 
 
 def _ties(score_US: Float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rising order of each user's scores, and for the places of that order the number of their tie, [U, S] each."""
+    """Rising order of each user's scores, and for each place in that order the number of its tie, [U, S] each."""
     order_US = np.argsort(score_US, axis=1, kind="stable")
     sorted_US = np.take_along_axis(score_US, order_US, axis=1)
     new_US = np.ones(score_US.shape, bool)

@@ -2,13 +2,13 @@
 
     log -> tokenizer -> base (next-token prediction) -> reward model -> rounds of {sample, score, choose, DPO} -> judge
 
-The world (:mod:`feedgym.experiments.align.world`) is where the log comes from and who judges the agents in the end:
-simulated users, who know the truth, or a recorded log, which does not. Everything between is the same code for both,
-and the same for every agent that writes sessions: OneRec, TIGER and HSTU (:mod:`feedgym.experiments.align.agents`).
+The world (:mod:`feedgym.experiments.align.world`) supplies the log and judges the agents in the end. It is either
+simulated users, with a known truth, or a recorded log, without one. The code in between is the same for both, and for
+every agent that writes sessions: OneRec, TIGER and HSTU (:mod:`feedgym.experiments.align.agents`).
 
-Deviations from the paper: the 128 sessions of a pair come from sampling by default (the paper searches with beams;
-``RoundsConfig.search`` can, too); NTP during alignment is on the logged sessions of the sampled users, in the same
-batches as their pairs, and not on the rest of the stream; a snapshot is kept a round (the paper: an epoch).
+Deviations from the paper: the 128 sessions of a pair are sampled by default (the paper uses beam search;
+``RoundsConfig.search`` can, too). NTP during alignment uses the logged sessions of the sampled users, in the same
+batches as their pairs, and not the rest of the stream. A snapshot is kept per round (the paper: per epoch).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
 
     Args:
         config: the whole experiment.
-        run: the folder that keeps it; stages found there are not done again.
+        run: the run's folder; stages found there are not repeated.
 
     Returns:
         The summary, as written to ``summary.json``.
@@ -147,7 +147,7 @@ def _align(config: AlignConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
         for name, model in (("base", base.value), ("aligned", snapshot.value))
     }
 
-    # Apart, for a comparison of methods judges those once that the alignment does not change.
+    # A stage apart, so that a comparison of methods judges only once the agents that alignment does not change.
     beside = references(pool.known, pool.catalog, config)
     beside |= with_controls({"base": agent(base.value)}, score, config.judge)
     beside |= rivals(config, pool.catalog, trust=run.trust)
@@ -173,9 +173,9 @@ def _align(config: AlignConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
 
 
 def _of_rounds(figures: dict[str, float]) -> dict[str, float]:
-    """A round's figures by the names of the record."""
+    """A round's figures by the names used in the record."""
     return {f"round/{name}": value for name, value in figures.items()}
 
 
 experiment = align
-"""The name by which the command line finds the experiment of a kind of configuration."""
+"""The name under which the command line finds the experiment of a kind of configuration."""

@@ -1,13 +1,13 @@
-"""Where the gap lies: the way from the base to the oracle, taken apart.
+"""Splits the gap between the base and the oracle into steps.
 
-Some agents stand on that way, all at the same requests::
+The agents on this path, all at the same requests::
 
     base -> aligned -> base_best -> base_best_by_truth -> oracle
 
-``base_best`` serves the best of n of the base's draws by the reward, ``base_best_by_truth`` that by the truth. So what
-lies between the aligned agent and the best of n by the reward is what the optimiser loses, what lies between that and
-the best by the truth is what the reward model loses, and the rest up to the oracle is out of the generator's reach. The
-steps add up to the way; one that goes backwards is negative (an aligned agent may do better than the best of n).
+``base_best`` serves the best of n draws of the base by the reward, ``base_best_by_truth`` the best by the truth.
+The step from the aligned agent to the best of n by the reward is lost by the optimiser. The step from there to the best
+by the truth is lost by the reward model. The rest, up to the oracle, is out of the generator's reach. The steps add up
+to the whole gap. A step backwards is negative (an aligned agent may do better than the best of n).
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` resamples.
 """
@@ -28,7 +28,7 @@ from feedgym.experiments.statistics import Figure, Ratio, ends, resampling_count
 Float = NDArray[np.float64]
 
 WAY = ("base", "aligned", "base_best", "base_best_by_truth", "oracle")
-"""The agents on the way, in its order."""
+"""The agents on the path, in order."""
 
 UP_TO = {
     "aligned": "gained by alignment",
@@ -36,21 +36,21 @@ UP_TO = {
     "base_best_by_truth": "lost by the reward model",
     "oracle": "out of the generator's reach",
 }
-"""What the step up to an agent is called; where an agent is not there, its step is part of the next one."""
+"""Names of the steps, by the agent they lead to; the step to a missing agent becomes part of the next one."""
 
 
 def values_at_requests(
     base: Probe, aligned: Probe, oracle_U: Float | None = None, n: int | None = None
 ) -> dict[str, Float]:
-    """True values per user of the agents on the way, and of the aligned agent's best of n, at a probe's requests.
+    """True values per user of the agents on the path, and of the aligned agent's best of n, at a probe's requests.
 
-    Choosing by the truth is choosing by one half of its replicas and valuing by the other, both ways round: the best of
-    many noisy values would be overrated by its noise. As half of the replicas choose worse than the truth itself would,
-    the values by truth are lower bounds.
+    Choosing by the truth uses one half of the replicas to choose and the other half to value, both ways round.
+    Otherwise noise would inflate the best of many noisy values. As half of the replicas choose worse than the truth
+    itself would, the values by truth are lower bounds.
 
     Args:
-        base: the base's pool of S sessions a user.
-        aligned: the aligned agent's, of the same users.
+        base: the base's pool of S sessions per user.
+        aligned: the aligned agent's pool, of the same users.
         oracle_U: true value of the oracle's sessions.
         n: sessions to choose from; all S if not given.
 
@@ -79,25 +79,25 @@ def _drawn_and_best(name: str, pool: Probe, n: int | None) -> dict[str, Float]:
 
 
 def gap(values: Mapping[str, Float | Figure], seed: int = 0) -> dict[str, Any]:
-    """The agents' values and the steps of the way from base to oracle, with 95% intervals.
+    """Compute the agents' values and the steps from base to oracle, with 95% intervals.
 
     Args:
-        values: by agent, the users' values [U] or a ratio of sums over users, as served judgements have; the same users
-            for all. ``base`` and two more of :data:`WAY` are needed; agents beside the way are told with the rest.
-        seed: decides the resamples of users.
+        values: by agent, the users' values [U], or a ratio of sums over users, as in served judgements. All agents need
+            the same users. ``base`` and two more of :data:`WAY` are required; agents off the path only get a value.
+        seed: seed for resampling users.
 
     Returns:
-        ``values``: by agent ``mean``, ``low``, ``high``. ``steps``: in the way's order ``name``, ``to``, ``mean``,
-        ``low``, ``high`` and, as a part of the whole way, ``share`` with its interval. ``way``: its whole length.
+        ``values``: by agent ``mean``, ``low``, ``high``. ``steps``: in order ``name``, ``to``, ``mean``, ``low``,
+        ``high`` and ``share``, the part of the whole gap, with its interval. ``way``: the whole gap.
 
     Raises:
-        ValueError: too few agents of the way are there.
+        ValueError: too few agents of the path are given.
     """
     figures = {name: _figure(value) for name, value in values.items()}
     there = [name for name in WAY if name in figures]
     if there[:1] != ["base"] or len(there) < 3:
         raise ValueError(
-            f"agents {sorted(values)} make no way to take apart; give base and two more of {', '.join(WAY)}."
+            f"agents {sorted(values)} are too few to split the gap; give base and two more of {', '.join(WAY)}."
         )
     counts_RU = resampling_counts(figures["base"].num_users, seed)
     mean = {name: figure.mean() for name, figure in figures.items()}
@@ -116,7 +116,7 @@ def gap(values: Mapping[str, Float | Figure], seed: int = 0) -> dict[str, Any]:
 
 
 def _name_of(below: str, above: str) -> str:
-    """What lies between two agents of the way, those between them not being there."""
+    """Name of the step between two agents of the path if those between them are missing."""
     return ", ".join(UP_TO[name] for name in WAY[WAY.index(below) + 1 : WAY.index(above) + 1])
 
 

@@ -6,10 +6,10 @@ With d = sqrt(KL from the base) Gao, Schulman and Hilton (arXiv:2210.10760, §3)
     d (alpha - beta log d)    for RL,          highest at d* = exp(alpha / beta - 1),  R* = beta d*.
 
 Both are linear in alpha and beta: weighted least squares through the origin. The points of a curve share their users,
-so intervals come from resampling runs and, within them, users, and never from the residuals. A peak outside of the
-distances that were seen is not told.
+so intervals come from resampling runs and, within them, users; never from the residuals. A peak outside the range of
+observed distances is not reported.
 
-Deviations from the paper: gains are per user, relative to the same users' sessions before the first round; points whose
+Deviations from the paper: gains are per user, relative to the same users' sessions before the first round. Points whose
 divergence is not two standard errors above 0 are left out, because the root of noise around 0 is biased.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` points of a curve, the rounds 0..N-1; ``R`` resamples.
@@ -30,18 +30,18 @@ Float = NDArray[np.float64]
 Form = Literal["best_of_n", "rl"]
 
 FORMS: dict[Form, str] = {"best_of_n": "d (alpha - beta d)", "rl": "d (alpha - beta log d)"}
-"""The forms and how they are written."""
+"""The forms as formulas."""
 MIN_POINTS = 3
-"""A form has two parameters; from fewer points its fit would say nothing."""
+"""Least number of points; a form has two parameters, so a fit to fewer points would mean nothing."""
 MISFIT = 1.5
-"""A form further than this many standard errors from the free curve does not fit."""
+"""A form further from the free curve than this many standard errors does not fit."""
 LEAST_FALL = 0.05
-"""Share of the highest gain that a run must lose to count as over-optimised, however well it is measured."""
+"""Least share of the highest gain that a run must lose to count as over-optimised, however precise the measurement."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curve:
-    """One run's way: divergence from the base and gain over it after N rounds, for each of U users, float64 [N, U]."""
+    """Divergence of a run from the base and gain over it after N rounds, for each of U users, float64 [N, U]."""
 
     kl_NU: Float
     gain_NU: Float
@@ -57,7 +57,7 @@ class Curve:
         return _distance(self.kl_NU.mean(axis=1))
 
     def told(self) -> Curve:
-        """The points whose divergence is clearly above 0."""
+        """Keep only points whose divergence is clearly above 0."""
         kept_N = self.kl_NU.mean(axis=1) > np.maximum(2 * standard_error(self.kl_NU), 1e-9)
         return Curve(kl_NU=self.kl_NU[kept_N], gain_NU=self.gain_NU[kept_N])
 
@@ -71,16 +71,17 @@ def fit(curves: Sequence[Curve], form: Form, seed: int = 0) -> dict[str, Any] | 
     """Fit a form to the curves of one or more runs.
 
     Args:
-        curves: one a run; users may differ between runs.
-        form: which.
-        seed: decides the resamples.
+        curves: one per run; users may differ between runs.
+        form: the form.
+        seed: seed for resampling.
 
     Returns:
         ``alpha``, ``beta``, ``d_star`` and ``r_star``, each with ``mean`` (the estimate) and the ends of its 95%
-        interval, infinite where a resample has no peak; ``bends``, the share of resamples with beta > 0; ``condition``
-        of the problem (of columns of length 1); ``rmse`` of the form and ``free_rmse`` of the free curve; ``misfit``,
-        how far the form is from the free curve in standard errors, and ``fits``; ``peak``, d* and R*, None where
-        ``no_peak`` says why; ``points``. None where there are fewer than 3 points.
+        interval, which are infinite if a resample has no peak. ``bends`` is the share of resamples with beta > 0.
+        ``condition`` belongs to the problem with columns of length 1. ``rmse`` is that of the form, ``free_rmse`` that
+        of the free curve. ``misfit`` is the form's distance from the free curve in standard errors, and ``fits`` its
+        verdict. ``peak`` has d* and R*, or is None for the reason in ``no_peak``. ``points`` counts the points. The
+        result is None if there are fewer than 3.
     """
     curves = [told for told in (curve.told() for curve in curves) if len(told.gain_NU)]
     if sum(len(curve.gain_NU) for curve in curves) < MIN_POINTS:
@@ -118,7 +119,7 @@ def predicted(d: Float, alpha: float, beta: float, form: Form) -> Float:
 
 
 def rising_then_falling(d_N: Float, gain_N: Float, weight_N: Float) -> Float:
-    """The closest curve that rises to a peak and falls from there: what a form is held against, at the same points."""
+    """The closest curve that rises to a peak and falls from there, at the same points; forms are compared with it."""
     from sklearn.isotonic import isotonic_regression
 
     order = np.argsort(d_N, kind="stable")
@@ -140,16 +141,15 @@ def rising_then_falling(d_N: Float, gain_N: Float, weight_N: Float) -> Float:
 
 
 def turnover(value_NU: Float, delta: float | None = None) -> dict[str, Any]:
-    """The round at which a run should have ended, and whether it went on too long.
+    """Find the round at which a run should have ended, and whether it continued too long.
 
     Args:
-        value_NU: true values after each round, the same users in each.
-        delta: the least fall that counts; None: two standard errors of it, or 5% of the highest gain, if that is more.
+        value_NU: true values after each round, of the same users.
+        delta: least fall that counts; None: two standard errors of the fall, or 5% of the highest gain if that is more.
 
     Returns:
-        ``round``, the first one within one standard error of the highest mean (of the paired difference to it);
-        ``gain`` there over round 0; ``fall`` from there to the last round; ``delta``; ``over_optimised``: the fall
-        exceeds delta.
+        ``round``, the first one within one standard error of the highest mean (of the paired difference to it). From
+        there, ``gain`` over round 0 and ``fall`` to the last round. ``over_optimised``: the fall exceeds ``delta``.
     """
     mean_N = value_NU.mean(axis=1)
     highest = int(mean_N.argmax())
@@ -162,14 +162,14 @@ def turnover(value_NU: Float, delta: float | None = None) -> dict[str, Any]:
 
 
 def _bend(d: Float, form: Form) -> Float:
-    """What beta is multiplied by."""
+    """The term that beta multiplies."""
     from scipy.special import xlogy
 
     return d * d if form == "best_of_n" else xlogy(d, d)
 
 
 def _peak(alpha: Any, beta: Any, form: Form) -> tuple[Any, Any]:
-    """d* and R* of a form; infinite where it has no peak."""
+    """d* and R* of a form; infinite if it has no peak."""
     with np.errstate(all="ignore"):
         d = alpha / (2 * beta) if form == "best_of_n" else np.exp(np.divide(alpha, beta) - 1)
         gain = alpha * d / 2 if form == "best_of_n" else beta * d
@@ -181,7 +181,7 @@ def _why_no_peak(beta: float, d: float, seen: Float) -> str | None:
     if beta <= 0:
         return "the curve does not bend down"
     if not seen.min() <= d <= seen.max():
-        return f"the fit has its peak outside of the distances seen, {seen.min():.2f} to {seen.max():.2f}"
+        return f"the fit has its peak outside the observed distances, {seen.min():.2f} to {seen.max():.2f}"
     return None
 
 
@@ -196,7 +196,7 @@ def _points(curve: Curve) -> tuple[Float, Float, Float]:
 
 
 def _moments(d_XN: Float, gain_XN: Float, weight_N: Float, form: Form) -> Float:
-    """The five sums over points that weighted least squares needs, [..., 5]; those of several runs can be added."""
+    """The five sums over points for weighted least squares, [..., 5]; sums of several runs can be added."""
     left, right = d_XN, -_bend(d_XN, form)
     products = (left * left, left * right, right * right, left * gain_XN, right * gain_XN)
     return np.stack([(product * weight_N).sum(axis=-1) for product in products], axis=-1)
@@ -210,14 +210,14 @@ def _solved(moments: Float) -> tuple[Float, Float]:
 
 
 def _condition(moments: Float) -> float:
-    """Condition number of the two columns, each of length 1: large where all points lie on one side of the peak."""
+    """Condition number of the two columns, each of length 1: large if all points are on one side of the peak."""
     aa, ab, bb = moments[:3]
     cosine = min(abs(ab) / np.sqrt(aa * bb), 1 - 1e-15)
     return float(np.sqrt((1 + cosine) / (1 - cosine)))
 
 
 def _resampled_moments(curves: Sequence[Curve], form: Form, seed: int) -> Float:
-    """The sums of :func:`_moments` [R, 5] for resampled runs, each time with users resampled within them."""
+    """The sums of :func:`_moments` [R, 5] for resampled runs, with users resampled within each run."""
     rng = np.random.default_rng(seed)
     total_R5 = np.zeros((NUM_RESAMPLES, 5))
     for _ in curves:
@@ -232,6 +232,6 @@ def _resampled_moments(curves: Sequence[Curve], form: Form, seed: int) -> Float:
 
 
 def _ends(values_R: Float) -> dict[str, float]:
-    # "Nearest", for between a number and infinity nothing can be interpolated.
+    # "Nearest", because nothing can be interpolated between a number and infinity.
     low, high = np.quantile(values_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="nearest")
     return {"low": float(low), "high": float(high)}

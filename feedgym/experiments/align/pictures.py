@@ -1,7 +1,7 @@
-"""Pictures and tables of what the probes of an alignment say, as sections of the report.
+"""Draws pictures and tables of an alignment's probes as sections of the report.
 
-They draw the parts of ``summary.json`` that :mod:`feedgym.experiments.align.analysis` and
-:mod:`feedgym.experiments.align.gap` make; a part that a run does not have is an empty section.
+They show the parts of ``summary.json`` that :mod:`feedgym.experiments.align.analysis` and
+:mod:`feedgym.experiments.align.gap` make. A part that a run does not have becomes an empty section.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from feedgym.experiments.page import (
 )
 
 CURVES = {"proxy": "model", "truth": "truth"}
-"""What is drawn, and the name of its colour."""
+"""The curves to draw, and the names of their colours."""
 CALLED = {"proxy": "the optimised reward", "truth": "the truth", "rounds": "rounds", "best_of_n": "best of n"}
 STEP_COLOURS = {"aligned": "aligned", "base_best": "truth", "base_best_by_truth": "model", "oracle": "other"}
-"""Colours of the steps of the way to the oracle, by the agent that they lead to."""
+"""Colours of the steps from base to oracle, by the agent that they lead to."""
 
 
 def over_optimisation_section(found: Mapping[str, Any] | None, stops: Sequence[Mapping[str, Any]] | None = None) -> str:
-    """Proxy and true gain against the distance from the base and by round, with fits, best-of-n, turnover and stops.
+    """Draw proxy and true gain by distance from the base and by round, with fits, best-of-n, turnover and stops.
 
     Args:
-        found: what :func:`feedgym.experiments.align.analysis.over_optimisation` gave; None draws nothing.
-        stops: what :func:`feedgym.experiments.align.analysis.stops` gave.
+        found: result of :func:`feedgym.experiments.align.analysis.over_optimisation`; None draws nothing.
+        stops: result of :func:`feedgym.experiments.align.analysis.stops`.
     """
     if not found:
         return ""
@@ -55,10 +55,10 @@ def over_optimisation_section(found: Mapping[str, Any] | None, stops: Sequence[M
 
 
 def gap_section(gaps: Mapping[str, Mapping[str, Any]] | None) -> str:
-    """The way from base to oracle in steps, a panel and a table for each place where it was measured.
+    """Draw the steps from base to oracle, with a panel and a table for each place where they were measured.
 
     Args:
-        gaps: by place ("at logged requests"), what :func:`feedgym.experiments.align.gap.gap` gave.
+        gaps: by place ("at logged requests"), the result of :func:`feedgym.experiments.align.gap.gap`.
     """
     if not gaps:
         return ""
@@ -66,7 +66,7 @@ def gap_section(gaps: Mapping[str, Mapping[str, Any]] | None) -> str:
     for axis, (place, found) in zip(axes, gaps.items(), strict=True):
         _draw_way(axis, found)
         axis.set_title(place, fontsize=10)
-    axes[0].set_ylabel("true value a session")
+    axes[0].set_ylabel("true value per session")
     tables = (_gap_table(place, found) for place, found in gaps.items())
     return section("Where the gap lies", image(figure), *tables)
 
@@ -75,7 +75,7 @@ def gap_section(gaps: Mapping[str, Mapping[str, Any]] | None) -> str:
 
 
 def _draw_distances(axis: Any, found: Mapping[str, Any]) -> None:
-    """Gains against the root of the divergence: points of the rounds, their fit, and best-of-n."""
+    """Draw gains against the root of the divergence: points of the rounds, their fit, and best-of-n."""
     for name, colour in CURVES.items():
         if name not in found["unit"]:
             continue
@@ -103,7 +103,7 @@ def _draw_distances(axis: Any, found: Mapping[str, Any]) -> None:
 
 
 def _draw_rounds(axis: Any, found: Mapping[str, Any], stops: Sequence[Mapping[str, Any]]) -> None:
-    """The truth by round, or the proxy where there is none, on its own scale; the turnover and the rules' alarms."""
+    """Draw the truth by round, or else the proxy, on its own scale, with the turnover and the rules' alarms."""
     rounds, name = found["rounds"], "truth" if "truth" in found["unit"] else "proxy"
     gains = _gains(rounds, name, 1.0)
     axis.errorbar(range(len(rounds)), *gains, color=COLOURS[CURVES[name]], marker="o", markersize=4, capsize=2)
@@ -129,7 +129,7 @@ def _draw_rounds(axis: Any, found: Mapping[str, Any], stops: Sequence[Mapping[st
 
 
 def _draw_way(axis: Any, found: Mapping[str, Any]) -> None:
-    """A waterfall: the base's value, a floating bar a step with its interval, and the oracle's value."""
+    """Draw a waterfall: the base's value, a floating bar per step with its interval, and the oracle's value."""
     steps, level = found["steps"], found["values"]["base"]["mean"]
     axis.bar(0, level, color=COLOURS["base"], width=0.6)
     labels = ["base"]
@@ -155,7 +155,7 @@ def _distances(rows: Sequence[Mapping[str, Any]]) -> list[float]:
 
 
 def _gains(rows: Sequence[Mapping[str, Any]], name: str, unit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Means, and how far the ends of their intervals are from them, in a unit."""
+    """Means, and the distances of the ends of their intervals, in a unit."""
     mean, low, high = (np.array([row[name][end] for row in rows]) / unit for end in ("mean", "low", "high"))
     return mean, np.maximum([mean - low, high - mean], 0)
 
@@ -171,17 +171,17 @@ def _turnover_sentence(turn: Mapping[str, Any]) -> str:
         )
     return (
         f"Not over-optimised: the truth after round {turn['round']}, {number(turn['gain'])} above the base, is as good "
-        f"as any, and the end is not worse by more than {number(turn['delta'])}."
+        f"as at any round, and the last round is not worse by more than {number(turn['delta'])}."
     )
 
 
 def _stops_table(stops: Sequence[Mapping[str, Any]]) -> str:
-    """What each stop rule would have done."""
+    """Table of the decisions of each stop rule."""
     if not stops:
         return ""
     known = "regret" in stops[0]
     head = [
-        "stop rule, which sees no truth",
+        "stop rule, without access to the truth",
         "stops after",
         "keeps round",
         *(["regret", "verdict"] if known else []),
@@ -193,7 +193,7 @@ def _stops_table(stops: Sequence[Mapping[str, Any]]) -> str:
             "-" if stop["alarm"] is None else f"round {stop['alarm']}",
             str(stop["kept"]),
             *([_percent(stop["regret"]), _verdict(stop)] if known else []),
-            stop["reason"] or "it would have gone on",
+            stop["reason"] or "it would have continued",
         ]
         for stop in stops
     ]
@@ -245,12 +245,12 @@ def _best_of_n_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _gap_table(place: str, found: Mapping[str, Any]) -> str:
-    """The steps of the way, and the values of all agents."""
+    """Table of the steps, and of the values of all agents."""
     steps = [[step["name"], with_ends(step), _share(step["share"])] for step in found["steps"]]
     steps.append(["from base to the end", with_ends(found["way"]), "100%"])
     values = [[name.replace("_", " "), with_ends(value)] for name, value in found["values"].items()]
-    agents = html_table(["agent", "true value a session"], values)
-    head = [place, "mean, 95% interval over users", "share of the way"]
+    agents = html_table(["agent", "true value per session"], values)
+    head = [place, "mean, 95% interval over users", "share of the gap"]
     return html_table(head, steps) + folded(f"The agents, {place}", agents)
 
 

@@ -1,8 +1,8 @@
-"""What an alignment draws from: the requests of a log, cut into those to learn from and those held out.
+"""The requests of a log that an alignment draws from, cut into those for training and those held out.
 
-A world answers a few questions: ``collect`` (the log), ``requests`` (which sessions to imitate and which to rate),
-``serve`` (what users do when an agent serves them), ``true_value`` (what sessions are worth to their users, if anyone
-knows) and ``judge`` (the final comparison).
+A world answers a few questions. ``collect`` gives the log, ``requests`` the sessions to imitate and to rate, ``serve``
+users' responses to an agent. ``true_value`` gives the value of sessions to their users, if it is known, and ``judge``
+the final comparison.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Source(NamedTuple):
 
     Attributes:
         log: the event log.
-        group: the population that its users are of.
-        first: the row of :attr:`Pool.imitate` at which its sessions begin.
+        group: name of the population that its users belong to.
+        first: first row of :attr:`Pool.imitate` that holds its sessions.
     """
 
     log: EventLog
@@ -46,20 +46,20 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pool:
-    """What the stages draw from, users held out or not.
+    """Requests for the stages, with users held out or not.
 
     Attributes:
         log: the event log.
-        known: the part of it that may be counted, by popularity or a score: of a recorded log what is trained on; all
-            of a simulated one, for its judges are fresh users.
+        known: the part of the log that may be counted, for popularity or for a score. In a recorded log this is the
+            training part; in a simulated one it is the whole log, because its judges are fresh users.
         catalog: its items.
         imitate: training sessions worth imitating; the rounds draw their users and contexts from them.
         rate: training sessions, good or bad, for the reward model.
         unseen: held-out sessions, as in ``rate``.
         unseen_good: held-out sessions, as in ``imitate``.
-        served: what agents have served since, in the order of ``imitate``; none of its users is held out.
+        served: logs that agents have served since, in the order of ``imitate``; none of their users is held out.
         earlier: rows of ``imitate`` that a round draws its users from.
-        fresh: rows that it draws a part of them from instead: what was served last; None where nobody was served.
+        fresh: rows with the sessions served last, which replace a part of the draws; None if nobody was served.
     """
 
     log: EventLog
@@ -77,8 +77,8 @@ class Pool:
     def of(cls, data: LogAndItems, world: World, config: AlignConfig) -> Pool:
         """Cut a log into the pool.
 
-        Users are held out by a hash of their id, or the last sessions by time: then what is trained on is cut out of
-        the log as it was at that moment, and sessions that reach over it belong to neither part.
+        Users are held out by a hash of their id. With a split by time the last sessions are held out instead. Then the
+        training part is the log as it was at that moment, and sessions that cross the moment belong to neither part.
 
         Raises:
             ValueError: a part is empty, sessions are longer than the catalogue, or a log without times is cut by time.
@@ -122,7 +122,7 @@ class Pool:
         )
 
     def with_served(self, log: EventLog, group: str, world: World) -> Pool:
-        """The pool with what the agent has served to users of a population since."""
+        """Add the sessions that the agent has served to users of a population since."""
         good, every = world.requests((log, self.catalog))
         served = (*self.served, Source(log, group, len(self.imitate)))
         return replace(
@@ -138,10 +138,10 @@ class Pool:
         """Rows of ``imitate``: one session each of a share of its users, in random order.
 
         Args:
-            share: of the users of the log.
-            rng: draws them.
-            served_share: the share of these rows that come from what the agent served last instead, one session per
-                user there too, as far as it has users; 0 where it has served nobody.
+            share: share of the users of the log.
+            rng: random generator.
+            served_share: share of these rows to replace by sessions that the agent served last, one per user there too.
+                If it has fewer users, fewer rows are replaced. 0 if it has served nobody.
         """
         user_N = self.imitate.sessions.user_idx_N
         drawn = _one_each(user_N[self.earlier], rng)
@@ -153,7 +153,7 @@ class Pool:
         return np.concatenate([drawn[: wanted - len(own)], own])
 
     def sources(self, row_U: NDArray) -> Iterator[tuple[Source, NDArray[np.int64]]]:
-        """The logs that rows of ``imitate`` come from, each with the places of its rows in ``row_U``."""
+        """The logs that rows of ``imitate`` come from, each with the positions of its rows in ``row_U``."""
         every = (Source(self.log, LOG_GROUP, 0), *self.served)
         source_U = np.searchsorted([source.first for source in every], row_U, side="right") - 1
         for number, source in enumerate(every):
@@ -166,7 +166,7 @@ class Pool:
         return sum(int((source.log.event == Event.LOGIN).sum()) for source in self.served)
 
     def probed(self, num_users: int) -> Requests:
-        """The last requests of that many held-out users, or of all there are, which every probe looks at."""
+        """Last requests of that many held-out users, or of all if there are fewer; every probe uses them."""
         last = last_requests(self.unseen_good)
         return last.rows(np.arange(min(num_users, len(last))))
 
@@ -188,9 +188,9 @@ def _one_each(user_N: NDArray, rng: np.random.Generator) -> NDArray[np.int64]:
 
 
 def _cut_s(log: EventLog, good: Requests) -> float:
-    """The moment behind which the last tenth of the sessions begin; embeddings learned from nothing after it."""
+    """The moment after which the last tenth of the sessions begin; no embedding was learned from anything after it."""
     if not log.has_time:
-        raise ValueError("The log knows the order of events only, so no moment cuts it; choose --split users.")
+        raise ValueError("The log knows only the order of events, so it cannot be cut by time; choose --split users.")
     late = split_time(good.sessions, validation=0.0, held_out=HELD_OUT).held_out_N
     if not late.any():
         raise ValueError("No logged session is left to judge agents with; give a longer log or choose --split users.")
@@ -198,7 +198,7 @@ def _cut_s(log: EventLog, good: Requests) -> float:
 
 
 class World(Protocol):
-    """Where the log comes from and who judges."""
+    """Supplies the log and judges the agents."""
 
     title: str
     note: str
@@ -212,31 +212,31 @@ class World(Protocol):
         ...
 
     def serve(self, agent: Recommender, t: int, step: Step) -> LogAndItems:
-        """What an agent serves to new users between two rounds, and what they do."""
+        """Sessions that an agent serves to new users between two rounds, and their responses."""
         ...
 
     def true_value(self, pool: Pool, row_U: NDArray, sessions_USK: NDArray, step: Step) -> NDArray | None:
-        """What sessions are truly worth to the users of rows of ``pool.imitate`` [U, S]; None if nobody knows."""
+        """True values of sessions to the users of rows of ``pool.imitate`` [U, S]; None if they are unknown."""
         ...
 
     def probed_values(
         self, pool: Pool, num_users: int, sessions_USK: NDArray, replicas: int, step: Step
     ) -> NDArray | None:
-        """The same to the users of ``pool.probed``, [U, S, 2] by halves of the replicas; None if nobody knows."""
+        """True values to the users of ``pool.probed``, [U, S, 2] by halves of the replicas; None if unknown."""
         ...
 
     def oracle_values(self, pool: Pool, num_users: int) -> NDArray | None:
-        """What the oracle's sessions are truly worth to the users of ``pool.probed`` [U]; None if there is none."""
+        """True values of the oracle's sessions to the users of ``pool.probed`` [U]; None if there is no oracle."""
         ...
 
     def served(
         self, agents: Mapping[str, Recommender], reward: SessionReward, pool: Pool
     ) -> Mapping[str, ServingRecord]:
-        """What happens to the judges under some agents; empty where nobody can be served."""
+        """Records of the judges served by some agents; empty if nobody can be served."""
         ...
 
     def judge(
         self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool, known: Mapping[str, ServingRecord]
     ) -> dict[str, Any]:
-        """The final comparison, given what is known of some agents: parts of ``summary.json``."""
+        """The final comparison, given the records already known for some agents: parts of ``summary.json``."""
         ...

@@ -1,7 +1,7 @@
 """Experiments as functions: each returns the whole configuration of a run, to be changed field by field.
 
-``smoke`` runs in seconds and proves that everything works; ``small`` is the laptop's experiment and the demo; ``paper``
-wants a GPU and has the sizes of the publications.
+``smoke`` runs in seconds and proves that everything works. ``small`` is the demo, an experiment for a laptop. ``paper``
+needs a GPU and has the sizes of the publications.
 """
 
 from __future__ import annotations
@@ -52,63 +52,64 @@ Scores = Literal["reward", "truth"]
 
 @dataclass(frozen=True, kw_only=True)
 class RoundsConfig(Ranged):
-    """The rounds of an alignment: whom it samples sessions for, how many, and how."""
+    """Options of the rounds of an alignment: how many users to sample sessions for, how many sessions, and how."""
 
     num: Annotated[int, Interval(ge=0, le=10_000)] = 6
-    """Rounds of sampling, scoring and updating; each starts from the snapshot the last one left."""
+    """Rounds of sampling, scoring and updating; each starts from the last round's snapshot."""
     user_share: SomeShare = 0.1
-    """r_DPO: share of the training users sampled for in a round, one of their logged sessions each."""
+    """r_DPO: share of the training users to sample for in a round, one of their logged sessions each."""
     num_samples: Annotated[int, Interval(ge=2, le=10**6)] = 128
     """Sessions sampled per user, which the reward scores and the method learns from."""
     search: Search = "sample"
-    """Where a user's sessions come from: sample (drawn from the agent), beam (a beam search, as in OneRec's paper), or
-    mixed (half and half)."""
+    """Source of a user's sessions: sample (drawn from the agent), beam (a beam search, as in OneRec's paper), or mixed
+    (half of each)."""
     on_policy: bool = True
-    """Sample from the latest snapshot. Without it all rounds sample from the base, as if the sessions had been drawn
-    and scored once, before the alignment."""
+    """Sample from the latest snapshot. Otherwise all rounds sample from the base, as if all sessions had been drawn and
+    scored once, before the alignment."""
     reference: Reference = "last"
-    """The model that methods with a reference must not leave too far: last (the snapshot, which moves with the rounds)
-    or base."""
+    """The model that methods with a reference must stay close to: last (the snapshot, which moves with the rounds) or
+    base."""
     serve: CountOrZero = 0
-    """New users whom the snapshot serves before each round. The reward model is then fitted anew to the log and all
-    that was served, and a part of the round's requests comes from there. It spends real users' requests. 0: none."""
+    """New users to serve with the snapshot before each round; 0: none. The reward model is then fitted anew to the log
+    and all served sessions, and a part of the round's requests comes from there. This spends requests of real users."""
     serve_visits: Visits = 14
     """Visits per served user, unless they churn earlier."""
     served_share: Share = 0.5
-    """Share of a round's requests that come from what was served just before it; the others are the log's."""
+    """Share of a round's requests that come from the sessions served just before it; the others come from the log."""
     scores: Scores = "reward"
-    """What scores the sessions that methods learn from: reward, or truth (FOR STUDY ONLY: the simulator's own values,
-    which no platform has; they say what a perfect reward model would be worth)."""
+    """Scores that methods learn from: reward, or truth. The truth is FOR STUDY ONLY: the simulator's own values, which
+    no platform has, show what a perfect reward model would be worth."""
     truth_replicas: Annotated[int, Interval(ge=2, le=10**9)] = 8
-    """Answers per session from which its true value is averaged; watched, and learned from with scores=truth alone."""
+    """Simulated responses per session to average for its true value. Methods learn from it only with scores=truth;
+    otherwise it is only reported."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self, search=Search, reference=Reference, scores=Scores)
         for name in ("serve_visits", "served_share"):
             if not self.serve and getattr(self, name) != getattr(RoundsConfig, name):
-                raise ValueError(f"{name}={getattr(self, name)} does nothing where nobody is served; set serve too.")
+                raise ValueError(f"{name}={getattr(self, name)} does nothing if nobody is served; set serve too.")
         if not self.on_policy and self.serve and self.served_share:
             raise ValueError(
-                "on_policy=False samples from the base alone, so requests from the snapshot's serving do not fit; set "
-                "served_share to 0."
+                "on_policy=False samples only from the base, so it cannot use requests from the snapshot's serving; "
+                "set served_share to 0."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig(Ranged):
-    """What is looked at after every round: the same held-out users at one logged request each."""
+    """Options of the probe after every round: the same held-out users at one logged request each."""
 
     users: Count = 120
-    """Held-out users."""
+    """Number of held-out users."""
     samples: Annotated[int, Interval(ge=2, le=10**6)] = 8
-    """Sessions per user, drawn at temperature 1 whatever the rounds' sampling."""
+    """Sessions per user, drawn at temperature 1 even if the rounds sample differently."""
     replicas: Annotated[int, Interval(ge=2, le=10**9)] = 32
-    """Answers per session of the larger pools, of num_samples sessions per user, among which the best by the truth is
-    looked for: with few answers noise decides which that is, and it seems worth less than it is."""
+    """Simulated responses per session in the larger pools of num_samples sessions per user, where the best session by
+    the truth is sought. With few responses noise decides which that is, and its value is underestimated."""
     watchers: Annotated[int, Interval(ge=0, le=100)] = 0
-    """Further reward models that nothing optimises, each fitted to a resample of the training users. They are what some
-    stop rules look at; each costs as much as the reward model."""
+    """Further reward models that are not optimised, each fitted to a resample of the training users. Some stop rules
+    use them; each costs as much as the reward model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,28 +119,28 @@ class AlignConfig(UsersConfig):
     PLUGINS: ClassVar[tuple[str, ...]] = ("simulator", "tokenizer", "model", "reward", "method", "stop")
 
     seed: Seed = 0
-    """Decides everything: catalogue, users, weights, samples."""
+    """Seed for everything: catalogue, users, weights, samples."""
     session_length: Length = 5
     """K, items in a session."""
     history_length: Length = 40
-    """T, events of the history that agents and reward model see."""
+    """T, events of the history that agents and the reward model see."""
     memory: CountOrZero = 0
-    """Items seen before those T events that the platform remembers: agents leave them out, as they do those of the
-    history, though no model reads them. Users forget later than agents, so without it late visits repeat much."""
+    """Items seen before those T events that the platform remembers. Agents leave them out, as they do items of the
+    history, but no model reads them. Users remember longer than agents, so without it late visits repeat many items."""
     split: Splitting = "users"
-    """Of a recorded log, what judges: a tenth of the users, or (time) all users' last sessions, a tenth of all by time,
-    while models are trained on what came before that moment."""
+    """Judges on a recorded log: a tenth of the users, or (time) the last tenth of all sessions, while models are
+    trained on the events before that moment."""
     split_seed: Seed = 0
-    """Which users are held out from training to check the reward model."""
+    """Seed that decides which users are held out from training to check the reward model."""
     tokenizer: str = "residual_kmeans"
-    """What gives items their codes: residual_kmeans (OneRec's), rqvae (TIGER's), item_id (HSTU's: one an item), lsh,
-    random, or the import path of your own."""
+    """Tokenizer that gives items their codes: residual_kmeans (OneRec's), rqvae (TIGER's), item_id (HSTU's: one per
+    item), lsh, random, or the import path of your own."""
     tokenizer_options: Annotated[Any, tyro.conf.arg(name="tokenizer")] = None
     """Options of the tokenizer; the experiment's seed is added to its own."""
     sessions: SessionFilter = field(
         default_factory=lambda: SessionFilter(min_watched=1, min_watch_s=0.0, min_interactions=0, top_share=0.6)
     )
-    """Which logged sessions the agent learns to imitate."""
+    """Filter of the logged sessions that the agent learns to imitate."""
     model: str = "onerec"
     """The agent: onerec, tiger, hstu, or the import path of your own."""
     model_options: Annotated[Any, tyro.conf.arg(name="model")] = None
@@ -151,61 +152,61 @@ class AlignConfig(UsersConfig):
     reward_share: SomeShare = 1.0
     """Share of the training users whose sessions the reward model learns from."""
     reward: str = "reward_model"
-    """What scores the sessions of a round: reward_model; of an ensemble (--reward-model.members) cautious or
-    worst_case; mixed, clicks, diverse, diversity; or the import path of your own: a SessionReward, or what makes one
-    out of any of catalog, log and reward_model."""
+    """Reward that scores the sessions of a round: reward_model; with an ensemble (--reward-model.members) cautious or
+    worst_case; mixed, clicks, diverse, diversity; or the import path of your own. That is a SessionReward, or a
+    function or class that makes one from any of catalog, log and reward_model."""
     reward_options: Annotated[Any, tyro.conf.arg(name="reward")] = None
-    """Options of the reward, where it has some."""
+    """Options of the reward, if it has any."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    """How the sessions of a round are drawn."""
+    """Options for drawing the sessions of a round."""
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
-    """The rounds."""
+    """Options of the rounds."""
     method: str = "ipa"
-    """How a round's scored sessions become an update of the agent. From pairs: ipa (OneRec's iterated DPO), dpo, ipo,
-    cdpo, rdpo, apo, sppo, and without a reference cpo, simpo, orpo. From one against several: s_dpo. From good and bad
-    ones: kto. From whole groups: grpo, dr_grpo, rloo, ecpo, gbpo. By imitation: rsft, exp_rsft. Or the import path of
-    your own."""
+    """Method that updates the agent from a round's scored sessions. With pairs: ipa (OneRec's iterated DPO), dpo, ipo,
+    cdpo, rdpo, apo, sppo; without a reference cpo, simpo, orpo. With one good session against several: s_dpo. With good
+    and bad sessions: kto. With whole groups: grpo, dr_grpo, rloo, ecpo, gbpo. By imitation: rsft, exp_rsft. Or the
+    import path of your own."""
     method_options: Annotated[Any, tyro.conf.arg(name="method")] = None
     """Options of the method; the experiment's seed and the round's number are added to its own."""
     probe: ProbeConfig = field(default_factory=ProbeConfig)
-    """What is looked at after every round."""
+    """Options of the probe after every round."""
     stop: str = "never"
-    """When to stop before the last round, by a rule that sees no truth: never, kl, diversity, disagreement, held_out or
-    correlation (these three need --probe.watchers), or the import path of your own."""
+    """Rule that stops before the last round, without access to the truth: never, kl, diversity, disagreement, held_out
+    or correlation (the last three need --probe.watchers), or the import path of your own."""
     stop_options: Annotated[Any, tyro.conf.arg(name="stop")] = None
-    """Options of the rule."""
+    """Options of the stop rule."""
     weights: RewardWeights = field(default_factory=RewardWeights)
-    """What a session's reward is made of, the true one and the reward model's opinion of it alike."""
+    """Weights of the parts of a session's reward, both the true one and the reward model's prediction."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """Who judges."""
+    """Options of the judging users."""
     ray: str = "local"
-    """Where sessions are sampled and scored: local (actors on this machine), off (in this process), or the address of a
-    Ray cluster ("auto", "host:6379"). It changes no figure."""
+    """Place to sample and score sessions: local (actors on this machine), off (in this process), or the address of a
+    Ray cluster ("auto", "host:6379"). It does not change any figure."""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
-    """How that work is spread."""
+    """Options for spreading that work."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.split == "time" and self.data is None:
             raise ValueError("split='time' cuts a recorded log; give one with --data, or leave it 'users'.")
         if self.memory and not self.sampling.block_seen:
-            raise ValueError("memory does nothing where sampling.block_seen leaves no item out; leave it 0.")
+            raise ValueError("memory does nothing if sampling.block_seen is off: no item is left out then; leave it 0.")
         if self.judge.study and self.data is not None:
-            raise ValueError("judge.study asks for the truth, which no recorded log holds; leave it out.")
+            raise ValueError("judge.study asks for the truth, which a recorded log does not hold; leave it out.")
         if self.judge.against and self.data is not None:
             raise ValueError("judge.against needs simulated users: others may know those held out; leave it out.")
         if self.model == "hstu" and self.tokenizer != "item_id":
-            raise ValueError(f"HSTU writes item ids and not the codes of tokenizer={self.tokenizer!r}; choose item_id.")
+            raise ValueError(f"HSTU writes item ids, not the codes of tokenizer={self.tokenizer!r}; choose item_id.")
         if self.model == "hstu" and self.model_options.loss != "ce":
-            raise ValueError(f"HSTU learns sessions by loss='ce', not {self.model_options.loss!r}; choose ce.")
+            raise ValueError(f"HSTU is trained with loss='ce', not {self.model_options.loss!r}; choose ce.")
         if self.rounds.search == "beam" and self.sampling != SamplingConfig(block_seen=self.sampling.block_seen):
             raise ValueError(
                 "sampling.temperature, top_k and top_p do nothing where rounds.search='beam'; leave one of them out."
             )
         if self.rounds.serve and self.data is not None:
-            raise ValueError(f"rounds.serve={self.rounds.serve} asks for simulated users; leave it 0 with --data.")
+            raise ValueError(f"rounds.serve={self.rounds.serve} needs simulated users; leave it 0 with --data.")
         if self.rounds.scores == "truth" and self.data is not None:
-            raise ValueError("rounds.scores='truth' asks for simulated users; leave it 'reward' with --data.")
+            raise ValueError("rounds.scores='truth' needs simulated users; leave it 'reward' with --data.")
 
         if self.rounds.reference == "base" and is_built_in("method", self.method):
             self.check_reference()
@@ -213,45 +214,46 @@ class AlignConfig(UsersConfig):
             self.check_reward()
 
     def check_reward(self) -> None:
-        """Refuse a reward that looks at the members of an ensemble where there is none; this imports the reward."""
+        """Refuse a reward that needs the members of an ensemble if there is none; this imports the reward."""
         if getattr(resolve("reward", self.reward), "of_members", False) and not self.reward_model.is_ensemble:
             raise ValueError(
-                f"reward={self.reward!r} looks at how far the members of an ensemble are apart; set "
+                f"reward={self.reward!r} uses the spread of an ensemble's members; set "
                 "--reward-model.members 5 (and no shared_start), or choose reward_model."
             )
         if self.reward == "clicks" and self.reward_model.p_score:
             raise ValueError(
-                "reward='clicks' asks the reward model for clicks alone, and p_score has one score for everything; "
-                "choose one of the two."
+                "reward='clicks' needs the reward model's predictions of clicks, and p_score has one score for "
+                "everything; choose one of the two."
             )
 
     def check_reference(self) -> None:
         """Refuse the base as the reference of a method that has none; this imports the method."""
         if "reference" not in signature(resolve("method", self.method).update).parameters:
             raise ValueError(
-                f"rounds.reference='base' does nothing to method={self.method!r}, which has none; leave it 'last'."
+                f"rounds.reference='base' does nothing for method={self.method!r}, which has no reference; leave it "
+                "'last'."
             )
 
     def code(self) -> list[tuple[str, str | None]]:
-        """What it names besides data; see :mod:`feedgym.trust`."""
+        """The code that it names, apart from data; see :mod:`feedgym.trust`."""
         return [*super().code(), ("ray", self.ray)]
 
     def seeded(self, part: ConfigT) -> ConfigT:
-        """A part of the configuration with this experiment's seed added to its own."""
+        """Add this experiment's seed to a part's own."""
         return replace(part, seed=part.seed + self.seed)  # type: ignore[type-var, attr-defined]
 
 
 def small() -> AlignConfig:
     """The demo: 2,000 items, 4,000 users, 6 rounds; about 8 minutes on 2 cores.
 
-    Agents have the platform's memory of what a user saw: without it more than half of what they show at the 30th visit
-    has been seen before, and nothing is left of what alignment gained.
+    Agents have the platform's memory of the items that a user saw. Without it, users have already seen more than half
+    of the items shown at the 30th visit, and all gains of alignment are lost.
     """
     return AlignConfig(memory=200)
 
 
 def smoke() -> AlignConfig:
-    """Everything once, in seconds: for tests and continuous integration; its figures mean nothing."""
+    """Every stage once, in seconds: for tests and continuous integration; its figures mean nothing."""
     return AlignConfig(
         simulator_options=ShortVideoConfig(num_items=120),
         log=LogConfig(users=80, visits=4),
@@ -267,9 +269,9 @@ def smoke() -> AlignConfig:
 
 
 def tiger(config: AlignConfig, *, steps: int = 2000, **sizes: Any) -> AlignConfig:
-    """An experiment with TIGER over the codes of an RQ-VAE in place of OneRec; by itself as wide as the demo's OneRec.
+    """An experiment with TIGER over the codes of an RQ-VAE instead of OneRec; by default as wide as the demo's OneRec.
 
-    Unlike the paper's it reads all that a user saw and did, and starts at the tokenizer's codewords.
+    Unlike the paper's TIGER it reads everything that a user saw and did, and starts from the tokenizer's codewords.
     """
     usual: dict[str, Any] = {"d_model": 64, "num_heads": 4, "head_width": 16, "encoder_layers": 1, "decoder_layers": 2}
     usual |= {"d_ff": 128, "dropout": 0.0, "only_positives": False, "event_features": True, "semantic_init": True}
@@ -280,7 +282,7 @@ def tiger(config: AlignConfig, *, steps: int = 2000, **sizes: Any) -> AlignConfi
 
 
 def hstu(config: AlignConfig, **sizes: Any) -> AlignConfig:
-    """An experiment with HSTU over item ids in place of OneRec."""
+    """An experiment with HSTU over item ids instead of OneRec."""
     usual: dict[str, Any] = {"d_model": 64, "num_heads": 2, "d_qk": 32, "d_v": 32, "dropout": 0.0, "loss": "ce"}
     return replace(
         config, model="hstu", model_options=HSTUSizes(**usual | sizes), tokenizer="item_id", tokenizer_options=None
@@ -288,12 +290,12 @@ def hstu(config: AlignConfig, **sizes: Any) -> AlignConfig:
 
 
 def tiger_small() -> AlignConfig:
-    """The demo with TIGER: RQ-VAE codes with a counter of collisions, an encoder-decoder as wide as the demo's."""
+    """The demo with TIGER: RQ-VAE codes with a counter for collisions, and an encoder-decoder as wide as the demo's."""
     return tiger(small())
 
 
 def tiger_smoke() -> AlignConfig:
-    """Everything once with TIGER, in seconds; its figures mean nothing."""
+    """Every stage once with TIGER, in seconds; its figures mean nothing."""
     return tiger(smoke(), steps=30, d_model=16, num_heads=2, head_width=8, decoder_layers=1, d_ff=32)
 
 
@@ -309,24 +311,25 @@ def hstu_small() -> AlignConfig:
 
 
 def hstu_smoke() -> AlignConfig:
-    """Everything once with HSTU, in seconds; its figures mean nothing."""
+    """Every stage once with HSTU, in seconds; its figures mean nothing."""
     return hstu(smoke(), d_model=16, num_layers=1, d_qk=8, d_v=8)
 
 
 def paper() -> AlignConfig:
     """The paper's sizes as far as simulated users can fill them; for one GPU or more.
 
-    The paper's: its filter of sessions, histories of 256 events, 24 experts of which two are active, 128 sessions from
-    a beam search for 1% of the users, one pass over their pairs, the learning rate 2e-4, and answers from 128 beams.
+    From the paper come its filter of sessions, histories of 256 events, and 24 experts of which two are active. A round
+    searches 128 sessions with beams for 1% of the users and makes one pass over their pairs. The learning rate is 2e-4,
+    and serving uses 128 beams.
 
-    Its differences from the paper, besides those that :mod:`feedgym.agents.onerec` and
-    :mod:`feedgym.experiments.align.experiment` list:
-        - Sessions of 10 items; the paper has 5. The filter wants 5 of them truly watched and a like, follow, comment or
-          forward. Of simulated sessions of 5, .7% pass it, some 10,000 of this log; of those of 10, 6.2%.
-        - Three passes over them before alignment; the paper sees each session of an endless stream once.
-        - Three levels of 64 codes for 10,000 items; the paper has 8,192 a level for all of Kuaishou's.
-        - Width, layers and batch are our choice, as are beta and the weight of the preference loss, which the paper
-          does not publish. So are six rounds: it keeps a snapshot an epoch and does not say how many.
+    Differences from the paper, besides those listed in :mod:`feedgym.agents.onerec` and
+    :mod:`feedgym.experiments.align.experiment`:
+        - Sessions of 10 items; the paper has 5. The filter requires 5 watched items and a like, follow, comment or
+          forward. Of simulated sessions of 5 items, 0.7% pass it, some 10,000 of this log; of those of 10 items, 6.2%.
+        - Three passes over the sessions before alignment; the paper sees each session of an endless stream once.
+        - Three levels of 64 codes for 10,000 items; the paper has 8,192 per level for all items of Kuaishou.
+        - Width, layers and batch are our choice, and so are beta and the weight of the preference loss, which the paper
+          does not publish. So are six rounds: the paper keeps a snapshot per epoch and does not say how many.
     """
     return AlignConfig(
         simulator_options=ShortVideoConfig(num_items=10_000),
@@ -356,4 +359,4 @@ ALIGN_PRESETS: dict[str, Callable[[], AlignConfig]] = {
     "hstu-ipa": hstu_small,
     "hstu-ipa-smoke": hstu_smoke,
 }
-"""What `feedgym run` offers of it."""
+"""The alignment experiments in `feedgym run`."""

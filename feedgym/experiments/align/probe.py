@@ -1,11 +1,11 @@
-"""What an alignment does to the same users: sessions of one and the same requests, looked at after every round.
+"""Measures an alignment's effect on the same users: sessions for the same requests, drawn after every round.
 
 A round's own sessions cannot be compared with the next round's: their users differ, and temperature or beams shape
-them. A probe is drawn at temperature 1 for held-out users at their logged requests, with the same random numbers after
-each round, so that differences between rounds are paired over users.
+them. A probe is drawn at temperature 1 for held-out users at their logged requests. It uses the same random numbers
+after each round, so that differences between rounds are paired over users.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` probes, one after each of the rounds 0..N-1; ``W`` watchers,
-reward models that nothing optimises.
+reward models that are not optimised.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Probe(TensorRows):
-    """S sessions for each of U held-out users, drawn at temperature 1, and what all who judge say of them.
+    """S sessions for each of U held-out users, drawn at temperature 1, with all their scores and true values.
 
     Attributes:
         item_ids_USK: int64 sampled sessions.
-        logp_US: float32 log-probability with which the agent draws them: of the model restricted to what can be served.
+        logp_US: float32 log-probability with which the agent draws them, under the model restricted to legal items.
         base_logp_US: float32, the same under the agent before the first round.
-        score_US: float32 scores of the reward that is optimised.
-        watch_USW: float32 scores of W reward models that nothing optimises; None where there are none.
+        score_US: float32 scores of the optimised reward.
+        watch_USW: float32 scores of W reward models that are not optimised; None if there are none.
         truth_half_US2: float32 true values, each the mean over one half of the replicas, so that one half can choose
             sessions and the other value them; None on a recorded log.
     """
@@ -56,18 +56,18 @@ class Probe(TensorRows):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Signals:
-    """What may be known without the truth, after each of N rounds and for each of U users, float64.
+    """Measurements that do not need the truth, after each of N rounds and for each of U users, float64.
 
     Attributes:
-        proxy_NU: mean score of the reward that is optimised.
-        kl_NU: divergence from the base in nats a session, estimated; single values may be negative.
-        entropy_NU: entropy in nats a session, estimated.
+        proxy_NU: mean score of the optimised reward.
+        kl_NU: estimated divergence from the base in nats per session; single values may be negative.
+        entropy_NU: estimated entropy in nats per session.
         diversity_NU: mean distance between the contents of a session's items.
         held_out_NU: mean score of the watchers; None without them.
         spread_NU: standard deviation of a session's scores over the optimised reward and the watchers, each in units of
             its own spread over the base's sessions; None without watchers.
-        correlation_NU: rank correlation of the user's sessions by the optimised reward and by the watchers' mean, NaN
-            for whom one of them does not vary; None without watchers.
+        correlation_NU: rank correlation, over the user's sessions, of the optimised reward and the watchers' mean; NaN
+            for users for whom one of them is constant; None without watchers.
     """
 
     proxy_NU: Float
@@ -82,17 +82,17 @@ class Signals:
         return len(self.proxy_NU)
 
     def until(self, t: int) -> Signals:
-        """What was known after round t."""
+        """The signals known after round t."""
         early: dict[str, Any] = {name: None if value is None else value[: t + 1] for name, value in vars(self).items()}
         return Signals(**early)
 
 
 def signals_of(probes: Sequence[Probe], diversity_NU: Float) -> Signals:
-    """The signals of the probes of one run.
+    """Compute the signals from the probes of one run.
 
     Args:
-        probes: after the rounds 0, 1, ... of the same users; the first is the base's.
-        diversity_NU: of the probes' sessions, mean over a user's.
+        probes: probes after rounds 0, 1, ... of the same users; the first is the base's.
+        diversity_NU: diversity of the probes' sessions, mean per user.
     """
     known = {
         "proxy_NU": np.stack([_mean_U(probe.score_US) for probe in probes]),
@@ -113,7 +113,7 @@ def signals_of(probes: Sequence[Probe], diversity_NU: Float) -> Signals:
 
 
 def kl_of(probes: Sequence[Probe]) -> Float:
-    """Divergence from the base in nats a session [N, U]: the mean log-ratio over the agent's own samples."""
+    """Divergence from the base in nats per session [N, U]: the mean log-ratio over the agent's own samples."""
     return np.stack([_mean_U(probe.logp_US) - _mean_U(probe.base_logp_US) for probe in probes])
 
 
@@ -124,12 +124,12 @@ def truth_of(probes: Sequence[Probe]) -> Float | None:
 
 
 def probe_metrics(probe: Probe) -> dict[str, float]:
-    """The figures of one probe, means over users.
+    """Figures of one probe, means over users.
 
     Returns:
-        ``model_mean``, the mean score, ``kl_to_base`` and ``entropy``, both in nats per session; with the truth known
-        ``true_mean`` and the ``rank_correlation`` of score and truth within users; with watchers ``held_out_mean``,
-        their mean score, and the ``held_out_correlation`` of ranks by the score and by them.
+        ``model_mean``, the mean score, ``kl_to_base`` and ``entropy``, both in nats per session. If the truth is known,
+        ``true_mean`` and the ``rank_correlation`` of score and truth within users. With watchers, ``held_out_mean``,
+        their mean score, and the ``held_out_correlation`` of its ranks with the score's.
     """
     score_US = _float(probe.score_US)
     metrics = {
@@ -163,8 +163,8 @@ def _watched_US(probe: Probe) -> Float:
 
 
 def _spread(probes: Sequence[Probe]) -> Float:
-    """How far those who judge a session are apart, mean over a user's sessions [N, U]."""
+    """Spread between the judges of a session, mean over a user's sessions [N, U]."""
     judged = [np.dstack([_float(probe.score_US), _float(probe.watch_USW)]) for probe in probes]  # type: ignore[arg-type]
-    # In units of the base's sessions: a member that scores all sessions higher, or on a wider scale, is not at odds.
+    # In units of the base's sessions: a member with higher scores or a wider scale for all sessions does not disagree.
     mean, scale = judged[0].mean(axis=(0, 1)), np.maximum(judged[0].std(axis=(0, 1)), 1e-12)
     return np.stack([((values - mean) / scale).std(axis=2, ddof=1).mean(axis=1) for values in judged])

@@ -1,4 +1,4 @@
-"""What happens in a round of alignment before the update: sampling and scoring sessions, and looking at the agent."""
+"""Samples and scores the sessions of a round of alignment, before the update, and probes the agent."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from feedgym.experiments.rollouts import Rollouts, generator_of
 from feedgym.protocols import SessionReward
 
 PROBE = 0x6472696674
-"""Salt of the draws of a probe: they are the same after every round, and a round's sessions are the same without."""
+"""Salt for the draws of a probe, which are the same after every round and leave the rounds' own sessions unchanged."""
 PROBE_BLOCK = 16
-"""Users of a probe that are looked at between two steps of the progress bar."""
+"""Users of a probe between two steps of the progress bar."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SampledRound(TensorRows):
-    """One round's sessions, what the reward thinks of them, and what they are truly worth where that is known.
+    """One round's sessions with the reward's scores, and with their true values if those are known.
 
     Attributes:
         row_U: int64 rows of the users' logged sessions in the pool.
         item_ids_USK: int64 sampled sessions.
         logp_US, logp_legal_US, logp_allowed_US, logp_drawn_US: float32, see :class:`feedgym.data.batches.SessionBatch`.
-        score_US: float32, what methods learn from: the reward's scores, or the true values in a study.
+        score_US: float32, the scores that methods learn from: the reward's, or the true values in a study.
         truth_US: float32, the simulator's true values; None on a recorded log.
     """
 
@@ -48,7 +48,7 @@ class SampledRound(TensorRows):
     truth_US: torch.Tensor | None = None
 
     def for_method(self) -> ScoredSessions:
-        """What a method of alignment may know: all but the truth."""
+        """The part that an alignment method may see: everything except the truth."""
         return ScoredSessions(
             item_ids_USK=self.item_ids_USK, score_US=self.score_US, logp_US=self.logp_US,
             logp_allowed_US=self.logp_allowed_US, logp_drawn_US=self.logp_drawn_US,
@@ -59,21 +59,21 @@ def sample_round(
     config: RoundsConfig, pool: Pool, world: World, workers: Rollouts, agent: GenerativeRecommender, t: int,
     work: Path | None = None, *, base: GenerativeRecommender, reward: SessionReward, seed: int,
 ) -> SampledRound:  # fmt: skip
-    """Round t's users (Algorithm 2, line 4), 128 sessions for each from the snapshot, scored, and their true values.
+    """Draw round t's users (Algorithm 2, line 4) and 128 sessions each from the snapshot, with scores and true values.
 
-    Users come in shards, and a finished shard is kept in ``work``: a killed run goes on from there.
+    Users come in shards, and a finished shard is kept in ``work``: a killed run continues from there.
 
     Args:
-        config: how many users and sessions.
-        pool: where users and their histories come from.
-        world: knows the truth, or does not.
-        workers: do the work.
+        config: numbers of users and sessions.
+        pool: source of the users and their histories.
+        world: source of the true values, if it knows them.
+        workers: run the work.
         agent: the snapshot.
         t: the round's number.
         work: the stage's folder; if left out, nothing is kept.
         base: the agent before the first round.
         reward: scores the sessions.
-        seed: with the round's number it decides the users and their sessions.
+        seed: together with the round's number, the seed of the users and their sessions.
     """
     rng = np.random.default_rng((seed, t))
     row_U = torch.from_numpy(pool.draw_users(config.user_share, rng, config.served_share))
@@ -122,24 +122,24 @@ def look(
     pool: Pool, world: World, workers: Rollouts, num_users: int, num_samples: int, replicas: int, seed: int,
     work: Path | None = None,
 ) -> Probe:  # fmt: skip
-    """Sessions that an agent draws for the probed users at temperature 1, and what all who judge say of them.
+    """Draw sessions for the probed users at temperature 1, with all their scores and true values.
 
-    However a round's sessions are made, by temperature, top-k, top-p or beams, these are drawn from the model as it is.
-    Both agents' log-probabilities are of the models restricted to what can be served: items of the catalogue, none
-    twice in a session, and none of the history where the agent blocks those.
+    A round's sessions may be shaped by temperature, top-k, top-p or beams; these are drawn from the model as it is. The
+    log-probabilities of both agents are under the models restricted to legal items. Those are items of the catalogue,
+    none twice in a session, and none of the history if the agent blocks those.
 
     Args:
         agent: draws the sessions.
         base: the agent before the first round.
         reward: scores them.
-        watchers: reward models that nothing optimises.
-        pool: has the users.
-        world: knows the truth, or does not.
-        workers: do the work.
-        num_users: users, or all held-out ones if there are fewer.
+        watchers: reward models that are not optimised.
+        pool: source of the users.
+        world: source of the true values, if it knows them.
+        workers: run the work.
+        num_users: number of users, or all held-out ones if there are fewer.
         num_samples: S.
-        replicas: answers per session of which its true value is made.
-        seed: decides the draws.
+        replicas: simulated responses per session, averaged for its true value.
+        seed: seed of the draws.
         work: the stage's folder, not needed.
     """
     histories = pool.probed(num_users).histories
@@ -147,7 +147,7 @@ def look(
         (histories.rows(slice(low, low + PROBE_BLOCK)), (seed, PROBE, low))
         for low in range(0, len(histories), PROBE_BLOCK)
     ]
-    with progress("Looking at the held-out users") as step:
+    with progress("Probing the held-out users") as step:
         shared = (agent, base, [reward, *watchers], num_samples)
         parts = workers.map(_looked_at, shared, blocks, step)
     items_USK, logp_US, base_logp_US, score_USW = (torch.cat(columns) for columns in zip(*parts, strict=True))
@@ -176,19 +176,20 @@ def _looked_at(
         agent.model, agent.trie, moved, num_samples, agent.session_length, generator_of(seed), plain
     )
     of_base = score_sessions(base.model, base.trie, moved, drawn.item_ids_USK, block_seen)
-    # Divided by what may be served, both are distributions over the same sessions, and so comparable.
+    # Divided by the probability of the legal items, both are distributions over the same sessions, and so comparable.
     logps = [(scored.logp_US - scored.logp_allowed_US).cpu() for scored in (drawn, of_base)]  # type: ignore[operator]
     sessions = SessionBatch(item_ids_USK=drawn.item_ids_USK.cpu(), logp_US=drawn.logp_US.cpu())
     return sessions.item_ids_USK, *logps, torch.stack([reward(histories, sessions) for reward in rewards], dim=2)
 
 
 def round_metrics(probe: Probe, pool: Pool, sampled: SampledRound | None = None) -> dict[str, float]:
-    """What is known of the agent after a round.
+    """Figures of the agent after a round.
 
     Args:
-        probe: of the held-out users, who are the same after every round: means, entropy, divergence and diversity.
-        pool: has the catalogue.
-        sampled: the sessions of the next round, if there is one: from them come the maxima over a user's sessions, the
+        probe: probe of the held-out users, who are the same after every round: means, entropy, divergence and
+            diversity.
+        pool: source of the catalogue.
+        sampled: the sessions of the next round, if there is one. From them come the maxima over a user's sessions, the
             truth of the best by the score, and legality.
     """
     metrics = probe_metrics(probe) | {"diversity": pool.diversity(probe.item_ids_USK.numpy()).mean().item()}
@@ -206,7 +207,7 @@ def round_metrics(probe: Probe, pool: Pool, sampled: SampledRound | None = None)
 
 
 def cloud(probe: Probe, t: int, points: int = 1500) -> dict[str, Any]:
-    """Some of a probe's sessions as points: the reward's score against the truth; empty without a truth."""
+    """Some of a probe's sessions as points of the reward's score against the truth; empty if the truth is unknown."""
     if probe.truth_US is None:
         return {}
     total = probe.score_US.numel()

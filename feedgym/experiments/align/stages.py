@@ -1,4 +1,4 @@
-"""The stages of an alignment: what decides each, and how its product is kept."""
+"""The stages of an alignment, with the settings that decide each and the codec of its product."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ REWARDS: Codec[list[RewardModel | RewardEnsemble]] = Codec(
 
 
 class Decisions(NamedTuple):
-    """What decides the stages of an alignment, besides their parents.
+    """The settings that decide the stages of an alignment, besides their parents.
 
     Attributes:
-        cut: which sessions are learned from.
-        codes, base, reward: tokenizer, pretraining and reward model.
-        scored: what an agent leaves out, and how its sessions are scored.
-        drawn: a round's sessions.
-        method: a round's update.
+        cut: for the sessions to learn from.
+        codes, base, reward: for the tokenizer, pretraining and the reward model.
+        scored: for the items an agent leaves out, and the scores of its sessions.
+        drawn: for a round's sessions.
+        method: for a round's update.
     """
 
     cut: list[Any]
@@ -70,7 +70,7 @@ class Decisions(NamedTuple):
 
     @classmethod
     def of(cls, config: AlignConfig) -> Decisions:
-        """Those of a configuration."""
+        """The decisions of a configuration."""
         cut = [config.session_length, config.history_length, config.split, config.split_seed, config.seed]
         learned = [key_of("model", config.model), config.model_options, config.pretrain, config.sessions]
         scored = [config.memory, config.weights, key_of("reward", config.reward), config.reward_options, config.seed]
@@ -89,15 +89,15 @@ class Decisions(NamedTuple):
 
 
 def plan(config: AlignConfig) -> Plan:
-    """The stages in order, with what decides each.
+    """Plan the stages in order, with the settings that decide each.
 
     Raises:
-        ValueError: the method or the rule does not fit the rest.
+        ValueError: the method or the rule does not fit the other settings.
     """
     check_together(config)
     plan, rounds = Plan(), config.rounds
     spread = ("ray", "rollouts.num_actors", "rollouts.tasks_per_shard", "rollouts.gpus_per_actor")
-    plan.leave_out(*spread, because="who draws a block of sessions, and when, changes none of them")
+    plan.leave_out(*spread, because="the process that draws a block, and the time, do not change its sessions")
     if not rounds.num:
         unused = [f"rounds.{f.name}" for f in fields(rounds) if f.name not in ("num", "num_samples", "truth_replicas")]
         unused += ["method", "method_options", "stop", "stop_options", "rollouts.users_per_task"]
@@ -131,19 +131,19 @@ def plan(config: AlignConfig) -> Plan:
 
 
 def check_together(config: AlignConfig) -> None:
-    """Refuse choices that do nothing together. Method and rule are imported by now, so they have been trusted."""
+    """Refuse choices that do nothing together. Method and rule must be trusted by now, because this imports them."""
     rule = resolve("stop", config.stop)
     config.check_reward()
     if config.rounds.reference == "base":
         config.check_reference()
     if getattr(rule, "watched", False) and not config.probe.watchers:
         raise ValueError(
-            f"stop={config.stop!r} looks at reward models that nothing optimises; set --probe.watchers 2, or choose kl "
+            f"stop={config.stop!r} needs reward models that are not optimised; set --probe.watchers 2, or choose kl "
             "or diversity."
         )
 
 
 def _drawing(rounds: RoundsConfig) -> Any:
-    """What of the rounds' configuration decides the sessions of one round, besides the models."""
+    """The settings of the rounds that decide the sessions of one round, besides the models."""
     others = ("num", "reference", "serve", "serve_visits")
     return {f.name: getattr(rounds, f.name) for f in fields(rounds) if f.name not in others}

@@ -1,4 +1,4 @@
-"""What the stages of an alignment do; :mod:`feedgym.experiments.align.experiment` has them in order."""
+"""Runs the stages of an alignment; :mod:`feedgym.experiments.align.experiment` has them in order."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from feedgym.rewards.training import fit_reward_model
 from feedgym.tokenizers.codes import CodeTokenizer
 
 WATCHERS = 0x77617463
-"""Salt of the resamples of users that watchers are fitted to."""
+"""Salt for the resamples of users that watchers are fitted to."""
 
 
 def pretrained(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer, work: Path) -> Any:
-    """The agent after next-token prediction on the training users' good sessions."""
+    """Pretrain the agent by next-token prediction on the training users' good sessions."""
     torch.manual_seed(config.seed)
     model: Any = new_model(config, tokenizer, pool.log.profile_sizes)
     dataset = SessionDataset(histories=pool.imitate.histories, item_ids_NK=pool.imitate.targets_NK)
@@ -47,7 +47,7 @@ def pretrained(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer, work: 
 
 
 def fitted_reward(config: AlignConfig, pool: Pool, work: Path) -> RewardModel | RewardEnsemble:
-    """The session reward model after training on the training users' sessions, logged or served, good or bad."""
+    """Fit the session reward model to the training users' sessions, logged or served, good or bad."""
     rate = pool.rate
     if config.reward_share < 1:
         users = np.unique(rate.sessions.user_idx_N)
@@ -58,9 +58,9 @@ def fitted_reward(config: AlignConfig, pool: Pool, work: Path) -> RewardModel | 
 
 
 def fitted_watchers(config: AlignConfig, pool: Pool, work: Path) -> list[RewardModel | RewardEnsemble]:
-    """Reward models that nothing optimises, each of all training users drawn with replacement and a seed of its own.
+    """Fit reward models that are not optimised, each to a resample of the training users and with its own seed.
 
-    They are single models, also beside an ensemble.
+    They are single models, even if the optimised one is an ensemble.
     """
     watchers, users = [], np.unique(pool.rate.sessions.user_idx_N)
     one = replace(config.reward_model, members=1, resample=True, shared_start=0.0)
@@ -77,16 +77,16 @@ def fitted_watchers(config: AlignConfig, pool: Pool, work: Path) -> list[RewardM
 def _fitted(
     config: RewardModelConfig, pool: Pool, rate: Requests, seed: int, work: Path, step: Any
 ) -> RewardModel | RewardEnsemble:
-    """A reward model of some sessions; a seed is added to its own."""
+    """Fit a reward model to some sessions; ``seed`` is added to its own."""
     settings = replace(config, seed=config.seed + seed)
     return fit_reward_model(pool.catalog, rate.histories, rate.sessions, settings, work, progress=step)
 
 
 def reward_check(reward: RewardModel | RewardEnsemble, pool: Pool) -> dict[str, float]:
-    """The towers' AUC on users the model never saw: over all items, and over those it hardly saw ("click, cold").
+    """AUC of the towers on users the model never saw, over all items, and over those it hardly saw ("click, cold").
 
-    A log that says which exposures were drawn at random, as KuaiRand's does, has figures on those alone too ("click,
-    random"): they are free of the old system's favouritism.
+    If the log marks exposures that were drawn at random, as KuaiRand's does, there are also figures on only those
+    ("click, random"). They do not depend on the preferences of the old system.
     """
     seen, unseen = pool.rate.sessions, pool.unseen
     known_I = times_seen(seen, pool.catalog.num_items)
@@ -98,7 +98,7 @@ def reward_check(reward: RewardModel | RewardEnsemble, pool: Pool) -> dict[str, 
 
 
 def drawn_at_random(pool: Pool) -> Requests | None:
-    """The held-out exposures that were drawn at random, each as a session of one item; None where no log says so."""
+    """The held-out exposures drawn at random, each as a session of one item; None if the log does not mark any."""
     log, held_out = pool.log, pool.unseen.sessions
     row_N = np.flatnonzero(random_exposures(log) & (log.timestamp_s >= held_out.start_s_N.min()))
     row_N = row_N[np.isin(user_of_rows(log)[row_N], held_out.user_idx_N)]
@@ -109,12 +109,12 @@ def drawn_at_random(pool: Pool) -> Requests | None:
 
 
 def diversity_of(probes: Sequence[Probe], pool: Pool) -> Any:
-    """Mean distance between the contents of a session's items, by probe and user [N, U]."""
+    """Mean distance between the contents of a session's items, per probe and user [N, U]."""
     return np.stack([pool.diversity(probe.item_ids_USK.numpy()).mean(axis=1) for probe in probes])
 
 
 def serving(world: World, agent: GenerativeRecommender, t: int, work: Path) -> LogAndItems:
-    """What the snapshot serves to new users before round t."""
+    """Serve the snapshot's sessions to new users before round t."""
     with progress(f"Round {t}: serving new users") as step:
         return world.serve(agent, t, step)
 
@@ -122,7 +122,7 @@ def serving(world: World, agent: GenerativeRecommender, t: int, work: Path) -> L
 def updated(
     config: AlignConfig, pool: Pool, snapshot: Any, base: Any, sampled: SampledRound, t: int, work: Path
 ) -> tuple[Any, dict[str, float]]:
-    """The next snapshot: the last one after the method's update, which sees the scores and never the truth."""
+    """Update the last snapshot by the method, which sees the scores and never the truth."""
     method: AlignmentMethod = built("method", config.method, with_seed(config.method_options, config.seed + t))
     model = copy.deepcopy(snapshot)
     histories, logged_UK = pool.imitate.histories.rows(sampled.row_U), pool.imitate.targets_NK[sampled.row_U]
@@ -131,5 +131,5 @@ def updated(
     with progress(f"Round {t}: {title_of('method', config.method)}") as step:
         metrics = method.update(model, histories, sampled.for_method(), logged_UK, work, step, **other)
     if same_weights(snapshot, model):
-        say(f"[yellow]Round {t}: no sessions differ enough to learn from; the snapshot stays as it is.[/]")
+        say(f"[yellow]Round {t}: no sessions differ enough to learn from; the snapshot stays unchanged.[/]")
     return model, metrics

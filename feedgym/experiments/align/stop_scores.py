@@ -1,8 +1,8 @@
-"""How good stop rules are, where the truth is known: how late they fire, how often falsely, and what they cost.
+"""Scores stop rules if the truth is known: how late they fire, how often falsely, and what that costs.
 
-A run's peak is the first round within a standard error of the highest true value; a run that falls from it by more
+A run's peak is the first round within a standard error of the highest true value. A run that falls from it by more
 than delta has turned (:func:`feedgym.experiments.align.overoptimisation.turnover`). A rule that fires too late lets the
-value fall, one that fires early leaves some of it: the regret counts both.
+value fall, and one that fires early gives up some of the gain: the regret counts both.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Float = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KnownRun:
-    """A run that went on to its end, with the truth.
+    """A run that continued to its end, with the truth.
 
     Attributes:
-        signals: what rules may see of N rounds and U users.
+        signals: the signals that rules may see, of N rounds and U users.
         truth_NU: true values of the same users' sessions, float64.
     """
 
@@ -37,18 +37,18 @@ class KnownRun:
 
 @dataclass(frozen=True, kw_only=True)
 class StopScore:
-    """What a rule did in one run.
+    """Outcome of a rule in one run.
 
     Attributes:
         alarm: the round after which it fired; None if it did not.
-        reason: what it said.
+        reason: its reason.
         kept: the round whose agent the run ends with.
-        peak: the round at which it should have ended.
+        peak: the round at which the run should have ended.
         turned: whether the run is over-optimised at its end.
         delay_rounds, delay_nats: from the peak to the alarm; None without an alarm or in a run that never turns.
         missed: no alarm in a run that turned.
-        false_alarm: an alarm before the peak that gave away more than delta, or any in a run that never turns.
-        regret: what the kept round lacks of the peak, as a share of the peak's gain; NaN where nothing was gained.
+        false_alarm: an alarm before the peak that gave away more than delta, or any alarm in a run that never turns.
+        regret: loss of the kept round against the peak, as a share of the peak's gain; NaN if nothing was gained.
         fallen: share of the peak's true value that was lost by the round of the alarm, or by the end without one.
     """
 
@@ -66,7 +66,7 @@ class StopScore:
 
 
 def score(rule: StopRule, run: KnownRun, delta: float | None = None) -> StopScore:
-    """What a rule would have done in a run that went on to its end; ``delta`` as in :func:`turnover`."""
+    """Score a rule on a run that continued to its end; ``delta`` as in :func:`turnover`."""
     turn = turnover(run.truth_NU, delta)
     peak, mean_N, kl_N = turn["round"], run.truth_NU.mean(axis=1), run.signals.kl_NU.mean(axis=1)
     alarm, reason = first_stop(rule, run.signals) or (None, None)
@@ -90,12 +90,12 @@ def score(rule: StopRule, run: KnownRun, delta: float | None = None) -> StopScor
 
 
 def compare_rules(rules: Mapping[str, StopRule], runs: Sequence[KnownRun]) -> list[dict[str, Any]]:
-    """Rules side by side over several runs, and the control that never stops; the oracle's regret is 0.
+    """Compare rules over several runs, together with the control that never stops; the oracle's regret is 0.
 
     Returns:
-        A row a rule: ``rule``; counts ``runs``, ``turned``, ``alarms``, ``missed``, ``false_alarms``; medians
-        ``delay_rounds`` and ``delay_nats`` over runs that turned and were stopped, and ``regret`` over all;
-        ``worst_fallen``, the largest loss by an alarm or the end of runs that turned. NaN where there is none.
+        A row per rule: ``rule``, and the counts ``runs``, ``turned``, ``alarms``, ``missed`` and ``false_alarms``. The
+        medians ``delay_rounds`` and ``delay_nats`` over runs that turned and were stopped, and ``regret`` over all
+        runs. ``worst_fallen``, the largest loss in runs that turned, at the alarm or the end. NaN if there is none.
     """
     return [_row(name, [score(rule, run) for run in runs]) for name, rule in {**rules, "never": Never()}.items()]
 
@@ -118,9 +118,9 @@ def _row(name: str, scores: Sequence[StopScore]) -> dict[str, Any]:
 
 
 def leave_one_out(candidates: Mapping[str, StopRule], runs: Sequence[KnownRun]) -> list[tuple[str, StopScore]]:
-    """For each run the candidate with the least mean regret over the other runs, and what it did in this one.
+    """For each run, the candidate with the least mean regret over the other runs, and its score in this run.
 
-    A threshold that is chosen on the runs it is judged by looks better than it is.
+    A threshold looks better than it is if it is judged by the runs it was chosen on.
 
     Raises:
         ValueError: there are fewer than 2 runs.

@@ -1,16 +1,16 @@
-"""When to stop aligning, by rules that see no truth.
+"""Rules that decide when to stop aligning, without access to the truth.
 
-A rule looks at the signals of the probes after every round (:class:`feedgym.experiments.align.probe.Signals`), says
-whether to stop and why, and which round is then the best one. Each is a class with its ``Config``; one of your own
-needs the two methods of :class:`StopRule`.
+After every round a rule looks at the signals of the probes (:class:`feedgym.experiments.align.probe.Signals`). It
+decides if and why to stop, and which round is then the best one. Each rule is a class with its ``Config``; your own
+rule needs the two methods of :class:`StopRule`.
 
-The defaults are chosen, not derived: they were set by looking at two runs of the demo's size (seed 10), so that none of
-them stops the one with a sound reward model. Fit them on other seeds than those reported;
-:mod:`feedgym.experiments.align.stop_scores` says how good they are where the truth is known.
+The defaults are chosen, not derived. They were set on two runs of the demo's size (seed 10), so that none of them stops
+the run with a sound reward model. Fit them on other seeds than those you report;
+:mod:`feedgym.experiments.align.stop_scores` measures how good they are if the truth is known.
 
-What each can see: ``held_out`` and ``correlation`` see a reward model that is exploited alone, and no bias that the
-held-out ones share; so does ``disagreement``, already while the held-out ones still rise. ``kl`` and ``diversity`` see
-how far the agent has gone, whatever the reward.
+What each rule can detect: ``held_out`` and ``correlation`` detect the exploitation of one reward model, but no bias
+that the held-out models share. ``disagreement`` detects the same, even while the held-out scores still rise. ``kl`` and
+``diversity`` detect how far the agent has moved, whatever the reward.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` rounds.
 """
@@ -34,20 +34,20 @@ Float = NDArray[np.float64]
 
 
 class StopRule(Protocol):
-    """Decides after every round whether the alignment goes on."""
+    """Decides after every round whether the alignment continues."""
 
     def stopped(self, signals: Signals) -> str | None:
-        """Why to stop after the last of the rounds so far; None to go on."""
+        """Reason to stop after the last of the rounds so far; None to continue."""
         ...
 
     def best(self, signals: Signals) -> int:
-        """The best of the rounds so far, in the rule's eyes."""
+        """The best of the rounds so far, according to the rule."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patient(Ranged):
-    """What all rules have."""
+    """Options of all rules."""
 
     patience: Annotated[int, Interval(ge=1, le=1000)] = 1
     """Rounds in a row that must look bad before the rule stops."""
@@ -64,14 +64,14 @@ class Crossing(ABC):
 
     @abstractmethod
     def bad(self, signals: Signals) -> NDArray[np.bool_]:
-        """Which rounds look bad [N], each judged by what was known after it; the base never does."""
+        """Mask of the rounds that look bad [N], each judged by the signals known after it; the base never does."""
 
     @abstractmethod
     def reason(self, signals: Signals) -> str:
-        """What looks bad in the last round."""
+        """The reason why the last round looks bad."""
 
     def stopped(self, signals: Signals) -> str | None:
-        """Why to stop after the last of the rounds so far; None to go on."""
+        """Reason to stop after the last of the rounds so far; None to continue."""
         last_N = self.bad(signals)[-self.config.patience :]
         return self.reason(signals) if len(last_N) == self.config.patience and last_N.all() else None
 
@@ -82,15 +82,15 @@ class Crossing(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class DisagreementConfig(Patient):
-    """Stops when the optimised reward and the held-out ones are further apart than on the base's sessions."""
+    """Stops when the scores of the optimised and the held-out rewards differ more than on the base's sessions."""
 
     ratio: Annotated[float, Interval(gt=1, le=1000)] = 2.5
-    """Their standard deviation over a session, over that on the base's sessions. It rises while all goes well too,
-    because they spread out where values are high."""
+    """Limit of the standard deviation of a session's scores, relative to that on the base's sessions. It also rises
+    while all goes well, because scores spread out at high values."""
 
 
 class Disagreement(Crossing):
-    """Stops when those who judge a session disagree more than they did over the base's."""
+    """Stops when the judges of a session disagree more than they did on the base's sessions."""
 
     Config: ClassVar = DisagreementConfig
     watched = True
@@ -100,12 +100,12 @@ class Disagreement(Crossing):
         self.ratio = config.ratio
 
     def bad(self, signals: Signals) -> NDArray[np.bool_]:
-        """Where the mean spread is above the limit."""
+        """Rounds whose mean spread is above the limit."""
         return self._ratio_N(signals) > self.ratio
 
     def reason(self, signals: Signals) -> str:
-        """The ratio reached."""
-        return f"rewards disagree {self._ratio_N(signals)[-1]:.2f} times as much as over the base (limit {self.ratio})"
+        """The current ratio, with its limit."""
+        return f"rewards disagree {self._ratio_N(signals)[-1]:.2f} times as much as on the base (limit {self.ratio})"
 
     def _ratio_N(self, signals: Signals) -> Float:
         spread_N = _watched(signals.spread_NU, "disagreement").mean(axis=1)
@@ -114,15 +114,15 @@ class Disagreement(Crossing):
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutConfig(Patient):
-    """Stops when a reward model that nothing optimises likes the sessions less than it did before."""
+    """Stops when a reward model that is not optimised scores the sessions lower than before."""
 
     level: SplitShare = 0.01
-    """Level of the one-sided test, paired over users, against the best round so far; shared out among the rounds that
-    could have been the best one."""
+    """Level of the one-sided test, paired over users, against the best round so far. It is divided among the rounds
+    that could have been the best one."""
 
 
 class HeldOut(Crossing):
-    """Stops when held-out reward models say that the sessions became worse; their favourite round is the best one."""
+    """Stops when held-out reward models score the sessions lower; their favourite round is the best one."""
 
     Config: ClassVar = HeldOutConfig
     watched = True
@@ -132,12 +132,12 @@ class HeldOut(Crossing):
         self.level = config.level
 
     def bad(self, signals: Signals) -> NDArray[np.bool_]:
-        """Where the fall since the best round before is beyond what luck among users explains."""
+        """Rounds whose fall since the best earlier round exceeds the sampling error over users."""
         value_NU = _watched(signals.held_out_NU, "held_out")
         return np.array([self._worse(value_NU[: t + 1]) for t in range(len(value_NU))])
 
     def reason(self, signals: Signals) -> str:
-        """Since when, and how much."""
+        """The fall, and the round since when."""
         mean_N = _watched(signals.held_out_NU, "held_out").mean(axis=1)
         best = self.best(signals)
         return f"the held-out reward has fallen from {mean_N[best]:.3g} after round {best} to {mean_N[-1]:.3g}"
@@ -153,7 +153,7 @@ class HeldOut(Crossing):
             return False
         before_NU, last_U = value_NU[:-1], value_NU[-1]
         fall_U = before_NU[before_NU.mean(axis=1).argmax()] - last_U
-        # The best of many rounds is high by luck too: each of them has only its share of the level.
+        # The best of many rounds is high by chance too: each of them has only its share of the level.
         limit = student.ppf(1 - self.level / len(before_NU), len(fall_U) - 1)
         return bool(fall_U.mean() > limit * max(standard_error(fall_U), 1e-12))
 
@@ -163,11 +163,11 @@ class KLBudgetConfig(Patient):
     """Stops when the agent is further from the base than a budget allows."""
 
     nats: Positive = 12.0
-    """Divergence from the base per session that may be spent."""
+    """Budget of the divergence from the base, in nats per session."""
 
 
 class KLBudget(Crossing):
-    """Stops at a distance from the base."""
+    """Stops at a given distance from the base."""
 
     Config: ClassVar = KLBudgetConfig
 
@@ -176,33 +176,33 @@ class KLBudget(Crossing):
         self.nats = config.nats
 
     def bad(self, signals: Signals) -> NDArray[np.bool_]:
-        """Where the mean divergence is above the budget."""
+        """Rounds whose mean divergence is above the budget."""
         over_N = signals.kl_NU.mean(axis=1) > self.nats
         over_N[0] = False
         return over_N
 
     def reason(self, signals: Signals) -> str:
-        """The divergence reached."""
+        """The current divergence, with its budget."""
         return f"{signals.kl_NU[-1].mean():.2f} nats from the base (budget {self.nats})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiversityConfig(Patient):
-    """Stops when sessions are less varied than a share of the base's."""
+    """Stops when the variety of the sessions falls below a share of the base's."""
 
     items: Share = 0.6
-    """Floor of the variety within sessions, as a share of the base's; 0 for none."""
+    """Least variety within sessions, as a share of the base's; 0 for no limit."""
     entropy: Share = 0.5
-    """Floor of the entropy of a user's sessions, as a share of the base's; 0 for none."""
+    """Least entropy of a user's sessions, as a share of the base's; 0 for no limit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.items == self.entropy == 0:
-            raise ValueError("items=0 and entropy=0 leave the rule nothing to stop at; raise one of them.")
+            raise ValueError("items=0 and entropy=0 leave the rule without a limit; raise one of them.")
 
 
 class Diversity(Crossing):
-    """Stops at a floor of variety, within sessions or between them."""
+    """Stops when variety, within sessions or between them, falls below a limit."""
 
     Config: ClassVar = DiversityConfig
 
@@ -211,14 +211,14 @@ class Diversity(Crossing):
         self.floors = {"diversity": config.items, "entropy": config.entropy}
 
     def bad(self, signals: Signals) -> NDArray[np.bool_]:
-        """Where one of the two is below its floor."""
+        """Rounds in which one of the two is below its limit."""
         below = [share_N < self.floors[name] for name, share_N in self._shares(signals).items()]
         bad_N = np.any(below, axis=0)
         bad_N[0] = False
         return bad_N
 
     def reason(self, signals: Signals) -> str:
-        """What is left of each."""
+        """The remaining share of each, with the limits."""
         left = (f"{share_N[-1]:.0%} of the {name}" for name, share_N in self._shares(signals).items())
         floors = " and ".join(f"{floor:.0%}" for floor in self.floors.values())
         return f"sessions have {' and '.join(left)} of the base's (floors {floors})"
@@ -230,14 +230,14 @@ class Diversity(Crossing):
 
 @dataclass(frozen=True, kw_only=True)
 class CorrelationConfig(Patient):
-    """Stops when the optimised reward no longer ranks sessions as held-out ones do."""
+    """Stops when the optimised reward no longer ranks sessions as the held-out ones do."""
 
     floor: SomeShare = 0.5
-    """Least rank correlation within users, as a share of that over the base's sessions."""
+    """Least rank correlation within users, as a share of the one on the base's sessions."""
 
 
 class Correlation(Crossing):
-    """Stops when the optimised reward and the held-out ones no longer agree which of a user's sessions are better."""
+    """Stops when the optimised reward and the held-out ones no longer agree on the order of a user's sessions."""
 
     Config: ClassVar = CorrelationConfig
     watched = True
@@ -247,28 +247,28 @@ class Correlation(Crossing):
         self.floor = config.floor
 
     def bad(self, signals: Signals) -> NDArray[np.bool_]:
-        """Where the correlation is below its floor."""
+        """Rounds whose correlation is below the limit."""
         mean_N = self._mean_N(signals)
         bad_N = mean_N < self.floor * mean_N[0]
         bad_N[0] = False
         return bad_N
 
     def reason(self, signals: Signals) -> str:
-        """What the correlation was and is."""
+        """The correlation now and on the base's sessions."""
         mean_N = self._mean_N(signals)
-        return f"rank correlation with the held-out reward {mean_N[-1]:.2f}, over the base's sessions {mean_N[0]:.2f}"
+        return f"rank correlation with the held-out reward {mean_N[-1]:.2f}, on the base's sessions {mean_N[0]:.2f}"
 
     def _mean_N(self, signals: Signals) -> Float:
         return np.nan_to_num(np.nanmean(_watched(signals.correlation_NU, "correlation"), axis=1))
 
 
 class Never:
-    """No rule: every round is gone through, and the last one's agent is kept."""
+    """No rule: all rounds are run, and the last one's agent is kept."""
 
     watched: ClassVar[bool] = False
 
     def stopped(self, signals: Signals) -> None:
-        """Goes on."""
+        """Always continue."""
         return
 
     def best(self, signals: Signals) -> int:
@@ -277,13 +277,13 @@ class Never:
 
 
 def usual_rules(signals: Signals) -> dict[str, StopRule]:
-    """The rules of the registry with their defaults, as far as the signals serve them."""
+    """Built-in rules with their default options, as far as the signals suffice for them."""
     kinds = {name: resolve("stop", name) for name in BUILT_IN["stop"] if name != "never"}
     return {name: kind() for name, kind in kinds.items() if not kind.watched or signals.held_out_NU is not None}
 
 
 def first_stop(rule: StopRule, signals: Signals) -> tuple[int, str] | None:
-    """The round after which a rule would have stopped a run that went on, and why; None where it never would."""
+    """The round after which a rule would have stopped a run that continued, and why; None if it never would."""
     for t in range(len(signals)):
         if reason := rule.stopped(signals.until(t)):
             return t, reason
@@ -291,7 +291,7 @@ def first_stop(rule: StopRule, signals: Signals) -> tuple[int, str] | None:
 
 
 def kept_round(rule: StopRule, signals: Signals) -> int:
-    """The round whose agent a run ends with under a rule: the best when it stops, or of all rounds."""
+    """The round whose agent a run ends with under a rule: the best round so far when it stops, or the best of all."""
     stop = first_stop(rule, signals)
     return rule.best(signals if stop is None else signals.until(stop[0]))
 

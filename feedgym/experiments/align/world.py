@@ -1,4 +1,4 @@
-"""The worlds of an alignment: simulated users, or a recorded log; see :class:`feedgym.experiments.align.pool.World`."""
+"""Worlds of an alignment: simulated users, or a recorded log; see :class:`feedgym.experiments.align.pool.World`."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ TRUTH_USERS = 25
 
 
 def plan_world(plan: Plan, config: AlignConfig) -> str:
-    """The stage of an alignment's log."""
+    """Plan the stage of an alignment's log."""
     simulated = [users_key(config, config.seed), config.log, config.session_length, config.seed]
     return plan_log(plan, config, simulated, "simulator", "simulator_options")
 
 
 def _what(config: AlignConfig) -> str:
-    """The agent and how it is aligned, in two words, and whether by what no platform has."""
+    """Name the agent and its alignment in two words, and say if it learns from the truth, which no platform has."""
     study = " by the truth itself (study only)" if config.rounds.scores == "truth" else ""
     return f"{title_of('model', config.model)} + {title_of('method', config.method)}{study}"
 
 
 class Simulated:
-    """Simulated users leave the log, know what sessions are worth, and fresh ones judge."""
+    """Simulated users, who leave the log and know the true value of sessions; fresh ones judge."""
 
-    note = "The truth is what simulated users really did; the reward model saw the log alone."
+    note = "The truth is what simulated users really did; the reward model saw only the log."
 
     def __init__(self, config: AlignConfig, trust: bool = False, workers: Rollouts | None = None) -> None:
         self.config = config
@@ -55,19 +55,19 @@ class Simulated:
         self.title = f"{_what(config)} on {type(self.simulator).__name__}, simulated users"
 
     def collect(self, work: Path) -> LogAndItems:
-        """The users' visits under the production system."""
+        """Log the users' visits under the production system."""
         config = self.config
         return simulated_log(self.simulator, config.log, config.session_length, config.seed)
 
     def requests(self, data: LogAndItems) -> tuple[Requests, Requests]:
-        """All visits for the reward model, and those that pass the filter to imitate; dated where items come and go."""
+        """All visits for the reward model, and those to imitate, which pass the filter; dated if items come and go."""
         sessions = logged_sessions(data[0], self.config.session_length)
         told: dict[str, Any] = {"dated": has_arrivals(self.simulator), "memory": self.config.memory}
         every = Requests.of(data, sessions, self.config.history_length, **told)
         return every.rows(quality_filter(every.sessions, self.config.sessions)), every
 
     def serve(self, agent: Recommender, t: int, step: Step) -> LogAndItems:
-        """Serves users of round t's own, whom neither the log nor the judge has."""
+        """Serve users of round t's own population, which neither the log nor the judge contains."""
         config = self.config
         served = serve(
             self.simulator,
@@ -85,7 +85,7 @@ class Simulated:
         return served.log, self.simulator.catalog
 
     def true_value(self, pool: Pool, row_U: NDArray, sessions_USK: NDArray, step: Step) -> NDArray[np.float32]:
-        """Asks copies of the users, brought by a replay of their log to the moment of the request."""
+        """Ask copies of the users, replayed along their log to the moment of the request."""
         config = self.config
         parts = list(pool.sources(row_U))
         states = [
@@ -98,12 +98,12 @@ class Simulated:
     def probed_values(
         self, pool: Pool, num_users: int, sessions_USK: NDArray, replicas: int, step: Step
     ) -> NDArray[np.float32]:
-        """As :meth:`true_value`, each half with answers of its own."""
+        """As :meth:`true_value`, with separate responses for each half."""
         state, half = self._probed_state(pool, num_users), replicas // 2
         return np.stack([self._valued(state, sessions_USK, step, half, seed) for seed in range(2)], axis=2)
 
     def oracle_values(self, pool: Pool, num_users: int) -> NDArray[np.float32] | None:
-        """Of the sessions that the simulator itself would choose."""
+        """True values of the sessions that the simulator itself would choose."""
         if not hasattr(self.simulator, "oracle"):
             return None
         state = self._probed_state(pool, num_users)
@@ -116,7 +116,7 @@ class Simulated:
     def _valued(
         self, state: Any, sessions_USK: NDArray, step: Step, replicas: int, seed: int = 0
     ) -> NDArray[np.float32]:
-        """What sessions are worth to users [U, S], some users at a time."""
+        """True values of sessions to users [U, S], computed for some users at a time."""
         blocks = [slice(low, low + TRUTH_USERS) for low in range(0, len(sessions_USK), TRUTH_USERS)]
         rows_U = np.arange(len(sessions_USK))
         tasks = [(take_users(state, rows_U[block]), sessions_USK[block]) for block in blocks]
@@ -124,24 +124,24 @@ class Simulated:
         return np.concatenate(self.workers.map(_values_of_block, shared, tasks, step))
 
     def served(self, agents: Mapping[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, ServingRecord]:
-        """Serves fresh users, the same for every agent and with the same luck."""
+        """Serve fresh users, the same for every agent and with the same random numbers."""
         return serve_all(self.simulator, agents, reward, judges_of(self.config), self.config, workers=self.workers)
 
     def judge(
         self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool, known: Mapping[str, ServingRecord]
     ) -> dict[str, Any]:
-        """Serves the same users by the agents of whom nothing is known yet, and compares all."""
+        """Serve the same users with the agents that have no record yet, and compare all."""
         return judge_online(
             self.simulator, agents, reward, pool.log, judges_of(self.config), self.config, known, self.workers
         )
 
 
 class Recorded:
-    """A real log: what its users really wanted is not known, so the judge is what they did next."""
+    """A real log: the true wishes of its users are unknown, so the judge is what they did next."""
 
     note = (
-        "A recorded log holds no simulator truth: the reward model's scores below are its opinion, and the offline "
-        "figures say only how well an agent foretells what users of the old system did."
+        "A recorded log holds no simulator truth: the reward model's scores below are its predictions, and the offline "
+        "figures only measure how well an agent predicts what users of the old system did."
     )
 
     def __init__(self, config: AlignConfig) -> None:
@@ -149,13 +149,13 @@ class Recorded:
         self.title = f"{_what(config)} on the log {data_path(config).name}"
 
     def collect(self, work: Path) -> LogAndItems:
-        """Reads the data; the run folder keeps its own copy."""
+        """Read the data; the run folder keeps its own copy."""
         return recorded_log(self.config)
 
     def requests(self, data: LogAndItems) -> tuple[Requests, Requests]:
-        """Windows of positive exposures to imitate; windows of whatever was seen for the reward model.
+        """Windows of positive exposures to imitate, and windows of everything seen for the reward model.
 
-        A click is no sign of liking where the log has a stronger one; where it has not, clicks are what there is.
+        A click does not count as positive if the log has a stronger sign; otherwise clicks are used.
         """
         length, history = self.config.session_length, self.config.history_length
         log = data[0]
@@ -166,29 +166,29 @@ class Recorded:
         return imitate, rate
 
     def serve(self, agent: Recommender, t: int, step: Step) -> LogAndItems:
-        """There is nobody to serve; the configuration refuses it before."""
+        """Refuse: there are no users to serve; the configuration refuses this earlier."""
         raise ValueError("A recorded log has no users to be served; set rounds.serve to 0.")
 
     def true_value(self, pool: Pool, row_U: NDArray, sessions_USK: NDArray, step: Step) -> None:
-        """Nobody knows."""
+        """None: the truth is unknown."""
         return
 
     def probed_values(self, pool: Pool, num_users: int, sessions_USK: NDArray, replicas: int, step: Step) -> None:
-        """Nobody knows."""
+        """None: the truth is unknown."""
         return
 
     def oracle_values(self, pool: Pool, num_users: int) -> None:
-        """There is no oracle."""
+        """None: there is no oracle."""
         return
 
     def served(self, agents: Mapping[str, Recommender], reward: SessionReward, pool: Pool) -> dict[str, ServingRecord]:
-        """Nobody can be served."""
+        """Empty: nobody can be served."""
         return {}
 
     def judge(
         self, agents: dict[str, Recommender], reward: SessionReward, pool: Pool, known: Mapping[str, ServingRecord]
     ) -> dict[str, Any]:
-        """Held-out last sessions: who foretells them, and what the reward model thinks."""
+        """Judge by held-out last sessions: how well agents predict them, and the reward model's scores."""
         requests = last_requests(pool.unseen_good)
         users, when = f"{len(requests):,} held-out users", "next"
         if self.config.split == "time":
@@ -198,7 +198,7 @@ class Recorded:
 
 
 def served_group(t: int) -> str:
-    """The name of the population that is served before round t."""
+    """Name of the population that is served before round t."""
     return f"served-{t}"
 
 
@@ -210,7 +210,7 @@ def _values_of_block(
 
 
 def world_of(config: AlignConfig, trust: bool = False, workers: Rollouts | None = None) -> World:
-    """The world an experiment lives in.
+    """Make the world of an experiment.
 
     Args:
         config: the experiment.
