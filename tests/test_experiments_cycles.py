@@ -247,12 +247,12 @@ def test_a_reward_model_that_is_trained_further_fits_the_new_sessions_better_and
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"learners": ("base",)}, "must name aligned"),
-        ({"learners": ("aligned", "aligned")}, "nobody twice"),
+        ({"learners": ("base",)}, "must include aligned"),
+        ({"learners": ("aligned", "aligned")}, "no name twice"),
         ({"learners": ("aligned", "oracle")}, "learners='oracle' is unknown"),
-        ({"further_lr": 0.1}, "trains nothing further"),
+        ({"further_lr": 0.1}, "no model to train further"),
         ({"base": "again"}, "base='again' is unknown"),
-        ({"window": 1, "fresh_share": 0.2}, "does nothing where window=1"),
+        ({"window": 1, "fresh_share": 0.2}, "does nothing if window=1"),
     ],
 )
 def test_cycles_that_cannot_be_are_refused(changes, said):
@@ -263,9 +263,9 @@ def test_cycles_that_cannot_be_are_refused(changes, said):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"stop": "kl", "stop_options": None}, "nobody probes"),
-        ({"data": "log.csv"}, "ask for simulated users"),
-        ({"rounds": replace(smoke().rounds, serve=5)}, "serves beside the cycles"),
+        ({"stop": "kl", "stop_options": None}, "cycles are not probed"),
+        ({"data": "log.csv"}, "need simulated users"),
+        ({"rounds": replace(smoke().rounds, serve=5)}, "does not fit cycles"),
     ],
 )
 def test_parts_of_an_alignment_that_do_nothing_in_cycles_are_refused(changes, said):

@@ -74,7 +74,7 @@ def test_what_a_preset_says_of_its_training_is_said_to_all_methods_and_nothing_e
     assert with_method(paper(), paper().method) == paper()
 
 
-def test_options_vary_one_at_a_time_and_the_presets_own_values_stand_once():
+def test_options_vary_one_at_a_time_and_the_presets_own_values_appear_once():
     run = AblationsRun(
         preset="onerec-ipa-smoke",
         seeds=(0,),
@@ -115,10 +115,10 @@ def test_fewer_rounds_are_read_from_those_of_more():
         (["--set", "method.beta=0.3"], "say METHOD.beta for each method that has it"),
         (["--set", "dpo.beta=-1"], "beta=-1.0 must be above 0"),
         (["--set", "rounds.num=many"], "num='many'"),
-        (["--set", "rounds.num"], "set='rounds.num' is no NAME=VALUE pair"),
-        (["--set", "log.users=9", "log.users=8"], "set says log.users twice"),
+        (["--set", "rounds.num"], "set='rounds.num' is not a NAME=VALUE pair"),
+        (["--set", "log.users=9", "log.users=8"], "set has log.users twice"),
         (["--set", "seed=3"], "which a comparison decides itself, by --seeds"),
-        (["--set", "data=log.csv"], "simulated users alone"),
+        (["--set", "data=log.csv"], "only simulated users"),
         (["--set", "rounds.num=0"], "rounds.num=0 aligns nothing"),
         (["--set", "log.users=1000000000"], "log.users=1000000000"),
         (["--workers", "0"], "workers=0"),
@@ -376,7 +376,7 @@ def test_an_ablation_runs_and_draws_its_options(finished, tmp_path):
     assert list(summary["conditions"]) == ["preset", "num_samples=8"] and summary["centre"]["num_samples"] == 6
     assert set(summary["over"]["preset"]) == {"num_samples=8"}
     assert len(made(finished / "store", "base")) == 2  # that of the methods' comparison
-    assert "Options varied by themselves" in (folder / "report.html").read_text()
+    assert "Options varied one by one" in (folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize("preset", [methods_smoke, ablations_smoke])

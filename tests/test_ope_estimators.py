@@ -29,7 +29,7 @@ class Problem:
         self.truth = float(self.e_A @ mean.sum(1))
         self.b_AK, self.e_AK = (self.conditional(p) for p in (self.b_A, self.e_A))
         self.prefix_AK = ope.prefix_weights(self.e_AK, self.b_AK)
-        # Expected values depend on what stands above and on the item, never on what follows.
+        # Expected values depend on the items above and on the item, never on later ones.
         model = rng.normal(size=(ITEMS, ITEMS))
         self.model_AK = np.stack([model[SLATES[:, 0], 0], model[SLATES[:, 0], SLATES[:, 1]]], axis=1)
         self.q_AK = self.model_AK + rng.normal(size=(PLACES, ITEMS))[np.arange(PLACES), SLATES]
@@ -63,7 +63,7 @@ class Problem:
         )
 
     def mean_of(self, estimate):
-        """The exact mean of an estimate that is a mean over rows, one row a slate."""
+        """The exact mean of an estimate that is a mean over rows, one row per slate."""
         assert (estimate.denominator_NX == 1).all()
         return float(self.b_A @ estimate.numerator_NX[:, 0])
 
@@ -234,5 +234,5 @@ def test_no_weight_is_no_estimate_and_not_a_warning():
 def test_propensities_that_are_none_are_refused(wrong):
     logged = np.full((3, 2), 0.5)
     logged[1, 0] = wrong
-    with pytest.raises(ValueError, match="1 propensities of the log are no probabilities"):
+    with pytest.raises(ValueError, match="1 propensities of the log are not in"):
         ope.prefix_weights(np.full((3, 2), 0.5), logged)

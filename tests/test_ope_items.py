@@ -108,13 +108,13 @@ def test_a_log_without_chances_is_refused_in_one_line(kuairand, capsys, tmp_path
             (plain / file.name).write_bytes(file.read_bytes())
     with pytest.raises(SystemExit, match="2"):
         main(["compare", "ope-items", "--data", str(plain), "--run", str(tmp_path / "run")])
-    assert "no exposure whose chance of being shown is known" in capsys.readouterr().err
+    assert "no exposure with a known probability of being shown" in capsys.readouterr().err
 
 
 def test_by_the_command_line_on_a_simulated_log(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     main(["compare", "ope-items-smoke", "--run", str(tmp_path / "run")])
     said, summary = capsys.readouterr().out, json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert "popular at 4" in said and "no truth is known" in " ".join(said.split())
+    assert "popular at 4" in said and "the truth is unknown" in " ".join(said.split())
     assert set(summary["agents"]["random"]) == {"ips", "snips", "dm", "dr"}
-    assert "What each agent would earn" in (tmp_path / "run" / "report.html").read_text()
+    assert "Estimated reward of each agent" in (tmp_path / "run" / "report.html").read_text()

@@ -75,7 +75,7 @@ def test_with_support_all_estimators_are_near_the_truth_and_pi_and_iips_sum_over
         assert judge.estimates(own)[0][name].mean() == pytest.approx(log_mean, abs=1e-6), name
 
 
-def test_an_estimate_without_support_is_refused_with_the_reason_and_the_model_is_believed_instead(visits, slates):
+def test_an_estimate_without_support_is_refused_with_the_reason_and_the_model_is_used_instead(visits, slates):
     judge = judge_of(visits, slates, min_rows_share=0.5)
     estimates, support = judge.estimates(answered(preferring(visits, 0.2), visits, slates))
     assert support.depth == 0
@@ -189,7 +189,7 @@ def test_a_log_is_told_agent_by_agent(visits, slates):
     ("options", "says"),
     [
         ({"random_share": 0.9, "popularity_share": 0.2}, "must add up to at most 1"),
-        ({"options": ("seed=3",)}, "set says seed, which the evaluation decides itself"),
+        ({"options": ("seed=3",)}, "set has seed, which the evaluation decides itself"),
         ({"visits": 1}, "visits=1 must be 2 or more"),
         ({"mixtures": (1.0,)}, "must be below 1"),
         ({"agent_temperatures": (0.0,)}, "must be above 0"),
@@ -218,7 +218,7 @@ def test_the_whole_of_it_by_the_command_line_and_again_without_any_work(tmp_path
     logging = summary["agents"]["logging"]
     assert logging["ips"] == pytest.approx(logging["rips"]) and logging["ips"] == pytest.approx(logging["snips"])
     page = (folder / "report.html").read_text()
-    assert "How much of each agent the logs show" in page and "What was refused" not in page
+    assert "How far the logs support each agent" in page and "Refused estimates" not in page
     main(["compare", "ope-smoke", "--resume", str(folder), "--min-rows", "100000"])
     again, refused = capsys.readouterr(), json.loads((folder / "summary.json").read_text())
     assert "told-0" in again.err and "done log-0" not in again.err
@@ -226,4 +226,4 @@ def test_the_whole_of_it_by_the_command_line_and_again_without_any_work(tmp_path
         refused["estimators"]["ips"]["agents"] == 0
         and "effective sample size" in refused["estimators"]["ips"]["reason"]
     )
-    assert refused["estimators"]["dm"]["agents"] == 8 and "What was refused" in (folder / "report.html").read_text()
+    assert refused["estimators"]["dm"]["agents"] == 8 and "Refused estimates" in (folder / "report.html").read_text()

@@ -1,1 +1,1 @@
-"""Deployment cycles: serve, learn from what was served, serve again; and what that does to users in the long run."""
+"""Deployment cycles: serve users, learn from their responses, serve again; with the long-term effects on users."""

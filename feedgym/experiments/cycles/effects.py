@@ -1,7 +1,7 @@
-"""Slow effects: what a platform would see of its users cycle by cycle, which one deployment cannot show.
+"""Measures slow effects on users, cycle by cycle, which a single deployment cannot show.
 
-Every figure is of what one learner served in one cycle, to the users who were served in it; intervals resample those
-users.
+Every figure is about the sessions that one learner served in one cycle, to the users of that cycle. Intervals resample
+those users.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ EFFECTS = {
     "repeats": "share seen before",
     "new_item_share": "share of new items",
 }
-"""What is told, and its title."""
+"""The effects and their titles."""
 
 
 def effects_of(
     served: Served, cycle: int, visits: int, catalog: Catalog, code_I: NDArray[np.int64], log: EventLog, seed: int
 ) -> dict[str, dict[str, float]]:
-    """The slow effects of a cycle.
+    """Compute the slow effects of a cycle.
 
     Args:
-        served: a learner's latest record of every population that was served in it.
-        cycle: its number.
-        visits: visits of a user in a cycle.
+        served: a learner's latest record of every population that was served in the cycle.
+        cycle: the number of the cycle.
+        visits: visits per user and cycle.
         catalog: the items.
         code_I: the items' first codes.
-        log: what was known before the first cycle; newer items are new.
-        seed: of the resamples.
+        log: the events known before the first cycle; newer items are new.
+        seed: seed for resampling users.
 
     Returns:
-        The figures of :data:`EFFECTS` that there are, each with ``mean``, ``low`` and ``high``: of a visit or an item
-        seen; ``topic_concentration`` is the chance that two items that a user saw have the same topic.
+        The available figures of :data:`EFFECTS`, each with ``mean``, ``low`` and ``high``, per visit or per item seen.
+        ``topic_concentration`` is the probability that two items that a user saw have the same topic.
     """
     figures = {**_of_visits(served, cycle, visits), **_of_items(served, cycle, visits, catalog, code_I, log)}
     counts_RU = resampling_counts(next(iter(figures.values())).num_users, seed)
@@ -57,7 +57,7 @@ def effects_of(
 
 
 def _of_visits(served: Served, cycle: int, visits: int) -> dict[str, Figure]:
-    """What was counted visit by visit."""
+    """Figures counted by visit."""
     parts = [(record.by_visit, slice((cycle - first) * visits, None)) for first, record in served.items()]
 
     def summed(name: str) -> NDArray[np.float64]:
@@ -74,7 +74,7 @@ def _of_visits(served: Served, cycle: int, visits: int) -> dict[str, Figure]:
 def _of_items(
     served: Served, cycle: int, visits: int, catalog: Catalog, code_I: NDArray[np.int64], log: EventLog
 ) -> dict[str, Figure]:
-    """What was counted item by item."""
+    """Figures counted by item."""
     user_N, item_N, num_users = _seen(served, cycle, visits)
     items_UI = shown_items(user_N, item_N, (num_users, catalog.num_items))
     topics_UX = (items_UI @ _one_hot(catalog.topic_I)).toarray()
@@ -90,7 +90,7 @@ def _of_items(
 
 
 def _seen(served: Served, cycle: int, visits: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Users and items of what was seen in the cycle, and how many users were served; users of all populations count."""
+    """Users and items of the exposures seen in the cycle, and the number of users served; all populations count."""
     users, items, before = [], [], 0
     for first, record in served.items():
         log = record.log
@@ -103,12 +103,12 @@ def _seen(served: Served, cycle: int, visits: int) -> tuple[NDArray[np.int64], N
 
 
 def _one_hot(kind_I: NDArray[Any]) -> sparse.csr_matrix:
-    """Items by their kinds, [I, X]."""
+    """One-hot matrix of the items' kinds, [I, X]."""
     _, column_I = np.unique(kind_I, return_inverse=True)
     return sparse.csr_matrix((np.ones(len(kind_I)), (np.arange(len(kind_I)), column_I)))
 
 
 def entropy(count_RX: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Entropy of each row of counts [R], nats."""
+    """Entropy of each row of counts [R], in nats."""
     share_RX = count_RX / np.maximum(count_RX.sum(axis=1, keepdims=True), 1e-12)
     return -(share_RX * np.log(np.maximum(share_RX, 1e-300))).sum(axis=1)

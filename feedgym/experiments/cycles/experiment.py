@@ -2,11 +2,12 @@
 
     log -> tokenizer -> base -> reward model -> rounds of alignment -> cycles of {serve, learn, judge} -> report
 
-In every cycle each learner's agent serves users, the log grows by what they did, the learner learns from it, and the
-agent that comes out is judged by the same fresh users as all others. What users truly got is set against the requests
-that real users made for it. The learners never meet: each serves users with the same seeds, and learns from its own.
+In every cycle each learner's agent serves users, the log grows by their responses, and the learner learns from it. The
+resulting agent is judged by the same fresh users as all others. The report compares the true reward with the requests
+that real users spent for it. The learners are independent: each serves users with the same seeds, and learns from its
+own sessions.
 
-The items' codes stay: tokenizers are fitted to what items are, which no cycle changes.
+The items' codes stay fixed: tokenizers are fitted to the items' contents, which no cycle changes.
 """
 
 from __future__ import annotations
@@ -46,15 +47,15 @@ from feedgym.tokenizers.own import fit_codes
 
 
 def experiment(config: CyclesConfig, run: Run) -> dict[str, Any]:
-    """Make an agent from the log, and send all learners through the cycles.
+    """Make an agent from the log, and take all learners through the cycles.
 
     Args:
         config: the whole experiment.
-        run: the folder that keeps it; stages found there are not done again.
+        run: the run's folder; stages found there are not repeated.
 
     Returns:
-        The summary, as written to ``summary.json``: that of a judgement after the last cycle, in which ``aligned`` is
-        the agent of the cycles, and ``cycles`` and ``effects``, by learner a row a cycle.
+        The summary, as written to ``summary.json``. It is that of a judgement after the last cycle, in which
+        ``aligned`` is the agent of the cycles; and ``cycles`` and ``effects`` have, by learner, a row per cycle.
     """
     with Rollouts(config.rollouts, config.ray) as workers:
         return _deployed(config, run, workers)
@@ -95,12 +96,12 @@ def _deployed(config: CyclesConfig, run: Run, workers: Rollouts) -> dict[str, An
 
 
 class Way(NamedTuple):
-    """What was seen of a learner.
+    """Results of a learner.
 
     Attributes:
-        judged: the judges under its agent, before the first cycle and after each.
-        requests: what it has spent by then.
-        effects: what its users saw, cycle by cycle.
+        judged: records of the judges under its agent, before the first cycle and after each.
+        requests: requests spent by then.
+        effects: slow effects on its users, cycle by cycle.
     """
 
     judged: list[ServingRecord]
@@ -125,7 +126,7 @@ def through_cycles(learner: Learner, of: Setting) -> Way:
 
 
 def judged_others(of: Setting, learners: Sequence[Learner], base: Any, work: Path) -> dict[str, ServingRecord]:
-    """The judges under all others: references, the agents of the last cycle by search, and other runs' agents."""
+    """Serve the judges with all others: references, agents of the last cycle by search, and other runs' agents."""
     config, by_name = of.config, {learner.name: learner for learner in learners}
     models = by_name["aligned"].models
     ours: dict[str, Recommender] = {"base": of.agent(base)} | {one.name: one.agent() for one in learners}
@@ -137,12 +138,12 @@ def judged_others(of: Setting, learners: Sequence[Learner], base: Any, work: Pat
 
 
 def in_cycles(ways: Mapping[str, Way], seed: int) -> dict[str, list[dict[str, Any]]]:
-    """By learner a row a cycle, the first before all cycles.
+    """By learner a row per cycle, the first row before all cycles.
 
     Returns:
-        ``requests`` spent so far; ``true_reward`` and ``model_reward`` per visit of the judges; ``over_first``, true
-        reward above that of the aligned agent before all cycles; ``over_offline``, above that of the offline learner
-        after as many cycles. All with intervals, differences paired over users.
+        ``requests`` spent so far, and ``true_reward`` and ``model_reward`` per visit of the judges. ``over_first`` is
+        the difference in true reward to the aligned agent before all cycles, ``over_offline`` that to the offline
+        learner after as many cycles. All have intervals, and differences are paired over users.
     """
     counts_RU = resampling_counts(ways["aligned"].judged[0].num_users, seed)
     first = ways["aligned"].judged[0].ratio("true_reward")
@@ -160,7 +161,7 @@ def in_cycles(ways: Mapping[str, Way], seed: int) -> dict[str, list[dict[str, An
 
 
 def spent_by(folder: Path) -> int | None:
-    """Requests of real users that another run spent before its agent was ready; None where its summary does not say."""
+    """Requests of real users that another run spent before its agent was ready; None if its summary has no figure."""
     try:
         told = json.loads((folder / "summary.json").read_text())
     except (OSError, ValueError):

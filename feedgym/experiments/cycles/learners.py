@@ -1,4 +1,4 @@
-"""Who goes through deployment cycles, and what each learns from what it served."""
+"""Learners that go through deployment cycles; each learns from the sessions it served."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ from feedgym.tokenizers.codes import CodeTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all learners share.
+    """The parts that all learners share.
 
     Attributes:
         config: the experiment.
-        run: keeps its stages.
+        run: the run that keeps its stages.
         world: the users.
         start: the pool of the production system's log.
         tokenizer: the items' codes.
-        rollouts: samples and scores.
+        rollouts: samples and scores sessions.
     """
 
     config: CyclesConfig
@@ -58,24 +58,24 @@ class Setting:
     rollouts: Rollouts
 
     def agent(self, model: Any) -> GenerativeRecommender:
-        """A model as the agent that serves drawn sessions."""
+        """Make the agent of a model that serves drawn sessions."""
         return recommender_of(self.config, model, self.tokenizer, self.start.catalog)
 
     def score(self, reward: RewardModel | RewardEnsemble, pool: Pool) -> SessionReward:
-        """What scores sessions, with a reward model."""
+        """Make the score of sessions with a reward model."""
         return reward_of(self.config, pool.known, pool.catalog, reward)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """What a learner has at some moment.
+    """Models and data of a learner at one moment.
 
     Attributes:
         model: the generative agent that it serves; None for popularity.
         base: the reference of its alignment.
         reward: its reward model.
         served: the latest record of every population that it served.
-        pool: what it learns from.
+        pool: the sessions that it learns from.
     """
 
     model: Any
@@ -86,23 +86,23 @@ class Models:
 
 
 class Learner:
-    """One learner's way through the cycles; the subclasses say what it learns.
+    """Takes one learner through the cycles; subclasses define how it learns.
 
     Args:
-        name: its stages begin with it.
-        setting: what all share.
-        first: what it has before the first cycle.
+        name: prefix of its stages.
+        setting: the parts that all learners share.
+        first: its models and data before the first cycle.
     """
 
     def __init__(self, name: str, setting: Setting, first: Models) -> None:
         self.name, self.setting, self.models = name, setting, first
 
     def agent(self) -> Recommender:
-        """Whom it has serve now."""
+        """The agent that serves now."""
         return self.setting.agent(self.models.model)
 
     def serve(self, cycle: int) -> Served:
-        """Let its agent serve the users of a cycle, and take in what they did; the records of those who were served."""
+        """Serve the users of a cycle with its agent and add their responses to the pool; returns their records."""
         of, models = self.setting, self.models
 
         def make(work: Path) -> Served:
@@ -116,10 +116,10 @@ class Learner:
         return came
 
     def learn(self, cycle: int) -> None:
-        """Learn from what is in the pool."""
+        """Learn from the pool."""
 
     def judged(self, cycle: int) -> ServingRecord:
-        """What happens to the judges under its agent."""
+        """Serve the judges with its agent."""
         of = self.setting
         config, score = of.config, of.score(self.models.reward, self.models.pool)
         simulator = of_judges(of.world.simulator, config.judge)
@@ -136,20 +136,20 @@ class Learner:
 
 
 class Popular(Learner):
-    """Serves the items that were seen most in what it learns from."""
+    """Serves the most popular items of its pool."""
 
     def agent(self) -> Recommender:
-        """Popularity, of what the user has not seen."""
+        """Popularity, without items that the user has seen."""
         catalog, length = self.setting.start.catalog, self.setting.config.session_length
         count_I = times_seen(self.models.pool.rate.sessions, catalog.num_items)
         return PopularRecommender(torch.from_numpy(count_I), length, catalog=catalog)
 
 
 class Base(Learner):
-    """Predicts the next item of good sessions, and is not aligned."""
+    """Predicts the next item of good sessions; it is not aligned."""
 
     def learn(self, cycle: int) -> None:
-        """Train the model further, or a new one."""
+        """Train the model further, or train a new one."""
         kind, of, models = self.setting.config.cycles.base, self.setting, self.models
         if kind == "keep":
             return
@@ -162,7 +162,7 @@ class Base(Learner):
 
 
 class Aligned(Base):
-    """Learns as the base does, fits its reward model anew, and aligns to it."""
+    """Learns as the base does, refits its reward model, and aligns to it."""
 
     def learn(self, cycle: int) -> None:
         """Learn from the pool, then align for some rounds."""
@@ -189,10 +189,10 @@ class Aligned(Base):
 
 
 class Offline(Aligned):
-    """Is aligned as often, on the log alone and to the log's reward model, and serves nobody."""
+    """Aligned for as many rounds, but only on the log and to the log's reward model; it serves nobody."""
 
     def serve(self, cycle: int) -> Served:
-        """Nobody."""
+        """No records: nobody is served."""
         return {}
 
     def learn(self, cycle: int) -> None:
@@ -205,14 +205,14 @@ LEARNERS: dict[str, type[Learner]] = {"aligned": Aligned, OFFLINE: Offline, "bas
 
 
 def aligned_once(of: Setting, models: Models, rounds: RoundsConfig, t: int, names: tuple[str, str]) -> Models:
-    """A round of alignment: sessions for some users of the pool, scored, and the method's update.
+    """Run a round of alignment: sessions for some users of the pool, their scores, and the method's update.
 
     Args:
-        of: what all learners share.
-        models: before the round.
-        rounds: how users and sessions are drawn.
-        t: the round's number, which decides its luck.
-        names: of its two stages.
+        of: the parts that all learners share.
+        models: models and data before the round.
+        rounds: options for drawing users and sessions.
+        t: the round's number, part of its seed.
+        names: names of its two stages.
     """
     config = of.config
     sampled = of.run.stage(
@@ -232,7 +232,7 @@ def aligned_once(of: Setting, models: Models, rounds: RoundsConfig, t: int, name
 
 
 def further(config: CyclesConfig, pool: Pool, model: Any, cycle: int, work: Path) -> Any:
-    """A model after some more next-token prediction, on the good sessions of the pool."""
+    """Train a model further by next-token prediction, on the good sessions of the pool."""
     model, cycles = copy.deepcopy(model), config.cycles
     torch.manual_seed(config.seed + cycle)
     schedule = replace(config.pretrain, steps=0, epochs=cycles.further_epochs, lr=cycles.further_lr)
@@ -244,7 +244,7 @@ def further(config: CyclesConfig, pool: Pool, model: Any, cycle: int, work: Path
 def further_reward(
     config: CyclesConfig, pool: Pool, reward: RewardModel | RewardEnsemble, cycle: int, work: Path
 ) -> RewardModel | RewardEnsemble:
-    """A reward model after some more training, on the sessions of the pool."""
+    """Train a reward model further, on the sessions of the pool."""
     cycles, seed = config.cycles, config.reward_model.seed + config.seed + cycle
     settings = replace(config.reward_model, epochs=cycles.further_epochs, lr=cycles.further_lr, seed=seed)
     with progress(f"Cycle {cycle}: training the reward model further") as step:

@@ -1,8 +1,8 @@
-"""Whom an agent serves in a cycle, and what of all that was served is learned from.
+"""Chooses the users to serve in a cycle, and the sessions to learn from.
 
-The users who begin in a cycle are a population of their own, the same whoever serves them. Who returns is served all
-of the past once more, to the same answers, and then goes on; so a population's record always begins with its first
-visit, and a later record of it takes the place of the earlier one.
+The users who begin in a cycle are one population, the same for every learner. Users who return are first served their
+whole past once more, with the same responses, and then continue. So a population's record always begins with its first
+visit, and a later record replaces the earlier one.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ from feedgym.experiments.serve import ServingRecord, serve, told_agents
 from feedgym.protocols import Recommender, UserSimulator
 
 EXPLORING = 0x6578706C
-"""Salt of which visits are answered at random."""
+"""Salt for choosing the visits that are served at random."""
 
 Served = Mapping[int, ServingRecord]
 """The records of the populations, by the cycle in which they began."""
 
 
 def group_of(cycle: int) -> str:
-    """The name of the population that begins in a cycle."""
+    """Name of the population that begins in a cycle."""
     return f"cycle-{cycle}"
 
 
 def serve_cycle(
     config: CyclesConfig, simulator: UserSimulator, agent: Recommender, before: Served, cycle: int, step: Step
 ) -> dict[int, ServingRecord]:
-    """Serve the users of a cycle: its new ones, and those of the cycles before who still come.
+    """Serve the users of a cycle: the new ones, and those of earlier cycles who still come.
 
     Args:
         config: the experiment.
         simulator: the users.
-        agent: serves them; some visits are answered at random instead, if the configuration says so.
-        before: what the same agent's predecessors served.
-        cycle: its number, 1 or more.
+        agent: serves them; some visits get random sessions instead, if the configuration asks for it.
+        before: records that earlier agents of the same learner served.
+        cycle: the number of the cycle, 1 or more.
         step: progress callback, over the populations' visits.
 
     Returns:
-        Records of all populations that were served, from their first visits on.
+        Records of all populations served, from their first visits on.
     """
     cycles = config.cycles
     begun = range(max(1, cycle - cycles.stay + 1), cycle + 1)
@@ -77,7 +77,7 @@ def serve_cycle(
 
 
 class _Exploring:
-    """An agent some of whose visits are answered by random sessions."""
+    """Serves an agent's sessions, or random ones at some visits."""
 
     def __init__(self, config: CyclesConfig, catalog: Catalog, agent: Recommender, seed: tuple[int, ...]) -> None:
         self.agent, self.share, self.rng = agent, config.cycles.explore, np.random.default_rng(seed)
@@ -95,7 +95,7 @@ class _Exploring:
 
 
 def slates_of(record: ServingRecord) -> NDArray[np.int64]:
-    """What a population was served, [V, U, K]; -1 where a user had left."""
+    """Slates served to a population, [V, U, K]; -1 if a user had left."""
     assert record.log is not None
     visits, first_U1 = served_visits(record.log)
     visit_N = np.arange(len(visits)) - first_U1[visits.user_idx_N]
@@ -114,18 +114,18 @@ def requests_in(served: Served, cycle: int, visits: int) -> int:
     return sum(int(record.by_visit["visits"][(cycle - first) * visits :].sum()) for first, record in served.items())
 
 
-# ---------------------------------------------------------------- what is learned from
+# ---------------------------------------------------------------- sessions to learn from
 
 
 def learned_from(config: CyclesConfig, start: Pool, served: Served, cycle: int, world: World) -> Pool:
-    """The pool that a learner has after a cycle: what was served in its window, and the log where that reaches so far.
+    """Make a learner's pool after a cycle: the sessions served in its window, and the log if the window includes it.
 
     Args:
         config: the experiment.
         start: the log's pool, whose held-out users stay held out.
         served: the learner's latest record of every population.
-        cycle: its number, 1 or more.
-        world: tells which sessions are worth imitating.
+        cycle: the number of the cycle, 1 or more.
+        world: selects the sessions worth imitating.
     """
     window = config.cycles.window
     oldest = cycle - window + 1 if window else 0
@@ -143,7 +143,7 @@ def learned_from(config: CyclesConfig, start: Pool, served: Served, cycle: int, 
 
 
 def _cut(config: CyclesConfig, record: ServingRecord, first: int, catalog: Catalog, world: World) -> Any:
-    """A population's log, and its sessions worth imitating and all of them, each with the cycles they took place in."""
+    """A population's log, its sessions worth imitating, and all its sessions; both with the cycles of the sessions."""
     log = record.log
     assert log is not None
     both: tuple[Requests, Requests] = world.requests((log, catalog))

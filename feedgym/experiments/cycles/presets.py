@@ -17,83 +17,81 @@ Refit = Literal["keep", "continue", "refit"]
 
 @dataclass(frozen=True, kw_only=True)
 class CycleConfig(Ranged):
-    """The cycles: whom an agent serves in each, what of it is learned from, and what is fitted anew."""
+    """Options of the cycles: which users to serve in each, what to learn from, and what to fit again."""
 
     num: Annotated[int, Interval(ge=1, le=1000)] = 3
     """Cycles of serving and learning, after the agent was made from the log."""
     rounds: Annotated[int, Interval(ge=1, le=10_000)] = 2
     """Rounds of alignment in each cycle; those before the first cycle are rounds.num."""
     users: Count = 145
-    """New users in each cycle."""
+    """Number of new users in each cycle."""
     visits: Visits = 14
-    """Visits that a user pays in a cycle, unless they churn earlier."""
+    """Visits per user and cycle, unless they churn earlier."""
     stay: Annotated[int, Interval(ge=1, le=1000)] = 1
-    """Cycles in which a user is served. 1: all users are new in every cycle; 2: those of the last cycle return once."""
+    """Number of cycles that serve a user. 1: all users of a cycle are new; 2: those of the last cycle return once."""
     explore: Share = 0.0
-    """Share of the visits that are answered by a random session, whatever the agent would have served."""
+    """Share of the visits that get a random session instead of the agent's."""
     window: CountOrZero = 0
-    """Cycles that are learned from, the latest ones; the log counts as the one before the first. 0: all there were."""
+    """Number of cycles to learn from, the latest ones; the log counts as the one before the first. 0: all of them."""
     fresh_share: Share = 0.5
-    """Share of a round's requests that come from the latest cycle; the others come from before it. With window=1 all
-    come from the latest."""
+    """Share of a round's requests that come from the latest cycle; the others come from before it. With window=1 all of
+    them come from the latest."""
     base: Refit = "keep"
-    """What next-token prediction does with what was served: keep (nothing: alignment goes on from the last snapshot),
-    continue (the last snapshot is trained further, then aligned) or refit (a new base is pretrained, then aligned)."""
+    """Use of the served sessions for next-token prediction. keep: none, alignment continues from the last snapshot.
+    continue: train the last snapshot further, then align it. refit: pretrain a new base, then align it."""
     reward: Refit = "refit"
-    """The reward model: keep the log's, continue to train it on what is learned from, or refit a new one."""
+    """The reward model: keep the log's, continue to train it on the sessions of the window, or refit a new one."""
     further_epochs: PartPasses = 0.5
-    """Passes over what is learned from where a model is trained further."""
+    """Passes over the sessions of the window when a model is trained further."""
     further_lr: LearningRate = 5e-4
-    """Peak learning rate where a model is trained further."""
+    """Peak learning rate when a model is trained further."""
     learners: tuple[Learner, ...] = ("aligned", "offline", "base", "popular")
-    """Who goes through the cycles, each learning from what it served alone: aligned; offline (aligned as often, but on
-    the log alone, and it serves nobody); base (as aligned, without the alignment); popular (the items seen most in what
-    is learned from). aligned is always among them."""
+    """Learners in the cycles, each learning only from the sessions it served. aligned is always required. offline is
+    aligned for as many rounds, but only on the log, and serves nobody. base is as aligned, without the alignment.
+    popular serves the items seen most in the window."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choices(self, base=Refit, reward=Refit, learners=Learner)
         if "aligned" not in self.learners or len(set(self.learners)) < len(self.learners):
-            raise ValueError(f"learners={' '.join(self.learners)!r} must name aligned, and nobody twice.")
+            raise ValueError(f"learners={' '.join(self.learners)!r} must include aligned and have no name twice.")
         if self.window == 1 and self.fresh_share != CycleConfig.fresh_share:
-            raise ValueError(
-                f"fresh_share={self.fresh_share} does nothing where window=1 keeps one cycle; leave it out."
-            )
+            raise ValueError(f"fresh_share={self.fresh_share} does nothing if window=1 keeps one cycle; leave it out.")
         if "continue" not in (self.base, self.reward):
             for name in ("further_epochs", "further_lr"):
                 if getattr(self, name) != getattr(CycleConfig, name):
                     raise ValueError(
-                        f"{name}={getattr(self, name)} trains nothing further; set base or reward to continue."
+                        f"{name}={getattr(self, name)} has no model to train further; set base or reward to continue."
                     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CyclesConfig(AlignConfig):
-    """An alignment that is deployed: it serves users, learns from what they did, and serves again."""
+    """A deployed alignment: the agent serves users, learns from their responses, and serves again."""
 
     cycles: CycleConfig = field(default_factory=CycleConfig)
-    """The cycles."""
+    """Options of the cycles."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.data is not None:
-            raise ValueError("Cycles ask for simulated users, who can be served; leave --data out.")
+            raise ValueError("Cycles need simulated users, who can be served; leave --data out.")
         if self.rounds.serve:
-            raise ValueError(f"rounds.serve={self.rounds.serve} serves beside the cycles; set cycles.users instead.")
+            raise ValueError(f"rounds.serve={self.rounds.serve} does not fit cycles, which serve too; leave it 0.")
         if self.stop != "never":
-            raise ValueError(f"stop={self.stop!r} does nothing here, for nobody probes the cycles; leave it never.")
+            raise ValueError(f"stop={self.stop!r} does nothing here, as cycles are not probed; leave it never.")
         if self.judge.best_of:
             raise ValueError("judge.best_of is not judged in cycles; leave it out, or align without cycles.")
 
     @property
     def cycle_rounds(self) -> RoundsConfig:
-        """The rounds of a cycle, which draw a part of their requests from what was served in it."""
+        """Options of the rounds of a cycle, which draw a part of their requests from its served sessions."""
         cycles = self.cycles
         return replace(self.rounds, serve=cycles.users, serve_visits=cycles.visits, served_share=cycles.fresh_share)
 
 
 def with_cycles(config: AlignConfig, cycles: CycleConfig, **changes: Any) -> CyclesConfig:
-    """An alignment as the start of cycles."""
+    """Deploy an alignment in cycles."""
     parts = {f.name: getattr(config, f.name) for f in fields(AlignConfig)}
     return CyclesConfig(**parts | {"cycles": cycles} | changes)
 
@@ -114,4 +112,4 @@ CYCLES_PRESETS: dict[str, Callable[[], CyclesConfig]] = {
     "onerec-cycles": onerec_cycles,
     "onerec-cycles-smoke": cycles_smoke,
 }
-"""What `feedgym run` offers of them."""
+"""The deployment experiments in `feedgym run`."""

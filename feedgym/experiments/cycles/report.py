@@ -1,4 +1,4 @@
-"""Deployment cycles for people: what users got for the requests they made, and the slow effects."""
+"""Reports deployment cycles: true reward against the requests that users spent, and the slow effects."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def cycles_section(summary: Mapping[str, Any]) -> str:
-    """The part of a report about cycles; nothing where there were none."""
+    """Section of a report about cycles; empty if there are none."""
     cycles, effects = summary.get("cycles"), summary.get("effects")
     if not cycles:
         return ""
     note = (
-        "Every point is judged by the same fresh users. Lines: true reward; dots: what the reward model expected. The "
-        "offline agent is aligned as often on the log alone and spends no request."
+        "Every point is judged by the same fresh users. Lines: true reward; dots: reward that the model predicted. The "
+        "offline agent is aligned for as many rounds, only on the log, and spends no requests."
     )
     found = section(
-        "True reward against the requests that users made for it",
+        "True reward against the requests that users spent for it",
         _spent_plot(summary) + f"<p class='facts'>{note}</p>",
         _cycles_table(cycles),
     )
     told = _effects_plot(effects), _effects_table(effects)
-    return found + section("What users of each learner saw, cycle by cycle", *told)
+    return found + section("Sessions of each learner's users, cycle by cycle", *told)
 
 
 def terminal_table(summary: Mapping[str, Any]) -> Table:
-    """Learners cycle by cycle, for the terminal."""
+    """Table of the learners, cycle by cycle, for the terminal."""
     caption = f"Judged by {summary['judged_by']}; means per visit with 95% intervals."
     table = Table(title=escape(summary["title"]), caption=escape(caption), caption_justify="left", box=SIMPLE_HEAD)
-    for head in ("", "cycle", "requests", "true reward", "expected", "over the first", "over offline"):
+    for head in ("", "cycle", "requests", "true reward", "predicted", "over the first", "over offline"):
         table.add_column(head, justify="left" if not head else "right", no_wrap=True)
     for name, rows in summary["cycles"].items():
         for row in rows:
@@ -60,7 +60,7 @@ def _signed(value: Mapping[str, float]) -> str:
 
 
 def _spent_plot(summary: Mapping[str, Any]) -> str:
-    """True reward over requests spent, a line a learner; other runs' agents are points."""
+    """Draw true reward over requests spent, with a line per learner; other runs' agents are points."""
     cycles, agents = summary["cycles"], summary["agents"]
     figure, (axis,) = axes_row(1, width=7.6, height=4.2)
     names = list(cycles)
@@ -73,7 +73,7 @@ def _spent_plot(summary: Mapping[str, Any]) -> str:
         axis.errorbar(x, mean, yerr=[mean - low, high - mean], marker="o", markersize=4, capsize=3, label=name, **style)
         expected = [np.nan if missing(row["model_reward"]["mean"]) else row["model_reward"]["mean"] for row in rows]
         if name == "aligned":
-            axis.plot(x, expected, ":", marker=".", color=style["color"], label="aligned, expected")
+            axis.plot(x, expected, ":", marker=".", color=style["color"], label="aligned, predicted")
     for number_, (run, spent) in enumerate((summary.get("rivals") or {}).items()):
         for name in (name for name in agents if name.endswith(f" of {run}") and spent is not None):
             value, colour = agents[name]["true_reward"], OTHERS[number_ % len(OTHERS)]
@@ -92,12 +92,12 @@ def _most(cycles: Rows) -> int:
 
 
 def _cycles_table(cycles: Rows) -> str:
-    head = ["", "cycle", "requests", "true reward", "reward model expected", "over the first", "over offline"]
+    head = ["", "cycle", "requests", "true reward", "predicted reward", "over the first", "over offline"]
     return html_table(head, [[name, *_cells(row)] for name, rows in cycles.items() for row in rows])
 
 
 def _effects_plot(effects: Rows | None) -> str:
-    """A panel an effect, a line a learner."""
+    """Draw a panel per effect, with a line per learner."""
     if not effects:
         return ""
     told = [name for name in EFFECTS if any(name in row for rows in effects.values() for row in rows)]

@@ -1,4 +1,4 @@
-"""The stages of deployment cycles: what decides each, and what they are called."""
+"""The stages of deployment cycles, with their names and the settings that decide each."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ OFFLINE = "offline"
 
 
 class StageNames(NamedTuple):
-    """The stages of what a learner has at some moment.
+    """Stages of a learner's models and data at one moment.
 
     Attributes:
-        agent: what it serves.
+        agent: the agent that it serves.
         base: the reference of its alignment.
         reward: its reward model.
-        data: what was served last, or the log.
+        data: the sessions served last, or the log.
     """
 
     agent: str
@@ -34,24 +34,24 @@ class StageNames(NamedTuple):
 
 
 def name_of(learner: str, cycle: int, what: str) -> str:
-    """The name of a learner's stage in a cycle."""
+    """Name of a learner's stage in a cycle."""
     return f"{learner}-{cycle}-{what}"
 
 
 def plan(config: CyclesConfig) -> Plan:
-    """The stages in order, with what decides each.
+    """Plan the stages in order, with the settings that decide each.
 
     Raises:
-        ValueError: the method does not fit the rest.
+        ValueError: the method does not fit the other settings.
     """
     check_together(config)
     plan, rounds = Plan(), config.rounds
     spread = ("ray", "rollouts.num_actors", "rollouts.tasks_per_shard", "rollouts.gpus_per_actor")
-    plan.leave_out(*spread, because="who draws a block of sessions, and when, changes none of them")
-    plan.leave_out("stop", "stop_options", "probe", because="nobody probes the cycles")
+    plan.leave_out(*spread, because="the process that draws a block, and the time, do not change its sessions")
+    plan.leave_out("stop", "stop_options", "probe", because="cycles are not probed")
     plan.leave_out("rounds.serve", "rounds.serve_visits", "rounds.served_share", because="the cycles serve instead")
-    plan.leave_out("judge.best_of", "judge.study", because="no best of N is judged in cycles")
-    plan.leave_out("judge.cost", because="no request is timed here")
+    plan.leave_out("judge.best_of", "judge.study", because="cycles do not judge the best of N")
+    plan.leave_out("judge.cost", because="cycles do not time requests")
     log, of = plan_world(plan, config), Decisions.of(config)
     tokenizer = plan.stage("tokenizer", of.codes, (log,))
     base = plan.stage("base", of.base, (tokenizer,))
@@ -71,12 +71,12 @@ def plan(config: CyclesConfig) -> Plan:
 
 
 def judging_of(config: CyclesConfig, of: Decisions) -> list[Any]:
-    """What decides the outcome of the judges' visits under one agent, besides the agent."""
+    """The settings that decide the judges' visits under one agent, besides the agent."""
     return [replace(config.judge, beams=0, cost=CostConfig(), against=()), config.sampling, *of.scored]
 
 
 def _plan_learner(plan: Plan, config: CyclesConfig, of: Decisions, learner: str, first: StageNames) -> StageNames:
-    """A learner's way through the cycles; the stages of what it has in the end."""
+    """Plan a learner's stages through the cycles; returns the stages of its final models and data."""
     cycles, models, judges = config.cycles, first, judging_of(config, of)
     whom = [cycles.users, cycles.visits, cycles.stay, cycles.explore, config.sampling, *of.scored]
     learned = [cycles.window, cycles.further_epochs, cycles.further_lr]

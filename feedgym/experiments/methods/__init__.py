@@ -1,1 +1,1 @@
-"""Methods of alignment against each other, and what their options are worth: many alignments from one store."""
+"""Comparisons of alignment methods, and of the effects of their options: many alignments from one store."""

@@ -1,6 +1,6 @@
 """The cells of a comparison: conditions by seeds, each a whole alignment.
 
-A condition is what the preset's alignment is changed to: another method, or another value of one option.
+A condition is one change of the preset's alignment: another method, or another value of one option.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from feedgym.experiments.options import pairs_of, with_options
 from feedgym.plugins import completed
 
 TRAINING = ("learning_rate", "epochs", "batch_size", "bf16")
-"""How a preset trains its own method; where it says more than the defaults, the other methods are trained so too."""
+"""Options of a preset's own method for its training; if a preset sets them, the other methods are trained so too."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Cell:
     """One alignment of a comparison.
 
     Attributes:
-        condition: what it is an instance of.
+        condition: the condition that it is an instance of.
         config: the whole alignment.
     """
 
@@ -34,18 +34,18 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder and its stage: condition and seed."""
+        """Name of its folder and its stage: condition and seed."""
         return re.sub(r"[^-.=\w]", "_", f"{self.condition}-{self.config.seed}")
 
 
 def cells_of(run: CellsRun) -> list[Cell]:
-    """All cells, seed by seed within each condition, so that those that run side by side share little to wait for.
+    """Make all cells, seed by seed within each condition, so that parallel cells wait little for each other.
 
-    Conditions that come out as an earlier one did, such as a varied option's own value, are left out. Plug-ins that the
-    cells name are imported.
+    Conditions that equal an earlier one are left out, such as a varied option's own value. Plug-ins that the cells name
+    are imported.
 
     Raises:
-        ValueError: an alignment cannot be had.
+        ValueError: an alignment is not possible.
     """
     configs: dict[str, AlignConfig] = {}
     for condition, changes in run.conditions().items():
@@ -56,10 +56,10 @@ def cells_of(run: CellsRun) -> list[Cell]:
 
 
 def aligned(run: CellsRun, condition: str, changes: Mapping[str, Any]) -> AlignConfig:
-    """The alignment of a condition, its seed aside.
+    """The alignment of a condition, without its seed.
 
     Raises:
-        ValueError: an option does not fit; the line names the condition.
+        ValueError: an option does not fit; the message names the condition.
     """
     preset = ALIGN_PRESETS[run.preset]()
     method = changes.get("method")
@@ -77,8 +77,8 @@ def aligned(run: CellsRun, condition: str, changes: Mapping[str, Any]) -> AlignC
 def with_method(config: AlignConfig, method: str) -> AlignConfig:
     """An alignment by another method, trained as the preset trains its own.
 
-    Of the preset's options for its own method those of :data:`TRAINING` go to the other one too, where they differ from
-    that method's defaults: they belong to the size of the experiment. All else is the other method's own.
+    The preset's options of :data:`TRAINING` belong to the size of the experiment. If they differ from the defaults of
+    the preset's own method, the other method gets them too. All its other options keep their defaults.
     """
     if method == config.method:
         return completed(config)
@@ -90,7 +90,7 @@ def with_method(config: AlignConfig, method: str) -> AlignConfig:
 
 
 def _options_for(run: CellsRun, method: str | None) -> dict[str, Any]:
-    """The options that a comparison gives the cells of a method, or those without one, by the alignment's names."""
+    """The options that a comparison sets for the cells of a method (or of none), by the alignment's names."""
     found = {}
     for name, value in pairs_of(run.options, "set").items():
         whose = next((other for other in run.methods_named() if name.startswith(f"{other}.")), "method")
@@ -102,15 +102,15 @@ def _options_for(run: CellsRun, method: str | None) -> dict[str, Any]:
 
 
 def _remedy(config: AlignConfig, names: list[str]) -> str:
-    """What to do about an option that a method does not have; nothing where that is not the fault."""
+    """Remedy for an option that a method does not have; empty if that is not the fault."""
     has = [field.name for field in fields(config.method_options)] if config.method_options else []
     options = [name.removeprefix("method.") for name in names if name.startswith("method.")]
     lacking = [option for option in options if option.partition(".")[0].replace("-", "_") not in has]
-    return f" Leave {lacking[0]} out, or say METHOD.{lacking[0]} for each method that has it." if lacking else ""
+    return f" Leave {lacking[0]} out, or give METHOD.{lacking[0]} for each method that has it." if lacking else ""
 
 
 def value_of(config: AlignConfig, option: str) -> Any:
-    """The value of an option by its dotted name; None where there is no such option."""
+    """The value of an option by its dotted name; None if there is no such option."""
     head, _, rest = option.partition(".")
     part = getattr(config, f"{head}_options" if head in config.PLUGINS else head)
     return reduce(lambda value, name: getattr(value, name, None), rest.split("."), part)

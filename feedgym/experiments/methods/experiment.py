@@ -1,10 +1,10 @@
-"""Many alignments against each other: every condition with every seed, from one store, in one table and one report.
+"""Compares many alignments: every condition with every seed, from one store, in one table and one report.
 
     cells (conditions x seeds, each a whole alignment in a run folder) -> figures over the seeds -> table and report
 
-What several cells share is made once: log, tokenizer, base and reward model are a seed's. A finished cell is a stage of
-the comparison, whose product is its alignment's summary; so a comparison that was stopped reads what is finished and
-goes on with the cells that are not, each where it was.
+Products that several cells share are made only once: log, tokenizer, base and reward model, per seed. A finished cell
+is a stage of the comparison, and its product is the summary of its alignment. So a comparison that was stopped reads
+the finished cells and continues the others where they stopped.
 """
 
 from __future__ import annotations
@@ -36,37 +36,37 @@ __all__ = ["experiment", "plan", "terminal_table"]
 SUMMARY: Codec[Any] = json_of(dict[str, Any])
 """Codec of a cell's summary."""
 BULKY = ("scatter", "samples", "tokenizer")
-"""Parts of a summary that its own report shows and no comparison asks for."""
+"""Parts of a summary that its own report shows and a comparison does not need."""
 CELLS, STORE = "cells", "store"
-"""Folders of a comparison: of the cells' runs, and of their stages where no other store is named."""
+"""Folders of a comparison: one for the cells' runs, one for their stages if no other store is named."""
 CONTROLS = ("base", "ipa", "plain", CENTRE)
-"""Rows that all conditions are compared with, where they are there."""
+"""Rows that all conditions are compared with, if they exist."""
 
 
 def plan(config: CellsRun) -> Plan:
-    """A stage a cell.
+    """Plan a stage per cell.
 
     Raises:
-        ValueError: an alignment cannot be run.
+        ValueError: an alignment is not possible.
     """
     plan = Plan()
-    plan.leave_out("ray", "workers", because="who runs a cell changes none of its figures")
+    plan.leave_out("ray", "workers", because="the process that runs a cell does not change its figures")
     for cell in cells_of(config):
-        plan_of_cell(cell.config)  # tells what does not fit together
+        plan_of_cell(cell.config)  # reports options that do not fit together
         part = replace(cell.config, rollouts=replace(cell.config.rollouts, num_actors=1))
-        plan.stage(cell.name, part, own="A cell's figures, with costs measured on this machine, are its run folder's")
+        plan.stage(cell.name, part, own="A cell's figures, some of them measured here, are in its run folder")
     return plan
 
 
 def experiment(config: CellsRun, run: Run) -> dict[str, Any]:
-    """Run all cells that are not finished, and compare.
+    """Run all cells that are not finished, and compare them.
 
     Args:
         config: the comparison.
-        run: its folder.
+        run: the folder of the comparison.
 
     Returns:
-        The summary, as written to ``summary.json``; ``failed`` has the cells that could not be finished, with reasons.
+        The summary, as written to ``summary.json``; ``failed`` has the cells that failed, with reasons.
     """
     cells = cells_of(config)
     summaries, failed = finished(config, cells, run)
@@ -76,7 +76,7 @@ def experiment(config: CellsRun, run: Run) -> dict[str, Any]:
 
 
 def finished(config: CellsRun, cells: list[Cell], run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """The summaries of all cells by name, and why some have none. Cells that are not finished are run."""
+    """Get the summaries of all cells by name, running unfinished cells, and the reasons of those that failed."""
     place = Place(run.folder / CELLS, run.store or (run.folder / STORE).resolve(), run.trust)
     if run.redo is not None:
         shutil.rmtree(place.folder / run.redo, ignore_errors=True)
@@ -106,21 +106,21 @@ def _kept(summary: dict[str, Any], work: Path) -> dict[str, Any]:
 def summarised(
     config: CellsRun, cells: list[Cell], summaries: Mapping[str, Mapping[str, Any]], folder: Path
 ) -> dict[str, Any]:
-    """What summary.json says of the finished cells.
+    """The part of summary.json about the finished cells.
 
     Args:
         config: the comparison.
-        cells: those that are finished.
-        summaries: theirs, by name.
-        folder: of the comparison.
+        cells: the finished cells.
+        summaries: their summaries, by name.
+        folder: the folder of the comparison.
 
     Returns:
-        ``agents``: figures over the seeds by row, a condition or an agent beside them; ``conditions``: their titles;
-        ``centre``: of an ablation, the preset's own values of what is varied; ``choosers``: as ``agents``, of the best
-        condition's agents that choose among sessions;
-        ``over``: by control the differences to it in true reward; ``way``: shares of the way from base to oracle;
-        ``bold``: by figure the conditions that none beats; ``cells``: every cell by itself; ``command`` and ``resume``,
-        which make it again and go on with it.
+        ``agents``: figures over the seeds by row, which is a condition or another agent. ``conditions``: their titles.
+        ``centre``: for an ablation, the preset's own values of the varied options. ``choosers``: as ``agents``, for
+        those agents of the best condition that choose among sessions. ``over``: by control, the differences to it in
+        true reward. ``way``: shares of the gap between base and oracle. ``bold``: by figure, the conditions that none
+        beats. ``cells``: every cell by itself. ``command`` and ``resume``: the commands that repeat it and that
+        continue it.
     """
     told = {cell.name: _told(cell, summaries[cell.name]) for cell in cells}
     figures = [(cell["condition"], cell["seed"], cell["agents"]) for cell in told.values()]
@@ -149,7 +149,7 @@ def summarised(
 
 
 def _told(cell: Cell, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a cell: all that table and pictures are made of."""
+    """The part of a cell's summary for tables and pictures."""
     return {
         "condition": cell.condition,
         "seed": cell.config.seed,
@@ -163,13 +163,13 @@ def _told(cell: Cell, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _work_s(cells: Iterable[Mapping[str, Any]]) -> float:
-    """Seconds of all stages; one that several cells share was made once, and has the same seconds in each."""
+    """Seconds of all stages; a stage that several cells share was made once, and has the same seconds in each."""
     made = {(cell["seed"], name, seconds) for cell in cells for name, seconds in cell["seconds"].items()}
     return sum(seconds for _, _, seconds in made)
 
 
 def title_of_condition(name: str) -> str:
-    """A condition's name for people: of a method its title."""
+    """A condition's name for people; for a method, its title."""
     if name == NONE:
         return "no alignment"
     is_method = name in BUILT_IN["method"] or ":" in name

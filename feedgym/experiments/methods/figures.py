@@ -1,4 +1,4 @@
-"""What a cell says of its agents: figures by agent and name, read off the summary of its alignment."""
+"""Reads a cell's figures, by agent and name, from the summary of its alignment."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from feedgym.experiments.page import missing
 from feedgym.experiments.serve import FIRST_REWARD
 
 Figure = Mapping[str, Any]
-"""``mean``, ``low`` and ``high``; the ends are None where there is no interval over users."""
+"""``mean``, ``low`` and ``high``; the ends are None if there is no interval over users."""
 
 SERVED = (
     *("true_reward", FIRST_REWARD, "model_reward", "watch_s", "long_view_rate", "like_rate", "follow_rate"),
     *("session_items", "return_24h", "churn_rate", "repeats", "diversity", "cost_ms", "cost_mflop"),
 )
-"""Figures of the judgement, and of the cost of a request."""
+"""Figures of the judgement, and of the cost per request."""
 LAST_REWARD = "true_reward_last"
 """The true reward of the last visit."""
 SAMPLED = ("model_mean", "model_max", "true_mean", "true_max", "legality", "kl_to_base", "entropy")
-"""Figures of the sessions that the rounds looked at: of the base in the first row, of the aligned agent in the last."""
+"""Figures of the sessions sampled in the rounds: of the base in the first row, of the aligned agent in the last."""
 SPENT = {"learned_from": "pairs or groups", "update_s": "seconds of the updates", "requests_spent": "requests spent"}
-"""What the alignment took, summed over its rounds."""
+"""Costs of the alignment, summed over its rounds."""
 
 BY_VISIT = ("true_reward", "model_reward")
-"""What is kept visit by visit."""
+"""Figures that are kept by visit."""
 
 
 def figures_of(summary: Mapping[str, Any]) -> dict[str, dict[str, Figure]]:
-    """The figures of all agents of a cell, by their names there: "base", "aligned", "oracle" and others."""
+    """Figures of all agents of a cell, by their names there: "base", "aligned", "oracle" and others."""
     found = {
         name: {metric: told[metric] for metric in SERVED if metric in told} for name, told in summary["agents"].items()
     }
@@ -41,7 +41,7 @@ def figures_of(summary: Mapping[str, Any]) -> dict[str, dict[str, Figure]]:
             if told_rows := [row[metric] for row in rows if not missing(row.get(metric))]:
                 found[name][metric] = _exactly(told_rows[-1])
     found["aligned"] |= {name: _exactly(value) for name, value in spent(summary).items()}
-    for name, told in list(found.items()):  # how much more an agent is worth that chooses among sessions
+    for name, told in list(found.items()):  # the reward of an agent that chooses among sessions goes to its owner
         owner, _, way = name.partition("_")
         if way and owner in ("base", "aligned"):
             found[owner][f"true_reward_{way}"] = told["true_reward"]
@@ -49,7 +49,7 @@ def figures_of(summary: Mapping[str, Any]) -> dict[str, dict[str, Figure]]:
 
 
 def spent(summary: Mapping[str, Any]) -> dict[str, float]:
-    """What an alignment took: what it learned from, seconds of its updates, and users' requests."""
+    """Costs of an alignment: pairs or groups learned from, seconds of its updates, and users' requests."""
     rounds, stages = summary["rounds"], summary["stages"]
     learned = sum(row.get("pairs") or row.get("groups") or 0 for row in rounds)
     seconds = sum(stage["seconds"] for name, stage in stages.items() if name.startswith("aligned-"))
@@ -58,7 +58,7 @@ def spent(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def visits_of(summary: Mapping[str, Any]) -> dict[str, dict[str, Sequence[float | None]]]:
-    """Means by visit of all agents."""
+    """Means by visit, for all agents."""
     agents = summary.get("by_visit", {}).get("agents", {})
     return {
         name: {metric: told[metric]["mean"] for metric in BY_VISIT if metric in told} for name, told in agents.items()
@@ -68,7 +68,8 @@ def visits_of(summary: Mapping[str, Any]) -> dict[str, dict[str, Sequence[float 
 def gains_of(summary: Mapping[str, Any]) -> list[dict[str, float | None]]:
     """By round, divergence from the base and the gains of reward model and truth over the base.
 
-    Of the same users after every round, where the alignment looked at such; else of each round's own users.
+    They are of the same users after every round if the alignment probed such users; otherwise of each round's own
+    users.
     """
     if found := summary.get("over_optimisation"):
         return [

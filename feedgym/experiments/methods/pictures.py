@@ -1,4 +1,4 @@
-"""Pictures of a comparison: what is believed and what is true, the way to the oracle, visits, rounds, and options."""
+"""Draws a comparison: predicted and true reward, the gap to the oracle, visits, rounds, and options."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from feedgym.experiments.page import COLOURS, axes_row, image, missing
 from feedgym.experiments.report_front import front_plot
 
 Summary = Mapping[str, Any]
-CHOSEN = {"true_reward": ("truth", "true reward a visit"), "model_reward": ("model", "reward model's opinion")}
-"""What is set against each other, with its colour and its name."""
+CHOSEN = {"true_reward": ("truth", "true reward per visit"), "model_reward": ("model", "reward model's prediction")}
+"""The figures to compare, each with its colour and its name."""
 LANDMARKS = {"base": "base", "base_best": "best of n of the base", "base_best_by_truth": "the same by the truth",
              "oracle": "oracle"}  # fmt: skip
 """Agents of the gap that are the same for all methods, and their names."""
 
 
 def truth_plot(summary: Summary) -> str:
-    """Truth and opinion with intervals over the seeds, and every seed's share of the way to the oracle."""
+    """Draw true and predicted reward with intervals over the seeds, and each seed's share of the gap to the oracle."""
     names = _sorted(summary)
     if not names:
         return ""
@@ -43,7 +43,7 @@ def truth_plot(summary: Summary) -> str:
         if share is not None:
             below = [place - 0.25] * len(share["runs"])
             right.plot(share["runs"], below, "o", color=COLOURS["base"], markerfacecolor="white", markersize=3)
-    right.set_title("share of the way from base to oracle; a dot a seed", fontsize=10)
+    right.set_title("share of the gap from base to oracle; one dot per seed", fontsize=10)
     right.xaxis.set_major_formatter("{x:.1%}" if np.ptp(right.get_xlim()) < 0.1 else "{x:.0%}")
     right.locator_params(axis="x", nbins=5)
     for axis in (left, right):
@@ -54,9 +54,9 @@ def truth_plot(summary: Summary) -> str:
 
 
 def cost_plot(summary: Summary) -> str:
-    """True reward against the cost of a request: the best condition, drawing or choosing, and the agents beside it.
+    """Draw true reward against the cost per request: the best condition, drawing or choosing, and the other agents.
 
-    One draw costs alike whatever the method, so the other conditions would all stand below the best.
+    A draw costs the same for all methods, so the other conditions would all be just below the best.
     """
     names = [name for name in summary["agents"] if name not in summary["conditions"]]
     shown = {name: summary["agents"][name] for name in [*names, *_sorted(summary)[-1:]]}
@@ -64,7 +64,7 @@ def cost_plot(summary: Summary) -> str:
 
 
 def visits_plot(summary: Summary) -> str:
-    """True reward by visit, and what is left of the gain over the base; means over the seeds."""
+    """Draw true reward by visit, and the gain over the base that is left; means over the seeds."""
     told = {name: both for name in summary["conditions"] if (both := _by_visit(summary, name))}
     if not told:
         return ""
@@ -75,7 +75,7 @@ def visits_plot(summary: Summary) -> str:
         right.plot(visits, own_V - base_V, **style)
     left.plot(visits, base_V, color=COLOURS["base"], linewidth=2, label="base")
     right.axhline(0, color=COLOURS["base"], linewidth=2)
-    left.set_title("true reward of a visit", fontsize=10)
+    left.set_title("true reward per visit", fontsize=10)
     right.set_title("gain over the base", fontsize=10)
     for axis in (left, right):
         axis.set_xlabel("visit")
@@ -84,7 +84,7 @@ def visits_plot(summary: Summary) -> str:
 
 
 def gains_plot(summary: Summary) -> str:
-    """Gains of the reward model and of the truth along the rounds, against the distance from the base."""
+    """Draw gains of the reward model and of the truth along the rounds, against the distance from the base."""
     curves = {name: _gains(summary, name) for name in summary["conditions"]}
     curves = {name: curve for name, curve in curves.items() if len(curve) > 1}
     if not curves:
@@ -101,7 +101,7 @@ def gains_plot(summary: Summary) -> str:
 
 
 def gap_plot(summary: Summary) -> str:
-    """Where each condition stands between the base and the oracle, beside what choosing among sessions would give."""
+    """Draw each condition between the base and the oracle, together with agents that choose among sessions."""
     values = {name: _gap_values(summary, name) for name in _sorted(summary)}
     values = {name: found for name, found in values.items() if found}
     if not values:
@@ -118,13 +118,13 @@ def gap_plot(summary: Summary) -> str:
             name = "best of n of the aligned" if place == 0 else None
             axis.plot(found["aligned_best"], place, "o", color=COLOURS["aligned"], markerfacecolor="white", label=name)
     axis.set_yticks(range(len(values)), [_title(summary, name) for name in values], fontsize=8)
-    axis.set_xlabel("true value a session, held-out users at their logged requests")
+    axis.set_xlabel("true value per session, held-out users at their logged requests")
     axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return image(figure)
 
 
 def axes_plot(summary: Summary) -> str:
-    """For an ablation, truth and opinion along each option that is varied; nothing for other comparisons."""
+    """Draw true and predicted reward along each varied option of an ablation; empty for other comparisons."""
     varied = {option: _along(summary, option) for option in summary["centre"]}
     varied = {option: values for option, values in varied.items() if len(values) > 1}
     if not varied:
@@ -142,11 +142,11 @@ def axes_plot(summary: Summary) -> str:
     return image(figure)
 
 
-# ---------------------------------------------------------------- what is drawn
+# ---------------------------------------------------------------- data to draw
 
 
 def _sorted(summary: Summary) -> list[str]:
-    """Conditions with a true reward, the lowest first: it is drawn at the bottom."""
+    """Conditions with a true reward, lowest first, because the first one is drawn at the bottom."""
     told = {name: summary["agents"][name].get("true_reward") for name in summary["conditions"]}
     return sorted((name for name in told if told[name]), key=lambda name: told[name]["mean"])
 
@@ -164,14 +164,14 @@ def _style(summary: Summary, name: str) -> dict[str, Any]:
 
 
 def _spread(told: Mapping[str, Any]) -> tuple[float, float]:
-    """How far the ends of an interval are from the mean; 0 where there are none."""
+    """Distances from the mean to the ends of the interval; 0 if there is none."""
     if missing(told["low"]) or not np.isfinite(told["low"]):
         return 0.0, 0.0
     return max(told["mean"] - told["low"], 0), max(told["high"] - told["mean"], 0)
 
 
 def _dots(axis: Any, told: Sequence[Mapping[str, Any] | None], places: Any, colour: str, label: str) -> None:
-    """A dot with its interval a row, where there is one."""
+    """Draw a dot per row, with its interval if there is one."""
     kept = [(figure, place) for figure, place in zip(told, places, strict=True) if figure]
     if kept:
         spread = np.array([_spread(figure) for figure, _ in kept]).T
@@ -208,14 +208,14 @@ def _gains(summary: Summary, condition: str) -> np.ndarray:
 
 
 def _gap_values(summary: Summary, condition: str) -> dict[str, float]:
-    """True values at logged requests of the agents on the way to the oracle, means over the seeds."""
+    """True values at logged requests of the agents between base and oracle, means over the seeds."""
     gaps = [next(iter(cell["gap"].values()))["values"] for cell in _cells(summary, condition) if cell["gap"]]
     names = [name for name in (*WAY, "aligned_best") if gaps and all(name in values for values in gaps)]
     return {name: float(np.mean([values[name]["mean"] for values in gaps])) for name in names}
 
 
 def _along(summary: Summary, option: str) -> dict[str, Any]:
-    """The conditions along an option with its values, the preset's own among them; numbers in their order."""
+    """The conditions along an option with its values, including the preset's own; numbers are sorted."""
     texts = {name: name.partition("=")[2] for name in summary["conditions"] if name.startswith(f"{option}=")}
     texts |= {CENTRE: str(summary["centre"][option])} if CENTRE in summary["conditions"] else {}
     try:

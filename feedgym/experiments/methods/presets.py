@@ -15,12 +15,12 @@ from feedgym.plugins import BUILT_IN
 from feedgym.ranges import Few, Positive, Ranged, Seed, SomeShare
 
 NONE = "none"
-"""The condition that aligns nothing."""
+"""The condition without alignment."""
 CENTRE = "preset"
-"""The condition of an ablation in which nothing is varied."""
+"""The condition of an ablation without variation."""
 
-DECIDED = {"seed": "--seeds", "method": "--methods or --method", "ray": "--ray", "data": "simulated users alone"}
-"""Options of an alignment that a comparison sets itself, and by what."""
+DECIDED = {"seed": "--seeds", "method": "--methods or --method", "ray": "--ray", "data": "using only simulated users"}
+"""Options of an alignment that a comparison sets itself, with the replacement."""
 
 Samples = Annotated[int, Interval(ge=2, le=10**6)]
 Rounds = Annotated[int, Interval(ge=1, le=10_000)]
@@ -28,25 +28,25 @@ Rounds = Annotated[int, Interval(ge=1, le=10_000)]
 
 @dataclass(frozen=True, kw_only=True)
 class CellsRun(Ranged):
-    """What all comparisons of alignments are told."""
+    """Options of all comparisons of alignments."""
 
     called: ClassVar[str]
     """The name of the comparison's preset."""
     said: ClassVar[str]
-    """What is compared, for titles."""
+    """The compared thing, for titles."""
 
     preset: str = "onerec-ipa"
-    """The alignment, of which each cell is a variant: an -ipa preset of `feedgym run`."""
+    """The alignment that all cells vary: an -ipa preset of `feedgym run`."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
-    """Each makes its own users, log, base and reward model, once for all cells that share them."""
+    """Seeds; each makes its own users, log, base and reward model, once for all cells that share them."""
     options: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
     """NAME=VALUE options of the alignments in all cells, by the names of `feedgym run`: --set rounds.num=3
-    judge.users=100. METHOD.NAME=VALUE is for the cells of one method: dpo.beta=0.3."""
+    judge.users=100. METHOD.NAME=VALUE is only for the cells of one method: dpo.beta=0.3."""
     ray: str = "local"
-    """Where cells are run: local (processes on this machine), off (in this process, one after the other), or the
-    address of a Ray cluster that sees the same folders. It changes no figure."""
+    """Place to run cells: local (processes on this machine), off (in this process, one after the other), or the address
+    of a Ray cluster that sees the same folders. It does not change any figure."""
     workers: Few = 2
-    """Cells that run at a time, on a core each, where ray is not off."""
+    """Number of cells to run in parallel, one core each, unless ray is off."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,50 +55,50 @@ class CellsRun(Ranged):
         check_list(self, "seeds")
         for name in pairs_of(self.options, "set"):
             if name in DECIDED:
-                raise ValueError(f"set says {name}, which a comparison decides itself, by {DECIDED[name]}; drop it.")
+                raise ValueError(f"set has {name}, which a comparison decides itself, by {DECIDED[name]}; drop it.")
 
     def conditions(self) -> dict[str, dict[str, Any]]:
-        """What each condition changes, by dotted name of the alignment's options."""
+        """Changes of each condition, by dotted name of the alignment's options."""
         raise NotImplementedError
 
     def axes(self) -> dict[str, tuple[str, tuple[Any, ...]]]:
-        """Of an ablation: by name what is varied, the alignment's option and its values."""
+        """For an ablation: by name of the axis, the alignment's option and its values."""
         return {}
 
     def methods_named(self) -> Sequence[str]:
-        """Methods that options may be for alone."""
+        """Methods whose options may be set separately."""
         raise NotImplementedError
 
     def code(self) -> list[tuple[str, str | None]]:
-        """What it names besides data; see :mod:`feedgym.trust`."""
+        """The code that it names, apart from data; see :mod:`feedgym.trust`."""
         named = pairs_of(self.options, "set")
         plugins = [(kind, str(named[kind])) for kind in AlignConfig.PLUGINS if kind in named]
         return [*(("method", method) for method in self.methods_named()), *plugins, ("ray", self.ray)]
 
 
 def check_list(config: Any, name: str) -> None:
-    """Refuse a field that is empty or has a value twice."""
+    """Refuse a field that is empty or repeats a value."""
     values = getattr(config, name)
     if not values:
         raise ValueError(f"{name} is empty; give one or more.")
     if repeated := [value for at, value in enumerate(values) if value in values[:at]]:
-        raise ValueError(f"{name} has {repeated[0]!r} twice; give each once.")
+        raise ValueError(f"{name} has {repeated[0]!r} twice; give each value once.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodsRun(CellsRun):
-    """Methods of alignment against each other: each from the same log, base and reward model, over several seeds.
+    """Compares alignment methods: each from the same log, base and reward model, over several seeds.
 
-    At the laptop's sizes a method and seed take about 2 minutes, and a seed about 1 more for what its methods share. A
-    comparison that was stopped goes on with --resume FOLDER: finished cells are read, and --methods or --seeds may add
-    others.
+    At the laptop's sizes each method takes about 2 minutes per seed, and each seed about 1 minute more for the parts
+    that its methods share. A comparison that was stopped continues with --resume FOLDER: finished cells are read, and
+    --methods or --seeds may add others.
     """
 
     called: ClassVar[str] = "methods"
     said: ClassVar[str] = "Methods of alignment"
 
     methods: tuple[str, ...] = field(default_factory=lambda: tuple(BUILT_IN["method"]))
-    """The methods, by name or by the import path of your own; none aligns nothing, which is the base alone."""
+    """Methods, by name or by the import path of your own; none is the base without alignment."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,21 +109,21 @@ class MethodsRun(CellsRun):
                 raise ValueError(f"methods has {method!r}, which is unknown; give {known}, or an import path.")
 
     def conditions(self) -> dict[str, dict[str, Any]]:
-        """A condition a method."""
+        """A condition per method."""
         return {method: {"rounds.num": 0} if method == NONE else {"method": method} for method in self.methods}
 
     def methods_named(self) -> Sequence[str]:
-        """Those that are compared."""
+        """The compared methods."""
         return [method for method in self.methods if method != NONE]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblationsRun(CellsRun):
-    """What an alignment's options are worth: each varied by itself around the preset's own value, over several seeds.
+    """Measures the effects of an alignment's options, each varied alone around the preset's value, over several seeds.
 
-    At the laptop's sizes a value and seed take about 2 minutes, and a seed about 1 more for what its cells share; fewer
-    rounds are read from the cells with more. A comparison that was stopped goes on with --resume FOLDER. An axis
-    without values, such as --beta with none after it, is left out.
+    At the laptop's sizes each value takes about 2 minutes per seed, and each seed about 1 minute more for the parts
+    that its cells share. Cells with fewer rounds are read from the cells with more. A comparison that was stopped
+    continues with --resume FOLDER. To leave out an axis, give it no values: --beta with none after it.
     """
 
     called: ClassVar[str] = "ablations"
@@ -132,13 +132,13 @@ class AblationsRun(CellsRun):
     method: str = "dpo"
     """The method, by name or by the import path of your own."""
     num_samples: tuple[Samples, ...] = (8, 32, 512)
-    """N: sessions sampled per user and round."""
+    """N: sessions to sample per user and round."""
     user_share: tuple[SomeShare, ...] = (0.05, 0.25, 0.5)
-    """r_DPO: share of the training users sampled for in a round."""
+    """r_DPO: share of the training users to sample for in a round."""
     pairing: tuple[str, ...] = ("best_random", "any")
-    """Which sessions make a pair: best_worst, best_random or any."""
+    """Choice of the sessions of a pair: best_worst, best_random or any."""
     beta: tuple[Positive, ...] = (0.03, 0.3, 1.0)
-    """How dear it is to the method to leave its reference."""
+    """Strength of the penalty for leaving the reference."""
     rounds: tuple[Rounds, ...] = (1, 3, 12)
     """Rounds of alignment."""
 
@@ -151,7 +151,7 @@ class AblationsRun(CellsRun):
             raise ValueError(f"nothing is varied; give values to one of {', '.join(self.axes())}.")
 
     def axes(self) -> dict[str, tuple[str, tuple[Any, ...]]]:
-        """By name what is varied, the alignment's option and its values."""
+        """By name of the axis, the alignment's option and its values."""
         return {
             "num_samples": ("rounds.num_samples", self.num_samples),
             "user_share": ("rounds.user_share", self.user_share),
@@ -161,7 +161,7 @@ class AblationsRun(CellsRun):
         }
 
     def conditions(self) -> dict[str, dict[str, Any]]:
-        """The preset as it is, and a condition a value."""
+        """The unchanged preset, and a condition per value."""
         own = {"method": self.method}
         return {CENTRE: own} | {
             f"{axis}={value}": {**own, option: value}
@@ -170,17 +170,17 @@ class AblationsRun(CellsRun):
         }
 
     def methods_named(self) -> Sequence[str]:
-        """The one that is used."""
+        """The method in use."""
         return [self.method]
 
 
 def methods() -> MethodsRun:
-    """Every method of alignment from the same base and reward model, over seeds: one table, one report."""
+    """Every alignment method from the same base and reward model, over seeds: one table, one report."""
     return MethodsRun()
 
 
 def ablations() -> AblationsRun:
-    """What samples, users, pairing, beta and rounds are worth to one method, each varied by itself."""
+    """Effects of samples, users, pairing, beta and rounds on one method, each varied by itself."""
     return AblationsRun()
 
 
@@ -201,4 +201,4 @@ METHODS_COMPARISONS: dict[str, Callable[[], CellsRun]] = {
     "ablations": ablations,
     "ablations-smoke": ablations_smoke,
 }
-"""What `feedgym compare` offers of it."""
+"""The comparisons of alignments in `feedgym compare`."""

@@ -1,4 +1,4 @@
-"""The result of a comparison for people: one self-contained page, and the table for the terminal."""
+"""Presents the result of a comparison: one self-contained page, and a table for the terminal."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ CALLED = {
     **LABELS,
     FIRST_REWARD: f"true reward, first {FIRST_VISITS} visits",
     LAST_REWARD: "true reward, last visit",
-    "long_view_rate": "views an item seen",
-    "follow_rate": "follows an item seen",
+    "long_view_rate": "views per item seen",
+    "follow_rate": "follows per item seen",
     "true_reward_searched": "true reward by search",
-    "model_mean": "opinion of sampled sessions, mean",
-    "model_max": "opinion of sampled sessions, best",
+    "model_mean": "predicted reward of sampled sessions, mean",
+    "model_max": "predicted reward of sampled sessions, best",
     "true_mean": "truth of sampled sessions, mean",
     "true_max": "truth of sampled sessions, best",
     "legality": "legal without the trie",
@@ -37,18 +37,18 @@ CALLED = {
     "update_s": "seconds of the updates",
     "requests_spent": "users' requests spent",
 }
-"""Figures in the order of the whole table, and what they are called."""
+"""Figures in the order of the whole table, with their names for people."""
 FIRST = ("true_reward", LAST_REWARD, "model_reward")
-"""Figures of the first table; the whole one is folded away."""
+"""Figures of the first table; the whole table is folded away."""
 
 
 def write_report(summary: Summary, folder: Path, more: Sequence[str] = ()) -> Path:
     """Write ``report.html``.
 
     Args:
-        summary: what ``summary.json`` holds.
-        folder: of the comparison.
-        more: sections that only this kind of comparison has; they come after the first table.
+        summary: the content of ``summary.json``.
+        folder: the folder of the comparison.
+        more: sections for this kind of comparison; they come after the first table.
 
     Returns:
         The file's path.
@@ -58,8 +58,8 @@ def write_report(summary: Summary, folder: Path, more: Sequence[str] = ()) -> Pa
         section("Cells that failed", _failed_table(summary)),
         section(f"Judged by {summary['judged_by']}", _first_table(summary), folded("All figures", _table(summary))),
         *more,
-        section("What is believed, what is true, and how far to the oracle", truth_plot(summary)),
-        section("Options varied by themselves", axes_plot(summary)),
+        section("Predicted reward, true reward, and the gap to the oracle", truth_plot(summary)),
+        section("Options varied one by one", axes_plot(summary)),
         section("True reward against the cost of a request", cost_plot(summary)),
         section("Visit by visit", visits_plot(summary)),
         section("Over-optimisation: gains along the rounds", gains_plot(summary)),
@@ -72,10 +72,10 @@ def write_report(summary: Summary, folder: Path, more: Sequence[str] = ()) -> Pa
 
 
 def terminal_table(summary: Summary) -> Table:
-    """The conditions and the agents beside them, best first, in 80 columns."""
+    """Table of the conditions and the other agents, best first, in 80 columns."""
     table = compact_table(summary["title"], best_sentence(summary))
     table.add_column("", no_wrap=True, max_width=18)
-    for head in ("reward", "last", "opinion", "over base", "way", "KL", "s"):
+    for head in ("reward", "last", "model", "over base", "of gap", "KL", "s"):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows_in_order(summary):
         figures, way = summary["agents"][row], summary["way"].get(row)
@@ -89,27 +89,27 @@ def terminal_table(summary: Summary) -> Table:
 
 
 def rows_in_order(summary: Summary) -> list[str]:
-    """The conditions from the best to the worst, then the agents beside them."""
+    """The conditions from the best to the worst, then the other agents."""
     agents, conditions = summary["agents"], summary["conditions"]
     reward = {row: agents[row].get("true_reward", {}).get("mean", float("-inf")) for row in agents}
     return sorted(agents, key=lambda row: (row not in conditions, -reward[row]))
 
 
 def title(summary: Summary, row: str) -> str:
-    """A row's name for people; what knows the truth is marked."""
+    """A row's name for people; agents that know the truth are marked."""
     return summary["conditions"].get(row) or row.replace("_", " ") + " (study only)" * row.endswith("_by_truth")
 
 
 def best_sentence(summary: Summary) -> str:
-    """What has come out, in a sentence."""
+    """The result in one sentence."""
     gains = summary["over"].get("base") or {}
     if not gains:
         return "No cell is finished." if not summary["cells"] else "There is no base to compare with."
     name = max(gains, key=lambda row: gains[row]["mean"])
     best, seeds = summary["bold"].get("true_reward", []), _seeds(gains[name])
-    sure = f"{len(best)} of {len(gains)} are not beaten by any other, as far as these tell"
+    sure = f"{len(best)} of {len(gains)} are not beaten by any other, as far as these seeds can show"
     lead = f"Highest true reward: {title(summary, name)}, {_signed(gains[name])} over the base"
-    return f"{lead} (95% interval over {seeds}); {sure if best else 'they tell no two apart'}."
+    return f"{lead} (95% interval over {seeds}); {sure if best else 'no two can be told apart'}."
 
 
 # ---------------------------------------------------------------- parts of the page
@@ -133,17 +133,17 @@ def _headline(summary: Summary) -> str:
 def _failed_table(summary: Summary) -> str:
     if not summary["failed"]:
         return ""
-    again = f"<p>Finished cells are kept; to try these again: <code>{html.escape(summary['resume'])}</code></p>"
+    again = f"<p>Finished cells are kept; to retry these: <code>{html.escape(summary['resume'])}</code></p>"
     return html_table(["cell", "why"], list(summary["failed"].items())) + again
 
 
 def _first_table(summary: Summary) -> str:
-    """A row a condition or agent: rewards, and how sure the differences are."""
+    """Table with a row per condition or agent: rewards, and the confidence in the differences."""
     controls = [control for control, gains in summary["over"].items() if gains]
     heads = [CALLED[metric] for metric in FIRST]
     for control in controls:
         heads += [f"over {title(summary, control)}", "p, Holm"]
-    heads += ["share of the way to the oracle", "worst seed"]
+    heads += ["share of the gap to the oracle", "worst seed"]
     rows = []
     for row in rows_in_order(summary):
         cells = [_cell(summary, row, metric) for metric in FIRST]
@@ -154,16 +154,16 @@ def _first_table(summary: Summary) -> str:
         told = ["-", "-"] if way is None else [f"{way['mean']:.0%} {_ends(way, '.0%')}", f"{way['worst']:.0%}"]
         rows.append([title(summary, row), *cells, *told])
     note = (
-        "Intervals hold 95%: by Student's t over the seeds, and over users where there is one seed alone. Differences "
-        "are taken seed by seed; p is corrected by Holm for the number of rows. The share of the way from base to "
-        "oracle is the interquartile mean over the seeds with a stratified bootstrap. Bold: what no other row beats by "
-        "a paired test, where the seeds tell any two apart."
+        "All intervals are 95%: by Student's t over the seeds, or over users if there is only one seed. Differences "
+        "are taken seed by seed; p is corrected by Holm for the number of rows. The share of the gap from base to "
+        "oracle is the interquartile mean over the seeds with a stratified bootstrap. Bold: no other row is better by "
+        "a paired test; shown only if the seeds can tell any two rows apart."
     )
     return html_table(["", *heads], rows) + f"<p class='facts'>{note}</p>"
 
 
 def _table(summary: Summary) -> str:
-    """All figures of all rows."""
+    """Table of all figures of all rows."""
     there = {metric for figures in summary["agents"].values() for metric in figures}
     metrics = [metric for metric in CALLED if metric in there] + sorted(there - set(CALLED))
     heads = [CALLED.get(metric, metric.replace("_", " ")) for metric in metrics]
@@ -174,7 +174,7 @@ def _table(summary: Summary) -> str:
 
 
 def _cells_table(summary: Summary) -> str:
-    """Each cell by itself, with intervals over its users."""
+    """Table of each cell by itself, with intervals over its users."""
     if not summary["cells"]:
         return ""
     rows = []
@@ -182,7 +182,7 @@ def _cells_table(summary: Summary) -> str:
         figures = [with_ends(cell["agents"][agent].get("true_reward")) for agent in ("aligned", "base")]
         rest = [number(cell["agents"]["aligned"].get(metric, {}).get("mean")) for metric in ("kl_to_base", "update_s")]
         rows.append([link(name, f"{cell['folder']}/report.html"), str(cell["seed"]), *figures, *rest])
-    heads = ["cell", "seed", "true reward a visit", "of its base", CALLED["kl_to_base"], CALLED["update_s"]]
+    heads = ["cell", "seed", "true reward per visit", "of its base", CALLED["kl_to_base"], CALLED["update_s"]]
     return html_table(heads, rows) + "<p class='facts'>Intervals over users.</p>"
 
 
@@ -190,7 +190,7 @@ def _cells_table(summary: Summary) -> str:
 
 
 def _cell(summary: Summary, row: str, metric: str) -> str:
-    """A figure with its interval, in bold where nothing beats it."""
+    """A figure with its interval, in bold if nothing beats it."""
     told = summary["agents"][row].get(metric)
     if told is None:
         return "-"
@@ -210,7 +210,7 @@ def _signed(gain: Mapping[str, Any]) -> str:
 
 
 def _ends(told: Mapping[str, Any], style: str = "+.2f") -> str:
-    """The ends of an interval; nothing where a single run has none."""
+    """The ends of an interval; empty if a single run has none."""
     if missing(told["low"]) or told["low"] in (float("inf"), float("-inf")):
         return ""
     return f"[{told['low']:{style}}, {told['high']:{style}}]"

@@ -1,6 +1,6 @@
-"""Runs the cells of a comparison: each a whole alignment in a run folder of its own, all with one store.
+"""Runs the cells of a comparison: each a whole alignment in its own run folder, all with one store.
 
-They run one after the other, or several at a time as tasks of Ray. Each computes on one thread, wherever it runs, so
+They run one after the other, or several in parallel as tasks of Ray. Each computes on one thread, wherever it runs, so
 that its figures are the same. A cell that fails does not stop the others.
 """
 
@@ -19,11 +19,11 @@ from feedgym.experiments.rollouts import one_thread, ray_running
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended.
+    """Outcome of a cell.
 
     Attributes:
-        summary: of its alignment; None if it failed.
-        failure: the reason, one line.
+        summary: summary of its alignment; None if it failed.
+        failure: the reason in one line.
     """
 
     summary: dict[str, Any] | None = None
@@ -32,12 +32,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Place:
-    """Where cells are run.
+    """Folders and settings for running cells.
 
     Attributes:
-        folder: of the cells' run folders.
-        store: keeps their stages.
-        trust: what folders name may be imported.
+        folder: the parent of the cells' run folders.
+        store: store of their stages.
+        trust: whether code named by folders may be imported.
     """
 
     folder: Path
@@ -45,29 +45,29 @@ class Place:
     trust: bool
 
     def run(self, cell: Cell) -> Outcome:
-        """Run a cell, or go on with it where it was."""
+        """Run a cell, or continue it where it stopped."""
         options: dict[str, Any] = {"store": self.store, "trust": self.trust, "tracker": False}
         try:
             with one_thread():
                 return Outcome(launch(cell.config, self.folder / cell.name, resume=True, **options))
-        except Exception as error:  # whatever a method, own code among them, may raise: the other cells go on
+        except Exception as error:  # a method, even the user's own code, may raise anything: the other cells continue
             return Outcome(failure=reason_of(error))
 
 
 def reason_of(error: Exception) -> str:
-    """Why a cell failed, in one line."""
+    """Reason why a cell failed, in one line."""
     said = " ".join(str(error).split())
     return said if isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
 
 
 def outcomes(cells: Sequence[Cell], place: Place, ray: str, workers: int) -> Iterator[tuple[Cell, Outcome]]:
-    """Run cells; yields each as it ends.
+    """Run cells; yield each as it ends.
 
     Args:
-        cells: in the order in which they are begun.
-        place: where.
+        cells: in the order in which they start.
+        place: their folders and settings.
         ray: "off", "local", or the address of a cluster.
-        workers: cells that run at a time.
+        workers: number of cells to run in parallel.
     """
     if ray == "off" or len(cells) == 1:
         for number, cell in enumerate(cells, start=1):
@@ -80,7 +80,7 @@ def outcomes(cells: Sequence[Cell], place: Place, ray: str, workers: int) -> Ite
 def _side_by_side(cells: Sequence[Cell], place: Place, address: str, workers: int) -> Iterator[tuple[Cell, Outcome]]:
     with ray_running(address) as ray, progress("Aligning") as step:
         share = min(1.0, ray.cluster_resources().get("CPU", 1.0) / workers)
-        # A worker that is killed, by the system for memory say, leaves a cell that goes on where it was.
+        # If a worker is killed, for example by the system for lack of memory, its cell continues where it stopped.
         task = ray.remote(num_cpus=share, max_retries=1)(Place.run)
         waiting, ended = list(cells)[::-1], 0
         running: dict[Any, Cell] = {}

@@ -1,10 +1,10 @@
-"""The table of a comparison: every condition's figures over the seeds, and which differences hold.
+"""Makes the table of a comparison: every condition's figures over the seeds, and which differences are significant.
 
 A seed makes its own users, log, base and reward model, so differences are taken seed by seed
-(:mod:`feedgym.experiments.over_seeds`). What an alignment gains is also told as a share of the way from the base to the
-oracle: so seeds whose users are generous count no more than others.
+(:mod:`feedgym.experiments.over_seeds`). The gain of an alignment is also given as a share of the gap from the base to
+the oracle, so that seeds with generous users count no more than others.
 
-Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` runs, one a seed.
+Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` runs, one per seed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from feedgym.experiments.statistics import over_runs
 
 Float = NDArray[np.float64]
 Rows = dict[str, dict[str, dict[int, Figure]]]
-"""Figures by row, name and seed. A row is a condition, or an agent beside them, such as the base."""
+"""Figures by row, name and seed. A row is a condition, or another agent, such as the base."""
 Cells = Sequence[tuple[str, int, Mapping[str, Mapping[str, Figure]]]]
 """Condition, seed and figures by agent, of each finished cell."""
 
@@ -32,19 +32,19 @@ BETTER = (
     *(REWARD, FIRST_REWARD, LAST_REWARD, "watch_s", "long_view_rate", "like_rate", "follow_rate", "session_items"),
     *("return_24h", "true_mean", "true_max"),
 )
-"""Figures of which more is better for users, so that one may be best."""
+"""Figures of which more is better for users, so that there can be a best one."""
 
 
 def rows_of(cells: Cells) -> Rows:
-    """The rows of a table.
+    """Make the rows of a table.
 
     Args:
         cells: the finished cells.
 
     Returns:
-        A row a condition, which is its aligned agent, and a row for each other agent: those are the same in all cells
-        of a seed, and are taken from the first. Of the conditions' own choosers, such as ``aligned_searched``, the
-        reward stands in the row of the condition.
+        A row per condition, which is its aligned agent, and a row for each other agent. Those are the same in all cells
+        of a seed and are taken from the first. The rewards of the conditions' own choosers, such as
+        ``aligned_searched``, are in the row of the condition.
     """
     rows: Rows = {}
     for condition, seed, agents in cells:
@@ -72,7 +72,7 @@ def choosers_of(cells: Cells, condition: str) -> Rows:
 def over_seeds(by_seed: Mapping[int, Figure]) -> dict[str, Any] | None:
     """A figure over the seeds: mean with 95% interval by Student's t, ``runs`` and ``seeds``.
 
-    One seed alone has the interval over its users.
+    With only one seed, the interval is the one over its users.
     """
     told = {seed: figure for seed, figure in by_seed.items() if not missing(figure["mean"])}
     if not told:
@@ -93,8 +93,8 @@ def table_of(rows: Rows) -> dict[str, dict[str, Any]]:
 def compared(rows: Rows, conditions: Sequence[str], control: str, metric: str = REWARD) -> dict[str, dict[str, Any]]:
     """Each condition's difference to a control, seed by seed; see :func:`feedgym.experiments.over_seeds.against`.
 
-    Conditions without one of the control's seeds are left out. ``improves`` is added: how likely a run of the condition
-    is above one of the control.
+    Conditions that miss one of the control's seeds are left out. ``improves`` is added: the probability that a run of
+    the condition is above one of the control.
     """
     seeds = list(rows[control][metric]) if metric in rows.get(control, {}) else []
     values = {name: values_N for name in conditions if (values_N := _values(rows, name, metric, seeds)) is not None}
@@ -111,11 +111,11 @@ def compared(rows: Rows, conditions: Sequence[str], control: str, metric: str = 
 
 
 def on_the_way(rows: Rows, seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Shares of the way from base to oracle: the interquartile mean over the seeds, with interval, and every seed.
+    """Shares of the gap from base to oracle: the interquartile mean over the seeds, with interval, and every seed.
 
     Args:
-        rows: with the rows ``base`` and ``oracle``; without, there is no way.
-        seed: decides the resamples.
+        rows: rows that include ``base`` and ``oracle``; otherwise the result is empty.
+        seed: seed for resampling.
 
     Returns:
         By row the figures of :func:`feedgym.experiments.over_seeds.aggregate`, ``runs`` and ``seeds``.
@@ -132,7 +132,7 @@ def on_the_way(rows: Rows, seed: int = 0) -> dict[str, dict[str, Any]]:
 
 
 def bold(rows: Rows, conditions: Sequence[str]) -> dict[str, list[str]]:
-    """By figure, the conditions that none beats as far as the seeds can tell; see :func:`in_bold` of over_seeds."""
+    """By figure, the conditions that none beats as far as the seeds can show; see :func:`in_bold` of over_seeds."""
     found = {}
     for metric in BETTER:
         told = [name for name in conditions if metric in rows[name]]
@@ -144,7 +144,7 @@ def bold(rows: Rows, conditions: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _values(rows: Rows, row: str, metric: str, seeds: Sequence[int]) -> Float | None:
-    """A row's figures for such seeds, [N]; None where one is missing."""
+    """A row's figures for the given seeds, [N]; None if one is missing."""
     by_seed = rows.get(row, {}).get(metric, {})
     if any(at not in by_seed or missing(by_seed[at]["mean"]) for at in seeds):
         return None

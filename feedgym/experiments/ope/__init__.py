@@ -1,1 +1,1 @@
-"""Off-policy evaluation: what a log made by one policy says of agents that were never served."""
+"""Off-policy evaluation: estimates agents that were never served, from a log that another policy made."""

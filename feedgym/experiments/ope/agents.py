@@ -1,7 +1,7 @@
-"""The agents of the default table: those of a finished run at several temperatures, rankers, popularity, and mixtures.
+"""Makes the agents of the default table: a finished run's at several temperatures, rankers, popularity, and mixtures.
 
-A mixture draws for each visit which of its parts serves, as the logging policy does; all that is asked of it is made of
-what its parts answer.
+A mixture draws for each visit which of its parts serves, as the logging policy does. All its figures follow from the
+responses of its parts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOGGING, RANDOM = "logging", "random"
 
 @dataclass(frozen=True)
 class Mixture:
-    """Agents by name with the share of the visits that each serves."""
+    """Agents by name, with the share of the visits that each serves."""
 
     shares: Mapping[str, float]
 
@@ -39,7 +39,7 @@ class Mixture:
 def targets_of(
     config: OPERun, finished: FinishedRun, visits: JudgingVisits, opinion: Opinion | None
 ) -> dict[str, Target]:
-    """The agents that are no mixtures, bound to the visits of a log."""
+    """Make the agents that are not mixtures, bound to the visits of a log."""
     length, catalog = finished.config.session_length, finished.catalog
     blocked = finished.config.sampling.block_seen
     popular_NI = popularity_logits(visits, finished.log, catalog, blocked)
@@ -63,12 +63,12 @@ def targets_of(
 
 
 def temperatures_of(config: OPERun) -> list[float]:
-    """Those of base and aligned agent; 1 is among them where mixtures are made of it."""
+    """Temperatures of the base and the aligned agent; they include 1 if mixtures need it."""
     return sorted({*config.agent_temperatures, *((1.0,) if config.mixtures else ())})
 
 
 def mixtures_of(config: OPERun) -> dict[str, Mixture]:
-    """The mixtures, by name."""
+    """Make the mixtures, by name."""
     part = at("aligned", 1.0)
     return {f"{share:.0%} random, else {part}": Mixture({RANDOM: share, part: 1 - share}) for share in config.mixtures}
 

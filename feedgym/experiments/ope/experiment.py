@@ -1,10 +1,10 @@
-"""Off-policy evaluation, in reading order: logs of another policy, what they say of agents never served, and the truth.
+"""Off-policy evaluation, in reading order: logs of another policy, estimates of agents never served, and the truth.
 
     agents of a finished run -> {log of fresh users -> estimates and truth of every agent} x logs -> table
 
-The value of an agent is that of serving it for one visit at each of a log's requests, so that a log made by another
-policy can speak of it: what users would have become under the agent no log tells. The truth is the same: copies of the
-users, as they were before each visit, answer slates of the agent's own.
+The value of an agent is the reward of serving it for one visit at each of a log's requests, because only this can be
+estimated from a log of another policy: no log shows how users would have developed under the agent. The truth has the
+same definition: copies of the users, as they were before each visit, respond to the agent's own slates.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from feedgym.experiments.run import Codec, Plan, Run, json_of
 __all__ = ["experiment", "plan", "terminal_table"]
 
 TOLD: Codec[Any] = json_of(dict[str, Any])
-"""Codec of what a log says."""
+"""Codec of the results for a log."""
 
 
 def plan(config: OPERun) -> Plan:
-    """The stages in order, with what decides each."""
+    """Plan the stages in order, with the settings that decide each."""
     plan = Plan()
-    plan.leave_out("ray", because="who draws a block of sessions changes none of them")
+    plan.leave_out("ray", because="the process that draws a block of sessions does not change them")
     if config.against is None:
-        own = "The agents lie in a run folder of their own; name a finished run by --against to share the rest"
+        own = "The agents have a run folder of their own; name a finished run by --against to share the rest"
         before: tuple[str, ...] = (plan.stage("end-to-end", replace(training(config), ray="off"), own=own),)
         source: Any = None
     else:
-        plan.leave_out("end_to_end", "options", because="the agents are those of a finished run")
+        plan.leave_out("end_to_end", "options", because="the agents come from a finished run")
         check_simulated(read_config(Path(config.against)), config.against)
         before, source = (), key_of(config.against)
     served = [config.users, config.visits, config.random_share, config.popularity_share, config.num_candidates]
@@ -66,7 +66,7 @@ def training(config: OPERun) -> AlignConfig:
     """The experiment that trains the agents.
 
     Raises:
-        ValueError: the preset is none of an agent that is aligned, or an option does not fit.
+        ValueError: the preset does not align an agent, or an option does not fit.
     """
     aligned = with_options(aligning(config.end_to_end), pairs_of(config.options, "set"))
     return replace(aligned, seed=config.seed, ray=config.ray)
@@ -83,11 +83,11 @@ def check_simulated(align: Any, folder: str) -> None:
 
 
 def experiment(config: OPERun, run: Run) -> dict[str, Any]:
-    """Judge agents by logs, and the judges by the truth.
+    """Judge agents by logs, and the estimators by the truth.
 
     Args:
         config: the whole evaluation.
-        run: the folder that keeps it; stages found there are not done again.
+        run: the run's folder; stages found there are not repeated.
 
     Returns:
         The summary, as written to ``summary.json``.
@@ -110,12 +110,12 @@ def _logged(config: OPERun, finished: FinishedRun, number: int, work: Path) -> L
 
 
 def simulator_of(finished: FinishedRun) -> Any:
-    """The users of a finished run; :func:`check_simulated` left no others."""
+    """The users of a finished run; :func:`check_simulated` has refused all others."""
     return finished.world.simulator  # type: ignore[attr-defined]
 
 
 def told(config: OPERun, finished: FinishedRun, log: EventLog, number: int, work: Path) -> dict[str, Any]:
-    """What a log says of every agent, beside the truth; see :func:`feedgym.experiments.ope.table.told_of_log`."""
+    """Estimate every agent from a log, and compute the truth; see :func:`feedgym.experiments.ope.table.told_of_log`."""
     visits = judging_visits(config, finished.config, simulator_of(finished), log, finished.catalog, number)
     opinion = Opinion(finished.reward) if hasattr(finished.reward, "with_weights") else None
     histories = visits.requests.histories
@@ -129,11 +129,11 @@ def told(config: OPERun, finished: FinishedRun, log: EventLog, number: int, work
 
 
 def summarised(config: OPERun, finished: FinishedRun, logs: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """What summary.json says.
+    """Make the parts of summary.json.
 
     Returns:
-        ``estimators``: :func:`feedgym.experiments.ope.table.table_of`; ``agents``: means over the logs by agent, of
-        the truth and of every estimate; ``supports``; ``logs``: what each log says, without resamples.
+        ``estimators``: :func:`feedgym.experiments.ope.table.table_of`; ``agents``: by agent, means over the logs of the
+        truth and of every estimate; ``supports``; ``logs``: the results for each log, without resamples.
     """
     table, agents = table_of(logs), over_logs(logs)
     kept = [{name: log[name] for name in ("visits", "users", "agents")} for log in logs]

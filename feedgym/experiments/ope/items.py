@@ -1,13 +1,13 @@
-"""Off-policy evaluation item by item, on any log with known chances: KuaiRand's random exposures above all.
+"""Off-policy evaluation item by item, on any log with known propensities, above all KuaiRand's random exposures.
 
-    log -> users in two: by some popularity and a model of the reward are learned, by the others agents are judged
+    log -> users in two parts: one to learn popularity and a model of the reward, the other to judge agents
 
-KuaiRand's random exposures took the place of single recommended videos, each drawn uniformly from a pool. So they tell
-what a policy of single items would earn in such a place, and nothing of slates: what stood above and below was chosen
-by a policy whose chances nobody logged. Of other logs, first places with a propensity are taken.
+KuaiRand's random exposures replaced single recommended videos, each drawn uniformly from a pool. So they show what a
+policy of single items would earn in such a place, but nothing about slates: the items above and below were chosen by a
+policy whose probabilities nobody logged. From other logs, first places with a propensity are used.
 
-There is no truth. Beside intervals over users, the order of the agents by one half of the users is held against that by
-the other half.
+There is no truth. Besides intervals over users, the report compares the order of the agents by one half of the users
+with the order by the other half.
 
 Axes: N exposures, I items of the pool's catalogue.
 """
@@ -42,15 +42,15 @@ __all__ = ["experiment", "plan", "terminal_table"]
 
 TOLD: Codec[Any] = json_of(dict[str, Any])
 BLOCK_CELLS = 2**22
-"""Exposures times items held at a time."""
+"""Exposures times items to process at a time."""
 PRIOR = 20.0
-"""Exposures of an average item that an item's rate begins with."""
+"""Number of exposures with the mean rate that are added to an item's own."""
 ESTIMATORS = {"ips": "IPS", "snips": "SNIPS", "dm": "direct method", "dr": "doubly robust"}
-"""What can be told of single items, and its name."""
+"""The estimators for single items, and their names."""
 
 
 def plan(config: OPEItemsRun) -> Plan:
-    """The stages in order, with what decides each."""
+    """Plan the stages in order, with the settings that decide each."""
     plan = Plan()
     simulated = [users_key(config, config.seed), config.log, config.session_length, config.seed]
     log = plan_log(plan, config, simulated, "simulator", "simulator_options", "session_length")
@@ -61,7 +61,7 @@ def plan(config: OPEItemsRun) -> Plan:
 
 
 def experiment(config: OPEItemsRun, run: Run) -> dict[str, Any]:
-    """Estimate what agents of single items would earn; see the module's docstring.
+    """Estimate the rewards of agents of single items; see the module's docstring.
 
     Returns:
         The summary, as written to ``summary.json``.
@@ -80,7 +80,7 @@ def _read(config: OPEItemsRun, trust: bool) -> LogAndItems:
 
 @dataclass(frozen=True, eq=False)
 class Exposures:
-    """N exposures with known chances, by which agents are judged, and what was learned from other users.
+    """N exposures with known propensities to judge agents by, and the figures learned from other users.
 
     Attributes:
         log: all users.
@@ -89,10 +89,10 @@ class Exposures:
         user_N: rows of the judging users, 0..U-1.
         num_users: U.
         pool_I: bool, the items that could be shown.
-        prob_N: with which chance the item was shown.
+        prob_N: probability with which the item was shown.
         reward_N: 0 or 1.
-        count_I: exposures with the wanted behaviours among the other users.
-        rate_I: the share of the exposures that had them, drawn towards the mean: the model of the reward.
+        count_I: exposures with the wanted behaviours, among the other users.
+        rate_I: share of the exposures that had them, shrunk towards the mean: the model of the reward.
     """
 
     log: EventLog
@@ -108,22 +108,22 @@ class Exposures:
 
     @property
     def item_N(self) -> NDArray[np.int64]:
-        """What was shown."""
+        """The items that were shown."""
         return self.log.item_id[self.row_N].astype(np.int64)
 
     @classmethod
     def of(cls, config: OPEItemsRun, data: LogAndItems) -> Exposures:
-        """The exposures of a log.
+        """Collect the exposures of a log.
 
         Raises:
-            ValueError: it has no exposure with a known chance.
+            ValueError: the log has no exposure with a known propensity.
         """
         log, catalog = data
         known = known_chances(log)
         if not known.any():
             raise ValueError(
-                "The log has no exposure whose chance of being shown is known (a propensity): nothing can be told of "
-                "other policies. KuaiRand's log_random_* files have them; put them beside its other files."
+                "The log has no exposure with a known probability of being shown (a propensity), so other policies "
+                "cannot be evaluated. KuaiRand's log_random_* files have propensities; put them beside its other files."
             )
         pool_I = np.zeros(catalog.num_items, bool)
         pool_I[log.item_id[known]] = True
@@ -133,7 +133,7 @@ class Exposures:
         user = user_of_rows(log)
         row_N = np.flatnonzero(known & judging_U[user])
         if not len(row_N):
-            raise ValueError(f"No judging user has such an exposure; raise held_out={config.held_out}.")
+            raise ValueError(f"No judging user has an exposure with a propensity; raise held_out={config.held_out}.")
         if config.exposures and len(row_N) > config.exposures:
             row_N = np.sort(np.random.default_rng(config.seed).choice(row_N, config.exposures, replace=False))
         users, user_N = np.unique(user[row_N], return_inverse=True)
@@ -150,24 +150,24 @@ class Exposures:
         )  # fmt: skip
 
     def blocks(self) -> Iterator[slice]:
-        """Exposures, a few at a time."""
+        """Slices of the exposures, a few at a time."""
         size = max(1, BLOCK_CELLS // self.catalog.num_items)
         return (slice(low, low + size) for low in range(0, len(self.row_N), size))
 
 
 def known_chances(log: EventLog) -> NDArray[np.bool_]:
-    """Rows of exposures whose chance is known by itself: drawn at random, or in the first place of a session."""
+    """Rows of exposures with a known propensity of their own: drawn at random, or in the first place of a session."""
     drawn = log.extra.get(RANDOM, np.zeros(log.num_events, np.float32)) == 1
     alone = drawn if RANDOM in log.extra else log.position == 0
     return np.asarray(alone & (log.event == Event.IMPRESSION) & log.examined & (log.propensity > 0))
 
 
 def told_of_items(config: OPEItemsRun, data: LogAndItems) -> dict[str, Any]:
-    """What the exposures say of every agent.
+    """Estimate every agent from the exposures.
 
     Returns:
-        ``agents``: by agent the estimates with intervals over users; ``refused``: reasons; ``rows``: effective sample
-        sizes; ``halves``: of each estimator the rank correlation of the agents' order by two halves of the users.
+        ``agents``: by agent the estimates with intervals over users. ``refused``: reasons. ``rows``: effective sample
+        sizes. ``halves``: for each estimator the rank correlation of the agents' orders by two halves of the users.
     """
     shown = Exposures.of(config, data)
     least = max(config.min_rows, config.min_rows_share * len(shown.row_N))
@@ -188,7 +188,7 @@ def told_of_items(config: OPEItemsRun, data: LogAndItems) -> dict[str, Any]:
             orders[name].append(estimate)
     return {
         "title": f"Off-policy evaluation of {len(agents)} agents of single items",
-        "judged_by": f"{len(shown.row_N):,} exposures of {shown.num_users:,} users, whose chances are known",
+        "judged_by": f"{len(shown.row_N):,} exposures of {shown.num_users:,} users, with known propensities",
         "reward": " or ".join(config.behaviours),
         "agents": agents,
         "refused": refused,
@@ -198,7 +198,7 @@ def told_of_items(config: OPEItemsRun, data: LogAndItems) -> dict[str, Any]:
 
 
 def policies(config: OPEItemsRun, shown: Exposures) -> Mapping[str, tuple[Float, Float]]:
-    """By agent its probability [N] of what was shown, and what the model expects of its own item [N]."""
+    """By agent, its probability [N] of the item shown, and the reward [N] that the model expects from its own item."""
     popular_I = torch.from_numpy(np.where(shown.pool_I, np.log(shown.count_I + 1), -np.inf))
     pool_I = torch.from_numpy(np.where(shown.pool_I, 0.0, -np.inf))
     parts: dict[str, list[tuple[Float, Float]]] = {}
@@ -221,7 +221,7 @@ def policies(config: OPEItemsRun, shown: Exposures) -> Mapping[str, tuple[Float,
 
 
 def cosines(config: OPEItemsRun, shown: Exposures, rows: slice) -> torch.Tensor:
-    """Cosines [N, I] of the items' contents and the mean content of what pleased the user before."""
+    """Cosines [N, I] of the items' contents with the mean content of the items that the user liked before."""
     row_N, log = shown.row_N[rows], shown.log
     user_N = user_of_rows(log)[row_N]
     before = histories(log, shown.catalog, user_N, row_N, log.timestamp_s[row_N], config.history_length)
@@ -229,7 +229,7 @@ def cosines(config: OPEItemsRun, shown: Exposures, rows: slice) -> torch.Tensor:
 
 
 def estimates(weight_N1: Float, shown: Exposures, value_N: Float) -> dict[str, Estimate]:
-    """What each estimator says of an agent."""
+    """Estimates of an agent by each estimator."""
     reward_N1, model_N1 = shown.reward_N[:, None], shown.rate_I[shown.item_N][:, None]
     return {
         "ips": by.ips(weight_N1, reward_N1),
@@ -240,7 +240,7 @@ def estimates(weight_N1: Float, shown: Exposures, value_N: Float) -> dict[str, E
 
 
 def halves(found: list[Estimate], num_users: int) -> float | None:
-    """Rank correlation of the agents' order by two halves of the users; None for fewer than three agents."""
+    """Rank correlation of the agents' orders by two halves of the users; None for fewer than three agents."""
     if len(found) < 3:
         return None
     half_2U = np.stack([np.arange(num_users) % 2 == part for part in range(2)]).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Tables of an off-policy evaluation item by item, for the terminal and for the page."""
+"""Makes the tables of an off-policy evaluation item by item, for the terminal and for the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Summary = Mapping[str, Any]
 
 
 def terminal_table(summary: Summary) -> Table:
-    """The agents and what each estimator says of them."""
+    """Table of the agents with their estimates."""
     table = compact_table(summary["title"], caption(summary))
     table.add_column("", no_wrap=True)
     for head in (*summary["names"].values(), "rows"):
@@ -30,11 +30,11 @@ def terminal_table(summary: Summary) -> Table:
 
 
 def caption(summary: Summary) -> str:
-    """What was asked of whom, and how far halves of the users agree."""
+    """Sentence about the reward and the judging users, and the agreement between halves of the users."""
     agree = [f"{summary['names'][name]} {number(value)}" for name, value in summary["halves"].items()]
     return (
-        f"Share of {summary['reward']}, by {summary['judged_by']}; no truth is known. The agents' order by one half of "
-        f"the users and by the other, rank correlation: {', '.join(agree)}"
+        f"Share of {summary['reward']}, by {summary['judged_by']}; the truth is unknown. Rank correlation of the "
+        f"agents' orders by one half of the users and by the other: {', '.join(agree)}"
     )
 
 
@@ -49,8 +49,8 @@ def write_report(summary: Summary, folder: Path) -> Path:
                for agent, why in summary["refused"].items() if why]  # fmt: skip
     sections = [
         f"<h1>{html.escape(summary['title'])}</h1><p class='lead'>{html.escape(caption(summary))}</p>",
-        section("What each agent would earn", _dots(summary), html_table(heads, rows)),
-        section("What was refused", html_table(["agent", "estimators", "why"], refused) if refused else ""),
+        section("Estimated reward of each agent", _dots(summary), html_table(heads, rows)),
+        section("Refused estimates", html_table(["agent", "estimators", "why"], refused) if refused else ""),
     ]
     path = folder / "report.html"
     write_text(path, page(summary["title"], sections))
@@ -58,7 +58,7 @@ def write_report(summary: Summary, folder: Path) -> Path:
 
 
 def _dots(summary: Summary) -> str:
-    """A dot with its interval an agent and estimator."""
+    """Draw a dot with its interval per agent and estimator."""
     agents = list(summary["agents"])
     figure, (axis,) = axes_row(1, width=8, height=1.4 + 0.35 * len(agents))
     shifts, colours = np.linspace(0.25, -0.25, len(summary["names"])), ("other", "truth", "model", "aligned")

@@ -1,4 +1,4 @@
-"""Every agent on one log: what each estimator says of it, or why it refuses, and what is true.
+"""Judges every agent on one log: the result of each estimator, or the reason why it refuses, and the truth.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``A`` all slates that the catalogue allows, ``X`` pairs of a place
 and an item.
@@ -34,27 +34,27 @@ ESTIMATORS = {
     "dm": "direct method",
     "dr": "doubly robust",
     "cascade_dr": "cascade doubly robust",
-    "switch": "the same as deep as the log supports",
+    "switch": "the same, as deep as the log supports",
 }
-"""The estimators in the order of the tables, and what they are called."""
+"""The estimators in the order of the tables, with their names for people."""
 
 ERRORS = 3.0
-"""Standard errors by which a mean of weights may be off 1."""
+"""Number of standard errors that a mean of weights may differ from 1."""
 
 Told = dict[str, Estimate | str]
-"""By estimator, the estimate or the reason why it is refused."""
+"""By estimator, the estimate or the reason for refusing it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What an agent answers at N visits.
+    """An agent's probabilities and values at N visits.
 
     Attributes:
         logp_NK: log-probability of each logged item given those above it.
-        truth_N: what a slate of its own is truly worth.
-        value_N: what the model expects of its slates; None without a model.
+        truth_N: true value of a slate of its own.
+        value_N: the model's expectation for its slates; None without a model.
         served_N: share of its slates that the log could have shown.
-        prob_NA: its probability of every slate; None where they are too many.
+        prob_NA: its probability of every slate; None if there are too many.
     """
 
     logp_NK: Float
@@ -64,7 +64,7 @@ class Answers:
     prob_NA: Float | None
 
     def mixed(self, shares: Mapping[str, float], parts: Mapping[str, Answers]) -> Answers:
-        """The answers of a mixture of agents, drawn for each visit."""
+        """Answers of a mixture of agents, drawn for each visit."""
         told: dict[str, Any] = {name: [getattr(parts[part], name) for part in shares] for name in vars(self)}
         share_R = list(shares.values())
         prefix_NK = _average([np.exp(np.cumsum(logp, axis=1)) for logp in told.pop("logp_NK")], share_R)
@@ -85,9 +85,9 @@ class Slates:
     """All slates of a small catalogue, with the log's moments of pairs of a place and an item.
 
     Attributes:
-        slates_NAK: each once per visit.
+        slates_NAK: each slate once per visit.
         one_hot_AX: 1 at their pairs.
-        logged_NA: the log's probability of each.
+        logged_NA: the log's probability of each slate.
         moment_NXX: the log's probability of two pairs together.
         shown_NX: 1 at the pairs that were shown.
     """
@@ -100,7 +100,7 @@ class Slates:
 
     @classmethod
     def of(cls, visits: JudgingVisits, num_items: int) -> Slates:
-        """All slates of a catalogue whose items are always there."""
+        """List all slates of a catalogue whose items always exist."""
         length = visits.slates_NK.shape[1]
         slates_AK = np.array(list(permutations(range(num_items), length)))
         one_hot_AX = _pairs(slates_AK, num_items)
@@ -122,7 +122,7 @@ def _pairs(slates_XK: NDArray[np.int64], num_items: int) -> Float:
 
 
 def all_slates(config: OPERun, visits: JudgingVisits, num_items: int) -> Slates | str:
-    """All slates, or why they are not summed over."""
+    """All slates, or the reason why there is no sum over them."""
     length = visits.slates_NK.shape[1]
     if (number := perm(num_items, length)) > config.enumerated:
         return (
@@ -137,7 +137,7 @@ def all_slates(config: OPERun, visits: JudgingVisits, num_items: int) -> Slates 
 def answers(
     target: Target, visits: JudgingVisits, opinion: Opinion | None, slates: Slates | str, config: OPERun, seed: int
 ) -> Answers:
-    """What an agent answers; the slates by which truth and model value it are different ones."""
+    """Compute an agent's answers; the truth and the model value different slates of it."""
     drawn_NSK = target.sample(1 + config.samples, seed)
     own_N1K, others_NSK = drawn_NSK[:, :1], drawn_NSK[:, 1:]
     value_N = None
@@ -157,15 +157,15 @@ def answers(
 
 @dataclass(frozen=True)
 class Support:
-    """How much of an agent the log shows.
+    """Support that the log gives to estimates of an agent.
 
     Attributes:
         served: share of its slates that the log could have shown.
-        rows_K: effective sample size at each place, of the prefix weights.
-        mean_K: their means, 1 up to luck where the propensities are right.
+        rows_K: effective sample size of the prefix weights at each place.
+        mean_K: their means, which are 1 up to sampling error if the propensities are right.
         largest_K: the largest weight's share of their sum.
-        depth: down to this place the log supports estimates by weights.
-        why: what is wrong below it; None if nothing is.
+        depth: number of places for which the log supports estimates by weights.
+        why: the reason why it supports no more; None if it supports all.
     """
 
     served: float
@@ -177,28 +177,28 @@ class Support:
 
 
 def fault_of(weight_N: Float, least: float) -> str | None:
-    """Why the weights of N rows support no estimate: too few rows count, or the weights' mean is not 1.
+    """Reason why the weights of N rows support no estimate: too few rows count, or the weights' mean is not 1.
 
-    The mean is 1 over all logs that could have been. One far below says that most of what the agent serves happens to
-    stand nowhere in this log, and then the rows that are left may even look many: those of a mixture's random half do.
+    The mean is 1 over all possible logs. A mean far below 1 shows that most of the agent's slates do not occur in this
+    log. The remaining rows may still look numerous, such as those from the random half of a mixture.
     """
     rows, num = float(by.effective_sample_size(weight_N)), len(weight_N)
     if rows < least:
         return f"the effective sample size is {rows:.1f} of {num:,} rows, below {least:.0f}"
     mean, error = float(weight_N.mean()), float(weight_N.std()) / num**0.5
     if abs(mean - 1) > ERRORS * error + 1e-6:
-        off = "what it serves is mostly not in this log" if mean < 1 else "the propensities may be wrong"
+        off = "most of what it serves is not in this log" if mean < 1 else "the propensities may be wrong"
         return f"the mean weight is {mean:.2f} and should be 1 up to {ERRORS * error:.2f}: {off}"
     return None
 
 
 class Judge:
-    """Estimators on one log.
+    """Applies the estimators to one log.
 
     Args:
-        config: says what is refused.
+        config: the limits for refusing estimates.
         visits: the log.
-        slates: all slates, or why they are not there.
+        slates: all slates, or the reason why they are missing.
         model_NK: the model's reward at each place of the logged slates; None without a model.
     """
 
@@ -207,7 +207,7 @@ class Judge:
         self.least = max(config.min_rows, config.min_rows_share * len(visits))
 
     def estimates(self, told: Answers) -> tuple[Told, Support]:
-        """What each estimator says of an agent, or why it is refused."""
+        """Results of each estimator for an agent, or the reasons for refusing."""
         prefix_NK = by.prefix_weights(np.exp(told.logp_NK), self.visits.prob_NK)
         support = self.support(prefix_NK, told)
         found = self._by_weights(prefix_NK, support) | self._by_sums(told, support)
@@ -215,7 +215,7 @@ class Judge:
         return {name: found[name] for name in ESTIMATORS}, support
 
     def support(self, prefix_NK: Float, told: Answers) -> Support:
-        """How much of an agent the log shows."""
+        """Measure how far the log supports estimates of an agent."""
         served, total_K = float(told.served_N.mean()), prefix_NK.sum(axis=0)
         faults = [fault_of(weight_N, self.least) for weight_N in prefix_NK.T]
         depth = next((k for k, fault in enumerate(faults) if fault), len(faults))
@@ -255,7 +255,7 @@ class Judge:
 
     def _by_model(self, prefix_NK: Float, told: Answers, support: Support) -> Told:
         if self.model_NK is None or told.value_N is None:
-            none = "the run's reward is no model of the true reward, in whose units it would have to be"
+            none = "the run's reward is not a model of the true reward in the same units"
             return dict.fromkeys(("dm", "dr", "cascade_dr", "switch"), none)
         reward_NK, why, places = self.visits.reward_NK, support.why, self.visits.reward_NK.shape[1]
         those = (prefix_NK, reward_NK, self.model_NK, told.value_N)
@@ -277,7 +277,7 @@ def judged_agents(
     seed: int,
     step: Step,
 ) -> dict[str, Answers]:
-    """The answers of all agents by name, mixtures last."""
+    """Compute the answers of all agents by name, mixtures last."""
     found: dict[str, Answers] = {}
     for number, (name, target) in enumerate(targets.items()):
         found[name] = answers(target, visits, opinion, slates, config, seed)

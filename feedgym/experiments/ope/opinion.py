@@ -1,4 +1,4 @@
-"""What a reward model says of slates, as a whole and place by place."""
+"""Predicts rewards of slates by a reward model, as a whole and place by place."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from feedgym.experiments.ope.estimators import Float
 from feedgym.experiments.scoring import scores_of
 
 BLOCK_ITEMS = 2**14
-"""Items of slates scored at a time."""
+"""Items of slates to score at a time."""
 
 
 class Opinion:
     """A reward model that was fitted to other users than those it is asked about.
 
-    It is in the units of the true reward, and a place's reward does not depend on what follows.
+    It is in the units of the true reward, and the reward of a place does not depend on later places.
 
     Args:
-        model: a :class:`feedgym.rewards.model.RewardModel`, or what has its ``weights`` and ``with_weights``.
+        model: a :class:`feedgym.rewards.model.RewardModel`, or an object with its ``weights`` and ``with_weights``.
     """
 
     def __init__(self, model: Any) -> None:
@@ -35,9 +35,9 @@ class Opinion:
         return self._asked(self.model, histories, torch.from_numpy(np.ascontiguousarray(slates_NSK)))
 
     def by_place(self, histories: EventBatch, slates_NK: NDArray[np.int64]) -> Float:
-        """The expected reward at each place [N, K] given the items down to it; the last has the return as well.
+        """Expected reward at each place [N, K] given the items down to it; the last place includes the return.
 
-        What a place adds is the difference between the slate cut off below it and above it.
+        The part of a place is the difference between the slate cut off below it and cut off above it.
         """
         length, slates = slates_NK.shape[1], torch.from_numpy(slates_NK)
         kept_KK = torch.ones(length, length, dtype=torch.bool).tril()

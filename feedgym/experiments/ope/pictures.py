@@ -1,4 +1,4 @@
-"""Pictures of an off-policy evaluation: estimates against the truth, and how much of each agent the logs show."""
+"""Draws an off-policy evaluation: estimates against the truth, and how far the logs support each agent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Summary = Mapping[str, Any]
 
 
 def scatter_plot(summary: Summary) -> str:
-    """A panel an estimator: estimates with intervals against the truth, a dot an agent and log."""
+    """Draw a panel per estimator: estimates with intervals against the truth, a dot per agent and log."""
     told = [name for name in summary["names"] if any(name in figures for figures in summary["agents"].values())]
     truths = [agent["truth"]["mean"] for log in summary["logs"] for agent in log["agents"].values()]
     low, high = min(truths), max(truths)
@@ -38,14 +38,14 @@ def _row(summary: Summary, names: list[str], limits: tuple[float, float]) -> str
         told = summary["estimators"][name]["agents"]
         axis.set_title(f"{summary['names'][name]}\n{told} of {len(summary['agents'])} agents", fontsize=9)
         axis.set_xlim(*limits)
-        axis.set_ylim(*limits)  # an interval may leave the picture; the table has its ends
+        axis.set_ylim(*limits)  # an interval may exceed the picture; the table has its ends
         axis.set_xlabel("truth")
     axes[0].set_ylabel("estimate")
     return image(figure)
 
 
 def support_plot(summary: Summary) -> str:
-    """Effective sample size by place, a line an agent."""
+    """Draw the effective sample size by place, with a line per agent."""
     from matplotlib import colormaps
 
     figure, (axis,) = axes_row(1, width=8, height=3.8)

@@ -15,66 +15,66 @@ from feedgym.experiments.configs import DataConfig, LogConfig
 from feedgym.experiments.options import pairs_of
 from feedgym.ranges import Count, CountOrZero, Few, Length, NonNegative, Positive, Ranged, Seed, Share, SplitShare
 
-DECIDED = {"seed": "--seed", "ray": "--ray", "data": "simulated users alone"}
-"""Options of the agents' training that the evaluation sets itself, and by what."""
+DECIDED = {"seed": "--seed", "ray": "--ray", "data": "using only simulated users"}
+"""Options of the agents' training that the evaluation sets itself, with the replacement."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OPERun(Ranged):
-    """Off-policy evaluation of agents on logs of another policy, beside what serving them would truly earn.
+    """Estimates agents from logs of another policy, and compares with the true reward of serving them.
 
-    Fresh users are served by the production system with a share of random visits, which is the log. From it the value
-    of each agent is estimated, as if it were served for one visit at the log's own requests, by ten estimators; an
-    estimate that the log cannot support is refused with the reason. The simulator then tells the truth.
+    The production system, with a share of random visits, serves fresh users and so makes a log. From it ten estimators
+    predict the value of each agent, as if it were served for one visit at the log's own requests. An estimate that the
+    log cannot support is refused with the reason. The simulator then gives the truth.
     """
 
     seed: Seed = 0
-    """Decides the logs' users and what is drawn; without --against the whole world."""
+    """Seed of the logs' users and of all draws; without --against, of the whole world."""
     against: str | None = None
-    """Folder of a finished onerec-ipa run (or tiger-ipa, hstu-ipa): its simulator, agents and reward model."""
+    """Folder of a finished onerec-ipa run (or tiger-ipa, hstu-ipa), which gives simulator, agents and reward model."""
     end_to_end: str = "onerec-ipa"
-    """Without --against: the preset by which the agents are trained first, inside this run's folder."""
+    """Without --against: the preset that trains the agents first, inside this run's folder."""
     options: Annotated[tuple[str, ...], tyro.conf.arg(name="set")] = ()
     """NAME=VALUE options of that training, by the names of `feedgym run`."""
     ray: str = "local"
-    """Where its sessions are sampled: local, off (in this process), or the address of a Ray cluster."""
+    """Place to sample its sessions: local, off (in this process), or the address of a Ray cluster."""
     logs: Few = 3
-    """Independent logs, of other users each, over which estimates spread."""
+    """Number of independent logs, each with other users; they give the spread of the estimates."""
     users: Count = 600
-    """Users of a log."""
+    """Number of users of a log."""
     visits: Annotated[int, Interval(ge=2, le=100_000)] = 8
-    """Visits a user. The last one is not judged by: whether the user came back is not known."""
+    """Visits per user. The last one is not used, because it is unknown whether the user came back."""
     random_share: Share = 0.2
-    """Share of the log's visits that are served at random. Without it rare items are hardly ever shown, and agents that
-    serve them are refused."""
+    """Share of the log's visits to serve at random. Without it rare items are hardly ever shown, and agents that serve
+    them are refused."""
     popularity_share: Share = 0.1
-    """Share served by popularity; the rest is the production system's."""
+    """Share of the visits to serve by popularity; the production system serves the rest."""
     num_candidates: Count = 200
-    """Candidates that system retrieves per visit."""
+    """Number of candidates that the production system retrieves per visit."""
     temperature: Positive = 2.0
-    """Scale of the noise on its scores."""
+    """Scale of the noise on the production system's scores."""
     agent_temperatures: tuple[Positive, ...] = (0.7, 1.0, 1.5, 2.0)
-    """Temperatures at which base and aligned agent are judged, an agent each."""
+    """Temperatures of the base and the aligned agent; each makes one agent to judge."""
     popularity_temperatures: tuple[Positive, ...] = (0.5, 1.0, 2.0)
-    """The same of serving by popularity: items in proportion to clicks ** (1 / temperature)."""
+    """Temperatures for serving by popularity: items in proportion to clicks ** (1 / temperature)."""
     content_temperatures: tuple[Positive, ...] = (0.1, 0.3)
-    """The same of serving what is like the items that pleased, by cosine over temperature."""
+    """Temperatures for serving items similar to those that the user liked, by cosine / temperature."""
     ranker_temperatures: tuple[Positive, ...] = (0.1, 0.3)
-    """The same of ranking the most popular items by the reward model's opinion of each over temperature."""
+    """Temperatures for ranking the most popular items, by the reward model's prediction for each / temperature."""
     ranker_items: Count = 100
-    """How many items that ranker chooses among."""
+    """Number of items that this ranker chooses among."""
     mixtures: tuple[SplitShare, ...] = (0.5, 0.8)
-    """Shares of the visits that mixtures serve at random; the rest is the aligned agent's, at temperature 1."""
+    """Shares of the visits that mixtures serve at random; the aligned agent serves the rest, at temperature 1."""
     replicas: Count = 8
-    """Answers from which the true value of a slate is averaged, one slate per request and agent."""
+    """Simulated responses to average for the true value of a slate, one slate per request and agent."""
     samples: Few = 1
-    """Slates of the agent per request, by which the model of the reward says its value."""
+    """Slates of the agent per request, for the reward model's estimate of its value."""
     enumerated: Count = 1000
-    """Most slates that a catalogue may allow for estimators that sum over all of them (IIPS and PI)."""
+    """Most possible slates of a catalogue for estimators that sum over all of them (IIPS and PI)."""
     min_rows: NonNegative = 10.0
-    """Least effective sample size of an estimate that is not refused."""
+    """Least effective sample size of an estimate; below it the estimate is refused."""
     min_rows_share: Share = 0.01
-    """The same as a share of the log's visits."""
+    """Least effective sample size as a share of the log's visits."""
     min_served: Share = 0.99
     """Least share of an agent's slates that the log could have shown."""
 
@@ -85,10 +85,10 @@ class OPERun(Ranged):
             raise ValueError(f"{shares} must add up to at most 1; lower one.")
         for name in pairs_of(self.options, "set"):
             if name in DECIDED:
-                raise ValueError(f"set says {name}, which the evaluation decides itself, by {DECIDED[name]}; drop it.")
+                raise ValueError(f"set has {name}, which the evaluation decides itself, by {DECIDED[name]}; drop it.")
 
     def code(self) -> list[tuple[str, str | None]]:
-        """What it names besides data; see :mod:`feedgym.trust`."""
+        """The code that it names, apart from data; see :mod:`feedgym.trust`."""
         from feedgym.experiments.align.presets import AlignConfig
 
         named = pairs_of(self.options, "set")
@@ -105,12 +105,12 @@ SMALL_WORLD = (
     *("reward_model.epochs=4", "pretrain.steps=300", "pretrain.checkpoint_steps=300", "pretrain.warmup_steps=20"),
     *("rounds.num=2", "rounds.num_samples=32"),
 )
-"""Twelve items in slates of two: 132 slates, so that every estimator has support. Visits are few: whoever has seen all
-items several times likes none, and all agents are worth the same."""
+"""Twelve items in slates of two: 132 slates, so that every estimator has support. Visits are few: users who have seen
+all items several times like none, and then all agents have the same value."""
 
 
 def ope_small() -> OPERun:
-    """The same where every estimator has support: twelve items, slates of two; it trains its own agents."""
+    """A small world in which every estimator has support: twelve items, slates of two; it trains its own agents."""
     return OPERun(
         end_to_end="onerec-ipa-smoke", options=SMALL_WORLD, ray="off", users=600, visits=3, ranker_items=12,
         agent_temperatures=(0.5, 1.0, 2.0), content_temperatures=(0.3,), popularity_temperatures=(0.3, 1.0),
@@ -118,7 +118,7 @@ def ope_small() -> OPERun:
 
 
 def ope_smoke() -> OPERun:
-    """Everything once, in seconds; its figures mean nothing."""
+    """Every stage once, in seconds; its figures mean nothing."""
     return OPERun(
         end_to_end="onerec-ipa-smoke", options=("simulator.num_items=8", "session_length=2", "rounds.num=1"),
         ray="off", logs=2, users=30, visits=3, ranker_items=8, replicas=2, samples=1, agent_temperatures=(1.0,),
@@ -128,30 +128,30 @@ def ope_smoke() -> OPERun:
 
 @dataclass(frozen=True, kw_only=True)
 class OPEItemsRun(DataConfig):
-    """Off-policy evaluation of agents of single items, on a log that tells with which chance items were shown.
+    """Estimates agents of single items, on a log with known probabilities that items were shown.
 
-    Of a recorded log (--data), KuaiRand's random exposures can be judged by; of a simulated one, the first places.
-    There is no truth: agents have intervals over users, and two halves of the users are held against each other.
+    A recorded log (--data) needs random exposures, as KuaiRand's; of a simulated log the first places are used. There
+    is no truth: agents have intervals over users, and the results of two halves of the users are compared.
     """
 
     session_length: Length = 5
-    """K: items of a simulated log's visits."""
+    """K: items per visit of a simulated log."""
     history_length: Length = 40
-    """T, events of the history by which items are like what pleased."""
+    """T, events of the history that show which items the user liked."""
     behaviours: tuple[str, ...] = ("long_view",)
-    """An exposure with any of these earns 1."""
+    """Behaviours; an exposure with any of these earns 1."""
     popularity_temperatures: tuple[Positive, ...] = (0.5, 1.0, 2.0, 4.0)
-    """Agents that serve by popularity: items in proportion to such exposures ** (1 / temperature)."""
+    """Temperatures for serving by popularity: items in proportion to such exposures ** (1 / temperature)."""
     content_temperatures: tuple[Positive, ...] = (0.1, 0.3)
-    """Agents that serve what is like the items that pleased, by cosine over temperature."""
+    """Temperatures for serving items similar to those that the user liked, by cosine / temperature."""
     exposures: CountOrZero = 20_000
-    """Exposures that are judged by, drawn at random where there are more; 0 takes all."""
+    """Number of exposures to judge by, drawn at random if there are more; 0 takes all."""
     held_out: SplitShare = 0.5
-    """Share of the users who judge; from the others popularity and a model of the reward are learned."""
+    """Share of the users who judge; the others serve to learn popularity and a model of the reward."""
     min_rows: NonNegative = 10.0
-    """Least effective sample size of an estimate that is not refused."""
+    """Least effective sample size of an estimate; below it the estimate is refused."""
     min_rows_share: Share = 0.01
-    """The same as a share of the exposures."""
+    """Least effective sample size as a share of the exposures."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,12 +162,12 @@ class OPEItemsRun(DataConfig):
 
 
 def ope_items() -> OPEItemsRun:
-    """Item by item on a log with known chances, such as KuaiRand's random exposures (--data FOLDER)."""
+    """Off-policy evaluation item by item, on a log with known propensities, such as KuaiRand's (--data FOLDER)."""
     return OPEItemsRun()
 
 
 def ope_items_smoke() -> OPEItemsRun:
-    """The same in seconds, on a tiny simulated log."""
+    """The same in seconds, on a tiny simulated log; its figures mean nothing."""
     return OPEItemsRun(log=LogConfig(users=60, visits=4), simulator_options=ShortVideoConfig(num_items=60))
 
 
@@ -178,4 +178,4 @@ OPE_COMPARISONS: dict[str, Callable[[], Any]] = {
     "ope-items": ope_items,
     "ope-items-smoke": ope_items_smoke,
 }
-"""What `feedgym compare` offers of it."""
+"""The off-policy evaluations in `feedgym compare`."""

@@ -1,4 +1,4 @@
-"""The result of an off-policy evaluation: tables for the terminal and for the page, and pictures."""
+"""Presents the result of an off-policy evaluation: tables for the terminal and for the page, and pictures."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def write_report(summary: Summary, folder: Path) -> Path:
         section(f"Estimators, by {summary['judged_by']}", _estimators_table(summary), f"<p class='facts'>{NOTE}</p>"),
         section("Estimates against the truth", scatter_plot(summary)),
         section("Agents", _agents_table(summary)),
-        section("How much of each agent the logs show", support_plot(summary), _supports_table(summary)),
-        section("What was refused", _refused_table(summary)),
+        section("How far the logs support each agent", support_plot(summary), _supports_table(summary)),
+        section("Refused estimates", _refused_table(summary)),
     ]
     path = folder / "report.html"
     write_text(path, page(summary["title"], sections))
@@ -36,16 +36,16 @@ def write_report(summary: Summary, folder: Path) -> Path:
 
 
 NOTE = (
-    "Value of serving an agent for one visit at the log's own requests. Agents: those that an estimator tells in every "
-    "log; the rest is refused. Spread: of an agent's errors over the logs. In 95%: share of the intervals (bootstrap "
-    "over users) that hold the truth. Rank correlation: Spearman's with the truth over the agents told, mean over the "
-    "logs, with the interval of resampled users. Regret: what the agent it likes best is worth less than the best one "
-    "that it tells."
+    "Value of serving an agent for one visit at the log's own requests. Agents: those that an estimator can judge in "
+    "every log; the rest is refused. Spread: of an agent's errors over the logs. In 95%: share of the intervals "
+    "(bootstrap over users) that contain the truth. Rank correlation: Spearman's with the truth over the judged "
+    "agents, mean over the logs, with the interval of resampled users. Regret: true value of the best judged agent, "
+    "minus that of the agent with the highest estimate."
 )
 
 
 def terminal_table(summary: Summary) -> Table:
-    """The estimators side by side, in 80 columns."""
+    """Table of the estimators, in 80 columns."""
     table = compact_table(summary["title"], best_sentence(summary))
     table.add_column("", no_wrap=True)
     for head in ("agents", "bias", "spread", "RMSE", "in 95%", "rank corr.", "regret"):
@@ -58,11 +58,11 @@ def terminal_table(summary: Summary) -> Table:
 
 
 def best_sentence(summary: Summary) -> str:
-    """Which estimator orders the most agents best, and what was refused."""
+    """Sentence about the estimator that orders the most agents best, and about refused estimates."""
     rows = {name: row for name, row in summary["estimators"].items() if row.get("rank")}
     total = len(summary["agents"])
     if not rows:
-        return f"No estimator tells enough of the {total} agents to order them."
+        return f"No estimator can judge enough of the {total} agents to order them."
     most = max(row["agents"] for row in rows.values())
     best = max((n for n in rows if rows[n]["agents"] == most), key=lambda name: rows[name]["rank"]["mean"])
     told = (
@@ -83,7 +83,7 @@ def _headline(summary: Summary) -> str:
 
 
 def _cells(summary: Summary, name: str) -> list[str]:
-    """An estimator's cells under HEADS."""
+    """An estimator's cells for HEADS."""
     row = summary["estimators"][name]
     signed = "-" if missing(row.get("bias")) else f"{row['bias']:+.2f}"
     covered = "-" if missing(row.get("covered")) else f"{row['covered']:.0%}"
@@ -98,12 +98,12 @@ def _estimators_table(summary: Summary) -> str:
 
 
 def _agents_table(summary: Summary) -> str:
-    """Truth and estimates of every agent, best first."""
+    """Table of truth and estimates of every agent, best first."""
     agents = summary["agents"]
     order = sorted(agents, key=lambda agent: -agents[agent]["truth"]["mean"])
     told = [name for name in summary["names"] if any(name in figures for figures in agents.values())]
     rows = [[agent, *(with_ends(agents[agent].get(name)) for name in ("truth", *told))] for agent in order]
-    note = "Means over the logs, of the ends of intervals too; - where refused in all of them."
+    note = "Means over the logs, also of the ends of intervals; - if refused in all logs."
     heads = ["truth", *(summary["names"][name] for name in told)]
     return html_table(["", *heads], rows) + f"<p class='facts'>{note}</p>"
 
@@ -116,15 +116,15 @@ def _supports_table(summary: Summary) -> str:
     places = [f"rows, place {k + 1}" for k in range(len(next(iter(summary["supports"].values()))["rows_K"]))]
     heads = ["could be shown", *places, "mean weight", "largest weight's share", "supported places"]
     note = (
-        "Could be shown: share of the agent's own slates that the log's policy serves with a chance above 0. Rows: "
-        "effective sample size of the prefix weights. The mean weight is 1 where propensities are right and the log is "
-        "long enough; far below, most of what the agent serves was never seen."
+        "Could be shown: share of the agent's own slates that the log's policy serves with a probability above 0. "
+        "Rows: effective sample size of the prefix weights. The mean weight is 1 if propensities are right and the "
+        "log is long enough; if it is far below 1, most of the agent's slates were never shown."
     )
     return html_table(["", *heads], rows) + f"<p class='facts'>{note}</p>"
 
 
 def _refused_table(summary: Summary) -> str:
-    """Each refused estimate of the first log with its reason; those of one agent for one reason in a row."""
+    """Table of each refused estimate of the first log with its reason; an agent's equal reasons share a row."""
     rows = []
     for agent, told in summary["logs"][0]["agents"].items():
         for why in dict.fromkeys(told["refused"].values()):

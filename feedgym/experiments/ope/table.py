@@ -1,4 +1,4 @@
-"""How good each estimator is: its errors over agents and logs, and whether it orders the agents as the truth does."""
+"""Measures each estimator: its errors over agents and logs, and whether it orders the agents as the truth does."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from feedgym.experiments.ope.judging import ESTIMATORS, Answers, Judge
 from feedgym.experiments.statistics import LEVEL, correlation_per_user, ends, interval, resampling_counts
 
 RANKED = 200
-"""Resamples of the users by which a rank correlation gets its interval."""
+"""Resamples of the users for the interval of a rank correlation."""
 FEWEST = 3
-"""Agents that make an order."""
+"""Least number of agents for a rank correlation."""
 
 Log = Mapping[str, Any]
-"""What :func:`told_of_log` tells of a log."""
+"""Result of :func:`told_of_log` for a log."""
 
 
 def told_of_log(judge: Judge, found: Mapping[str, Answers], seed: int) -> dict[str, Any]:
-    """All agents and estimators on one log.
+    """Judge all agents by all estimators on one log.
 
     Returns:
-        ``visits`` and ``users``; ``agents``: of each the ``truth`` with its interval over users, ``estimates`` with
-        theirs, ``refused`` with reasons, and the ``support``; ``ranks``: of each estimator the rank correlation with
-        the truth, that of resampled users, and over how many agents.
+        ``visits`` and ``users``. ``agents``: by agent the ``truth`` with its interval over users, ``estimates`` with
+        their intervals, ``refused`` with reasons, and the ``support``. ``ranks``: by estimator the rank correlation
+        with the truth, that of resampled users, and the number of agents.
     """
     visits = judge.visits
     counts_RU = resampling_counts(visits.num_users, seed)
@@ -63,13 +63,13 @@ def ranked(pairs: Sequence[tuple[Estimate, Estimate]], counts_RU: NDArray) -> di
 
 
 def table_of(logs: Sequence[Log]) -> dict[str, dict[str, Any]]:
-    """Each estimator over the logs.
+    """Summarise each estimator over the logs.
 
     Returns:
-        By estimator: ``agents`` it tells in all logs, ``refused`` cells with the first reason, and over the cells it
-        tells ``bias``, ``spread`` (of an agent's errors over the logs), ``rmse``, ``covered`` (intervals that hold the
-        truth), ``rank`` (mean over logs, with the interval of resampled users) and ``regret``: what serving the agent
-        it likes best would lose against the best of those it tells.
+        By estimator: the number of ``agents`` that it judges in all logs, and ``refused`` cells with the first reason.
+        Over the judged cells: ``bias``, ``spread`` (of an agent's errors over the logs), ``rmse``, and ``covered``
+        (intervals that contain the truth). ``rank``: mean over logs, with the interval of resampled users. ``regret``:
+        the loss from serving the agent with the highest estimate instead of the best judged one.
     """
     return {name: _row(name, logs) for name in ESTIMATORS}
 
@@ -117,7 +117,7 @@ def _regret(name: str, log: Log) -> float:
 
 
 def over_logs(logs: Sequence[Log]) -> dict[str, dict[str, Any]]:
-    """The agents' figures as means over the logs, by agent; a refused one is left out."""
+    """Figures by agent as means over the logs; refused ones are left out."""
     found: dict[str, dict[str, Any]] = {}
     for agent in logs[0]["agents"]:
         figures = {"truth": [log["agents"][agent]["truth"] for log in logs]}
@@ -132,7 +132,7 @@ def over_logs(logs: Sequence[Log]) -> dict[str, dict[str, Any]]:
 
 
 def supports(logs: Sequence[Log]) -> dict[str, dict[str, Any]]:
-    """How much of each agent the logs show: means over them, and the least depth."""
+    """Support that the logs give to each agent: means over the logs, and the least depth."""
     found = {}
     for agent in logs[0]["agents"]:
         told = [log["agents"][agent]["support"] for log in logs]

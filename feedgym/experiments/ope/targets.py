@@ -1,7 +1,7 @@
-"""The policies to be judged: agents whose slates are drawn with known probabilities, item after item.
+"""Policies to judge: agents that draw slates with known probabilities, item after item.
 
-A target is bound to the visits it is judged by. It says with which probability it would show each item of a slate given
-those above it, and draws slates. Deterministic agents are none: their weights are 0 or huge; judge them sampled.
+A target is bound to the visits that judge it. It gives the probability of each item of a slate given those above it,
+and draws slates. Deterministic agents cannot be targets: their weights are 0 or huge; judge them sampled.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from feedgym.experiments.ope.opinion import Opinion
 from feedgym.experiments.ope.visits import JudgingVisits
 
 SEEN_LOGIT = -100.0
-"""What a seen item loses: it is served only where nothing else is left."""
+"""Added to the logit of a seen item, so that it is served only if nothing else is left."""
 CELLS = 2**22
-"""Slates times items held at a time."""
+"""Slates times items to process at a time."""
 SERVED = 0x736572766564
-"""Salt of the luck with which the logging policy would serve the same visits again."""
+"""Salt of the random numbers with which the logging policy would serve the same visits again."""
 
 
 class Target(Protocol):
     """A policy of slates at N visits."""
 
     def log_probs(self, slates_NSK: NDArray[np.int64]) -> Float:
-        """Log-probability [N, S, K] of each item of S slates per visit, given those above it; -inf where impossible."""
+        """Log-probability [N, S, K] of each item of S slates per visit, given those above it; -inf if impossible."""
         ...
 
     def sample(self, n: int, seed: int) -> NDArray[np.int64]:
@@ -74,9 +74,9 @@ class AgentFamily:
     """A generative agent that draws its slates in several ways, such as temperatures; it reads each history once.
 
     Args:
-        visits: by which it is judged.
+        visits: the visits that judge it.
         agent: the agent.
-        ways: how slates are drawn; they block the same items.
+        ways: how to draw slates; all ways block the same items.
     """
 
     def __init__(self, visits: JudgingVisits, agent: GenerativeRecommender, ways: Sequence[SamplingConfig]) -> None:
@@ -85,7 +85,7 @@ class AgentFamily:
         self._drawn: tuple[Any, NDArray[np.int64]] | None = None
 
     def log_probs(self, slates_NSK: NDArray[np.int64], way: int) -> Float:
-        """See :class:`Target`; of all ways at once, kept until other slates are asked for."""
+        """See :class:`Target`; computed for all ways at once, and kept until other slates are given."""
         if self._scored is None or self._scored[0] is not slates_NSK:
             num, sampling = slates_NSK.shape[1], self._sampling(slates_NSK.shape[1])
             slates = torch.from_numpy(slates_NSK).repeat(1, len(self.ways), 1)
@@ -159,7 +159,7 @@ class ScoreTarget:
 
 
 def popularity_logits(visits: JudgingVisits, known: EventLog, catalog: Catalog, block_seen: bool) -> Tensor:
-    """Log of the clicks of a log that was there before, [N, I]."""
+    """Logarithms of an earlier log's clicks per item, [N, I]."""
     clicked = (known.event == Event.IMPRESSION) & (known.behaviours[:, BEHAVIOUR_IDX["click"]] > 0)
     count_I = np.bincount(known.item_id[clicked], minlength=catalog.num_items) + 1.0
     logit_NI = torch.from_numpy(np.log(count_I)).float().repeat(len(visits), 1)
@@ -167,17 +167,17 @@ def popularity_logits(visits: JudgingVisits, known: EventLog, catalog: Catalog, 
 
 
 def random_logits(visits: JudgingVisits, catalog: Catalog) -> Tensor:
-    """All alike, seen or not, [N, I]."""
+    """Equal logits for all items, seen or not, [N, I]."""
     return served_alone(torch.zeros(len(visits), catalog.num_items), visits, catalog, block_seen=False)
 
 
 def content_logits(visits: JudgingVisits, catalog: Catalog, block_seen: bool) -> Tensor:
-    """Cosines [N, I] of the items' contents and the mean content of what pleased in the history."""
+    """Cosines [N, I] of the items' contents with the mean content of liked items in the history."""
     return served_alone(content_cosines(visits.requests.histories, catalog), visits, catalog, block_seen)
 
 
 def content_cosines(histories: EventBatch, catalog: Catalog, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Cosines [N, I] of the items' contents and the mean content of what pleased in N histories."""
+    """Cosines [N, I] of the items' contents with the mean content of liked items in N histories."""
     unit_IE = torch.nn.functional.normalize(torch.from_numpy(catalog.content_IE).to(dtype), dim=1)
     pleased_NT = histories.behaviours_UTB[..., [BEHAVIOUR_IDX[name] for name in POSITIVE]].amax(2) * histories.mask_UT
     taste_NE = torch.einsum("nt,nte->ne", pleased_NT.to(dtype), unit_IE[histories.item_ids_UT])
@@ -185,14 +185,14 @@ def content_cosines(histories: EventBatch, catalog: Catalog, dtype: torch.dtype 
 
 
 def ranker_logits(visits: JudgingVisits, popular_NI: Tensor, opinion: Opinion, num_items: int) -> Tensor:
-    """The reward model's opinions [N, I] of the most popular items, each by itself; nothing else is served."""
+    """The reward model's predictions [N, I] for the most popular items, each by itself; no others are served."""
     top_NC = popular_NI.topk(min(num_items, popular_NI.shape[1]), dim=1).indices
     value_NC = torch.from_numpy(opinion.values(visits.requests.histories, top_NC[..., None].numpy())).float()
     return torch.full_like(popular_NI, NOWHERE).scatter(1, top_NC, value_NC)
 
 
 def served_alone(logit_NI: Tensor, visits: JudgingVisits, catalog: Catalog, block_seen: bool) -> Tensor:
-    """Logits that leave out what does not exist and, if asked for, what the user is known to have seen."""
+    """Mask logits of items that do not exist and, if asked for, lower those of items that the user has seen."""
     histories = visits.requests.histories
     if block_seen:
         logit_NI = logit_NI + SEEN_LOGIT * shown_mask(histories, catalog.num_items)

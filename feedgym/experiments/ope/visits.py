@@ -1,7 +1,8 @@
-"""The logged visits by which agents are judged before they are served: requests, rewards, propensities, and the truth.
+"""The logged visits that judge agents before they are served: requests, rewards, propensities, and the truth.
 
-Estimators see what a platform's log holds: histories, items, propensities and answers. The users' states, from a replay
-of the log, are there for the truth and for the logging policy's chances of slates that it did not show.
+Estimators see only what a platform's log holds: histories, items, propensities and responses. The users' states come
+from a replay of the log. They serve for the truth, and for the logging policy's probabilities of slates it did not
+show.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from feedgym.experiments.progress import progress
 from feedgym.protocols import UserSimulator, take_users
 
 LOG_SALT = 0x6F7065
-"""Salt of the seeds of the logs: their users are no others'."""
+"""Salt of the seeds of the logs, so that their users differ from all others."""
 BLOCK_ROWS = 8192
-"""Slates whose propensities are computed at a time."""
+"""Slates to compute propensities for at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,13 +43,13 @@ class JudgingVisits:
         requests: sessions and histories.
         user_N: rows of the users, 0..U-1.
         num_users: U.
-        reward_NK: float64 rewards at each place, in the units of the true reward; the last has the return as well.
-        prob_NK: float64 probability with which each item was shown given those above it.
-        weights: what the reward is made of.
+        reward_NK: float64 rewards at each place, in the units of the true reward; the last one includes the return.
+        prob_NK: float64 probability with which each item was shown, given those above it.
+        weights: weights of the reward.
         simulator: the users.
-        state: theirs, just before the visits.
-        policy: what made the log.
-        taste_NE: what it knew of their tastes.
+        state: the users' states just before the visits.
+        policy: the policy that made the log.
+        taste_NE: the users' tastes as the policy knew them.
     """
 
     requests: Requests
@@ -85,25 +86,25 @@ class JudgingVisits:
         return np.concatenate(parts).reshape(slates_NSK.shape).astype(np.float64)
 
     def true_values(self, slates_NSK: NDArray[np.int64], replicas: int) -> Float:
-        """What slates are truly worth to the users [N, S]: the mean of that many answers."""
+        """True values of slates to the users [N, S]: the mean of that many simulated responses."""
         return true_value(
             self.simulator, self.state, slates_NSK, weights=self.weights, replicas=replicas
         ).astype(np.float64)  # fmt: skip
 
 
 def log_seed(config: OPERun, number: int) -> int:
-    """The seed of the users of a log."""
+    """Seed of the users of a log."""
     return int(luck.derive(np.uint64(config.seed), LOG_SALT + number)[0] % 2**31)
 
 
 def logging_config(config: OPERun) -> LoggingConfig:
-    """How the users of the logs are served."""
+    """Options for serving the users of the logs."""
     names = ("popularity_share", "random_share", "num_candidates", "temperature")
     return LoggingConfig(**{name: getattr(config, name) for name in names})
 
 
 def judging_log(config: OPERun, simulator: UserSimulator, session_length: int, number: int) -> EventLog:
-    """A log of fresh users under the production system with its share of random visits."""
+    """Serve fresh users by the production system with its share of random visits, and return the log."""
     with progress(f"Log {number}: serving users") as step:
         return collect_log(
             simulator, num_users=config.users, num_visits=config.visits, session_length=session_length,
@@ -114,9 +115,9 @@ def judging_log(config: OPERun, simulator: UserSimulator, session_length: int, n
 def judging_visits(
     config: OPERun, align: AlignConfig, simulator: UserSimulator, log: EventLog, catalog: Catalog, number: int
 ) -> JudgingVisits:
-    """The visits of a log by which agents are judged: all but those whose return could not be seen any more.
+    """Select the visits of a log that judge agents: all except those whose return could not be observed.
 
-    Those are the last visits that users were given. Who left for good before is known not to have come back.
+    Those are the last visits that users were given. Users who left for good earlier are known not to have come back.
     """
     seed, length = log_seed(config, number), align.session_length
     every = logged_sessions(log, length)
@@ -141,7 +142,7 @@ def judging_visits(
 
 
 def tastes(policy: LoggingPolicy, sessions: LoggedSessions) -> NDArray[np.float32]:
-    """What the logging policy knew of the users' tastes before each of all their visits, [N, E]."""
+    """The users' tastes as the logging policy knew them before each of all their visits, [N, E]."""
     none_NE = policy.no_taste(len(sessions))
     learned_NE = policy.learn(none_NE, sessions.item_ids_NK, sessions.behaviours_NKB).astype(np.float64)
     before_NE = np.cumsum(learned_NE, axis=0) - learned_NE
@@ -152,7 +153,7 @@ def tastes(policy: LoggingPolicy, sessions: LoggedSessions) -> NDArray[np.float3
 def rewards_by_place(sessions: LoggedSessions, weights: RewardWeights) -> Float:
     """Rewards [N, K] in the units of the true reward, as :class:`feedgym.envs.truth.RewardWeights` has them.
 
-    The return follows the whole session, so it is a reward of the last place.
+    The return follows the whole session, so it counts as a reward of the last place.
     """
     reward_NK = brought_at_once(sessions.behaviours_NKB, sessions.watch_s_NK, weights)
     came_back_N = np.nan_to_num(sessions.return_gap_s_N, nan=np.inf) <= RETURN_S

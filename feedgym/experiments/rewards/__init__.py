@@ -1,1 +1,1 @@
-"""Reward models against each other: what each measures offline, and what the agent aligned to it is truly worth."""
+"""Comparisons of reward models: measured offline, and by the true reward of the agent aligned to each."""

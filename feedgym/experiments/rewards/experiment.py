@@ -1,10 +1,11 @@
-"""Reward models against each other: a comparison of alignments whose conditions are rewards, and measures of each.
+"""Compares reward models: alignments whose conditions are rewards, together with measures of each reward.
 
     cells (rewards x seeds, each a whole alignment) -> each reward measured -> which measure predicts the aligned agent
 
-The alignments are those of :mod:`feedgym.experiments.methods`: log, tokenizer and base are a seed's, a finished cell is
-a stage, and one that failed does not stop the others. Then every reward scores the same sessions of a seed: held-out
-logged ones, the base's draws, those of the agent aligned to the first reward, and what a search with the base finds.
+The alignments are those of :mod:`feedgym.experiments.methods`: cells of one seed share log, tokenizer and base, a
+finished cell is a stage, and a failed cell does not stop the others. Then every reward scores the same sessions of a
+seed. They are held-out logged ones, the base's draws, those of the agent aligned to the first reward, and those of a
+search with the base.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ class Found(TensorRows):
     """Sessions that a search with a seed's base finds for the probed users.
 
     Attributes:
-        item_ids_USK: int64.
-        truth_half_US2: float32 true values, each the mean over one half of the answers.
+        item_ids_USK: int64 sessions.
+        truth_half_US2: float32 true values, each the mean over one half of the simulated responses.
     """
 
     item_ids_USK: Tensor
@@ -66,10 +67,10 @@ FOUND: Codec[Found] = Codec(
 
 
 def plan(config: RewardsRun) -> Plan:
-    """A stage a cell, one a seed for what is searched, and one for what each reward says.
+    """Plan a stage per cell, one per seed for the search, and one per cell for the measures of its reward.
 
     Raises:
-        ValueError: an alignment cannot be run.
+        ValueError: an alignment is not possible.
     """
     plan, cells = plan_of_cells(config), cells_of(config)
     for seed in config.seeds:
@@ -81,14 +82,14 @@ def plan(config: RewardsRun) -> Plan:
 
 
 def experiment(config: RewardsRun, run: Run) -> dict[str, Any]:
-    """Align to every reward, measure every reward, and compare.
+    """Align to every reward, measure every reward, and compare them.
 
     Args:
         config: the comparison.
-        run: its folder.
+        run: the folder of the comparison.
 
     Returns:
-        The summary, as written to ``summary.json``: what a comparison of methods has, and ``measures`` by cell,
+        The summary, as written to ``summary.json``: that of a comparison of methods, with ``measures`` by cell,
         ``measured``, their means over the seeds by reward, and ``predictors``.
     """
     cells = cells_of(config)
@@ -108,7 +109,7 @@ def experiment(config: RewardsRun, run: Run) -> dict[str, Any]:
 
 
 def _measures_of(cells: list[Cell], seed: int, config: RewardsRun, run: Run) -> dict[str, Any]:
-    """What is measured of the rewards of a seed, by cell."""
+    """Measures of the rewards of a seed, by cell."""
     if not cells:
         return {}
     shared = _Shared(run.folder / CELLS, cells[0], run.trust)
@@ -122,10 +123,10 @@ def _measures_of(cells: list[Cell], seed: int, config: RewardsRun, run: Run) -> 
 
 
 class _Shared:
-    """What the cells of a seed have in common: log, base, and sessions that all rewards are asked about.
+    """The parts that the cells of a seed share: log, base, and the sessions that all rewards score.
 
     Args:
-        folder: of the cells.
+        folder: the parent of the cells' run folders.
         first: the cell whose aligned agent draws sessions for all.
         trust: as for :func:`feedgym.experiments.align.agents.agents_of`.
     """
@@ -135,12 +136,12 @@ class _Shared:
         self.read: FinishedRun | None = None
 
     def run_of(self, cell: Cell) -> FinishedRun:
-        """A cell's finished run."""
+        """The finished run of a cell."""
         named = [name for _, name in cell.config.code() if name]
         return agents_of(self.folder / cell.name, trust=self.trust, named=named)
 
     def pool(self) -> tuple[FinishedRun, Pool]:
-        """The first cell's run, and what its log gives to measure with; both are read once."""
+        """The first cell's run and the pool of its log; both are read once."""
         if self.read is None:
             self.read = self.run_of(self.first)
             self._pool = Pool.of((self.read.log, self.read.catalog), self.read.world, self.read.config)
@@ -151,7 +152,7 @@ class _Shared:
         return read_product(finished_stage(self.folder / cell.name, f"pool-{of}"), PROBE.load)
 
     def searched(self, beams: int, work: Path) -> Found:
-        """What a search with the base finds, and what it is worth."""
+        """Search sessions with the base, and value them by the truth."""
         run, pool = self.pool()
         users, base = run.config.probe.users, run.agents["base"]
         histories = pool.probed(users).histories
@@ -162,7 +163,7 @@ class _Shared:
         return Found(item_ids_USK=items_USK, truth_half_US2=torch.from_numpy(truth))
 
     def measured(self, cell: Cell, searched: Found, work: Path) -> dict[str, Any]:
-        """A reward's figures and curves, on the log and on the sessions of a seed."""
+        """Measure a reward, with figures and curves, on the log and on the sessions of a seed."""
         _, pool = self.pool()
         reward, config = self.run_of(cell).reward, cell.config
         own, first = self.probe(cell, "aligned"), self.probe(self.first, "aligned")
@@ -187,13 +188,13 @@ class _Shared:
 
 
 def _of_towers(summary: Mapping[str, Any]) -> dict[str, float]:
-    """The mean area under the ROC curve of a reward model's towers, over all items."""
+    """Mean area under the ROC curve of a reward model's towers, over all items."""
     told = [value for name, value in summary["reward_model"].items() if ", " not in name and not missing(value)]
     return {"towers_auc": float(np.mean(told))} if told else {}
 
 
 def _mean_over_seeds(condition: str, cells: list[Cell], measures: Mapping[str, Any]) -> dict[str, float]:
-    """A reward's figures, means over the seeds that have them."""
+    """Figures of a reward, as means over the seeds that have them."""
     told = [measures[cell.name]["figures"] for cell in cells if cell.condition == condition]
     names = dict.fromkeys(name for figures in told for name in figures)
     by_name = {n: [figures[n] for figures in told if not missing(figures.get(n))] for n in names}

@@ -1,10 +1,10 @@
-"""What a reward says of sessions, measured: against what logged users did, and against what sessions are truly worth.
+"""Measures a reward's scores of sessions: against users' logged responses, and against true values.
 
-Offline figures need held-out users of a log and nothing else. Those against the truth are for study; they are taken on
-sessions that the base draws, on sessions that an aligned agent draws and on those that a search finds, for a reward is
-asked about what no log has shown.
+Offline figures need only held-out users of a log. Figures against the truth are for study. They use sessions that the
+base draws, that an aligned agent draws and that a search finds, because rewards must score sessions that no log has
+shown.
 
-Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` sessions; ``G`` groups of sessions of like scores.
+Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` sessions; ``G`` groups of sessions with similar scores.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from feedgym.protocols import SessionReward
 Float = NDArray[np.float64]
 
 GROUPS = 10
-"""Groups of a reliability curve."""
+"""Number of groups of a reliability curve."""
 
 
 def logged_reward(sessions: LoggedSessions, weights: RewardWeights) -> Float:
-    """What logged sessions brought, in the units of the true reward [N]; NaN where the return counts and is unknown."""
+    """Reward of logged sessions, in the units of the true reward [N]; NaN if the return counts and is unknown."""
     seen_NK = sessions.examined_NK & (sessions.item_ids_NK >= 0)
     value_NK = brought_at_once(sessions.behaviours_NKB, sessions.watch_s_NK, weights)
     value_N = (value_NK * seen_NK).sum(axis=1)
@@ -45,7 +45,7 @@ def logged_reward(sessions: LoggedSessions, weights: RewardWeights) -> Float:
 
 
 def reliability(score_N: Float, value_N: Float, groups: int = GROUPS) -> list[dict[str, float]]:
-    """Groups of sessions of like scores, from the lowest to the highest: mean ``score``, mean ``value``, ``share``."""
+    """Group sessions by score, from lowest to highest, with mean ``score``, mean ``value`` and ``share`` per group."""
     order_N = np.argsort(score_N, kind="stable")
     parts = [part for part in np.array_split(order_N, groups) if len(part)]
     return [
@@ -55,14 +55,14 @@ def reliability(score_N: Float, value_N: Float, groups: int = GROUPS) -> list[di
 
 
 def calibration_error(curve: Sequence[dict[str, float]]) -> float:
-    """Expected calibration error: how far scores are from what came of it, mean over the groups of a curve."""
+    """Expected calibration error: distance between scores and outcomes, mean over the groups of a curve."""
     return float(sum(group["share"] * abs(group["score"] - group["value"]) for group in curve))
 
 
 def pair_accuracy(score_US: Float, truth_US: Float) -> float:
     """Share of the pairs of a user's sessions that scores order as the truth does; equal scores count half.
 
-    Pairs of equal truth, such as a session drawn twice, do not count; NaN where there is no other.
+    Pairs of equal truth, such as a session drawn twice, do not count; NaN if there are no others.
     """
     upper = np.triu_indices(score_US.shape[1], 1)
     right = pairs = 0.0
@@ -75,7 +75,7 @@ def pair_accuracy(score_US: Float, truth_US: Float) -> float:
 
 
 def served_at_random(config: AlignConfig, sessions: LoggedSessions) -> NDArray[np.bool_]:
-    """Which sessions of a simulated log were served at random [N]; its users must have all their visits, in order."""
+    """Mask of the sessions of a simulated log that were served at random [N]; users need all their visits, in order."""
     visit_N = np.arange(len(sessions)) - np.searchsorted(sessions.user_idx_N, sessions.user_idx_N)
     seed_N = user_seeds(config.log.users, config.seed, LOG_GROUP)[sessions.user_idx_N]
     return rules_of(seed_N, visit_N, LoggingConfig()) == RANDOM
@@ -84,12 +84,12 @@ def served_at_random(config: AlignConfig, sessions: LoggedSessions) -> NDArray[n
 def against_log(
     reward: SessionReward, histories: EventBatch, sessions: LoggedSessions, weights: RewardWeights, where: str = "log"
 ) -> Any:
-    """Offline: how a reward's scores of held-out sessions go with what their users did.
+    """Measure offline how a reward's scores of held-out sessions agree with users' responses.
 
     Returns:
-        ``figures``: ``log_auc``, how well scores tell sessions above the mean from others; ``log_rank``, their rank
-        correlation with what came of it; ``log_ece``, the calibration error in units of the reward. ``curve``: the
-        reliability curve. The names begin as ``where`` says.
+        ``figures``: ``log_auc``, how well scores separate sessions above the mean from others; ``log_rank``, their rank
+        correlation with the outcomes; ``log_ece``, the calibration error in units of the reward. ``curve``: the
+        reliability curve. The names begin with ``where``.
     """
     from scipy.stats import spearmanr
     from sklearn.metrics import roc_auc_score
@@ -108,16 +108,16 @@ def against_log(
 
 
 def against_truth(score_US: Float, truth_half_US2: Float, where: str) -> Any:
-    """How scores of users' sessions go with what they are truly worth.
+    """Measure how the scores of users' sessions agree with their true values.
 
     Args:
         score_US: the scores.
-        truth_half_US2: true values by two halves of the answers.
-        where: of the sessions, for the figures' names.
+        truth_half_US2: true values by two halves of the simulated responses.
+        where: name of the set of sessions, for the figures' names.
 
     Returns:
-        ``figures``: ``WHERE_pairs`` (:func:`pair_accuracy`), ``WHERE_rank``, the rank correlation within users,
-        ``WHERE_best``, the true value of each user's best session by the score, and ``WHERE_excess``, mean score less
+        ``figures``: ``WHERE_pairs`` (:func:`pair_accuracy`); ``WHERE_rank``, the rank correlation within users;
+        ``WHERE_best``, the true value of each user's best session by the score; and ``WHERE_excess``, mean score minus
         mean truth. ``curve``: the reliability curve.
     """
     truth_US = truth_half_US2.mean(axis=2)

@@ -1,4 +1,4 @@
-"""Pictures of a comparison of reward models: predictors, aligned agents by measure, and reliability."""
+"""Draws a comparison of reward models: predictors, aligned agents by measure, and reliability."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from feedgym.experiments.page import COLOURS, axes_row, image, missing
 Summary = Mapping[str, Any]
 
 SHOWN = 3
-"""Measures of which the reward models are drawn one by one."""
+"""Number of measures with a picture of all reward models."""
 
 
 def predictors_plot(summary: Summary) -> str:
-    """The rank correlations of the measures with the aligned agents' true reward, with their intervals."""
+    """Draw the rank correlations of the measures with the aligned agents' true reward, with their intervals."""
     told = summary["predictors"][::-1]
     if not told:
         return ""
@@ -32,7 +32,7 @@ def predictors_plot(summary: Summary) -> str:
 
 
 def scatter_plot(summary: Summary) -> str:
-    """The reward models by the best measures: what was measured, and what the aligned agent is truly worth."""
+    """Draw the reward models by the best measures, against the true reward of the aligned agents."""
     shown = summary["predictors"][:SHOWN]
     if not shown:
         return ""
@@ -51,11 +51,11 @@ def scatter_plot(summary: Summary) -> str:
 
 
 PLACES = {"log": "held-out logged sessions", "own": "sessions of the agent aligned to it"}
-"""Where reliability is drawn, and what it is called."""
+"""Sets of sessions with a reliability picture, and their names."""
 
 
 def reliability_plot(summary: Summary, place: str) -> str:
-    """Mean score and what came of it in groups of sessions of like scores; a line a reward model, its first seed."""
+    """Draw mean score and outcome of groups of sessions with similar scores: a line per reward model, first seed."""
     curves: dict[str, Any] = {}
     for name, told in summary["measures"].items():
         curves.setdefault(summary["cells"][name]["condition"], told["curves"][place])
@@ -71,6 +71,6 @@ def reliability_plot(summary: Summary, place: str) -> str:
     low, high = axis.get_xlim()
     axis.plot([low, high], [low, high], color=COLOURS["base"], linewidth=1, linestyle="--")
     axis.set_xlabel(f"mean score, {PLACES[place]}")
-    axis.set_ylabel("what users did" if place == "log" else "true value")
+    axis.set_ylabel("reward of users' responses" if place == "log" else "true value")
     axis.legend(fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return image(figure)

@@ -1,8 +1,8 @@
-"""Which measure of a reward model predicts what the agent aligned to it is truly worth.
+"""Finds the measure of a reward model that best predicts the true reward of the agent aligned to it.
 
-Over the reward models of a comparison, each with its mean over the seeds: the rank correlation of a measure with the
-true reward of the aligned agent. The interval resamples reward models, which is what one wants to speak of; those of
-one family, such as what is made of one ensemble, are alike, so it is rather too short.
+Over the reward models of a comparison, each as a mean over the seeds, it takes the rank correlation of a measure with
+the true reward of the aligned agent. The interval resamples reward models, because conclusions are about them. Models
+of one family, such as those made from one ensemble, are similar, so the interval is rather too short.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` reward models; ``R`` resamples.
 """
@@ -21,21 +21,21 @@ from feedgym.experiments.statistics import NUM_RESAMPLES, correlation_per_user, 
 Float = NDArray[np.float64]
 
 LEAST = 4
-"""Fewer reward models say nothing of a measure."""
+"""Least number of reward models; fewer cannot rank a measure."""
 
 
 def predictors(measure: Mapping[str, Mapping[str, float]], reward: Mapping[str, float], seed: int = 0) -> list[Any]:
-    """The measures, the best predictor first.
+    """Rank the measures, the best predictor first.
 
     Args:
-        measure: by reward model and name.
-        reward: the true reward of the agent that was aligned to each.
-        seed: decides the resamples.
+        measure: figures by reward model and name.
+        reward: true reward of the agent that was aligned to each model.
+        seed: seed for resampling.
 
     Returns:
-        Of each measure ``name``, ``models`` (how many have it), and the rank correlation with the reward as ``mean``
-        with the ends ``low`` and ``high`` of its 95% interval. Measures that fewer than four models have, or that are
-        alike in all, are left out.
+        For each measure ``name``, ``models`` (how many have it), and the rank correlation with the reward as ``mean``
+        with the ends ``low`` and ``high`` of its 95% interval. Measures are left out if fewer than four models have
+        them, or if they are equal for all models.
     """
     names = list(dict.fromkeys(name for figures in measure.values() for name in figures))
     found = []

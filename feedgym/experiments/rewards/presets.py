@@ -14,7 +14,7 @@ from feedgym.ranges import Count
 PLAIN = "plain"
 """The preset's own reward model, with which the others are compared."""
 FIVE = {"reward_model.members": 5, "reward_model.resample": False}
-"""An ensemble whose members learn from all users; where data are few, resamples cost more than they teach."""
+"""An ensemble whose members learn from all users; with few data, resamples cost more than they teach."""
 RESAMPLED = {"reward_model.members": 5}
 VARIANTS: dict[str, dict[str, Any]] = {
     PLAIN: {},
@@ -38,29 +38,29 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "clicks": {"reward": "clicks"},
     "diverse": {"reward": "diverse"},
 }
-"""What each reward model changes of the alignment, by dotted name."""
+"""Changes of the alignment for each reward model, by dotted name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RewardsRun(CellsRun):
-    """Reward models against each other: measured offline, and by the true reward of the agent aligned to each.
+    """Compares reward models: measured offline, and by the true reward of the agent aligned to each.
 
-    Log, tokenizer and base are made once per seed, an ensemble once for all that is made of it. At the laptop's sizes a
-    reward model and seed take about 3 minutes. A comparison that was stopped goes on with --resume FOLDER; --rewards or
-    --seeds may add some.
+    Log, tokenizer and base are made once per seed, and an ensemble once for all variants made from it. At the laptop's
+    sizes each reward model takes about 3 minutes per seed. A comparison that was stopped continues with --resume
+    FOLDER; --rewards or --seeds may add some.
     """
 
     called: ClassVar[str] = "rewards"
     said: ClassVar[str] = "Reward models"
 
     rewards: tuple[str, ...] = field(default_factory=lambda: tuple(VARIANTS))
-    """The reward models: names of variants (sizes narrow and wide; shares half_of_log and tenth_of_log; an ensemble
-    and what is made of it, cautious, very_cautious, worst_case; resampled, averaged; ips, doubly_robust; genrank,
-    hstu-rank, mtgr; p_score; ...), rewards of the registry, or your own, as my_lab.reward:Mine."""
+    """Reward models: names of variants (sizes narrow and wide; shares half_of_log and tenth_of_log; an ensemble and its
+    variants cautious, very_cautious, worst_case; resampled, averaged; ips, doubly_robust; genrank, hstu-rank, mtgr;
+    p_score; ...), built-in rewards, or your own, as my_lab.reward:Mine."""
     method: str = "ipa"
-    """The method of alignment, by name or by the import path of your own."""
+    """The alignment method, by name or by the import path of your own."""
     beams: Count = 32
-    """Sessions per user that a search with the base finds: far from what the log shows, and scored by all."""
+    """Sessions per user to search with the base: far from the logged ones, and scored by all rewards."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,23 +70,23 @@ class RewardsRun(CellsRun):
             if name not in known and ":" not in name:
                 raise ValueError(f"rewards has {name!r}, which is unknown; give {', '.join(known)}, or an import path.")
         if "reward" in pairs_of(self.options, "set"):
-            raise ValueError("set says reward, which this comparison decides itself, by --rewards; drop it.")
+            raise ValueError("set has reward, which this comparison decides itself, by --rewards; drop it.")
 
     def conditions(self) -> dict[str, dict[str, Any]]:
-        """A condition a reward model."""
+        """A condition per reward model."""
         return {name: {"method": self.method, **VARIANTS.get(name, {"reward": name})} for name in self.rewards}
 
     def methods_named(self) -> Sequence[str]:
-        """The one that is used."""
+        """The method in use."""
         return [self.method]
 
     def code(self) -> list[tuple[str, str | None]]:
-        """What it names besides data; see :mod:`feedgym.trust`."""
+        """The code that it names, apart from data; see :mod:`feedgym.trust`."""
         return [*(("reward", name) for name in self.rewards if name not in VARIANTS), *super().code()]
 
 
 def rewards() -> RewardsRun:
-    """Reward models of many kinds, each measured and each aligned to, over seeds: one table, one report."""
+    """Reward models of many kinds, measured and used for alignment, over seeds: one table, one report."""
     return RewardsRun()
 
 
@@ -97,4 +97,4 @@ def rewards_smoke() -> RewardsRun:
 
 
 REWARDS_COMPARISONS: dict[str, Callable[[], RewardsRun]] = {"rewards": rewards, "rewards-smoke": rewards_smoke}
-"""What `feedgym compare` offers of it."""
+"""The comparisons of reward models in `feedgym compare`."""

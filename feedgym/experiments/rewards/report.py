@@ -1,4 +1,4 @@
-"""A comparison of reward models for people: what is measured of each, and which measure predicts the aligned agent."""
+"""Reports a comparison of reward models: measures of each, and which measure predicts the aligned agent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Summary = Mapping[str, Any]
 
 MEASURED = {
     "log_auc": "AUC of the score, held-out logged sessions",
-    "log_rank": "rank correlation with what came of them",
+    "log_rank": "rank correlation with users' responses",
     "log_ece": "calibration error, log",
     "random_auc": "AUC of the score, held-out sessions served at random",
     "random_rank": "rank correlation, those served at random",
@@ -38,11 +38,11 @@ MEASURED = {
     "searched_excess": "the same, searched sessions",
     "own_excess": "the same, draws of the agent aligned to it",
 }
-"""Measures in the order of the table, and what they are called; others follow by their names."""
+"""Measures in the order of the table, with their names for people; other measures follow by their own names."""
 AFTER = "own_"
-"""How measures begin that are known only after the alignment."""
+"""Prefix of measures that are known only after the alignment."""
 FIRST = {"log_auc": "AUC", "base_pairs": "pairs", "base_rank": "rank", "searched_rank": "searched", "base_best": "best"}
-"""Measures of the terminal's table, and its heads."""
+"""Measures of the terminal's table, with their column heads."""
 
 
 def called(name: str) -> str:
@@ -51,21 +51,21 @@ def called(name: str) -> str:
 
 
 def report_sections(summary: Summary) -> list[str]:
-    """The sections of the page that other comparisons do not have."""
+    """Sections of the page that other comparisons do not have."""
     curves = "".join(reliability_plot(summary, place) for place in ("log", "own"))
     return [
         section("Which measure predicts the aligned agent", _predictors_table(summary), predictors_plot(summary)),
-        section("Aligned agents by what was measured of their rewards", scatter_plot(summary)),
-        section("What is measured of the rewards", _measures_table(summary)),
-        section("Reliability: what scores say, and what comes of it", curves),
+        section("Aligned agents by measures of their rewards", scatter_plot(summary)),
+        section("Measures of the rewards", _measures_table(summary)),
+        section("Reliability: scores and outcomes", curves),
     ]
 
 
 def terminal_table(summary: Summary) -> Table:
-    """The rewards, best first, in 80 columns: the aligned agent's true reward, and what was measured."""
+    """Table of the rewards, best first, in 80 columns: the aligned agent's true reward, and the measures."""
     table = compact_table(summary["title"], f"{best_sentence(summary)} {predictor_sentence(summary)}")
     table.add_column("", no_wrap=True, max_width=18)
-    for head in ("true", "opinion", *FIRST.values()):
+    for head in ("true", "model", *FIRST.values()):
         table.add_column(head, justify="right", no_wrap=True)
     for row in rows_in_order(summary):
         figures, measured = summary["agents"][row], summary["measured"].get(row, {})
@@ -82,7 +82,7 @@ def predictor_sentence(summary: Summary) -> str:
         return "Too few reward models to say which measure predicts the aligned agent."
     best = early[0]
     return (
-        f"Best predictor of the aligned agent before it is there: {called(best['name'])} "
+        f"Best predictor of the aligned agent before alignment: {called(best['name'])} "
         f"(rank correlation {with_ends(best)} over {best['models']} reward models)."
     )
 
@@ -101,7 +101,7 @@ def _predictors_table(summary: Summary) -> str:
     ]
     heads = ["measure", "known", "rank correlation with the aligned agent's true reward", "reward models"]
     note = (
-        "Over the reward models, each the mean of its seeds; intervals hold 95% and resample reward models. Measures "
+        "Each reward model is the mean of its seeds; 95% intervals resample reward models. Measures "
         "of the log need no truth; the others are for study."
     )
     lead = f"<p>{html.escape(predictor_sentence(summary))}</p>"
