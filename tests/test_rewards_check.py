@@ -125,7 +125,7 @@ class Counting(Fine):
         (Random, "a second time; switch dropout off"),
         (Centred, "users differently alone and in a batch"),
         (Sorted, "users differently alone and in a batch"),
-        (Standardised, "sessions differently alone and beside a user's others"),
+        (Standardised, "sessions differently alone and together with a user's others"),
         (Unmasked, "read padded events"),
         (Longing, "depends on how far the histories are padded"),
         (Counting, "padded by -1 differently"),

@@ -109,7 +109,7 @@ def test_rules_come_first_whatever_the_reward_says():
     want = [[9.0 - 20, -3.0 - 40], [1.0, 10.0 - 20 - 40]]
     torch.testing.assert_close(reward(HISTORIES, SESSIONS), torch.tensor(want))
     for rules, gap in (([], 1.0), ([(legal, 1.0)], 0.0)):
-        with pytest.raises(ValueError, match="order nothing"):
+        with pytest.raises(ValueError, match="give no order"):
             Lexicographic(rules, then=legal, gap=gap)
 
 
@@ -137,6 +137,6 @@ def test_a_mix_adds_points_and_lets_a_rule_come_first():
     torch.testing.assert_close(fresh, model(None, None) + 2 * Freshness(CATALOG, 3.0)(HISTORIES, SESSIONS))
     ruled = Mixed(model, CATALOG, MixedConfig(diversity=0, least_diversity=0.9))(HISTORIES, SESSIONS)
     assert ((ruled < -40) == (diversity < 0.9)).all()
-    for options, says in (({"diversity": 0}, "mixes nothing"), ({"fresh_days": 3.0}, "set freshness too")):
+    for options, says in (({"diversity": 0}, "nothing is mixed"), ({"fresh_days": 3.0}, "set freshness too")):
         with pytest.raises(ValueError, match=says):
             MixedConfig(**options)

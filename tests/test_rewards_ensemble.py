@@ -182,7 +182,7 @@ def test_a_killed_training_of_members_ends_with_the_weights_of_an_undisturbed_on
     [
         ({"resample": False}, "set members too"),
         ({"shared_start": 0.5}, "set members too"),
-        ({"backbone_layers": 3}, "does nothing where backbone='attention'"),
+        ({"backbone_layers": 3}, "does nothing for backbone='attention'"),
         ({"backbone": "sasrec"}, "choose one of attention, genrank"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Logged answers as the labels of the reward model's towers.
+"""Turns logged responses into labels for the reward model's towers.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``O`` towers.
 """
@@ -20,17 +20,17 @@ from feedgym.envs.truth import RETURN_S
 WATCH, NEXT, RETURN = "watch", "next", "return_24h"
 TOWERS = (*BEHAVIOURS, WATCH, NEXT)
 LIKES = (*(name for name in BEHAVIOURS if name != "hate"), WATCH)
-"""The towers of a position; the return has a tower of its own, as it answers once a session."""
+"""Towers for a position; the return has a separate tower, as it has one label per session."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answers(TensorRows):
-    """What N users answered, as labels in [0, 1]; NaN where nothing was observed.
+    """Labels of N logged sessions in [0, 1]; NaN if nothing was observed.
 
     Attributes:
-        labels_NKO: float32, one column per tower of TOWERS, NaN where the position was not examined.
-        return_N: float32, 1 for a return within a day, NaN where the return was not observed.
-        weight_NK: float32, how much a position counts; see :func:`propensity_weights`.
+        labels_NKO: float32, one column per tower of TOWERS, NaN if the position was not examined.
+        return_N: float32, 1 for a return within a day, NaN if the return was not observed.
+        weight_NK: float32, weight of a position; see :func:`propensity_weights`.
     """
 
     labels_NKO: Tensor
@@ -39,10 +39,10 @@ class Answers(TensorRows):
 
     @classmethod
     def of(cls, sessions: LoggedSessions, watch_cap_s: float, max_weight: float = 1.0) -> Self:
-        """The labels of logged sessions, and their weights."""
+        """Make the labels of logged sessions, and their weights."""
         shown_NK = sessions.item_ids_NK >= 0
         examined_NK = sessions.examined_NK & shown_NK
-        # Whether a user who examined an item examined the next one; unknown where there is no next one.
+        # Whether a user who examined an item also examined the next one; unknown if there is no next one.
         goes_on_NK = np.full(shown_NK.shape, np.nan, np.float32)
         goes_on_NK[:, :-1] = np.where(shown_NK[:, 1:], examined_NK[:, 1:], np.nan)
         watch_NK = np.clip(sessions.watch_s_NK / watch_cap_s, 0, 1)
@@ -60,14 +60,14 @@ class Answers(TensorRows):
 def propensity_weights(sessions: LoggedSessions, max_weight: float) -> FloatArray:
     """Stabilised inverse propensity weights (Robins, Hernán and Brumback, 2000), float32 [N, K].
 
-    A production system shows a user what it knows the user to like. A model that takes its log at face value learns
-    that shown items are liked, and believes the same of items that another agent shows to anyone. The weight of a
-    position is the product, over the items up to it, of the item's share of all exposures over its propensity: as if
+    A production system shows users the items that it expects them to like. A model that trusts its log learns that
+    shown items are liked, and predicts the same for items that another agent shows to anyone. The weight of a position
+    is a product over the items up to it: each item's share of all exposures, divided by its propensity. This acts as if
     every item had been shown regardless of the user. Unknown propensities count as the item's share.
 
     Args:
         sessions: N sessions.
-        max_weight: weights are clipped here; 1 or less turns them off.
+        max_weight: weights are clipped to this; 1 or less turns them off.
     """
     items_NK, shown_NK = sessions.item_ids_NK, sessions.item_ids_NK >= 0
     if max_weight <= 1:
@@ -79,7 +79,7 @@ def propensity_weights(sessions: LoggedSessions, max_weight: float) -> FloatArra
 
 
 def observed_bce(logits_NO: Tensor, labels_NO: Tensor, weight_N: Tensor) -> Tensor:
-    """Weighted mean cross-entropy [O] of each column over its rows that are not NaN; 0 where all of them are."""
+    """Weighted mean cross-entropy [O] of each column over its rows that are not NaN; 0 if all of them are."""
     weight_NO = weight_N[:, None] * ~labels_NO.isnan()
     loss_NO = F.binary_cross_entropy_with_logits(logits_NO, labels_NO.nan_to_num(0.0), reduction="none")
     return (loss_NO * weight_NO).sum(0) / weight_NO.sum(0).clamp_min(1e-6)

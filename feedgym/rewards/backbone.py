@@ -1,9 +1,9 @@
-"""A ranker in the reward model: it reads the history and meets every item of a session with it.
+"""Uses a ranker in the reward model: it reads the history, and scores every item of a session against it.
 
-The ranker (:mod:`feedgym.agents.ranker`) stands without its head: a candidate's vector takes the place of what target
-attention finds. Items of a session are candidates of one request, so the ranker sees each of them alone; that the items
-before it matter is learned above, by the session's own layers, and the whole is trained at once. A history is read once
-per user, whatever the number of sessions.
+The ranker (:mod:`feedgym.agents.ranker`) is used without its head: a candidate's vector replaces the output of target
+attention. Items of a session are candidates of one request, so the ranker sees each of them alone. The effect of
+earlier items is learned by the session's own layers above, and the whole is trained jointly. A history is read once per
+user, whatever the number of sessions.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from feedgym.rewards.network import Sizes
 
 
 class RankerBackbone(nn.Module):
-    """Vectors of candidates after a history.
+    """Computes vectors of candidates after a history.
 
     Args:
         config: names the ranker and its sizes.
-        sizes: what the data decide.
+        sizes: facts about the data.
     """
 
     def __init__(self, config: RewardModelConfig, sizes: Sizes) -> None:
@@ -48,7 +48,7 @@ class RankerBackbone(nn.Module):
         self.model = self.kind(config_class(**vars(self.sizes), **self.facts, **contents)).headless()
 
     def fill(self, catalog: Catalog) -> None:
-        """Take in what the ranker may know of the items."""
+        """Copy the facts about the items that the ranker may use."""
         with torch.random.fork_rng(devices=[]):
             other = self.kind.for_catalog(self.sizes, catalog, **self.facts)
         for name, known in other.named_buffers():

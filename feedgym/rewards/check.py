@@ -1,4 +1,4 @@
-"""Conformance of a session reward: what the alignment relies on, with messages that say what to change."""
+"""Checks that a session reward keeps the rules that the alignment relies on; messages say what to change."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def check_reward(reward: SessionReward, histories: EventBatch, sessions: Session
     single = [_score(reward, name, histories, _anonymous(ids_USK[:, [s]])) for s in range(num_samples)]
     same(
         torch.cat(single, dim=1),
-        "scored sessions differently alone and beside a user's others; normalise nothing over the samples",
+        "scored sessions differently alone and together with a user's others; normalise nothing over the samples",
     )
     same(
         _score(reward, name, scribbled(histories), sessions),
@@ -76,19 +76,19 @@ def check_reward(reward: SessionReward, histories: EventBatch, sessions: Session
 
 
 def _check_session_padding(reward: SessionReward, name: str, histories: EventBatch, ids_USK: Tensor) -> None:
-    """A short session scores alike whether it ends or is padded by -1."""
+    """Check that a short session gets the same score whether it ends or is padded by -1."""
     shorter = _score(reward, name, histories, _anonymous(ids_USK[..., :-1]))
     padded_USK = ids_USK.clone()
     padded_USK[..., -1] = -1
     gap = float((_score(reward, name, histories, _anonymous(padded_USK)) - shorter).abs().max())
     _require(
         gap <= RTOL * max(1.0, float(shorter.abs().max())),
-        f"{name} scored a session that ends and the same one padded by -1 differently (by {gap:.3g}); -1 is no item.",
+        f"{name} scored a short session and the same one padded by -1 differently (by {gap:.3g}); -1 is not an item.",
     )
 
 
 def _score(reward: SessionReward, name: str, histories: EventBatch, sessions: SessionBatch) -> Tensor:
-    """The scores, after checking what they look like."""
+    """Compute scores, and check their type, shape and values."""
     scores: Any = reward(histories, sessions)
     shape = tuple(sessions.item_ids_USK.shape[:2])
     _require(
@@ -102,20 +102,20 @@ def _score(reward: SessionReward, name: str, histories: EventBatch, sessions: Se
     )
     _require(
         bool(scores.isfinite().all()),
-        f"{name} gave {int((~scores.isfinite()).sum())} NaN or infinite scores; look at masks that leave nothing over, "
-        "and do not use log-probabilities: policies without one have NaN.",
+        f"{name} gave {int((~scores.isfinite()).sum())} NaN or infinite scores; look at masks that leave nothing, "
+        "and do not use log-probabilities: policies without them have NaN.",
     )
     _require(not scores.requires_grad, f"{name} gave scores with a gradient; compute them under torch.no_grad().")
     return scores
 
 
 def _anonymous(item_ids_USK: Tensor) -> SessionBatch:
-    """Sessions of a policy that has no log-probabilities."""
+    """Make sessions of a policy without log-probabilities."""
     return SessionBatch.of_items(item_ids_USK)
 
 
 def _with_padding(mask_UT: Tensor) -> Tensor:
-    """The mask without its last column, and without any event of the first user, who is new."""
+    """Mask the last column, and all events of the first user, who is new."""
     mask_UT = mask_UT.clone()
     mask_UT[:, -1] = False
     mask_UT[0] = False

@@ -1,6 +1,6 @@
-"""Rewards made of rewards, diversity as a reward of its own, and rewards to choose pairs by instead of the model's.
+"""Combines rewards, rewards diversity, and offers other rewards than the model's for choosing pairs.
 
-Functions and classes here make rewards from what an experiment has; ``--reward clicks`` names one.
+Functions and classes here make rewards from the parts of an experiment; ``--reward clicks`` names one.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ class Diversity:
 
     def __init__(self, catalog: Catalog) -> None:
         content_IE = torch.as_tensor(catalog.content_IE, dtype=torch.float32)
-        # A last row of zeros answers for item -1, which pads sessions.
+        # A last row of zeros is the vector of item -1, which pads sessions.
         self.unit_I1E = F.pad(F.normalize(content_IE, dim=1), (0, 0, 0, 1))
 
     def __call__(self, histories: EventBatch, sessions: SessionBatch) -> Tensor:
-        """Mean distances [U, S]; 0 for sessions of fewer than two items. The histories are not looked at."""
+        """Mean distances [U, S]; 0 for sessions of fewer than two items. The histories are not used."""
         item_ids_USK = sessions.item_ids_USK
         unit_USKE = self.unit_I1E.to(item_ids_USK.device)[item_ids_USK]
         num_US = (item_ids_USK >= 0).sum(-1)
@@ -66,11 +66,11 @@ class Diversity:
 
 
 class Freshness:
-    """Share of a session's items that were uploaded lately.
+    """Share of a session's items that were uploaded recently.
 
     Args:
         catalog: the items.
-        days: so many days before the request, where histories are dated; else before the newest item of all.
+        days: most days before the request if histories are dated; otherwise before the newest item of all.
     """
 
     def __init__(self, catalog: Catalog, days: float = 1.0) -> None:
@@ -78,7 +78,7 @@ class Freshness:
         self.span_s = days * DAY_S
 
     def __call__(self, histories: EventBatch, sessions: SessionBatch) -> Tensor:
-        """Shares [U, S] of the items that are there; 0 for empty sessions."""
+        """Shares [U, S] of the session's real items; 0 for empty sessions."""
         item_ids_USK = sessions.item_ids_USK
         now_s_U = getattr(histories, "time_s_U", self.upload_s_I.max().expand(len(histories)))
         age_s_USK = now_s_U[:, None, None].cpu() - self.upload_s_I[item_ids_USK.clamp_min(0).cpu()]
@@ -86,9 +86,9 @@ class Freshness:
 
 
 class Legality:
-    """Share of a session's items that may be served: of the catalogue, not seen before, and not above in the session.
+    """Share of a session's items that are legal: in the catalogue, not seen before, and not above in the session.
 
-    Agents that write along a trie keep to this by themselves; sessions from elsewhere may not.
+    Agents that write along a trie are always legal; sessions from elsewhere may not be.
 
     Args:
         catalog: the items.
@@ -113,15 +113,15 @@ def _share(holds_USK: Tensor, item_ids_USK: Tensor) -> Tensor:
 
 
 class Lexicographic:
-    """Rules first, then a reward: a session that breaks an earlier rule is worth less than any that keeps it.
+    """Rules first, then a reward: a session that breaks an earlier rule scores lower than any that keeps it.
 
-    ``Lexicographic([(Legality(catalog), 1.0), (no_clickbait, 0.5)], then=model)`` orders sessions by whether they are
-    legal, among equals by what a function of your own says of clickbait, and among equals by the model.
+    ``Lexicographic([(Legality(catalog), 1.0), (no_clickbait, 0.5)], then=model)`` orders sessions first by whether they
+    are legal, then by whether they pass your own function against clickbait, and then by the model.
 
     Args:
         rules: rewards with the least score that keeps the rule, the most important one first.
-        then: orders sessions that keep the same rules. Its scores are cut to half of ``gap`` above and below 0.
-        gap: how much less a session is worth that breaks the last rule; each rule before counts twice the one after.
+        then: orders sessions that keep the same rules. Its scores are clipped to half of ``gap`` above and below 0.
+        gap: penalty for breaking the last rule; each earlier rule has twice the penalty of the next one.
 
     Raises:
         ValueError: there is no rule, or the gap is not above 0.
@@ -130,7 +130,7 @@ class Lexicographic:
     def __init__(self, rules: Sequence[tuple[SessionReward, float]], then: SessionReward, gap: float = 100.0) -> None:
         if not rules or not gap > 0:
             raise ValueError(
-                f"{len(rules)} rules and gap={gap:g} order nothing; give a rule or more, and a gap above 0."
+                f"{len(rules)} rules and gap={gap:g} give no order; give one or more rules, and a gap above 0."
             )
         self.rules, self.then, self.gap = list(rules), then, gap
 
@@ -144,29 +144,29 @@ class Lexicographic:
 
 @dataclass(frozen=True, kw_only=True)
 class MixedConfig(Ranged):
-    """What counts beside the reward model's opinion, and what must hold first."""
+    """Options of a mixed reward: points in addition to the reward model's prediction, and a rule that comes first."""
 
     diversity: Weight = 0.5
-    """Points for a session of unlike items: one point's share by the mean distance of their contents."""
+    """Points for diversity: multiplied by the mean distance of the items' contents."""
     freshness: Weight = 0.0
-    """Points for a session of items that were uploaded lately."""
+    """Points for recent uploads: multiplied by the share of recently uploaded items."""
     fresh_days: Positive = 1.0
-    """What lately means, in days; it counts where freshness does."""
+    """Days that count as recent; needs freshness."""
     least_diversity: Share = 0.0
-    """Rule: sessions less diverse than this are worth less than all others. 0: no rule."""
+    """Rule: sessions less diverse than this score lower than all others. 0: no rule."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not (self.diversity or self.freshness or self.least_diversity):
             raise ValueError(
-                "diversity, freshness and least_diversity are all 0, which mixes nothing; raise one of them."
+                "diversity, freshness and least_diversity are all 0, so nothing is mixed; raise one of them."
             )
         if not self.freshness and self.fresh_days != MixedConfig.fresh_days:
-            raise ValueError(f"fresh_days={self.fresh_days:g} does nothing where freshness=0; set freshness too.")
+            raise ValueError(f"fresh_days={self.fresh_days:g} does nothing if freshness=0; set freshness too.")
 
 
 class Mixed:
-    """The reward model's opinion, points for diversity and freshness, and a rule that comes first.
+    """The reward model's prediction, points for diversity and freshness, and a rule that comes first.
 
     Args:
         reward_model: the model.
@@ -193,10 +193,10 @@ class Mixed:
 
 
 class WorstCase:
-    """A session is worth what the least convinced member of an ensemble thinks (Coste et al., arXiv:2310.02743).
+    """Scores a session by the lowest score among an ensemble's members (Coste et al., arXiv:2310.02743).
 
-    Deviation: members' scores are taken as they are. They learned the same answers in the same units, so none is far
-    below the others as a whole.
+    Deviation: members' scores are used unchanged. All members learned from the same responses in the same units, so
+    none is far below the others as a whole.
 
     Args:
         reward_model: an ensemble.
@@ -217,16 +217,16 @@ class WorstCase:
 
 @dataclass(frozen=True, kw_only=True)
 class CautiousConfig(Ranged):
-    """How much disagreement counts."""
+    """Options of the penalty for disagreement."""
 
     deviations: NonNegative = 1.0
-    """k, standard deviations of the members' scores that are taken off their mean; 0 is the mean."""
+    """k, number of standard deviations of the members' scores to subtract from their mean; 0 is the mean."""
 
 
 class Cautious:
-    """The members' mean score less k standard deviations of their scores.
+    """Scores a session by the members' mean minus k standard deviations of their scores.
 
-    Coste et al. (arXiv:2310.02743) take off the variance, whose unit is not the reward's.
+    Coste et al. (arXiv:2310.02743) subtract the variance, whose unit is not the reward's.
 
     Args:
         reward_model: an ensemble.
@@ -249,23 +249,23 @@ class Cautious:
 
 
 def checked_ensemble(reward_model: Any, name: str) -> RewardEnsemble:
-    """The ensemble that a reward looks at, if it is one."""
+    """Refuse a reward model that is not an ensemble."""
     if not hasattr(reward_model, "opinions"):
-        raise ValueError(f"{name} looks at how far the members of an ensemble are apart; give it an ensemble.")
+        raise ValueError(f"{name} uses the spread of an ensemble's members; give it an ensemble.")
     return reward_model
 
 
 def reward_model(reward_model: RewardModel | RewardEnsemble) -> SessionReward:
-    """The model of the log's users: what chooses the sessions unless another reward is named."""
+    """The reward model of the log's users; it chooses the sessions unless another reward is named."""
     return reward_model
 
 
 def clicks(reward_model: RewardModel | RewardEnsemble) -> SessionReward:
-    """The classic wrong reward: the number of clicks that the model expects, for whatever reason users click."""
+    """The classic wrong reward: the number of clicks that the model predicts, whatever the reason for them."""
     nothing = {name: 0.0 for name in vars(RewardWeights())}
     return reward_model.with_weights(RewardWeights(**nothing | {"click": 1.0}))
 
 
 def diverse(reward_model: RewardModel | RewardEnsemble, catalog: Catalog) -> SessionReward:
-    """The reward model's opinion and a bonus for sessions of unlike items, one point at most."""
+    """The reward model's prediction and a bonus for diverse sessions, at most one point."""
     return Weighted({reward_model: 1.0, Diversity(catalog): 1.0})

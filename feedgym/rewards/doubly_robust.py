@@ -1,19 +1,19 @@
-"""Doubly robust training: logged answers correct what models of other users impute for sessions drawn at random.
+"""Doubly robust training: logged responses correct those that models of other users impute for random sessions.
 
-A log shows a user what its makers thought the user would like. The loss that one wants is over items shown regardless
-of the user. Two estimates of it are common: impute answers for such items, which is biased as the imputing model is, or
-weight logged answers by inverse propensities, which varies much. Doubly robust (Wang et al., Doubly robust joint
+A log shows users the items that its system expected them to like. The loss should be over items shown regardless of
+the user. Two estimates of it are common. Imputing responses for such items is as biased as the imputing model.
+Weighting logged responses by inverse propensities has a high variance. Doubly robust (Wang et al., Doubly robust joint
 learning, ICML 2019, eq. 9; Dudik, Langford and Li, arXiv:1103.4601):
 
-    E over drawn items of loss(f, imputed)  +  E over logged items of w [loss(f, answer) - loss(f, imputed)],
+    E over drawn items of loss(f, imputed)  +  E over logged items of w [loss(f, response) - loss(f, imputed)],
 
-which is unbiased where the imputed answers are right or the weights are. The cross-entropy is linear in its label, so
-the bracket is -(answer - imputed) times the logit f.
+which is unbiased if the imputed responses or the weights are right. The cross-entropy is linear in its label, so the
+bracket is -(response - imputed) times the logit f.
 
-Deviations from Wang et al.: the imputing models are not trained along; each is fitted beforehand to one half of the
-users and imputes for the other half, so that none has seen what it imputes. Drawn items have the shares that items have
-of all exposures, as the stabilised weights want it (:func:`feedgym.rewards.answers.propensity_weights`), and count by
-the probability with which a user would reach them.
+Deviations from Wang et al.: the imputing models are not trained jointly. Each is fitted beforehand to one half of the
+users and imputes for the other half, so that none has seen the responses that it imputes. Items are drawn by their
+shares of all exposures, as the stabilised weights require (:func:`feedgym.rewards.answers.propensity_weights`). They
+count by the probability that a user would reach them.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``O`` towers.
 """
@@ -34,12 +34,12 @@ from feedgym.data.events import LoggedSessions
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Imputed(TensorRows):
-    """What a model of other users says of N logged sessions (s = 0) and of sessions drawn at random beside each.
+    """Predictions of a model of other users for N logged sessions (s = 0) and for random sessions drawn for each.
 
     Attributes:
-        item_ids_NSK: int64 the sessions, -1 after the last item.
+        item_ids_NSK: int64 sessions, -1 after the last item.
         prob_NSKO: float32 probabilities of the towers' labels.
-        reach_NSK: float32 probabilities that the user gets to the position.
+        reach_NSK: float32 probabilities that the user reaches the position.
         return_NS: float32 probabilities of a return within a day.
     """
 
@@ -55,11 +55,11 @@ def doubly_robust_bce(
     """Doubly robust cross-entropy [O] of N positions, per position that would be reached.
 
     Args:
-        logits_NSO: of the logged item at s = 0, and of drawn ones.
-        labels_NO: what the user did with the logged item; NaN where that was not observed.
+        logits_NSO: logits of the logged item at s = 0, and of drawn ones.
+        labels_NO: the user's responses to the logged item; NaN if not observed.
         weight_N: inverse propensity weights of the logged items.
         imputed_NSO: imputed probabilities of the labels.
-        reach_NS: how likely the user gets to the position; of the logged item the label tells.
+        reach_NS: probability that the user reaches the position; for the logged item the label shows it.
     """
     drawn_NSO = F.binary_cross_entropy_with_logits(logits_NSO[:, 1:], imputed_NSO[:, 1:], reduction="none")
     imputed_O = (drawn_NSO * reach_NS[:, 1:, None]).mean(1).sum(0)
@@ -69,12 +69,12 @@ def doubly_robust_bce(
 
 
 def drawn_sessions(sessions: LoggedSessions, num: int, seed: int) -> NDArray[np.int64]:
-    """Sessions of different items drawn by their shares of all exposures [N, num, K], as long as the logged ones.
+    """Draw sessions of distinct items by their shares of all exposures [N, num, K], as long as the logged ones.
 
     Args:
         sessions: N logged sessions.
-        num: sessions drawn beside each.
-        seed: decides the draws.
+        num: number of sessions to draw for each.
+        seed: seed of the draws.
 
     Raises:
         ValueError: fewer items were shown than a session has.
@@ -94,6 +94,6 @@ def drawn_sessions(sessions: LoggedSessions, num: int, seed: int) -> NDArray[np.
 
 
 def _repeated(item_ids_NSK: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which items stand before them in their session already."""
+    """Mask of the items that already appeared earlier in their session."""
     same_NSKK = item_ids_NSK[..., :, None] == item_ids_NSK[..., None, :]
     return np.tril(same_NSKK, -1).any(axis=-1)

@@ -1,7 +1,7 @@
-"""Rewards that know the items and nothing of the user: averages of the log, against which a learned model is judged.
+"""Rewards that ignore the user: item averages of the log, as a baseline for a learned model.
 
 They order sessions by popularity with a criterion. ``ItemAverage.rate(log, catalog, "click")`` is the classic wrong
-reward: clickbait scores high under it, and an agent aligned to it shows what over-optimisation looks like.
+reward: clickbait scores high under it, and an agent aligned to it shows over-optimisation.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, Event, Event
 
 
 class ItemAverage:
-    """A session is worth the sum of its items' values, whoever sees it and in whatever order.
+    """Scores a session by the sum of its items' values, for any user and in any order.
 
     Args:
         value_I: float32 value of each item.
     """
 
     def __init__(self, value_I: Tensor) -> None:
-        # A last row of 0 answers for item -1, which pads sessions.
+        # A last row of 0 is the value of item -1, which pads sessions.
         self.value_I1 = torch.cat([value_I.float(), torch.zeros(1)])
 
     @classmethod
     def watch_minutes(cls, log: EventLog, catalog: Catalog, prior: float = 20.0) -> Self:
-        """Minutes watched an examined exposure.
+        """Minutes watched per examined exposure.
 
         Args:
             log: the event log.
             catalog: the items.
-            prior: exposures at the average of all items that are added to each item's own.
+            prior: number of exposures with the average of all items that are added to each item's own.
 
         Raises:
             ValueError: the log has no examined exposure.
@@ -64,5 +64,5 @@ class ItemAverage:
         return cls(torch.from_numpy((total_I + prior * outcome.mean()) / np.maximum(num_I + prior, 1e-9)))
 
     def __call__(self, histories: EventBatch, sessions: SessionBatch) -> Tensor:
-        """Sums of item values [U, S]; the histories are not looked at."""
+        """Sums of item values [U, S]; the histories are not used."""
         return self.value_I1.to(sessions.item_ids_USK.device)[sessions.item_ids_USK].sum(-1)

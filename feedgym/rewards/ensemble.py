@@ -1,8 +1,8 @@
-"""Several reward models as one: their weights lie in tensors with a leading axis M and are asked in one pass.
+"""Several reward models as one: their weights are tensors with a leading axis M and run in one pass.
 
-What members agree on they have learned; what they disagree on is chance, and a policy that is aligned to one model
-seeks it out (Coste et al., arXiv:2310.02743). An ensemble scores by the members' mean; :class:`WorstCase` and
-:class:`Cautious` of :mod:`feedgym.rewards.compose` hold disagreement against a session.
+Members agree on what they have learned; their disagreement is chance, and a policy aligned to one model exploits it
+(Coste et al., arXiv:2310.02743). An ensemble scores by the members' mean; :class:`WorstCase` and :class:`Cautious` of
+:mod:`feedgym.rewards.compose` penalise disagreement.
 
 Members differ by their initial weights and by the users that they learned from. All share the catalogue.
 
@@ -29,10 +29,10 @@ from feedgym.rewards.model import CONFIG_FILE, WEIGHTS_FILE, Predictions, Reward
 
 
 class RewardEnsemble(nn.Module):
-    """A :class:`feedgym.protocols.SessionReward`: the mean opinion of M reward models.
+    """A :class:`feedgym.protocols.SessionReward`: the mean prediction of M reward models.
 
     Args:
-        net: one of them, whose parameters are replaced by those of all, with a leading axis M.
+        net: one of the models, whose parameters are replaced by those of all, with a leading axis M.
     """
 
     def __init__(self, net: RewardModel) -> None:
@@ -41,19 +41,19 @@ class RewardEnsemble(nn.Module):
 
     @classmethod
     def of(cls, members: Sequence[RewardModel]) -> Self:
-        """An ensemble of models of the same sizes and the same catalogue; their weights are copied."""
+        """Make an ensemble of models of the same sizes and the same catalogue; their weights are copied."""
         net = copy.deepcopy(members[0])
         _replace_parameters(net, stack_module_state(list(members))[0])
         return cls(net)
 
     @property
     def config(self) -> RewardModelConfig:
-        """Sizes and training."""
+        """Options of sizes and training."""
         return self.net.config
 
     @property
     def weights(self) -> RewardWeights:
-        """What a score is made of."""
+        """Weights of the parts of a score."""
         return self.net.weights
 
     def __len__(self) -> int:
@@ -61,17 +61,17 @@ class RewardEnsemble(nn.Module):
         return len(next(self.net.parameters()))
 
     def members(self) -> list[RewardModel]:
-        """The models apart, with copies of their weights."""
+        """The separate models, with copies of their weights."""
         apart = [copy.deepcopy(self.net) for _ in range(len(self))]
         for m, model in enumerate(apart):
             _replace_parameters(model, {name: value[m] for name, value in self.net.named_parameters()})
         return apart
 
     def each(self, answer: Callable[..., Any], *mapped: Tensor) -> Any:
-        """What a function answers for every member: its tensors, with a leading axis M.
+        """Call a function for every member; returns its tensors with a leading axis M.
 
         Args:
-            answer: called with a member and what is its own of ``mapped``.
+            answer: called with a member and that member's part of ``mapped``.
             *mapped: tensors whose first axis is M.
         """
 
@@ -79,7 +79,7 @@ class RewardEnsemble(nn.Module):
             return functional_call(_Asked(self.net), own, (answer, *args))
 
         parameters: dict[str, Tensor] = {f"net.{name}": value for name, value in self.net.named_parameters()}
-        # The fused attention of processors gives no gradient for a bias that has the axis M.
+        # The fused attention of CPUs gives no gradient for a bias that has the axis M.
         with sdpa_kernel(SDPBackend.MATH):
             return vmap(of_one, randomness="different")(parameters, *mapped)
 
@@ -104,7 +104,7 @@ class RewardEnsemble(nn.Module):
         )
 
     def with_weights(self, weights: RewardWeights) -> Self:
-        """The same members with another opinion of what counts."""
+        """The same members with other weights of the reward."""
         return type(self)(self.net.with_weights(weights)).train(self.training)
 
     def save_pretrained(self, folder: Path | str) -> None:
@@ -113,7 +113,7 @@ class RewardEnsemble(nn.Module):
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
-        """The ensemble saved in ``folder``, in evaluation mode.
+        """Load the ensemble saved in ``folder``, in evaluation mode.
 
         Raises:
             ValueError: a file is missing or damaged.
@@ -128,7 +128,7 @@ class RewardEnsemble(nn.Module):
 
 
 class _Asked(nn.Module):
-    """A model to which :func:`torch.func.functional_call` can put any question."""
+    """A model on which :func:`torch.func.functional_call` can call any function."""
 
     def __init__(self, net: RewardModel) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ def _replace_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def load_reward_model(folder: Path | str) -> RewardModel | RewardEnsemble:
-    """The reward model, or the ensemble of some, that is saved in ``folder``.
+    """Load the reward model, or the ensemble, that is saved in ``folder``.
 
     Raises:
         ValueError: a file is missing or damaged.

@@ -1,4 +1,4 @@
-"""How well a reward model tells logged answers apart."""
+"""Measures how well a reward model predicts logged responses."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def auc_per_tower(
     batch_size: int = 1024,
     only_I: NDArray[np.bool_] | None = None,
 ) -> dict[str, float]:
-    """How well each tower tells logged answers apart: the area under the ROC curve over positions, or sessions.
+    """Measure how well each tower predicts logged responses: the area under the ROC curve over positions, or sessions.
 
-    Seconds watched count as positive above their mean; towers whose labels are all alike are left out.
+    Seconds watched count as positive above their mean; towers whose labels are all equal are left out.
 
     Args:
         model: the reward model.
-        histories: N rows, what was known before each session; of users the model was not trained on.
-        sessions: N sessions with the users' answers.
-        batch_size: sessions scored at a time.
-        only_I: the items whose answers count, such as those that the model hardly knows; sessions' returns, which are
-            no item's, are then left out. All count if None.
+        histories: N rows, known before each session; of users the model was not trained on.
+        sessions: N sessions with the users' responses.
+        batch_size: sessions to score at a time.
+        only_I: items whose responses count, such as those that the model hardly knows; the sessions' returns, which
+            belong to no item, are then left out. All items count if None.
     """
     if only_I is not None and not only_I.any():
         return {}

@@ -1,23 +1,24 @@
-"""The session reward model: how good a whole session is for a user, learned from logged answers alone.
+"""The session reward model: predicts the value of a whole session to a user, learned only from logged responses.
 
 OneRec's reward model (arXiv:2502.18965, §3): every item of the session attends to the user's history (target
-attention), the items attend to each other, and towers predict what the user does. The score adds the towers up in the
-units of the true reward, :class:`feedgym.envs.truth.RewardWeights`: one point a minute watched, half a point a like.
+attention), the items attend to each other, and towers predict the user's responses. The score sums the towers in the
+units of the true reward, :class:`feedgym.envs.truth.RewardWeights`: one point per minute watched, half a point per
+like.
 
 Deviations from the paper:
-    - The towers answer a position at a time and self-attention is causal: what a user does with an item can depend on
-      the items before it, never on those after it. The sum over the session comes after the towers, not before.
-    - A tower for going on says with which probability position k is reached at all. Rewards are given to reached items
-      only, so the score is sum_k P(k reached) · E[reward of k | k reached]: an exact factorisation, and it makes early
-      items count for more than late ones. The paper scores all items of a session alike.
+    - The towers predict position by position, and self-attention is causal: responses to an item can depend on earlier
+      items, never on later ones. The sum over the session comes after the towers, not before.
+    - A tower for going on gives the probability that position k is reached at all. Only reached items earn rewards, so
+      the score is sum_k P(k reached) · E[reward of k | k reached]. This is an exact factorisation, and makes early
+      items count more than late ones. The paper scores all items of a session equally.
     - Towers for every behaviour, for seconds watched and for the return within a day; the paper has session watch time,
       view, follow and like. Watch time is a soft label, seconds over ``watch_cap_s``.
-    - Each attention is told which keys are the same item, topic or creator as the query, by one learned bias per head.
-    - ``p_score`` scores by one learned answer (OneRec's technical report, arXiv:2506.13695): a network over the
-      hidden vectors of the towers, which learns all signs of liking at once. Deviations from it: a position at a time,
-      summed up by P(reached); hates are no sign of liking, and neither is a return, which is no item's.
+    - Each attention marks the keys with the same item, topic or creator as the query, by one learned bias per head.
+    - ``p_score`` predicts one learned score (OneRec's technical report, arXiv:2506.13695): a network over the
+      hidden vectors of the towers learns all signs of liking jointly. Deviations from it: scores per position,
+      summed by P(reached). A hate is not a sign of liking, nor is a return, which belongs to no item.
     - Instead of target attention a whole ranker may read the history (``backbone``,
-      :mod:`feedgym.rewards.backbone`); what stands above, reach and towers, is the same.
+      :mod:`feedgym.rewards.backbone`); the layers above, reach and towers, are the same.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``O`` towers, ``Q`` items of all sessions of a user in one row.
 """
@@ -53,13 +54,13 @@ WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "reward_model.json"
 
 
 class Predictions(NamedTuple):
-    """What the towers say of S sessions per user.
+    """Predictions of the towers for S sessions per user.
 
     Attributes:
-        logit_USKO: a logit a position and tower of TOWERS, given that the position is reached; with ``p_score`` one
-            more, the fused one.
-        prob_reach_USK: probability that the user gets to the position; 0 where there is no item.
-        logit_return_US: logit of coming back within a day.
+        logit_USKO: one logit per position and tower of TOWERS, given that the position is reached; with ``p_score`` one
+            more, the joint one.
+        prob_reach_USK: probability that the user reaches the position; 0 if there is no item.
+        logit_return_US: logit of a return within a day.
     """
 
     logit_USKO: Tensor
@@ -71,12 +72,12 @@ class RewardModel(nn.Module):
     """A :class:`feedgym.protocols.SessionReward` learned from a log; call it on histories and sessions.
 
     Args:
-        config: sizes.
-        sizes: what the data decide.
+        config: options of the model.
+        sizes: facts about the data.
 
     Attributes:
-        weights: what the score is made of; :meth:`with_weights` gives another opinion by the same towers.
-        occurs_O: bool, whether the log shows each tower's label at all; the others are left out of the score.
+        weights: weights of the parts of the score; :meth:`with_weights` changes them for the same towers.
+        occurs_O: bool, whether the log has each tower's label at all; the others are left out of the score.
         return_observed: bool, the same for the return.
     """
 
@@ -114,7 +115,7 @@ class RewardModel(nn.Module):
         return score_US.to(sessions.item_ids_USK.device)
 
     def score(self, predictions: Predictions) -> Tensor:
-        """The towers' answers, added up with the weights of the reward; or the sum of the fused ones."""
+        """Sum the towers' predictions with the weights of the reward; or sum the joint ones."""
         num_towers = len(TOWERS)
         if self.config.p_score:
             return (predictions.prob_reach_USK * predictions.logit_USKO[..., num_towers].sigmoid()).sum(-1)
@@ -127,7 +128,7 @@ class RewardModel(nn.Module):
         return (predictions.prob_reach_USK * value_USK).sum(-1) + weights.return_24h * prob_return_US
 
     def predict(self, histories: EventBatch, item_ids_USK: Tensor) -> Predictions:
-        """The towers' answers; the history is encoded once per user, whatever the number of sessions.
+        """Predict by the towers; the history is encoded once per user, whatever the number of sessions.
 
         Raises:
             ValueError: a session or history is longer than those of the training data, or an item is unknown.
@@ -141,13 +142,13 @@ class RewardModel(nn.Module):
         real_USK = item_ids_USK >= 0
         goes_on = TOWERS.index(NEXT)
         prob_reach_USK = _reach(logit_USKO[..., goes_on].sigmoid(), real_USK, self.occurs_O[goes_on])
-        # The return is learned through what the session holds, not through how far the user gets.
+        # The return is learned from the content of the session, not from how far the user gets.
         pooled_USD = (prob_reach_USK.detach()[..., None] * x_USKD).sum(2)
         both = torch.cat([pooled_USD, user_UD[:, None].expand_as(pooled_USD)], dim=-1)
         return Predictions(logit_USKO, prob_reach_USK, self.return_tower(both).squeeze(-1))
 
     def _known(self, histories: EventBatch) -> EventBatch:
-        """The histories with one value for all that their users' profiles never had in training."""
+        """Histories with one common value for all profile values that did not occur in training."""
         limit_F = torch.tensor(self.sizes.profile_sizes, device=histories.profile_UF.device)
         return replace(histories, profile_UF=histories.profile_UF.clamp_max(limit_F))
 
@@ -160,14 +161,14 @@ class RewardModel(nn.Module):
         return events_UTD, self.user(torch.cat([mean_UD, self.request(histories).sum(1)], dim=-1))
 
     def _attended(self, histories: EventBatch, events_UTD: Tensor, items_UQD: Tensor, ids_UQ: Tensor) -> Tensor:
-        """What each item finds in the history [U, Q, D], by target attention or by the ranker."""
+        """Output of target attention, or of the ranker, for each item [U, Q, D]."""
         if self.config.backbone != "attention":
             return self.ranker(histories, ids_UQ)
         relations = self.items.relations(ids_UQ, histories.item_ids_UT.masked_fill(~histories.mask_UT, 0))
         return self.attention(items_UQD, events_UTD, relations, histories.mask_UT[:, None, None])
 
     def _meet(self, histories: EventBatch, events_UTD: Tensor, user_UD: Tensor, item_ids_USK: Tensor) -> Tensor:
-        """The session's items after meeting the history and each other, [U, S, K, D]."""
+        """Vectors of the session's items, combined with the history and each other, [U, S, K, D]."""
         num_users, num_samples, length = item_ids_USK.shape
         ids_UQ = item_ids_USK.clamp_min(0).flatten(1)
         items_UQD = self.norm_items(self.items(ids_UQ))
@@ -197,9 +198,9 @@ class RewardModel(nn.Module):
             )
 
     def loss(self, predictions: Predictions, answers: Answers) -> Tensor:
-        """Binary cross-entropy of all towers over what was observed; sessions lie at S = 1.
+        """Binary cross-entropy of all towers over observed responses; sessions are at S = 1.
 
-        The fused answer learns all signs of liking that occur: its loss is that of every one of them.
+        The joint score learns all signs of liking that occur: its loss is the sum over all of them.
         """
         logits_NO, labels_NO = predictions.logit_USKO.squeeze(1).flatten(0, 1), answers.labels_NKO.flatten(0, 1)
         weight_N = answers.weight_NK.flatten()
@@ -237,19 +238,19 @@ class RewardModel(nn.Module):
         return (towers_O * self.occurs_O).sum() + returns[0] * self.return_observed
 
     def prepare(self, catalog: Catalog, answers: Answers) -> None:
-        """Take the catalogue in, and let each tower start at the rate of its label in the log."""
+        """Copy the catalogue, and let each tower start at the rate of its label in the log."""
         self.items.fill(catalog)
         if self.config.backbone != "attention":
             self.ranker.fill(catalog)
         rate_O, return_rate = answers.labels_NKO.flatten(0, 1).nanmean(0), answers.return_N.nanmean()
         self.occurs_O.copy_(rate_O > 0)
-        self.occurs_O[TOWERS.index(NEXT)] = ~rate_O[TOWERS.index(NEXT)].isnan()  # a rate of 0 is an answer too
+        self.occurs_O[TOWERS.index(NEXT)] = ~rate_O[TOWERS.index(NEXT)].isnan()  # a rate of 0 is a valid rate too
         self.return_observed.copy_(~return_rate.isnan())
         self.towers.start_at(rate_O)
         self.return_tower.start_at(return_rate)
 
     def with_weights(self, weights: RewardWeights) -> Self:
-        """The same towers, shared, with another opinion of what counts: clicks alone, for instance."""
+        """The same towers, shared, with other weights of the reward: only clicks, for instance."""
         other = copy.copy(self)
         other.weights = weights
         return other
@@ -264,7 +265,7 @@ class RewardModel(nn.Module):
 
     @classmethod
     def described(cls, folder: Path | str) -> Self:
-        """An untrained model as the one saved in ``folder`` is."""
+        """An untrained model with the options and sizes of the one saved in ``folder``."""
         saved = json.loads((Path(folder) / CONFIG_FILE).read_text())
         sizes = Sizes(**saved["sizes"] | {"profile_sizes": tuple(saved["sizes"]["profile_sizes"])})
         model = cls(RewardModelConfig(**saved["config"]), sizes)
@@ -273,7 +274,7 @@ class RewardModel(nn.Module):
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
-        """The model saved in ``folder``, in evaluation mode.
+        """Load the model saved in ``folder``, in evaluation mode.
 
         Raises:
             ValueError: a file is missing or damaged.
@@ -287,7 +288,7 @@ class RewardModel(nn.Module):
 
 @contextmanager
 def unreadable_as(path: Path) -> Iterator[None]:
-    """Tell in one line which file of a saved model is missing or damaged."""
+    """Name the missing or damaged file of a saved model in a one-line error."""
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
@@ -296,7 +297,7 @@ def unreadable_as(path: Path) -> Iterator[None]:
 
 
 def _reach(prob_next_USK: Tensor, real_USK: Tensor, learned: Tensor) -> Tensor:
-    """Probability of getting to each position: going on at all positions before it; 0 where there is no item."""
+    """Probability of reaching each position, by going on at all positions before it; 0 if there is no item."""
     prob_next_USK = torch.where(real_USK & learned, prob_next_USK, 1.0)
     before_USK = F.pad(prob_next_USK[..., :-1], (1, 0), value=1.0)
     return before_USK.cumprod(-1) * real_USK

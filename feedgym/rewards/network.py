@@ -1,6 +1,6 @@
-"""The parts of the session reward model: item vectors, attention that knows relations, and towers.
+"""Parts of the session reward model: item vectors, attention with relations between items, and towers.
 
-Axes beyond the legend of :mod:`feedgym.data.events`: ``J`` different items, ``Q`` queries, ``H`` heads, ``O`` outputs
+Axes beyond the legend of :mod:`feedgym.data.events`: ``J`` distinct items, ``Q`` queries, ``H`` heads, ``O`` outputs
 of a tower.
 """
 
@@ -20,18 +20,18 @@ from feedgym.data.events import Catalog
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What the data decide about a reward model."""
+    """Facts about the data that a reward model depends on."""
 
     num_items: int
     """I."""
     content_dim: int
     """E."""
     num_topics: int
-    """Topic tags; -1 gets a row of its own."""
+    """Number of topic tags; -1 gets a separate row."""
     num_creators: int
-    """Creators, numbered densely."""
+    """Number of creators, numbered densely."""
     profile_sizes: tuple[int, ...]
-    """Cardinalities of the F profile fields in the training data; larger values share one more."""
+    """Cardinalities of the F profile fields in the training data; all larger values share one more."""
     history_length: int
     """T, the longest history."""
     session_length: int
@@ -39,7 +39,7 @@ class Sizes:
 
     @classmethod
     def of(cls, catalog: Catalog, histories: EventBatch, session_length: int) -> Self:
-        """The sizes of a catalogue and its logged sessions."""
+        """Read the sizes from a catalogue and its logged sessions."""
         return cls(
             num_items=catalog.num_items,
             content_dim=catalog.content_IE.shape[1],
@@ -54,7 +54,7 @@ class Sizes:
 class ItemVectors(nn.Module):
     """Items as vectors of width D: content, duration, topic, creator and a learned id.
 
-    What the catalogue says of the items lies in buffers and travels with the weights.
+    The catalogue's facts about the items are in buffers and are saved with the weights.
     """
 
     content_IE: Tensor
@@ -78,7 +78,7 @@ class ItemVectors(nn.Module):
             nn.init.normal_(table.weight, std=0.02)
 
     def fill(self, catalog: Catalog) -> None:
-        """Take the catalogue in; content is scaled to a root mean square of 1, durations are standardised logs."""
+        """Copy the catalogue; content is scaled to a root mean square of 1, durations are standardised logs."""
         content_IE = torch.as_tensor(catalog.content_IE, dtype=torch.float32)
         content_IE = content_IE - content_IE.mean(0)
         self.content_IE.copy_(content_IE / content_IE.square().mean().sqrt().clamp_min(1e-6))
@@ -89,7 +89,7 @@ class ItemVectors(nn.Module):
         self.creator_I.copy_(torch.from_numpy(np.unique(catalog.creator_I, return_inverse=True)[1]))
 
     def forward(self, item_ids: Tensor) -> Tensor:
-        """Vectors [..., D] of item ids [...]; each different item is computed once."""
+        """Vectors [..., D] of item ids [...]; each distinct item is computed once."""
         items_J, place = item_ids.unique(return_inverse=True)
         id_JD = self.id(items_J)
         if self.training and self.id_dropout:
@@ -104,7 +104,7 @@ class ItemVectors(nn.Module):
         return F.embedding(place, vectors_JD)
 
     def relations(self, query_ids: Tensor, key_ids: Tensor) -> Tensor:
-        """Which keys are the query's own item, topic and creator: float32 [..., 3, queries, keys]."""
+        """Whether keys have the query's own item, topic and creator: float32 [..., 3, queries, keys]."""
         tags = (torch.arange(len(self.topic_I), device=query_ids.device), self.topic_I, self.creator_I)
         same = [tag[query_ids][..., :, None] == tag[key_ids][..., None, :] for tag in tags]
         same[1] = same[1] & (self.topic_I[query_ids] > 0)[..., None]
@@ -114,7 +114,7 @@ class ItemVectors(nn.Module):
 class RelationAttention(nn.Module):
     """Multi-head attention whose heads know which keys share the query's item, topic or creator.
 
-    A learned empty key is always there: how much of a head's weight real keys take tells how many of them match.
+    A learned empty key is always there: the weight that real keys take from it shows how many of them match.
 
     Args:
         width: D, divisible by ``heads``.
@@ -131,7 +131,7 @@ class RelationAttention(nn.Module):
         self.relation_H3 = nn.Parameter(torch.zeros(heads, 3))
 
     def forward(self, query_NQD: Tensor, key_NTD: Tensor, relations_N3QT: Tensor, mask: Tensor) -> Tensor:
-        """Output [N, Q, D]; ``mask`` (bool, broadcastable to [N, 1, Q, T]) is true where attention is allowed."""
+        """Output [N, Q, D]; ``mask`` (bool, broadcastable to [N, 1, Q, T]) is true if attention is allowed."""
         q = self.q(query_NQD).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         kv = self.kv(key_NTD).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         k, v = torch.cat([self.empty.expand(2, len(kv[0]), self.heads, 1, kv.shape[-1]), kv], dim=3)
@@ -159,7 +159,7 @@ class SessionLayer(nn.Module):
 
 
 class Tower(nn.Sequential):
-    """A network of one hidden layer that answers logits."""
+    """A network with one hidden layer that outputs logits."""
 
     def __init__(self, width: int, dropout: float, num_outputs: int) -> None:
         last = nn.Linear(width, num_outputs)
@@ -168,19 +168,19 @@ class Tower(nn.Sequential):
 
     @torch.no_grad()
     def start_at(self, rate_O: Tensor) -> None:
-        """Let the untrained answers be about these rates; NaN is one half."""
+        """Make the untrained probabilities about equal to these rates; NaN counts as one half."""
         last = self[-1]
         assert isinstance(last, nn.Linear)
         last.bias.copy_(rate_O.nan_to_num(0.5).clamp(1e-6, 1 - 1e-6).logit())
 
 
 class FusedTowers(nn.Module):
-    """Towers with a hidden layer of their own each, and one more answer: a network over all hidden vectors (P-Score).
+    """Towers with a separate hidden layer each, and one joint output: a network over all hidden vectors (P-Score).
 
     Args:
-        width: D, of what they read and of the network.
-        dropout: before the answers.
-        num_towers: O; each has a hidden vector of width / 4, 4 at least.
+        width: D, of the inputs and of the network.
+        dropout: before the outputs.
+        num_towers: O; each has a hidden vector of width / 4, at least 4.
     """
 
     def __init__(self, width: int, dropout: float, num_towers: int) -> None:
@@ -195,13 +195,13 @@ class FusedTowers(nn.Module):
         nn.init.normal_(self.out_OH, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [..., O + 1] of vectors [..., D], the fused one last."""
+        """Logits [..., O + 1] of vectors [..., D], the joint one last."""
         hidden = self.dropout(F.silu(self.hidden(self.norm(x))))
         own = (hidden.unflatten(-1, (self.num_towers, -1)) * self.out_OH).sum(-1) + self.bias_O
         return torch.cat([own, self.fuse(hidden)], dim=-1)
 
     @torch.no_grad()
     def start_at(self, rate_O: Tensor) -> None:
-        """Let the untrained answers be about these rates; the fused one is about their mean."""
+        """Make the untrained probabilities about equal to these rates; the joint one about equal to their mean."""
         self.bias_O.copy_(rate_O.nan_to_num(0.5).clamp(1e-6, 1 - 1e-6).logit())
         self.fuse.start_at(rate_O.nanmean())

@@ -1,12 +1,12 @@
-"""Training of reward models on logged sessions: one, an ensemble in one pass, or members whose weights are averaged.
+"""Trains reward models on logged sessions: one, an ensemble in one pass, or members whose weights are averaged.
 
-All members of an ensemble see the same batches in the same order. What differs are their initial weights, their dropout
-and how much each user counts: as often as a draw of all users with replacement has them. Gradients are clipped member
-by member, so a member learns what it would learn alone.
+All members of an ensemble see the same batches in the same order. They differ by their initial weights, their dropout
+and the weight of each user, which is the user's count in a draw of all users with replacement. Gradients are clipped
+member by member, so a member learns exactly what it would learn alone.
 
-Averaged members (WARM, arXiv:2401.12187) have a common start: weights of models that started apart lie in different
-valleys, and their mean in none. Deviations from the paper: members differ by their users and dropout and not by their
-learning rates; the start has learned the same task, for a part of the passes.
+Averaged members (WARM, arXiv:2401.12187) have a common start: weights of models that started separately are in
+different valleys, and their mean is in none. Deviations from the paper: members differ by their users and dropout, not
+by their learning rates; the start has learned the same task, for a part of the passes.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` members.
 """
@@ -35,11 +35,11 @@ from feedgym.rewards.model import RewardModel
 from feedgym.rewards.network import Sizes
 
 RESAMPLE = 0x7265
-"""Salt of the users that members learn from."""
+"""Salt for drawing the users that members learn from."""
 HALVES = 0x68616C66
-"""Salt of the halves of the users that impute for each other."""
+"""Salt for the halves of the users that impute for each other."""
 STARTS = 0x7374
-"""Salt of the members' initial weights, but for the first one's."""
+"""Salt for the members' initial weights, except the first one's."""
 
 
 def fit_reward_model(
@@ -54,10 +54,10 @@ def fit_reward_model(
 
     Args:
         catalog: the items.
-        histories: N rows, what was known before each session.
-        sessions: N sessions with the users' answers; good and bad ones alike.
-        config: sizes and training.
-        output_dir: gets checkpoints and the model; training goes on from a checkpoint found there.
+        histories: N rows, known before each session.
+        sessions: N sessions with the users' responses, good and bad ones.
+        config: options of the model and its training.
+        output_dir: folder for checkpoints and the model; training continues from a checkpoint found there.
         progress: called after each step.
 
     Returns:
@@ -93,14 +93,14 @@ def train_reward_model_further(
     output_dir: Path | str,
     progress: Progress | None = None,
 ) -> RewardModel | RewardEnsemble:
-    """Go on training a reward model on other sessions of the same catalogue; the model itself stays as it is.
+    """Continue training a reward model on other sessions of the same catalogue; the model itself stays unchanged.
 
     Args:
-        model: where it starts.
-        histories: N rows, what was known before each session.
-        sessions: N sessions with the users' answers.
-        config: sizes as the model's, and this training.
-        output_dir: gets checkpoints and the model; training goes on from a checkpoint found there.
+        model: the model to start from.
+        histories: N rows, known before each session.
+        sessions: N sessions with the users' responses.
+        config: sizes as the model's, and the options of this training.
+        output_dir: folder for checkpoints and the model; training continues from a checkpoint found there.
         progress: called after each step.
 
     Returns:
@@ -136,9 +136,9 @@ def imputing(
     place: Path,
     progress: Progress | None,
 ) -> _LabelledSessions:
-    """The sessions with what a model of the other half of the users says of them, and of ones drawn beside them.
+    """Add predictions of a model of the other half of the users, for the sessions and for random ones drawn for each.
 
-    The two models begin at ``start`` and take answers at face value: weights are what corrects them.
+    The two models start from ``start`` and use responses without weights, because the weights correct their errors.
     """
     drawn_NSK = torch.from_numpy(drawn_sessions(sessions, config.imputed, config.seed))
     item_ids_NSK = torch.cat([examples.item_ids_NK[:, None], drawn_NSK], dim=1)
@@ -158,7 +158,7 @@ def imputing(
 
 
 def _imputed(model: RewardModel, histories: EventBatch, item_ids_NSK: Tensor) -> Imputed:
-    """A model's answers for some sessions."""
+    """Predictions of a model for some sessions."""
     said = model.predict(histories.trimmed(), item_ids_NSK)
     return Imputed(
         item_ids_NSK=item_ids_NSK,
@@ -169,20 +169,20 @@ def _imputed(model: RewardModel, histories: EventBatch, item_ids_NSK: Tensor) ->
 
 
 def untrained(config: RewardModelConfig, sizes: Sizes, seed: int) -> RewardModel:
-    """A model with the initial weights of a seed."""
+    """Make a model with the initial weights of a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return RewardModel(config, sizes)
 
 
 def seeds_of_members(config: RewardModelConfig) -> list[int]:
-    """The seeds of the initial weights: the first model's is the configuration's own; with a common start it is all."""
+    """Seeds of the initial weights; the first one is the configuration's own, and the only one with a common start."""
     others = range(1, config.members if config.is_ensemble else 1)
     return [config.seed, *(int(np.random.SeedSequence((config.seed, STARTS, m)).generate_state(1)[0]) for m in others)]
 
 
 def member_weights(sessions: LoggedSessions, config: RewardModelConfig) -> FloatArray:
-    """How often each member meets each session, float32 [N, M]: as often as a draw of the users has its user."""
+    """Weight of each session for each member, float32 [N, M]: the count of its user in a draw of the users."""
     user_N = np.unique(sessions.user_idx_N, return_inverse=True)[1]
     if config.members == 1 or not config.resample:
         return np.ones((len(user_N), config.members), np.float32)
@@ -195,7 +195,7 @@ def member_weights(sessions: LoggedSessions, config: RewardModelConfig) -> Float
 def trained_alone(
     model: RewardModel, examples: _LabelledSessions, config: RewardModelConfig, place: Path, progress: Progress | None
 ) -> RewardModel:
-    """One model after training; it meets every session alike."""
+    """Train one model, with the same weight for all sessions."""
     one = replace(examples, times_NM=torch.ones(len(examples), 1))
     pretrain(_Fitting(model), one, schedule(config), place, progress)  # type: ignore[type-var]
     return model
@@ -208,7 +208,7 @@ def trained_together(
     place: Path,
     progress: Progress | None,
 ) -> RewardEnsemble:
-    """All members after training, each with its own weights of the users."""
+    """Train all members, each with its own weights of the users."""
     ensemble = RewardEnsemble.of(starts)
     settings = schedule(config)
     clip = ClipMembers(ensemble, settings.max_grad_norm)
@@ -218,7 +218,7 @@ def trained_together(
 
 
 def schedule(config: RewardModelConfig) -> PretrainConfig:
-    """The Trainer's part."""
+    """The Trainer's options."""
     return PretrainConfig(
         epochs=config.epochs,
         batch_size=config.batch_size,
@@ -230,7 +230,7 @@ def schedule(config: RewardModelConfig) -> PretrainConfig:
 
 
 def averaged(ensemble: RewardEnsemble) -> RewardModel:
-    """One model whose weights are the members' mean."""
+    """Average the members' weights into one model."""
     model = ensemble.members()[0]
     with torch.no_grad():
         for name, value in ensemble.net.named_parameters():
@@ -239,7 +239,7 @@ def averaged(ensemble: RewardEnsemble) -> RewardModel:
 
 
 class ClipMembers(TrainerCallback):
-    """Clips the gradient of each member to a norm, as the Trainer clips that of a model.
+    """Clips the gradient of each member to a norm, as the Trainer clips the gradient of a model.
 
     Args:
         ensemble: the members.
@@ -260,12 +260,12 @@ class ClipMembers(TrainerCallback):
 
 
 class _Fitting(nn.Module):
-    """A reward model or an ensemble as the Trainer wants it: tensors in, a loss out."""
+    """A reward model or an ensemble in the form that the Trainer needs: tensors in, a loss out."""
 
     def __init__(self, model: RewardModel | RewardEnsemble) -> None:
         super().__init__()
         self.model = model
-        self.config = PreTrainedConfig()  # the Trainer leaves notes there
+        self.config = PreTrainedConfig()  # the Trainer writes notes there
 
     def forward(self, **batch: Tensor) -> Any:
         histories = EventBatch(**{name: batch[name] for name in HISTORY_COLUMNS})
@@ -284,7 +284,7 @@ class _Fitting(nn.Module):
         times_MN = batch["times_NM"].T
         if isinstance(self.model, RewardModel):
             return _LossOutput(loss(self.model, times_MN[0]))
-        # A sum, for then every member has the gradient that it would have alone.
+        # A sum, because then every member has the gradient that it would have alone.
         return _LossOutput(self.model.each(loss, times_MN).sum())
 
 
@@ -294,7 +294,7 @@ class _LossOutput(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _LabelledSessions(SessionDataset):
-    """Logged sessions with the labels of their positions, and how much each counts for every member."""
+    """Logged sessions with the labels of their positions, and their weights for every member."""
 
     answers: Answers
     times_NM: Tensor
@@ -311,7 +311,7 @@ class _LabelledSessions(SessionDataset):
         return replace(self, **taken)
 
     def at_face_value(self) -> Self:
-        """The same with every position counting alike."""
+        """The same sessions with equal weights for all positions."""
         return replace(self, answers=replace(self.answers, weight_NK=torch.ones_like(self.answers.weight_NK)))
 
     def collate(self, model: Any, idx: Sequence[int]) -> dict[str, Tensor]:
