@@ -125,7 +125,7 @@ def test_what_nothing_tells_from_others_has_a_new_name_each_time_and_the_run_say
     names = {plugins.named("reward", Opaque()) for _ in range(2)}
     assert len(names) == 2 and all(plugins.UNTOLD in name for name in names)
     align(tmp_path, reward=Opaque())
-    assert "cannot be resumed: nothing tells its reward from another" in capsys.readouterr().err.replace("\n", " ")
+    assert "cannot be resumed: its reward cannot be identified later" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_options_have_the_names_of_the_command_line():

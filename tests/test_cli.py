@@ -233,7 +233,7 @@ def test_help_teaches_every_command(capsys):
     assert all(name in presets for name in PRESETS)
 
 
-# ---------------------------------------------------------------- bad input: one line, exit code 2, nothing left behind
+# ---------------------------------------------------------------- bad input: one line, exit code 2, nothing left over
 
 
 EVENTS = pd.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [7, 8, 7, 9], "timestamp": [10, 20, 10, 20]})

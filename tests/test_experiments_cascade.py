@@ -50,7 +50,7 @@ def finished(one_thread, untracked, aligned_run, tmp_path_factory):
     return folder
 
 
-def test_everyone_stands_in_one_table_with_intervals_lifts_and_costs(finished):
+def test_all_agents_are_in_one_table_with_intervals_lifts_and_costs(finished):
     summary = summary_of(finished)
     assert set(summary["agents"]) == AGENTS and summary["lift_names"] == ["cascade", "aligned"]
     assert set(summary["lifts"]) == {f"cascade over {name}" for name in AGENTS - {"cascade"}}
@@ -65,7 +65,7 @@ def test_everyone_stands_in_one_table_with_intervals_lifts_and_costs(finished):
     assert list(summary["stages"]) == list(plan(read_config(finished)))
     assert summary["learning_names"] == ["retriever", "ranker"] and len(summary["learning"]) == 2
     report = (finished / "report.html").read_text()
-    assert "ms a request" in report and "GenRank" in summary["note"] and "cascade over aligned" in report
+    assert "ms per request" in report and "GenRank" in summary["note"] and "cascade over aligned" in report
 
 
 def test_the_cascade_of_a_finished_run_is_read_back_whole(finished, aligned_run):
@@ -130,7 +130,7 @@ def test_rankers_read_contents_unless_told_not_to(aligned_run):
 
 
 @pytest.mark.parametrize("kind", BUILT_IN["ranker"])
-def test_every_ranker_foretells_what_the_reward_weighs(kind, aligned_run):
+def test_every_ranker_predicts_what_the_reward_weighs(kind, aligned_run):
     other = agents_of(aligned_run)
     settings = RankerStage(kind=kind, model=SMALL)
     ranker = build_ranker(settings, other.log, other.catalog, 12)

@@ -90,7 +90,7 @@ def test_what_is_built_in_keeps_its_promises(path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_of_the_registry_stand_for_their_paths(name):
+def test_names_of_the_registry_mean_their_paths(name):
     assert check_path(name) == NAMES[name]
 
 

@@ -175,7 +175,7 @@ def test_the_same_agent_meets_the_same_again():
     assert all((first[name] == again[name]).all() for name in first)
 
 
-def test_two_agents_meet_the_same_users_whose_luck_nobody_else_can_touch():
+def test_two_agents_meet_the_same_users_with_random_numbers_that_nobody_else_can_touch():
     """Agents that differ for one profile alone differ for its users alone."""
     states, other_states = [], []
     mine = served_by(Attentive(), seen_states=states)
@@ -256,7 +256,7 @@ def test_recall_and_ndcg_are_those_of_a_plain_loop(length, most, random):
     np.testing.assert_allclose(np.stack(list(found.values()), axis=1), expected, atol=1e-12)
 
 
-def test_a_perfect_foreteller_has_recall_and_ndcg_of_one_however_many_followed():
+def test_a_perfect_prediction_has_recall_and_ndcg_of_one_however_many_followed():
     targets = np.array([[4, -1, -1], [4, 2, -1], [2, 4, 7]])
     for order in permutations([4, 2, 7]):
         found = recall_ndcg(np.array([order, order, order]), targets, "x")
@@ -406,7 +406,7 @@ def test_the_truth_chooses_among_draws_by_the_value_of_each_alone():
 
 
 def test_a_study_of_no_sessions_is_refused():
-    with pytest.raises(ValueError, match=r"judge\.best_of sessions; give some"):
+    with pytest.raises(ValueError, match=r"judge\.best_of; give some"):
         JudgeConfig(study=True)
 
 
@@ -517,8 +517,8 @@ def test_offline_one_who_knows_the_future_is_told_from_one_who_does_not_whatever
     found = judge_offline(everyone, opinion, simulator.catalog, requests, config, "what they watched next")
     assert found["judged_by"] == "what they watched next"
     assert list(found["agents"]) == ["random", "popular", "base", "aligned"]
-    foretold = ("recall@3 of session", "ndcg@3 of session", "recall@10 of next item", "ndcg@10 of next item")
-    for metric in foretold:
+    predicted = ("recall@3 of session", "ndcg@3 of session", "recall@10 of next item", "ndcg@10 of next item")
+    for metric in predicted:
         assert found["agents"]["aligned"][metric] == pytest.approx({"mean": 1, "low": 1, "high": 1})
         assert found["agents"]["base"][metric]["mean"] == 0
         assert metric not in found["lift"], "there is no lift over nothing"

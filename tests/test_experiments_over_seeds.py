@@ -78,7 +78,7 @@ def test_holms_correction():
     np.testing.assert_allclose(holm(np.array([0.9, 0.8])), [1, 1])
 
 
-def test_luck_alone_is_called_a_difference_in_5_percent_of_families():
+def test_chance_alone_is_called_a_difference_in_5_percent_of_families():
     rng = np.random.default_rng(4)
     families = [against("a", {name: rng.normal(size=6) for name in "abcdefgh"}) for _ in range(100)]
     wrong = [any(row["p_holm"] < 0.05 for row in family.values()) for family in families]

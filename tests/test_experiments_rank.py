@@ -57,7 +57,7 @@ def test_exposures_drawn_at_random_judge_alone_and_train_nothing(preset, monkeyp
     others = sum(int(part.batch.mask_NK.sum()) for part in parts)
     if preset == "genrank-smoke":
         assert others == (seen & ~flag).sum()
-    # They stand in histories, as the users saw them.
+    # They are in histories, as the users saw them.
     before = data.drawn.batch.histories
     assert int(before.mask_UT.sum()) > 0 and (before.item_ids_UT[before.mask_UT] < catalog.num_items).all()
     judged = rank.judge(config, data, untrained(config, data))
@@ -107,7 +107,7 @@ def test_a_ranker_is_trained_and_judged_through_the_command_line(preset, tmp_pat
     ("options", "message"),
     [
         (["--held-out", "0"], "held_out=0.0 must be above 0"),
-        (["--tasks", "sleep"], "'sleep', which is none of"),
+        (["--tasks", "sleep"], "'sleep', which is not one of"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message, tmp_path, capsys):

@@ -131,12 +131,12 @@ def report(summary, folder):
 ALL = [
     "Judged by",
     "Alignment, round",
-    "What the reward model",
+    "Predicted and true values",
     "Behaviours",
     "The reward model on",
     "The items' codes",
 ]
-ALL += ["Sessions to read", "Where the time went"]
+ALL += ["Sessions to read", "Time by stage"]
 
 
 # ---------------------------------------------------------------- the page
@@ -157,24 +157,24 @@ def test_the_page_is_whole_in_itself(summary, tmp_path):
 def test_a_simulated_run_has_every_section_and_a_recorded_one_those_that_it_knows(tmp_path, figures):
     whole, part = report(simulated(), tmp_path), report(recorded(), tmp_path)
     assert [heading[: len(start)] for heading, start in zip(whole.headings, ALL, strict=True)] == ALL
-    left_out = ("What the reward model", "Behaviours", "Sessions to read")
+    left_out = ("Predicted and true values", "Behaviours", "Sessions to read")
     expected = [start for start in ALL if start not in left_out]
     assert [heading[: len(start)] for heading, start in zip(part.headings, expected, strict=True)] == expected
     assert len(whole.fetched) == 5 and len(part.fetched) == 3  # pictures
     assert whole.headings[0] == "Judged by 24 fresh users"
 
 
-def test_agents_stand_side_by_side_with_intervals_and_lifts(tmp_path, figures):
-    table = report(simulated(), tmp_path).table("true reward a visit")
+def test_agents_are_side_by_side_with_intervals_and_lifts(tmp_path, figures):
+    table = report(simulated(), tmp_path).table("true reward per visit")
     names = ["popular", "base", "aligned", "base searched", "aligned searched", "oracle", "mine"]
     assert table[""] == [*names, "aligned over base"]
-    assert table["true reward a visit"][:3] == ["4.12 [3.88, 4.38]", "8.25 [8.00, 8.50]", "12.38 [12.12, 12.62]"]
-    assert table["true reward a visit"][-2:] == ["24.75 [24.50, 25.00]", "+50.0% [+40.1%, +60.2%]"]
-    assert table["likes an item seen"][0] == "0.0625 [-0.19, 0.31]"
-    assert table["likes an item seen"][-1] == "-12.5% [-18.8%, -6.2%]"
-    assert table["watch time a visit (s)"][-1] == "-"
-    assert list(table)[1:] == ["true reward a visit", "reward model's opinion", "watch time a visit (s)",
-                               "likes an item seen", "follows an item seen"]  # fmt: skip
+    assert table["true reward per visit"][:3] == ["4.12 [3.88, 4.38]", "8.25 [8.00, 8.50]", "12.38 [12.12, 12.62]"]
+    assert table["true reward per visit"][-2:] == ["24.75 [24.50, 25.00]", "+50.0% [+40.1%, +60.2%]"]
+    assert table["likes per item seen"][0] == "0.0625 [-0.19, 0.31]"
+    assert table["likes per item seen"][-1] == "-12.5% [-18.8%, -6.2%]"
+    assert table["watch time per visit (s)"][-1] == "-"
+    assert list(table)[1:] == ["true reward per visit", "reward model's prediction", "watch time per visit (s)",
+                               "likes per item seen", "follows per item seen"]  # fmt: skip
 
 
 def test_the_headline_tells_what_came_of_it_and_how_it_was_made(tmp_path, figures):
@@ -208,9 +208,9 @@ def test_every_figure_of_rounds_tokenizer_samples_and_stages_is_there(tmp_path, 
 def test_metrics_that_some_agents_lack_leave_a_gap(tmp_path, figures):
     summary = simulated()
     del summary["agents"]["popular"]["like_rate"], summary["agents"]["oracle"]["true_reward"]
-    table = report(summary, tmp_path).table("likes an item seen")
-    assert table["likes an item seen"][0] == "-" and table["likes an item seen"][1] != "-"
-    assert table["true reward a visit"][5] == "-" and table["true reward a visit"][6] != "-"
+    table = report(summary, tmp_path).table("likes per item seen")
+    assert table["likes per item seen"][0] == "-" and table["likes per item seen"][1] != "-"
+    assert table["true reward per visit"][5] == "-" and table["true reward per visit"][6] != "-"
 
 
 def without_numbers(nothing):
@@ -226,7 +226,7 @@ def without_numbers(nothing):
 def test_what_could_not_be_measured_is_a_dash(tmp_path, figures, nothing):
     page = report(without_numbers(nothing), tmp_path)
     assert page.table("rounds done")["rank correlation"] == ["-", "-"]
-    row = page.table("true reward a visit")["reward model's opinion"]
+    row = page.table("true reward per visit")["reward model's prediction"]
     assert row[-2:] == ["- [-, -]", "-"] and row[0] == "5.50 [5.25, 5.75]"
     column = list(agents_table(without_numbers(nothing)).columns[-2].cells)
     assert column[:2] == ["24.75", "-"]
@@ -261,9 +261,9 @@ def panels(figure):
 def test_rounds_are_drawn_as_far_as_they_are_known(tmp_path, figures):
     report(simulated(), tmp_path)
     drawn = panels(figures[1])
-    assert drawn["rank correlation with the truth"] == {"within a user": [0.375, 0.3125]}
+    assert drawn["rank correlation with the truth"] == {"within users": [0.375, 0.3125]}
     assert drawn["drift"] == {"KL to base (nats)": [0.0, 1.0625], "entropy (nats)": [9.5, 8.5]}
-    assert drawn["log-probability since the round began"] == {"chosen": [0.5], "rejected": [-0.5]}
+    assert drawn["change of log-probability in the round"] == {"chosen": [0.5], "rejected": [-0.5]}
     assert len(drawn["reward of the sampled sessions"]) == 4
     figures.clear()
     report(recorded(), tmp_path)
@@ -277,7 +277,7 @@ def test_a_measure_that_begins_in_a_later_round_is_drawn_too(tmp_path, figures):
     summary = simulated()
     summary["rounds"].reverse()
     report(summary, tmp_path)
-    assert panels(figures[1])["log-probability since the round began"] == {"chosen": [0.5], "rejected": [-0.5]}
+    assert panels(figures[1])["change of log-probability in the round"] == {"chosen": [0.5], "rejected": [-0.5]}
 
 
 EVIL = "<b>&\"' [red]x[/] {0} {body} ü"
@@ -293,7 +293,7 @@ def test_text_is_shown_as_it_was_written(tmp_path, figures):
     page = report(summary, tmp_path)
     assert not {"b", "i"} & set(page.tags) and "revision <i>" in page.text
     assert page.headings[0] == f"Judged by {EVIL}"
-    assert EVIL in page.table("true reward a visit")[""]
+    assert EVIL in page.table("true reward per visit")[""]
     assert page.text.count(EVIL) == 8  # tab, heading, note, judge, agent, column, sample and stage
 
 
@@ -311,7 +311,12 @@ def test_the_terminals_table_has_a_row_a_metric_and_a_column_an_agent_but_those_
     heads = [str(column.header) for column in table.columns]
     assert heads == ["", "popular", "base", "aligned", "oracle", "mine", "aligned over base"]
     cells = [list(column.cells) for column in table.columns]
-    assert cells[0] == ["true reward a visit", "reward model's opinion", "watch time a visit (s)", "likes an item seen"]
+    assert cells[0] == [
+        "true reward per visit",
+        "reward model's prediction",
+        "watch time per visit (s)",
+        "likes per item seen",
+    ]
     assert cells[2] == ["8.25", "11.00", "122", "0.12"]
     assert cells[-1] == ["+50.0% [+40.1%, +60.2%]", "-", "-", "-12.5% [-18.8%, -6.2%]"]
 
@@ -322,14 +327,14 @@ def test_the_terminals_table_of_a_recorded_log_holds_its_offline_metrics():
     table = agents_table(summary)
     rows = {row[0]: row[1:] for row in zip(*(list(column.cells) for column in table.columns), strict=True)}
     assert rows == {
-        "reward model's opinion": ("2.50", "2.50", "2.50", "+6.2% [+3.1%, +9.4%]"),
+        "reward model's prediction": ("2.50", "2.50", "2.50", "+6.2% [+3.1%, +9.4%]"),
         "diversity": ("-", "0.50", "0.50", "-"),
         "ndcg@10 of next item": ("0.0625", "0.0625", "0.0625", "-"),
         "recall@5 of session": ("0.12", "0.12", "0.12", "-"),
     }
 
 
-def test_many_agents_of_a_contest_stand_below_each_other_within_80_columns():
+def test_many_agents_of_a_comparison_have_a_row_each_within_80_columns():
     names = ("random", "popular", "base", "aligned", "base_searched", "aligned_searched", "cascade", "oracle")
     figures = {"true_reward": 2.5, "watch_s": 61.25, "like_rate": 0.015625, "return_24h": 0.75, "cost_mflop": 1234.0}
     agents = {name: {metric: value(mean) for metric, mean in figures.items()} for name in names}
@@ -345,7 +350,7 @@ def test_many_agents_of_a_contest_stand_below_each_other_within_80_columns():
     assert "lift: cascade over each" in text
 
 
-def test_what_agents_foretell_comes_first_by_rising_cut_off():
+def test_what_agents_predict_comes_first_by_rising_cut_off():
     names = ["coverage", "diversity", "mrr", "ndcg@10", "ndcg@50", "ndcg@5", "recall@10", "recall@50", "recall@5"]
     summary = recorded() | {"agents": {"hstu": {name: value(1.0) for name in names}}}
     rows = list(agents_table(summary).columns[0].cells)

@@ -30,7 +30,7 @@ def told(num_visits=10):
     return {"agents": agents, "difference": {"aligned over base": series(*(float(v) for v in visits))}}
 
 
-def test_agents_stand_in_one_order_with_the_best_of_n_after_those_that_search():
+def test_agents_have_one_order_with_the_best_of_n_after_those_that_search():
     names = ["oracle", "mine", "aligned_best_of_16", "aligned", "base_best_of_4_by_truth", "base_best_of_16", "base"]
     names += ["base_best_of_4", "aligned_searched", "cascade", "random"]
     expected = ["random", "base", "aligned", "aligned_searched", "base_best_of_4", "base_best_of_16"]
@@ -71,9 +71,9 @@ def test_a_visit_that_nobody_paid_is_a_dash_in_the_table_and_no_point_of_the_plo
     assert "- [-, -]" in visits_tables(by_visit)
     visits_plot(by_visit)
     panels = {axis.get_title(): axis for axis in figures[0].axes}
-    assert list(panels) == ["true reward a visit", "reward model's opinion", "share seen before",
+    assert list(panels) == ["true reward per visit", "reward model's prediction", "share seen before",
                             "share of the 20 most served", "users still there"]  # fmt: skip
-    lines = {line.get_label(): line.get_ydata() for line in panels["true reward a visit"].get_lines()}
+    lines = {line.get_label(): line.get_ydata() for line in panels["true reward per visit"].get_lines()}
     assert list(lines) == ["base", "aligned", "oracle"]
     assert lines["base"][0] == 1 and lines["base"][-1] != lines["base"][-1]
 

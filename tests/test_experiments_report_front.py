@@ -48,7 +48,7 @@ def test_everyone_with_a_cost_is_drawn_with_intervals_and_the_front(monkeypatch)
     (line,) = [found for found in ms.get_lines() if found.get_drawstyle() == "steps-post"]
     assert list(line.get_xdata()) == [0.1, 1.0, 1.1] and list(line.get_ydata()) == [2.0, 2.4, 3.2]
     assert ms.get_xscale() == mflop.get_xscale() == "log"
-    assert min(x for line in mflop.get_lines() for x in line.get_xdata()) > 0, "what costs nothing stands at the left"
+    assert min(x for line in mflop.get_lines() for x in line.get_xdata()) > 0, "what costs nothing is at the left"
 
 
 def test_without_costs_there_is_no_picture():

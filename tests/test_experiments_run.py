@@ -139,7 +139,7 @@ def test_a_folder_with_a_run_is_not_overwritten_without_resume(open_run):
 def test_a_run_of_another_kind_is_refused(open_run, tmp_path):
     open_run().close()
     other = make_dataclass("Other", [("seed", int, 0)], frozen=True)()
-    with pytest.raises(ValueError, match="is a run of Config and not of Other"):
+    with pytest.raises(ValueError, match="is a run of Config, not of Other"):
         Run(tmp_path / "run", other, Plan(), resume=True, tracker=False)
 
 

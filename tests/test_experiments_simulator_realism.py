@@ -22,7 +22,7 @@ def test_the_command_compares_a_simulator_with_its_own_log(tmp_path, capsys):
     assert "Kolmogorov" not in page and "KS" in page
 
 
-def test_a_runs_folder_stands_for_its_log(tmp_path):
+def test_a_runs_folder_gives_its_log(tmp_path):
     main(["simulate", "--out", str(tmp_path / "run" / "stages" / "log"), *SMALL])
     log, _ = read_side(str(tmp_path / "run"), users=1, visits=1, session_length=1, seed=0)
     assert log.num_users == 30

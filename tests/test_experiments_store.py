@@ -170,7 +170,7 @@ def test_a_damaged_product_is_refused_and_the_remedy_mends_it_for_all(open_run, 
 
 def test_a_whole_product_is_not_changed_under_others(open_run, tmp_path):
     before = all_stages(open_run("a"), [])
-    with pytest.raises(ValueError, match=rf"base lies whole in the store, .* remove {stored(tmp_path, 'base')}"):
+    with pytest.raises(ValueError, match=rf"base is complete in the store, .* remove {stored(tmp_path, 'base')}"):
         open_run("b", redo="base").stage("base", never, JSON)
     assert all_stages(open_run("c", Config(rounds=4), redo="cost"), [])["base"] == before["base"]
 
@@ -248,7 +248,7 @@ run.close()
 def maker(tmp_path, name):
     """A process that makes the log of a run, once there is a file "go", or takes it."""
     command = [sys.executable, "-c", MAKER, Path(__file__).parent, tmp_path, name]
-    wide = os.environ | {"COLUMNS": "1000"}  # what is said stands in a line
+    wide = os.environ | {"COLUMNS": "1000"}  # messages are on one line
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=wide)
 
 
@@ -257,7 +257,7 @@ def test_two_processes_at_once_make_a_product_once(tmp_path):
     assert first.stdout.readline() == "making\n"
     second = maker(tmp_path, "b")
     waits = next(line for line in iter(second.stderr.readline, "") if "Waiting" in line)
-    assert f"in use by process {first.pid} on " in waits and "it makes the stage that is wanted here too" in waits
+    assert f"in use by process {first.pid} on " in waits and "it makes a stage that is needed here too" in waits
     (tmp_path / "go").touch()
     made, (taken, said) = first.communicate()[0], second.communicate()
     assert made == taken == "['a', 'nothing']\n" and (tmp_path / "calls").read_text() == "a"
@@ -326,7 +326,7 @@ def test_the_command_line_shares_all_before_the_rounds_and_changes_no_figure(tmp
     with pytest.raises(SystemExit):
         feedgym("stage", "base", "--run", two, "--redo")
     (line,) = (line for line in capfd.readouterr().err.splitlines() if line.startswith("feedgym:"))
-    assert "lies whole in the store" in line
+    assert "is complete in the store" in line
 
 
 def read_stages(folder):

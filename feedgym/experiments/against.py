@@ -1,6 +1,6 @@
-"""Agents of other finished runs, judged beside a run's own: aligned agents, cascades, and agents trained with RLlib.
+"""Loads agents of other finished runs for the judgement: aligned agents, cascades, and agents trained with RLlib.
 
-They are told by what they are and by their run's folder: "aligned of demo-1", "cascade of contest", "ppo-0 of ppo".
+Their names consist of their kind and their run's folder: "aligned of demo-1", "cascade of contest", "ppo-0 of ppo".
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from feedgym.protocols import Recommender
 
 
 class Rivals(NamedTuple):
-    """What a finished run has to offer.
+    """Agents of another finished run.
 
     Attributes:
-        agents: by name.
+        agents: the agents by name.
         catalog: the items they serve.
-        history_length: events that they read; None for agents that read as many as they are given.
+        history_length: events that they read; None for agents that read all events they are given.
     """
 
     agents: dict[str, Recommender]
@@ -40,16 +40,16 @@ class Rivals(NamedTuple):
 
 
 def rivals(config: JudgedConfig, catalog: Catalog, *, trust: bool = False) -> dict[str, Recommender]:
-    """The agents of the runs that ``judge.against`` names.
+    """Load the agents of the runs that ``judge.against`` names.
 
     Args:
-        config: the run in which they are judged.
+        config: the run in which to judge them.
         catalog: its items.
-        trust: import what a folder names, though it is none of feedgym's (:mod:`feedgym.trust`).
+        trust: import the code that a folder names even if it is not part of feedgym (:mod:`feedgym.trust`).
 
     Raises:
-        ValueError: a folder holds no finished run of such a kind, or agents of another world: of other items, or
-            of other lengths.
+        ValueError: a folder holds no finished run of these kinds, or agents of another world: with other items or other
+            lengths.
     """
     found: dict[str, Recommender] = {}
     for folder in map(Path, config.judge.against):
@@ -63,7 +63,7 @@ def rivals(config: JudgedConfig, catalog: Catalog, *, trust: bool = False) -> di
 
 
 def rivals_key(against: Sequence[str]) -> Any:
-    """What decides the agents of other runs: configuration and content of their stages.
+    """Key of the agents of other runs: configuration and content of their stages.
 
     Raises:
         ValueError: as for :func:`rivals`.
@@ -87,14 +87,14 @@ def _read(folder: Path, trust: bool) -> Rivals:
 
 
 def _stages(folder: Path, config: Any) -> list[str]:
-    """The stages that agents are read from."""
+    """Names of the stages to read the agents from."""
     if isinstance(config, CascadeRun):
         return ["cascade"]
     if isinstance(config, RLConfig):
         return ["log", *(f"trained-{n}" for n in range(config.num_seeds))]
     raise ValueError(
-        f"{folder} is of {type(config).__name__}, whose agents do not serve sessions to be judged; judge.against takes "
-        "aligned runs, cascades and runs of rllib-*."
+        f"{folder} is of {type(config).__name__}, whose agents do not serve sessions that can be judged; judge.against "
+        "takes aligned runs, cascades and runs of rllib-*."
     )
 
 

@@ -1,11 +1,11 @@
-"""What judged agents do visit by visit: whether a gain lasts, and how it is used up.
+"""Compares judged agents visit by visit: whether a gain lasts, and why it fades.
 
-An agent that skims what everybody likes does well at first, so a mean over the first visits flatters it. Beside the
-true reward and the opinion of the reward model at each visit stand what tells why they fall: the share of the items
-seen that the user had seen before (``repeats``), the share of the user's favourites that are used up, and how few
-items make up what is served to all (``concentration``).
+An agent that serves what everybody likes does well at first, so a mean over the first visits flatters it. The report
+shows the true reward and the reward model's prediction at each visit. Three figures explain why they fall. ``repeats``
+is the share of the items seen that the user had seen before. ``favourites_used`` is the share of the user's favourites
+that are used up. ``concentration`` shows how few items make up everything served.
 
-Figures of a visit are those of the users who are still there; intervals resample users, each visit by itself, and
+Figures of a visit are those of the users who are still there. Intervals resample users, each visit by itself, and
 differences between agents are paired over users.
 """
 
@@ -21,22 +21,22 @@ from feedgym.experiments.serve import ServingRecord
 from feedgym.experiments.statistics import Series, difference, intervals
 
 BY_VISIT = ("true_reward", "model_reward", "repeats", "favourites_used")
-"""Metrics told visit by visit with intervals; besides them concentration and the share of users still there."""
+"""Metrics by visit with intervals; others are concentration and the share of users still there."""
 
 
 def told_by_visit(
     served: Mapping[str, ServingRecord], pairs: Sequence[tuple[str, str]], counts_RU: NDArray[np.float64]
 ) -> dict[str, Any]:
-    """The part ``by_visit`` of a summary.
+    """Make the part ``by_visit`` of a summary.
 
     Args:
-        served: the same users under each agent.
-        pairs: agents whose difference in true reward is told, each over another.
-        counts_RU: the resamples of the users.
+        served: records of the same users under each agent.
+        pairs: pairs of agents, to compare the true reward of the first with that of the second.
+        counts_RU: resamples of the users.
 
     Returns:
-        ``agents``: by name the metrics of :data:`BY_VISIT` that were measured, each with lists [V] ``mean``, ``low``
-        and ``high``, and ``alive`` and ``concentration`` with a ``mean`` alone. ``difference``: by "one over other" the
+        ``agents``: by name the measured metrics of :data:`BY_VISIT`, each with lists [V] ``mean``, ``low`` and
+        ``high``; ``alive`` and ``concentration`` have only a ``mean``. ``difference``: by "one over other", the
         difference in true reward.
     """
     agents = {name: _figures(record, counts_RU) for name, record in served.items()}

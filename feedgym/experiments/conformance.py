@@ -89,11 +89,11 @@ BUILT_IN = (
     "feedgym.rewards.compose:WorstCase",
     "feedgym.rewards.compose:Cautious",
 )
-"""The plug-ins of ``feedgym check --all``. Models are small and untrained: the promises do not depend on training."""
+"""The plug-ins of ``feedgym check --all``. Models are small and untrained: the rules do not depend on training."""
 
 
 def everything() -> list[str]:
-    """What ``feedgym check --all`` looks at: the built-in plug-ins, and the built-in ids."""
+    """All built-in plug-ins and ids that ``feedgym check --all`` checks."""
     return [*BUILT_IN, *ENVIRONMENTS]
 
 
@@ -101,17 +101,18 @@ def check_path(path: str, *, trust: bool = False) -> str:
     """Check the plug-in that an import path names, or the environment of an id.
 
     Args:
-        path: of an object, or of a class or function that makes one. Parameters named ``catalog``, ``log`` and
-            ``reward_model`` are given those of a small simulated feed; a function of ``histories`` and ``sessions`` is
-            a reward itself. A name of the registry (``onerec``) stands for its import path. A folder is a simulator
-            fitted to a log. What else has a slash in it, or no colon and is registered, is an environment's id.
-        trust: of a simulator's folder; as for :func:`feedgym.envs.feed.make_simulator`.
+        path: the import path of an object, or of a class or function that makes one. Parameters named ``catalog``,
+            ``log`` and ``reward_model`` get those of a small simulated feed; a function of ``histories`` and
+            ``sessions`` is itself a reward. A registered name (``onerec``) means its import path. A folder is a
+            simulator fitted to a log. Any other name with a slash, or a registered one without a colon, is an
+            environment's id.
+        trust: whether to trust a simulator's folder; as for :func:`feedgym.envs.feed.make_simulator`.
 
     Returns:
         The protocol that it follows, or "environment".
 
     Raises:
-        ValueError: it cannot be made, follows no protocol, or breaks a promise of the one it follows.
+        ValueError: it cannot be made, follows no protocol, or breaks a rule of its protocol.
     """
     if Path(path).is_dir():
         check_simulator(make_simulator(path, trust=trust))
@@ -152,16 +153,16 @@ def check_path(path: str, *, trust: bool = False) -> str:
 
 
 CHECKED = ("simulator", "tokenizer", "model", "reward", "method")
-"""Kinds of the registry whose names stand for what they name."""
+"""Kinds of plug-ins whose registered names may be given."""
 
 
 def _import_path(path: str) -> str:
-    """The import path of a name of the registry; others as they are."""
+    """The import path of a registered name; other texts unchanged."""
     return next((NAMES[kind][path] for kind in CHECKED if path in NAMES[kind]), path)
 
 
 def _made(target: Any) -> Any:
-    """The plug-in as experiments make it: with its options, and with what it asks for by name."""
+    """Make the plug-in as experiments make it: with its options and the arguments that it names."""
     options = checked_config(target) if callable(target) and hasattr(target, "Config") else None
     if callable(getattr(target, "respond", None)):
         return make_simulator(target if options is None else target(options))
@@ -201,7 +202,7 @@ def _some_sessions(users: int) -> SessionBatch:
     )
 
 
-# ---------------------------------------------------------------- built-ins that need something to be made from
+# ---------------------------------------------------------------- built-ins that need arguments
 
 
 def learned_users(catalog: Catalog, log: EventLog) -> UserSimulator:
@@ -227,7 +228,7 @@ def popular_agent(catalog: Catalog, log: EventLog) -> Recommender:
 
 
 def item_knn(catalog: Catalog, log: EventLog) -> Recommender:
-    """Neighbours of what the user took."""
+    """Neighbours of items that the user took."""
     return ItemKNNRecommender.fit(log, catalog.num_items, LENGTH, neighbours=20)
 
 
@@ -289,7 +290,7 @@ def hstu_events(log: EventLog) -> Recommender:
 
 
 def cascade(catalog: Catalog, log: EventLog) -> Recommender:
-    """A small HSTU names candidates, a small GenRank values them, and MMR orders them."""
+    """A small HSTU retrieves candidates, a small GenRank scores them, and MMR orders them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         retriever = HSTU(HSTUConfig(**NEXT_ITEM, **TWO_HEADS))
@@ -297,7 +298,7 @@ def cascade(catalog: Catalog, log: EventLog) -> Recommender:
 
 
 def cascade_of_drawn(catalog: Catalog, log: EventLog) -> Recommender:
-    """Drawn sessions of a small OneRec name the candidates, and a determinantal point process orders them."""
+    """Drawn sessions of a small OneRec give the candidates, and a determinantal point process orders them."""
     retriever = Voted(onerec(catalog, log), catalog.num_items, num_samples=12)
     config = CascadeConfig(candidates=40, rule="dpp", diversity=0.2)
     return Cascade(retriever, _genrank(log), catalog, LENGTH, config)
@@ -323,7 +324,7 @@ def rqvae() -> RQVAE:
 
 
 def item_average(catalog: Catalog, log: EventLog) -> SessionReward:
-    """Minutes watched an item, whoever sees it."""
+    """Minutes watched per item, the same for all users."""
     return ItemAverage.watch_minutes(log, catalog)
 
 
@@ -336,7 +337,7 @@ def reward_model(catalog: Catalog, log: EventLog) -> RewardModel:
 
 
 def ensemble(catalog: Catalog, log: EventLog) -> RewardEnsemble:
-    """Two of them, the second a little unlike the first."""
+    """Two small reward models, the second slightly different from the first."""
     members = [reward_model(catalog, log) for _ in range(2)]
     with torch.no_grad():
         for weights in members[1].parameters():

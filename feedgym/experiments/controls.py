@@ -1,11 +1,11 @@
-"""The agents that an aligned agent is judged beside: what search and best of N would give, and other runs' agents.
+"""Makes the agents that an aligned agent is compared with: references, search, and best of N.
 
-Each is an agent like others. ``base`` and ``aligned`` serve sessions drawn as in a round; by name,
-
+Each is an agent like any other. ``base`` and ``aligned`` serve sessions drawn as in a round; the others by name:
     ``base_searched``       serves the best session of a beam search
-    ``base_best_of_16``     the best of 16 draws by the reward model, which needs no alignment
-    ``base_best_of_16_by_truth``    the best of 16 draws by the truth (:func:`feedgym.experiments.serve.serve_all`): for
-                            studies only, since no platform can ask it
+    ``base_best_of_16``     serves the best of 16 draws by the reward model, which needs no alignment
+    ``base_best_of_16_by_truth``    serves the best of 16 draws by the truth
+                            (:func:`feedgym.experiments.serve.serve_all`): only for studies, since no platform can ask
+                            it
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from feedgym.protocols import Recommender, SessionReward
 
 
 def references(log: EventLog, catalog: Catalog, config: JudgedConfig) -> dict[str, Recommender]:
-    """The agents that know nothing: random, and the most popular of what a user has not seen; both of what exists."""
+    """References without a model: random, and the most popular items that a user has not seen; only existing items."""
     count_I = exposure_counts(log, catalog.num_items)
     return {
         "random": RandomRecommender(catalog.num_items, config.session_length, seed=config.seed, catalog=catalog),
@@ -37,11 +37,11 @@ def references(log: EventLog, catalog: Catalog, config: JudgedConfig) -> dict[st
 def with_controls(
     agents: Mapping[str, Recommender], reward: SessionReward, judge: JudgeConfig
 ) -> dict[str, Recommender]:
-    """Agents as they are, those that can search by search, and the best of N draws of each.
+    """Agents as they are, agents that search if they can, and the best of N draws of each.
 
     Args:
         agents: "base", "aligned".
-        reward: what scores the N draws.
+        reward: scores the N draws.
         judge: width of the search, and the numbers N.
     """
     every = dict(agents)
@@ -54,7 +54,7 @@ def with_controls(
 
 
 def searching(agent: Any, beams: int) -> Any:
-    """A generative agent that serves the best of a search, on the same model."""
+    """Make a generative agent that serves the best session of a search, with the same model."""
     agent = copy.copy(agent)
     agent.num_beams = beams
     return agent

@@ -1,4 +1,4 @@
-"""What a request costs an agent: measured milliseconds, and the arithmetic of its products counted by torch."""
+"""Measures the cost of a request: milliseconds, and the arithmetic of matrix products counted by torch."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from feedgym.protocols import Recommender
 MS, MFLOP = "cost_ms", "cost_mflop"
 """The figures' names in tables."""
 
-MEASURED_HERE = "What a request costs is measured on this machine"
-"""Why no other run may take the stage of the costs from a store."""
+MEASURED_HERE = "The cost of a request is measured on this machine"
+"""Reason why no other run may take the stage of the costs from a store."""
 
 
 class Costs(TypedDict):
-    """The stage of the costs, as :func:`costs` makes it."""
+    """Product of the stage of the costs, as :func:`costs` makes it."""
 
     agents: dict[str, dict[str, dict[str, NumberOrNone]]]
     requests: int
@@ -37,16 +37,16 @@ class Costs(TypedDict):
 
 
 COSTS: Codec[Any] = json_of(Costs)
-"""How it is kept."""
+"""Codec of the costs."""
 
 
 def costs(agents: Mapping[str, Recommender], histories: EventBatch, config: CostConfig) -> dict[str, Any]:
-    """What a request costs each agent, all measured in one go at one batch.
+    """Measure the cost of a request for each agent, all at the same batch.
 
     Args:
-        agents: whoever is asked by their histories alone; what knows the truth has no cost that means anything.
+        agents: agents that need only histories; agents that know the truth have no meaningful cost.
         histories: requests, of which the first ``config.requests`` are the batch.
-        config: how it is measured.
+        config: options for measuring.
     """
     histories = histories.rows(slice(config.requests))
     cost_by_agent = {}
@@ -59,7 +59,7 @@ def costs(agents: Mapping[str, Recommender], histories: EventBatch, config: Cost
 
 
 def asked(data: LogAndItems, config: JudgedConfig, users: int, *, dated: bool) -> EventBatch:
-    """The last requests of a log's first users, on whom costs are measured."""
+    """The last requests of a log's first users, to measure costs with."""
     sessions = logged_sessions(data[0], config.session_length)
     first = sessions.rows(sessions.user_idx_N < users)
     every = Requests.of(data, first, config.history_length, dated=dated, memory=config.memory)
@@ -67,32 +67,32 @@ def asked(data: LogAndItems, config: JudgedConfig, users: int, *, dated: bool) -
 
 
 def with_costs(judged: Mapping[str, Any], cost: Mapping[str, Any]) -> dict[str, Any]:
-    """A judgement with the costs of its agents among their figures, and how these were measured."""
+    """Add the costs to the agents' figures in a judgement, with the settings of the measurement."""
     agents = {name: metrics | cost["agents"].get(name, {}) for name, metrics in judged["agents"].items()}
     return {**judged, "agents": agents, "cost": cost}
 
 
 def told(cost: Mapping[str, Any]) -> str:
-    """How costs were measured, in words."""
+    """Describe the measurement of the costs in words."""
     return (
-        f"Cost a request: batches of {cost['requests']}, {cost['threads']} thread(s), median of {cost['repeats']} with "
-        "fastest and slowest; MFLOP count products of matrices alone."
+        f"Cost per request: batches of {cost['requests']}, {cost['threads']} thread(s), median of {cost['repeats']} "
+        "with fastest and slowest; MFLOP count only matrix products."
     )
 
 
 @torch.inference_mode()
 def cost_of(agent: Recommender, histories: EventBatch, repeats: int) -> dict[str, dict[str, float | None]]:
-    """Let an agent serve the same batch again and again.
+    """Let an agent serve the same batch several times.
 
     Args:
-        agent: whose ``recommend`` is measured, with all that it does inside.
-        histories: the batch; the cost is a row's.
-        repeats: times the clock is taken, after a first time that does not count.
+        agent: the agent; all work of its ``recommend`` is measured.
+        histories: the batch; the cost is per row.
+        repeats: timed repeats, after a first one that does not count.
 
     Returns:
         ``cost_ms``: the median over the repeats, with the fastest and the slowest as its ends. ``cost_mflop``: millions
-        of floating-point operations in products of matrices, which do not depend on the machine; sorting, exponentials
-        and look-ups are not counted, so an agent without a network has 0.
+        of floating-point operations in matrix products, which do not depend on the machine. Sorting, exponentials and
+        look-ups are not counted, so an agent without a network has 0.
     """
     with FlopCounterMode(display=False) as counter:
         agent.recommend(histories)

@@ -1,6 +1,6 @@
-"""The final comparison of agents: served to fresh simulated users, or tested against what held-out users did next.
+"""Compares agents in the end: serves them to fresh simulated users, or tests them on held-out users' next items.
 
-Online, every agent serves the SAME users with the same luck (common random numbers), so that differences are paired.
+Online, every agent serves the SAME users with the same random numbers, so that differences are paired.
 Every metric is a ratio of sums over users; intervals resample users (:mod:`feedgym.experiments.statistics`).
 """
 
@@ -39,18 +39,18 @@ from feedgym.experiments.statistics import Figure, Ratio, interval, lift, resamp
 from feedgym.protocols import Recommender, SessionReward, UserSimulator
 
 NEXT_ITEMS = 10
-"""Items an agent may name as the next one offline."""
+"""Number of items an agent may predict as the next one offline."""
 
 OFFLINE_BLOCK = 256
-"""Held-out users answered at a time."""
+"""Held-out users to answer at a time."""
 
 
 Table = dict[str, dict[str, NumberOrNone]]
-"""Figures by name, each a mean with the ends of its interval, where it has one."""
+"""Figures by name, each a mean with the ends of its interval if there is one."""
 
 
 class Judgement(TypedDict):
-    """What every judgement of agents says; each adds its own."""
+    """The parts that every judgement of agents has; each adds its own."""
 
     __pydantic_config__ = {"extra": "allow"}  # type: ignore[misc]  # noqa: RUF012 (pydantic reads it)
 
@@ -65,10 +65,10 @@ class Comparison(Judgement):
 
 
 JUDGED: Codec[Any] = json_of(Comparison)
-"""How a judgement is kept."""
+"""Codec of a judgement."""
 
 READ = ("base", "aligned", "base_searched", "aligned_searched")
-"""Agents whose sessions people can read."""
+"""Agents whose sessions the report lists for reading."""
 
 
 def judge_online(
@@ -81,18 +81,18 @@ def judge_online(
     known: Mapping[str, ServingRecord] | None = None,
     workers: Rollouts | None = None,
 ) -> dict[str, Any]:
-    """Serve all agents to the same users.
+    """Serve all agents to the same users, and compare.
 
     Args:
         simulator: the users.
-        agents: the agents to compare and those beside them, "base" and "aligned" among them
+        agents: the agents to compare, including "base", "aligned" and the controls
             (:mod:`feedgym.experiments.controls`).
         reward: the reward model.
-        log: what was known before: what agents learned from.
-        seeds_U: the users, whom nothing has been trained on.
+        log: the log that agents learned from.
+        seeds_U: seeds of the users, whom no model was trained on.
         config: visits, lengths, weights, seed.
-        known: what happened to these users under some of the agents.
-        workers: serve an agent each.
+        known: records of these users under some of the agents.
+        workers: serve one agent each.
 
     Returns:
         ``agents``, ``lift``, ``lift_searched``, ``lifts`` (of the aligned agent over each), ``by_visit``, ``samples``
@@ -105,7 +105,7 @@ def judge_online(
 def told_online(
     served: Mapping[str, ServingRecord], simulator: UserSimulator, log: EventLog, config: JudgedConfig
 ) -> dict[str, Any]:
-    """What :func:`judge_online` says of the same users under all agents."""
+    """Make the summary of :func:`judge_online` from records of the same users under all agents."""
     figures = {
         name: {**result.ratios(), **exposure_of(result, simulator, log, config)} for name, result in served.items()
     }
@@ -121,7 +121,7 @@ def told_online(
 
 
 def _pairs(judge: JudgeConfig) -> list[tuple[str, str]]:
-    """Agents whose difference is told visit by visit: what alignment gives, and what it gives beyond best of N."""
+    """Pairs of agents to compare by visit: the effect of alignment, and its effect beyond best of N."""
     instead = [("aligned", best_of_name("base", n)) for n in judge.best_of]
     return [("aligned", "base"), ("aligned_searched", "base_searched"), *instead]
 
@@ -129,7 +129,7 @@ def _pairs(judge: JudgeConfig) -> list[tuple[str, str]]:
 def exposure_of(
     served: ServingRecord, simulator: UserSimulator, log: EventLog, config: JudgedConfig
 ) -> dict[str, Figure]:
-    """Who got seen under an agent, what new items got and what exploring cost; the log is what was known before."""
+    """Exposure by creator and item, results for new items and costs of exploring; the log is the known past."""
     assert served.log is not None
     return exposure_figures(
         served.log, simulator.catalog, earlier=log, weights=config.weights, arrivals=has_arrivals(simulator)
@@ -137,19 +137,19 @@ def exposure_of(
 
 
 def judged_by(users: int, config: JudgedConfig) -> str:
-    """Who judged, in words."""
+    """Describe the judging users in words."""
     return f"{users:,} fresh users, served {config.judge.visits} visits each unless they left for good"
 
 
 def lifts_over_each(
     ours: str, figures: Mapping[str, Mapping[str, Figure]], counts_RU: NDArray[np.float64]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """The lifts of one agent over each of the others, by "ours over other", in all figures that both have."""
+    """Lifts of one agent over each of the others, by "ours over other", in all figures that both have."""
     return {
         f"{ours} over {name}": {
             metric: gain
             for metric, figure in other.items()
-            # A figure of which one of the two has no case, such as clicks on cold items, has no lift.
+            # A figure without cases for one of the two, such as clicks on cold items, has no lift.
             if metric in figures[ours] and (gain := lift(figures[ours][metric], figure, counts_RU)) is not None
         }
         for name, other in figures.items()
@@ -183,19 +183,19 @@ def judge_offline(
     config: JudgedConfig,
     judged_by: str,
 ) -> dict[str, Any]:
-    """Who foretells what held-out users watched next, and what the reward model thinks of what each would serve.
+    """Test how well agents predict the next items of held-out users, and how the reward model scores their sessions.
 
-    Recall and NDCG of the served session's K items against the items of the held-out session, all of them relevant, and
-    of the ten likeliest next items against the first item of that session; how the served items are spread over the
-    catalogue and its creators.
+    The metrics are recall and NDCG of the served session's K items against the items of the held-out session, which are
+    all relevant. The same is computed for the ten likeliest next items against the first item of that session. Others
+    measure how the served items are spread over the catalogue and its creators.
 
     Args:
-        agents: the agents to compare and those beside them, "base" and "aligned" among them.
+        agents: the agents to compare, including "base", "aligned" and the controls.
         reward: the reward model.
         catalog: the items.
-        requests: one held-out request a user.
+        requests: one held-out request per user.
         config: lengths and seed.
-        judged_by: who they are, in words.
+        judged_by: description of the users in words.
     """
     ratios = {}
     for name, agent in agents.items():
@@ -207,7 +207,7 @@ def judge_offline(
 def _offline_ratios(
     agent: Recommender, reward: SessionReward, catalog: Catalog, requests: Requests, step: Step
 ) -> dict[str, Figure]:
-    """The offline metrics of one agent, one row a held-out user."""
+    """Offline metrics of one agent, with one row per held-out user."""
     served, opinions, next_items = [], [], []
     for low in range(0, len(requests), OFFLINE_BLOCK):
         histories = requests.histories.rows(slice(low, low + OFFLINE_BLOCK))
@@ -225,7 +225,7 @@ def _offline_ratios(
         **recall_ndcg(items_UK, targets_UK, "session"),
         **recall_ndcg(torch.cat(next_items).numpy(), targets_UK[:, :1], "next item"),
     }
-    # The served items stand in for exposures: nobody has looked at them, so all of them count.
+    # The served items count as exposures: nobody has seen them, so all of them count.
     user_UK = np.broadcast_to(np.arange(len(items_UK))[:, None], items_UK.shape)
     items_UI = shown_items(user_UK.ravel(), items_UK.ravel(), (len(items_UK), catalog.num_items))
     ratios = {name: Ratio(value_U, np.ones(len(value_U))) for name, value_U in metrics.items()}
@@ -233,14 +233,14 @@ def _offline_ratios(
 
 
 def top_items(agent: Any, histories: EventBatch, n: int) -> torch.Tensor:
-    """The ``n`` items [U, n] an agent holds likeliest to come next, best first, -1 where a search finds no more.
+    """The ``n`` items [U, n] that an agent predicts as likeliest to come next, best first, -1 if a search finds fewer.
 
-    A generative agent's are the ``n`` best sessions of one item, another's the session of ``n`` items it would serve;
-    those of best of N are its agent's.
+    A generative agent gives the ``n`` best sessions of one item, other agents the session of ``n`` items they would
+    serve. For best of N, its agent is used.
     """
     agent = copy.copy(
         agent.agent if isinstance(agent, BestOf) else agent
-    )  # the caller's goes on with sessions of its own length
+    )  # the caller's agent keeps its own session length
     if hasattr(agent, "beams"):
         agent.session_length = 1
         items_US = agent.beams(histories, n).item_ids_USK[:, :, 0]
@@ -253,17 +253,17 @@ def recall_ndcg(served_UK: NDArray[np.int64], targets_UM: NDArray[np.int64], of:
     """Recall and NDCG of ranked items against those that really followed, all of them relevant.
 
     Args:
-        served_UK: the agent's items, best first, -1 where it has no more.
+        served_UK: the agent's items, best first, -1 if it has no more.
         targets_UM: the items that followed, -1 after the last one; each user has at least one.
-        of: what is foretold, for the metrics' names.
+        of: the predicted thing, for the metrics' names.
 
     Returns:
-        float64 [U]: ``recall@K of ...`` and ``ndcg@K of ...``; 1 where all that could be foretold was.
+        float64 [U]: ``recall@K of ...`` and ``ndcg@K of ...``; 1 if everything possible was predicted.
     """
     length = served_UK.shape[1]
     hit_UK = ((served_UK[:, :, None] == targets_UM[:, None, :]) & (targets_UM >= 0)[:, None, :]).any(axis=2)
     discount_K = 1 / np.log2(np.arange(length) + 2)
-    # Users took fewer items than K, or more: both figures are divided by the best that could be had, so 1 is in reach.
+    # Users took fewer items than K, or more: both figures are divided by the best possible value, so 1 can be reached.
     possible_U = np.minimum((targets_UM >= 0).sum(axis=1), length)
     return {
         f"recall@{length} of {of}": hit_UK.sum(axis=1) / possible_U,

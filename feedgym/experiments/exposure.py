@@ -1,19 +1,19 @@
-"""Who gets seen: how exposure is spread over creators and items, what new items get, and what exploring them costs.
+"""Measures exposure: its spread over creators and items, the share of new items, and the cost of exploring them.
 
-All of it is read off an event log and its catalogue, so it can be said of a recorded log as of served agents. An
-*exposure* is an impression that the user reached. An item is
+It needs only an event log and its catalogue, so it works for a recorded log as for served agents. An *exposure* is an
+impression that the user reached. An item is
 
 * *cold* if an earlier log, the one that agents learn from, has fewer than ``few`` exposures of it;
-* *explored* by an exposure before which it had fewer than ``few`` of them, in the earlier log and in this one, whoever
-  the user was: a cold item stops being explored once it has been shown often enough;
+* *explored* by an exposure before which it had fewer than ``few`` exposures, in the earlier log and in this one, to any
+  user: a cold item is no longer explored once it has been shown often enough;
 * *new* if it was uploaded after the earlier log ended.
 
-The share of exposures that explore is the budget of exploration. Its price is told by what users did, which for
-simulated users is the truth: what as many exposures of well-known items bring, less what the explored ones brought.
+The share of exposures that explore is the budget of exploration. Its price is measured by users' responses, which for
+simulated users are the truth: the reward of as many exposures of well-known items, minus that of the explored ones.
 
-Shares and rates are ratios of sums over users. Inequality and coverage are not: a resample holds fewer different users,
-so it is less covered and more unequal than the users themselves. Their intervals have the spread of the resamples,
-about the users' own figure (:class:`FigureOfSums`).
+Shares and rates are ratios of sums over users. Inequality and coverage are not: a resample holds fewer distinct users,
+so it is less covered and more unequal than the users themselves. Their intervals take the spread of the resamples
+around the users' own figure (:class:`FigureOfSums`).
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from feedgym.envs.truth import RewardWeights, brought_at_once
 from feedgym.experiments.statistics import Figure, Ratio
 
 FEW = 10
-"""Exposures below which an item counts as hardly known."""
+"""An item with fewer exposures counts as hardly known."""
 
 TOP_SHARE = 0.01
-"""Share of the items which are the most exposed ones."""
+"""Share of the items that count as the most exposed ones."""
 
 SPREAD_RESAMPLES = 400
-"""Resamples that give a spread; quantiles about a known centre need fewer than an interval from scratch."""
+"""Number of resamples for a spread; quantiles around a known centre need fewer than an interval from scratch."""
 
 NO_CREATOR = -1
 
 
 @dataclass(frozen=True, eq=False)
 class FigureOfSums:
-    """A figure that is a function of sums over U users but no ratio of two, such as inequality.
+    """A figure that is a function of sums over U users but not a ratio of two, such as inequality.
 
     Attributes:
         sums_UX: float64 [U, X], an array or a sparse one.
-        of_sums: the figure [R] of summed rows [R, X].
+        of_sums: computes the figure [R] from summed rows [R, X].
     """
 
     sums_UX: Any
@@ -61,12 +61,12 @@ class FigureOfSums:
         return self.sums_UX.shape[0]
 
     def mean(self) -> float:
-        """The figure of all users."""
+        """Compute the figure for all users."""
         return float(self.of_sums(np.asarray(self.sums_UX.sum(axis=0), np.float64).reshape(1, -1))[0])
 
     def resampled(self, counts_RU: FloatArray) -> NDArray[np.float64]:
         """The figure under the first of R resamplings of the users, moved so that their median is :meth:`mean`."""
-        # Of a resample only the spread is to be believed, and not the centre: it holds fewer different users.
+        # Use only the spread of a resample and not its centre: it holds fewer distinct users.
         values_R = self.of_sums(np.asarray(counts_RU[:SPREAD_RESAMPLES] @ self.sums_UX))
         return (values_R - np.median(values_R)) + self.mean()
 
@@ -77,12 +77,12 @@ def exposure_counts(log: EventLog, num_items: int) -> NDArray[np.int64]:
 
 
 def times_seen(sessions: LoggedSessions, num_items: int) -> NDArray[np.int64]:
-    """How often each item was reached in logged sessions, int64 [I]."""
+    """Number of times that each item was reached in logged sessions, int64 [I]."""
     return np.bincount(sessions.item_ids_NK[sessions.examined_NK], minlength=num_items)
 
 
 def gini(count_RX: NDArray) -> NDArray[np.float64]:
-    """Gini's coefficient of each row [R]: 0 where all X have the same, 1 - 1/X where one has all; 0 for nothing at all.
+    """Gini coefficient of each row [R]: 0 if all X are equal, 1 - 1/X if one has everything; 0 if all are zero.
 
     G = sum_i (2i - X - 1) c_i / (X sum_i c_i) over the counts in ascending order, i = 1..X.
     """
@@ -92,7 +92,7 @@ def gini(count_RX: NDArray) -> NDArray[np.float64]:
 
 
 def creators_of(catalog: Catalog) -> sparse.csr_matrix:
-    """Which creator made an item: [I, creators], 1 or 0; items of unknown creators (-1) have no entry."""
+    """Matrix of items and their creators: [I, creators], 1 or 0; items of unknown creators (-1) have no entry."""
     with_creator = np.flatnonzero(catalog.creator_I != NO_CREATOR)
     creators, column = np.unique(catalog.creator_I[with_creator], return_inverse=True)
     return sparse.csr_matrix(
@@ -101,21 +101,21 @@ def creators_of(catalog: Catalog) -> sparse.csr_matrix:
 
 
 def top_share(count_RI: NDArray, share: float = TOP_SHARE) -> NDArray[np.float64]:
-    """Share of the exposures which the most exposed items hold [R]: the top ``share`` of the items, at least one."""
+    """Share of the exposures of the most exposed items [R]: the top ``share`` of the items, at least one."""
     top = max(1, round(share * count_RI.shape[1]))
     held_R = np.partition(count_RI, -top, axis=1)[:, -top:].sum(axis=1)
     return held_R / np.maximum(count_RI.sum(axis=1), 1e-12)
 
 
 def exposed_so_far(item_N: IntArray, examined_N: NDArray[np.bool_], before_I: IntArray) -> NDArray[np.int64]:
-    """Exposures that each impression's item had just before it.
+    """Number of exposures that each impression's item had just before it.
 
     Args:
-        item_N: items of the impressions in the order of time.
-        examined_N: which of them are exposures.
-        before_I: exposures the items had before the first impression.
+        item_N: items of the impressions in order of time.
+        examined_N: whether each is an exposure.
+        before_I: number of exposures before the first impression.
     """
-    # Sorted by item, and in each by time, an item's earlier exposures are a running sum less that at its first row.
+    # Sorted by item, then by time, an item's earlier exposures are a running sum minus the one at its first row.
     order = np.argsort(item_N, kind="stable")
     item, one = item_N[order], examined_N[order].astype(np.int64)
     past = np.cumsum(one) - one
@@ -126,7 +126,7 @@ def exposed_so_far(item_N: IntArray, examined_N: NDArray[np.bool_], before_I: In
 
 
 def worth(log: EventLog, rows: NDArray[np.int64], weights: RewardWeights) -> NDArray[np.float64]:
-    """What impressions brought at once: the weighted sum of minutes and behaviours, without the return, float64."""
+    """Immediate reward of impressions: the weighted sum of minutes and behaviours, without the return, float64."""
     return brought_at_once(log.behaviours[rows], log.watch_s[rows], weights)
 
 
@@ -139,26 +139,26 @@ def exposure_figures(
     few: int = FEW,
     arrivals: bool = False,
 ) -> dict[str, Figure]:
-    """The figures of a log, each with a ``mean()`` and resamplings over its users.
+    """Compute the figures of a log, each with a ``mean()`` and resamplings over its users.
 
     Args:
-        log: what was served.
+        log: the served sessions.
         catalog: its items.
-        earlier: the log that was known before, of these items; nothing was known if None.
-        weights: what an exposure brings at once.
-        few: exposures below which an item is cold, or explored.
-        arrivals: the catalogue's times are to be believed, so that a served item may have been absent.
+        earlier: the known past, a log of the same items; None if nothing was known.
+        weights: weights of an exposure's immediate reward.
+        few: an item with fewer exposures is cold, or explored.
+        arrivals: whether the catalogue's times are real, so that a served item may have been absent.
 
     Returns:
-        ``creator_gini``, inequality of exposure over all creators; ``creators_unseen``, share of the creators without
-        an exposure; ``catalog_coverage``, share of the items with one; ``top_1pct_share``, share of the exposures held
-        by the most exposed hundredth of the items; ``cold_share`` and ``exploration_share`` of the exposures;
-        ``item_reward``, what an exposure brings at once; ``cold_reward`` and ``cold_click_rate`` of cold ones;
-        ``exploration_cost``, reward forgone a visit for exploring. With an earlier log which some items are newer than:
-        ``new_item_share`` and ``new_click_rate``. With ``arrivals``: ``absent_share``, of the served items those that
-        did not exist when they should have come on the screen. A figure of which there is no case is left out.
+        Of creators: ``creator_gini``, the inequality of their exposure, and ``creators_unseen``, the share without an
+        exposure. Of items: ``catalog_coverage``, the share with an exposure. Of exposures: ``top_1pct_share``, the
+        share of the most exposed hundredth of the items; ``cold_share`` and ``exploration_share``. ``item_reward``, the
+        immediate reward of an exposure; for cold ones ``cold_reward`` and ``cold_click_rate``. ``exploration_cost``,
+        the reward lost per visit by exploring. If some items are newer than an earlier log: ``new_item_share`` and
+        ``new_click_rate``. With ``arrivals``: ``absent_share``, the share of the served items that did not exist when
+        they should have appeared. Figures without any case are left out.
     """
-    # A log lies user by user; what an item had before an impression depends on all users, so rows go by time.
+    # A log is sorted by user; exposures before an impression depend on all users, so sort the rows by time.
     rows = np.flatnonzero(log.event == Event.IMPRESSION)
     rows = rows[np.argsort(log.timestamp_s[rows], kind="stable")]
     user_N, item_N, examined_N = user_of_rows(log)[rows], log.item_id[rows].astype(np.int64), log.examined[rows]
@@ -171,8 +171,8 @@ def exposure_figures(
         values_N = np.where(mask_N, values_N, 0.0)
         return np.bincount(user_N, values_N, minlength=log.num_users).astype(np.float64)
 
-    # Cold is what the earlier log hardly shows, all through this one; explored is what at its moment was hardly shown,
-    # so that an item stops being explored as soon as it has been.
+    # Cold items are hardly shown in the earlier log, and stay cold all through this one. Explored items are hardly
+    # shown so far, so an item is no longer explored as soon as it has been shown often.
     cold_N = examined_N & (known_I[item_N] < few)
     seen_U, cold_U, explored_U = a_user(examined_N), a_user(cold_N), a_user(examined_N & explores_N)
     items_UI = shown_items(user_N[examined_N], item_N[examined_N], (log.num_users, catalog.num_items))
@@ -186,7 +186,7 @@ def exposure_figures(
     if (seen_U > explored_U).any():
         exploring_N, routine_N = examined_N & explores_N, examined_N & ~explores_N
         sums = a_user(exploring_N), a_user(exploring_N, worth_N), a_user(routine_N), a_user(routine_N, worth_N)
-        # What a routine exposure brings is itself an estimate from these users, so it is made anew in each resample.
+        # The mean reward of routine exposures is itself estimated from these users, so each resample computes it again.
         figures["exploration_cost"] = FigureOfSums(np.stack([*sums, visits_U], axis=1), _forgone)
     if earlier is not None and (new_I := catalog.upload_s_I > earlier.timestamp_s.max()).any():
         new_N = examined_N & new_I[item_N]
@@ -194,19 +194,19 @@ def exposure_figures(
         if new_N.any():
             figures["new_click_rate"] = Ratio(a_user(new_N, click_N), a_user(new_N))
     if arrivals:
-        # Nobody examines an item that is absent; most of those not examined exist and were merely not reached.
+        # Nobody examines an absent item; most items that were not examined exist and were merely not reached.
         absent_N = ~examined_N & ~catalog.exists(log.timestamp_s[rows], item_N)
         figures["absent_share"] = Ratio(a_user(absent_N), a_user(np.ones(len(rows), bool)))
     return figures
 
 
 def shown_items(user_N: IntArray, item_N: IntArray, shape: tuple[int, int]) -> sparse.csr_matrix:
-    """How often each user was shown each item, [U, I]."""
+    """Number of times that each user was shown each item, [U, I]."""
     return sparse.csr_matrix((np.ones(len(user_N)), (user_N, item_N)), shape=shape)
 
 
 def spread_figures(items_UI: sparse.csr_matrix, catalog: Catalog) -> dict[str, Figure]:
-    """How users' exposures [U, I] are spread over creators and items; see :func:`exposure_figures`."""
+    """Spread of users' exposures [U, I] over creators and items; see :func:`exposure_figures`."""
     maker_IX = creators_of(catalog)
     figures: dict[str, Figure] = {}
     if maker_IX.shape[1]:
@@ -219,7 +219,7 @@ def spread_figures(items_UI: sparse.csr_matrix, catalog: Catalog) -> dict[str, F
 
 
 def _forgone(sums_R5: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Reward a visit that as many routine exposures would have brought more than the exploring ones did."""
+    """Reward per visit that as many routine exposures would have brought beyond that of the exploring ones."""
     exploring_R, explored_R, routine_R, routine_worth_R, visits_R = sums_R5.T
     routine_mean_R = routine_worth_R / np.maximum(routine_R, 1e-12)
     return (exploring_R * routine_mean_R - explored_R) / np.maximum(visits_R, 1e-12)

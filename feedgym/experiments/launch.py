@@ -1,4 +1,4 @@
-"""From a configuration to a finished run: which module runs a kind of experiment, in which folder, and what is left."""
+"""Runs an experiment from its configuration: finds its module, opens its folder, and cleans up after a refusal."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ EXPERIMENTS = {
     "RewardsRun": "feedgym.experiments.rewards.experiment",
     "LearnedRun": "feedgym.experiments.simulator.experiment",
 }
-"""The module of each kind of configuration; it has ``experiment(config, run)`` and ``plan(config)``, its stages."""
+"""Modules by kind of configuration; each has ``experiment(config, run)`` and ``plan(config)``, its stages."""
 
 
 def kind_of(config: Any) -> Any:
-    """The module of a configuration's kind of experiment."""
+    """Import the module of a configuration's kind of experiment."""
     return importlib.import_module(EXPERIMENTS[type(config).__name__])
 
 
 def launch(config: Any, folder: Path, *, resume: bool = False, **run_options: Any) -> dict[str, Any]:
-    """Run an experiment in a new folder, or go on in an old one.
+    """Run an experiment in a new folder, or continue it in an old one.
 
     Args:
         config: the whole experiment.
-        folder: where everything is written.
-        resume: go on with the run in the folder.
+        folder: folder for all files.
+        resume: continue the run in the folder.
         run_options: further arguments of :class:`feedgym.experiments.run.Run`.
 
     Returns:
         The summary, as in ``summary.json``.
 
     Raises:
-        ValueError: the configuration cannot be run; a new folder is then left as it was.
+        ValueError: the configuration cannot be run; a new folder is then left unchanged.
     """
     config = completed(config)
     if kinds := untold(config):
-        say(f"[yellow]This run cannot be resumed: nothing tells its {' and '.join(kinds)} from another.[/]")
+        say(f"[yellow]This run cannot be resumed: its {' and '.join(kinds)} cannot be identified later.[/]")
     check_memory(config)
     is_new = not folder.exists() or not any(folder.iterdir())
     kind = kind_of(config)

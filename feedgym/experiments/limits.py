@@ -1,7 +1,7 @@
-"""Refuses what cannot fit into this machine's memory: a simulated log, or whatever else says what it needs.
+"""Refuses work that cannot fit into this machine's memory: a simulated log, or anything else with an estimate.
 
-The estimates are rough and low; :mod:`feedgym.experiments.memory` makes those of whole experiments. This part imports
-none of them, so that commands which only simulate start at once.
+The estimates are rough and low; :mod:`feedgym.experiments.memory` makes those of whole experiments. This module imports
+no experiments, so that commands which only simulate start at once.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ EVENT = 40
 
 
 class Need(NamedTuple):
-    """One thing that must be held in memory.
+    """One thing that must fit into memory.
 
     Attributes:
         what: its name for people.
@@ -35,8 +35,8 @@ def check_simulated(*, users: int, visits: int, session_length: int) -> None:
     """Refuse a simulated log that cannot fit into this machine's memory.
 
     Args:
-        users: how many.
-        visits: of each.
+        users: number of users.
+        visits: visits per user.
         session_length: K.
 
     Raises:
@@ -48,14 +48,14 @@ def check_simulated(*, users: int, visits: int, session_length: int) -> None:
 
 
 def refuse(config: Any, needs: Iterable[Need]) -> None:
-    """Refuse what needs more memory than there is.
+    """Refuse a need above the available memory.
 
     Args:
         config: has the options, by their dotted names.
-        needs: what must be held at one time; only the largest counts.
+        needs: things that must fit into memory at one time; only the largest counts.
 
     Raises:
-        ValueError: names what is too large, the options that make it so with their values, and both sizes.
+        ValueError: names the thing that is too large, its options with their values, and both sizes.
     """
     memory = psutil.virtual_memory().total + psutil.swap_memory().total
     need = max(needs, key=lambda need: need.num_bytes, default=None)
@@ -68,5 +68,5 @@ def refuse(config: Any, needs: Iterable[Need]) -> None:
 
 
 def log_bytes(users: int, visits: int, session_length: int) -> float:
-    """Bytes of a log in which half of each session is looked at."""
+    """Bytes of a log in which users see half of each session."""
     return users * visits * (1 + session_length / 2) * EVENT

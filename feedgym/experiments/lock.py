@@ -1,10 +1,10 @@
-"""One process at a time in a run folder, and at the making of a stage that many runs share.
+"""Lets only one process at a time work in a run folder, or make a stage that many runs share.
 
-The lock is the kernel's (``flock`` on ``run.lock``), so it ends with its holder, however that ends, and two takers
-cannot both get it. The file says who the holder is, for the message to the second one. Machines that share a file
-system keep each other out where it passes locks on (NFS, unless it is mounted with nolock or local_lock; Lustre with
-flock; GPFS; CephFS). Where a file system knows no locks at all, the record alone counts: a holder on this machine whose
-process lives keeps others out, but two that start in the same moment do not see each other.
+The lock is the kernel's (``flock`` on ``run.lock``), so it ends with its holder, however that ends, and two processes
+cannot both get it. The file records the holder, for the message to the second process. Machines that share a file
+system exclude each other if it passes locks on (NFS, unless it is mounted with nolock or local_lock; Lustre with
+flock; GPFS; CephFS). If a file system has no locks at all, only the record counts. Then a living process of this
+machine excludes others, but two that start at the same moment do not see each other.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import psutil
 
 LOCK = "run.lock"
 POLL_S = 0.2
-"""Seconds between two looks whether a lock that is waited for is free."""
+"""Seconds between two checks whether a lock is free."""
 
 
 class Held(ValueError):
@@ -33,12 +33,12 @@ class Lock:
     """The lock of a folder, held until :meth:`release` or the end of this process.
 
     Args:
-        folder: what is locked.
+        folder: the folder to lock.
         file: the lock's file; ``run.lock`` in the folder if None.
 
     Raises:
-        Held: another process holds it; the line says which.
-        OSError: the file is a link, which may lead to a file that is none of ours to write.
+        Held: another process holds it; the message names the process.
+        OSError: the file is a link, which may lead to a file that is not ours to write.
     """
 
     def __init__(self, folder: Path, file: Path | None = None) -> None:
@@ -54,7 +54,7 @@ class Lock:
         self._write({"pid": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time()})
 
     def release(self) -> None:
-        """Let others in."""
+        """Release the lock."""
         if not self._file.closed:
             self._write(None)
             self._file.close()
@@ -76,7 +76,7 @@ class Lock:
     def _held(self) -> Held:
         holder = self._holder()
         self._file.close()
-        who = "another process"  # it has the lock and has not said yet who it is
+        who = "another process"  # it has the lock but has not recorded its name yet
         if holder:
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("started", 0)))
             who = f"process {holder.get('pid')} on {holder.get('host')}, which began {since}"
@@ -84,12 +84,12 @@ class Lock:
 
 
 def wait_for(folder: Path, file: Path, tell: Callable[[Held], Any]) -> Lock:
-    """The lock of a folder as soon as nobody else holds it.
+    """Wait for the lock of a folder until nobody else holds it.
 
     Args:
-        folder: what is locked.
+        folder: the folder to lock.
         file: the lock's file.
-        tell: called once if somebody holds it.
+        tell: called once if another process holds it.
     """
     told = False
     while True:
@@ -107,7 +107,7 @@ def _no_link(path: str, flags: int) -> int:
 
 
 def _lives(holder: dict[str, Any]) -> bool:
-    """Whether the holder is a process of this machine that runs still; a pid that was given anew is another process."""
+    """Whether the holder is a process of this machine that still runs; a reused pid is another process."""
     if holder.get("host") != socket.gethostname():
         return False
     try:

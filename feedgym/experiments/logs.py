@@ -1,4 +1,4 @@
-"""Where an experiment's log comes from: simulated users, or recorded data; how it is kept, and what decides it."""
+"""Gets an experiment's log from simulated users or recorded data, with its codec and its key."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def _load_log(folder: Path) -> LogAndItems:
 
 
 LOG: Codec[LogAndItems] = Codec(_save_log, _load_log)
-"""How the log stage keeps its product: two parquet files, readable by ``--data`` too."""
+"""Codec of the log stage: two parquet files, which ``--data`` can read too."""
 
 
 def simulated_log(simulator: UserSimulator, log: LogConfig, session_length: int, seed: int) -> LogAndItems:
-    """The log that fresh users leave under the production system, with the simulator's items."""
+    """Make the log of fresh users under the production system, with the simulator's items."""
     with progress("Logging simulated users") as step:
         events = collect_log(
             simulator,
@@ -51,7 +51,7 @@ def simulated_log(simulator: UserSimulator, log: LogConfig, session_length: int,
 
 
 def recorded_log(source: LogSource) -> LogAndItems:
-    """A real log, read as :func:`feedgym.data.readers.load_data` reads it; what is not read is said."""
+    """Read a real log by :func:`feedgym.data.readers.load_data`, and report the parts that are not read."""
     path = data_path(source)
     check_product(path)
     columns = dict(column_pair(text) for text in source.columns)
@@ -66,14 +66,14 @@ def recorded_log(source: LogSource) -> LogAndItems:
 
 
 def recorded_key(source: LogSource) -> Any:
-    """What decides a real log: its files by name and content, and how they are read."""
+    """Key of a real log: its files by name and content, and the options for reading them."""
     path = data_path(source)
     digests = _digests(path) + (_digests(Path(source.items)) if source.items else [])
     return [str(path), source.columns, source.items, source.read, digests]
 
 
 def simulator_key(simulator: str) -> Any:
-    """What decides a simulator: its import path; or its folder, the files in it, and a ranker's code of one's own."""
+    """Key of a simulator: its import path; or its folder, the files in it, and the user's own ranker code."""
     if not is_folder("simulator", simulator):
         return simulator
     path = Path(simulator)
@@ -82,13 +82,13 @@ def simulator_key(simulator: str) -> Any:
 
 
 def simulator_of(config: UsersConfig, seed: int, trust: bool = False) -> UserSimulator:
-    """The experiment's users; ``trust`` as for :func:`feedgym.envs.feed.make_simulator`."""
+    """Make the experiment's users; ``trust`` as for :func:`feedgym.envs.feed.make_simulator`."""
     target, options = made("simulator", config.simulator), _seeded_options(config, seed)
     return make_simulator(target if options is None else target(options), trust=trust)
 
 
 def users_key(config: UsersConfig, seed: int) -> Any:
-    """What decides an experiment's users: the simulator's code or folder, and its options."""
+    """Key of an experiment's users: the simulator's code or folder, and its options."""
     return [key_of("simulator", config.simulator), simulator_key(config.simulator), _seeded_options(config, seed)]
 
 
@@ -98,20 +98,20 @@ def _seeded_options(config: UsersConfig, seed: int) -> Any:
 
 
 def _digests(path: Path) -> list[tuple[str, str]]:
-    """Files with the hashes of their contents: data copied or mounted there anew are the same data."""
+    """Files with the hashes of their contents, so that copied or newly mounted data count as the same."""
     path = product_of(path)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     return [(str(p), digest_of(p)) for p in files if p.exists()]
 
 
 def plan_log(plan: Plan, config: LogSource, simulated: Any, *users: str) -> str:
-    """The stage of the log, with what decides it: the files and how they are read, or the simulation.
+    """Plan the stage of the log, with the settings that decide it: the files and how to read them, or the simulation.
 
     Args:
-        plan: gets the stage.
-        config: says whether there are data.
-        simulated: what decides a simulated log.
-        users: the fields that say who leaves it.
+        plan: the plan to extend.
+        config: the source of the log.
+        simulated: the settings that decide a simulated log.
+        users: the fields that decide the simulated users.
     """
     if config.data is not None:
         plan.leave_out(*users, "log", because="a recorded log has no simulated users")
@@ -121,6 +121,6 @@ def plan_log(plan: Plan, config: LogSource, simulated: Any, *users: str) -> str:
 
 
 def data_path(source: LogSource) -> Path:
-    """Where the real log lies."""
+    """Path of the real log."""
     assert source.data is not None
     return Path(source.data)

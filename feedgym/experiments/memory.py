@@ -1,7 +1,7 @@
-"""How much memory an experiment needs at least, so that one that cannot fit is refused before any work.
+"""Estimates the least memory of an experiment, so that one that cannot fit is refused before any work.
 
-The estimates are rough and low: they count what must be held at one time and leave out what libraries hold beside it.
-They are there for the slip of the finger (a billion users), not to plan a run by.
+The estimates are rough and low: they count what must be held at one time and leave out the needs of libraries.
+They are for typing mistakes (a billion users), not for planning a run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from feedgym.tokenizers.codes import codes_for
 from feedgym.tokenizers.rqvae import RQVAEConfig
 
 WEIGHT = 16
-"""Bytes of a weight in training: itself, its gradient and the two moments of Adam."""
+"""Bytes per weight in training: itself, its gradient and the two moments of Adam."""
 PROCESS = 200 * 2**20
 """Bytes of a process with torch."""
 
@@ -39,21 +39,21 @@ def check_memory(config: Any) -> None:
         config: the whole experiment, of any kind.
 
     Raises:
-        ValueError: names what is too large, the options that make it so, and both sizes.
+        ValueError: names the thing that is too large, its options, and both sizes.
     """
     for part in parts_of(config):
         refuse(part, needs(part))
 
 
 def parts_of(config: Any) -> list[Any]:
-    """The experiments that one consists of: itself, or its cells; those of all seeds are of one size."""
+    """The experiments of a configuration: itself, or its cells for one seed; the other seeds need the same."""
     if isinstance(config, CellsRun):
         return [cell.config for cell in cells_of(config) if cell.config.seed == config.seeds[0]]
     return [config]
 
 
 def needs(config: Any) -> Iterator[Need]:
-    """What an experiment must hold, by its kind."""
+    """All needs of an experiment, by its kind."""
     if isinstance(config, CellsRun):
         for part in parts_of(config):
             yield from needs(part)
@@ -95,17 +95,21 @@ def _alignment(config: AlignConfig) -> Iterator[Need]:
         yield Need(
             "the RQ-VAE", ("tokenizer_options.hidden_widths", "tokenizer_options.latent_width"), _chain(widths) * WEIGHT
         )
-    if hasattr(model, "d_model"):  # of other models only their authors know the sizes
+    if hasattr(model, "d_model"):  # only authors of other models know their sizes
         yield from _agent(config, model, vocabulary, levels)
     users = min(config.rollouts.users_per_task, _known_users(config))
     sampled = _known_users(config) * config.rounds.user_share * config.rounds.num_samples * length * 8
     remembered = _known_users(config) * config.memory * 8
-    yield Need("what is remembered of the users", ("log.users", "memory"), remembered)
+    yield Need("the memory of users' seen items", ("log.users", "memory"), remembered)
     yield Need("a round's samples", ("log.users", "rounds.user_share", "rounds.num_samples", "session_length"), sampled)
     answers = users * length * config.rounds.truth_replicas * EVENT
-    yield Need("a session's answers", ("rollouts.users_per_task", "rounds.truth_replicas", "session_length"), answers)
+    yield Need("a session's responses", ("rollouts.users_per_task", "rounds.truth_replicas", "session_length"), answers)
     served = config.rounds.num * log_bytes(config.rounds.serve, config.rounds.serve_visits, length)
-    yield Need("what rounds serve", ("rounds.num", "rounds.serve", "rounds.serve_visits", "session_length"), served)
+    yield Need(
+        "the sessions that rounds serve",
+        ("rounds.num", "rounds.serve", "rounds.serve_visits", "session_length"),
+        served,
+    )
     looked = config.probe.users * max(config.probe.samples, config.rounds.num_samples) * length * 8
     yield Need("a probe", ("probe.users", "probe.samples", "rounds.num_samples", "session_length"), looked)
     reward = config.reward_model
@@ -117,7 +121,7 @@ def _alignment(config: AlignConfig) -> Iterator[Need]:
 
 
 def _agent(config: AlignConfig, model: Any, vocabulary: int, levels: int) -> Iterator[Need]:
-    """The model, in training and while it writes sessions."""
+    """Needs of the model, in training and while it writes sessions."""
     length, users = config.session_length, min(config.rollouts.users_per_task, _known_users(config))
     yield _model("model_options", model, vocabulary)
     positions = config.history_length + length * (levels + 1)
@@ -130,7 +134,7 @@ def _agent(config: AlignConfig, model: Any, vocabulary: int, levels: int) -> Ite
     for name, number in {"rounds.num_samples": config.rounds.num_samples, "probe.samples": config.probe.samples,
                          "judge.beams": config.judge.beams}.items():  # fmt: skip
         options = ("rollouts.users_per_task", name, "session_length", "model_options.d_model")
-        yield Need("what is sampled at a time", options, users * number * state)
+        yield Need("the sessions sampled at a time", options, users * number * state)
 
 
 def _rl(config: RLConfig) -> Iterator[Need]:
@@ -139,7 +143,7 @@ def _rl(config: RLConfig) -> Iterator[Need]:
     train = config.train
     yield _log(config.log, length)
     yield _judge(config)
-    yield Need("the users served side by side", ("train.num_envs", "history_length"), train.num_envs * row)
+    yield Need("the users served in parallel", ("train.num_envs", "history_length"), train.num_envs * row)
     yield Need("an iteration's requests", ("train.steps", "history_length"), train.steps * row)
     yield Need("the replay buffer", ("train.buffer", "history_length"), train.buffer * row)
     yield Need("an update's batch", ("train.batch_size", "history_length"), train.batch_size * row)
@@ -179,7 +183,7 @@ def _data(config: Any) -> Iterator[Need]:
 
 
 def _items(config: Any) -> int:
-    """Items of the simulator, as far as the configuration tells."""
+    """Items of the simulator, as far as the configuration shows."""
     return 0 if config.data is not None else getattr(config.simulator_options, "num_items", 0)
 
 
@@ -188,13 +192,13 @@ def _log(log: LogConfig, session_length: int) -> Need:
 
 
 def _catalog(path: str, c: ShortVideoConfig) -> Iterator[Need]:
-    """The catalogue, and what is known of the users of a block."""
+    """Needs of the catalogue, and of a block of users."""
     names = ("num_items", "content_dim", "latent_dim", "num_topics")
     widths = c.content_dim + c.latent_dim + c.num_topics
     yield Need("the catalogue", tuple(path + name for name in names), c.num_items * widths * 4)
     topics = ("latent_dim", "num_topics")
     yield Need("the topics", tuple(path + name for name in topics), c.latent_dim * c.num_topics * 4)
-    yield Need("what 512 users remember", (path + "memory_items",), 512 * c.memory_items * 4)
+    yield Need("the memory of 512 users", (path + "memory_items",), 512 * c.memory_items * 4)
 
 
 def _judge(config: Any) -> Need:
@@ -204,7 +208,7 @@ def _judge(config: Any) -> Need:
 
 
 def _model(path: str, sizes: Any, vocabulary: int) -> Need:
-    """Training the model: embeddings, and layers of attention, feed-forward and experts."""
+    """Need for training the model: embeddings, and layers of attention, feed-forward and experts."""
     has = {name: getattr(sizes, name) for name in SIZES if hasattr(sizes, name)}
     width = has["d_model"]
     heads = has.get("num_heads", 1) * max(has.get(name, 1) for name in ("head_width", "d_qk", "d_v"))
@@ -223,10 +227,10 @@ SIZES = ("d_model", "num_heads", "head_width", "d_qk", "d_v", "num_layers", "enc
 
 
 def _chain(widths: tuple[int, ...]) -> float:
-    """Weights of a network with layers of such widths."""
+    """Weights of a network with layers of the given widths."""
     return sum(prod(pair) for pair in pairwise(widths)) or widths[0]
 
 
 def _known_users(config: AlignConfig) -> int:
-    """Users of the log, as far as the configuration tells."""
+    """Users of the log, as far as the configuration shows."""
     return config.log.users if config.data is None else config.rollouts.users_per_task

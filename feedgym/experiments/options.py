@@ -1,4 +1,4 @@
-"""Options by dotted name, as the command line has them: "rounds.num", "method.beta"."""
+"""Sets options by dotted name, as the command line has them: "rounds.num", "method.beta"."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, get_type_hints
 
 
 def with_options(config: Any, options: Mapping[str, Any]) -> Any:
-    """A configuration with options in their places.
+    """Change options of a configuration.
 
     Args:
         config: a configuration.
-        options: values by dotted name: "rounds.num", "model.d_model" or "model.d-model". A plug-in that is named anew
-            has its own defaults.
+        options: values by dotted name: "rounds.num", "model.d_model" or "model.d-model". A newly named plug-in gets its
+            own defaults.
 
     Raises:
         ValueError: there is no such option, or it does not take the value.
@@ -35,37 +35,37 @@ def with_options(config: Any, options: Mapping[str, Any]) -> Any:
     anew: dict[str, Any] = {
         f"{kind}_options": None for kind in plugins if kind in own and own[kind] != getattr(config, kind)
     }
-    # All at once: what is refused together with another value may be right once both are changed. Only the options of
-    # what is named anew must wait until it is there.
+    # All at once: a value that is refused together with another one may be right once both are changed. Only the
+    # options of a newly named plug-in must wait until it is set.
     early = {head: _within(config, head, inner) for head, inner in parts.items() if head not in anew}
     config = replace(config, **anew, **own, **early)
     return replace(config, **{head: _within(config, head, inner) for head, inner in parts.items() if head in anew})
 
 
 def _within(config: Any, head: str, options: Mapping[str, Any]) -> Any:
-    """A part of a configuration with options in their places."""
+    """Change options of a part of a configuration."""
     if not is_dataclass(getattr(config, head)):
         raise ValueError(f"{head.removesuffix('_options')} has no options, and got {', '.join(options)}.")
     return with_options(getattr(config, head), options)
 
 
 def pairs_of(texts: Iterable[str], option: str) -> dict[str, Any]:
-    """NAME=VALUE texts of a command line as values by name.
+    """Parse NAME=VALUE texts of a command line into values by name.
 
     Args:
-        texts: of them, those that Python reads as a number, a tuple or the like are that; others stay texts.
+        texts: the texts; those that Python reads as a number, a tuple or the like become that, others stay texts.
         option: its name, for messages.
 
     Raises:
-        ValueError: one is no pair, or a name stands twice.
+        ValueError: a text is not a pair, or a name appears twice.
     """
     values: dict[str, Any] = {}
     for text in texts:
         name, _, value = text.partition("=")
         if not name or not value:
-            raise ValueError(f"{option}={text!r} is no NAME=VALUE pair; write it as rounds.num=3.")
+            raise ValueError(f"{option}={text!r} is not a NAME=VALUE pair; write it as rounds.num=3.")
         if name in values:
-            raise ValueError(f"{option} says {name} twice; say it once.")
+            raise ValueError(f"{option} has {name} twice; give it once.")
         try:
             values[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -74,7 +74,7 @@ def pairs_of(texts: Iterable[str], option: str) -> dict[str, Any]:
 
 
 def _as_typed(kind: Any, name: str, value: Any) -> Any:
-    """A value as a field's type has it: whole numbers for 3.0, tuples for lists; its range is the class's matter."""
+    """Convert a value to a field's type: whole numbers for 3.0, tuples for lists; its range is left to the class."""
     if is_dataclass(value):
         return value
     from pydantic import TypeAdapter, ValidationError

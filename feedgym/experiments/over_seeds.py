@@ -1,15 +1,15 @@
-"""Comparisons of methods over seeds: which differences hold, and aggregates that one lucky run does not decide.
+"""Compares methods over seeds: which differences are significant, and aggregates that one lucky run does not decide.
 
-A seed makes its own log, base and reward model, and all methods of a seed share them: so differences are taken seed by
-seed, and a run is paired with the other methods' runs of its seed. More users do not help, for seeds are where figures
-differ; intervals are over runs.
+A seed makes its own log, base and reward model, and all methods of a seed share them. So differences are taken seed by
+seed: a run is paired with the other methods' runs of its seed. More users do not help, because figures differ between
+seeds; intervals are over runs.
 
-The aggregates are those of rliable (Agarwal et al., arXiv:2108.13264). Deviations: runs of one seed are drawn together
-for all methods, where rliable treats them as unrelated; random numbers are keyed by an argument, where rliable draws
-from NumPy's global generator; the worst run is told beside the interquartile mean, which hides it.
+The aggregates are those of rliable (Agarwal et al., arXiv:2108.13264). Deviations: Runs of one seed are drawn together
+for all methods, while rliable treats them as unrelated. Random numbers are keyed by an argument, while rliable draws
+from NumPy's global generator. The worst run is reported too, as the interquartile mean hides it.
 
-Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` runs, one a seed; ``M`` tasks, such as an agent in a world;
-``R`` resamples.
+Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` runs, one per seed; ``M`` tasks, such as an agent in a
+world; ``R`` resamples.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Float = NDArray[np.float64]
 def aggregate(value_NM: Float, seed: int = 0) -> dict[str, float]:
     """The interquartile mean over all runs of all tasks with its 95% stratified bootstrap interval, and the worst run.
 
-    Values of different tasks must be comparable: normalise them, as to the way from the base to the oracle.
+    Values of different tasks must be comparable: normalise them, for example by the gap from the base to the oracle.
 
     Returns:
         ``mean`` (the interquartile mean), ``low``, ``high``, ``worst``.
@@ -39,19 +39,19 @@ def aggregate(value_NM: Float, seed: int = 0) -> dict[str, float]:
 
 
 def interquartile_mean(value_XNM: Float) -> Float:
-    """Mean of the middle half of all runs of all tasks: the last two axes."""
+    """Mean of the middle half of all runs of all tasks, which are the last two axes."""
     from scipy.stats import trim_mean
 
     return trim_mean(value_XNM.reshape(*value_XNM.shape[:-2], -1), 0.25, axis=-1)
 
 
 def probability_of_improvement(ours_NM: Float, theirs_NM: Float, seed: int = 0) -> dict[str, float]:
-    """How likely a run of ours is above one of theirs, ties counting half: the mean over tasks, with a 95% interval.
+    """Probability that a run of ours is above one of theirs, ties counting half: mean over tasks, with a 95% interval.
 
     Args:
         ours_NM: runs by task.
         theirs_NM: runs of the same seeds.
-        seed: decides the resamples of seeds.
+        seed: seed for resampling seeds.
     """
     idx_RNM = _drawn_runs(ours_NM, seed)
     above_R = _above(_resampled(ours_NM, idx_RNM), _resampled(theirs_NM, idx_RNM))
@@ -59,11 +59,11 @@ def probability_of_improvement(ours_NM: Float, theirs_NM: Float, seed: int = 0) 
 
 
 def against(control: str, values: Mapping[str, Float]) -> dict[str, dict[str, Any]]:
-    """Every method's difference to a control, seed by seed.
+    """Compare every method with a control, seed by seed.
 
     Args:
-        control: its name among the methods.
-        values: the methods' figures by seed, float64 [N], the same seeds in the same order.
+        control: name of the control among the methods.
+        values: the methods' figures by seed, float64 [N], for the same seeds in the same order.
 
     Returns:
         By method: the difference's ``mean``, ``low`` and ``high`` by Student's t and ``runs``
@@ -78,21 +78,21 @@ def against(control: str, values: Mapping[str, Float]) -> dict[str, dict[str, An
 
 
 def in_bold(values: Mapping[str, Float], level: float = 1 - LEVEL) -> set[str]:
-    """The methods that no other one beats, as far as the seeds can tell; none where they cannot tell any apart.
+    """The methods that no other one beats, as far as the seeds can show; empty if they show no difference.
 
-    One method beats another if it is higher by a paired t-test at ``level``, corrected by Holm for all pairs of
-    methods: the best of many is high by luck too.
+    One method beats another if it is higher by a paired t-test at ``level``. The test is corrected by Holm for all
+    pairs of methods, because the best of many is high by chance too.
     """
     pairs = list(permutations(values, 2))
     differences = [np.asarray(values[above], float) - values[below] for above, below in pairs]
-    # Each pair stands twice, once a direction: one-sided p of both directions are as many tests as two-sided ones.
+    # Each pair appears twice, once per direction: one-sided p of both directions are as many tests as two-sided ones.
     p = np.array([paired_p(d) / 2 if d.mean() > 0 else 1.0 for d in differences])
     beaten = {below for (_, below), value in zip(pairs, holm(p), strict=True) if value < level}
     return set(values) - beaten if beaten else set()
 
 
 def paired_p(difference_N: Float) -> float:
-    """Two-sided p of Student's t-test that paired differences are 0 on average; 1 where one run tells nothing."""
+    """Two-sided p of Student's t-test that paired differences are 0 on average; 1 if there is only one run."""
     from scipy.stats import t as student
 
     runs, mean = len(difference_N), float(difference_N.mean())
@@ -103,7 +103,7 @@ def paired_p(difference_N: Float) -> float:
 
 
 def holm(p_X: Float) -> Float:
-    """The p values corrected for their number: each is what the family's level would have to be (Holm 1979)."""
+    """Correct p values for their number: each becomes the least level at which it is significant (Holm 1979)."""
     order = np.argsort(p_X, kind="stable")
     stepped = np.maximum.accumulate(p_X[order] * np.arange(len(p_X), 0, -1))
     corrected = np.empty(len(p_X))
@@ -112,7 +112,7 @@ def holm(p_X: Float) -> Float:
 
 
 def _drawn_runs(value_NM: Float, seed: int) -> NDArray[np.int64]:
-    """Which runs are drawn in each resample, within each task for itself."""
+    """Draw the runs of each resample, separately within each task."""
     shape = (NUM_RESAMPLES, *value_NM.shape)
     return np.random.default_rng(seed).integers(len(value_NM), size=shape)
 
@@ -122,6 +122,6 @@ def _resampled(value_NM: Float, idx_RNM: NDArray[np.int64]) -> Float:
 
 
 def _above(ours_XNM: Float, theirs_XNM: Float) -> Float:
-    """Share of pairs of runs in which ours is higher, ties half: the mean over tasks."""
+    """Share of pairs of runs in which ours is higher, with ties counting half: the mean over tasks."""
     ours, theirs = ours_XNM[..., :, None, :], theirs_XNM[..., None, :, :]
     return ((ours > theirs) + 0.5 * (ours == theirs)).mean(axis=(-3, -2, -1))

@@ -1,4 +1,4 @@
-"""What pages for people are made of: words for figures, tables, pictures, sections, and the page around them."""
+"""Parts of pages for people: figures in words, tables, pictures, sections, and the page around them."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ COLOURS |= {"base_searched": COLOURS["base"], "aligned_searched": COLOURS["align
 
 
 def page(title: str, sections: Sequence[str]) -> str:
-    """A whole HTML page of the house's style; empty sections are left out."""
+    """Make a whole HTML page in the common style; empty sections are left out."""
     return _PAGE.format(title=html.escape(title), body="\n".join(filter(None, sections)))
 
 
 def section(title: str, *parts: str) -> str:
-    """Parts of a page under a heading; nothing where the parts are empty."""
+    """Put parts of a page under a heading; empty if the parts are empty."""
     body = "".join(parts)
     return f"<h2>{html.escape(title)}</h2>{body}" if body else ""
 
 
 def folded(title: str, body: str) -> str:
-    """A part of a page that is opened by a click on its title."""
+    """Fold a part of a page, to be opened by a click on its title."""
     return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
 
 
 class Markup(str):
-    """A cell of a table that is HTML already."""
+    """A table cell that is HTML already."""
 
 
 def bold(cell: str) -> Markup:
-    """A cell in bold."""
+    """Make a bold cell."""
     return Markup(f"<b>{_escaped(cell)}</b>")
 
 
 def link(text: str, target: str) -> Markup:
-    """A cell that leads to another page."""
+    """Make a cell that links to another page."""
     return Markup(f"<a href='{html.escape(target)}'>{html.escape(text)}</a>")
 
 
@@ -47,14 +47,14 @@ def _escaped(cell: str) -> str:
 
 
 def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells, which are escaped where they are not :class:`Markup`."""
+    """Make a table of cells, which are escaped unless they are :class:`Markup`."""
     top = "".join(f"<th>{_escaped(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<div class='scroll'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
 
 
 def axes_row(columns: int, width: float, height: float = 3.2) -> tuple[Any, Any]:
-    """A figure and its axes, side by side; width is that of one, inches."""
+    """Make a figure with axes in a row; width is that of one, in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * columns, height), layout="constrained")
@@ -67,7 +67,7 @@ def axes_row(columns: int, width: float, height: float = 3.2) -> tuple[Any, Any]
 
 
 def image(figure: Any) -> str:
-    """A figure as an HTML image that carries its own bytes."""
+    """Make an HTML image of a figure, with its bytes included."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     return f"<img alt='' src='data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}'>"
@@ -79,7 +79,7 @@ def missing(value: Any) -> bool:
 
 
 def number(value: Any) -> str:
-    """A figure for people: three digits or so, and "-" where there is none."""
+    """Format a figure for people: about three digits, or "-" if it is missing."""
     if missing(value):
         return "-"
     if not isinstance(value, int | float):
@@ -90,7 +90,7 @@ def number(value: Any) -> str:
 
 
 def with_ends(value: Mapping[str, float] | None) -> str:
-    """A mean with the ends of its interval."""
+    """Format a mean with the ends of its interval."""
     return "-" if value is None else f"{number(value['mean'])} [{number(value['low'])}, {number(value['high'])}]"
 
 

@@ -1,4 +1,4 @@
-"""The registry of experiments: what ``feedgym run`` and ``feedgym compare`` offer, and their kinds."""
+"""The registry of experiments: the presets of ``feedgym run`` and ``feedgym compare``, and their kinds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PRESETS: dict[str, Callable[[], Any]] = {
     **RANK_PRESETS,
     **LEARNED_PRESETS,
 }
-"""What `feedgym run` offers."""
+"""The presets of `feedgym run`."""
 
 COMPARISONS: dict[str, Callable[[], Any]] = {
     **CASCADE_COMPARISONS,
@@ -34,7 +34,7 @@ COMPARISONS: dict[str, Callable[[], Any]] = {
     **REWARDS_COMPARISONS,
     **OPE_COMPARISONS,
 }
-"""What `feedgym compare` offers."""
+"""The presets of `feedgym compare`."""
 
 KINDS: tuple[Any, ...] = (
     *(AlignConfig, CyclesConfig, RLConfig, CascadeRun, MethodsRun, AblationsRun, RewardsRun, OPERun, OPEItemsRun),
@@ -43,4 +43,4 @@ KINDS: tuple[Any, ...] = (
     *RANK_CONFIGS,
 )
 CONFIGS: dict[str, Any] = {kind.__name__: kind for kind in KINDS}
-"""The kinds of experiments, by the name that a run folder keeps."""
+"""The kinds of experiments, by the name that a run folder records."""

@@ -1,4 +1,4 @@
-"""One style of progress bar, with time left, for everything that takes longer than two seconds."""
+"""Progress bars in one style, with time left, for everything that takes longer than two seconds."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False)
-"""Where progress and messages go; results go to standard output."""
+"""Console for progress and messages; results go to standard output."""
 
 Step = Callable[..., None]
-"""``step(done, total, metrics)``: what long work calls as it advances; metrics is an optional mapping to show."""
+"""``step(done, total, metrics)``: called by long work as it advances; metrics is an optional mapping to show."""
 
 
 @contextmanager
 def progress(title: str) -> Iterator[Step]:
-    """A bar titled ``title``; yields the :data:`Step` to call. Without a terminal it prints one line at the end."""
+    """Show a bar titled ``title``; yields the :data:`Step` to call. Without a terminal it prints only a last line."""
     columns = (
         TextColumn("{task.description:<28}"),
         BarColumn(bar_width=28),
@@ -38,5 +38,5 @@ def progress(title: str) -> Iterator[Step]:
 
 
 def say(message: str) -> None:
-    """One line to the person watching."""
+    """Print one line for the person watching."""
     console.print(message)

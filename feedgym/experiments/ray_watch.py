@@ -1,9 +1,9 @@
-"""Kills what Ray left running once the process that started Ray is gone, however it went.
+"""Kills Ray's leftover processes once the process that started Ray is gone, however it ended.
 
-On Linux Ray's servers die with the process that started them. The agents that one of them started do not: they go on
-for minutes, looking for the dead servers. So a process of its own notes once a second who they are, waits for the end
-of its standard input, which the starting process holds, and kills those that are left. It is run as a script, with the
-number of the starting process, and imports nothing of feedgym, so that it starts at once.
+On Linux Ray's servers die with the process that started them. But the agents that a server started continue for
+minutes, looking for the dead servers. So a separate process records them once a second and waits for the end of its
+standard input, which the starting process holds; then it kills the leftovers. It is run as a script, with the number of
+the starting process. It imports nothing of feedgym, so that it starts at once.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from contextlib import suppress
 import psutil
 
 SERVERS = ("gcs_server", "raylet")
-"""What Ray starts by itself; a raylet starts agents and workers in turn."""
+"""Servers that Ray starts by itself; a raylet starts agents and workers in turn."""
 EVERY_S = 1.0
 
 
 class Watch:
-    """Looks at Ray's processes in the background.
+    """Records Ray's processes in the background.
 
     Args:
         driver: the process that starts Ray.
@@ -33,15 +33,15 @@ class Watch:
 
     def _look(self) -> None:
         while True:
-            with suppress(psutil.Error):  # somebody went just now
+            with suppress(psutil.Error):  # a process ended just now
                 servers = [child for child in self.driver.children() if child.name().removesuffix(".exe") in SERVERS]
                 started = [child for server in servers for child in server.children()]
-                # None is forgotten while it runs: a look in the midst of the end finds servers without children.
+                # Keep each while it runs: a look during the shutdown finds servers without children.
                 self.processes = {process for process in self.processes.union(servers, started) if process.is_running()}
             time.sleep(EVERY_S)
 
     def kill(self) -> None:
-        """Kill what is left of them, unless another process has the number by now."""
+        """Kill the leftovers, unless another process has reused the number."""
         for process in self.processes:
             with suppress(psutil.Error):
                 process.kill()

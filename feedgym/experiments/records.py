@@ -1,4 +1,4 @@
-"""How records of serving are kept: counts as safetensors, what was served as an event log."""
+"""Codec of records of serving: counts as safetensors, the served sessions as an event log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NAMES, COUNTS, EVENTS, CONCENTRATION = "names.json", "counts.safetensors", "even
 
 
 def _save(records: Mapping[str, ServingRecord], folder: Path) -> None:
-    write_json(folder / NAMES, list(records))  # folders have numbers, for names may be of any letters
+    write_json(folder / NAMES, list(records))  # folders have numbers, because names may have any characters
     for number, record in enumerate(records.values()):
         place = folder / str(number)
         place.mkdir()
@@ -38,4 +38,4 @@ def _read(place: Path) -> ServingRecord:
 
 
 RECORDS: Codec[Mapping[str, ServingRecord]] = Codec(_save, _load)
-"""Codec of records by name, in their order."""
+"""Codec of records by name, in order."""

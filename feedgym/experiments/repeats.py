@@ -1,6 +1,6 @@
-"""What users see again, how much of what they like is used up, and how few items make up what all are served.
+"""Measures repeats: items that users see again, favourites used up, and how few items make up everything served.
 
-Everything is read off the sessions that an agent served, as arrays of visits by users by places.
+It needs only the sessions that an agent served, as arrays of visits by users by places.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from feedgym.data.events import BoolArray
 
 TOP_ITEMS = 20
-"""The most served items of a visit, whose share of it is its concentration."""
+"""Number of the most served items of a visit; their share is its concentration."""
 
 FAVOURITES = 50
-"""Items that a user would like most when they come."""
+"""Number of a user's favourites, the items they would like most on arrival."""
 
 
 def favourites_of(simulator: Any, state: Any) -> NDArray[np.int64] | None:
-    """The items [U, N] that users would like most by the truth; None where the simulator does not tell.
+    """The items [U, N] that users would like most by the truth; None if the simulator does not offer them.
 
     Args:
-        simulator: its method ``favourites(state, n) -> item ids [U, n]`` is asked, if it has one.
+        simulator: its method ``favourites(state, n) -> item ids [U, n]`` is called, if it has one.
         state: the users before their first visit.
     """
     if not hasattr(simulator, "favourites"):
@@ -32,11 +32,11 @@ def favourites_of(simulator: Any, state: Any) -> NDArray[np.int64] | None:
 
 
 def first_times(items_VUK: NDArray[np.int64], examined_VUK: BoolArray) -> BoolArray:
-    """Where a user sees an item for the first time, bool [V, U, K].
+    """Places where a user sees an item for the first time, bool [V, U, K].
 
     Args:
-        items_VUK: what was served, -1 where the user had left.
-        examined_VUK: which of it was seen.
+        items_VUK: the served items, -1 if the user had left.
+        examined_VUK: which of them were seen.
     """
     user_VUK = np.broadcast_to(np.arange(items_VUK.shape[1])[None, :, None], items_VUK.shape)
     keys = user_VUK * (items_VUK.max(initial=0) + 1) + items_VUK
@@ -59,7 +59,7 @@ def used_up(
 
 
 def concentration(items_VUK: NDArray[np.int64], top: int = TOP_ITEMS) -> NDArray[np.float64]:
-    """Share of what is served at each visit that its ``top`` most served items hold, [V]; NaN where nothing was."""
+    """Share of each visit's served items that its ``top`` most served items hold, [V]; NaN if nothing was served."""
     share_V = np.full(len(items_VUK), np.nan)
     for visit, items_UK in enumerate(items_VUK):
         served = items_UK[items_UK >= 0]

@@ -1,4 +1,4 @@
-"""The result for people: one self-contained report.html with plots and tables, and the table for the terminal."""
+"""Presents the result: one self-contained report.html with plots and tables, and the table for the terminal."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ Write = Callable[[Summary, Path], Any]
 """Writes report.html for a summary into a run's folder."""
 
 OURS = ("aligned", "base")
-"""Who is compared with whom where a summary does not say."""
+"""The two agents that are compared if a summary does not say."""
 
 LABELS = {
-    "true_reward": "true reward a visit",
+    "true_reward": "true reward per visit",
     FIRST_REWARD: f"true reward, first {FIRST_VISITS} visits",
-    "model_reward": "reward model's opinion",
-    "reward_a_user": "true reward a user",
-    "watch_s": "watch time a visit (s)",
-    "session_items": "items seen a visit",
-    "like_rate": "likes an item seen",
+    "model_reward": "reward model's prediction",
+    "reward_a_user": "true reward per user",
+    "watch_s": "watch time per visit (s)",
+    "session_items": "items seen per visit",
+    "like_rate": "likes per item seen",
     "return_24h": "back within 24 h",
     "churn_rate": "users lost",
     "diversity": "diversity",
@@ -59,10 +59,10 @@ LABELS = {
     "cold_share": "cold share",
     "exploration_share": "explore share",
     "exploration_cost": "explore cost",
-    "cost_ms": "ms a request",
-    "cost_mflop": "MFLOP a request",
+    "cost_ms": "ms per request",
+    "cost_mflop": "MFLOP per request",
 }
-"""The metrics people look at first, and what they are called."""
+"""The most important metrics, with their names for people."""
 
 SHORT = {
     "true_reward": "reward",
@@ -72,12 +72,12 @@ SHORT = {
     "cost_ms": "ms",
     "cost_mflop": "MFLOP",
 }
-"""What a contest of many agents tells in the terminal, a visit or a request."""
+"""Metrics of a comparison of many agents in the terminal, per visit or per request."""
 MOST_COLUMNS = 6
-"""Agents that stand side by side in the terminal."""
+"""Most agents that fit side by side in the terminal."""
 
 FORETOLD = re.compile(r"(recall|ndcg)@(\d+)")
-"""Metrics of what an agent foretells, with their cut-off; where there are some, they come before all others."""
+"""Metrics of an agent's predictions, with their cut-off; if there are any, they come before all others."""
 
 ROUND_PANELS = (
     (
@@ -89,14 +89,14 @@ ROUND_PANELS = (
             ("true_max", "truth, best", "truth", "--"),
         ),
     ),
-    ("rank correlation with the truth", (("rank_correlation", "within a user", "truth", "-"),)),
+    ("rank correlation with the truth", (("rank_correlation", "within users", "truth", "-"),)),
     (
         "diversity and legality",
         (("diversity", "diversity", "aligned", "-"), ("legality", "legal without the trie", "base", "--")),
     ),
     ("drift", (("kl_to_base", "KL to base (nats)", "model", "-"), ("entropy", "entropy (nats)", "base", "--"))),
     (
-        "log-probability since the round began",
+        "change of log-probability in the round",
         (
             ("chosen_logp_change", "chosen", "aligned", "-"),
             ("rejected_logp_change", "rejected", "model", "-"),
@@ -109,13 +109,13 @@ ROUND_PANELS = (
 def conclude(
     run: Run, summary: dict[str, Any], artifacts: Mapping[str, str], write: Write | None = None
 ) -> dict[str, Any]:
-    """End a run: keep its result for programs and for people, and put it into the W&B record.
+    """End a run: write its result for programs and for people, and add it to the W&B record.
 
     Args:
         run: the run.
-        summary: what summary.json will hold.
-        artifacts: names of W&B artefacts and the stages whose products they are.
-        write: writes the page of a kind of experiment that has its own; :func:`write_report` if None.
+        summary: the future content of summary.json.
+        artifacts: names of W&B artefacts, with the stages that hold them.
+        write: writes the page for kinds of experiments with a page of their own; :func:`write_report` if None.
 
     Returns:
         The summary.
@@ -130,7 +130,7 @@ def write_report(summary: Summary, folder: Path) -> Path:
     """Write ``report.html`` for a run's summary.
 
     Args:
-        summary: what ``summary.json`` holds; parts that a run does not have are left out of the page.
+        summary: the content of ``summary.json``; parts that a run does not have are left out of the page.
         folder: the run folder.
 
     Returns:
@@ -149,12 +149,12 @@ def write_report(summary: Summary, folder: Path) -> Path:
         section("Alignment, round by round", _rounds_plot(summary.get("rounds")), _rounds_table(summary.get("rounds"))),
         over_optimisation_section(summary.get("over_optimisation"), summary.get("stops")),
         gap_section(summary.get("gap")),
-        section("What the reward model believes, and what is true", _scatter_plot(summary.get("scatter"))),
-        section("Behaviours an item seen", _bars(agents, rates, width=2.2)),
+        section("Predicted and true values", _scatter_plot(summary.get("scatter"))),
+        section("Behaviours per item seen", _bars(agents, rates, width=2.2)),
         section("The reward model on users it never saw: area under the ROC curve", _aucs(summary.get("reward_model"))),
         section("The items' codes", _facts_table(summary.get("tokenizer"))),
         section("Sessions to read", _samples_table(summary.get("samples"))),
-        section("Where the time went", _stages_table(summary["stages"])),
+        section("Time by stage", _stages_table(summary["stages"])),
     ]
     path = folder / "report.html"
     write_text(path, page(summary["title"], sections))
@@ -162,7 +162,7 @@ def write_report(summary: Summary, folder: Path) -> Path:
 
 
 def compact_table(title: str, caption: str) -> Table:
-    """An empty table for the terminal that keeps within 80 columns; texts are escaped."""
+    """Make an empty table for the terminal that stays within 80 columns; texts are escaped."""
     return Table(
         title=escape(title), caption=escape(caption), caption_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0),
         pad_edge=False,
@@ -170,10 +170,10 @@ def compact_table(title: str, caption: str) -> Table:
 
 
 def agents_table(summary: Summary) -> Table:
-    """The agents side by side, for the terminal: means, and the lift with its 95% interval.
+    """Table of the agents side by side, for the terminal: means, and the lift with its 95% interval.
 
-    The second judgement, by search, is in the caption and in the report: 80 columns do not hold it. Where there are
-    more agents than columns would do for, they stand below each other with the metrics of ``SHORT``.
+    The second judgement, by search, is in the caption and in the report, because 80 columns cannot hold it. If there
+    are too many agents for columns, each gets a row with the metrics of ``SHORT``.
     """
     if len(summary["agents"]) > MOST_COLUMNS and "lifts" in summary and _has(summary["agents"], "cost_ms"):
         return _contest_table(summary)
@@ -193,7 +193,7 @@ def agents_table(summary: Summary) -> Table:
 
 
 def _contest_table(summary: Summary) -> Table:
-    """Many agents, one a row, with the lift of the agent that the contest is about over each of them."""
+    """Table of many agents, one per row, with the lift of the compared agent over each of them."""
     agents, ours = summary["agents"], summary.get("lift_names", OURS)[0]
     title, caption = escape(summary["title"]), escape(f"{_lift_sentence(summary)}; lift: {ours} over each")
     table = Table(title=title, caption=caption, caption_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
@@ -216,7 +216,7 @@ def _has(agents: Mapping[str, Any], metric: str) -> bool:
 
 
 def _metrics(agents: Mapping[str, Any]) -> list[str]:
-    """All metrics of the agents: what they foretell, by rising cut-off, then those of LABELS, then the others."""
+    """All metrics of the agents: those of predictions by rising cut-off, then those of LABELS, then the others."""
     names = sorted({metric for agent in agents.values() for metric in agent})
     parts = {metric: FORETOLD.match(metric) for metric in names}
     foretold = {metric: (int(part[2]), part[1] != "recall", metric) for metric, part in parts.items() if part}
@@ -225,12 +225,12 @@ def _metrics(agents: Mapping[str, Any]) -> list[str]:
 
 
 def _first_metrics(agents: Mapping[str, Any], most: int = 4) -> list[str]:
-    """The metrics to draw: what matters of simulated users, or what a recorded log can tell."""
+    """The metrics to draw: the most important ones of simulated users, or those that a recorded log allows."""
     return [m for m in _metrics(agents) if m not in ("diversity", FIRST_REWARD)][:most]
 
 
 def _label(metric: str) -> str:
-    return LABELS.get(metric, metric.replace("_rate", "s an item seen").replace("_", " "))
+    return LABELS.get(metric, metric.replace("_rate", "s per item seen").replace("_", " "))
 
 
 def _change(summary: Summary, metric: str, lift: str = "lift") -> str:
@@ -241,7 +241,7 @@ def _change(summary: Summary, metric: str, lift: str = "lift") -> str:
 
 
 def _lift_name(summary: Summary) -> str:
-    """Who is compared with whom."""
+    """Names of the two compared agents."""
     return " over ".join(summary.get("lift_names", OURS))
 
 
@@ -277,7 +277,7 @@ def _headline(summary: Summary) -> str:
 
 
 def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2) -> str:
-    """A panel a metric, a bar an agent, with intervals."""
+    """Draw a panel per metric, with a bar per agent and intervals."""
     if not metrics:
         return ""
     figure, axes = axes_row(len(metrics), width, height=3.0)
@@ -294,9 +294,9 @@ def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2)
 
 
 def _learning_plot(curves: Sequence[Sequence[Mapping[str, float]]] | None, names: Sequence[str] | None = None) -> str:
-    """What the trainings themselves tell, by requests answered or by iterations: a panel a metric, a line a training.
+    """Draw the trainings' own metrics by requests or by iterations: a panel per metric, a line per training.
 
-    Trainings with ``names`` are of different models, whose figures have other scales: each has panels of its own.
+    Trainings with ``names`` are of different models, whose figures have different scales, so each has its own panels.
     """
     curves = [curve for curve in curves or () if curve]
     groups = [(f"{name}: ", [curve]) for name, curve in zip(names or (), curves, strict=bool(names))] or [("", curves)]
@@ -340,7 +340,7 @@ def _rounds_plot(rounds: Sequence[Mapping[str, float]] | None) -> str:
 
 
 def _scatter_plot(clouds: Sequence[Mapping[str, Any]] | None) -> str:
-    """Sampled sessions of each round: the reward model's score against the true value."""
+    """Draw sampled sessions of each round: the reward model's score against the true value."""
     if not clouds:
         return ""
     figure, axes = axes_row(len(clouds), width=2.6, height=2.9)
@@ -393,7 +393,7 @@ def _agents_table(summary: Summary) -> str:
 
 
 def _seeds_table(over_seeds: Mapping[str, Mapping[str, Any]] | None) -> str:
-    """Means over trainings with their intervals, and each training."""
+    """Table of means over trainings with their intervals, and of each training."""
     if not over_seeds or len(next(iter(over_seeds.values()))["runs"]) < 2:
         return ""
     rows = [[_label(name), with_ends(value), *map(number, value["runs"])] for name, value in over_seeds.items()]
@@ -406,7 +406,7 @@ def _rounds_table(rounds: Sequence[Mapping[str, float]] | None) -> str:
         return ""
     keys = list(dict.fromkeys(key for row in rounds for key in row))
     rows = [[key.replace("_", " "), *(number(row.get(key)) for row in rounds)] for key in keys]
-    return folded("Every figure of every round", html_table(["rounds done", *map(str, range(len(rounds)))], rows))
+    return folded("All figures of all rounds", html_table(["rounds done", *map(str, range(len(rounds)))], rows))
 
 
 def _facts_table(facts: Mapping[str, Any] | None) -> str:
@@ -428,4 +428,4 @@ def _samples_table(samples: Mapping[str, Any] | None) -> str:
 
 def _stages_table(stages: Mapping[str, Mapping[str, float]]) -> str:
     rows = [[name, f"{stage['seconds']:.1f}"] for name, stage in stages.items()]
-    return folded("Seconds a stage", html_table(["stage", "seconds"], rows))
+    return folded("Seconds per stage", html_table(["stage", "seconds"], rows))

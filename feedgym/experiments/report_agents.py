@@ -1,4 +1,4 @@
-"""Judged agents in reports: their names, order and colours, and what they do visit by visit."""
+"""Names, order and colours of judged agents in reports, and their figures visit by visit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from feedgym.experiments.page import COLOURS, axes_row, folded, html_table, imag
 
 FIRST = ("random", "popular", "base", "aligned", "base_searched", "aligned_searched")
 LAST = ("retrieved", "ranked", "cascade", "oracle")
-"""The agents in the order of tables; best-of-N agents stand between the two, others after them."""
+"""The agents in the order of tables; best-of-N agents come between FIRST and LAST, all others after them."""
 
 BEST_OF = re.compile(r"(base|aligned)_best_of_(\d+)(_by_truth)?")
 """Names of agents that serve the best of N drawn sessions."""
@@ -21,28 +21,28 @@ OTHERS = ("#7b5ea7", "#b5472f", "#4f7f2a", "#a87b1e", "#3f6fb0", "#8c4a6f")
 """Colours of agents without one of their own."""
 
 PANELS = {
-    "true_reward": "true reward a visit",
-    "model_reward": "reward model's opinion",
+    "true_reward": "true reward per visit",
+    "model_reward": "reward model's prediction",
     "repeats": "share seen before",
     "favourites_used": "favourites used up",
     "concentration": "share of the 20 most served",
     "alive": "users still there",
 }
-"""What is drawn visit by visit, and what it is called."""
+"""Figures drawn by visit, with their titles."""
 
 TOLD = (1, 8, 14, 30)
-"""Visits that the tables tell, and the last one."""
+"""Visits in the tables; the last one is added."""
 
 
 def ordered(agents: Collection[str]) -> list[str]:
-    """Agents' names in the order of tables."""
+    """Sort agents' names in the order of tables."""
     best = sorted((bool(m[3]), int(m[2]), m[1] != "base", m[0]) for m in map(BEST_OF.fullmatch, agents) if m)
     known = [name for name in (*FIRST, *(one[-1] for one in best), *LAST) if name in agents]
     return known + [name for name in agents if name not in known]
 
 
 def agent_label(name: str) -> str:
-    """An agent's name for people; what knows the truth is marked."""
+    """An agent's name for people; agents that know the truth are marked."""
     words = name.replace("_", " ")
     return f"{words} (study only)" if name.endswith("_by_truth") else words
 
@@ -62,7 +62,7 @@ def style_of(name: str, among: Sequence[str]) -> dict[str, Any]:
 
 
 def visits_plot(by_visit: Mapping[str, Any] | None) -> str:
-    """A panel a figure, a line an agent, along the visits; bands are the intervals of base and aligned."""
+    """Draw a panel per figure with a line per agent, along the visits; bands are intervals of base and aligned."""
     if not by_visit:
         return ""
     agents = by_visit["agents"]
@@ -84,7 +84,7 @@ def visits_plot(by_visit: Mapping[str, Any] | None) -> str:
 
 
 def visits_tables(by_visit: Mapping[str, Any] | None) -> str:
-    """True reward at some visits, with the differences of pairs; the other figures folded away."""
+    """Table of true reward at some visits, with the differences of pairs; other figures are folded away."""
     if not by_visit:
         return ""
     agents, names = by_visit["agents"], ordered(by_visit["agents"])
@@ -96,19 +96,19 @@ def visits_tables(by_visit: Mapping[str, Any] | None) -> str:
         return [label, *(_cell(told, visit - 1) for visit in visits)]
 
     reward = [row(agent_label(name), agents[name]["true_reward"]) for name in names]
-    apart = [row(f"{pair.replace(' over ', ' less ')}", told) for pair, told in by_visit["difference"].items()]
+    apart = [row(f"{pair.replace(' over ', ' minus ')}", told) for pair, told in by_visit["difference"].items()]
     rest = [
         row(f"{PANELS[metric]}: {agent_label(name)}", agents[name][metric])
         for metric in PANELS
         for name in names
         if metric != "true_reward" and metric in agents[name]
     ]
-    first = html_table(["true reward of a visit", *heads], reward + apart)
-    return first + folded("Opinion, repeats, favourites and concentration", html_table(["", *heads], rest))
+    first = html_table(["true reward per visit", *heads], reward + apart)
+    return first + folded("Predicted reward, repeats, favourites and concentration", html_table(["", *heads], rest))
 
 
 def last_difference(by_visit: Mapping[str, Any] | None, pair: str) -> str:
-    """What is left of a pair's difference at the last visit, in words; nothing where it is not told."""
+    """A pair's difference at the last visit, in words; empty if it is unknown."""
     told = (by_visit or {}).get("difference", {}).get(pair)
     if told is None or missing(told["mean"][-1]):
         return ""

@@ -1,4 +1,4 @@
-"""The headline picture of a contest: true reward against what a request costs, with the front that nobody beats."""
+"""Draws true reward against the cost per request, with the Pareto front; the headline picture of a comparison."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from feedgym.experiments.cost import MFLOP, MS
 from feedgym.experiments.page import axes_row, image, missing
 from feedgym.experiments.report_agents import agent_label, ordered, style_of
 
-COSTS = {MS: "ms a request", MFLOP: "MFLOP a request, products of matrices"}
-"""What is drawn along the x axis."""
+COSTS = {MS: "ms per request", MFLOP: "MFLOP per request, matrix products"}
+"""Costs for the x axes, with their titles."""
 
 
 def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
-    """Points, by rising cost, of which none is beaten: no other costs as little and is worth more, or is worth as much
-    and costs less."""  # noqa: D205, D209
+    """Find the points, by rising cost, that no other point beats.
+
+    A point beats another by a higher value at no higher cost, or by the same value at a lower cost.
+    """
     places = sorted(range(len(costs)), key=lambda at: (costs[at], -values[at]))
     best, kept = -np.inf, []
     for at in places:
@@ -28,9 +30,9 @@ def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
 
 
 def front_plot(agents: Mapping[str, Any], metric: str = "true_reward") -> str:
-    """A panel a kind of cost, a point an agent with its interval, and the Pareto front; nothing without costs.
+    """Draw a panel per kind of cost with a point per agent, its interval, and the Pareto front; empty without costs.
 
-    Agents that multiply no matrices cost 0 MFLOP and stand at the left end of that axis.
+    Agents without matrix products cost 0 MFLOP and are drawn at the left end of that axis.
     """
     points = {name: agents[name] for name in ordered(agents) if MS in agents[name] and metric in agents[name]}
     points = {name: told for name, told in points.items() if not missing(told[metric]["mean"])}
@@ -49,15 +51,15 @@ def front_plot(agents: Mapping[str, Any], metric: str = "true_reward") -> str:
         axis.step([x[k] for k in kept], [y[k] for k in kept], where="post", color="#1d2126", linewidth=1, zorder=1)
         axis.set_xscale("log")
         axis.set_xlabel(title)
-    axes[0].set_ylabel("true reward a visit")
-    note = "Bars are 95% intervals; of milliseconds the fastest and the slowest batch. On the line nobody is better at "
-    return image(figure) + f"<p class='facts'>{note}no more cost.</p>"
+    axes[0].set_ylabel("true reward per visit")
+    note = "Bars are 95% intervals; for milliseconds, fastest and slowest batch. No agent beats those on the line at "
+    return image(figure) + f"<p class='facts'>{note}the same or lower cost.</p>"
 
 
 def _point(
     axis: Any, name: str, told: Mapping[str, Any], cost: str, at: tuple[float, float], names: list[str], metric: str
 ) -> None:
-    """An agent with its intervals and its name; drawn ones are discs, those that search or choose are open."""
+    """Draw an agent with its intervals and its name: a disc if it draws sessions, open if it searches or chooses."""
     style = style_of(name, names)
     low, high = (told[metric][end] for end in ("low", "high"))
     spread = {"yerr": [[max(at[1] - low, 0)], [max(high - at[1], 0)]]}

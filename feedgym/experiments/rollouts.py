@@ -1,10 +1,10 @@
-"""Work that is spread over Ray actors: sampling, scoring, true values, judging.
+"""Spreads work over Ray actors: sampling, scoring, true values, judging.
 
-This is the only file besides agents/rllib/ that imports ray. Work is cut into tasks that know nothing of each other: a
-block of users, an agent to be judged. A task's random numbers come from its own seed, and every worker computes on one
-thread. So the answer depends neither on the number of actors, nor on their order, nor on whether Ray is used at all.
-Ray restarts an actor that dies, and its task is done again. What the actor had loaded is lost with it, so each task
-names the version of what all tasks share, and an actor that holds another version loads it again.
+This is the only file besides agents/rllib/ that imports ray. Work is cut into independent tasks: a block of users, or
+an agent to judge. A task's random numbers come from its own seed, and every worker computes on one thread. So the
+result depends neither on the number or order of actors, nor on whether Ray is used at all. If an actor dies, Ray
+restarts it and repeats its task. The actor has lost everything it had loaded. So each task names the version of the
+parts that all tasks share, and an actor that holds another version loads them again.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutConfig(Ranged):
-    """How sampling and scoring are spread."""
+    """Options for spreading sampling and scoring."""
 
     num_actors: Few = 2
-    """Ray actors, one core each. The answer does not depend on it."""
+    """Number of Ray actors, one core each. It does not change the result."""
     users_per_task: Count = 16
-    """Users in one block; memory grows with it. The answer depends on it, as it decides who shares a generator."""
+    """Users in one block; memory grows with it. It changes the result, because users in a block share a generator."""
     tasks_per_shard: Count = 32
-    """Blocks that are kept together. A run that was killed goes on from its last finished shard. The answer does not
-    depend on it."""
+    """Number of blocks in a shard, which is kept as a whole. A killed run continues from its last finished shard. It
+    does not change the result."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where agents sample and rewards score in the rounds. The random numbers are the CPU's on both, but a GPU rounds
+    """Device for sampling and scoring in the rounds. Both devices use the CPU's random numbers, but a GPU rounds
     differently."""
     gpus_per_actor: Share = 0.0
-    """With cuda, the share of a GPU that Ray sets aside for each actor."""
+    """With cuda, the share of a GPU that Ray reserves for each actor."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +70,7 @@ def one_thread() -> Iterator[None]:
 
 
 def generator_of(seed: tuple[int, ...]) -> torch.Generator:
-    """Random numbers that a tuple of whole numbers decides."""
+    """Make a random generator from a tuple of whole numbers."""
     state = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> np.uint64(1)
     return torch.Generator().manual_seed(int(state))
 
@@ -78,7 +78,7 @@ def generator_of(seed: tuple[int, ...]) -> torch.Generator:
 def sample_and_score(
     agent: Recommender, reward: SessionReward, n: int, histories: EventBatch, seed: tuple[int, ...]
 ) -> tuple[SessionBatch, Tensor]:
-    """One block: ``n`` sessions per user and their scores [U, n]."""
+    """Sample ``n`` sessions per user for one block, with their scores [U, n]."""
     with torch.inference_mode():
         sessions = agent.sample(histories, n, generator_of(seed))
         return sessions, reward(histories, sessions)
@@ -127,16 +127,16 @@ class Rollouts:
         *,
         first_user: int = 0,
     ) -> tuple[SessionBatch, Tensor]:
-        """``n`` sampled sessions for each user and their scores.
+        """Sample ``n`` sessions for each user, and score them.
 
         Args:
             agent: samples the sessions.
             reward: scores them.
-            histories: of U users.
+            histories: histories of U users.
             n: sessions per user.
-            seed: decides the random numbers, with the block's number.
+            seed: seed of the random numbers, together with the block's number.
             step: progress callback, called with (blocks done, blocks).
-            first_user: where the users are a part of more, the number of the first: whole blocks come before.
+            first_user: number of the first user, if these users are a part of more; only whole blocks come before.
 
         Returns:
             The sessions [U, n, K] and the scores, float32 [U, n].
@@ -150,12 +150,12 @@ class Rollouts:
     def map(
         self, do: Callable[..., T], shared: tuple[Any, ...], tasks: Sequence[Any], step: Step | None = None
     ) -> list[T]:
-        """The answers ``do(*shared, *task)`` of all tasks, in their order.
+        """Compute ``do(*shared, *task)`` for all tasks; results are in the order of the tasks.
 
         Args:
             do: a function of a module; it computes on one thread.
-            shared: what all tasks need; it is sent to each actor once.
-            tasks: their own arguments, a tuple each.
+            shared: arguments that all tasks share; they are sent to each actor once.
+            tasks: the other arguments, a tuple per task.
             step: progress callback, called with (tasks done, tasks).
         """
         run = self._in_process if self.ray == "off" else self._on_actors
@@ -206,7 +206,7 @@ class Rollouts:
 
 
 class Worker:
-    """What runs inside a Ray actor."""
+    """Works inside a Ray actor."""
 
     def __init__(self, device: str = "cpu") -> None:
         torch.set_num_threads(1)
@@ -215,7 +215,7 @@ class Worker:
         self._shared: Any = None
 
     def run(self, version: int, sent: list[Any], task: tuple[Any, ...]) -> Any:
-        """One task; ``sent`` is a list, so that Ray hands over the reference in it and not its content."""
+        """Run one task; ``sent`` is a list, so that Ray passes the reference in it and not its content."""
         if version != self._version:
             import ray
 
@@ -226,22 +226,22 @@ class Worker:
 
 
 def on_device(shared: tuple[Any, ...], device: str) -> tuple[Any, ...]:
-    """What tasks share, with the agents and rewards moved that can be; the answers come back on the CPU."""
+    """Move the shared agents and rewards to a device if they can be moved; results come back on the CPU."""
     return tuple(one.to(device) if device != "cpu" and hasattr(one, "to") else one for one in shared)
 
 
 @contextmanager
 def ray_running(address: str = "local") -> Iterator[Any]:
-    """Ray, quiet, for as long as the context lasts; if it was running before, it stays as it is.
+    """Run Ray, quietly, for as long as the context lasts; a Ray that was running before stays unchanged.
 
-    A cluster of our own ("local") listens on the loopback address alone, asks for a token that only its own processes
-    know, has no dashboard, and ends with this process, even if that is killed. Any other cluster keeps its settings.
+    A cluster of our own ("local") listens only on the loopback address, requires a token that only its own processes
+    know, and has no dashboard. It ends with this process, even if that is killed. Any other cluster keeps its settings.
 
     Args:
         address: "local" or the address of a cluster.
     """
     for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ENABLE_AUTO_CONNECT", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
-        os.environ.setdefault(name, "0")  # the second: never start another cluster behind our back
+        os.environ.setdefault(name, "0")  # the second: never start another cluster without our knowledge
     if address == "local":
         if "ray" not in sys.modules:  # it reads the mode when it is imported
             os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -262,23 +262,23 @@ def ray_running(address: str = "local") -> Iterator[Any]:
 
 
 def _start_local(ray: Any, stack: ExitStack, **options: Any) -> None:
-    """A cluster of our own; what is left of it when the stack is closed or this process is gone is killed."""
+    """Start a cluster of our own; its leftovers are killed when the stack is closed or this process is gone."""
     watch = subprocess.Popen(
         [sys.executable, "-P", ray_watch.__file__, str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C and a closed terminal are not for it
+        start_new_session=True,  # so that Ctrl-C and a closed terminal do not reach it
     )
     stack.callback(watch.communicate)  # closes its input and waits for its end
     ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # loopback, as Ray has it on macOS and Windows
-    # Ray puts the current folder first on its workers' path: only where it is on ours.
+    # Ray puts the current folder first on its workers' path: allow this only if it is on ours.
     with nullcontext() if {"", os.getcwd()} & set(sys.path) else chdir(sys.prefix):
         ray.init(address="local", include_dashboard=False, **options)
 
 
 def _require_cluster(address: str) -> None:
-    """Ray itself tries for minutes; a closed port is told at once."""
+    """Report a closed port at once; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdigit():  # "auto": Ray finds the cluster of this machine, or says at once that there is none
         return

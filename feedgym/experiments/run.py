@@ -4,17 +4,17 @@ Layout of a run folder::
 
     config.json            the whole configuration, the seed, the git revision: enough to repeat the run
     config-1.json, ...     configurations it had before, oldest first
-    run.lock               who works in it
-    stages/NAME/           one folder a stage: its product, and stage.json with the hashes of its files; or stored.json,
-                           which says where the product lies in the store (feedgym/experiments/store.py)
-    metrics.jsonl          every metric, one JSON object a line
+    run.lock               the process that works in it
+    stages/NAME/           one folder per stage: its product, and stage.json with the hashes of its files; or
+                           stored.json, which names the product in the store (feedgym/experiments/store.py)
+    metrics.jsonl          all metrics, one JSON object per line
     summary.json           the result, for programs          report.html   the result, for people
     wandb/                 W&B's files (offline unless WANDB_MODE says otherwise)
 
 A stage is skipped when its folder holds a product made under the same key: a hash of the stage's own configuration and
-of its parents' keys (:class:`Plan`). A stage that was killed finds its own half-done work again in ``work/``, because a
-trainer's checkpoints lie there; a stage whose key changed starts from nothing. Its old product, and the old
-config.json, stay until the new product is there, so a change that is refused or given up loses nothing.
+of its parents' keys (:class:`Plan`). A stage that was killed finds its own half-done work again in ``work/``, which
+holds a trainer's checkpoints; a stage whose key changed starts from scratch. Its old product, and the old config.json,
+stay until the new product is ready, so a change that is refused or given up loses nothing.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ from feedgym.plugins import OBJECT
 T = TypeVar("T")
 
 BEGUN = "begun.json"
-"""In a stage's work folder, the key that the work is for."""
+"""File in a stage's work folder with the key of the work."""
 
 VERSION = 4
-"""Of run folders. Raise it when the same configuration would make another product than before: older folders are then
-refused, as a run that mixes products of both would be repeatable by neither."""
+"""Version of run folders. Raise it when the same configuration would make another product than before. Older folders
+are then refused, because no version could repeat a run that mixes products of both."""
 
 MOST_TOLD = 8
-"""Differences, or stages, that a message lists."""
+"""Most differences, or stages, that a message lists."""
 
 
 class StageReached(Exception):
@@ -78,7 +78,7 @@ class StageReached(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Codec(Generic[T]):
-    """How a stage's product is written to a folder and read back."""
+    """Writes a stage's product to a folder and reads it back."""
 
     save: Callable[[T, Path], Any]
     load: Callable[[Path], T]
@@ -97,9 +97,9 @@ class Plan(dict[str, str]):
 
     Attributes:
         inert: fields of the configuration that decide no product, by dotted name, with the reason. All others must
-            change some stage's key; a test walks over them.
-        shared: keys that tell a stage's product from those of all other runs, where a run's keys need only tell it from
-            others of that run; in them is, besides, of which classes the parts of the configuration are.
+            change some stage's key; a test checks them one by one.
+        shared: keys that are unique over all runs, while the plan's own keys need only be unique within a run. They
+            also contain the class names of the configuration's parts.
         own: stages that no other run may take from a store, with the reason.
     """
 
@@ -113,11 +113,12 @@ class Plan(dict[str, str]):
         """Add a stage.
 
         Args:
-            name: of its folder.
-            config: whatever decides the product besides the parents; hashed.
+            name: name of its folder.
+            config: everything that decides the product besides the parents; hashed.
             parents: the stages whose products it uses.
-            own: why the product is this run's alone, though the configuration is another's too. What is made of it is
-                this run's as well; so is what the user's own code makes, for no key tells whether that has changed.
+            own: reason why the product belongs only to this run, even if another run has the same configuration.
+                Products made from it belong to this run too. The same holds for products of the user's own code,
+                because no key shows whether that has changed.
 
         Returns:
             The name.
@@ -133,23 +134,23 @@ class Plan(dict[str, str]):
         return name
 
     def leave_out(self, *fields: str, because: str) -> None:
-        """Declare fields, or whole parts of the configuration, that decide no product."""
+        """Declare that fields, or whole parts of the configuration, decide no product."""
         self.inert |= dict.fromkeys(fields, because)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file completely or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all; what is not a finite number becomes null."""
+    """Write JSON completely or not at all; numbers that are not finite become null."""
     write_text(path, json.dumps(plain(value), indent=1, allow_nan=False))
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: dicts, lists and scalars; what is not a finite number becomes None."""
+    """Convert a value to JSON types: dicts, lists and scalars; numbers that are not finite become None."""
     return json.loads(json.dumps(value, default=_plain), parse_constant=lambda _: None)
 
 
@@ -163,13 +164,13 @@ def json_of(kind: Any) -> Codec[Any]:
 
 
 NumberOrNone = int | float | None
-"""As JSON keeps it: what is not finite is None."""
+"""A number in JSON; None if it is not finite."""
 CURVE = json_of(list[dict[str, NumberOrNone]])
-"""Codec of the record of a training, a row a validation or an iteration."""
+"""Codec of the record of a training, with a row per validation or iteration."""
 
 
 def with_record(model: Codec[T], record: Codec[Any]) -> Codec[tuple[T, Any]]:
-    """Codec of a trained model with the record of its training, from those of the two."""
+    """Codec of a trained model with the record of its training, made from the codecs of both."""
 
     def save(product: tuple[T, Any], folder: Path) -> None:
         model.save(product[0], folder)
@@ -179,7 +180,7 @@ def with_record(model: Codec[T], record: Codec[Any]) -> Codec[tuple[T, Any]]:
 
 
 def with_curve(model: Codec[T]) -> Codec[tuple[T, list[dict[str, float]]]]:
-    """Codec of a trained model with the record of its validations, from that of the model alone."""
+    """Codec of a trained model with the record of its validations, made from the model's codec."""
     return with_record(model, CURVE)
 
 
@@ -192,12 +193,12 @@ def _plain(value: Any) -> Any:
 
 
 def key_of_stage(decides: Any) -> str:
-    """The hash of what decides a stage, as JSON has it."""
+    """Hash of the settings that decide a stage, given as JSON types."""
     return hashlib.sha256(json.dumps(_whole_numbers(decides), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _with_kind(value: Any) -> Any:
-    """As :func:`_plain`, but of a dataclass with its name: two of the same fields may mean two models."""
+    """As :func:`_plain`, but with the name of a dataclass: two with the same fields may mean two models."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {"": type(value).__name__, **{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}}
     return _plain(value)
@@ -208,7 +209,7 @@ OWN_PATH = r"(?!feedgym\.)[A-Za-z_][\w.]*:[\w./-]+"
 
 
 def _own_code(value: Any) -> Iterator[str]:
-    """The import paths in a value, as JSON has it, that are not feedgym's."""
+    """Import paths in a value of JSON types that are not feedgym's."""
     if isinstance(value, (dict, list)):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _own_code(part)
@@ -217,7 +218,7 @@ def _own_code(value: Any) -> Iterator[str]:
 
 
 def _whole_numbers(value: Any) -> Any:
-    """JSON whose 1.0 is 1: a configuration that was read back has floats where the one before had whole numbers."""
+    """Replace 1.0 by 1: a configuration that was read back has floats where the original had whole numbers."""
     if isinstance(value, dict):
         return {key: _whole_numbers(part) for key, part in value.items()}
     if isinstance(value, list):
@@ -226,23 +227,23 @@ def _whole_numbers(value: Any) -> Any:
 
 
 class Run:
-    """One experiment in one folder, which no other process works in until :meth:`close`.
+    """One experiment in one folder; no other process can work in it until :meth:`close`.
 
     Args:
         folder: the run folder; created if missing.
         config: a dataclass; written to config.json.
         plan: the experiment's stages.
-        resume: continue what the folder holds. Without it the folder must be new or empty.
+        resume: continue the run in the folder. Otherwise the folder must be new or empty.
         stop_after: raise :class:`StageReached` once the stage of this name is complete.
-        redo: a stage to run again though its product is there.
+        redo: a stage to run again even if its product exists.
         tracker: keep a W&B record.
-        trust: what folders that the experiment reads name may be imported (:mod:`feedgym.trust`).
-        store: the folder of the store that keeps the stages; of a run to be resumed it is known, and given only to say
-            that it was moved. Without one a new run keeps them itself.
+        trust: whether code named by the folders that the experiment reads may be imported (:mod:`feedgym.trust`).
+        store: the folder of the store that keeps the stages. A resumed run knows its store; give it only if the store
+            was moved. Without one a new run keeps the stages itself.
 
     Raises:
-        ValueError: the folder holds another run and ``resume`` is false, or a run of another kind or version; another
-            process works in it; there is no stage of such a name; or the run's store is gone.
+        ValueError: the folder holds another run and ``resume`` is false. Or it holds a run of another kind or version,
+            another process works in it, the named stage does not exist, or the run's store is gone.
     """
 
     def __init__(
@@ -279,7 +280,7 @@ class Run:
         self.memory = PeakMemory()
 
     def _begin(self, resume: bool) -> None:
-        """Write a new run's configuration, or say what a changed one does to the folder."""
+        """Write a new run's configuration, or report the effects of a changed one on the folder."""
         self._replaced: list[str] = []  # stages whose products another configuration made
         if not (self.folder / CONFIG).exists():
             self._use_store()
@@ -290,7 +291,7 @@ class Run:
         kept = read_about(self.folder)
         if kept["kind"] != self._about["kind"]:
             raise ValueError(
-                f"{self.folder} is a run of {kept['kind']} and not of {self._about['kind']}; give another folder."
+                f"{self.folder} is a run of {kept['kind']}, not of {self._about['kind']}; give another folder."
             )
         self._reuse_store(kept)
         if not (changes := differences(kept["config"], self._about["config"])):
@@ -299,11 +300,11 @@ class Run:
         made = [name for name in there if self._is_kept(name)]
         self._replaced = [name for name in there if name not in made]
         told, again, stay = _few(changes), ", ".join(self._replaced), ", ".join(made)
-        say(f"[yellow]Another configuration than {escape(str(self.folder / CONFIG))}:[/] {escape(told)}")
+        say(f"[yellow]The configuration differs from {escape(str(self.folder / CONFIG))}:[/] {escape(told)}")
         say(f"[yellow]Made again:[/] {again or 'nothing'}. Kept: {stay or 'nothing'}.")
 
     def _use_store(self) -> None:
-        """Let the store, if there is one, be the run's, and say what it will not keep."""
+        """Use the store, if there is one, and report the stages that it will not keep."""
         if self.store is None:
             return
         self.store.mkdir(parents=True, exist_ok=True)
@@ -313,7 +314,7 @@ class Run:
             say(f"[yellow]Kept in the run's folder and not in the store:[/] {names}. {escape(reason)}.")
 
     def _reuse_store(self, kept: dict[str, Any]) -> None:
-        """Find the store that a run was begun with, or note where it was moved to."""
+        """Find the store that a run was begun with, or record its new place."""
         if "store" not in kept:
             if self.store is not None:
                 raise ValueError(f"{self.folder} keeps its stages itself; --store is for a new run, so give --run too.")
@@ -324,27 +325,27 @@ class Run:
             write_sealed(self.folder / CONFIG, kept | {"store": self._about["store"]})
 
     def _home(self, name: str) -> Path:
-        """A stage's folder in the run's."""
+        """Folder of a stage in the run's folder."""
         return self.folder / "stages" / name
 
     def _place(self, name: str) -> Path:
-        """Where a stage's product is to lie: in the store, or in the run's folder."""
+        """Place for a stage's product: in the store, or in the run's folder."""
         if self.store is None or name in self.plan.own:
             return self._home(name)
         key = key_of_stage([VERSION, self._about["kind"], self.plan.shared[name]])
         return stored_in(self.store, f"{name}-{key}")
 
     def _is_kept(self, name: str) -> bool:
-        """Whether the product that the run's folder has, or names, is that of the present configuration."""
+        """Whether the product that the run's folder holds, or names, belongs to the present configuration."""
         home, place = self._home(name), self._place(name)
         return self._is_made(name) if place == home else is_recorded(home, place)
 
     def is_made(self, name: str) -> bool:
-        """Whether a stage would be read and not made; what is damaged is told when it is read."""
+        """Whether a stage would be read instead of made; damage is reported when it is read."""
         return name != self.redo and self._is_made(name)
 
     def _is_made(self, name: str) -> bool:
-        """Whether a stage's product was made under its present key; what is damaged is told when it is read."""
+        """Whether a stage's product was made under its present key; damage is reported when it is read."""
         place = self._place(name)
         if place == self._home(name) and (place / STORED).exists():
             return False  # a stored product of another configuration
@@ -355,7 +356,7 @@ class Run:
         return mark is not None and mark["key"] == self.plan[name]
 
     def _accept(self) -> None:
-        """Let the present configuration be the folder's; the one whose products are replaced is kept beside it."""
+        """Make the present configuration the folder's; one whose products are replaced is kept as config-N.json."""
         kept = read_about(self.folder)
         if self._replaced and kept["config"] != self._about["config"]:
             number = 1 + len(list(self.folder.glob("config-*.json")))
@@ -367,12 +368,12 @@ class Run:
         """Make a stage's product, or read it back if it was made under the same configuration and parents.
 
         Args:
-            name: of a stage of the plan.
-            make: called with the stage's work folder (checkpoints go there), returns the product.
-            codec: how the product is kept.
+            name: a stage of the plan.
+            make: called with the stage's work folder (for checkpoints), returns the product.
+            codec: writes and reads the product.
 
         Raises:
-            ValueError: the product is there but is damaged, or it is whole, in a store, and to be made again.
+            ValueError: the product is damaged, or it is complete, in a store, and was to be made again.
             StageReached: this is the stage to stop after.
         """
         if self.is_made(name):
@@ -390,7 +391,7 @@ class Run:
         """Read the product back."""
         home, place = self._home(name), self._place(name)
         if place != home and not is_recorded(home, place):
-            self._record(home, place)  # also of a damaged one: the command that mends it asks this run
+            self._record(home, place)  # also for a damaged one: the command that repairs it needs this record
             other = "" if (maker := maker_of(place)) == git_revision() else f", made by feedgym {maker}"
             say(f"[green]from the store[/] {name} [dim]{escape(f'{place}{other}')}[/]")
         value = read_product(home, codec.load)
@@ -398,24 +399,24 @@ class Run:
         return value
 
     def _record(self, home: Path, place: Path) -> None:
-        """Let a stored product be the stage's."""
+        """Use a stored product for the stage."""
         self._accept()
         home.mkdir(parents=True, exist_ok=True)
         _clear(home)
         record(home, place)
 
     def _made_for_all(self, name: str, make: Callable[[Path], T], codec: Codec[T]) -> T:
-        """Make the product in the store, unless another process has just done so."""
+        """Make the product in the store, unless another process has just made it."""
         if not self._is_made(name):
             return self._made(name, make, codec)
         if name != self.redo:
             return self._read(name, codec)
         if self._is_readable(name, codec):
             raise ValueError(
-                f"Stage {name} lies whole in the store, where other runs may use it, and would come out the same; to "
-                f"have it made again all the same, remove {self._place(name)} and resume {self.folder}."
+                f"Stage {name} is complete in the store, where other runs may use it, and would come out the same; "
+                f"to make it again anyway, remove {self._place(name)} and resume {self.folder}."
             )
-        say(f"[yellow]Made again in the store, for all who use it:[/] {name}")
+        say(f"[yellow]Made again in the store, for all runs that use it:[/] {name}")
         return self._made(name, make, codec)
 
     def _is_readable(self, name: str, codec: Codec[Any]) -> bool:
@@ -426,7 +427,7 @@ class Run:
         return True
 
     def _made(self, name: str, make: Callable[[Path], T], codec: Codec[T]) -> T:
-        """Make the product; the one that was there before stays until then."""
+        """Make the product; an earlier one stays until then."""
         home, folder = self._home(name), self._place(name)
         work, key = folder / WORK, self.plan[name]
         if name == self.redo or not _is_for(work, key):
@@ -438,12 +439,12 @@ class Run:
         self._accept()
         _clear(folder)
         codec.save(made, folder)
-        value = codec.load(folder)  # what children see is what a resumed run would read
+        value = codec.load(folder)  # later stages see exactly what a resumed run would read
         self.seconds[name] = time.perf_counter() - began
         files = digests_of(folder, (MARK, WORK))
         mark = {"key": key, "seconds": self.seconds[name], "files": files}
         if folder != home:
-            mark["git_revision"] = git_revision()  # the maker's, where the run's own is not told by config.json
+            mark["git_revision"] = git_revision()  # the maker's; the run's own is in config.json
         write_sealed(folder / MARK, mark)
         if folder != home and not is_recorded(home, folder):
             self._record(home, folder)
@@ -460,7 +461,7 @@ class Run:
             self._wandb.log(dict(metrics), step=step)
 
     def facts(self) -> dict[str, Any]:
-        """How the run went: seconds a stage, memory, revision."""
+        """Facts about the run: seconds per stage, memory, revision."""
         return {
             "stages": {name: {"seconds": seconds} for name, seconds in self.seconds.items()},
             "peak_memory_mb": self.memory.peak_mb,
@@ -468,16 +469,16 @@ class Run:
         }
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Keep the result for programs."""
+        """Write the result for programs."""
         self._accept()
         write_json(self.folder / "summary.json", summary)
 
     def publish(self, summary: Mapping[str, Any], artifacts: Mapping[str, str]) -> None:
-        """Put the result into the W&B record.
+        """Add the result to the W&B record.
 
         Args:
-            summary: what summary.json holds; its ``agents`` and ``samples`` are taken.
-            artifacts: names of artefacts and the stages whose products they are; the report is added.
+            summary: the content of summary.json; its ``agents`` and ``samples`` are used.
+            artifacts: names of artefacts, with the stages that hold them; the report is added.
         """
         for agent, metrics in summary["agents"].items():
             self.log({f"{agent}/{name}": value["mean"] for name, value in metrics.items()})
@@ -494,7 +495,7 @@ class Run:
             self._wandb.log_artifact(artifact)
 
     def close(self) -> None:
-        """Finish the W&B record, stop watching memory and let others work in the folder."""
+        """Finish the W&B record, stop watching memory and release the folder."""
         self.memory.stop()
         if self._wandb is not None:
             self._wandb.finish()
@@ -502,7 +503,7 @@ class Run:
 
     def _start_wandb(self) -> Any:
         # Everything W&B writes stays inside the run folder; offline needs no account (WANDB_MODE=online just works).
-        # Its settings are the user's own: those in a folder could name another server to send the user's key to.
+        # Its settings are the user's own: settings in a folder could name another server to send the user's key to.
         for variable, place in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
             os.environ.setdefault(variable, str((self.folder / "wandb" / place).resolve()))
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -521,7 +522,7 @@ class Run:
 
 
 class PeakMemory:
-    """Highest resident memory of this process and its descendants, looked at twice a second."""
+    """Highest resident memory of this process and its descendants, measured twice a second."""
 
     def __init__(self, every_s: float = 0.5) -> None:
         self.peak_mb = 0.0
@@ -530,7 +531,7 @@ class PeakMemory:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop looking."""
+        """Stop measuring."""
         self._stop.set()
         self._thread.join()
 
@@ -558,18 +559,18 @@ def git_revision() -> str:
     return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
 
-# ---------------------------------------------------------------- what a folder holds
+# ---------------------------------------------------------------- contents of a folder
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What config.json says: ``version``, ``kind``, ``config`` and ``git_revision``.
+    """Read config.json: ``version``, ``kind``, ``config`` and ``git_revision``.
 
     Raises:
-        ValueError: there is none, it is damaged, or it is of another version.
+        ValueError: it is missing, damaged, or of another version.
     """
     path = folder / CONFIG
     if not path.exists():
-        raise ValueError(f"{folder} holds no run (no {CONFIG} in it); give the folder of one.")
+        raise ValueError(f"{folder} holds no run (it has no {CONFIG}); give the folder of a run.")
     try:
         about = read_sealed(path)
     except ValueError as error:
@@ -582,7 +583,7 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def _version(path: Path) -> Any:
-    """The version of a configuration that has no hash: 1 had neither."""
+    """The version of a configuration without a hash: version 1 had neither."""
     with contextlib.suppress(ValueError, RecursionError):
         record = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(record, dict) and "config" in record and "sha256" not in record:
@@ -592,16 +593,16 @@ def _version(path: Path) -> Any:
 
 def _other_version(path: Path, version: Any) -> ValueError:
     return ValueError(
-        f"{path} is of version {version} of run folders and this feedgym reads {VERSION}, which would make other "
-        "products of it; start a new run with --run, or go on with the feedgym that began it (git_revision in it)."
+        f"{path} is of version {version} of run folders; this feedgym reads {VERSION} and would make other products "
+        "from it; start a new run with --run, or continue with the feedgym that began it (see git_revision in it)."
     )
 
 
 def read_product(folder: Path, load: Callable[[Path], T]) -> T:
-    """A stage's product from its folder, if its files are those that the stage wrote.
+    """Read a stage's product from its folder, if its files are those that the stage wrote.
 
     Raises:
-        ValueError: they are not, or cannot be read; the line has the command that makes the stage again.
+        ValueError: they are not, or cannot be read; the message has the command that makes the stage again.
     """
     check_product(folder)
     try:
@@ -611,7 +612,7 @@ def read_product(folder: Path, load: Callable[[Path], T]) -> T:
 
 
 def differences(before: Any, after: Any, name: str = "") -> list[str]:
-    """What two configurations, as JSON has them, differ in: "judge.users 1000 -> 30", in order of the fields."""
+    """Differences of two configurations in JSON types: "judge.users 1000 -> 30", in order of the fields."""
     if isinstance(before, dict) and isinstance(after, dict):
         inside = f"{name}." if name else ""
         return [
@@ -624,12 +625,12 @@ def differences(before: Any, after: Any, name: str = "") -> list[str]:
 
 
 def _few(names: list[str]) -> str:
-    """Names for a message, the first of them where they are many."""
+    """Join names for a message, only the first ones if there are many."""
     return ", ".join(names[:MOST_TOLD]) + ", ..." * (len(names) > MOST_TOLD)
 
 
 def _is_for(work: Path, key: str) -> bool:
-    """Whether half-done work is that of a key."""
+    """Whether half-done work belongs to a key."""
     try:
         return read_sealed(work / BEGUN) == {"key": key}
     except (OSError, ValueError):
@@ -637,7 +638,7 @@ def _is_for(work: Path, key: str) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Remove a product, its mark first, so that a kill leaves no half product that looks whole."""
+    """Remove a product, its mark first, so that a kill leaves no half product that looks complete."""
     (folder / MARK).unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.name != WORK:

@@ -1,4 +1,4 @@
-"""Scores of given sessions by a reward, some users at a time."""
+"""Scores given sessions by a reward, for some users at a time."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.protocols import SessionReward
 
 USERS_AT_ONCE = 32
-"""Users whose sessions are scored at a time."""
+"""Users to score at a time."""
 
 
 def scores_of(
     reward: SessionReward, histories: EventBatch, item_ids_USK: torch.Tensor, users: int = USERS_AT_ONCE
 ) -> NDArray[np.float64]:
-    """Scores [U, S] of U users' sessions, ``users`` of them at a time."""
+    """Scores [U, S] of U users' sessions, computed for ``users`` of them at a time."""
     blocks = [slice(low, low + users) for low in range(0, len(histories), users)]
     parts = [reward(histories.rows(rows), SessionBatch.of_items(item_ids_USK[rows])) for rows in blocks]
     return torch.cat(parts).cpu().numpy().astype(np.float64)

@@ -1,7 +1,7 @@
-"""Serving simulated users: what happened to the same users, with the same luck, under one agent or many.
+"""Serves the same simulated users, with the same random numbers, by one agent or several.
 
-Every agent serves the SAME users (common random numbers), so that differences between agents are paired. Of each agent
-are kept counts per user and visit, from which every metric is a ratio of sums, and all that was served as an event log.
+Every agent serves the SAME users (common random numbers), so that differences between agents are paired. For each agent
+it keeps counts per user and visit, which make every metric a ratio of sums, and everything served as an event log.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from feedgym.experiments.statistics import Ratio, Series
 from feedgym.protocols import Recommender, SessionReward, UserSimulator, take_users
 
 Choose = Callable[[EventBatch, Any], SessionBatch]
-"""Chooses one session a user (S = 1), given their histories and, for the oracle alone, their true state."""
+"""Chooses one session per user (S = 1), given their histories and, only for the oracle, their true state."""
 
 
 class JudgedConfig(Protocol):
-    """What the judge asks of an experiment's configuration."""
+    """The fields of an experiment's configuration that judging needs."""
 
     @property
     def seed(self) -> int: ...  # noqa: D102
@@ -56,7 +56,7 @@ class JudgedConfig(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeSettings:
-    """Just that, where no experiment is configured."""
+    """The same fields without an experiment."""
 
     seed: int
     session_length: int
@@ -68,12 +68,12 @@ class JudgeSettings:
 
 @dataclass(frozen=True, eq=False)
 class ServingRecord:
-    """What happened to U users under one agent.
+    """Record of U users under one agent.
 
     Attributes:
-        by_visit: per user and visit, float64 [V, U] each; 0 where a user had left for good before the visit.
-        concentration_V: share of what is served at a visit that the visit's most served items hold.
-        log: everything that was served, as an event log; None where several agents' users are taken together.
+        by_visit: per user and visit, float64 [V, U] each; 0 if a user had left for good before the visit.
+        concentration_V: share of the items served at a visit that the visit's most served items hold.
+        log: everything served, as an event log; None if users of several agents are combined.
     """
 
     by_visit: dict[str, NDArray[np.float64]]
@@ -87,25 +87,25 @@ class ServingRecord:
 
     @property
     def sums(self) -> dict[str, NDArray[np.float64]]:
-        """Per user over all visits, [U] each."""
+        """Sums per user over all visits, [U] each."""
         return {name: count_VU.sum(axis=0) for name, count_VU in self.by_visit.items()}
 
     def ratio(self, metric: str, first: int | None = None) -> Ratio:
         """A metric as numerator over denominator, over all visits or the ``first`` of them."""
         series = self.series(metric)
         numerator_U = series.numerator_UV[:, :first].sum(axis=1)
-        lost = metric == "churn_rate"  # a user is lost once, however many visits they paid
+        lost = metric == "churn_rate"  # a user is lost once, however many visits they made
         return Ratio(numerator_U, np.ones_like(numerator_U) if lost else series.denominator_UV[:, :first].sum(axis=1))
 
     def ratios(self) -> dict[str, Ratio]:
-        """All metrics that were measured, over all visits; of the true reward the mean of the first visits too."""
+        """All measured metrics over all visits; for the true reward also the mean of the first visits."""
         told = {metric: self.ratio(metric) for metric in METRICS if metric in self.by_visit}
         if len(self.concentration_V) > FIRST_VISITS:
             told[FIRST_REWARD] = self.ratio("true_reward", FIRST_VISITS)
         return told
 
     def series(self, metric: str) -> Series:
-        """A metric at each visit, of the users who are there."""
+        """A metric at each visit, over the users who are there."""
         over = "seen" if metric == "repeats" or (metric.endswith("_rate") and metric != "churn_rate") else "visits"
         return Series(self.by_visit[metric].T, self.by_visit[over].T)
 
@@ -115,20 +115,20 @@ METRICS = (
     *("diversity", "repeats"),
     *(f"{name}_rate" for name in BEHAVIOURS),
 )
-"""What is told of every agent: means a visit, shares of users lost, repeats and behaviours an item seen."""
+"""Metrics of every agent: means per visit, shares of users lost, repeats and behaviours per item seen."""
 
 FIRST_VISITS = 8
 FIRST_REWARD = f"true_reward_first_{FIRST_VISITS}"
-"""The mean true reward of the first visits, told beside that of all: figures were once those of 8 visits."""
+"""Name of the mean true reward of the first visits, reported with that of all: older figures used 8 visits."""
 
 STUDIED = {"base", "aligned"}
-"""Agents whose best of N draws by the truth is served in studies."""
+"""Agents that also serve the best of N draws by the truth in studies."""
 
 TRUTH_REPLICAS = 8
-"""Answers from which the true value of a drawn session is averaged."""
+"""Simulated responses to average for the true value of a drawn session."""
 
 READ_USERS = 3
-"""Users whose sessions people can read in the report."""
+"""Number of users whose sessions the report lists for reading."""
 
 
 def serve(
@@ -150,15 +150,15 @@ def serve(
     Args:
         simulator: the users.
         choose: the agent.
-        reward: the reward model, asked for its opinion of what is served; None where there is none.
-        seeds_U: the users.
-        visits: visits a user, at most.
+        reward: the reward model, to predict the value of the served sessions; None if there is none.
+        seeds_U: seeds of the users.
+        visits: most visits per user.
         session_length: K.
         history_length: T.
-        memory: earlier items that agents are told besides.
-        weights: what the true reward is made of.
-        past_VUK: what the same users were served at their first visits, if they have been here before; they are served
-            it once more, and answer as they did.
+        memory: number of earlier items that agents get in addition.
+        weights: weights of the true reward.
+        past_VUK: slates that the same users were served at their first visits, if they have been here before; they are
+            served these once more, and respond as they did.
         step: progress callback.
     """
     num_past = 0 if past_VUK is None else len(past_VUK)
@@ -181,8 +181,8 @@ def serve(
     profile_UF = env.state.profile_UF
     alive_U = np.ones(len(seeds_U), bool)
     for visit in range(visits):
-        # Agents are asked for the users who are still there alone: a lost user's slot goes on with a fresh one, whose
-        # visits would be nobody's.
+        # Ask agents only about users who are still there: a lost user's slot continues with a fresh user, whose visits
+        # belong to nobody.
         slates_UK, opinion_U = np.zeros((len(alive_U), session_length), np.int64), None
         if visit < num_past:
             slates_UK[alive_U] = past_VUK[visit, alive_U]  # type: ignore[index]
@@ -192,7 +192,7 @@ def serve(
                 sessions = choose(histories, take_users(env.state, alive_U))
                 opinion_U = None if reward is None else reward(histories, sessions)[:, 0].numpy()
             slates_UK[alive_U] = sessions.item_ids_USK[:, 0].numpy()
-        login_s_U = env.state.time_s_U  # before the step moves it on to the next visit
+        login_s_U = env.state.time_s_U  # before the step moves the clock to the next visit
         observation, reward_U, churned_U, late_U, info = env.step(slates_UK)
         paid.append(_paid(visit, login_s_U, slates_UK, info, alive_U))
         items_VUK[visit, alive_U], examined_VUK[visit, alive_U] = slates_UK[alive_U], info["examined"][alive_U]
@@ -235,14 +235,14 @@ def _paid(
 
 def _log(simulator: UserSimulator, profile_UF: NDArray, paid: list[dict[str, NDArray]]) -> EventLog:
     columns = {name: np.concatenate([visit[name] for visit in paid]) for name in paid[0]}
-    # Visits were gathered visit by visit; a log has them user by user.
+    # Visits were gathered visit by visit; a log is sorted by user.
     order = np.lexsort((columns["visit_N"], columns["user_N"]))
     visits = Visits(profile_UF=profile_UF, **{name: column[order] for name, column in columns.items()})
     return event_log(simulator, profile_UF, visits)
 
 
 def _counted(slates_UK: NDArray, reward_U: NDArray, info: dict[str, Any], catalog: Catalog) -> dict[str, NDArray]:
-    """The counts of one visit, [U] each; later users of a slot are not told apart here."""
+    """Counts of one visit, [U] each; later users of a slot are not separated here."""
     parts = info["reward_components"]
     return {
         "visits": np.ones(len(slates_UK)),
@@ -264,8 +264,8 @@ def session_diversity(catalog: Catalog, item_ids_XK: NDArray) -> NDArray[np.floa
         return np.zeros(item_ids_XK.shape[:-1])
     norm_I1 = np.linalg.norm(catalog.content_IE, axis=1, keepdims=True)
     direction_IE = catalog.content_IE / np.maximum(norm_I1, 1e-12)
-    # |sum|^2 = K + 2 * sum of the pairs' cosines. The sum, place by place, is all that is held: neither the K x K
-    # cosines nor the contents of all places at once, which matters at 128 sessions a user.
+    # |sum|^2 = K + 2 * sum of the pairs' cosines. Only the sum is held, place by place: neither the K x K cosines nor
+    # the contents of all places at once, which matters at 128 sessions per user.
     sum_XE = np.zeros((*item_ids_XK.shape[:-1], direction_IE.shape[1]), np.float32)
     for k in range(length):
         sum_XE += direction_IE[item_ids_XK[..., k]]
@@ -281,18 +281,18 @@ def serve_all(
     known: Mapping[str, ServingRecord] | None = None,
     workers: Rollouts | None = None,
 ) -> dict[str, ServingRecord]:
-    """Serve every agent to the same users with the same random numbers, and beside them what only the truth can choose.
+    """Serve every agent to the same users with the same random numbers, and the agents that need the truth.
 
-    That is the oracle, where the simulator has one, and for studies the best of N draws of base and aligned.
+    Those are the oracle, if the simulator has one, and in studies the best of N draws of base and aligned.
 
     Args:
         simulator: the users.
         agents: the agents by name.
-        reward: the reward model; None where there is none.
-        seeds_U: the users.
+        reward: the reward model; None if there is none.
+        seeds_U: seeds of the users.
         config: visits, lengths, weights.
-        known: what happened to these users under some of the agents; they are not served again.
-        workers: serve an agent each; if left out, this process serves one agent after the other.
+        known: records of these users under some of the agents, which are not served again.
+        workers: serve one agent each; if left out, this process serves one agent after the other.
     """
     choices = {name: serving(agent) for name, agent in agents.items()}
     simulator = of_judges(simulator, config.judge)
@@ -329,7 +329,7 @@ def judges_of(config: JudgedConfig) -> NDArray[np.uint64]:
 
 
 def told_agents(config: JudgedConfig) -> dict[str, Any]:
-    """What :func:`serve` is told of sessions, histories and reward."""
+    """Arguments of :func:`serve` for sessions, histories and reward."""
     return {
         "session_length": config.session_length,
         "history_length": config.history_length,
@@ -339,7 +339,7 @@ def told_agents(config: JudgedConfig) -> dict[str, Any]:
 
 
 def of_judges(simulator: UserSimulator, judge: JudgeConfig) -> UserSimulator:
-    """The simulator whose users judge: none that it trains with, beginning on the day that the judge is told.
+    """The simulator whose users judge: not the ones it trains with, and beginning on the judge's first day.
 
     Raises:
         ValueError: they cannot begin later (:func:`starting`).
@@ -349,10 +349,10 @@ def of_judges(simulator: UserSimulator, judge: JudgeConfig) -> UserSimulator:
 
 
 def starting(simulator: Any, first_day: float) -> UserSimulator:
-    """The simulator, its fresh users paying their first visits on another day of its clock.
+    """Make a simulator whose fresh users make their first visits on another day of its clock.
 
     Raises:
-        ValueError: it cannot: it has no method ``starting``.
+        ValueError: the simulator has no method ``starting``.
     """
     if not hasattr(simulator, "starting"):
         raise ValueError(
@@ -363,14 +363,14 @@ def starting(simulator: Any, first_day: float) -> UserSimulator:
 
 
 def samples(served: Mapping[str, ServingRecord], catalog: Catalog) -> dict[str, Any]:
-    """A few users' last visits under each agent, side by side, for people to read."""
+    """List a few users' last visits under each agent, side by side, for people to read."""
     columns = ["user", "agent", "visit", "place", "item", "topic", "duration s", "watched s", "behaviours"]
     rows = [row for name, result in served.items() for row in readable(result, name, catalog)]
     return {"columns": columns, "rows": sorted(rows, key=lambda row: (row[0], row[2]))}
 
 
 def serving(agent: Recommender) -> Choose:
-    """The agent as what chooses sessions, which knows no true state."""
+    """Make an agent a function that chooses sessions without the true state."""
     return lambda histories, _: agent.recommend(histories)
 
 
@@ -382,14 +382,15 @@ def _oracle(simulator: Any, session_length: int) -> Choose:
 
 
 def best_of_name(agent: str, n: int) -> str:
-    """The name of an agent that serves the best of N drawn sessions."""
+    """Name of an agent that serves the best of N drawn sessions."""
     return f"{agent}_best_of_{n}"
 
 
 def _best_by_truth(agent: Recommender, simulator: UserSimulator, n: int, weights: RewardWeights) -> Choose:
     def choose(histories: EventBatch, state: Any) -> SessionBatch:
         sessions = drawn(agent, histories, n)
-        # The truth is an expectation: its replicas' luck has nothing to do with what the user will really meet.
+        # The truth is an expectation: the random numbers of its replicas are unrelated to those that the user will
+        # meet.
         items_USK = sessions.item_ids_USK.numpy()
         value_US = true_value(simulator, state, items_USK, weights=weights, replicas=TRUTH_REPLICAS)
         return best(sessions, torch.from_numpy(value_US))
@@ -398,7 +399,7 @@ def _best_by_truth(agent: Recommender, simulator: UserSimulator, n: int, weights
 
 
 def readable(served: ServingRecord, agent: str, catalog: Catalog) -> list[list[Any]]:
-    """The last visit that the first users paid, item by item."""
+    """The last visit of each of the first users, item by item."""
     assert served.log is not None
     visits, first_U1 = served_visits(served.log)
     rows = []

@@ -1,13 +1,13 @@
-"""A store: the stages of many runs, each kept once, by what decides it.
+"""A store keeps the stages of many runs, each once, under a key of the settings that decide it.
 
 Layout of a store::
 
     NAME-KEY/        a stage's product with its mark, and its work while it is made: as in a run folder
-    NAME-KEY.lock    who makes it
+    NAME-KEY.lock    the process that makes it
 
-The folder of a run that uses a store has, for such a stage, only a sealed record of which one is its own
-(:func:`feedgym.data.whole.product_of` follows it). A product that is whole is never changed. One process makes it;
-others that want it wait, and if the maker is killed, the next one goes on with its work.
+For such a stage, the folder of a run that uses the store has only a sealed record with the name of its product
+(:func:`feedgym.data.whole.product_of` follows it). A complete product is never changed. One process makes it; others
+that need it wait, and if the maker is killed, the next one continues its work.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from feedgym.experiments.progress import say
 
 @contextmanager
 def making(place: Path) -> Iterator[None]:
-    """The right to make a stage of a store; while another process has it, this one waits and says so."""
+    """Hold the right to make a stage of a store; while another process has it, wait and report this."""
 
     def tell(held: Held) -> None:
-        say(f"[yellow]Waiting:[/] {escape(str(held).partition(';')[0])}; it makes the stage that is wanted here too.")
+        say(f"[yellow]Waiting:[/] {escape(str(held).partition(';')[0])}; it makes a stage that is needed here too.")
 
     lock = wait_for(place, place.with_name(f"{place.name}.lock"), tell)
     try:
@@ -38,7 +38,7 @@ def making(place: Path) -> Iterator[None]:
 
 
 def is_recorded(stage: Path, place: Path) -> bool:
-    """Whether a stage's folder has the record that its product is that in ``place``."""
+    """Whether a stage's folder records that its product is the one in ``place``."""
     try:
         return read_sealed(stage / STORED) == {"folder": place.name}
     except (OSError, ValueError):
@@ -46,12 +46,12 @@ def is_recorded(stage: Path, place: Path) -> bool:
 
 
 def record(stage: Path, place: Path) -> None:
-    """Let the product in ``place``, of the run's store, be that of a stage."""
+    """Record that the product in ``place``, of the run's store, is that of a stage."""
     write_sealed(stage / STORED, {"folder": place.name})
 
 
 def maker_of(place: Path) -> str:
-    """The revision of feedgym that made a stored product; "unknown" if its mark is damaged, which reading it tells."""
+    """The revision of feedgym that made a stored product; "unknown" if its mark is damaged, which reading reports."""
     try:
         return str(read_sealed(place / MARK).get("git_revision", "unknown"))
     except (OSError, ValueError):

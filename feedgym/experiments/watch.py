@@ -32,9 +32,9 @@ from feedgym.protocols import Recommender, UserSimulator, load, make
 REFERENCES = ("random", "popular", "oracle")
 SHORT_VIDEO = "feedgym/ShortVideo-v1"
 TERMINAL_DELAY_S = 1.5
-"""Seconds between two visits in a terminal, unless told otherwise."""
+"""Default seconds between two visits in a terminal."""
 LOG_USERS, LOG_VISITS = 200, 5
-"""Size of the log that popularity, or an agent that asks for a log, is taken from where there is no run."""
+"""Size of the log for popularity, or for an agent that asks for a log, if there is no run."""
 
 STYLES = {
     r"^user \S+.*$": "bold",
@@ -45,17 +45,17 @@ STYLES = {
     r"^  (left|saw) .*$": "bold",
     r"^  true interests.*$": "italic cyan",
 }
-"""How a visit's text looks in a terminal; later patterns win."""
+"""Styles of a visit's text in a terminal; later patterns win."""
 
 Make = Callable[[str], FeedVectorEnv]
-"""Makes the environment in a render mode."""
+"""Makes the environment for a render mode."""
 Choose = Callable[[EventBatch, Any], NDArray[np.int64]]
-"""Sessions [U, K] given histories and, for the oracle alone, the users' true state."""
+"""Chooses sessions [U, K] given histories and, only for the oracle, the users' true state."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WatchedAgent:
-    """An agent, and how to make the environment of one slot in which it is watched."""
+    """An agent to watch, and a function that makes its environment with one slot."""
 
     title: str
     make: Make
@@ -76,12 +76,12 @@ def show_of(
 
     Args:
         agent: "random", "popular", "oracle", a run's folder, or the import path of a Recommender.
-        which: of a run: "aligned" (if None), "base" or a reference.
+        which: for a run: "aligned" (if None), "base" or a reference.
         env: Gymnasium id of a feed; ShortVideo if neither this nor ``simulator`` is given.
         simulator: import path of a user simulator.
         session_length: K; the agent's or the environment's own if None.
-        visits: horizon of episodes that have none of their own.
-        trust: of the folders; as for :func:`feedgym.experiments.align.agents.agents_of`.
+        visits: horizon of episodes without one of their own.
+        trust: whether to trust the folders; as for :func:`feedgym.experiments.align.agents.agents_of`.
 
     Raises:
         ValueError: there is no such agent or environment, or the arguments contradict each other.
@@ -100,12 +100,12 @@ def show_of(
             raise ValueError("A run's agents are watched in the run's own world; leave --env, --simulator and -K out.")
         return _run_show(Path(agent), which or "aligned", visits, trust)
     if which is not None:
-        raise ValueError(f"--agent {which} names an agent of a run, but {agent!r} is no run's folder; leave it out.")
+        raise ValueError(f"--agent {which} names an agent of a run, but {agent!r} is not a run's folder; leave it out.")
     return _show(agent, env, simulator, session_length, visits, trust)
 
 
 def _run_show(folder: Path, which: str, visits: int, trust: bool) -> WatchedAgent:
-    """An agent of a finished run among the run's own users."""
+    """Find an agent of a finished run, with the run's own users."""
     from feedgym.experiments.align.agents import (
         agents_of,  # these two bring in all models, which take seconds to import
     )
@@ -114,7 +114,7 @@ def _run_show(folder: Path, which: str, visits: int, trust: bool) -> WatchedAgen
     finished = agents_of(folder, trust=trust)
     config, users = finished.config, getattr(finished.world, "simulator", None)
     if users is None:
-        raise ValueError(f"{folder} learned from a recorded log, whose users answer nobody; watch a simulated run.")
+        raise ValueError(f"{folder} learned from a recorded log, whose users cannot be served; watch a simulated run.")
     agents = references(finished.log, finished.catalog, config) | finished.agents
     if which not in (names := [*agents, "oracle"]):
         raise ValueError(f"The run has no agent {which!r}; its agents are {', '.join(names)}.")
@@ -139,7 +139,7 @@ def _run_show(folder: Path, which: str, visits: int, trust: bool) -> WatchedAgen
 def _show(
     agent: str, env: str | None, simulator: str | None, session_length: int | None, visits: int, trust: bool
 ) -> WatchedAgent:
-    """A reference or an agent of the user's own, in any environment."""
+    """Find a reference or the user's own agent, in any environment."""
 
     def make_env(mode: str | None, length: int | None) -> FeedVectorEnv:
         options: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED, "render_mode": mode}
@@ -166,7 +166,7 @@ def _show(
 
 
 def _registered(env: str, options: dict[str, Any]) -> FeedVectorEnv:
-    """The feed of a Gymnasium id, of any task level."""
+    """Make the feed of a Gymnasium id, of any task level."""
     feeds = sorted(name for name in gym.registry if name.startswith("feedgym/"))
     try:
         entry = gym.spec(env).vector_entry_point
@@ -174,7 +174,7 @@ def _registered(env: str, options: dict[str, Any]) -> FeedVectorEnv:
         raise ValueError(f"There is no environment {env!r}; the feeds are {', '.join(feeds)}.") from error
     made = load_env_creator(entry) if isinstance(entry, str) else entry
     if not (inspect.isclass(made) and issubclass(made, FeedVectorEnv)):
-        raise ValueError(f"{env} is no feed; the feeds are {', '.join(feeds)}.")
+        raise ValueError(f"{env} is not a feed; the feeds are {', '.join(feeds)}.")
     feed = gym.make_vec(env, 1, vectorization_mode="vector_entry_point", **options).unwrapped
     assert isinstance(feed, FeedVectorEnv)
     return feed
@@ -193,7 +193,7 @@ def _reference(name: str, users: UserSimulator, length: int) -> Recommender:
 
 
 def _own(path: str, users: UserSimulator, length: int) -> Recommender:
-    """The Recommender of an import path, which may ask for the catalogue, K or a log of the users."""
+    """Make the Recommender of an import path, which may ask for the catalogue, K or a log of the users."""
     target = load(path)
     asks = inspect.signature(target).parameters if callable(target) else {}
     given: dict[str, Any] = {"catalog": users.catalog, "num_items": users.catalog.num_items, "session_length": length}
@@ -202,8 +202,8 @@ def _own(path: str, users: UserSimulator, length: int) -> Recommender:
     agent = make(target, **given)
     if not hasattr(agent, "recommend") or not hasattr(agent, "session_length"):
         raise ValueError(
-            f"{path} is a {type(agent).__name__} and no Recommender; it needs recommend() and session_length "
-            f"(feedgym check {path} tells more)."
+            f"{path} is a {type(agent).__name__} and not a Recommender; it needs recommend() and session_length "
+            f"(see feedgym check {path})."
         )
     return agent
 
@@ -237,14 +237,14 @@ def watch(
 
     Args:
         show: the agent and its environment.
-        seed: the first user; the users after them are derived from it.
-        visits: steps: visits, or pages or requests where the environment's level says so.
-        delay_s: seconds between two of them; 1.5 in a terminal and 0 elsewhere if None.
-        png: file for a picture of the last one, written anew at each.
-        frames: new or empty folder for a picture of each.
+        seed: seed of the first user; the next users are derived from it.
+        visits: number of steps, which are visits, or pages or requests at other levels of the environment.
+        delay_s: seconds between two steps; 1.5 in a terminal and 0 elsewhere if None.
+        png: file for a picture of the last step, overwritten at each step.
+        frames: new or empty folder for a picture of each step.
 
     Raises:
-        ValueError: a negative seed or delay, or a place that pictures cannot be written to.
+        ValueError: a negative seed or delay, or a path that pictures cannot be written to.
     """
     _check_places(seed, delay_s, png, frames)
     console = Console(highlight=False)
@@ -260,24 +260,24 @@ def watch(
             save_picture(seen["rgb_array"], frames / f"visit-{visit:04}.png")
         if png is not None:
             save_picture(seen["rgb_array"], png)
-    console.print(f"reward {total:.2f} in all, {total / visits:.2f} a step")
+    console.print(f"reward {total:.2f} in all, {total / visits:.2f} per step")
 
 
 def visits_of(
     show: WatchedAgent, seed: int, visits: int, picture_mode: str | None = None
 ) -> Iterator[tuple[dict[str, Any], float]]:
-    """Steps as they come; when an episode is over, the next user's begins.
+    """Serve the steps one by one; when an episode is over, the next user's begins.
 
     Args:
         show: the agent and its environment.
-        seed: the first user.
-        visits: steps.
+        seed: seed of the first user.
+        visits: number of steps.
         picture_mode: a render mode besides "ansi".
 
     Yields:
-        What is seen of a step by render mode, and its reward.
+        Renderings of a step by render mode, and its reward.
     """
-    # The same user with the same sessions answers alike, so each render mode has an environment of its own.
+    # The same user with the same sessions responds the same, so each render mode has its own environment.
     envs = {mode: show.make(mode) for mode in ("ansi", picture_mode) if mode is not None}
     over = True
     for visit in range(visits):
@@ -296,7 +296,7 @@ def visits_of(
 
 
 def styled(frame: str) -> Text:
-    """A visit's text with colours, which rich leaves out where there is no terminal."""
+    """A visit's text with colours, which rich leaves out without a terminal."""
     text = Text(frame)
     for pattern, style in STYLES.items():
         text.highlight_regex(f"(?m){pattern}", style)
@@ -304,7 +304,7 @@ def styled(frame: str) -> Text:
 
 
 def save_picture(picture: NDArray[np.uint8], path: Path) -> None:
-    """Write a PNG whole or not at all."""
+    """Write a PNG completely or not at all."""
     with replacing(path) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG")
 
@@ -312,8 +312,8 @@ def save_picture(picture: NDArray[np.uint8], path: Path) -> None:
 def _check_places(seed: int, delay_s: float | None, png: Path | None, frames: Path | None) -> None:
     for name, value in {"--seed": seed, "--delay": delay_s or 0}.items():
         if not 0 <= value < float("inf"):
-            raise ValueError(f"{name} {value} cannot be; give 0 or more.")
+            raise ValueError(f"{name} {value} is not possible; give 0 or more.")
     if png is not None and (png.suffix.lower() != ".png" or png.is_dir()):
-        raise ValueError(f"--png {png} is no name of a PNG file; let it end in .png.")
+        raise ValueError(f"--png {png} is not the name of a PNG file; let it end in .png.")
     if frames is not None and frames.exists() and (not frames.is_dir() or any(frames.iterdir())):
-        raise ValueError(f"--frames {frames} is there already and not an empty folder; give a new one.")
+        raise ValueError(f"--frames {frames} exists and is not an empty folder; give a new one.")

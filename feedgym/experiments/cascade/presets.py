@@ -87,7 +87,7 @@ class CascadeRun(Ranged):
     end_to_end: str = "onerec-ipa"
     """Without --against: the preset that trains the end-to-end agent first, inside this run's folder."""
     ray: str = "local"
-    """Where that agent's sessions are sampled: local, off (in this process), or the address of a Ray cluster."""
+    """Place to sample that agent's sessions: local, off (in this process), or the address of a Ray cluster."""
     retriever: RetrieverStage = field(default_factory=RetrieverStage)
     """The retriever of the candidates."""
     ranker: RankerStage = field(default_factory=RankerStage)

@@ -76,8 +76,8 @@ class RankedTargets:
         protocol: description of the procedure, for the table's title.
         ranked_by: "scores" of all items, ties averaged, or "lists".
         values_N: HR@k, NDCG@k and MRR of every target, float64 [N].
-        ratios: the same as sums per user over counts per user; "cold ..." for only the targets unseen in training; and
-            the popularity lift (GAP_r - GAP_h) / GAP_h of the lists over the histories, with GAP the mean training
+        ratios: the same as sums per user over counts per user; "cold ..." for only the targets unseen in training. Also
+            the popularity lift (GAP_r - GAP_h) / GAP_h of the lists over the histories. GAP is the mean training
             popularity of their items (Abdollahpouri et al., RecSys 2020).
         totals: figures over all lists together: coverage, Gini; and shares of the targets: cold, seen before, tied.
         user_idx_U: int64 rows of the log's users, in the order of the ratios.

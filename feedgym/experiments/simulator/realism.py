@@ -41,8 +41,8 @@ def read_side(
 
     Args:
         source: a run's folder, for its log; anything that ``feedgym data inspect`` reads, including ``events.parquet``
-            next to its ``catalog.parquet``; or the import path of a user simulator, or the folder of a learned one,
-            whose log is collected under the logging policy.
+            next to its ``catalog.parquet``; or a user simulator, whose log is collected under the logging policy. A
+            simulator is given by its import path, a learned one by its folder.
         users: number of users of a simulator.
         visits: visits per user of a simulator.
         session_length: items per session of a simulator.
