@@ -1,10 +1,10 @@
-"""What becomes of the users of ShortVideo, plain and calibrated, under feeds from random to the oracle's.
+"""Long-term effects on the users of ShortVideo, plain and calibrated, of feeds from random to the oracle's.
 
-``python benchmarks/bad_feeds.py [USERS]``: fresh users of one seed are served 60 visits of 10 items by one rule alone.
-Told are the click rate, the share of visits after which a user left for ever or was back within a day, the users left
-after 30 visits, the mean true reward of the first 8 visits and of the last 8 of those 30, and, of the users left after
-60 visits, the mean cosine of their interests with those they came with. "One topic" are random items of the topic that
-a user loved most.
+``python benchmarks/bad_feeds.py [USERS]``: fresh users of one seed are served 60 visits of 10 items by a single rule.
+The columns are the click rate, the shares of visits after which a user left for ever or was back within a day, and the
+users left after 30 visits. Then follow the mean true reward of the first 8 visits, and of the last 8 of those 30. The
+last column is the mean cosine between the interests of users left after 60 visits and those they came with. "One
+topic" has random items of the topic that a user loved most.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Choose = Callable[[Any], NDArray[np.int64]]
 
 
 def main() -> None:
-    """Prints a row for each simulator and feed."""
+    """Print a row for each simulator and feed."""
     users = int(sys.argv[1]) if len(sys.argv) > 1 else 400
     table = Table("users", "feed", "click", "churn", "24 h", f"left at {VISITS}", "reward", "later", "cosine")
     for simulator in (ShortVideo(), ShortVideoCalibrated()):
@@ -63,7 +63,7 @@ def feeds(simulator: ShortVideo) -> dict[str, Choose]:
 
 
 def served(simulator: ShortVideo, choose: Choose, seeds_U: NDArray[np.uint64]) -> tuple[float, ...]:
-    """The figures of the module's docstring, in its order."""
+    """The figures of the module's docstring, in order."""
     state, num_users, left = simulator.reset(seeds_U), len(seeds_U), 0
     visits = clicks = seen = churned = back = 0
     reward_V = []

@@ -1,9 +1,9 @@
-"""Whether the calibrated users of ShortVideo answer as fast as the plain ones, both in one run, one after the other.
+"""Compares the speed of the calibrated users of ShortVideo with that of the plain ones, alternating in one run.
 
 ``python benchmarks/bench_calibrated.py [REPEATS]``. A repeat serves the same sessions to both, in the order that the
-repeat's number decides; medians are told, and the median over repeats of the plain time over the calibrated one.
-Times are the processor's, so that other programs on the machine matter less.
-``respond`` is the simulator alone, with users of a short past; ``step`` is a vector environment of the registered ids,
+repeat's number decides. Reported are medians, and the median over repeats of the plain time over the calibrated one.
+Times are processor times, so that other programs on the machine matter less.
+``respond`` is only the simulator, with users of a short past. ``step`` is a vector environment of the registered ids,
 which resets the users who left: the calibrated ones leave a random feed more often.
 """
 
@@ -29,7 +29,7 @@ IDS = ("feedgym/ShortVideo-v1", "feedgym/ShortVideoCalibrated-v1")
 
 
 def main() -> None:
-    """Prints a row for each number of users and each way to ask them."""
+    """Print a row for each number of users and each way to ask them."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 41
     simulators = (ShortVideo(), ShortVideoCalibrated())
     table = Table(title=f"Visits of {SESSION_LENGTH} items a second, medians of {repeats}")
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def alternating(ask: list[Callable[[], Any]], repeats: int) -> np.ndarray:
-    """Seconds of two sides [2, repeats], the first of every other repeat being the second side."""
+    """Seconds of two sides [2, repeats]; every other repeat begins with the second side."""
     seconds_2R = np.zeros((2, repeats))
     for repeat in range(-2, repeats):  # two to warm up
         for side in (0, 1) if repeat % 2 else (1, 0):

@@ -100,7 +100,7 @@ def recsim_python(folder: Path, console: Console) -> Path:
         subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run([*pip, *PINS], check=True)
-        subprocess.run([*pip, "--no-deps", RECSIM], check=True)  # without TensorFlow and Dopamine, for its agents alone
+        subprocess.run([*pip, "--no-deps", RECSIM], check=True)  # without TensorFlow and Dopamine, for agents only
         done.touch()
     return python
 

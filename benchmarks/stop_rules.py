@@ -1,11 +1,12 @@
-"""Do stop rules, which see no truth, catch a planted flaw in time, and leave a sound run alone?
+"""Tests if stop rules, which have no access to the truth, catch a planted flaw in time and spare a sound run.
 
-    python benchmarks/stop_rules.py FOLDER --seeds 0 1 2 3 4    # runs are kept in FOLDER; a stopped one goes on
+    python benchmarks/stop_rules.py FOLDER --seeds 0 1 2 3 4    # runs are kept in FOLDER; a stopped one continues
 
-Each seed is aligned three times, for as many rounds, and nothing stops it: to the reward model (sound), to one that
+Each seed is aligned three times, for as many rounds, without being stopped: to the reward model (sound), to one that
 was fitted to a tenth of the users (starved), and to the reward model plus a bonus for every clickbait item (overpaid).
-The bonus is the simulator's own secret: it is the flaw that is planted, and no rule is told of it. Printed is what each
-rule would have done: whether it fired, the round, and how far the true reward had fallen from its peak by then.
+The bonus is the planted flaw: only the simulator knows which items are clickbait, and no rule has this information. The
+output shows what each rule would have done: if it fired, in which round, and how far the true reward had fallen by
+    then.
 """
 
 import argparse
@@ -28,14 +29,14 @@ IN_TIME = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class OverpaidConfig(Ranged):
-    """The planted flaw."""
+    """Options of the planted flaw."""
 
     bonus: NonNegative = 0.6
     """Points per item and unit of clickbait."""
     num_items: int = 2000
-    """Items of the catalogue."""
+    """Number of items in the catalogue."""
     catalog_seed: Seed = 0
-    """Of the catalogue."""
+    """Seed of the catalogue."""
 
 
 class Overpaid:
@@ -54,7 +55,7 @@ class Overpaid:
 
 
 def runs_of(seed, rounds, user_share):
-    """The three alignments of a seed by name. Few users judge them, for nobody looks at the judgement."""
+    """The three alignments of a seed by name. Few users judge them, because the judgement is not used."""
     config = small()
     config = replace(
         config,
@@ -73,7 +74,7 @@ def runs_of(seed, rounds, user_share):
 
 
 def told(name, seed, summary):
-    """Print a run: its true reward by round, and the rules."""
+    """Print a run: its true reward by round, and the rules' decisions."""
     rounds = " ".join(f"{row['true_mean']:.2f}" for row in summary["rounds"])
     print(f"{name:9} seed {seed}: true reward by round {rounds}", flush=True)
     for row in summary["stops"]:
@@ -81,7 +82,7 @@ def told(name, seed, summary):
 
 
 def verdict(summaries):
-    """Per rule: flawed runs that turned and were caught in time; sound runs stopped before their peak."""
+    """Print by rule the flawed runs that turned and were caught in time, and the sound runs stopped too early."""
     rules = [row["rule"] for row in next(iter(summaries.values()))["stops"]]
     for rule in [*rules, "any of them"]:
         wanted = rules if rule == "any of them" else [rule]
@@ -106,7 +107,7 @@ def main():
     parser.add_argument("--store", type=Path)
     parser.add_argument("--ray", default="local")
     options = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parent))  # where the planted reward is imported from
+    sys.path.insert(0, str(Path(__file__).parent))  # to import the planted reward
     summaries = {}
     for seed in options.seeds:
         for name, config in runs_of(seed, options.rounds, options.user_share).items():

@@ -122,8 +122,9 @@ def _line_of(box: str, command: str, root: str) -> str:
 class Demo(Ranged):
     """The whole experiment on simulated users, in about 8 minutes on 2 cores.
 
-    Pretrains OneRec on the log of 4,000 users, aligns it by iterated DPO against a reward model, serves it to 280 fresh
-    users for 30 visits each, compares it with the agent before alignment and three references, and writes a report.
+    Pretrains OneRec on the log of 4,000 users, aligns it by iterated DPO against a reward model, and serves it to 280
+    fresh users for 30 visits each. Then it compares it with the agent before alignment and three references, and writes
+    a report.
 
     It is `feedgym run onerec-ipa` without options; see its help for all of them.
     """
@@ -137,7 +138,7 @@ class Demo(Ranged):
     store: Path | None = None
     """Share stages with other runs in this folder: a stage is stored by its settings and reused if they are equal."""
     ray: str = "local"
-    """Where sessions are sampled: local (two processes), off (this one), or the address of a Ray cluster."""
+    """Place to sample sessions: local (two processes), off (this one), or the address of a Ray cluster."""
     trust: bool = False
     """Import code named in the folder even if it is not feedgym's own; use it only if you trust who made it."""
 
@@ -398,12 +399,13 @@ def data(arguments: Sequence[str]) -> None:
     class InspectArguments(ReadOptions):
         """Read a data set as an experiment would, report how, and describe its content.
 
-        PATH is a folder or a zip with the files of KuaiRand, MovieLens, Amazon's reviews, RecBole or lists of items; a
-        folder with feedgym's events.parquet and catalog.parquet; or a CSV or parquet table, one row per event.
+        PATH is a folder or a zip with the files of KuaiRand, MovieLens, Amazon's reviews, RecBole or lists of items. It
+        may also be a folder with feedgym's events.parquet and catalog.parquet, or a CSV or parquet table with one row
+        per event.
 
-        Look for: too few events per user (targets have no history), ties of users' last events (chance decides a
-        leave-one-out target), repeats (leaving out seen items hides them), popularity (does a popular list win?),
-        behaviours that never happen, items without text.
+        Look for too few events per user (targets have no history) and ties of users' last events (chance decides a
+        leave-one-out target). Other warnings are repeats (leaving out seen items hides them), popularity (does a
+        popular list win?), behaviours that never happen, and items without text.
         """
 
         path: Positional[Path]
@@ -572,9 +574,9 @@ def simulate(arguments: Sequence[str]) -> None:
 class RealismArguments(Ranged):
     """Compare two logs: popularity, sessions, watching, behaviours, returns, topics, positions, users.
 
-    A and B are each a log (anything that `feedgym data inspect` reads, or events.parquet next to its catalog.parquet),
-    a run's folder, for its log, or a user simulator (an import path or a learned simulator's folder), whose log is
-    collected.
+    A and B are each a log, a run's folder, for its log, or a user simulator, whose log is collected. A log is anything
+    that `feedgym data inspect` reads, or events.parquet next to its catalog.parquet. A simulator is an import path or
+    the folder of a learned one.
 
         feedgym realism short_video kuairand-pure --out realism
     """

@@ -120,8 +120,8 @@ def resolve(kind: str, name: str) -> Any:
     if name.startswith(OBJECT):
         if name not in _objects:
             raise ValueError(
-                f"The {kind} {name.removeprefix(OBJECT)} was an object of a Python program; go on from such a program, "
-                "which gives it again."
+                f"The {kind} {name.removeprefix(OBJECT)} was an object of a Python program; continue from a program "
+                "that gives it again."
             )
         return _objects[name]
     if name not in BUILT_IN[kind] and ":" not in name:

@@ -55,7 +55,7 @@ def aligned_run(tmp_path_factory):
 
 @pytest.fixture
 def two_gpus(monkeypatch):
-    """Lets the Trainer believe that it sees two GPUs, on any machine; what it then does to a model happens on the CPU.
+    """Makes the Trainer see two GPUs, on any machine; what it then does to a model happens on the CPU.
 
     The value is a list of the batches that were cut in two, as ``nn.DataParallel`` cuts them.
     """

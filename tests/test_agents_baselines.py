@@ -159,7 +159,7 @@ def test_sessions_longer_than_the_catalogue_are_refused(length):
             make()
 
 
-# ---------------------------------------------------------------- the luck of a request
+# ---------------------------------------------------------------- the random numbers of a request
 
 
 def test_request_noise_is_uniform_and_its_numbers_have_nothing_to_do_with_each_other():

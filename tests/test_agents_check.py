@@ -227,7 +227,7 @@ def test_sessions_that_are_equally_good_may_be_swapped_by_rounding():
     check_recommender(tied(), histories(), ITEMS)
 
 
-def test_samples_that_stand_for_less_than_everything_are_no_fault():
+def test_samples_of_less_than_everything_are_no_fault():
     """Top-k and beams leave probability out; only more than everything is wrong."""
     check_recommender(samples(logp_US=lambda v: v - 3.0)(), histories(), ITEMS)
     check_recommender(samples(logp_US=lambda v: torch.full_like(v, torch.nan))(), histories(), ITEMS)

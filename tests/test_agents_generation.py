@@ -431,11 +431,11 @@ def test_one_seed_one_set_of_sessions():
     first, again, other = (agent.sample(histories, 6, seeded(seed)).item_ids_USK for seed in (1, 1, 2))
     torch.rand(5)
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert len({tuple(map(tuple, user)) for user in first.tolist()}) == 5  # no two users share their luck
+    assert len({tuple(map(tuple, user)) for user in first.tolist()}) == 5  # no two users share random numbers
 
 
 def test_a_recommender_leaves_the_model_where_it_is_unless_told_otherwise():
-    elsewhere = toy_model().to("meta")  # stands for a GPU: a model in training must not be moved off it
+    elsewhere = toy_model().to("meta")  # in place of a GPU: a model in training must not be moved off it
     agents = (
         GenerativeRecommender(elsewhere, TRIE, K),
         SessionRecommender(elsewhere, toy_tokenizer()),

@@ -52,7 +52,7 @@ def one_history():
 @pytest.mark.parametrize(
     ("limit", "only_positives", "items", "begin_s", "request_s", "next_item"),
     [
-        # Skipped items are read, but never foretold.
+        # Skipped items are read, but never predicted.
         (9, False, [9, 3, 1, 4, 2], [0, 0, 10, 30, 60], [0, 10, 30, 60, 100], [3, IGNORED, 4, 2, IGNORED]),
         # Skipped items are not read; the request after item 3 is when item 4 was taken.
         (9, True, [9, 3, 4, 2], [0, 0, 30, 60], [0, 30, 60, 100], [3, 4, 2, IGNORED]),

@@ -57,7 +57,7 @@ def sampled(agent):
 def test_a_clone_serves_sessions_as_often_as_it_holds_them_likely():
     net, many = network(SlatePolicy, items=4, length=2), 3000
     one = toy_histories(3, num_items=4, length=T).rows([0] * many)
-    requests = replace(one, time_of_day_U=torch.arange(many) * 1e-3)  # all but the same, each with luck of its own
+    requests = replace(one, time_of_day_U=torch.arange(many) * 1e-3)  # almost alike, each with its own random numbers
     served_UK = RLlibRecommender(net, draws=True).recommend(requests).item_ids_USK[:, 0]
     slates_XK = torch.tensor(list(permutations(range(4), 2)))
     share_X = (served_UK[:, None] == slates_XK).all(2).float().mean(0)
@@ -211,7 +211,7 @@ def test_points_have_no_axis_along_which_nothing_varies():
 
 @pytest.mark.parametrize("points", [1, K])
 @pytest.mark.parametrize("fresh", [True, False])
-def test_actions_stand_for_what_is_served_and_are_drawn_towards_better_items(points, fresh):
+def test_actions_equal_what_is_served_and_are_drawn_towards_better_items(points, fresh):
     net, histories = (
         network(ProtoPolicy, {"points": points, "fresh": fresh}),
         toy_histories(7, num_items=ITEMS, length=T),

@@ -89,7 +89,7 @@ def test_each_updates_every_agent(name, make, tmp_path):
     before = copy.deepcopy(model)
     metrics = update(make_method(name, epochs=1), model, tmp_path)
     if name in FIRST:
-        first = (4 / K) ** 2 if name == "ipo" else FIRST[name]  # one code an item
+        first = (4 / K) ** 2 if name == "ipo" else FIRST[name]  # one code per item
         assert metrics["first_loss"] == pytest.approx(first, abs=1e-5)
     assert all(math.isfinite(value) for value in metrics.values())
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), before.parameters(), strict=True))

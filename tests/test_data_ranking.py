@@ -29,7 +29,7 @@ def exposures(log):
 
 
 def rows_by_walking(log, most, window_s):
-    """(user, rows of the log, number of each one's request, start); ``window_s`` 0 is a row a request."""
+    """(user, rows of the log, number of each one's request, start); ``window_s`` 0 is a row per request."""
     for u, found in exposures(log):
         groups = {}
         for row, visit, request_s in found:

@@ -107,12 +107,12 @@ def test_csv_archives_tsv_and_parquet_give_the_same_log(tmp_path, suffix):
 
 @settings(max_examples=40, deadline=None)
 @given(st.permutations(range(12)), st.integers(0, 10**6))
-def test_rows_with_times_of_their_own_may_stand_in_any_order(tmp_path_factory, order, seed):
+def test_rows_with_times_of_their_own_may_be_in_any_order(tmp_path_factory, order, seed):
     rng = np.random.default_rng(seed)
     views = pd.DataFrame({"user_id": rng.integers(0, 3, 12), "item_id": rng.integers(0, 5, 12)})
     views = views.assign(timestamp=rng.permutation(12) * 1000.0, watch_s=rng.random(12), duration_s=1 + rng.random(12))
     folder = tmp_path_factory.mktemp("any")
-    # Users stand in the order in which the file names them first, so one more row of each fixes that.
+    # Users are in the order in which the file names them first, so one more row of each fixes that.
     first = pd.DataFrame({"user_id": [0, 1, 2], "item_id": 0, "timestamp": -1.0, "watch_s": 0.0, "duration_s": 1.0})
     one, other = (pd.concat([first, rows], ignore_index=True) for rows in (views, views.iloc[list(order)]))
     assert_same(read(folder, one, suffix=".parquet"), read(folder, other, suffix=".parquet"))
@@ -566,7 +566,7 @@ def test_a_broken_archive_is_refused(tmp_path):
             assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
 
 
-def test_a_comma_behind_every_row_shifts_nothing(tmp_path):
+def test_a_comma_after_every_row_shifts_nothing(tmp_path):
     (tmp_path / "views.csv").write_text("user_id,item_id,like\n1,2,0,\n3,4,1,\n")
     log, catalog = read_table(tmp_path / "views.csv", {})
     assert log.user_ids_U.tolist() == [1, 3] and catalog.raw_ids_I.tolist() == [2, 4] and shown(log, "like") == [0, 1]

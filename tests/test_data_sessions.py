@@ -294,7 +294,7 @@ def test_quality_filter_asks_for_all_three():
     free = SessionFilter(min_watched=0, min_watch_s=0, min_interactions=0)
     assert quality_filter(sessions, free).all()
     best = SessionFilter(min_watched=0, min_watch_s=0, min_interactions=0, top_share=0.4)
-    # Sessions 0 and 1 tie behind session 4: the earlier one stays.
+    # Sessions 0 and 1 tie after session 4: the earlier one stays.
     assert quality_filter(sessions, best).tolist() == [True, False, False, False, True]
 
 

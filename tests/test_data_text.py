@@ -56,7 +56,7 @@ def test_what_is_computed_once_is_kept_and_belongs_to_its_texts(tmp_path, monkey
     (tmp_path / "model" / "model.safetensors").write_bytes(b"other weights")
     text_embeddings(["a b", "c"], cache=cache)
     assert len(calls) == 5
-    for file in cache.iterdir():  # half a file is not believed
+    for file in cache.iterdir():  # half a file is not used
         file.write_bytes(file.read_bytes()[:30])
     again, _ = text_embeddings(["a b", "c"], cache=cache)
     assert len(calls) == 6 and again[0, 0] == 6

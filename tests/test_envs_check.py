@@ -116,7 +116,7 @@ class Crashing(ToyUsers):
 class Picky(ToyUsers):
     def respond(self, state, slates_UK):
         if (np.diff(np.sort(slates_UK)) == 0).any():
-            raise ValueError("an item stands twice in a session")
+            raise ValueError("an item is twice in a session")
         return super().respond(state, slates_UK)
 
 
@@ -180,7 +180,7 @@ class SeedMakesTheTaste(ToyUsers):
 
 
 class SeedBlind(ToyUsers):
-    """Everyone has the luck of seed 0."""
+    """All users have the random numbers of seed 0."""
 
     def respond(self, state, slates_UK):
         response, after = super().respond(replace(state, seed_U=np.zeros_like(state.seed_U)), slates_UK)

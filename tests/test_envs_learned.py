@@ -106,7 +106,7 @@ def test_the_history_grows_by_what_was_examined(fitted):
 def test_answers_depend_on_the_history(fitted):
     state = fitted.reset(user_seeds(200, 0, "test"))
     other = fitted.reset(user_seeds(200, 1, "test"))
-    swapped = replace(other, seed_U=state.seed_U, visit_U=state.visit_U)  # other people with the same luck
+    swapped = replace(other, seed_U=state.seed_U, visit_U=state.visit_U)  # other people with the same random numbers
     a, b = (fitted.respond(s, slates(200, 300))[0] for s in (state, swapped))
     assert 0.01 < (a.behaviours_UKB[:, 0, 0] != b.behaviours_UKB[:, 0, 0]).mean() < 0.5
 
@@ -198,7 +198,7 @@ def test_histories_of_another_length_keep_the_newest_events():
 # ---------------------------------------------------------------- what it learned
 
 
-def test_held_out_users_are_foretold_better_than_by_the_mean(feed, fitted):
+def test_held_out_users_are_predicted_better_than_by_the_mean(feed, fitted):
     figures = fit_figures(fitted, feed[2], LENGTH)
     assert figures["click"]["auc"] > 0.6 and figures["leave"]["auc"] > 0.55
     for name in ("click", "long_view", "leave"):

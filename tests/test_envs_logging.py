@@ -169,7 +169,7 @@ def served(config, num_users, session_length=2, num_items=5):
     simulator = ToyUsers(num_items=num_items)
     policy = LoggingPolicy(simulator, session_length, config)
     state = simulator.reset(user_seeds(num_users, 0, "x"))
-    state = replace(state, mood_U=np.full(num_users, 0.7, np.float32))  # all users alike, but for their luck
+    state = replace(state, mood_U=np.full(num_users, 0.7, np.float32))  # all users alike, but for their random numbers
     return simulator, policy, state, *policy.serve(state, policy.no_taste(num_users))
 
 

@@ -40,7 +40,7 @@ def test_on_a_tiny_catalogue_the_oracle_comes_near_the_best_of_all_sessions():
     chosen = simulator.oracle(state, 2)
     at = (every[None] == chosen[:, None]).all(axis=2).argmax(axis=1)
     fresh = true_value(simulator, state, np.tile(every, (60, 1, 1)), weights=NO_RETURN, replicas=128, seed=1)
-    best = fresh[np.arange(60), value.argmax(axis=1)].mean()  # judged by other luck than chosen by
+    best = fresh[np.arange(60), value.argmax(axis=1)].mean()  # judged by other random numbers than chosen by
     assert fresh[np.arange(60), at].mean() > 0.97 * best
     assert best > 1.2 * fresh.mean(), "the test must leave room for a bad oracle"
 

@@ -50,7 +50,7 @@ def test_every_id_keeps_them_with_its_own_defaults(env_id):
 
 
 @pytest.mark.parametrize("env_id", ENVIRONMENTS)
-def test_an_ids_defaults_stand_in_its_spec_and_in_its_environments(env_id):
+def test_an_ids_defaults_are_in_its_spec_and_in_its_environments(env_id):
     """So that a version says what it is: nothing is left to defaults elsewhere, and specs go through JSON."""
     spec = gym.spec(env_id)
     env, many = gym.make(env_id).unwrapped, native(env_id, 2)
@@ -206,8 +206,8 @@ def test_register_makes_single_and_vector_environments_of_any_level(fresh_regist
     ("call", "message"),
     [
         (lambda: feedgym.register("lab/Toy-v0", "toy_users:ToyUsers", level="page"), "no task level 'page'"),
-        (lambda: feedgym.register("lab/Toy-v0", "toy_users"), "'toy_users' is no import path"),
-        (lambda: feedgym.register("lab/Toy v0", "toy_users:ToyUsers"), "'lab/Toy v0' is no id"),
+        (lambda: feedgym.register("lab/Toy-v0", "toy_users"), "'toy_users' is not an import path"),
+        (lambda: feedgym.register("lab/Toy v0", "toy_users:ToyUsers"), "'lab/Toy v0' is not a valid id"),
         (lambda: feedgym.register("feedgym/ShortVideo-v1", "toy_users:ToyUsers"), "is registered already"),
         (lambda: feedgym.register("feedgym/ShortVideo-v1", "toy_users:ToyUsers", level="session"), "another name"),
         (lambda: check_environment("lab/Nowhere-v0"), "Cannot find lab/Nowhere-v0"),
@@ -258,7 +258,7 @@ def test_installed_packages_are_found_and_broken_ones_break_nothing(tmp_path):
     assert run.stdout.splitlines()[0] == "ToyUsers feedgym.envs.short_video:ShortVideo"
     assert "gone.away" in run.stdout.splitlines()[1]
     assert run.stderr.count("feedgym leaves out the simulator of bad_lab") == 2
-    assert "'not an id' is no id" in run.stderr and "registered already" in run.stderr
+    assert "'not an id' is not a valid id" in run.stderr and "registered already" in run.stderr
 
 
 def test_a_process_that_knows_nothing_makes_it_by_module_and_id(tmp_path):

@@ -38,7 +38,7 @@ def sigmoid(x):
 
 
 def plain_visit(simulator, state, u, slate):
-    """A visit of user u by the specification's equations, in scalars; the luck's channels are the simulator's."""
+    """A visit of user u by the specification's equations, in scalars, with the simulator's random channels."""
     c, truth, catalog = simulator.config, simulator.latents, simulator.catalog
     key = luck.stream(state.seed_U[u : u + 1], state.visit_U[u])
 
@@ -322,7 +322,7 @@ def test_logins_follow_the_day_and_never_come_before_the_gap_is_over():
     assert (after.time_s_U >= state.time_s_U + response.elapsed_s_U).all()
 
 
-def test_luck_is_in_the_seed_alone_and_changes_no_trait():
+def test_random_numbers_depend_only_on_the_seed_which_changes_no_trait():
     simulator = ShortVideo(SMALL)
     state = lived(simulator, 500)
     slates = np.random.default_rng(0).integers(60, size=(500, 6))
@@ -333,7 +333,7 @@ def test_luck_is_in_the_seed_alone_and_changes_no_trait():
     everyone = replace(state, seed_U=np.full_like(state.seed_U, 5))
     same = {f.name: getattr(everyone, f.name)[[7] * 500] for f in fields(everyone)}
     watch = simulator.respond(replace(everyone, **same), np.tile(slates[7], (500, 1)))[0].watch_s_UK
-    assert (watch == watch[0]).all(), "same user, same luck, same session"
+    assert (watch == watch[0]).all(), "same user, same random numbers, same session"
 
 
 def test_states_stay_in_their_ranges_over_a_long_life():

@@ -68,7 +68,7 @@ def test_true_value_depends_neither_on_blocks_nor_on_batch_mates(rows, monkeypat
     ).all()
 
 
-def test_luck_is_paired_within_a_user_and_fresh_otherwise():
+def test_random_numbers_are_paired_within_a_user_and_fresh_otherwise():
     simulator, state, sessions = world()
     kept = {f.name: getattr(state, f.name).copy() for f in fields(state)}
     twice = true_value(simulator, state, sessions[:, [0, 0]], replicas=2)

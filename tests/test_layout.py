@@ -157,7 +157,7 @@ def names_in(path):
             yield name
 
 
-def test_every_axis_letter_stands_in_the_legend():
+def test_every_axis_letter_is_in_the_legend():
     legend = {*re.findall(r"^    ([A-Z]) \w", feedgym.data.events.__doc__, re.MULTILINE)}
     assert "U" in legend
     for path in source_files():

@@ -1,6 +1,6 @@
 """Every option is used: something reads it, besides its own checks, the keys of stages and estimates of memory.
 
-The sources are parsed and never run. The class of an expression is told by the annotations in them; a read of an
+The sources are parsed and never run. The class of an expression follows from the annotations in them; a read of an
 attribute counts for the classes that its receiver may be of, and for none where they do not say. A configuration that
 is unpacked into another (``Other(**vars(config))``) is used where the other's field of the same name is.
 """
@@ -385,7 +385,7 @@ class Reads:
 
 
 def _texts(sources, module, node):
-    """The texts in an expression, and in what its names stand for."""
+    """The texts in an expression, and in the values of its names."""
     for part in ast.walk(node):
         if isinstance(part, ast.Constant) and isinstance(part.value, str):
             yield part.value

@@ -39,7 +39,7 @@ SHARED = dict(d_model=8, num_heads=2, dropout=0.3, num_items=NUM_ITEMS, session_
 
 
 def make_tiger(**options):
-    """A small TIGER with one code an item."""
+    """A small TIGER with one code per item."""
     model = Tiger(TigerConfig(**SHARED, d_ff=12, head_width=4, num_codes=(NUM_ITEMS,), **options))
     model.model.item_tokens_IL.copy_(model.vocabulary.token_ids(torch.arange(NUM_ITEMS)[:, None]))
     return model

@@ -59,7 +59,7 @@ class ToyUsers:
         whole = np.issubdtype(slates_UK.dtype, np.integer) and len(slates_UK) == len(state.seed_U)
         if not whole or slates_UK.min() < 0 or slates_UK.max() >= self.catalog.num_items:
             raise ValueError(
-                f"Slates {slates_UK} do not fit; give ids in 0..{self.catalog.num_items - 1}, a row a user."
+                f"Slates {slates_UK} do not fit; give ids in 0..{self.catalog.num_items - 1}, one row per user."
             )
         key_U = luck.stream(state.seed_U, state.visit_U)
         u_CUK = luck.draw(key_U[:, None], np.arange(slates_UK.shape[1]), np.arange(9)[:, None, None])

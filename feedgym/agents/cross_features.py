@@ -49,8 +49,8 @@ def item_kinds(catalog: Catalog, num_clusters: int = 64, seed: int = 0) -> Tenso
 def cross_features(histories: EventBatch, item_ids_NK: Tensor, kinds_XI: Tensor) -> Tensor:
     """float32 features [N, K, X * PER_KIND] of candidates, each between 0 and about 5.
 
-    The features of a kind are ln(1 + meetings), 1 / (1 + ln(1 + hours since the last one)) or 0, and the user's
-    behaviours in the meetings as shares of 1 + meetings.
+    The first two features of a kind are ln(1 + meetings), and 1 / (1 + ln(1 + hours since the last one)) or 0. The
+    others are the user's behaviours in the meetings as shares of 1 + meetings.
 
     Args:
         histories: N users.

@@ -88,8 +88,8 @@ class SeveralSamplings(SamplingConfig):
 
 
 Choice = tuple[Tensor | None, Tensor, Tensor | None]
-"""Parents [U, S] of the new rows (None: no row moves), their codes [U, S] (-1 for a beam without a session), and the
-log-probabilities [U, S] with which these were drawn (None if nothing was drawn)."""
+"""Parents [U, S] of the new rows, their codes [U, S], and the log-probabilities [U, S] of the draws. Parents are None
+if no row moves. A code is -1 for a beam without a session. The log-probabilities are None if nothing was drawn."""
 
 Choose = Callable[[int, Tensor, Tensor], Choice]
 """Chooses codes, given the step, log-probabilities [U, S, C] (-inf for forbidden codes), and those so far [U, S]."""
@@ -249,7 +249,7 @@ def item_log_probs(
     _generate(model, trie, histories, num_samples, session_length, sampling.block_seen, chooser)
     logp_USN = torch.cat([torch.stack(steps, dim=2) for steps in blocks])
     logp_USK = logp_USN.unflatten(2, (session_length, trie.num_levels)).sum(3)
-    # Where no code is allowed at all, the chances are 0 / 0: behind an item that cannot be drawn.
+    # If no code is allowed at all, the probabilities are 0 / 0: after an item that cannot be drawn.
     impossible_USK = (~logp_USK.isfinite()).cumsum(2) > 0
     return logp_USK.masked_fill(impossible_USK, -torch.inf)
 

@@ -1,24 +1,24 @@
 """MTGR: a ranker whose sample is a user, with cross features, group layer norm and a dynamic mask (arXiv:2505.18654).
 
 One sample holds a user's window with all its candidates: D = [U, S, R, candidates] (§3.1).
-    - U: one token a scalar feature, i.e. the profile's fields and the hour of the request.
-    - S: what the user did before the window: MLP(concat(item, feedback, age)).
-    - R: what happened since, the window's own exposures with their feedback, and the history's events of the last
-      ``real_time_s``: when a request is served, these are all there is of R.
+    - U: one token per scalar feature, which are the profile's fields and the hour of the request.
+    - S: the user's events before the window: MLP(concat(item, feedback, age)).
+    - R: the events since: the window's own exposures with their feedback, and the history's events of the last
+      ``real_time_s``. When a request is served, R consists only of the latter.
     - candidates: the window's exposures, MLP(concat(cross features, item)); see :mod:`feedgym.agents.cross_features`.
 
-The dynamic mask (§3.3) goes by time. U and S are static: they see one another and all see them. A real-time event is
-seen by itself and by what comes strictly later, real-time events and candidates alike: an exposure at 10:00 must not
-see the click at 10:05 that lies in the same sample. A candidate is seen by itself alone.
+The dynamic mask (§3.3) depends on time. U and S are static: they see each other, and all tokens see them. A real-time
+event is seen by itself and by strictly later real-time events and candidates. For example, an exposure at 10:00 must
+not see the click at 10:05 that is in the same sample. A candidate is seen only by itself.
 
-The layers stand in :mod:`feedgym.agents.layers.mtgr`, dynamic batches in :mod:`feedgym.agents.token_batches`.
+The layers are in :mod:`feedgym.agents.layers.mtgr`, dynamic batches in :mod:`feedgym.agents.token_batches`.
 
 Deviations from the paper:
-    - A candidate's time is its exposure, as there, or its request (``decided``): a slate that is ranked as a whole
-      cannot learn from the feedback to its first item.
-    - Events after which the row decides nothing more have no real-time token.
-    - Ablations. ``mask="causal"`` orders all context by place instead of time; ``mask="full"`` lets everything see the
-      real-time events, those of the future too, and so trains on what it will not have.
+    - A candidate's time is its exposure, as in the paper, or its request (``decided``): a slate that is ranked as a
+      whole cannot learn from the feedback to its first item.
+    - Events after the row's last decision have no real-time token.
+    - Ablations. ``mask="causal"`` orders all context by place instead of time. ``mask="full"`` lets everything see all
+      real-time events, even future ones, and so trains on information that will be missing in use.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ HOURS = 24
 
 @dataclass(frozen=True, kw_only=True)
 class MTGRSizes(RankerSizes):
-    """Sizes and ablations of MTGR.
+    """Options and ablations of MTGR.
 
     The paper's small, medium and large models have widths of 512, 768 and 768, 3, 5 and 15 layers, and 2, 3 and 3
     heads.
     """
 
     decided: Decided = "exposure"
-    """When a candidate's real-time events end: at its exposure (the paper), or at the request it was exposed by, which
-    is all that may be known where a request's items are ranked at once; the other rankers know no more."""
+    """End of a candidate's real-time events: its exposure (the paper), or the request that exposed it. If a request's
+    items are ranked at once, nothing later may be known; the other rankers know no more."""
     real_time_s: Seconds = 0.0
-    """Events of the history younger than so many seconds are real-time and not static: when a request is served they
-    stand for the window before it."""
+    """Events of the history younger than this many seconds are real-time instead of static: when a request is served
+    they replace the window before it."""
     mask: Mask = "dynamic"
-    """dynamic; ablations: causal (by place instead of time) or full (real-time events are seen whenever they were)."""
+    """dynamic; ablations: causal (by place instead of time) or full (real-time events are seen, even future ones)."""
     group_layer_norm: bool = True
-    """A norm for each domain; otherwise, as an ablation, one for all."""
+    """Use a norm for each domain; otherwise, as an ablation, one for all."""
     cross_features: bool = True
-    """Give candidates their cross features; otherwise, as an ablation, their items alone."""
+    """Give candidates their cross features; otherwise, as an ablation, only their items."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +76,7 @@ class MTGRSizes(RankerSizes):
 
 
 class MTGRConfig(RankerConfig):
-    """An MTGR as transformers keeps it."""
+    """Configuration of an MTGR in transformers' form."""
 
     model_type = "mtgr"
     sizes = MTGRSizes
@@ -91,10 +91,10 @@ class SampleTokens:
         candidates_NKD: the candidates.
         domain_NZ: int64 :class:`Domain`.
         mask_NZ: bool, real tokens of the context.
-        time_NZ: float64 seconds after the row's request; of real-time events only.
-        time_NK: float64 seconds after the row's request at which each candidate is decided on.
-        num_tokens_N: real tokens, candidates included.
-        num_before: places of the context before the window's.
+        time_NZ: float64 seconds after the row's request; only for real-time events.
+        time_NK: float64 seconds after the row's request at which each candidate is decided.
+        num_tokens_N: number of real tokens, including candidates.
+        num_before: number of context places before the window's.
     """
 
     context_NZD: Tensor
@@ -111,9 +111,9 @@ class MTGR(Ranker):
     """The model.
 
     Args:
-        config: sizes and switches.
-        kinds_XI: groups of the items for cross features (:func:`feedgym.agents.cross_features.item_kinds`); kept with
-            the weights. Left out, items are like themselves only.
+        config: sizes and options.
+        kinds_XI: groups of the items for cross features (:func:`feedgym.agents.cross_features.item_kinds`); saved with
+            the weights. By default each item is only in its own group.
     """
 
     title = "MTGR"
@@ -152,11 +152,11 @@ class MTGR(Ranker):
         return cls(config(**vars(sizes), **data_fields), item_kinds(catalog) if sizes.cross_features else None)
 
     def logits_NKM(self, batch: RankingBatch) -> Tensor:
-        """Logits [N, K, M] of the tasks, and of the watch fraction where it is one.
+        """Logits [N, K, M] of the tasks, and of the watched fraction if it is predicted.
 
         Args:
-            batch: N rows of candidates. What happened to them is read where, and only where, a later candidate of the
-                row may know of it.
+            batch: N rows of candidates. Their responses are read only for later candidates of the row that may know
+                them.
         """
         return self.scores_NKM(self.embed(batch))
 
@@ -176,11 +176,11 @@ class MTGR(Ranker):
         return self
 
     def forward(self, weight: Tensor | None = None, **columns: Any) -> Any:
-        """The base's loss, times ``weight`` where a dynamic batch brings one.
+        """Compute the base's loss, times ``weight`` if a dynamic batch gives one.
 
         Args:
             weight: see :mod:`feedgym.agents.token_batches`.
-            **columns: those of the base.
+            **columns: as for the base.
         """
         output: Any = super().forward(**columns)
         if weight is not None:
@@ -190,7 +190,7 @@ class MTGR(Ranker):
     # ------------------------------------------------------------ tokens
 
     def embed(self, batch: RankingBatch) -> SampleTokens:
-        """The samples' tokens before the first layer."""
+        """Embed the samples' tokens for the first layer."""
         time_NK, (window, known_NW) = self.decided_s(batch), self._window(batch)
         past = batch.histories.trimmed()
         ago_s_NT = seconds_ago(past)
@@ -216,7 +216,7 @@ class MTGR(Ranker):
         )
 
     def decided_s(self, batch: RankingBatch) -> Tensor:
-        """float64 seconds [N, K] from the row's request to when each candidate is decided on."""
+        """float64 seconds [N, K] from the row's request to the decision about each candidate."""
         if self.config.decided == "exposure":
             return batch.time_s_NK
         return batch.first_exposure_s_NK()
@@ -246,7 +246,7 @@ class MTGR(Ranker):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Xavier's matrices; embeddings of length 1 or so, for they stand beside feedback that counts from 0 to 1."""
+        """Xavier's matrices; embeddings of length about 1, because they are joined with feedback between 0 and 1."""
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             init.zeros_(module.bias)
@@ -256,10 +256,10 @@ class MTGR(Ranker):
             init.ones_(module.weight)
             init.zeros_(module.bias)
 
-    # ------------------------------------------------------------ who sees whom
+    # ------------------------------------------------------------ masks
 
     def masks(self, sample: SampleTokens) -> tuple[Tensor, Tensor]:
-        """Which tokens of the context those of the context, and candidates, see: bool [N, P, P] and [N, K, P]."""
+        """Masks of the context tokens that the context, and the candidates, see: bool [N, P, P] and [N, K, P]."""
         static_NZ, time_NZ, time_NK = self._order(sample)
         seen_NZZ = static_NZ[:, None] | (time_NZ[:, None] < time_NZ[..., None])
         itself_ZZ = torch.eye(time_NZ.shape[1], dtype=torch.bool, device=time_NZ.device)
@@ -267,9 +267,9 @@ class MTGR(Ranker):
         return (seen_NZZ | itself_ZZ) & sample.mask_NZ[:, None], seen_NKZ & sample.mask_NZ[:, None]
 
     def _order(self, sample: SampleTokens) -> tuple[Tensor, Tensor, Tensor]:
-        """Which tokens of the context are static, and when the context's tokens and the candidates are.
+        """Mask of the static tokens of the context, and the times of the context's tokens and of the candidates.
 
-        A static token comes before everything, so it sees what is static and nothing else.
+        A static token comes before everything, so it sees only static tokens.
         """
         if self.config.mask == "full":
             return torch.ones_like(sample.mask_NZ), sample.time_NZ, sample.time_NK

@@ -1,4 +1,4 @@
-"""What all rankers share: their tasks, the loss of labelled candidates, and predictions for the items of a request."""
+"""Common parts of rankers: their tasks, the loss of labelled candidates, and predictions for the items of a request."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ USERS_PER_BLOCK = 256
 
 @dataclass(frozen=True, kw_only=True)
 class RankerSizes(Ranged):
-    """Sizes that all rankers have."""
+    """Options that all rankers have."""
 
     d_model: Width = 64
     """D, width of the model."""
     num_layers: Few = 3
-    """Layers."""
+    """Number of layers."""
     num_heads: Few = 2
     """H, attention heads."""
     dropout: BelowOne = 0.1
@@ -39,7 +39,7 @@ class RankerSizes(Ranged):
 
 
 class RankerConfig(SizedConfig):
-    """A ranker as transformers keeps it. ``num_items`` and ``profile_sizes`` come from the data."""
+    """Configuration of a ranker in transformers' form. ``num_items`` and ``profile_sizes`` come from the data."""
 
     sizes = RankerSizes
 
@@ -48,11 +48,11 @@ class RankerConfig(SizedConfig):
     profile_sizes: tuple[int, ...] | list[int] = ()
     """Cardinalities of the profile's fields."""
     history_length: Length = 100
-    """T, the newest events of a history that are read."""
+    """T, how many of the newest events of a history are read."""
     tasks: tuple[str, ...] | list[str] = ("click", "long_view", "like")
-    """The behaviours that are foretold."""
+    """The behaviours to predict."""
     watch: bool = True
-    """Foretell the watched fraction too, up to 1."""
+    """Also predict the watched fraction, up to 1."""
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.profile_sizes, self.tasks = tuple(self.profile_sizes), tuple(self.tasks)  # JSON brings them back as lists
@@ -60,23 +60,23 @@ class RankerConfig(SizedConfig):
         check_ranges(self)
         if unknown := [name for name in self.tasks if name not in BEHAVIOUR_IDX]:
             raise ValueError(
-                f"tasks name {unknown[0]!r}, which is none of {', '.join(BEHAVIOURS)}; choose among these."
+                f"tasks name {unknown[0]!r}, which is not one of {', '.join(BEHAVIOURS)}; choose among these."
             )
         if not self.num_outputs:
-            raise ValueError("tasks is empty and watch is off, so there is nothing to foretell; name a behaviour.")
+            raise ValueError("tasks is empty and watch is off, so there is nothing to predict; name a behaviour.")
 
     @property
     def num_outputs(self) -> int:
-        """M, logits a candidate: the tasks in their order, then the watched fraction."""
+        """M, logits per candidate: the tasks in their order, then the watched fraction."""
         return len(self.tasks) + self.watch
 
 
 class RankerPrediction(NamedTuple):
-    """What users would do with their candidates.
+    """Predicted responses of users to their candidates.
 
     Attributes:
         prob_UKM: float32 probabilities of the tasks.
-        watch_fraction_UK: float32 in [0, 1]; None where the ranker does not foretell it.
+        watch_fraction_UK: float32 in [0, 1]; None if the ranker does not predict it.
     """
 
     prob_UKM: Tensor
@@ -86,13 +86,13 @@ class RankerPrediction(NamedTuple):
 class Ranker(PreTrainedModel):
     """Base of rankers: a subclass turns rows of candidates into logits (:meth:`logits_NKM`).
 
-    The logits of a candidate must not depend on other candidates of its request, nor on any label of its own.
+    The logits of a candidate must not depend on other candidates of its request, nor on its own labels.
     """
 
     title: ClassVar[str] = "Ranker"
     """Its name for people."""
     Config: ClassVar[Any] = RankerSizes
-    """The dataclass of its sizes."""
+    """The dataclass of its options."""
     config: RankerConfig
     config_class = RankerConfig
     main_input_name = "item_ids_NK"
@@ -105,12 +105,12 @@ class Ranker(PreTrainedModel):
 
     @classmethod
     def for_catalog(cls, sizes: Any, catalog: Catalog, **data_fields: Any) -> Self:
-        """An untrained ranker of a catalogue's items, with what it may know of them.
+        """Make an untrained ranker for a catalogue, with the facts about the items that it uses.
 
         Args:
             sizes: its ``Config``.
             catalog: the items.
-            **data_fields: what the data decide: the other fields of its ``config_class``.
+            **data_fields: facts about the data: the other fields of its ``config_class``.
         """
         config: Any = cls.config_class
         return cls(config(**vars(sizes), **data_fields))
@@ -120,12 +120,12 @@ class Ranker(PreTrainedModel):
         raise NotImplementedError
 
     def headless(self) -> Self:
-        """This ranker without its last layer: its "logits" are vectors [N, K, D] from then on, for a model above it."""
+        """Remove the last layer of this ranker: its "logits" become vectors [N, K, D], for a model above it."""
         raise NotImplementedError
 
     @classmethod
     def load(cls, folder: Path | str) -> Self:
-        """The model saved in ``folder``.
+        """Load the model saved in ``folder``.
 
         Raises:
             ValueError: a file is missing or damaged.
@@ -135,11 +135,11 @@ class Ranker(PreTrainedModel):
     # ------------------------------------------------------------ learning
 
     def ranking_columns(self, batch: RankingBatch) -> dict[str, Tensor]:
-        """What :meth:`forward` needs to learn some rows."""
+        """Columns of some rows for :meth:`forward`."""
         return batch.trimmed().columns()
 
     def forward(self, **columns: Any) -> CausalLMOutput:
-        """The loss of labelled candidates, and their logits [N, K, M].
+        """Compute the loss of labelled candidates, and their logits [N, K, M].
 
         Args:
             **columns: :meth:`feedgym.data.ranking.RankingBatch.columns`.
@@ -151,7 +151,7 @@ class Ranker(PreTrainedModel):
 
     @torch.no_grad()
     def mean_loss(self, rows: RankingBatch) -> float:
-        """The loss of rows without dropout, a block of them at a time: what validation looks at."""
+        """The loss of rows without dropout, computed for a block of them at a time; used for validation."""
         batch = rows.to(self.device)
         return float(ranking_loss(self.scores_UKM(rows), self.targets_NKM(batch), batch.mask_NK))
 
@@ -165,12 +165,12 @@ class Ranker(PreTrainedModel):
     # ------------------------------------------------------------ serving
 
     def predict(self, histories: EventBatch, item_ids_UK: Tensor, mask_UK: Tensor | None = None) -> RankerPrediction:
-        """What users would do with items shown to them now.
+        """Predict users' responses to items shown to them now.
 
         Args:
-            histories: U users; of each the newest T events are read.
-            item_ids_UK: int64 candidates of one request a user.
-            mask_UK: bool, true where a candidate is real; all are if left out.
+            histories: U users; the newest T events of each are read.
+            item_ids_UK: int64 candidates of one request per user.
+            mask_UK: bool, true if a candidate is real; by default all are.
         """
         rows = RankingBatch.unlabelled(histories, item_ids_UK, mask_UK)
         prob_UKM = torch.sigmoid(self.scores_UKM(rows)).to(item_ids_UK.device)
@@ -179,7 +179,7 @@ class Ranker(PreTrainedModel):
 
     @torch.no_grad()
     def scores_UKM(self, rows: RankingBatch) -> Tensor:
-        """Float32 logits [N, K, M] of whole rows, without dropout, a block of users at a time."""
+        """Float32 logits [N, K, M] of whole rows, without dropout, for a block of users at a time."""
         was_training = self.training
         self.train(False)
         try:
@@ -229,11 +229,11 @@ class RankingDataset(Dataset):
         return self.rows.histories.mask_UT.sum(1) + self.rows.mask_NK.sum(1)
 
     def collate(self, model: Any, idx: Sequence[int]) -> dict[str, Tensor]:
-        """The model's training batch of the rows ``idx``."""
+        """Make the model's training batch from the rows ``idx``."""
         return model.ranking_columns(self.rows.rows(torch.as_tensor(idx)))
 
 
 def ranking_loss(logits_NKM: Tensor, target_NKM: Tensor, mask_NK: Tensor) -> Tensor:
-    """Binary cross-entropy in float32 or better, meaned over real candidates and tasks."""
+    """Binary cross-entropy in float32 or better, averaged over real candidates and tasks."""
     logits = logits_NKM[mask_NK].to(torch.promote_types(logits_NKM.dtype, torch.float32))
     return F.binary_cross_entropy_with_logits(logits, target_NKM[mask_NK])

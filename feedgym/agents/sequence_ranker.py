@@ -1,14 +1,15 @@
-"""What HSTU ranking and GenRank share: a history read once, and candidates that see it and themselves.
+"""Common base of HSTU ranking and GenRank: a history is read once, and candidates see it and themselves.
 
     history tokens -> HSTU layers, keys and values kept -> candidates: attention to these and to themselves -> head
 
-The queries of candidates never meet each other's keys, so a request of K candidates costs K (M + 1) products a layer
-after the M (M + 1) / 2 of the history, and scoring them in parts (M-FALCON, arXiv:2402.17152, §3.4) gives what one pass
-gives. The layers are those of retrieval (:mod:`feedgym.agents.layers.hstu`) with the options of Meta's ranking code.
+The queries of candidates never meet each other's keys. So a request of K candidates costs K (M + 1) products per layer
+after the M (M + 1) / 2 of the history. Scoring them in parts (M-FALCON, arXiv:2402.17152, §3.4) gives the same result
+as one pass. The layers are those of retrieval (:mod:`feedgym.agents.layers.hstu`) with the options of Meta's ranking
+code.
 
-Before the history stand contextual tokens: the profile's fields and the hour of the request. All see them.
+Contextual tokens come before the history: the profile's fields and the hour of the request. All tokens see them.
 
-The head is that of Meta's code: a network over (vector after the layers) * (vector of the item), a logit a task.
+The head is that of Meta's code: a network over (vector after the layers) * (vector of the item), one logit per task.
 """
 
 from __future__ import annotations
@@ -32,40 +33,40 @@ from feedgym.ranges import Count, CountOrZero, Width
 Bias = Literal["learned", "alibi", "none"]
 HOURS = 24
 WATCHED = (0.1, 0.25, 0.5, 0.75, 1.0, 2.0)
-"""Watched fractions from which on an action has another bit."""
+"""Watched fractions at which an action gets another bit."""
 
 Memory = list[tuple[Tensor, Tensor]]
-"""Keys and values [N, M, H, d] of the history, a layer each."""
+"""Keys and values [N, M, H, d] of the history, one pair per layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceRankerSizes(RankerSizes):
-    """Sizes and the layers' options."""
+    """Options of sizes and layers."""
 
     d_qk: Width = 32
     """Width of a head's queries and keys."""
     d_v: Width = 32
     """Width of a head's values and gate."""
     bias: Bias = "learned"
-    """Of attention, by distance and time: learned (HSTU's), alibi (GenRank's, without parameters) or none."""
+    """Bias of attention by distance and time: learned (HSTU's), alibi (GenRank's, without parameters) or none."""
     attention: Attention = "silu"
-    """What products of queries and keys and the bias become: silu (HSTU's: the SiLU of their sum), decay (the SiLU of
-    the products times e to the bias, which must be alibi) or softmax (of their sum)."""
+    """Weights from the products of queries and keys and the bias. silu is HSTU's: the SiLU of their sum. decay is the
+    SiLU of the products times e to the bias, which must be alibi. softmax is that of their sum."""
     affine: bool = True
-    """Norms have weights, and the layers' first matrix a bias."""
+    """Give norms weights, and the layers' first matrix a bias."""
     scaled: bool = True
     """Divide the products of queries and keys by sqrt(d_qk)."""
     concat_ux: bool = True
     """Give the layers' output matrix [u, x, u * a] instead of u * a."""
     head_norm: bool = False
-    """Norm the attended values of each head apart."""
+    """Norm the attended values of each head separately."""
     contents: bool = True
-    """Read the items' contents beside their ids."""
+    """Read the items' contents in addition to their ids."""
     loss_on_history: bool = False
-    """Learn from the history's events too, each foretold where it stands: HSTU's published training, an ablation of
+    """Also learn from the history's events, each predicted at its place: HSTU's published training, an ablation of
     GenRank."""
     candidates_per_pass: Count = 256
-    """Candidates that are scored at once when serving; the history is read once for all of them."""
+    """Candidates to score at once when serving; the history is read once for all of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,18 +76,16 @@ class SequenceRankerSizes(RankerSizes):
             kinds = ", ".join(get_args(Attention))
             raise ValueError(f"attention={self.attention!r} is unknown; choose one of {kinds}.")
         if self.attention == "decay" and self.bias != "alibi":
-            raise ValueError(
-                f"attention='decay' decays by bias='alibi' and not by {self.bias!r}; choose alibi or silu."
-            )
+            raise ValueError(f"attention='decay' decays by bias='alibi', not by {self.bias!r}; choose alibi or silu.")
 
 
 class SequenceRankerConfig(RankerConfig):
-    """Such a ranker as transformers keeps it."""
+    """Configuration of such a ranker in transformers' form."""
 
     sizes = SequenceRankerSizes
 
     content_width: CountOrZero = 0
-    """E, width of the items' contents, which are read beside their ids; 0 reads ids alone."""
+    """E, width of the items' contents, which are read in addition to their ids; 0 reads only ids."""
 
     @property
     def num_context(self) -> int:
@@ -110,9 +109,9 @@ class Tokens:
 
     Attributes:
         x_NMD: embeddings.
-        item_ids_NM: int64, the items; anything where a token is none.
+        item_ids_NM: int64, the items; any value if a token has none.
         place_NM: int64, the token's place in its sequence. A candidate sees the tokens before its place, and itself;
-            candidates that are decided on together share one.
+            candidates that are decided together share a place.
         time_s_NM: float32 seconds after the row's request, negative in the past.
         mask_NM: bool.
     """
@@ -128,16 +127,16 @@ class Tokens:
         return replace(self, **{f.name: getattr(self, f.name)[:, idx] for f in fields(self)})
 
     def followed_by(self, other: Tokens) -> Tokens:
-        """These tokens and then others of the same rows."""
+        """Append other tokens of the same rows."""
         return Tokens(**{f.name: torch.cat([getattr(self, f.name), getattr(other, f.name)], 1) for f in fields(self)})
 
 
 class SequenceRanker(Ranker):
-    """Base of HSTU ranking and GenRank: a subclass embeds history and candidates.
+    """Base of HSTU ranking and GenRank; subclasses embed history and candidates.
 
     Args:
         config: sizes and options.
-        content_IE: contents of the items, where ``content_width`` is above 0; kept with the weights.
+        content_IE: contents of the items, if ``content_width`` is above 0; saved with the weights.
     """
 
     Config = SequenceRankerSizes
@@ -186,7 +185,7 @@ class SequenceRanker(Ranker):
 
     @classmethod
     def for_catalog(cls, sizes: SequenceRankerSizes, catalog: Catalog, **data_fields: Any) -> Self:
-        """See the base; the items' contents are handed over if ``sizes.contents`` says so."""
+        """See the base; the items' contents are used if ``sizes.contents`` is set."""
         config: Any = cls.config_class
         if not sizes.contents:
             return cls(config(**vars(sizes), **data_fields))
@@ -196,19 +195,19 @@ class SequenceRanker(Ranker):
     # ------------------------------------------------------------ a subclass's part
 
     def history_tokens(self, histories: EventBatch) -> Tokens:
-        """Context and history, the context first."""
+        """Tokens of context and history, the context first."""
         raise NotImplementedError
 
     def candidate_tokens(self, batch: RankingBatch) -> Tokens:
-        """A token a candidate, which knows nothing of what became of it."""
+        """One token per candidate, without any information about its responses."""
         raise NotImplementedError
 
     def past_candidates(self, histories: EventBatch) -> Tokens:
-        """The history's events as candidates, each of them where it was decided on."""
+        """The history's events as candidates, each at the place where it was decided."""
         raise NotImplementedError
 
     def sees_MM(self, place_M: Tensor) -> Tensor:
-        """Which tokens of the history, at some places, each of them sees: bool, itself and those before it."""
+        """Mask of the history's tokens that each token sees, given their places: bool, itself and earlier ones."""
         return place_M <= place_M[:, None]
 
     def headless(self) -> Self:
@@ -219,7 +218,7 @@ class SequenceRanker(Ranker):
     # ------------------------------------------------------------ learning
 
     def forward(self, **columns: Any) -> CausalLMOutput:
-        """The base's loss, or that of all candidates and events together where history is learned from too."""
+        """Compute the base's loss, or the loss of all candidates and events together with ``loss_on_history``."""
         if not self.config.loss_on_history:
             return super().forward(**columns)
         batch = RankingBatch.of_columns(columns)
@@ -239,7 +238,7 @@ class SequenceRanker(Ranker):
         return self.score(self.candidate_tokens(batch), history, self.read(history))
 
     def _scores(self, rows: RankingBatch) -> Tensor:
-        """As of the base, but candidates a part at a time, for which the history is read once."""
+        """As in the base, but for a part of the candidates at a time; the history is read once."""
         batch = self._newest(rows)
         history = self.history_tokens(batch.histories)
         memory, candidates = self.read(history), self.candidate_tokens(batch)
@@ -249,7 +248,7 @@ class SequenceRanker(Ranker):
         return torch.cat(logit_parts, dim=1) if logit_parts else self.logits_NKM(batch)
 
     def read(self, history: Tokens) -> Memory:
-        """Keys and values of the history's tokens, a layer each."""
+        """Keys and values of the history's tokens, one pair per layer."""
         x_NMD = self.dropout(history.x_NMD)
         alike = replace(history, place_NM=history.place_NM[:1])  # the same in all rows
         mask_NMM = self.sees_MM(alike.place_NM[0]) & history.mask_NM[:, None]
@@ -257,12 +256,12 @@ class SequenceRanker(Ranker):
         for n, layer in enumerate(self.layers):
             u, v, q, k = layer.project(x_NMD)
             memory.append((k, v))
-            if n + 1 < len(self.layers):  # what comes after the last layer nobody reads
+            if n + 1 < len(self.layers):  # the output of the last layer is not needed
                 x_NMD = layer.finish(x_NMD, u, layer.attend(q, k, v, self._bias(layer, relation), mask_NMM))
         return memory
 
     def score(self, candidates: Tokens, history: Tokens, memory: Memory) -> Tensor:
-        """Logits [N, K, M] of candidates after a history."""
+        """Logits [N, K, M] of candidates given a history."""
         x_NKD = self.dropout(candidates.x_NMD)
         mask_NKZ = (history.place_NM[:, None] < candidates.place_NM[..., None]) & history.mask_NM[:, None]
         relation = self._relation(candidates, history)
@@ -275,7 +274,7 @@ class SequenceRanker(Ranker):
         return self.head(user_NKD * item_NKD)
 
     def _relation(self, query: Tokens, key: Tokens) -> Any:
-        """What the layers' bias is made of: places and buckets of time, or the whole bias [N, H, Q, Z] of ALiBi."""
+        """Inputs of the layers' bias: places and buckets of time, or the whole bias [N, H, Q, Z] of ALiBi."""
         if self.config.bias == "none":
             return None
         timeless_NQZ = torch.minimum(query.place_NM[..., None], key.place_NM[:, None]) < self.config.num_context
@@ -290,13 +289,13 @@ class SequenceRanker(Ranker):
     # ------------------------------------------------------------ parts of tokens
 
     def item_vectors(self, item_ids: Tensor) -> Tensor:
-        """Vectors [..., D] of items: of their ids and, where they are known, of their contents."""
+        """Vectors [..., D] of items: of their ids and, if known, of their contents."""
         if not self.config.content_width:
             return self.items(item_ids)
         return self.items(item_ids) + self.content(self.content_IE[item_ids])
 
     def context_tokens(self, histories: EventBatch) -> Tokens:
-        """Profile fields and the hour of the request; they stand first and have no time of their own."""
+        """Tokens of the profile fields and the hour of the request; they come first and have no time of their own."""
         values = [*histories.profile_UF.unbind(1), histories.time_of_day_U.long().clamp(0, HOURS - 1)]
         x_NCD = torch.stack([table(value_U) for table, value_U in zip(self.context, values, strict=True)], dim=1)
         num, width = x_NCD.shape[:2]
@@ -310,13 +309,13 @@ class SequenceRanker(Ranker):
         )
 
     def actions_NTD(self, histories: EventBatch) -> Tensor:
-        """Vectors of what users did at events: bits of behaviours and of how much they watched, through a network."""
+        """Vectors of users' responses to events: bits of behaviours and of watched fractions, through a network."""
         watched_NTW = histories.watch_fraction_UT[..., None] >= torch.tensor(WATCHED, device=self.device)
         bits = torch.cat([histories.behaviours_UTB, watched_NTW.float()], dim=2)
         return self.action(bits.to(self.items.weight.dtype))
 
     def place_of_candidates(self, batch: RankingBatch) -> Tensor:
-        """Places [N, K] of a row's candidates: after the history, all the same."""
+        """Places [N, K] of a row's candidates: after the history, the same for all."""
         num_N1 = batch.histories.mask_UT.sum(1, keepdim=True)
         place_N1 = self.config.num_context + self.config.tokens_per_event * num_N1
         return place_N1.expand(batch.item_ids_NK.shape)
@@ -324,7 +323,8 @@ class SequenceRanker(Ranker):
     def _init_weights(self, module: nn.Module) -> None:
         """Embeddings of unit length, Xavier's uniform matrices.
 
-        Retrieval's small first matrices make what is attended to so small that the eps of its norm hides it at first.
+        With retrieval's small first matrices, attended values would be so small that the eps of their norm hides them
+        at first.
         """
         if isinstance(module, nn.Embedding):
             init.trunc_normal_(module.weight, std=self.config.d_model**-0.5)
@@ -347,9 +347,9 @@ class SequenceRanker(Ranker):
 def alibi(apart: Tensor, apart_s: Tensor, num_heads: int) -> Tensor:
     """Bias -m_h (distance + ln(1 + minutes apart)) [N, H, Q, Z], without parameters (GenRank, §3.3).
 
-    The slopes m_h are ALiBi's, a geometric sequence that ends at 2^-8 (arXiv:2108.12409, §3). There it is added inside
-    a softmax, where it makes weights decay. Inside a SiLU it does not: with a product of 1 and a slope of 1, weights at
-    distances 0 to 4 are .73, 0, -.27, -.24 and -.14. ``attention`` chooses what it does.
+    The slopes m_h are ALiBi's, a geometric sequence that ends at 2^-8 (arXiv:2108.12409, §3). In ALiBi the bias is
+    added inside a softmax, and makes weights decay. Inside a SiLU it does not: with a product of 1 and a slope of 1,
+    weights at distances 0 to 4 are 0.73, 0, -0.27, -0.24 and -0.14. ``attention`` chooses how the bias is used.
 
     Args:
         apart: places between query and key [N, Q, P].
@@ -362,7 +362,7 @@ def alibi(apart: Tensor, apart_s: Tensor, num_heads: int) -> Tensor:
 
 
 def _own_bias(layer: HSTULayer) -> Tensor | float:
-    """The bias of a token towards itself: distance 0 and the first bucket of time."""
+    """Bias of a token towards itself: distance 0 and the first bucket of time."""
     if layer.bias is None:
         return 0.0
     own = layer.bias.position[layer.bias.num_positions - 1]
@@ -370,20 +370,20 @@ def _own_bias(layer: HSTULayer) -> Tensor | float:
 
 
 def decided_s(batch: RankingBatch) -> Tensor:
-    """float32 seconds [N, K] from the row's request to that of each candidate, of which its first exposure tells."""
+    """float32 seconds [N, K] from the row's request to the request of each candidate, taken from its first exposure."""
     own_s_NK = batch.first_exposure_s_NK().masked_fill(batch.request_NK == 0, 0)
     return own_s_NK.masked_fill(~batch.mask_NK, 0).float()
 
 
 def _as_candidates(histories: EventBatch) -> RankingBatch:
-    """The events with their labels as candidates; of times and requests nothing is said."""
+    """Make candidates of the events and their labels, without times and requests."""
     past = cleaned(histories)
     rows = RankingBatch.unlabelled(past, past.item_ids_UT, past.mask_UT)
     return replace(rows, behaviours_NKB=past.behaviours_UTB, watch_fraction_NK=past.watch_fraction_UT)
 
 
 def cleaned(histories: EventBatch) -> EventBatch:
-    """The histories with zeros where they are padded."""
+    """Replace padding in the histories by zeros."""
     pad_NT = ~histories.mask_UT
     return replace(
         histories,

@@ -5,7 +5,7 @@ step's gradient by its size (arXiv:2505.18654, §3.4). A step's loss is the mean
 number of candidates over the mean number per step. So the gradients of an epoch, or of the devices in a step, add up to
 those with equal weight for all candidates.
 
-The samples that share a step are drawn once; the order of the steps is drawn anew for every epoch.
+The samples that share a step are drawn once; the order of the steps is drawn again for every epoch.
 """
 
 from __future__ import annotations

@@ -64,9 +64,9 @@ def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, ite
     """Detects the format of the data at a path, and how to read them.
 
     Args:
-        path: a folder (or a zip) with the files of KuaiRand, MovieLens, Amazon's reviews, RecBole or lists of items, a
-            folder with feedgym's ``events.parquet`` and ``catalog.parquet`` (also RUN/stages/log), one such file, or a
-            CSV or parquet table.
+        path: a folder (or a zip) with the files of KuaiRand, MovieLens, Amazon's reviews, RecBole or lists of items, or
+            one such file. It may also be a folder with feedgym's ``events.parquet`` and ``catalog.parquet`` (also
+            RUN/stages/log), or a CSV or parquet table.
         column_map: names a table's columns, see :func:`feedgym.data.table.read_table`; a file with a map is always read
             as a table.
         items: the items of a table or of lists.

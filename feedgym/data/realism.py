@@ -2,9 +2,9 @@
 
 Eight aspects: item popularity, session length, watch ratio, behaviour rates, return gaps, repeat-topic autocorrelation,
 position effect, user heterogeneity. An aspect is a handful of figures, with the sample or the curve they come from
-where there is one. Figures are compared by their absolute difference, samples by the Kolmogorov-Smirnov distance (KS,
-the largest difference of the two distribution functions) and the Wasserstein distance (in the sample's own unit),
-curves by their mean absolute difference over the places that both have.
+where there is one. Figures are compared by their absolute difference, and curves by their mean absolute difference over
+the places that both have. Samples are compared by the Kolmogorov-Smirnov distance (KS, the largest difference of the
+two distribution functions) and the Wasserstein distance (in the sample's own unit).
 
 Visits are cut in the same way in both logs, whatever each log calls a visit: at pauses of more than half an hour
 between two exposures of a user (:func:`feedgym.data.build.cut_visits`). A simulator's visit is one request, and users

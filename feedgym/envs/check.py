@@ -99,7 +99,7 @@ def _check_reset(simulator: UserSimulator, name: str, seeds_U: NDArray[np.uint64
     _require(
         bool((state.seed_U == seeds_U).all()),
         f"{name}.reset() stores other seeds in seed_U than it was given; store those, since judges replace seed_U to "
-        "draw fresh luck.",
+        "draw fresh random numbers.",
     )
     _require(not state.visit_U.any(), f"{name}.reset() gives visit_U other than 0; count the visits from 0.")
     again = simulator.reset(seeds_U)

@@ -1,6 +1,6 @@
 """Choice models: probabilities that users take each item of a slate, or none, given the items' scores.
 
-A model turns scores [..., K] into the probabilities of the K positions; the rest up to 1 is the probability of taking
+A model turns scores [..., K] into the probabilities of the K positions. The rest up to 1 is the probability of taking
 nothing. :func:`choose` draws from them with one uniform number per user, so that all models use the same random
 numbers. The four named models are those of RecSim (Ie et al., arXiv:1909.04847, section 4.2, and
 ``recsim/choice_model.py``); any simulator can use them, and any other probabilities with :func:`choose`.

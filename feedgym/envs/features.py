@@ -35,12 +35,16 @@ def compact_state(
 ) -> FloatArray:
     """Turns the observations of users into one vector each.
 
-    In this order: the profile, one-hot · mean content of watched items, and of items that were liked, followed,
-    commented, forwarded or viewed long, weighted by recency (and by the share watched) · rates of the B behaviours and
-    the share watched, weighted by recency · recent frequency of each topic, x / (1 + x) of a count that decays with
-    time · sine and cosine of the time of day, recency of the last item, fill of the history window · the day of the
-    week, one-hot, if observed. For a session under construction also: its mean content, the shares of its topics, and
-    the share of it that is filled.
+    The vector holds, in this order:
+
+    - the profile, one-hot
+    - the mean content of watched items, weighted by recency and by the share watched
+    - the mean content of items that were liked, followed, commented, forwarded or viewed long, weighted by recency
+    - rates of the B behaviours and the share watched, weighted by recency
+    - the recent frequency of each topic, x / (1 + x) of a count that decays with time
+    - sine and cosine of the time of day, recency of the last item, fill of the history window
+    - the day of the week, one-hot, if observed
+    - for a session under construction: its mean content, the shares of its topics, and the share that is filled
 
     Args:
         observation: observations of U users, with :class:`ItemByItem`'s keys or without.

@@ -1,12 +1,12 @@
-"""The Gymnasium ids of feedgym and of other packages' simulators: registered by import path, so nothing is imported.
+"""Registers the Gymnasium ids of feedgym and of other packages' simulators by import path, so nothing is imported.
 
-A package that is installed makes its simulators known by entry points of the group ``feedgym.simulators``, name = id,
-value = import path::
+An installed package announces its simulators by entry points of the group ``feedgym.simulators``, name = id, value =
+import path::
 
     [project.entry-points."feedgym.simulators"]
     "my_lab/Teen-v0" = "my_lab.users:Teen"
 
-Any other code calls :func:`register`. Workers that know neither take the id with the module that registers it:
+Other code calls :func:`register`. Workers without either need the id with the module that registers it:
 ``gym.make("my_lab:my_lab/Teen-v0")``.
 """
 
@@ -33,11 +33,11 @@ LEVELS: dict[str, tuple[str, dict[str, Any]]] = {
         {"session_length": 10, "history_length": 50, "horizon": 1000, "horizon_days": 14.0, "return_hours": 24.0},
     ),
 }
-"""Task levels: the beginning of the import paths of ``...Env`` and ``...VectorEnv``, and the level's defaults."""
+"""Task levels: prefix of the import paths of ``...Env`` and ``...VectorEnv``, and the level's defaults."""
 
 SHORT_VIDEO = "feedgym.envs.short_video:ShortVideo"
 FRESH = {"arrivals_a_day": 75.0, "arrival_days": 60.0, "lifetime_days": 60.0, "fresh_weight": 1.0}
-"""A feed in which items arrive at about the pace of the past, are withdrawn after two months and lose their appeal."""
+"""Options of a feed whose items arrive at about the past pace, are withdrawn after two months and lose their appeal."""
 RECSIM = "feedgym.envs.recsim"
 
 
@@ -46,9 +46,9 @@ def _recsim(reward: str) -> dict[str, Any]:
     return {"session_length": 2, "horizon": 200, "reward": f"{RECSIM}:{reward}"}
 
 
-# A version's defaults never change: a change of numbers is a new version beside the old one, a change of the spaces a
-# new version in its place (Gymnasium tells who asks for the old one). Users with other constants have a name of their
-# own while the plain ones are the default: a higher version would tell everybody to leave them.
+# A version's defaults never change. A change of numbers becomes a new version next to the old one; a change of the
+# spaces replaces it (Gymnasium reports this when the old one is requested). Users with other constants have a separate
+# name as long as the plain ones are the default, because a higher version would tell everybody to leave those.
 ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "feedgym/ShortVideo-v1": ("visit", SHORT_VIDEO, {}),
     "feedgym/ShortVideoRequest-v1": ("request", SHORT_VIDEO, {}),
@@ -68,19 +68,19 @@ ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         _recsim("LONG_TERM_SATISFACTION_REWARD"),
     ),
 }
-"""The built-in ids: task level, simulator, and what differs from the level's defaults."""
+"""The built-in ids: task level, simulator, and differences from the level's defaults."""
 
 
 def register(env_id: str, simulator: Any, *, level: str = "visit", **defaults: Any) -> None:
     """Make a simulator known to ``gymnasium.make`` and ``gymnasium.make_vec`` under an id.
 
-    Registering the same again does nothing, so that modules may do it when they are imported, in workers too.
+    Registering the same again does nothing, so that modules may register on import, in workers too.
 
     Args:
         env_id: ``"my_lab/Teen-v0"``: a name space of your own, a name and a version.
         simulator: import path of a class, a function or an object, such as ``"my_lab.users:Teen"``. Classes and objects
-            themselves are taken too, but then other processes cannot make the environment.
-        level: what a step is: request, session, visit or retention; see :mod:`feedgym.envs.levels`.
+            themselves are accepted too, but then other processes cannot make the environment.
+        level: kind of a step: request, session, visit or retention; see :mod:`feedgym.envs.levels`.
         **defaults: keywords of the environment (``session_length``, ``reward``, ...) and of the simulator.
 
     Raises:
@@ -89,7 +89,7 @@ def register(env_id: str, simulator: Any, *, level: str = "visit", **defaults: A
     if level not in LEVELS:
         raise ValueError(f"There is no task level {level!r}; the levels are {', '.join(LEVELS)}.")
     if isinstance(simulator, str) and ":" not in simulator:
-        raise ValueError(f"{simulator!r} is no import path; write it as 'package.module:Name'.")
+        raise ValueError(f"{simulator!r} is not an import path; write it as 'package.module:Name'.")
     path, level_defaults = LEVELS[level]
     kwargs = {"simulator": simulator, **level_defaults, **defaults}
     registered = gym.registry.get(env_id)
@@ -103,17 +103,17 @@ def register(env_id: str, simulator: Any, *, level: str = "visit", **defaults: A
     try:
         gym.register(env_id, f"{path}Env", vector_entry_point=f"{path}VectorEnv", kwargs=kwargs)
     except gym.error.Error as error:
-        raise ValueError(f"{env_id!r} is no id: {error}; write it as 'my_lab/Teen-v0'.") from error
+        raise ValueError(f"{env_id!r} is not a valid id: {error}; write it as 'my_lab/Teen-v0'.") from error
 
 
 def register_built_in() -> None:
-    """Feedgym's own ids."""
+    """Register feedgym's own ids."""
     for env_id, (level, simulator, defaults) in ENVIRONMENTS.items():
         register(env_id, simulator, level=level, **defaults)
 
 
 def register_installed() -> None:
-    """The simulators of installed packages; one that cannot be registered is warned about and left out."""
+    """Register the simulators of installed packages; those that cannot be registered cause a warning."""
     for entry in importlib.metadata.entry_points(group=GROUP):
         try:
             register(entry.name, entry.value)

@@ -21,10 +21,10 @@ Indices = None | int | Iterable[int]
 class SB3VecEnv(VecEnv):
     """A vector environment for Stable-Baselines3.
 
-    Infos hold what its learners need at an episode's end: ``terminal_observation``, ``TimeLimit.truncated`` and, as its
-    ``Monitor`` writes it, ``episode`` with the return ``r``, the length ``l`` in steps and the seconds ``t`` since the
-    environment was made. So no ``VecMonitor`` is needed. ``last_info`` holds the platform's measurements, batched as in
-    Gymnasium.
+    At an episode's end, infos hold the entries that its learners need: ``terminal_observation``,
+    ``TimeLimit.truncated`` and ``episode``. As written by its ``Monitor``, ``episode`` has the return ``r``, the length
+    ``l`` in steps and the seconds ``t`` since the environment was made. So no ``VecMonitor`` is needed. ``last_info``
+    holds the platform's measurements, batched as in Gymnasium.
 
     Args:
         env: a feed, in this package's vector wrappers or not, whose autoreset mode is ``SAME_STEP``.

@@ -199,9 +199,10 @@ def _room(size_of_prefix: Ints, places_C: Ints) -> Ints:
 def _assign_group(distance_GC: Matrix, left_C: Ints, room_C: Ints, limit: int) -> Ints:
     """The cheapest clusters of one prefix's points such that the prefixes after it can still be placed.
 
-    They can if and only if, for every k, the k clusters with most places left need no more points than ``room_C``
-    says the later prefixes can give them (Gale and Ryser's theorem, with ``limit`` for 1). Choosing the clusters with
-    most places left always keeps that true, so a price on scarce clusters is raised until it holds.
+    By Gale and Ryser's theorem, with ``limit`` for 1, they can if and only if this holds for every k: the k clusters
+    with most places left need no more points than the later prefixes can give them. ``room_C`` has these numbers.
+    Choosing the clusters with most places left always keeps that true, so a price on scarce clusters is raised until it
+    holds.
     """
     # ``linear_sum_assignment`` gives one column to one point, so a cluster appears once per place it may give. The n-th
     # copy has one place fewer left, so that the price makes points prefer clusters with most places.

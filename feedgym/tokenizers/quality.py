@@ -46,8 +46,8 @@ def quality_report(
           than the mean; None if the tokenizer cannot reconstruct.
         * ``topic_purity``: share of tagged items whose topic is the most frequent one of their prefix, for l = 0..L; it
           rises with the number of prefixes, so compare it at equal numbers. None if no topics are given.
-        * ``same_topic_rate``: chance that two items with the same prefix have the same topic, for l = 0..L, where l = 0
-          means any two items; None if no two items share a prefix, or no topics are given.
+    * ``same_topic_rate``: probability that two items with the same prefix have the same topic, for l = 0..L. l = 0
+      means any two items. None if no two items share a prefix, or no topics are given.
     """
     content = torch.as_tensor(content_IE, dtype=torch.float64)
     codes = tokenizer.encode(torch.arange(len(content)))

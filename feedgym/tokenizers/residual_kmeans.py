@@ -62,7 +62,7 @@ class ResidualKMeansConfig(Ranged):
     """Options of residual k-means."""
 
     assignment: Assignment = "auction"
-    """How clusters are filled: with exact sizes by auction (at the least total distance) or greedy (the paper's
+    """Filling of clusters: with exact sizes by auction (at the least total distance) or greedy (the paper's
     Algorithm 1, cluster after cluster), or with any size by the nearest items (plain k-means)."""
     collisions: Collisions = "apart"
     """Treatment of items with the same codes: apart (chosen so that there are none), counter (one more level counts

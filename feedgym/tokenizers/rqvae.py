@@ -64,7 +64,7 @@ class RQVAEConfig(Ranged):
     beta: NonNegative = 0.25
     """Weight of the commitment loss of latents to their codewords."""
     codebook: Literal["gradient", "ema"] = "gradient"
-    """How codewords are learned: by gradient, or as moving averages of the latents they quantize."""
+    """Update of the codewords: by gradient, or as moving averages of the latents they quantize."""
     ema_decay: BelowOne = 0.99
     """Decay of the moving averages."""
     revive_steps: CountOrZero = 100

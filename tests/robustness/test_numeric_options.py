@@ -207,7 +207,7 @@ def test_the_command_line_refuses_or_takes_each_value(tmp_path, monkeypatch, cap
     options = distinct([*cheap_first, *SMOKE, *ALL])
     cases = [(option, value) for option in options for value in option.values()]
     count, wrong = Counter(), []
-    gc.disable()  # what was parsed before is not looked through again and again
+    gc.disable()  # so that earlier parses are not searched repeatedly
     for option, value in spread(cases, "FEEDGYM_OPTIONS_CLI", 60):
         run = ["--run", str(tmp_path / "run")]
         how, said = outcome([command_of(option.preset), option.preset, *option.given(value), *run], capsys, 30)

@@ -1,7 +1,8 @@
 """DPO on pairs of sessions (arXiv:2305.18290), and IPA, OneRec's iterated form of it (arXiv:2502.18965, §3.3).
 
-The loss of a pair, w preferred to l, is -log σ(β (ρ_w - ρ_l)) with the gain ρ = log π(y|x) - log π_ref(y|x) over the
-reference, a sum over the session's codes. The losses are TRL's; the rest is in :mod:`feedgym.agents.alignment.trainer`.
+The loss of a pair, w preferred to l, is -log σ(β (ρ_w - ρ_l)). Here ρ = log π(y|x) - log π_ref(y|x) is the gain over
+the reference, a sum over the session's codes. The losses are TRL's; the rest is in
+:mod:`feedgym.agents.alignment.trainer`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class DPORoundConfig(UpdateConfig):
     """TRL's name of the loss: sigmoid is DPO itself; hinge (SLiC); sigmoid_norm, on means over codes; nca_pair, which
     also holds the preferred session's probability up."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions are paired."""
+    """Rule for pairing sessions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,9 +75,9 @@ class IPA(PreferenceMethod):
 class DPO(ReferencedMethod):
     """Direct preference optimisation (arXiv:2305.18290), and those of its relatives that have no class of their own.
 
-    With the gain ρ over the reference: sigmoid is -log σ(β(ρ_w - ρ_l)); hinge is max(0, 1 - β(ρ_w - ρ_l)) (SLiC,
-    arXiv:2305.10425); sigmoid_norm is sigmoid with means over codes; nca_pair is -log σ(βρ_w) - ½ log σ(-βρ_w) - ½ log
-    σ(-βρ_l) (arXiv:2402.05369).
+    Let ρ be the gain over the reference. The sigmoid loss is -log σ(β(ρ_w - ρ_l)), and hinge is
+    max(0, 1 - β(ρ_w - ρ_l)) (SLiC, arXiv:2305.10425). The loss sigmoid_norm is sigmoid with means over codes. nca_pair
+    is -log σ(βρ_w) - ½ log σ(-βρ_w) - ½ log σ(-βρ_l) (arXiv:2402.05369).
     """
 
     title = "DPO"

@@ -30,14 +30,15 @@ class KTOConfig(UpdateConfig):
     """Users per step and device, each with all their sessions. The mean gain of mismatched sessions is taken over them,
     and is noisy if they are few."""
     graded: GradingConfig = field(default_factory=GradingConfig)
-    """Which sessions count as good and as bad."""
+    """Rule for the sessions that count as good and as bad."""
 
 
 class KTO(ReferencedMethod):
     """Kahneman-Tversky optimisation (arXiv:2402.01306, eq. 7), by TRL's KTOTrainer.
 
-    Mean over sessions of good_weight (1 - σ(β(ρ - z))) for good ones and bad_weight (1 - σ(β(z - ρ))) for bad ones,
-    with the gain ρ over the reference, and z = max(0, mean gain of mismatched sessions) without gradient. A session is
+    The loss is the mean over sessions of good_weight (1 - σ(β(ρ - z))) for good ones and bad_weight (1 - σ(β(z - ρ)))
+    for bad ones. Here ρ is the gain over the reference, and z = max(0, mean gain of mismatched sessions), without
+    gradient. A session is
     good or bad relative to its own user's sessions. Log-probabilities are the model's own, over all codes.
 
     Deviations: mismatched sessions are those of the round's next user, the same in each pass, so that the reference

@@ -31,7 +31,7 @@ class IPOConfig(UpdateConfig):
     """Target in nats for the preferred session's gain over the reference minus that of the other session: the paper's
     1/(2 tau)."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions are paired."""
+    """Rule for pairing sessions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class SmoothedConfig(UpdateConfig):
     label_smoothing: FlipShare = 0.1
     """Probability that a pair is the wrong way round, below 0.5."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions are paired."""
+    """Rule for pairing sessions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class APOConfig(UpdateConfig):
     beta: Positive = 0.1
     """Strength of the pull towards the reference: the scale of the implicit rewards."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions are paired."""
+    """Rule for pairing sessions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

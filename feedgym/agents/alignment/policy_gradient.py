@@ -14,8 +14,9 @@ Common deviations from the papers:
       of the mass on what is allowed. A method does not know what was allowed (items seen, items that do not exist yet),
       so this term is left out. Centred advantages cancel it at the first code, where it is the same for all sessions of
       a group.
-    - If sessions were not drawn from the model at temperature 1 (but sharper, cut by top-k or top-p, or from the base),
-      ``behaviour="drawn"`` weights each by its probability under the snapshot over that under its own distribution.
+    - Sessions may be drawn otherwise than from the model at temperature 1: sharper, cut by top-k or top-p, or from the
+      base. Then ``behaviour="drawn"`` weights each by its probability under the snapshot, divided by that under its own
+      distribution.
     - The reward is given to the whole session, so all its codes share its advantage.
     - A round is one batch of sessions and some fifty small steps. The papers' clipping at 0.2 is for few, large steps
       between two batches; here it would end a round after a seventh of the divergence of a round of DPO. So the default
@@ -110,10 +111,10 @@ class PolicyGradient(ABC):
             ``groups`` is the number of groups that were learned from, ``skipped`` that of groups whose scores do not
             differ. ``advantage_spread`` is the spread of all advantages. ``first_loss``, ``first_ratio`` and
             ``first_kl`` are those of the first step. The others are means over the last epoch's steps: ``loss``,
-            ``ntp_loss``, ``ratio``, ``clip_share`` (share of ratios whose gradient is cut), ``kl`` (nats per session,
-            to the reference, estimated by k3 on the snapshot's sessions), ``entropy`` (nats per code) and
-            ``grad_norm``. With ``behaviour="drawn"`` there is also ``behaviour_ess``, the effective number of sessions
-            in a group's weights.
+            ``ntp_loss``, ``ratio``, ``clip_share`` (share of ratios whose gradient is cut), ``kl``, ``entropy`` (nats
+            per code) and ``grad_norm``. ``kl`` is in nats per session, to the reference, estimated by k3 on the
+            snapshot's sessions. With ``behaviour="drawn"`` there is also ``behaviour_ess``, the effective number of
+            sessions in a group's weights.
         """
         return self._update(model, histories, sampled, logged_UK, work, progress, None)
 

@@ -29,7 +29,7 @@ class CPOConfig(UpdateConfig):
     nll_weight: NonNegative = 1.0
     """Weight of imitating the preferred session, mean over codes: the paper's other half, and TRL's alpha."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions are paired."""
+    """Rule for pairing sessions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class SimPOConfig(UpdateConfig):
     """Margin in mean log-probability per code, in nats, that the preferred session should have: the paper's
     gamma/beta."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions are paired."""
+    """Rule for pairing sessions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class ORPOConfig(UpdateConfig):
     odds_weight: Positive = 0.1
     """Weight of the odds ratio relative to imitating the preferred session: the paper's lambda, and TRL's beta."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions are paired."""
+    """Rule for pairing sessions."""
 
 
 class CPO(PreferenceMethod):

@@ -21,7 +21,7 @@ class SDPOConfig(UpdateConfig):
     """Strength of the pull towards the reference: the scale of the implicit rewards. With large values only the hardest
     rejected session counts."""
     rejected: ListingConfig = field(default_factory=ListingConfig)
-    """Which sessions the best one is compared with."""
+    """Sessions that the best one is compared with."""
 
 
 class SDPO(ReferencedMethod):

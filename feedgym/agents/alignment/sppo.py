@@ -33,7 +33,7 @@ class SPPOConfig(UpdateConfig):
     """Unit of the differences in score for soft labels: a session wins with the probability sigmoid(difference), in
     scores or in standard deviations of the user's own scores (spread)."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
-    """Which sessions are paired."""
+    """Rule for pairing sessions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

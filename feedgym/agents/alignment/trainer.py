@@ -69,10 +69,10 @@ def run_round(
 
     Returns:
         ``first_loss`` and ``first_margin`` are those of the first step. ``loss``, ``ntp_loss`` and ``grad_norm`` are
-        means over the last epoch's steps. The others are over all contrasts under the trained model: ``accuracy``
-        (share in which every better session has a higher implicit reward than every worse one), ``margin`` (mean
-        difference of these rewards), ``chosen_logp`` and ``rejected_logp`` (means) and ``chosen_logp_change`` and
-        ``rejected_logp_change`` since the round began (both below 0: likelihood displacement).
+        means over the last epoch's steps. The others are over all contrasts under the trained model. ``accuracy`` is
+        the share in which every better session has a higher implicit reward than every worse one, ``margin`` the mean
+        difference of these rewards. ``chosen_logp`` and ``rejected_logp`` are means, ``chosen_logp_change`` and
+        ``rejected_logp_change`` their changes since the round began (both below 0: likelihood displacement).
 
     Raises:
         ValueError: the folder holds another round.

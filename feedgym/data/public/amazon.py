@@ -1,10 +1,10 @@
 """Amazon's reviews (McAuley lab) of 2014, 2018 and 2023: reviews or ratings of a category, and its products.
 
-The files are recognised by their fields, not by their names: ``reviewerID, asin, overall, unixReviewTime`` (2014, 2018)
-or ``user_id, parent_asin, rating, timestamp`` in milliseconds (2023) as JSON lines or, for 2023, CSV with a header; the
-CSV files of 2014 and 2018 have no header, and their item is the column of ten-character ids. The benchmark's train,
-valid and test files of 2023 are joined into one log, because feedgym splits it itself. Products (``meta_*``) are JSON
-lines; those of 2014 are Python literals.
+The files are recognised by their fields, not by their names. JSON lines of 2014 and 2018 have ``reviewerID, asin,
+overall, unixReviewTime``; those of 2023 have ``user_id, parent_asin, rating, timestamp`` in milliseconds. CSV files of
+2023 have a header. Those of 2014 and 2018 have none, and their item is the column of ten-character ids. The benchmark's
+train, valid and test files of 2023 are joined into one log, because feedgym splits it itself. Products (``meta_*``) are
+JSON lines; those of 2014 are Python literals.
 
 A product's text is its title, brand (2023: store), categories, price and the beginning of its description or features.
 Its topic is the second category (the first is that of the whole file), its creator the brand. In 2023 items are

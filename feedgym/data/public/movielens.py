@@ -1,9 +1,9 @@
 """MovieLens (Harper & Konstan, 2015) as GroupLens publishes it: 100K, 1M, 10M, and 20M, 25M, 32M or latest.
 
-Read from the zip or the folder. The order-only form of 1M that papers on sequential recommendation share is read too: a
-text file with one "user item" per line and new ids, next to ``movies.dat`` and the map of its ids to MovieLens's. A
-film's text is its title with the year, and its genres. Its topic is its first genre, its upload time the first day of
-its year. Profiles, where users are described (100K, 1M), are gender, age group and occupation.
+Read from the zip or the folder. The order-only form of 1M that papers on sequential recommendation share is read too.
+It is a text file with one "user item" per line and new ids, next to ``movies.dat`` and the map of its ids to
+MovieLens's. A film's text is its title with the year, and its genres. Its topic is its first genre, its upload time the
+first day of its year. Profiles, where users are described (100K, 1M), are gender, age group and occupation.
 """
 
 from __future__ import annotations

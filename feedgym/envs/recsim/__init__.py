@@ -1,8 +1,10 @@
 """RecSim's three families as batched user simulators (Ie et al., arXiv:1909.04847; github.com/google-research/recsim).
 
-InterestEvolution: interests move with watched videos, and good videos pay their time back · InterestExploration: hidden
-types of users, and popular topics that hide what a minority would love · LongTermSatisfaction: clickbait engages now
-and costs satisfaction later. ``benchmarks/recsim_parity.py`` compares their distributions with the original's.
+- InterestEvolution: interests move with watched videos, and good videos pay their time back.
+- InterestExploration: hidden types of users, and popular topics that hide what a minority would love.
+- LongTermSatisfaction: clickbait engages now and costs satisfaction later.
+
+``benchmarks/recsim_parity.py`` compares their distributions with the original's.
 
 One visit is one of RecSim's steps; the slate is the session. The taken item has a click, a long view if it was watched
 to its end, and RecSim's watch time or engagement as seconds; an exhausted budget is churn. Slates are examined as a

@@ -64,7 +64,7 @@ class InterestEvolutionConfig(Ranged):
     choice: Literal["multinomial_proportional", "multinomial_logit", "proportional_cascade", "exponential_cascade"] = (
         "multinomial_proportional"
     )
-    """How users choose from a slate; see :mod:`feedgym.envs.choice`."""
+    """Model of users' choice from a slate; see :mod:`feedgym.envs.choice`."""
     no_click_mass: Weight = 1.0
     """Score of watching nothing, in the multinomial models."""
     min_normalizer: Logit = -1.0
