@@ -112,7 +112,7 @@ def test_fewer_rounds_are_read_from_those_of_more():
         (["--seeds"], "seeds is empty"),
         (["--preset", "sasrec"], "preset='sasrec' aligns nothing"),
         (["--set", "method.beta=0.3"], "rsft: There is no option 'beta'"),
-        (["--set", "method.beta=0.3"], "say METHOD.beta for each method that has it"),
+        (["--set", "method.beta=0.3"], "give METHOD.beta for each method that has it"),
         (["--set", "dpo.beta=-1"], "beta=-1.0 must be above 0"),
         (["--set", "rounds.num=many"], "num='many'"),
         (["--set", "rounds.num"], "set='rounds.num' is not a NAME=VALUE pair"),

@@ -1,4 +1,4 @@
-"""What is known of a data set before it is read: how it is recognised, and the options for reading it.
+"""Describes a data set before it is read: how it is recognised, and the options for reading it.
 
 Nothing here imports pandas, which takes half a second, so that feedgym's own logs are read without it.
 """

@@ -74,7 +74,7 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
 
 
 def _align(config: AlignConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
-    """What :func:`align` does with the workers it started."""
+    """Run :func:`align` with the workers it started."""
     world = world_of(config, run.trust, workers)
 
     log = run.stage("log", world.collect, LOG)

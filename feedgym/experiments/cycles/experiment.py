@@ -62,7 +62,7 @@ def experiment(config: CyclesConfig, run: Run) -> dict[str, Any]:
 
 
 def _deployed(config: CyclesConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
-    """What :func:`experiment` does with the workers it started."""
+    """Run :func:`experiment` with the workers it started."""
     world = Simulated(config, run.trust, workers)
     log = run.stage("log", world.collect, LOG)
     start = Pool.of(log.value, world, config)
