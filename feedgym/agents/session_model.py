@@ -177,12 +177,15 @@ class SessionModel(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def load(cls, folder: Path | str, tokenizer: CodeTokenizer) -> Self:
-        """Load the model saved in ``folder``.
+        """Load the model saved in ``folder``; its tokenizer may have been extended by new items since.
 
         Raises:
             ValueError: a file is missing or damaged, or the model was trained with another tokenizer.
         """
         model = load_saved(cls, folder)
+        if model.config.tokenizer_hash in tokenizer.hashes - {tokenizer.hash}:  # items have come since
+            model.config.update({"num_items": tokenizer.num_items, "tokenizer_hash": tokenizer.hash})
+            model.model.item_tokens_IL = tokenizer.vocabulary.token_ids(tokenizer.codes_IL)
         model.check_tokenizer(tokenizer)
         return model
 

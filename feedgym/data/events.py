@@ -8,6 +8,7 @@ other meanings in some parts. A module's docstring says when another meaning app
     S samples per user                  agents/sequences: negatives drawn for a row
     T history length                    text: tokens of a text; slates, render: topics; recsim: steps of time
     K session length: the places of a session or a slate, the candidates of a request
+                                        tokenizers: clusters near a point
     N rows: logged sessions, requests; in networks and tokenizers whatever is processed singly (tokens, points, draws)
                                         probes and stop rules of an alignment: its rounds; statistics: runs
     I items

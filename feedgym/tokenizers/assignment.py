@@ -3,7 +3,8 @@
 Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` points, ``C`` clusters, ``G`` points of one group, ``X``
 groups, ``M`` centroids that distances are measured to. In ``_bids`` and ``auction``, ``L`` counts the points left.
 
-Everything is float64 on the CPU and draws no random numbers.
+Everything is float64 on the CPU and draws no random numbers. Assignments of more than ``EXACT_PAIRS`` pairs of points
+and clusters are left to :mod:`feedgym.tokenizers.many_points`, which holds no matrix of them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
+
+from feedgym.tokenizers.many_points import auction_of_many, separated
 
 Matrix = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -27,6 +30,8 @@ SINKHORN_ITERATIONS = 50
 """Row and column passes of one Sinkhorn repair."""
 SINKHORN_ROUNDS = 20
 """Most times that points which still collide are spread again (LC-Rec)."""
+EXACT_PAIRS = 8_000_000
+"""Most pairs of points and clusters of an exact auction: its matrix takes 64 MB and its rounds some seconds."""
 _BLOCK = 8192
 """Points whose distances are held at a time."""
 
@@ -38,15 +43,24 @@ def assign(points_ND: Matrix, centroids_CD: Matrix, sizes_C: Ints, assignment: A
         points_ND: N points.
         centroids_CD: C centroids.
         sizes_C: points each cluster takes; they sum to N. ``nearest`` ignores them.
-        assignment: ``auction``, ``greedy`` or ``nearest``, the functions below.
+        assignment: ``auction``, ``greedy`` or ``nearest``, the functions below. An auction of more than
+            ``EXACT_PAIRS`` pairs is that of :func:`feedgym.tokenizers.many_points.auction_of_many`, with exact sizes
+            too.
 
     Returns:
         int64 [N] the cluster of each point.
     """
     if assignment == "nearest":
         return nearest(points_ND, centroids_CD)[0]
-    fill = auction if assignment == "auction" else greedy
+    if assignment == "greedy":
+        return greedy(points_ND, centroids_CD, sizes_C)
+    fill = auction_of_many if is_large(len(points_ND), len(centroids_CD)) else auction
     return fill(points_ND, centroids_CD, sizes_C)
+
+
+def is_large(num_points: int, num_clusters: int) -> bool:
+    """True if there are too many pairs of points and clusters for an exact auction."""
+    return num_points * num_clusters > EXACT_PAIRS
 
 
 def nearest(points_ND: Matrix, centroids_CD: Matrix) -> tuple[Ints, Matrix]:
@@ -144,7 +158,9 @@ def assign_apart(
 
     Balanced: prefixes with more than ``limit`` points choose first, the largest first, each by the cheapest assignment
     of its points. The others cannot break the limit and share the rest as in any balanced assignment. Nearest: only
-    prefixes that break the limit move, each by an auction of ``limit`` places per code.
+    prefixes that break the limit move, each by an auction of ``limit`` places per code. Auctions of more than
+    ``EXACT_PAIRS`` pairs: all points are assigned without the limit, and those that break it swap codes with others
+    (:func:`feedgym.tokenizers.many_points.separated`).
 
     Args:
         points_ND: N points.
@@ -159,6 +175,9 @@ def assign_apart(
     """
     size_of_prefix = np.bincount(prefix_N)
     assert size_of_prefix.max() <= limit * len(centroids_CD)
+    if assignment == "auction" and is_large(len(points_ND), len(centroids_CD)):
+        code_N = auction_of_many(points_ND, centroids_CD, sizes_C)
+        return separated(points_ND, centroids_CD, code_N, prefix_N, limit)
     members = np.split(np.argsort(prefix_N, kind="stable"), np.cumsum(size_of_prefix)[:-1])
     if assignment == "nearest":
         return _nearest_apart(points_ND, centroids_CD, prefix_N, limit, members)

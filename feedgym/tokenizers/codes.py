@@ -22,6 +22,8 @@ from feedgym.tokenizers.trie import Trie
 from feedgym.tokenizers.vocabulary import Vocabulary
 
 FILE_NAME = "tokenizer.safetensors"
+SIZES_BEFORE = "sizes_before"
+"""Among what was learned: how many items a tokenizer had before each extension."""
 ConfigT = TypeVar("ConfigT")
 _FORMAT = "feedgym.tokenizer/1"
 
@@ -66,6 +68,24 @@ class CodeTokenizer:
         self.hash = codes_hash(trie.codes_IL[:-1], trie.num_codes)
         self._num_content_levels = num_content_levels
         return self
+
+    def extended(self, empty: CodeTokenizer, new_IL: Tensor) -> Any:
+        """A tokenizer of these items and further ones, which remembers how many there were.
+
+        Args:
+            empty: a new tokenizer of the same class.
+            new_IL: int64 codes of the further items.
+        """
+        before = self.learned.get(SIZES_BEFORE, torch.empty(0, dtype=torch.int64))
+        learned = {**self.learned, SIZES_BEFORE: torch.cat([before, torch.tensor([self.num_items])])}
+        codes_IL = torch.cat([self.codes_IL, new_IL])
+        return empty.freeze(codes_IL, self.num_codes, num_content_levels=self._num_content_levels, **learned)
+
+    @property
+    def hashes(self) -> set[str]:
+        """The hash of these codes, and those of the tokenizers that they extend: models of those may use these."""
+        sizes = self.learned.get(SIZES_BEFORE, torch.empty(0, dtype=torch.int64)).tolist()
+        return {self.hash, *(codes_hash(self.codes_IL[:size], self.num_codes) for size in sizes)}
 
     @property
     def num_codes(self) -> tuple[int, ...]:

@@ -19,10 +19,15 @@ Deviations from the papers:
       sizes still within 1, if there are at least as many tuples as items. So no extra level is needed. Alternatives are
       ``collisions="counter"`` (TIGER's extra level) and ``"sinkhorn"`` (LC-Rec's repair of the last level, whose sizes
       are then no longer exact).
+    * Large levels (more than ``EXACT_PAIRS`` pairs of items and codes, 8 million) are made another way: k-means sees a
+      new sample of the items in each of at most ``SAMPLES`` passes, and all items then bid only for the codes near them
+      (:mod:`feedgym.tokenizers.many_points`). Sizes are still within 1; distances are a few per cent larger. Items that
+      collide swap codes. Only if no swap is found, which tight codes can bring about, sizes differ by more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Literal, Self, get_args
@@ -41,6 +46,7 @@ from feedgym.tokenizers.assignment import (
     assign,
     assign_apart,
     cluster_sizes,
+    is_large,
     nearest,
     sinkhorn_apart,
 )
@@ -53,8 +59,15 @@ from feedgym.tokenizers.codes import (
     checked_content,
     with_num_codes,
 )
+from feedgym.tokenizers.extension import codes_of_new
 
 Collisions = Literal["apart", "counter", "sinkhorn"]
+
+SAMPLES = 8
+"""Most passes of k-means over a large level."""
+SAMPLE_PER_CODE, LEAST_SAMPLE = 32, 2**16
+"""Items of such a pass: this many per code, and at least so many in all."""
+_BLOCK = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +81,8 @@ class ResidualKMeansConfig(Ranged):
     """Treatment of items with the same codes: apart (chosen so that there are none), counter (one more level counts
     them) or sinkhorn (spread over the last level; those that still collide are counted)."""
     max_iterations: Passes = 30
-    """Most passes of k-means per level; it stops earlier once no item changes its cluster."""
+    """Most passes of k-means per level; it stops earlier once no item changes its cluster. A large level (more than 8
+    million pairs of items and codes) takes at most 8 passes, each over a sample of the items."""
 
     num_codes: tuple[Width, ...] | None = None
     """Codes of each level, one number per level; chosen by the number of items if left out. Their product must be at
@@ -102,7 +116,7 @@ class ResidualKMeans(CodeTokenizer):
             ValueError: the content is not a finite matrix, a level has more codes than there are items, or there are
                 fewer tuples than items and collisions are to be kept apart.
         """
-        residual_IE = checked_content(content_IE)
+        residual_IE = checked_content(content_IE).copy()  # each level takes its centroids off in place
         config = self.config = with_num_codes(self.config, len(residual_IE))
         check_no_code_empty(config.num_codes, len(residual_IE))
         if config.collisions == "apart":
@@ -114,7 +128,8 @@ class ResidualKMeans(CodeTokenizer):
             centroids_CE = fit_centroids(residual_IE, num_codes, config.assignment, config.max_iterations, rng)
             code_I = self._codes_of_level(level, residual_IE, centroids_CE, prefix_I)
             centroids_CE = _cluster_means(residual_IE, code_I, centroids_CE)
-            residual_IE = residual_IE - centroids_CE[code_I]
+            for block in _blocks(len(residual_IE)):
+                residual_IE[block] -= centroids_CE[code_I[block]]
             prefix_I = np.unique(prefix_I * num_codes + code_I, return_inverse=True)[1]
             codes.append(code_I)
             codebooks[f"codebook_{level}"] = torch.from_numpy(centroids_CE.astype(np.float32))
@@ -123,6 +138,30 @@ class ResidualKMeans(CodeTokenizer):
             needed = config.collisions == "sinkhorn"
             codes_IL, all_num_codes = append_counter(codes_IL, all_num_codes, only_if_needed=needed)
         return self.freeze(codes_IL, all_num_codes, num_content_levels=len(config.num_codes), **codebooks)
+
+    def extend(self, content_IE: Tensor | ArrayLike) -> Self:
+        """Give codes to items that have come since, numbered after the known ones; known items keep theirs.
+
+        New items take the nearest free codes (:func:`feedgym.tokenizers.extension.codes_of_new`), so clusters no longer
+        have equal sizes. The vocabulary stays as it is, and models trained on the known items accept the result.
+
+        Args:
+            content_IE: [new items, E] their content.
+
+        Returns:
+            A new tokenizer of all items; this one stays as it is.
+
+        Raises:
+            ValueError: the content is not a finite matrix of the same width, or no free tuple is left.
+        """
+        content, books = checked_content(content_IE), [book.double().numpy() for book in self.codebooks]
+        if content.shape[1] != books[0].shape[1]:
+            raise ValueError(
+                f"content_IE has width {content.shape[1]}, but the tokenizer was fitted on {books[0].shape[1]}; give "
+                "new items the same kind of embedding."
+            )
+        new_IL = codes_of_new(content, books, self.codes_IL.numpy(), self.num_codes)
+        return self.extended(type(self)(self.config), torch.from_numpy(new_IL))
 
     def _codes_of_level(self, level: int, residual_IE: Matrix, centroids_CE: Matrix, prefix_I: Ints) -> Ints:
         sizes_C, assignment = cluster_sizes(len(residual_IE), len(centroids_CE)), self.config.assignment
@@ -146,8 +185,11 @@ def fit_centroids(
 ) -> Matrix:
     """Lloyd's iteration: float64 [C, D] centroids.
 
-    Under ``nearest`` a cluster that becomes empty restarts at the point farthest from its centroid.
+    Under ``nearest`` a cluster that becomes empty restarts at the point farthest from its centroid. An auction among
+    too many points and clusters sees a new sample of the points in each pass.
     """
+    if assignment == "auction" and is_large(len(points_ND), num_codes):
+        return _centroids_of_samples(points_ND, num_codes, min(max_iterations, SAMPLES), rng)
     sizes_C = cluster_sizes(len(points_ND), num_codes)
     centroids_CD = points_ND[rng.permutation(len(points_ND))[:num_codes]]
     before_N = np.full(len(points_ND), -1)
@@ -160,6 +202,21 @@ def fit_centroids(
             break
         centroids_CD, before_N = _cluster_means(points_ND, code_N, centroids_CD), code_N
     return centroids_CD
+
+
+def _centroids_of_samples(points_ND: Matrix, num_codes: int, num_passes: int, rng: np.random.Generator) -> Matrix:
+    """Lloyd's iteration over samples: float64 [C, D] centroids, equally used by each sample."""
+    num_sampled = min(len(points_ND), max(LEAST_SAMPLE, SAMPLE_PER_CODE * num_codes))
+    centroids_CD = points_ND[rng.choice(len(points_ND), num_codes, replace=False)]
+    for _ in range(num_passes):
+        sample_ND = points_ND[np.sort(rng.choice(len(points_ND), num_sampled, replace=False))]
+        code_N = assign(sample_ND, centroids_CD, cluster_sizes(num_sampled, num_codes), "auction")
+        centroids_CD = _cluster_means(sample_ND, code_N, centroids_CD)
+    return centroids_CD
+
+
+def _blocks(num_rows: int) -> Iterator[slice]:
+    return (slice(start, start + _BLOCK) for start in range(0, num_rows, _BLOCK))
 
 
 def _fill_empty(code_N: Ints, distance_N: Matrix, num_codes: int) -> Ints:
