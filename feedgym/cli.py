@@ -40,11 +40,16 @@ ArgumentsT = TypeVar("ArgumentsT")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the ``feedgym`` program."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if arguments and arguments[0] in ("-h", "--help"):
         print(overview())
+        return
+    arguments, quiet, verbose = _how_loud(arguments)
+    if not arguments:
+        print(greeting())
         return
     name, *rest = arguments
     prepare_libraries()
+    _speak(quiet, verbose)
     try:
         if name not in COMMANDS:
             raise ValueError(f"There is no command {name!r}; the commands are {', '.join(COMMANDS)}.")
@@ -52,12 +57,54 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except (ValueError, OSError, UnpicklingError) as error:
-        if os.environ.get("FEEDGYM_DEBUG"):
+        if verbose or os.environ.get("FEEDGYM_DEBUG"):
             raise
         said = NO_TENSORS if isinstance(error, UnpicklingError) else " ".join(str(error).split())
         said = said.replace("_options.", ".")  # the command line's name for the options of a plug-in
         print("feedgym:", said, file=sys.stderr)
         sys.exit(MISTAKE)
+
+
+def _how_loud(arguments: Sequence[str]) -> tuple[list[str], bool, bool]:
+    """The arguments without -q and -v, wherever they are, and whether each was there."""
+    quiet, verbose = ({*names} & {*arguments} for names in (("-q", "--quiet"), ("-v", "--verbose")))
+    return [word for word in arguments if word not in quiet | verbose], bool(quiet), bool(verbose)
+
+
+def _speak(quiet: bool, verbose: bool) -> None:
+    """Set how much is said on standard error; results on standard output stay as they are."""
+    from feedgym.experiments.progress import console
+
+    console.quiet = quiet
+    if verbose:
+        import logging
+
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        for name in ("transformers", "datasets", "accelerate", "trl"):
+            logging.getLogger(name).setLevel(logging.INFO)
+
+
+def greeting() -> str:
+    """Text of ``feedgym`` alone: what one can do next."""
+    runs = sorted(Path("runs").glob("*/config.json"), key=lambda path: path.stat().st_mtime)
+    last = runs[-1].parent if runs else None
+    done = last is not None and (last / "summary.json").exists()
+    went_on = [
+        f"  {f'feedgym evaluate {last} --users 1000':<46}judge your latest run by other users",
+        f"  {f'feedgym watch {last}':<46}watch its agent serve a user",
+    ]
+    stopped = [f"  {f'feedgym demo --resume {last}':<46}continue your latest run, which is not finished"]
+    lines = [
+        "feedgym: does aligning a generative recommender make users better off? Simulated users know.",
+        "",
+        *((went_on if done else stopped) if last else []),
+        f"  {'feedgym demo':<46}the whole experiment in about 8 minutes; ends with a report",
+        f"  {'feedgym run onerec-ipa-smoke':<46}the same, far too small to mean anything: does it run here?",
+        f"  {'feedgym list presets':<46}all experiments; also models, methods, envs, data ...",
+        f"  {'feedgym doctor':<46}this machine and its libraries",
+        f"  {'feedgym --help':<46}all commands",
+    ]
+    return "\n".join(lines)
 
 
 def overview() -> str:
@@ -72,6 +119,7 @@ def overview() -> str:
             *lines,
             "",
             "`feedgym COMMAND --help` explains a command. Start with `feedgym demo`.",
+            "-q prints results alone, -v also libraries' messages and tracebacks; NO_COLOR=1 switches colours off.",
         ]
     )
 
@@ -141,6 +189,8 @@ class Demo(Ranged):
     """Place to sample sessions: local (two processes), off (this one), or the address of a Ray cluster."""
     trust: bool = False
     """Import code named in the folder even if it is not feedgym's own; use it only if you trust who made it."""
+    dry_run: bool = False
+    """Only print the stages, which of them are there, and what they would take."""
 
 
 def demo(arguments: Sequence[str]) -> None:
@@ -153,7 +203,8 @@ def demo(arguments: Sequence[str]) -> None:
         config = replace(config, ray=options.ray)
     if options.resume is not None:
         config = check_code(config, options.resume, options.trust, arguments)
-    _experiment("demo", config, options.run, options.resume, trust=options.trust, store=options.store)
+    folders = (options.run, options.resume)
+    _experiment("demo", config, *folders, dry_run=options.dry_run, trust=options.trust, store=options.store)
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -207,7 +258,8 @@ def _from_preset(
     config = type(config)(**{field.name: getattr(options, field.name) for field in fields(config)})
     if options.resume is not None:
         check_code(config, options.resume, options.trust, arguments)
-    _experiment(name, config, options.run, options.resume, trust=options.trust, store=options.store)
+    folders = (options.run, options.resume)
+    _experiment(name, config, *folders, dry_run=options.dry_run, trust=options.trust, store=options.store)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +278,8 @@ class RunOptions:
     trust: bool = False
     """Import code named in folders even if it is not feedgym's own, such as the simulator of a resumed run; use it only
     if you trust who made them. Code named on this command line does not need it."""
+    dry_run: bool = False
+    """Only print the stages, which of them are there, and what they would take."""
 
 
 def _parse_run(command: str, arguments: Sequence[str], config: Any) -> Any:
@@ -354,11 +408,18 @@ def check_code(config: Any, folder: Path, trust: bool, arguments: Sequence[str])
     return trusted(config, folder / "config.json", trust=trust, named=named)
 
 
-def _experiment(title: str, config: Any, folder: Path | None, resume: Path | None, **run_options: Any) -> None:
-    """Run an experiment in a new folder, or resume one, and print its table."""
+def _experiment(
+    title: str, config: Any, folder: Path | None, resume: Path | None, *, dry_run: bool = False, **run_options: Any
+) -> None:
+    """Run an experiment in a new folder, or resume one, and print its table; or say what it would do."""
     if resume is not None and folder not in (None, resume):
         raise ValueError("Give either --run for a new run or --resume for an old one, not both.")
     folder = resume or folder or new_folder(title)
+    if dry_run:
+        from feedgym.commands.dry_run import dry_run as told
+
+        _print(*told(config, folder, run_options.get("store")))
+        return
     from feedgym.experiments.launch import kind_of, launch
     from feedgym.experiments.presets import COMPARISONS, PRESETS
     from feedgym.experiments.report import agents_table
@@ -369,13 +430,27 @@ def _experiment(title: str, config: Any, folder: Path | None, resume: Path | Non
         command = f"run {title}" if title in PRESETS else f"compare {title}" if title in COMPARISONS else "demo"
         print(f"Stopped. To continue: feedgym {command} --resume {folder}", file=sys.stderr)
         raise
-    from rich.console import Console
-
-    Console().print(getattr(kind_of(config), "terminal_table", agents_table)(summary))
-    print(f"\nReport: {folder / 'report.html'}\nFigures: {folder / 'summary.json'}")
+    table = getattr(kind_of(config), "terminal_table", agents_table)(summary)
+    _print(table, ["", f"Report: {folder / 'report.html'}", f"Figures: {folder / 'summary.json'}"])
     if failed := summary.get("failed"):
         print(f"feedgym: {len(failed)} cells failed; to try them again: {summary['resume']}", file=sys.stderr)
         sys.exit(FAILED)
+
+
+def _print(table: Any, lines: Sequence[str] = ()) -> None:
+    """A table and lines on standard output; where that is no terminal, as wide as the table asks for."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        wide = console.options.update(width=100_000)
+        console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+    sys.stderr.flush()
+    console.print(table)
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+    sys.stdout.flush()
 
 
 # ---------------------------------------------------------------- data
@@ -654,9 +729,85 @@ def check(arguments: Sequence[str]) -> None:
         print(f"{protocol}, all promises kept ({time.perf_counter() - begin:.1f} s)")
 
 
+# ---------------------------------------------------------------- list, doctor, completion
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListArguments:
+    """List what there is, with a line on each."""
+
+    kind: Positional[str]
+    """presets, comparisons, envs, simulators, models, tokenizers, rewards, methods, stops or data."""
+
+
+def list_(arguments: Sequence[str]) -> None:
+    """List presets, environments, models, methods, data formats and other parts, with a line on each."""
+    options = _parse(ListArguments, "list", arguments or ["--help"])
+    from rich.table import Table
+
+    from feedgym.commands.listing import rows_of
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for row in rows_of(options.kind):
+        table.add_row(*row)
+    _print(table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorArguments:
+    """Tell versions, cores, memory, GPUs, Ray and Weights & Biases, for a bug report. It starts nothing."""
+
+    json: bool = False
+    """Print JSON."""
+
+
+def doctor(arguments: Sequence[str]) -> None:
+    """Tell what a bug report needs to know: versions, cores, memory, GPUs, Ray, W&B."""
+    options = _parse(DoctorArguments, "doctor", arguments)
+    from feedgym.commands.doctor import findings
+
+    found = findings()
+    if options.json:
+        import json
+
+        print(json.dumps(found, indent=1))
+        return
+    for topic, facts in found.items():
+        print(topic)
+        for name, fact in facts.items():
+            print(f"  {name:<16}{fact}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionArguments:
+    """Print a script that completes commands, presets and options: feedgym completion bash >> ~/.bashrc."""
+
+    shell: Positional[str]
+    """bash or zsh."""
+
+
+def completion(arguments: Sequence[str]) -> None:
+    """Print a script that completes commands, presets and options in bash or zsh."""
+    options = _parse(CompletionArguments, "completion", arguments or ["--help"])
+    from feedgym.commands.completion import script
+    from feedgym.data.sources import ReadOptions
+
+    taken: dict[str, Any] = {
+        "demo": Demo, "run": RunOptions, "compare": RunOptions, "stage": StageArguments, "evaluate": EvaluateArguments,
+        "watch": WatchArguments, "data": ReadOptions, "simulate": SimulateArguments, "realism": RealismArguments,
+        "check": CheckArguments, "doctor": DoctorArguments,
+    }  # fmt: skip
+    print(script(options.shell, COMMANDS, taken), end="")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command
-    for command in (demo, run, compare, stage, evaluate, watch, data, simulate, realism, check)
+    command.__name__.rstrip("_"): command
+    for command in (
+        *(demo, run, compare, stage, evaluate, watch, data, simulate, realism, check),
+        *(list_, doctor, completion),
+    )
 }
 
 

@@ -598,6 +598,29 @@ def _other_version(path: Path, version: Any) -> ValueError:
     )
 
 
+def made_stages(folder: Path, plan: Plan, kind: str, store: Path | None = None) -> dict[str, str]:
+    """The stages of a plan whose product is there under its present key, and where: "yes", or "in the store".
+
+    Args:
+        folder: of the run, which need not be there.
+        plan: its stages.
+        kind: the name of its kind of configuration.
+        store: the store of a new run; an old one knows its own.
+    """
+    if (folder / CONFIG).exists():
+        store = store_of(folder) if "store" in read_about(folder) else None
+    places = {name: folder / "stages" / name for name in plan}
+    if store is not None:
+        keys = {name: key_of_stage([VERSION, kind, plan.shared[name]]) for name in plan if name not in plan.own}
+        places |= {name: stored_in(store, f"{name}-{key}") for name, key in keys.items()}
+    found = {}
+    for name, place in places.items():
+        with contextlib.suppress(ValueError):  # a damaged product is made again
+            if (mark := read_mark(place)) is not None and mark["key"] == plan[name]:
+                found[name] = "yes" if place.parent == folder / "stages" else "in the store"
+    return found
+
+
 def read_product(folder: Path, load: Callable[[Path], T]) -> T:
     """Read a stage's product from its folder, if its files are those that the stage wrote.
 
