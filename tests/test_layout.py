@@ -24,6 +24,7 @@ LAYERS = (
     "rewards",
     "experiments",
     "api",
+    "commands",
     "cli",
 )
 BESIDE_EACH_OTHER = {"envs": "tokenizers", "tokenizers": "envs"}
