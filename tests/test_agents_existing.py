@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
-from toy_agents import CODES, NUM_CODES, NUM_ITEMS, K, T, dated, scribbled, toy_histories, toy_model, toy_tokenizer
+from toy_agents import (
+    CODES,
+    NUM_CODES,
+    NUM_ITEMS,
+    K,
+    T,
+    allowed,
+    dated,
+    scribbled,
+    toy_histories,
+    toy_model,
+    toy_tokenizer,
+)
 from toy_ranker import ToyRanker
 from toy_users import toy_catalog
 
@@ -244,7 +256,7 @@ def test_a_large_catalogue_is_masked_for_128_samples_a_user_without_a_large_tabl
         exists_UI = torch.from_numpy(catalog.exists(time_s_U.numpy()))
         assert supply_UX[:, 0].tolist() == exists_UI.sum(1).tolist() == trie.num_existing(time_s_U).tolist()
         assert torch.equal(supply_UX[:, trie.path_IL[:-1, -1]] > 0, exists_UI)
-        mask_USC = trie.allowed(trie.root(2 * 128), 0, None, supply_UX).view(2, 128, -1)
+        mask_USC = allowed(trie, trie.root(2 * 128), 0, None, supply_UX).view(2, 128, -1)
         assert (mask_USC == mask_USC[:, :1]).all()
         for mask_C, exists_I in zip(mask_USC[:, 0], exists_UI, strict=True):
             assert torch.equal(mask_C.nonzero()[:, 0], codes_IL[exists_I, 0].unique())
@@ -260,5 +272,5 @@ def test_padding_says_nothing():
 def test_an_item_id_tokenizer_is_dated_too():
     trie = ItemId().fit(torch.zeros(NUM_ITEMS, 1)).trie().dated(CATALOG)
     for time_s in (0.0, DAY_S, 2.5 * DAY_S):
-        mask_C = trie.allowed(trie.root(1), 0, None, trie.supply(torch.tensor([time_s], dtype=torch.float64)))[0]
+        mask_C = allowed(trie, trie.root(1), 0, None, trie.supply(torch.tensor([time_s], dtype=torch.float64)))[0]
         assert mask_C.nonzero()[:, 0].tolist() == plain_existing(time_s / DAY_S)

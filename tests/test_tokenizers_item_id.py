@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_agents import allowed
 
 from feedgym.agents.onerec import OneRec, OneRecConfig
 from feedgym.tokenizers import (
@@ -61,7 +62,7 @@ def test_an_agent_is_made_from_any_tokenizer(tokenizer):
     nodes = tokenizer.trie().root(60)
     for level in range(tokenizer.num_levels):
         code = tokenizer.codes_IL[:, level]
-        assert tokenizer.trie().allowed(nodes, level)[torch.arange(60), code].all()
+        assert allowed(tokenizer.trie(), nodes, level)[torch.arange(60), code].all()
         nodes = tokenizer.trie().child(nodes, code)
     assert tokenizer.trie().item(nodes).tolist() == list(range(60))
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_agents import allowed
 from toy_users import toy_catalog
 
 from feedgym.tokenizers import Trie
@@ -43,7 +44,7 @@ def test_allowed_equals_brute_force_with_and_without_used_items(catalogue, seed)
         # Repeats and padding on purpose; often every item below a prefix is used.
         used = torch.from_numpy(rng.integers(-1, num_items, size=(12, rng.integers(0, 3 * num_items))))
         for blocked in (None, used):
-            got = trie.allowed(nodes, level, blocked)
+            got = allowed(trie, nodes, level, blocked)
             sets = [set()] * 12 if blocked is None else [set(row) for row in used.tolist()]
             expected = [
                 brute_allowed(codes_IL, num_codes, tuple(p), u) for p, u in zip(prefix_RL.tolist(), sets, strict=True)
@@ -71,7 +72,7 @@ def test_allowed_at_a_time_equals_brute_force_over_what_exists(catalogue, seed):
         used = torch.from_numpy(rng.integers(-1, num_items, size=(12, rng.integers(0, 3 * num_items))))
         used = used.masked_fill(~trie.exists(time_s_U.repeat_interleave(3)[:, None], used), -1)
         for blocked in (None, used):
-            got = trie.allowed(nodes, level, blocked, trie.supply(time_s_U))
+            got = allowed(trie, nodes, level, blocked, trie.supply(time_s_U))
             sets = absent_R if blocked is None else [a | set(u) for a, u in zip(absent_R, used.tolist(), strict=True)]
             expected = [
                 brute_allowed(codes_IL, num_codes, tuple(p), u) for p, u in zip(prefix_RL.tolist(), sets, strict=True)
@@ -88,12 +89,12 @@ def test_following_allowed_codes_generates_every_item_once_and_never_dead_ends(c
     for _ in range(len(codes_IL)):
         nodes = trie.root(3)
         for level in range(len(num_codes)):
-            mask = trie.allowed(nodes, level, used)
+            mask = allowed(trie, nodes, level, used)
             assert mask.any(dim=1).all()
             nodes = trie.child(nodes, torch.multinomial(mask.float(), 1, generator=generator)[:, 0])
         used = torch.cat([used, trie.item(nodes)[:, None]], dim=1)
     assert used.sort(dim=1).values.tolist() == [list(range(len(codes_IL)))] * 3
-    assert not trie.allowed(trie.root(3), 0, used).any()
+    assert not allowed(trie, trie.root(3), 0, used).any()
 
 
 @settings(max_examples=40, deadline=None)
@@ -113,7 +114,7 @@ def test_child_and_item_off_the_tree():
     nodes = trie.child(torch.tensor([0, 0, 0, -1, -1]), torch.tensor([0, 1, -1, 0, 4]))
     assert (nodes == -1).tolist() == [False, True, True, True, True]
     assert trie.item(torch.tensor([0, -1])).tolist() == [-1, -1]
-    assert not trie.allowed(torch.tensor([-1]), 1).any()
+    assert not allowed(trie, torch.tensor([-1]), 1).any()
     # A code larger than a level's own must not reach into the next parent's children.
     assert trie.child(trie.child(torch.tensor(0), torch.tensor(0)), torch.tensor(5)).item() == -1
 
@@ -121,20 +122,20 @@ def test_child_and_item_off_the_tree():
 def test_a_prefix_is_masked_only_when_the_last_item_below_it_is_used():
     trie = Trie.from_codes(CODES)
     used = torch.tensor([[1, 1, -1], [1, 3, -1], [1, 3, 2]])
-    assert trie.allowed(trie.root(3), 0, used).tolist() == [
+    assert allowed(trie, trie.root(3), 0, used).tolist() == [
         [True, False, False, True],  # item 1 twice is one item: 2 and 3 are left below code 0
         [True, False, False, True],  # item 2 is left
         [False, False, False, True],  # nothing is left
     ]
     below_0 = trie.child(trie.root(3), torch.tensor(0))
-    assert trie.allowed(below_0, 1, used).tolist() == [[True, False, True], [False, False, True], [False] * 3]
+    assert allowed(trie, below_0, 1, used).tolist() == [[True, False, True], [False, False, True], [False] * 3]
 
 
 def test_rows_do_not_touch_each_other():
     trie = Trie.from_codes(CODES)
     used = torch.tensor([[1, 3], [2, -1]])
-    whole = trie.allowed(trie.root(2), 0, used)
-    alone = torch.cat([trie.allowed(trie.root(1), 0, used[row : row + 1]) for row in range(2)])
+    whole = allowed(trie, trie.root(2), 0, used)
+    alone = torch.cat([allowed(trie, trie.root(1), 0, used[row : row + 1]) for row in range(2)])
     assert torch.equal(whole, alone)
 
 

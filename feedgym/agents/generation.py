@@ -88,11 +88,13 @@ class SeveralSamplings(SamplingConfig):
 
 
 Choice = tuple[Tensor | None, Tensor, Tensor | None]
-"""Parents [U, S] of the new rows, their codes [U, S], and the log-probabilities [U, S] of the draws. Parents are None
-if no row moves. A code is -1 for a beam without a session. The log-probabilities are None if nothing was drawn."""
+"""Parents [U, S] of the new rows, places [U, S] of the chosen children among their siblings, and log-probabilities
+[U, S] of the draws. Parents are None if no row moves. A place is -1 for a beam without a session. The log-probabilities
+are None if nothing was drawn."""
 
-Choose = Callable[[int, Tensor, Tensor], Choice]
-"""Chooses codes, given the step, log-probabilities [U, S, C] (-inf for forbidden codes), and those so far [U, S]."""
+Choose = Callable[[int, Tensor, Tensor, Tensor], Choice]
+"""Chooses codes, given the step, log-probabilities [U, S, W] of the children of each row's node (-inf if forbidden),
+those of the sessions so far [U, S], and the nodes [U, S] of the first children."""
 
 
 @torch.no_grad()
@@ -133,19 +135,19 @@ def draw_sessions(
     def chooser(rows: slice) -> Choose:
         noise_NUS = noise_USN[rows].permute(2, 0, 1).contiguous().to(histories.item_ids_UT.device)
 
-        def choose(step: int, legal_USC: Tensor, logp_US: Tensor) -> Choice:
-            num_users, num_rows, _ = legal_USC.shape
+        def choose(step: int, legal_USW: Tensor, logp_US: Tensor, first_US: Tensor) -> Choice:
+            num_users, num_rows, _ = legal_USW.shape
             # By the inverse of the cumulated weights instead of torch.multinomial: the draw then depends only on the
             # given random numbers, and on no other row of the batch.
-            weights_USC = sampling.weights(legal_USC)
-            cdf = weights_USC.cumsum(-1)
+            weights_USW = sampling.weights(legal_USW)
+            cdf = weights_USW.cumsum(-1)
             total = cdf[..., -1:]
-            draws = noise_NUS[step].view(num_users, weights_USC.shape[1], -1) * total
+            draws = noise_NUS[step].view(num_users, weights_USW.shape[1], -1) * total
             # Rounding may reach the total, after which there is no code.
             draws = torch.minimum(draws, torch.nextafter(total, torch.zeros_like(total)))
-            codes_US = torch.searchsorted(cdf, draws, right=True).view(num_users, n)
-            chosen_US = weights_USC.expand(-1, n, -1).gather(2, codes_US[..., None]).squeeze(2)
-            return (None if num_rows == n else torch.zeros_like(codes_US)), codes_US, chosen_US.log()
+            place_US = torch.searchsorted(cdf, draws, right=True).view(num_users, n)
+            chosen_US = weights_USW.expand(-1, n, -1).gather(2, place_US[..., None]).squeeze(2)
+            return (None if num_rows == n else torch.zeros_like(place_US)), place_US, chosen_US.log()
 
         return choose
 
@@ -163,12 +165,12 @@ def beam_sessions(
 ) -> SessionBatch:
     """The sessions of a beam search, best first; fewer than ``num_beams`` if some user's catalogue has no more."""
 
-    def choose(step: int, legal_USC: Tensor, logp_US: Tensor) -> Choice:
-        num_codes = legal_USC.shape[-1]
-        scores = (logp_US[..., None] + legal_USC).flatten(1)
+    def choose(step: int, legal_USW: Tensor, logp_US: Tensor, first_US: Tensor) -> Choice:
+        num_places = legal_USW.shape[-1]
+        scores = (logp_US[..., None] + legal_USW).flatten(1)
         # The width must not depend on the other users: users with fewer prefixes get rows of probability 0.
         score_US, best_US = scores.topk(min(num_beams, scores.shape[1]), dim=-1)
-        return best_US // num_codes, torch.where(score_US > -torch.inf, best_US % num_codes, -1), None
+        return best_US // num_places, torch.where(score_US > -torch.inf, best_US % num_places, -1), None
 
     sessions = _generate(model, trie, histories, num_beams, session_length, block_seen, lambda rows: choose)
     return _first(sessions, int((sessions.logp_US > -torch.inf).sum(1).min()))
@@ -188,12 +190,12 @@ def score_sessions(
             or an absent one) gets a ``logp_allowed_US`` of +inf, so that ``logp_US - logp_allowed_US`` is -inf.
         block_seen: treat items of the history as forbidden.
     """
-    codes_USN = trie.codes_IL[item_ids_USK].flatten(2)
+    nodes_USN = trie.path_IL[item_ids_USK, 1:].flatten(2)
 
     def chooser(rows: slice) -> Choose:
-        def choose(step: int, legal_USC: Tensor, logp_US: Tensor) -> Choice:
-            codes_US = codes_USN[rows, :, step]
-            return (None if step else torch.zeros_like(codes_US)), codes_US, None
+        def choose(step: int, legal_USW: Tensor, logp_US: Tensor, first_US: Tensor) -> Choice:
+            place_US = nodes_USN[rows, :, step] - first_US
+            return (None if step else torch.zeros_like(place_US)), place_US, None
 
         return choose
 
@@ -230,7 +232,7 @@ def item_log_probs(
     Returns:
         float32 [U, S, K], -inf where the item cannot be drawn there, and at all places below such a one.
     """
-    codes_USN = trie.codes_IL[item_ids_USK].flatten(2)
+    nodes_USN = trie.path_IL[item_ids_USK, 1:].flatten(2)
     num_samples, session_length = item_ids_USK.shape[1:]
     blocks: list[list[Tensor]] = []
 
@@ -238,11 +240,11 @@ def item_log_probs(
         logp_NUS: list[Tensor] = []
         blocks.append(logp_NUS)
 
-        def choose(step: int, legal_USC: Tensor, logp_US: Tensor) -> Choice:
-            codes_US = codes_USN[rows, :, step]
-            chance_USC = sampling.weights(legal_USC).expand(-1, num_samples, -1)
-            logp_NUS.append(chance_USC.gather(2, codes_US[..., None]).squeeze(2).log())
-            return (None if step else torch.zeros_like(codes_US)), codes_US, None
+        def choose(step: int, legal_USW: Tensor, logp_US: Tensor, first_US: Tensor) -> Choice:
+            place_US = nodes_USN[rows, :, step] - first_US
+            chance_USW = sampling.weights(legal_USW).expand(-1, num_samples, -1)
+            logp_NUS.append(chance_USW.gather(2, place_US[..., None]).squeeze(2).log())
+            return (None if step else torch.zeros_like(place_US)), place_US, None
 
         return choose
 
@@ -346,28 +348,30 @@ def _block(
         level = step % num_levels
         offset = vocabulary.level_offset(level)
         logits_USV = model.step(tokens_USM, state)
-        logits_USC = logits_USV[..., offset : offset + trie.num_codes[level]]
         # The trie takes flat rows of users and samples. A row must not repeat its own items, nor write blocked ones.
         blocked_USJ = blocked_UJ[:, None].expand(-1, rows.items_USK.shape[1], -1)
         used_RJ = torch.cat([rows.items_USK, blocked_USJ], dim=2).flatten(0, 1)
-        nodes_R = rows.nodes_US.flatten()
+        children = trie.children(rows.nodes_US.flatten(), level, used_RJ, supply_UX)
         # Over the whole vocabulary, as in training. The mass on existing codes, and on codes that may be chosen, is
         # kept separately: the log-probability among these is a difference.
-        logp_USC = logits_USC - logits_USV.logsumexp(-1, keepdim=True)
-        legal_US = _mass(logp_USC, trie.allowed(nodes_R, level, None, supply_UX))
-        allowed_RC = trie.allowed(nodes_R, level, used_RJ, supply_UX)
-        allowed_US = _mass(logp_USC, allowed_RC)
-        parent_US, codes_US, drawn_US = choose(
-            step, logp_USC.masked_fill(~allowed_RC.view_as(logp_USC), -torch.inf), rows.logp_US
-        )
+        shape = rows.nodes_US.shape
+        logits_RW = children.of(logits_USV.flatten(0, 1)[:, offset : offset + trie.num_codes[level]])
+        logp_USW = logits_RW.view(*shape, -1) - logits_USV.logsumexp(-1, keepdim=True)
+        legal_US = _only(logp_USW, children.exists_RW).logsumexp(-1)
+        free_USW = _only(logp_USW, children.free_RW)
+        allowed_US = legal_US if children.free_RW is children.exists_RW else free_USW.logsumexp(-1)
+        first_US = children.first_R1.view(shape)
+        parent_US, place_US, drawn_US = choose(step, free_USW, rows.logp_US, first_US)
         # All rows of a user start equal and diverge at the first choice; a beam search reorders them at every step.
+        row_US = torch.arange(shape[1], device=first_US.device) if parent_US is None else parent_US
+        logp_US = logp_USW.flatten(1).gather(1, row_US * logp_USW.shape[2] + place_US.clamp_min(0))
         if parent_US is not None:
             state.select(parent_US)
             rows = rows.select(parent_US)
-            legal_US, allowed_US = legal_US.gather(1, parent_US), allowed_US.gather(1, parent_US)
-            logp_USC = logp_USC.gather(1, parent_US[..., None].expand(-1, -1, logp_USC.shape[-1]))
-        rows = rows.advance(trie, codes_US, logp_USC, legal_US, allowed_US, drawn_US)
-        tokens_USM = (codes_US.clamp_min(0) + offset)[..., None]  # a beam without a session must read some token too
+            legal_US, allowed_US, first_US = (v.gather(1, parent_US) for v in (legal_US, allowed_US, first_US))
+        nodes_US = torch.where(place_US < 0, -1, first_US + place_US)
+        rows = rows.advance(nodes_US, logp_US, legal_US, allowed_US, drawn_US)
+        tokens_USM = (trie.code_X[nodes_US] + offset)[..., None]  # a beam without a session must read some token too
         if level == num_levels - 1:
             rows = rows.with_item(trie)
             tokens_USM = torch.nn.functional.pad(tokens_USM, (0, 1), value=vocabulary.bos_id)
@@ -380,9 +384,9 @@ def _block(
     )
 
 
-def _mass(logp_USC: Tensor, mask_RC: Tensor) -> Tensor:
-    """Log of the probability [U, S] on the codes of a mask."""
-    return logp_USC.masked_fill(~mask_RC.view_as(logp_USC), -torch.inf).logsumexp(-1)
+def _only(logp_USW: Tensor, mask_RW: Tensor) -> Tensor:
+    """The log-probabilities where a mask is true, elsewhere -inf."""
+    return logp_USW.masked_fill(~mask_RW.view_as(logp_USW), -torch.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,20 +429,13 @@ class _UnfinishedSessions:
         return _UnfinishedSessions(items_USK=self.items_USK.gather(1, parent_USK), **flat)
 
     def advance(
-        self,
-        trie: Trie,
-        codes_US: Tensor,
-        logp_USC: Tensor,
-        legal_US: Tensor,
-        allowed_US: Tensor,
-        drawn_US: Tensor | None,
+        self, nodes_US: Tensor, logp_US: Tensor, legal_US: Tensor, allowed_US: Tensor, drawn_US: Tensor | None
     ) -> _UnfinishedSessions:
-        """Add one code; -1 gives probability 0."""
-        logp_US = logp_USC.gather(2, codes_US.clamp_min(0)[..., None]).squeeze(2)
+        """Add one code, which leads to the nodes; -1 gives probability 0."""
         return replace(
             self,
-            nodes_US=trie.child(self.nodes_US, codes_US),
-            logp_US=self.logp_US + logp_US.masked_fill(codes_US < 0, -torch.inf),
+            nodes_US=nodes_US,
+            logp_US=self.logp_US + logp_US.masked_fill(nodes_US < 0, -torch.inf),
             logp_legal_US=self.logp_legal_US + legal_US,
             logp_allowed_US=self.logp_allowed_US + allowed_US,
             logp_drawn_US=torch.full_like(logp_US, torch.nan) if drawn_US is None else self.logp_drawn_US + drawn_US,

@@ -127,7 +127,11 @@ class DecoderLayer(CrossDecoderLayer):
 
     def step(self, x_MRD: Tensor, layer_idx: int, state: DecodingState, num_queries: int) -> Tensor:
         """Output [num_queries, R, D] of the newest M positions; the state's rows are sorted by user."""
-        return self._experts(self.attend_step(x_MRD, layer_idx, state, num_queries))[0]
+        return state.feed_forward(self, state.attend(self, x_MRD, layer_idx, num_queries))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The mixture of experts."""
+        return self._experts(x)[0]
 
     def _experts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         update, router_logits = self.experts(self.norm_ff(x).flatten(0, 1))
@@ -182,6 +186,7 @@ class OneRecBackbone(EncoderDecoder):
         num_new = tokens_USM.shape[2]
         positions_MD = self.positions.weight[state.length : state.length + num_new]
         x_MRD = self.tokens(tokens_USM.flatten(0, 1).T) + positions_MD[:, None]
+        state.begin(num_new)
         for i, layer in enumerate(self.layers):
             # Only the newest position is read at the end, so the last layer computes no other.
             x_MRD = layer.step(x_MRD, i, state, 1 if i == len(self.layers) - 1 else num_new)

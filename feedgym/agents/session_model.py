@@ -22,6 +22,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput, ModelOutput
 
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig
+from feedgym.agents.layers.compiled import CompiledDecoding, can_compile
 from feedgym.agents.layers.transformer import DecodingState
 from feedgym.agents.saved import SizedConfig, load_saved
 from feedgym.data.batches import HISTORY_COLUMNS, EventBatch
@@ -104,14 +105,21 @@ class EncoderDecoder(SessionBackbone):
     encoder: nn.Module
     layers: Any
 
+    def read(self, histories: EventBatch) -> tuple[Tensor, Tensor]:
+        """The encoder's output [U, T', D] and its mask [U, 1, 1, T']."""
+        return self.encoder(histories, self.history_tokens(histories))
+
     def encode(self, histories: EventBatch) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """Each decoder layer's cross-attention keys and values, and the mask [U, 1, 1, T']."""
-        memory, mask = self.encoder(histories, self.history_tokens(histories))
+        memory, mask = self.read(histories)
         return [layer.cross.project(memory) for layer in self.layers], mask
 
-    def start(self, histories: EventBatch, max_tokens: int) -> DecodingState:
+    def start(self, histories: EventBatch, max_tokens: int) -> DecodingState | CompiledDecoding:
         """Encode the histories and allocate ``max_tokens`` decoder positions; one row per user."""
-        return DecodingState(*self.encode(histories), max_tokens)
+        memory, mask = self.read(histories)
+        if can_compile(self.layers[0], memory, mask):
+            return CompiledDecoding([layer.cross.kv(memory) for layer in self.layers], mask, max_tokens, self.layers[0])
+        return DecodingState([layer.cross.project(memory) for layer in self.layers], mask, max_tokens)
 
 
 class SessionModel(PreTrainedModel, GenerationMixin):

@@ -158,13 +158,14 @@ class DecoderLayer(CrossDecoderLayer):
 
     def forward(self, x_RMD: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor, bias: Tensor) -> Tensor:
         """Output [R, M, D] of whole sequences."""
-        return self._feed_forward(self.attend(x_RMD, memory, mask, bias))
+        return self.feed_forward(self.attend(x_RMD, memory, mask, bias))
 
     def step(self, x_MRD: Tensor, layer_idx: int, state: DecodingState, bias_HQM: Tensor) -> Tensor:
         """Output [Q, R, D] of the newest Q positions; the state's rows are sorted by user."""
-        return self._feed_forward(self.attend_step(x_MRD, layer_idx, state, bias_HQM.shape[1], bias_HQM))
+        return state.feed_forward(self, state.attend(self, x_MRD, layer_idx, bias_HQM.shape[1], bias_HQM))
 
-    def _feed_forward(self, x: Tensor) -> Tensor:
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Two matrices with ReLU between them."""
         return x + self.dropout(self.down(self.up(self.norm_ff(x)).relu()))
 
 
@@ -182,13 +183,13 @@ class TigerBackbone(EncoderDecoder):
         self.norm = nn.RMSNorm(config.d_model, eps=1e-6)
         self.dropout = nn.Dropout(config.dropout)
 
-    def encode(self, histories: EventBatch) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    def read(self, histories: EventBatch) -> tuple[Tensor, Tensor]:
         """Encode as in :class:`EncoderDecoder`, but only the events that the model reads."""
         keep_UT = histories.mask_UT
         if self.config.only_positives:
             positive = [BEHAVIOUR_IDX[name] for name in self.config.positives]
             keep_UT = keep_UT & (histories.behaviours_UTB[..., positive] > 0).any(-1)
-        return super().encode(newest_events(histories, keep_UT, self.config.history_length))
+        return super().read(newest_events(histories, keep_UT, self.config.history_length))
 
     def forward(
         self,
@@ -220,6 +221,7 @@ class TigerBackbone(EncoderDecoder):
         num_new = tokens_USM.shape[2]
         bias_HQM = self.bias(state.length + num_new, num_new)
         x_MRD = self.tokens(tokens_USM.flatten(0, 1).T)
+        state.begin(num_new)
         for i, layer in enumerate(self.layers):
             # Only the newest position is read at the end, so the last layer computes no other.
             x_MRD = layer.step(x_MRD, i, state, bias_HQM[:, -1:] if i == len(self.layers) - 1 else bias_HQM)

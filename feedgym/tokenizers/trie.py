@@ -25,6 +25,29 @@ from feedgym.data.events import Catalog
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Children:
+    """Children of R nodes of one level, side by side; a child's place is its number among its siblings.
+
+    Attributes:
+        first_R1: int64, node of the first child; the child at place w is this node plus w.
+        code_RW: int64, code that leads to each child; [1, W] if it is the same for all rows.
+        exists_RW: bool, there is a child with existing items below it.
+        free_RW: bool, some of these are not used.
+    """
+
+    first_R1: Tensor
+    code_RW: Tensor
+    exists_RW: Tensor
+    free_RW: Tensor
+
+    def of(self, values_RC: Tensor) -> Tensor:
+        """The entries [R, W] of the children's codes; arbitrary where there is no child."""
+        if len(self.code_RW) == 1:
+            return values_RC[:, self.code_RW[0]]
+        return values_RC.gather(1, self.code_RW)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Trie:
     """A prefix tree over the items' code tuples. Build it with :meth:`from_codes`.
 
@@ -35,6 +58,7 @@ class Trie:
         codes_IL: int64 [I+1, L] codes of the items; row -1 is -1.
         path_IL: int64 [I+1, L+1] the nodes on the path to each item, root first; row -1 is -2, which is not a node.
         edge_key: int64 [X-1] parent x max(num_codes) + code, ascending.
+        code_X: int64 [X+1] the code that leads to the node; 0 for the root and in the last row.
         first_edge_X: int64 [X+1] the edge to the node's first child.
         num_children_X: int64 [X+1].
         num_items_X: int64 [X+1] items below the node.
@@ -49,6 +73,7 @@ class Trie:
     codes_IL: Tensor
     path_IL: Tensor
     edge_key: Tensor
+    code_X: Tensor
     first_edge_X: Tensor
     num_children_X: Tensor
     num_items_X: Tensor
@@ -103,6 +128,7 @@ class Trie:
             codes_IL=torch.from_numpy(np.vstack([codes, np.full((1, num_levels), -1)])),
             path_IL=torch.from_numpy(by_item),
             edge_key=torch.from_numpy(edge_key),
+            code_X=torch.from_numpy(np.concatenate([[0], edge_key % max(num_codes), [0]])),
             first_edge_X=torch.from_numpy(np.cumsum(num_children_X) - num_children_X),
             num_children_X=torch.from_numpy(num_children_X),
             num_items_X=torch.from_numpy(num_items_X),
@@ -175,12 +201,12 @@ class Trie:
         """int64 [R] the root, once per row."""
         return self.codes_IL.new_zeros(num_rows)
 
-    def allowed(
+    def children(
         self, nodes_R: Tensor, level: int, used_items_RJ: Tensor | None = None, supply_UX: Tensor | None = None
-    ) -> Tensor:
-        """Mask of the codes that may come next.
+    ) -> Children:
+        """The codes that may come next.
 
-        A code is forbidden if every item below it is used or absent. So a prefix never leads to a dead end as long as
+        A code is not free if every item below it is used or absent. So a prefix never leads to a dead end as long as
         the row has any unused item left.
 
         Args:
@@ -189,51 +215,48 @@ class Trie:
             used_items_RJ: int64 items the row may not generate (already in the session, or in the history to block),
                 padded with -1; an item may be there twice.
             supply_UX: from :meth:`supply`, if only existing items may be generated; the used items must exist then.
-
-        Returns:
-            bool [R, C], where C is the number of codes of that level.
         """
-        if level == 0:  # all rows of a user are at the root: look its children up once
-            num_users = 1 if supply_UX is None else len(supply_UX)
-            mask_UC = self._children(nodes_R.new_zeros(num_users), level, supply_UX)
-            mask_RC = (mask_UC[:, None] & (nodes_R == 0).view(num_users, -1, 1)).flatten(0, 1)
-        else:
-            mask_RC = self._children(nodes_R, level, supply_UX)
-        fewest = self.fewest[level] if supply_UX is None else 1
-        if used_items_RJ is not None and used_items_RJ.shape[1] >= fewest:
-            mask_RC.scatter_(1, self._exhausted(nodes_R, level, used_items_RJ, supply_UX), False)
-        return mask_RC[:, :-1]
-
-    def _children(self, nodes_R: Tensor, level: int, supply_UX: Tensor | None) -> Tensor:
-        """Bool [R, C+1]: the codes of the nodes' children; the last column collects everything that is not a code."""
         # Each row has as many places as the widest node has children, so that rows of different nodes form one array.
-        # Places without a child write into an extra column, which avoids a mask over (row, place).
         place_W = torch.arange(self.widest[level], device=nodes_R.device)
-        edge_RW = (self.first_edge_X[nodes_R][:, None] + place_W).clamp(max=len(self.edge_key) - 1)
-        real_RW = place_W < self.num_children_X[nodes_R][:, None]
+        # All rows of a user are at the root first: look its children up once.
+        num_users = 1 if supply_UX is None else len(supply_UX)
+        parent_R = nodes_R if level else nodes_R.new_zeros(num_users)
+        first_R1 = self.first_edge_X[parent_R][:, None] + 1
+        child_RW = (first_R1 + place_W).clamp(max=len(self.edge_key))
+        exists_RW = place_W < self.num_children_X[parent_R][:, None]
         if supply_UX is not None:
-            real_RW &= _of_user(supply_UX, edge_RW + 1) > 0
-        code_RW = torch.where(real_RW, self.edge_key[edge_RW] % max(self.num_codes), self.num_codes[level])
-        mask_RC = torch.zeros(len(nodes_R), self.num_codes[level] + 1, dtype=torch.bool, device=nodes_R.device)
-        return mask_RC.scatter_(1, code_RW, True)
+            exists_RW &= _of_user(supply_UX, child_RW) > 0
+        code_RW = self.code_X[child_RW]
+        if level == 0:
+            exists_RW = (exists_RW[:, None] & (nodes_R == 0).view(num_users, -1, 1)).flatten(0, 1)
+            first_R1 = first_R1[:1].expand(len(nodes_R), 1)
+            code_RW = code_RW[:1]
+        free_RW, fewest = exists_RW, self.fewest[level] if supply_UX is None else 1
+        if used_items_RJ is not None and used_items_RJ.shape[1] >= fewest:
+            place_RJ = self._exhausted(nodes_R, first_R1, level, used_items_RJ, supply_UX)
+            free_RW = torch.nn.functional.pad(exists_RW, (0, 1)).scatter_(1, place_RJ, False)[:, :-1]
+        return Children(first_R1=first_R1, code_RW=code_RW, exists_RW=exists_RW, free_RW=free_RW)
 
-    def _exhausted(self, nodes_R: Tensor, level: int, used_items_RJ: Tensor, supply_UX: Tensor | None) -> Tensor:
-        """int64 [R, J] codes below which all items are used; C where a used item exhausts none."""
-        num_codes, last = self.num_codes[level], level == self.num_levels - 1
-        # A child is exhausted if all items below it are used. Only the parents of used items can be, so J codes per row
-        # are checked instead of all C. Sorting brings an item's copies together.
+    def _exhausted(
+        self, nodes_R: Tensor, first_R1: Tensor, level: int, used_items_RJ: Tensor, supply_UX: Tensor | None
+    ) -> Tensor:
+        """int64 [R, J] places of children below which all items are used; W where a used item exhausts none."""
+        widest, last = self.widest[level], level == self.num_levels - 1
+        # A child is exhausted if all items below it are used. Only the parents of used items can be, so J places per
+        # row are checked instead of all W. Sorting brings an item's copies together.
         used_RJ = used_items_RJ if last else used_items_RJ.sort(dim=1).values
         under_RJ = self.path_IL[used_RJ, level] == nodes_R[:, None]
         if not last:  # an item listed twice counts once; at the last level a child is one item and nothing is counted
             under_RJ[:, 1:] &= used_RJ[:, 1:] != used_RJ[:, :-1]
-        code_RJ = torch.where(under_RJ, self.codes_IL[used_RJ, level], num_codes)
+        child_RJ = self.path_IL[used_RJ, level + 1]
+        place_RJ = torch.where(under_RJ, child_RJ - first_R1, widest)
         if last:
-            return code_RJ
-        count_RC = torch.zeros(len(nodes_R), num_codes + 1, dtype=torch.int32, device=nodes_R.device)
-        count_RC.scatter_add_(1, code_RJ, torch.ones_like(code_RJ, dtype=torch.int32))
-        child_RJ = self.path_IL[used_RJ, level + 1].clamp(min=0)
+            return place_RJ
+        count_RW = torch.zeros(len(nodes_R), widest + 1, dtype=torch.int32, device=nodes_R.device)
+        count_RW.scatter_add_(1, place_RJ, torch.ones_like(place_RJ, dtype=torch.int32))
+        child_RJ = child_RJ.clamp(min=0)
         below_RJ = self.num_items_X[child_RJ] if supply_UX is None else _of_user(supply_UX, child_RJ)
-        return torch.where(under_RJ & (count_RC.gather(1, code_RJ) >= below_RJ), code_RJ, num_codes)
+        return torch.where(under_RJ & (count_RW.gather(1, place_RJ) >= below_RJ), place_RJ, widest)
 
     def child(self, nodes: Tensor, codes: Tensor) -> Tensor:
         """The nodes [...] reached from ``nodes`` by ``codes`` (shapes broadcast); -1 where the code is illegal."""

@@ -66,6 +66,34 @@ class DecodingState:
         selected[:, :, : self.length] = self.cache[:, :, : self.length].index_select(3, rows)
         self.cache = selected
 
+    def begin(self, num_new: int) -> None:
+        """Called before the layers read ``num_new`` new positions of all rows."""
+
+    def attend(
+        self, layer: DecoderLayer, x_MRD: Tensor, layer_idx: int, num_queries: int, bias_HQM: Tensor | None = None
+    ) -> Tensor:
+        """Both attentions of the newest M positions.
+
+        Args:
+            layer: the layer.
+            x_MRD: the new positions of rows that are sorted by user.
+            layer_idx: the layer's number.
+            num_queries: Q, the number of the last new positions that need an output.
+            bias_HQM: added to the scores of self-attention.
+
+        Returns:
+            [Q, R, D].
+        """
+        keys, values = self.cache[layer_idx]
+        normed = layer.norm_attention(x_MRD)
+        attended = layer.attention.step(normed, keys, values, self.length, num_queries, bias_HQM)
+        x_QRD = x_MRD[-num_queries:] + attended
+        return x_QRD + layer.cross.step(layer.norm_cross(x_QRD), *self.memory[layer_idx], self.mask)
+
+    def feed_forward(self, layer: DecoderLayer, x_QRD: Tensor) -> Tensor:
+        """The layer's feed-forward part."""
+        return layer.feed_forward(x_QRD)
+
 
 class DecoderLayer(nn.Module):
     """Causal self-attention and cross-attention; a subclass adds the feed-forward part."""
@@ -99,17 +127,6 @@ class DecoderLayer(nn.Module):
         x_RMD = x_RMD + self.dropout(self.attention(normed, mask=bias, causal=bias is None))
         return x_RMD + self.dropout(self.cross.of_rows(self.norm_cross(x_RMD), *memory, mask))
 
-    def attend_step(
-        self,
-        x_MRD: Tensor,
-        layer_idx: int,
-        state: DecodingState,
-        num_queries: int,
-        bias_HQM: Tensor | None = None,
-    ) -> Tensor:
-        """Both attentions of the newest M positions, [num_queries, R, D]; the state's rows are sorted by user."""
-        keys, values = state.cache[layer_idx]
-        normed = self.norm_attention(x_MRD)
-        attended = self.attention.step(normed, keys, values, state.length, num_queries, bias_HQM)
-        x_MRD = x_MRD[-num_queries:] + attended
-        return x_MRD + self.cross.step(self.norm_cross(x_MRD), *state.memory[layer_idx], state.mask)
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """The feed-forward part with its norm and residual connection."""
+        raise NotImplementedError
