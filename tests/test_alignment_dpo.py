@@ -10,7 +10,8 @@ import torch
 from toy_contrasts import K, P, logp, make_histories, make_hstu, make_model, make_preferences, make_tiger, weights
 
 from feedgym.agents.alignment.contrasts import Logps
-from feedgym.agents.alignment.dpo import DPORoundConfig, dpo_round, paired
+from feedgym.agents.alignment.dpo import DPO, DPORoundConfig, dpo_round, paired
+from feedgym.agents.alignment.trainer import _RoundTrainer, run_round
 from feedgym.data.parquet import read_batch
 
 CONFIG = DPORoundConfig(epochs=2, batch_size=8, learning_rate=3e-3)
@@ -217,3 +218,25 @@ def test_settings_are_checked(settings, message):
 def test_importing_the_module_does_not_import_trl():
     code = "import sys, feedgym.agents.alignment.dpo as dpo; dpo.DPORoundConfig(); print('trl' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_round_takes_log_probabilities_from_sampling_if_the_model_drew_the_sessions(tmp_path, monkeypatch):
+    model, histories, preferences = make_model(), make_histories(), make_preferences()
+    asked, logps = [], _RoundTrainer.logps
+    monkeypatch.setattr(_RoundTrainer, "logps", lambda *args: asked.append(1) or logps(*args))
+    drawn_PS = torch.stack([logp(model, histories, ids) for ids in (preferences.chosen_PK, preferences.rejected_PK)], 1)
+    found = {}
+    for name, sampled_PS in (("computed", None), ("sampled", drawn_PS), ("of another model", drawn_PS + 0.1)):
+        asked.clear()
+        contrasts = paired(learner := copy.deepcopy(model), histories, preferences)
+        contrasts.sampled_logp_PS = sampled_PS
+        metrics = run_round(DPO(CONFIG), learner, contrasts, tmp_path / name)
+        kept = read_batch(Logps, tmp_path / name / "reference" / "reference.safetensors")
+        torch.testing.assert_close(kept.own_PS, drawn_PS)
+        assert torch.equal(kept.own_PS, kept.reference_PS)
+        assert metrics["first_margin"] == pytest.approx(0.0, abs=1e-5)
+        assert len(asked) == (1 if name == "sampled" else 2)  # once at the end, for the figures
+        found[name] = weights(learner)
+    for name, value in found["computed"].items():
+        torch.testing.assert_close(found["sampled"][name], value, rtol=1e-3, atol=1e-5)
+        assert torch.equal(found["of another model"][name], value)

@@ -7,7 +7,7 @@ killed run resumes from its last complete checkpoint and ends with exactly the w
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,8 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, cast, get_args
 import torch
 from annotated_types import Interval
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from feedgym.agents.layers.moe import expert_load
 from feedgym.data.batches import EventBatch
@@ -27,6 +26,9 @@ from feedgym.protocols import GenerativeAgent
 from feedgym.ranges import BelowOne, Count, CountOrZero, LearningRate, NonNegative, Ranged, Seed, StepsOrZero
 
 Schedule = Literal["cosine", "linear", "constant_with_warmup", "inverse_sqrt"]
+
+POOL = 50
+"""Number of batches whose rows are sorted by length together: enough for little padding, few enough to stay mixed."""
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called after each step with the number of steps done, the total number and the latest metrics."""
@@ -242,7 +244,7 @@ class _Trainer(Sealing, Trainer):
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         examples = cast(Examples, self.train_dataset)
-        return _LikeLengths(self.args.train_batch_size, examples.lengths_N.tolist(), self.args.data_seed or 0)
+        return _LikeLengths(self.args.train_batch_size, examples.lengths_N.cpu(), self.args.data_seed or 0)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -263,21 +265,34 @@ class _Trainer(Sealing, Trainer):
         super().log(logs, start_time)
 
 
-class _LikeLengths(LengthGroupedSampler):
-    """The Trainer's sampler of rows of similar length, with an order that depends only on the seed and the epoch.
+class _LikeLengths(Sampler[int]):
+    """An order of rows in which every batch holds rows of similar length, decided by the seed and the epoch alone.
 
-    The Trainer's order comes from torch's global generator, whose state is lost when a training resumes within an
+    The Trainer's own sampler goes through each pool from long rows to short ones, so that what is learned last depends
+    on the length. It also draws from torch's global generator, whose state is lost when a training resumes within an
     epoch.
     """
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths)
-        self.seed = seed
+    def __init__(self, batch_size: int, lengths_N: Tensor, seed: int) -> None:
+        self.batch_size, self.lengths_N, self.seed = batch_size, lengths_N, seed
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; the Trainer calls this before each one."""
         self.generator = torch.Generator().manual_seed(self.seed + epoch)
+
+    def __len__(self) -> int:
+        return len(self.lengths_N)
+
+    def __iter__(self) -> Iterator[int]:
+        num = len(self.lengths_N)
+        order_N = torch.randperm(num, generator=self.generator)
+        for pool_N in order_N.split(POOL * self.batch_size):  # views: this sorts in place
+            pool_N.copy_(pool_N[self.lengths_N[pool_N].argsort(stable=True)])
+        whole = num // self.batch_size * self.batch_size
+        batches = order_N[:whole].view(-1, self.batch_size)
+        batches = batches[torch.randperm(len(batches), generator=self.generator)]
+        return iter(torch.cat([batches.flatten(), order_N[whole:]]).tolist())
 
 
 class _Finished(Exception):

@@ -134,6 +134,7 @@ class Contrasts:
         logged_PM: int64 decoder tokens of the logged sessions.
         histories: P rows.
         prob_win_PS: see :class:`Opinions`.
+        sampled_logp_PS: log-probabilities of the sessions under the model that drew them; None if unknown.
         logps: log-probabilities at the start of the round; must be set before training.
     """
 
@@ -146,6 +147,7 @@ class Contrasts:
         item_ids_PSK: Tensor,
         logged_PK: Tensor,
         prob_win_PS: Tensor | None = None,
+        sampled_logp_PS: Tensor | None = None,
     ) -> None:
         if not len(item_ids_PSK) or len(histories) != len(item_ids_PSK):
             raise ValueError(
@@ -164,6 +166,7 @@ class Contrasts:
         self.tokens_PSM = model.session_tokens(item_ids_PSK.flatten(0, 1)).cpu().view(*item_ids_PSK.shape[:2], -1)
         self.logged_PM = model.session_tokens(logged_PK).cpu()
         self.histories, self.prob_win_PS = histories.to("cpu"), prob_win_PS
+        self.sampled_logp_PS = sampled_logp_PS
 
     def __len__(self) -> int:
         return len(self.tokens_PSM)

@@ -57,6 +57,7 @@ class PreferenceMethod(PreferenceLoss):
             choice.of(sampled.item_ids_USK),
             logged_UK[choice.user_idx_P],
             self.prob_win(sampled, choice),
+            choice.of(sampled.logp_US),
         )
         return {"pairs": len(choice), **run_round(self, model, contrasts, work, progress, reference)}
 

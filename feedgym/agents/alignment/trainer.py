@@ -7,8 +7,9 @@ enter it:
 
     - Contrasts share one encoded history (:mod:`feedgym.agents.alignment.contrasts`), and the logged sessions are added
       as further rows. So a step is one forward pass, and one load-balancing loss covers all its tokens.
-    - The log-probabilities under the reference (the model itself before training, if no other is given) are computed
-      once, before the first step. They are kept in the round's folder, so a killed round can continue with them.
+    - The log-probabilities under the reference (the model itself before training, if no other is given) are those of
+      sampling, if this model drew the sessions; otherwise they are computed before the first step. They are kept in the
+      round's folder, so a killed round can continue with them.
     - All randomness is off in policy and reference, so the first step has the margin 0. TRL switches off every
       ``nn.Dropout``, so any other random part that a model applies to sessions must be one (as HSTU's hidden actions
       are).
@@ -46,6 +47,11 @@ from feedgym.tokenizers.vocabulary import Vocabulary
 
 SCORED = ("input_ids", "attention_mask", "completion_mask", *HISTORY_COLUMNS)
 """Columns of a batch that score its sessions."""
+SCORED_TOGETHER = 64
+"""Contrasts scored at a time outside of training steps, where no gradients take memory."""
+ASKED, SAME = 8, 1e-4
+"""Contrasts that are scored to see whether the model drew the sessions, and how far apart, in nats and relatively,
+log-probabilities of the same model may be."""
 
 
 def run_round(
@@ -168,18 +174,34 @@ class _RoundTrainer(Sealing):
     @torch.no_grad()
     def logps(self: Any, model: nn.Module, mismatched: bool = False) -> Tensor:
         """Log-probabilities [P, S] of all sessions under a model that TRL has prepared."""
-        found = []
-        for row_P in torch.arange(len(self.contrasts)).split(self.method.config.batch_size):
-            batch = self._prepare_inputs(self.contrasts.batch(row_P, mismatched))
-            with self.accelerator.autocast():
-                found.append(_scores(model, batch).log_probs.sum(1).view(-1, len(row_P)).T)
-        return torch.cat(found).cpu()
+        size = max(self.method.config.batch_size, SCORED_TOGETHER)
+        parts = torch.arange(len(self.contrasts)).split(size)
+        return torch.cat([self._logps_of(model, row_P, mismatched) for row_P in parts])
+
+    def _logps_of(self: Any, model: nn.Module, row_P: Tensor, mismatched: bool = False) -> Tensor:
+        batch = self._prepare_inputs(self.contrasts.batch(row_P, mismatched))
+        with self.accelerator.autocast():
+            return _scores(model, batch).log_probs.sum(1).view(-1, len(row_P)).T.cpu()
+
+    @torch.no_grad()
+    def own_logps(self: Any) -> Tensor:
+        """Log-probabilities [P, S] of all sessions under the model that is to be trained.
+
+        Those from sampling are taken if this model drew the sessions, which is asked of the first few.
+        """
+        known_PS = self.contrasts.sampled_logp_PS
+        if known_PS is not None:
+            some_P = torch.arange(min(len(known_PS), ASKED))
+            logp_PS = self._logps_of(self.model, some_P)
+            if torch.allclose(logp_PS, known_PS[some_P].to(logp_PS), rtol=SAME, atol=SAME):
+                return known_PS.to("cpu", logp_PS.dtype)
+        return self.logps(self.model)
 
     def first_logps(self: Any, folder: Path, reference: Any, kept: bool) -> Logps:
         """Log-probabilities at the round's start: computed now, or read from what a killed round left in ``folder``."""
         path = folder / "reference.safetensors"
         if not kept:
-            own_PS = self.logps(self.model)
+            own_PS = self.own_logps()
             with nullcontext(self.model) if reference is None else _ready(reference, self.args.device) as judge:
                 reference_PS = own_PS if reference is None else self.logps(judge)
                 mismatched_PS = self.logps(judge, mismatched=True) if self.method.trainer == "KTOTrainer" else None
