@@ -128,8 +128,8 @@ class AlignConfig(UsersConfig):
     """Items seen before those T events that the platform remembers. Agents leave them out, as they do items of the
     history, but no model reads them. Users remember longer than agents, so without it late visits repeat many items."""
     split: Splitting = "users"
-    """Judges on a recorded log: a tenth of the users, or (time) the last tenth of all sessions, while models are
-    trained on the events before that moment."""
+    """Part of a recorded log that judges: a tenth of the users, or (time) the last tenth of all sessions. With time,
+    models are trained only on the events before that moment."""
     split_seed: Seed = 0
     """Seed that decides which users are held out from training to check the reward model."""
     tokenizer: str = "residual_kmeans"
