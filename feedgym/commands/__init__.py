@@ -1,1 +1,1 @@
-"""Commands of the program that run no experiment: each file one command, imported when it is called."""
+"""Commands of the program that run no experiment: one file per command, imported when it is called."""

@@ -14,7 +14,7 @@ SHELLS = {
     "bash": "feedgym completion bash > ~/.local/share/bash-completion/completions/feedgym",
     "zsh": "feedgym completion zsh >> ~/.zshrc",
 }
-"""The shells, and what to do with the script."""
+"""Per shell, a command that installs the script."""
 
 SCRIPT = """\
 # Completes feedgym's commands, presets and options. Write it to a file that your shell reads:
@@ -38,7 +38,7 @@ ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashc
 
 
 def script(shell: str, commands: Mapping[str, Callable[..., None]], arguments: Mapping[str, Any]) -> str:
-    """The script of a shell.
+    """Returns the script for a shell.
 
     Args:
         shell: one of :data:`SHELLS`.
@@ -46,11 +46,11 @@ def script(shell: str, commands: Mapping[str, Callable[..., None]], arguments: M
         arguments: the dataclass of the options of each command that has one.
 
     Raises:
-        ValueError: the shell is another.
+        ValueError: the shell is not one of :data:`SHELLS`.
     """
     if shell not in SHELLS:
         raise ValueError(f"There is no completion for {shell!r}; the shells are {', '.join(SHELLS)}.")
-    patterns: dict[str, list[str]] = {}  # presets of one kind have the same options, which are written once
+    patterns: dict[str, list[str]] = {}  # presets of one kind share their options, which are written once
     for pattern, words in _cases(arguments):
         patterns.setdefault(" ".join(words), []).append(pattern)
     cases = "\n".join(f"      {'|'.join(those)}) words={shlex.quote(words)} ;;" for words, those in patterns.items())
@@ -59,7 +59,7 @@ def script(shell: str, commands: Mapping[str, Callable[..., None]], arguments: M
 
 
 def _cases(arguments: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Patterns of the first two words, the narrow ones first, with what may come after them."""
+    """Yields patterns of the first two words, narrow ones first, with the words that may follow them."""
     from feedgym.commands.listing import KINDS
     from feedgym.experiments.presets import COMPARISONS, PRESETS
 
@@ -77,7 +77,7 @@ def _cases(arguments: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
 
 
 def _options(config: Any, before: str = "--") -> list[str]:
-    """The options of a dataclass, or of its value, which knows those of its parts."""
+    """Returns the options of a dataclass, or of an instance, which also knows the options of its parts."""
     names = []
     for field in fields(config):
         value = None if isinstance(config, type) else getattr(config, field.name)

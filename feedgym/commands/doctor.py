@@ -1,4 +1,4 @@
-"""``feedgym doctor``: what a bug report needs to know of a machine."""
+"""``feedgym doctor``: the facts about a machine that belong in a bug report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = (
 
 
 def findings() -> dict[str, dict[str, str]]:
-    """What was found, by topic and name; nothing is started, and no secret is read out."""
+    """Returns the facts by topic and name. Nothing is started, and no secret is printed."""
     return {
         "feedgym": dict(_feedgym()),
         "libraries": {name: _version(name) for name in PACKAGES},

@@ -1,6 +1,6 @@
-"""``--dry-run``: what an experiment would do, before it does anything.
+"""``--dry-run``: prints what an experiment would do, and does nothing.
 
-Times are those of an earlier run of the same kind beside it; nothing is guessed where there is none.
+Times come from an earlier run of the same kind in the same parent folder. Without one, no times are guessed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from feedgym.plugins import completed
 
 
 def dry_run(config: Any, folder: Path, store: Path | None = None) -> tuple[Table, list[str]]:
-    """The stages of an experiment, which of them are there, and what they would take.
+    """Lists the stages of an experiment, which of them exist, and what the others would take.
 
     Args:
         config: the whole experiment.
-        folder: of the run; it need not be there, and is left as it is.
-        store: the folder of its store, if it has one.
+        folder: of the run. It need not exist, and is not changed.
+        store: folder of the run's store, if it has one.
 
     Returns:
         A table with a row per stage, and lines to print below it.
@@ -55,13 +55,13 @@ def dry_run(config: Any, folder: Path, store: Path | None = None) -> tuple[Table
 
 
 def _earlier(beside: Path, kind: str) -> tuple[str, dict[str, float]]:
-    """The name of the newest finished run of a kind in a folder, and the seconds of its stages; nothing if none is."""
+    """Returns the newest finished run of a kind in a folder: its name and its stages' seconds; both empty if none."""
     finished = beside.glob("*/summary.json") if beside.is_dir() else []
     for path in sorted(finished, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             about, summary = read_about(path.parent), json.loads(path.read_text())
         except ValueError:
-            continue  # of another version
+            continue  # written by another version
         if about["kind"] == kind and (stages := summary.get("stages")):
             return path.parent.name, {name: stage["seconds"] for name, stage in stages.items()}
     return "", {}

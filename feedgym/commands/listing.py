@@ -1,4 +1,4 @@
-"""``feedgym list``: what there is, by name, with a line on each."""
+"""``feedgym list``: presets, environments, models and other parts by name, with a line on each."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 Row = tuple[str, str]
-"""A name and what it is."""
+"""A name and its description."""
 
 
 def rows_of(kind: str) -> list[Row]:
-    """What there is of a kind.
+    """Lists everything of a kind.
 
     Raises:
         ValueError: there is no such kind.
@@ -54,7 +54,7 @@ def _models() -> Iterator[Row]:
     from feedgym.plugins import BUILT_IN, resolve
 
     for kind in ("model", "retriever", "ranker"):
-        for name in BUILT_IN[kind]:  # a model's module says which paper it is of
+        for name in BUILT_IN[kind]:  # the docstring of a model's module names its paper
             yield f"{name} ({kind})", _line(importlib.import_module(resolve(kind, name).__module__))
 
 

@@ -23,7 +23,7 @@ from feedgym.tokenizers.vocabulary import Vocabulary
 
 FILE_NAME = "tokenizer.safetensors"
 SIZES_BEFORE = "sizes_before"
-"""Among what was learned: how many items a tokenizer had before each extension."""
+"""Key in ``learned`` of the numbers of items that a tokenizer had before each extension."""
 ConfigT = TypeVar("ConfigT")
 _FORMAT = "feedgym.tokenizer/1"
 
@@ -70,11 +70,11 @@ class CodeTokenizer:
         return self
 
     def extended(self, empty: CodeTokenizer, new_IL: Tensor) -> Any:
-        """A tokenizer of these items and further ones, which remembers how many there were.
+        """Returns a tokenizer of these items and new ones; it remembers how many there were before.
 
         Args:
             empty: a new tokenizer of the same class.
-            new_IL: int64 codes of the further items.
+            new_IL: int64 codes of the new items.
         """
         before = self.learned.get(SIZES_BEFORE, torch.empty(0, dtype=torch.int64))
         learned = {**self.learned, SIZES_BEFORE: torch.cat([before, torch.tensor([self.num_items])])}

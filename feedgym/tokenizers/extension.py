@@ -1,4 +1,4 @@
-"""Codes for items that come after a tokenizer was fitted, without moving those it knows."""
+"""Gives codes to items that arrive after a tokenizer was fitted; known items keep theirs."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ Matrix = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _BLOCK = 4096
-"""New items whose distances are held at a time."""
+"""New items whose distances are in memory at a time."""
 
 
 def codes_of_new(content_NE: Matrix, books: Sequence[Matrix], codes_IL: Ints, num_codes: tuple[int, ...]) -> Ints:
-    """Codes of new items: at each level the nearest one to what the levels before leave, in a tuple of their own.
+    """Gives each new item a tuple of its own: at each level the code nearest to the rest of its content.
 
-    An item whose tuple is taken gets the nearest last code that is free below its prefix. If none is, it takes the next
-    nearest code at the level before, and so on up. A last level without a book, which only counts, gives its lowest
-    free code. Of new items that want the same tuple, the first one gets it.
+    The rest is what the codes of earlier levels leave. An item whose tuple is taken gets the nearest last code that is
+    free below its prefix. If none is free, it takes the next nearest code at the level before, and so on up. A last
+    level without a book, which only counts, gives its lowest free code. Of new items that want the same tuple, the
+    first one gets it.
 
     Args:
         content_NE: content of N new items.
@@ -67,7 +68,7 @@ def _codes_of_block(content_NE: Matrix, books: Sequence[Matrix], taken: Ints, nu
 
 
 def _prefix(content_NE: Matrix, books: Sequence[Matrix], detour_N: Ints, num_levels: int) -> tuple[Ints, Matrix]:
-    """All codes but the last one [N, L-1], and what they leave of the content.
+    """Returns all codes but the last one, [N, L-1], and the content minus their vectors.
 
     Detour 0 is the nearest code at each level. The others count through the ranks of the codes, the last level fastest.
     """
@@ -86,7 +87,7 @@ def _prefix(content_NE: Matrix, books: Sequence[Matrix], detour_N: Ints, num_lev
 def _nearest_free(
     prefix: Ints, residual_NE: Matrix, books: Sequence[Matrix], taken: Ints, num_codes: tuple[int, ...]
 ) -> tuple[Ints, NDArray[np.bool_]]:
-    """The tuple [N, L] with the nearest free last code, and whether there is one."""
+    """Returns the tuple [N, L] with the nearest free last code, and whether there is a free one."""
     last = num_codes[-1]
     distance_NC = np.zeros((len(prefix), last))
     if len(books) == len(num_codes):

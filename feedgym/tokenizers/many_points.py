@@ -2,10 +2,9 @@
 
 :func:`~feedgym.tokenizers.assignment.auction` holds the distances of all pairs of points and clusters, 65 GB at 10**6 x
 8,192. Here every point knows only its nearest clusters, and all points without a place bid at once (Bertsekas's auction
-in its Jacobi form, 1988), so that a round is a few operations on arrays. Points that find no place among their
-neighbours look again among the clusters that still have room. Sizes are exact; the total distance is a few per cent
-above that of the exact auction. The axes are those of :mod:`feedgym.tokenizers.assignment`, with ``K`` neighbours of a
-point.
+in its Jacobi form, 1988). So a round is a few operations on arrays. Points that find no place among their neighbours
+look again among the clusters that still have room. Sizes are exact; the total distance is a few per cent above that of
+the exact auction. The axes are those of :mod:`feedgym.tokenizers.assignment`, with ``K`` neighbours of a point.
 
 Points of one prefix that collide in a code are separated by swaps, which keep all sizes: a point takes the code of a
 point of another prefix, and that one takes its code.
@@ -23,24 +22,24 @@ Matrix = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 NEIGHBOURS = 32
-"""Clusters that a point may bid for, its nearest."""
+"""Number of nearest clusters that a point may bid for."""
 RAISE = 0.02
-"""Least rise of a bid, as a share of the median gap between a point's nearest and farthest neighbour."""
+"""Smallest rise of a bid, as a share of the median gap between a point's nearest and farthest neighbour."""
 ROUNDS = 300
 """Rounds of an auction, after which points without a place look again among the clusters with room."""
 TRIALS = 8
-"""Partners that a colliding point looks at for a swap."""
+"""Partners that a colliding point tries for a swap."""
 SWAPS = 60
 """Rounds of swaps; points that still collide then take a free code, and sizes are no longer exact."""
 _BLOCK = 8192
-"""Points whose distances are held at a time."""
+"""Points whose distances are in memory at a time."""
 
 
 def nearest_few(points_ND: Matrix, centroids_CD: Matrix, num: int = NEIGHBOURS) -> tuple[NDArray, NDArray]:
     """The nearest clusters of each point, nearest first.
 
     Returns:
-        float32 [N, K] squared distances less the point's own square, and int32 [N, K] clusters.
+        float32 [N, K] squared distances minus the point's squared length, and int32 [N, K] clusters.
     """
     num = min(num, len(centroids_CD))
     cost_NK, cluster_NK = np.empty((len(points_ND), num), np.float32), np.empty((len(points_ND), num), np.int32)
@@ -55,7 +54,7 @@ def nearest_few(points_ND: Matrix, centroids_CD: Matrix, num: int = NEIGHBOURS) 
 
 
 def auction_of_many(points_ND: Matrix, centroids_CD: Matrix, sizes_C: Ints) -> Ints:
-    """Assigns points to clusters of exact sizes near the least total distance, without a matrix [N, C].
+    """Assigns points to clusters of exact sizes at nearly the smallest total distance, without a matrix [N, C].
 
     Args:
         points_ND: N points.
@@ -66,7 +65,7 @@ def auction_of_many(points_ND: Matrix, centroids_CD: Matrix, sizes_C: Ints) -> I
         int64 [N] the cluster of each point.
     """
     code_N, left, room_C = np.full(len(points_ND), -1), np.arange(len(points_ND)), sizes_C.copy()
-    while len(left):  # every pass fills at least one place of each cluster that somebody prefers
+    while len(left):  # every pass fills at least one place of each cluster that some point prefers
         clusters = np.flatnonzero(room_C)
         cost_NK, near_NK = nearest_few(points_ND[left], centroids_CD[clusters])
         chosen = _auction_round_by_round(cost_NK, near_NK, room_C[clusters])
@@ -78,9 +77,9 @@ def auction_of_many(points_ND: Matrix, centroids_CD: Matrix, sizes_C: Ints) -> I
 
 
 def _auction_round_by_round(cost_NK: NDArray, cluster_NK: NDArray, places_C: Ints) -> NDArray[np.int32]:
-    """The cluster of each point, or -1 for points that found no place in time."""
-    # As in the exact auction, a bid makes the second best cluster as good, plus a little, and a full cluster's price is
-    # its lowest bid. Only clusters that got new bids can change, so only their points are sorted.
+    """Returns the cluster of each point, or -1 for points that found no place in ``ROUNDS`` rounds."""
+    # As in the exact auction, a bid closes the gap to the second-best cluster, plus a little, and a full cluster's
+    # price is its lowest bid. Only clusters that got new bids can change, so only their points are sorted.
     raise_by = RAISE * (float(np.median(cost_NK[:, -1] - cost_NK[:, 0])) or 1.0)
     num_points, num_clusters = len(cost_NK), len(places_C)
     price_C, bid_N = np.zeros(num_clusters, np.float32), np.zeros(num_points, np.float32)
@@ -103,13 +102,13 @@ def _auction_round_by_round(cost_NK: NDArray, cluster_NK: NDArray, places_C: Int
 
 
 def _by_cluster_and_bid(code: NDArray[np.int32], bid: NDArray[np.float32]) -> Ints:
-    """Order by cluster, the highest bid first."""
+    """Returns the order by cluster, highest bid first."""
     # One key of 64 bits sorts ten times faster than two: the bits of positive floats are in the order of the floats.
     return np.argsort((code.astype(np.int64) << 32) | (0x7FFFFFFF - bid.view(np.int32).astype(np.int64)))
 
 
 def _place_in_run(ordered: NDArray) -> Ints:
-    """For each entry of a sorted array, how many equal ones come before it."""
+    """Counts, for each entry of a sorted array, the equal entries before it."""
     start = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] - 1))
     return np.arange(len(ordered)) - np.repeat(start, np.diff(np.append(start, len(ordered))))
 
@@ -117,7 +116,7 @@ def _place_in_run(ordered: NDArray) -> Ints:
 def _bids_of_many(
     cost_NK: NDArray, cluster_NK: NDArray, price_C: NDArray, raise_by: float
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """For each point, the cluster that it prefers at current prices, and its bid."""
+    """Returns, for each point, the cluster that it prefers at current prices, and its bid."""
     gain_NK, row = -(cost_NK + price_C[cluster_NK]), np.arange(len(cost_NK))
     best_N = gain_NK.argmax(axis=1)
     best_gain_N = gain_NK[row, best_N]
@@ -134,16 +133,16 @@ def _bids_of_many(
 def separated(points_ND: Matrix, centroids_CD: Matrix, code_N: Ints, prefix_N: Ints, limit: int, seed: int = 0) -> Ints:
     """Changes codes until none holds more than ``limit`` points of one prefix.
 
-    Sizes stay as they are as long as swaps are found: for ``SWAPS`` rounds. Then a point takes the nearest code with
-    room below its prefix.
+    For up to ``SWAPS`` rounds, points swap codes, which keeps all sizes. Points that still collide then take the
+    nearest code with room below their prefix.
 
     Args:
         points_ND: N points.
         centroids_CD: C centroids.
         code_N: int64 the cluster of each point.
         prefix_N: int64 the prefix of each point, 0..; none holds more than ``limit * C`` points.
-        limit: most points of one prefix in one cluster.
-        seed: seed of the partners that are tried.
+        limit: the most points that one prefix may have in one cluster.
+        seed: seed of the choice of partners.
 
     Returns:
         int64 [N] the new clusters.
@@ -160,7 +159,7 @@ def separated(points_ND: Matrix, centroids_CD: Matrix, code_N: Ints, prefix_N: I
 
 
 class _Count:
-    """How often each key occurs."""
+    """Counts how often each key occurs."""
 
     def __init__(self, ordered: Ints) -> None:
         start = np.flatnonzero(np.diff(ordered, prepend=-1))
@@ -172,14 +171,14 @@ class _Count:
 
 
 def _surplus(key_N: Ints, limit: int) -> tuple[Ints, _Count]:
-    """Points beyond the first ``limit`` of their key, and the counts of all keys."""
+    """Returns the points beyond the first ``limit`` of their key, and the counts of all keys."""
     order = np.argsort(key_N, kind="stable")
     ordered = key_N[order]
     return order[_place_in_run(ordered) >= limit], _Count(ordered)
 
 
 def _occurrence(keys: Ints) -> Ints:
-    """For each entry, how many equal ones come before it."""
+    """Counts, for each entry, the equal entries before it."""
     order = np.argsort(keys, kind="stable")
     nth = np.empty(len(keys), dtype=np.int64)
     nth[order] = _place_in_run(keys[order])
@@ -190,7 +189,7 @@ def _swap(
     points_ND: Matrix, centroids_CD: Matrix, code_N: Ints, prefix_N: Ints, surplus: Ints, count: _Count, limit: int,
     rng: np.random.Generator,
 ) -> None:  # fmt: skip
-    """Swaps the codes of colliding points with those of points that have what they want, where both then fit."""
+    """Swaps the codes of colliding points with points that have a code they want, where both then fit."""
     num_codes, num = len(centroids_CD), len(surplus)
     wanted = _wanted(points_ND[surplus], centroids_CD, prefix_N[surplus], count, limit, rng)
     by_code, size_C = np.argsort(code_N, kind="stable"), np.bincount(code_N, minlength=num_codes)
@@ -216,7 +215,7 @@ def _swap(
 def _wanted(
     points: Matrix, centroids_CD: Matrix, prefix: Ints, count: _Count, limit: int, rng: np.random.Generator
 ) -> Ints:
-    """The nearest code with room below each point's prefix, now and then the next one; else any code."""
+    """Returns the nearest code with room below each point's prefix, sometimes the next one; else any code."""
     near = nearest_few(points, centroids_CD)[1].astype(np.int64)
     choices = np.concatenate([near, rng.integers(len(centroids_CD), size=(len(points), TRIALS))], axis=1)
     has_room = count(prefix[:, None] * len(centroids_CD) + choices) < limit
@@ -226,7 +225,7 @@ def _wanted(
 
 
 def _loss(points_ND: Matrix, centroids_CD: Matrix, partner: Ints, code: Ints, wanted: Ints) -> Any:
-    """What each partner loses by the swap: squared distance to the code that it gets less that to its own."""
+    """Returns each partner's loss by the swap: its squared distance to the new code minus that to its own."""
     away = 2 * (centroids_CD[wanted] - centroids_CD[code])
     offset = (centroids_CD[code] ** 2).sum(1) - (centroids_CD[wanted] ** 2).sum(1)
     return np.stack([(points_ND[partner[:, t]] * away).sum(1) + offset for t in range(partner.shape[1])], axis=1)

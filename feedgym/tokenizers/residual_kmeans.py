@@ -66,7 +66,7 @@ Collisions = Literal["apart", "counter", "sinkhorn"]
 SAMPLES = 8
 """Most passes of k-means over a large level."""
 SAMPLE_PER_CODE, LEAST_SAMPLE = 32, 2**16
-"""Items of such a pass: this many per code, and at least so many in all."""
+"""Items in the sample of a pass: a number per code, and the smallest number in all."""
 _BLOCK = 2**16
 
 
@@ -140,7 +140,7 @@ class ResidualKMeans(CodeTokenizer):
         return self.freeze(codes_IL, all_num_codes, num_content_levels=len(config.num_codes), **codebooks)
 
     def extend(self, content_IE: Tensor | ArrayLike) -> Self:
-        """Give codes to items that have come since, numbered after the known ones; known items keep theirs.
+        """Gives codes to items that arrived after fitting, numbered after the known ones; known items keep theirs.
 
         New items take the nearest free codes (:func:`feedgym.tokenizers.extension.codes_of_new`), so clusters no longer
         have equal sizes. The vocabulary stays as it is, and models trained on the known items accept the result.

@@ -1,11 +1,11 @@
-"""Decoding on a CPU with compiled loops: what :class:`~feedgym.agents.layers.transformer.DecodingState` does, faster.
+"""Decodes on a CPU with compiled loops, faster than :class:`~feedgym.agents.layers.transformer.DecodingState`.
 
 Log-probabilities differ from that class's in the last bits. Four things save time:
     - Attention reads every key and value once (:mod:`feedgym.agents.layers.kernels`).
     - Keys and values stay where they were written. A table says which row of the cache holds a row's position, so that
       a beam search copies this table instead of the cache, and rows that begin equal share their beginning.
-    - Outputs are added to the residual stream by the matrix product that makes them, into memory that is used again.
-    - A user's rows attend to the real part of the history alone.
+    - The matrix product that makes outputs also adds them to the residual stream, in memory that is used again.
+    - A user's rows attend only to the real part of the history.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``Q`` newest positions of a row, ``R`` rows, ``M`` positions of a
 row, ``H`` heads, ``X`` all heads side by side.
@@ -29,7 +29,7 @@ LANES = 8
 
 
 def can_compile(layer: DecoderLayer, memory_UMD: Tensor, mask: Tensor) -> bool:
-    """True if :class:`CompiledDecoding` can do it: float32 on a CPU, without gradients, heads of usual sizes."""
+    """True if :class:`CompiledDecoding` can decode: float32 on a CPU, without gradients, heads of usual sizes."""
     heads, width = layer.attention.num_heads, layer.attention.out.in_features // layer.attention.num_heads
     if not HAS_NUMBA or torch.is_grad_enabled() or memory_UMD.device.type != "cpu" or memory_UMD.dtype != torch.float32:
         return False
@@ -44,7 +44,7 @@ class CompiledDecoding:
 
     Attributes:
         memory: keys and values of the histories per layer, [U, T', 2·X].
-        cache: keys and values [layers, rows, 2, max positions, X]; there are as many rows as have been needed.
+        cache: keys and values [layers, rows, 2, max positions, X], with as many rows as have been needed so far.
         origin_RM: int64, the row of the cache that holds a row's position.
         length: positions filled.
     """
@@ -60,7 +60,7 @@ class CompiledDecoding:
         self._parts: dict[str, Tensor] = {}
 
     def select(self, parent_US: Tensor) -> None:
-        """Let row (u, s) go on from row (u, parent_US[u, s]); only the table is copied."""
+        """Lets row (u, s) continue row (u, parent_US[u, s]); only the table is copied."""
         num_users = len(parent_US)
         first_U1 = torch.arange(num_users)[:, None] * (len(self.origin_RM) // num_users)
         self.origin_RM = self.origin_RM[(first_U1 + parent_US).flatten()]
@@ -170,7 +170,7 @@ class CompiledDecoding:
         return torch.mm(x_ND, linear.weight.T, out=out)
 
     def _part(self, name: str, num: int, width: int) -> Tensor:
-        """Memory [num, width] that is used again under its name."""
+        """Returns memory [num, width], which later calls with the same name use again."""
         kept = self._parts.get(name)
         if kept is None or kept.numel() < num * width:
             kept = self._parts[name] = self.cache.new_empty(num * width)

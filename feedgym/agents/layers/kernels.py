@@ -29,7 +29,7 @@ def _compiled(function: Callable) -> Any:
     options: dict[str, Any] = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
     try:
         return numba.njit(cache=True, nogil=True, **options)(function)
-    except RuntimeError:  # there is no folder that machine code could be written to
+    except RuntimeError:  # numba found no folder to keep machine code in
         return numba.njit(nogil=True, **options)(function)
 
 
@@ -37,7 +37,7 @@ def _compiled(function: Callable) -> Any:
 def attend_rows(q, first, stride, kv, layout, origin_RM, seen_R, heads, width, scale, bias, out):
     """Attention of one query per row to the row's own keys.
 
-    Heads lie in the lanes of one vector where scores become weights, so there are at most eight.
+    Scores become weights in one vector with a lane per head, so there are at most eight heads.
 
     Args:
         q: flat, as are all but ``origin_RM`` and ``seen_R``: the query [X] of row r begins at ``first + r * stride``.
@@ -131,7 +131,7 @@ def attend_memory(q, kv, positions, length_U, num_queries, num_rows, heads, widt
                         for j in range(width):
                             turned[j * GROUP + g] = q[at + j] * scale
                     top_a, top_b = spread(LOWEST), spread(LOWEST)
-                    for m in range(0, num, 4):  # the last key stands in for those behind it
+                    for m in range(0, num, 4):  # the last key is repeated to fill a group of four
                         k0, k1 = start + m * step, start + min(m + 1, last) * step
                         k2, k3 = start + min(m + 2, last) * step, start + min(m + 3, last) * step
                         a0, a1, a2, a3, b0, b1, b2, b3 = none, none, none, none, none, none, none, none
@@ -189,7 +189,7 @@ def attend_memory(q, kv, positions, length_U, num_queries, num_rows, heads, widt
 
 @_compiled
 def rms_norm(x_ND, weight_D, eps, out_ND):
-    """X / sqrt(mean(x²) + eps) · weight, row by row."""
+    """Computes x / sqrt(mean(x²) + eps) · weight, row by row."""
     num, width = x_ND.shape
     for n in range(num):
         x, out = x_ND[n], out_ND[n]
@@ -203,7 +203,7 @@ def rms_norm(x_ND, weight_D, eps, out_ND):
 
 @_compiled
 def route(logits_NE, per_token, renormalise, expert_P, token_P, gate_P, first_E1):
-    """The pairs of tokens and their likeliest experts, sorted by expert.
+    """Pairs tokens with their likeliest experts, sorted by expert.
 
     Args:
         logits_NE: the router's.
@@ -249,7 +249,7 @@ def route(logits_NE, per_token, renormalise, expert_P, token_P, gate_P, first_E1
 
 @_compiled
 def gather(x_ND, token_P, out_PD):
-    """The rows of each pair's token."""
+    """Copies each pair's row from its token."""
     for p in range(len(token_P)):
         x, out = x_ND[token_P[p]], out_PD[p]
         for j in range(len(out)):

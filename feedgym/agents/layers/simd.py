@@ -1,10 +1,10 @@
 """Vectors of eight floats for loops that numba compiles.
 
-Left to itself, LLVM computes short products of vectors number by number, because it must assume that what is written
-overlaps with what is read. With these functions a loop says itself what happens in one instruction: ``fma(load(a, i),
-load(b, j), total)``. LLVM translates them for any processor.
+By default, LLVM computes short products of vectors number by number, because it must assume that the arrays written
+and read overlap. With these functions a loop names what happens in one instruction: ``fma(load(a, i), load(b, j),
+total)``. LLVM translates them for any processor.
 
-All arrays are contiguous float32 arrays with one axis. Nothing checks whether an index lies inside.
+All arrays are contiguous float32 arrays with one axis. Nothing checks whether an index is inside the array.
 """
 
 from __future__ import annotations
