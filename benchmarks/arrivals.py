@@ -78,7 +78,7 @@ def main():
         config = KINDS.get(kind, CONFIG)
         if kind in KINDS:
             run = Run(
-                folder / kind, config, plan(config), resume=(folder / kind / "config.json").exists(), tracker=False
+                folder / kind, config, plan(config), resume=(folder / kind / "config.json").exists(), tracker="none"
             )
             align(config, run)
             run.close()

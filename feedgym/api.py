@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from feedgym.data.events import Catalog, EventLog
     from feedgym.experiments.align.agents import FinishedRun
+    from feedgym.experiments.tracking import TrackerName
     from feedgym.protocols import Recommender
 
 RUNS = Path("runs")
@@ -107,7 +108,7 @@ def align(
     options: Mapping[str, Any] | None = None,
     run: str | Path | None = None,
     store: str | Path | None = None,
-    track: bool = True,
+    tracker: TrackerName = "wandb",
     trust: bool = False,
 ) -> Result:
     """Pretrain an agent on a log, align it round by round, and judge it by the truth if it is known.
@@ -127,7 +128,8 @@ def align(
         options: further options, by their command-line names, e.g. {"log.users": 500, "method.beta": 0.3}.
         run: the folder; a new one under runs/ if left out. A folder with a run is resumed.
         store: a folder that keeps stages for many runs.
-        track: keep a Weights & Biases record (offline unless WANDB_MODE says otherwise).
+        tracker: keeps a record in the run's folder besides: wandb (offline unless WANDB_MODE says otherwise),
+            tensorboard or none.
         trust: import code named in folders even if it is not feedgym's own, such as a learned simulator's ranker.
 
     Returns:
@@ -144,7 +146,7 @@ def align(
     config = _with_plugins(_preset(preset), given)
     changes = {"data": None if data is None else str(data), "seed": seed, "rounds.num": rounds, **(options or {})}
     config = with_options(config, {name: value for name, value in changes.items() if value is not None})
-    return _run(config, "align", run, store=store, tracker=track, trust=trust)
+    return _run(config, "align", run, store=store, tracker=tracker, trust=trust)
 
 
 def pretrain(
@@ -156,7 +158,7 @@ def pretrain(
     options: Mapping[str, Any] | None = None,
     run: str | Path | None = None,
     store: str | Path | None = None,
-    track: bool = True,
+    tracker: TrackerName = "wandb",
     trust: bool = False,
 ) -> Result:
     """Train a model on a log and judge it offline, without any alignment.
@@ -170,7 +172,7 @@ def pretrain(
         options: further options, by their command-line names.
         run: as for :func:`align`.
         store: as for :func:`align`.
-        track: as for :func:`align`.
+        tracker: as for :func:`align`.
         trust: as for :func:`align`.
 
     Raises:
@@ -182,7 +184,7 @@ def pretrain(
     changes: dict[str, Any] = {"rounds.num": 0} if hasattr(config, "rounds") else {}
     changes |= {"data": None if data is None else str(data), "seed": seed, **(options or {})}
     config = with_options(config, {name: value for name, value in changes.items() if value is not None})
-    return _run(config, f"pretrain-{model}", run, store=store, tracker=track, trust=trust)
+    return _run(config, f"pretrain-{model}", run, store=store, tracker=tracker, trust=trust)
 
 
 def evaluate(

@@ -27,6 +27,7 @@ from tyro.conf import Positional
 
 from feedgym import api
 from feedgym.api import new_folder, prepare_libraries, preset_of
+from feedgym.experiments.tracking import TrackerName
 from feedgym.ranges import Count, CountOrZero, Length, Ranged, Seed, Share, Visits
 
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
@@ -189,6 +190,8 @@ class Demo(Ranged):
     """Place to sample sessions: local (two processes), off (this one), or the address of a Ray cluster."""
     trust: bool = False
     """Import code named in the folder even if it is not feedgym's own; use it only if you trust who made it."""
+    tracker: TrackerName = "wandb"
+    """Record the run in its folder besides: wandb (offline unless WANDB_MODE=online), tensorboard or none."""
     dry_run: bool = False
     """Only print the stages, which of them are there, and what they would take."""
 
@@ -204,7 +207,7 @@ def demo(arguments: Sequence[str]) -> None:
     if options.resume is not None:
         config = check_code(config, options.resume, options.trust, arguments)
     folders = (options.run, options.resume)
-    _experiment("demo", config, *folders, dry_run=options.dry_run, trust=options.trust, store=options.store)
+    _experiment("demo", config, *folders, **_of_run(options))
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -259,7 +262,7 @@ def _from_preset(
     if options.resume is not None:
         check_code(config, options.resume, options.trust, arguments)
     folders = (options.run, options.resume)
-    _experiment(name, config, *folders, dry_run=options.dry_run, trust=options.trust, store=options.store)
+    _experiment(name, config, *folders, **_of_run(options))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +281,8 @@ class RunOptions:
     trust: bool = False
     """Import code named in folders even if it is not feedgym's own, such as the simulator of a resumed run; use it only
     if you trust who made them. Code named on this command line does not need it."""
+    tracker: TrackerName = "wandb"
+    """Record the run in its folder besides: wandb (offline unless WANDB_MODE=online), tensorboard or none."""
     dry_run: bool = False
     """Only print the stages, which of them are there, and what they would take."""
 
@@ -406,6 +411,11 @@ def check_code(config: Any, folder: Path, trust: bool, arguments: Sequence[str])
     words = {part for text in arguments for part in (text, text.partition("=")[2])}
     named = {word for word in words if Path(word) != folder}
     return trusted(config, folder / "config.json", trust=trust, named=named)
+
+
+def _of_run(options: Any) -> dict[str, Any]:
+    """What an experiment is told besides its configuration and folders."""
+    return {name: getattr(options, name) for name in ("dry_run", "trust", "store", "tracker")}
 
 
 def _experiment(

@@ -46,7 +46,7 @@ def aligned_run(tmp_path_factory):
         rounds=replace(tiny.rounds, num=1, num_samples=6, truth_replicas=2),
         reward="diverse",
     )
-    run = Run(folder, config, plan(config), tracker=False, stop_after="aligned-1")
+    run = Run(folder, config, plan(config), tracker="none", stop_after="aligned-1")
     with pytest.raises(StageReached):
         align(config, run)
     run.close()

@@ -51,7 +51,7 @@ def align(tmp_path, **given):
         "preset": "onerec-ipa-smoke",
         "rounds": 1,
         "run": tmp_path / "run",
-        "track": False,
+        "tracker": "none",
         "options": TINY,
     } | given
     return api.align(**given)

@@ -117,7 +117,7 @@ def test_a_dry_run_tells_the_stages_and_leaves_no_folder(tmp_path, capsys):
 
 def test_a_dry_run_tells_what_is_there_and_what_it_took_elsewhere(tmp_path):
     config = smoke()
-    run = Run(tmp_path / "one", config, kind_of(config).plan(config), tracker=False)
+    run = Run(tmp_path / "one", config, kind_of(config).plan(config), tracker="none")
     run.stage("log", lambda _: [1], json_of(list[int]))
     run.finish({"stages": {name: {"seconds": 60.0} for name in run.plan}})
     run.close()
@@ -136,7 +136,7 @@ def test_a_stage_in_a_store_is_found_by_a_run_that_is_not_there_yet(tmp_path):
         plan.stage("model", [share], ("log",))
         return plan
 
-    run = Run(tmp_path / "one", smoke(), plan(0.5), tracker=False, store=tmp_path / "store")
+    run = Run(tmp_path / "one", smoke(), plan(0.5), tracker="none", store=tmp_path / "store")
     for name in run.plan:
         run.stage(name, lambda _: [1], json_of(list[int]))
     run.close()

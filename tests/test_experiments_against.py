@@ -36,7 +36,7 @@ def trained(finished, tmp_path_factory):
     """A run of PPO whose two agents are untrained."""
     folder = tmp_path_factory.mktemp("rl") / "ppo-run"
     config = PRESETS["rllib-smoke"]()
-    run = Run(folder, config, rl_plan(config), tracker=False)
+    run = Run(folder, config, rl_plan(config), tracker="none")
     data: LogAndItems = (finished.log, finished.catalog)
     run.stage("log", lambda _: data, LOG)
     for n in range(2):
@@ -110,12 +110,12 @@ def test_what_is_no_such_run_is_refused(finished, aligned_run, tmp_path):
     with pytest.raises(ValueError, match="holds no run"):
         rivals(judged_beside(finished, tmp_path), finished.catalog)
     config = PRESETS["sasrec-smoke"]()
-    Run(tmp_path / "sasrec", config, {}, tracker=False).close()  # type: ignore[arg-type]
+    Run(tmp_path / "sasrec", config, {}, tracker="none").close()  # type: ignore[arg-type]
     assert type(read_config(tmp_path / "sasrec")) is type(config)
     with pytest.raises(ValueError, match=r"is of SASRecRun, whose agents do not serve"):
         rivals(judged_beside(finished, tmp_path / "sasrec"), finished.catalog)
     rl = PRESETS["rllib-smoke"]()
-    Run(tmp_path / "rl", rl, rl_plan(rl), tracker=False).close()
+    Run(tmp_path / "rl", rl, rl_plan(rl), tracker="none").close()
     with pytest.raises(ValueError, match="has not finished its stage log"):
         rivals(judged_beside(finished, tmp_path / "rl"), finished.catalog)
     twice = Path(shutil.copytree(aligned_run, tmp_path / "again" / aligned_run.name))

@@ -117,7 +117,7 @@ def test_mistakes_are_told_and_leave_nothing(options, says, tmp_path, capsys):
 @pytest.mark.parametrize("name", CASCADE_COMPARISONS)
 def test_presets_come_back_from_a_run_folder(name, tmp_path):
     config = CASCADE_COMPARISONS[name]()
-    Run(tmp_path / "run", config, plan(config), tracker=False).close()
+    Run(tmp_path / "run", config, plan(config), tracker="none").close()
     assert read_config(tmp_path / "run") == config and isinstance(config, CascadeRun)
     assert next(iter(plan(config))) == "end-to-end"
 

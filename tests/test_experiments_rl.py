@@ -68,7 +68,7 @@ def test_trainings_have_seeds_of_their_own():
 def test_presets_are_offered_and_come_back_from_a_run_folder(name, tmp_path):
     config = PRESETS[name]()
     assert CONFIGS[type(config).__name__] is RLConfig and list(plan(config))[-1] == "cost"
-    Run(tmp_path / "run", config, plan(config), tracker=False).close()
+    Run(tmp_path / "run", config, plan(config), tracker="none").close()
     assert read_config(tmp_path / "run") == config
 
 

@@ -33,7 +33,7 @@ def open_run(tmp_path):
         if runs:
             runs[-1].close()
         config = config or Config()
-        runs.append(Run(tmp_path / "run", config, plan_of(config), tracker=False, **options))
+        runs.append(Run(tmp_path / "run", config, plan_of(config), tracker="none", **options))
         return runs[-1]
 
     yield opened
@@ -140,7 +140,7 @@ def test_a_run_of_another_kind_is_refused(open_run, tmp_path):
     open_run().close()
     other = make_dataclass("Other", [("seed", int, 0)], frozen=True)()
     with pytest.raises(ValueError, match="is a run of Config, not of Other"):
-        Run(tmp_path / "run", other, Plan(), resume=True, tracker=False)
+        Run(tmp_path / "run", other, Plan(), resume=True, tracker="none")
 
 
 DAMAGES = {
@@ -198,12 +198,14 @@ def test_wandb_records_offline_inside_the_run_folder_without_an_account(tmp_path
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     for name in ("WANDB_MODE", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.delenv(name, raising=False)
-    run = Run(tmp_path / "run", Config(), plan_of(Config()), tracker=True)
+    run = Run(tmp_path / "run", Config(), plan_of(Config()), tracker="wandb")
     run.log({"reward": 1.5}, step=0)
     (tmp_path / "run/report.html").write_text("<p>")
     run.stage("base", lambda work: 1, JSON)
     samples = {"columns": ["item", "watched"], "rows": [[1, True]]}
-    run.publish({"agents": {"base": {"true_reward": {"mean": 2.5}}}, "samples": samples}, {"base": "base"})
+    rounds = [{"true_mean": 1.0, "model_mean": 1.5}, {"true_mean": 2.0, "model_mean": 3.0}]
+    summary = {"agents": {"base": {"true_reward": {"mean": 2.5}}}, "samples": samples, "rounds": rounds}
+    run.publish(summary, {"base": "base"})
     run.close()
     (record,) = (tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")
     give_up = time.monotonic() + 10

@@ -49,7 +49,7 @@ def open_run(tmp_path):
             runs.pop(name).close()
         config = config or Config()
         place = None if store is None else tmp_path / store
-        runs[name] = Run(tmp_path / name, config, plan_of(config), tracker=False, store=place, **options)
+        runs[name] = Run(tmp_path / name, config, plan_of(config), tracker="none", store=place, **options)
         return runs[name]
 
     yield opened
@@ -239,7 +239,7 @@ def make(work):
     while not (top / "go").exists():
         time.sleep(0.05)
     return [name, found]
-run = Run(top / name, Config(), plan_of(Config()), tracker=False, store=top / "store")
+run = Run(top / name, Config(), plan_of(Config()), tracker="none", store=top / "store")
 print(run.stage("log", make, JSON).value, flush=True)
 run.close()
 """

@@ -32,7 +32,8 @@ ABOVE_ALL = ("feedgym", "feedgym.__main__")
 ONLY_IN = {
     "trl": {"agents/alignment/"},
     "ray": {"experiments/rollouts.py", "agents/rllib/"},
-    "wandb": {"experiments/run.py"},
+    "wandb": {"experiments/tracking.py"},
+    "tensorboardX": {"experiments/tracking.py"},
     "stable_baselines3": {"envs/sb3.py"},
 }
 

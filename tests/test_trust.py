@@ -43,7 +43,7 @@ def lab(tmp_path, monkeypatch):
 
 
 def written(folder, config):
-    Run(folder, config, Plan(), tracker=False).close()
+    Run(folder, config, Plan(), tracker="none").close()
     (folder / "summary.json").write_text("{}")
     return str(folder)
 

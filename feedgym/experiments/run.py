@@ -1,4 +1,4 @@
-"""A run folder: configuration, cached stages, metrics and the Weights & Biases record (the only file importing wandb).
+"""A run folder: configuration, cached stages, metrics and the tracker's record.
 
 Layout of a run folder::
 
@@ -9,7 +9,7 @@ Layout of a run folder::
                            stored.json, which names the product in the store (feedgym/experiments/store.py)
     metrics.jsonl          all metrics, one JSON object per line
     summary.json           the result, for programs          report.html   the result, for people
-    wandb/                 W&B's files (offline unless WANDB_MODE says otherwise)
+    wandb/, tensorboard/   the tracker's files (:mod:`feedgym.experiments.tracking`)
 
 A stage is skipped when its folder holds a product made under the same key: a hash of the stage's own configuration and
 of its parents' keys (:class:`Plan`). A stage that was killed finds its own half-done work again in ``work/``, which
@@ -23,13 +23,12 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -57,6 +56,7 @@ from feedgym.data.whole import (
 from feedgym.experiments.lock import Lock
 from feedgym.experiments.progress import say
 from feedgym.experiments.store import is_recorded, maker_of, making, record
+from feedgym.experiments.tracking import Product, TrackerName, tracker_of
 from feedgym.plugins import OBJECT
 
 T = TypeVar("T")
@@ -67,6 +67,9 @@ BEGUN = "begun.json"
 VERSION = 4
 """Version of run folders. Raise it when the same configuration would make another product than before. Older folders
 are then refused, because no version could repeat a run that mixes products of both."""
+
+KIND_OF_STAGE = {"log": "dataset", "tokenizer": "tokenizer", "reward": "reward-model"}
+"""Kinds of artefacts by the first word of the stage's name; all others are models."""
 
 MOST_TOLD = 8
 """Most differences, or stages, that a message lists."""
@@ -108,6 +111,7 @@ class Plan(dict[str, str]):
         self.inert: dict[str, str] = {}
         self.shared: dict[str, str] = {}
         self.own: dict[str, str] = {}
+        self.parents: dict[str, tuple[str, ...]] = {}
 
     def stage(self, name: str, config: Any = None, parents: tuple[str, ...] = (), own: str | None = None) -> str:
         """Add a stage.
@@ -123,7 +127,7 @@ class Plan(dict[str, str]):
         Returns:
             The name.
         """
-        settings = plain(config)
+        settings, self.parents[name] = plain(config), parents
         self[name] = key_of_stage([name, settings, [self[parent] for parent in parents]])
         kinds = json.loads(json.dumps(config, default=_with_kind))
         self.shared[name] = key_of_stage([name, kinds, [self.shared[parent] for parent in parents]])
@@ -132,6 +136,13 @@ class Plan(dict[str, str]):
         if reason := next(filter(None, reasons), None):
             self.own[name] = reason
         return name
+
+    def nearest(self, name: str, among: Collection[str]) -> list[str]:
+        """The stages of a set that a stage's product was made from, without those that only come before them."""
+        found: list[str] = []
+        for parent in self.parents[name]:
+            found += [parent] if parent in among else self.nearest(parent, among)
+        return list(dict.fromkeys(found))
 
     def leave_out(self, *fields: str, because: str) -> None:
         """Declare that fields, or whole parts of the configuration, decide no product."""
@@ -236,7 +247,7 @@ class Run:
         resume: continue the run in the folder. Otherwise the folder must be new or empty.
         stop_after: raise :class:`StageReached` once the stage of this name is complete.
         redo: a stage to run again even if its product exists.
-        tracker: keep a W&B record.
+        tracker: keeps a record besides, in the folder: wandb, tensorboard or none.
         trust: whether code named by the folders that the experiment reads may be imported (:mod:`feedgym.trust`).
         store: the folder of the store that keeps the stages. A resumed run knows its store; give it only if the store
             was moved. Without one a new run keeps the stages itself.
@@ -255,7 +266,7 @@ class Run:
         resume: bool = False,
         stop_after: str | None = None,
         redo: str | None = None,
-        tracker: bool = True,
+        tracker: TrackerName = "wandb",
         trust: bool = False,
         store: Path | str | None = None,
     ) -> None:
@@ -273,7 +284,8 @@ class Run:
         self._lock = Lock(self.folder)
         try:
             self._begin(resume)
-            self._wandb = self._start_wandb() if tracker else None
+            self.tracker_name = tracker
+            self.tracker = tracker_of(tracker, self.folder, self._about["config"], self._about["kind"])
         except BaseException:
             self._lock.release()
             raise
@@ -457,8 +469,7 @@ class Run:
         row = {"time": time.time(), **({} if step is None else {"step": step}), **metrics}
         with open(self.folder / "metrics.jsonl", "a") as lines:
             lines.write(json.dumps(row, default=_plain) + "\n")
-        if self._wandb is not None:
-            self._wandb.log(dict(metrics), step=step)
+        self.tracker.log(metrics, step)
 
     def facts(self) -> dict[str, Any]:
         """Facts about the run: seconds per stage, memory, revision."""
@@ -474,51 +485,32 @@ class Run:
         write_json(self.folder / "summary.json", summary)
 
     def publish(self, summary: Mapping[str, Any], artifacts: Mapping[str, str]) -> None:
-        """Add the result to the W&B record.
+        """Give the result to the tracker.
 
         Args:
-            summary: the content of summary.json; its ``agents`` and ``samples`` are used.
+            summary: the content of summary.json; its ``agents``, ``rounds`` and ``samples`` are used.
             artifacts: names of artefacts, with the stages that hold them; the report is added.
         """
         for agent, metrics in summary["agents"].items():
             self.log({f"{agent}/{name}": value["mean"] for name, value in metrics.items()})
-        if self._wandb is None:
-            return
-        import wandb
-
-        if samples := summary.get("samples"):
-            self._wandb.log({"sample_sessions": wandb.Table(columns=samples["columns"], data=samples["rows"])})
-        paths = {name: product_of(self._home(stage)) for name, stage in artifacts.items()}
-        for name, path in {**paths, "report": self.folder / "report.html"}.items():
-            artifact = wandb.Artifact(name, type="report" if path.is_file() else "model")
-            artifact.add_dir(str(path)) if path.is_dir() else artifact.add_file(str(path))
-            self._wandb.log_artifact(artifact)
+        of = {stage: name for name, stage in artifacts.items()}
+        products = {
+            name: Product(
+                kind=KIND_OF_STAGE.get(stage.partition("-")[0], "model"),
+                path=product_of(self._home(stage)),
+                parents=[of[parent] for parent in self.plan.nearest(stage, of)],
+                key=self.plan[stage],
+            )
+            for name, stage in artifacts.items()
+        }
+        products["report"] = Product(kind="report", path=self.folder / "report.html", parents=list(artifacts))
+        self.tracker.publish(summary.get("rounds") or [], summary.get("samples"), products)
 
     def close(self) -> None:
         """Finish the W&B record, stop watching memory and release the folder."""
         self.memory.stop()
-        if self._wandb is not None:
-            self._wandb.finish()
+        self.tracker.finish()
         self._lock.release()
-
-    def _start_wandb(self) -> Any:
-        # Everything W&B writes stays inside the run folder; offline needs no account (WANDB_MODE=online just works).
-        # Its settings are the user's own: settings in a folder could name another server to send the user's key to.
-        for variable, place in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
-            os.environ.setdefault(variable, str((self.folder / "wandb" / place).resolve()))
-        os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb
-
-        return wandb.init(
-            project="feedgym",
-            name=self.folder.name,
-            id=hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:12],
-            resume="allow",
-            dir=str(self.folder),
-            mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
-            config=self._about["config"],
-            settings=wandb.Settings(disable_git=True),  # git runs what a repository's own settings say
-        )
 
 
 class PeakMemory:

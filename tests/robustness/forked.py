@@ -92,7 +92,7 @@ def finish(config, folder: Path) -> None:
     if (folder / "config.json").exists():
         config = read_config(folder)
     kind = kind_of(config)
-    run = Run(folder, config, kind.plan(config), resume=True, tracker=False)
+    run = Run(folder, config, kind.plan(config), resume=True, tracker="none")
     try:
         kind.experiment(config, run)
     finally:

@@ -169,7 +169,9 @@ def _align(config: AlignConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
         "seed": config.seed,
         **run.facts(),
     }
-    return conclude(run, summary, artifacts={"tokenizer": tokenizer.name, "aligned-agent": snapshot.name})
+    names = ("log", "tokenizer", "base-agent", "reward-model", "aligned-agent")
+    stages = (log.name, tokenizer.name, base.name, reward.name, snapshot.name)
+    return conclude(run, summary, artifacts=dict(zip(names, stages, strict=True)))
 
 
 def _of_rounds(figures: dict[str, float]) -> dict[str, float]:

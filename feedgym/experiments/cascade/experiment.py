@@ -169,7 +169,7 @@ def trained(align_config: AlignConfig, run: Run) -> FinishedStage[FinishedRun]:
     last = "chosen" if align_config.rounds.num else "reward-check"
 
     def train(work: Path) -> FinishedRun:
-        inner = Run(work / "run", align_config, align_plan(align_config), resume=True, stop_after=last, tracker=False)
+        inner = Run(work / "run", align_config, align_plan(align_config), resume=True, stop_after=last, tracker="none")
         try:
             align(align_config, inner)
         except StageReached:

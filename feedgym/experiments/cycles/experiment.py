@@ -92,7 +92,9 @@ def _deployed(config: CyclesConfig, run: Run, workers: Rollouts) -> dict[str, An
         "seed": config.seed,
         **run.facts(),
     }
-    return conclude(run, summary, artifacts={"tokenizer": "tokenizer"})
+    return conclude(
+        run, summary, artifacts={"log": "log", "tokenizer": "tokenizer", "base-agent": "base", "reward-model": "reward"}
+    )
 
 
 class Way(NamedTuple):

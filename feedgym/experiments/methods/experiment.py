@@ -77,7 +77,7 @@ def experiment(config: CellsRun, run: Run) -> dict[str, Any]:
 
 def finished(config: CellsRun, cells: list[Cell], run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Get the summaries of all cells by name, running unfinished cells, and the reasons of those that failed."""
-    place = Place(run.folder / CELLS, run.store or (run.folder / STORE).resolve(), run.trust)
+    place = Place(run.folder / CELLS, run.store or (run.folder / STORE).resolve(), run.trust, run.tracker_name)
     if run.redo is not None:
         shutil.rmtree(place.folder / run.redo, ignore_errors=True)
     there = [cell for cell in cells if run.is_made(cell.name)]

@@ -15,6 +15,7 @@ from feedgym.experiments.launch import launch
 from feedgym.experiments.methods.cells import Cell
 from feedgym.experiments.progress import progress, say
 from feedgym.experiments.rollouts import one_thread, ray_running
+from feedgym.experiments.tracking import TrackerName
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,17 @@ class Place:
         folder: the parent of the cells' run folders.
         store: store of their stages.
         trust: whether code named by folders may be imported.
+        tracker: keeps a record of each cell.
     """
 
     folder: Path
     store: Path
     trust: bool
+    tracker: TrackerName = "none"
 
     def run(self, cell: Cell) -> Outcome:
         """Run a cell, or continue it where it stopped."""
-        options: dict[str, Any] = {"store": self.store, "trust": self.trust, "tracker": False}
+        options: dict[str, Any] = {"store": self.store, "trust": self.trust, "tracker": self.tracker}
         try:
             with one_thread():
                 return Outcome(launch(cell.config, self.folder / cell.name, resume=True, **options))
