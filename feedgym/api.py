@@ -298,6 +298,78 @@ def simulate(
     return log, simulator.catalog
 
 
+def simulate_parts(
+    users: Any = "short_video",
+    *,
+    out: str | Path,
+    num_users: int,
+    visits: int = 14,
+    session_length: int = 10,
+    popularity_share: float = 0.1,
+    random_share: float = 0.1,
+    seed: int = 0,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Write the log of :func:`simulate` in parts while it is collected, for logs larger than memory.
+
+    Args:
+        users: as for :func:`simulate`.
+        out: folder for ``events`` (:mod:`feedgym.data.parts`) and ``catalog.parquet``, which ``data=`` takes.
+        num_users: as for :func:`simulate`.
+        visits: as for :func:`simulate`.
+        session_length: K.
+        popularity_share: as for :func:`simulate`.
+        random_share: as for :func:`simulate`.
+        seed: as for :func:`simulate`.
+        trust: as for :func:`simulate`.
+
+    Returns:
+        Counts: ``rows``, ``visits``, ``seen`` items, and the ``behaviours`` [B] of these.
+
+    Raises:
+        ValueError: a number or share is out of range, parts do not fit into memory or files onto the disk, or the
+            folder holds a log already.
+    """
+    import numpy as np
+
+    from feedgym.data.parquet import write_catalog
+    from feedgym.data.parts import PART_USERS, begin_parts, part_of, parts_for, write_part
+    from feedgym.envs.feed import make_simulator
+    from feedgym.envs.logging import logs_of_groups
+    from feedgym.envs.logging_policy import LoggingConfig
+    from feedgym.experiments.limits import check_simulated_parts
+    from feedgym.experiments.progress import progress
+    from feedgym.plugins import made
+
+    sizes = {"visits": visits, "session_length": session_length}
+    check_simulated_parts(Path(out), users=num_users, part_users=PART_USERS, **sizes)
+    simulator = make_simulator(made("simulator", users), trust=trust)
+    served = LoggingConfig(popularity_share=popularity_share, random_share=random_share)
+    num_parts = parts_for(num_users)
+    part_U = part_of(np.arange(num_users), num_parts)
+    parts = [part for part in range(num_parts) if (part_U == part).any()]
+    groups = (np.flatnonzero(part_U == part) for part in parts)
+    logs = logs_of_groups(simulator, groups, num_visits=visits, session_length=session_length, seed=seed, config=served)
+    begin_parts(Path(out), num_parts)
+    write_catalog(simulator.catalog, Path(out) / "catalog.parquet")
+    counts: dict[str, Any] = {}
+    with progress("Simulating") as step:
+        for done, (part, log) in enumerate(zip(parts, logs, strict=True), 1):
+            write_part(log, Path(out), part)
+            counts = {name: counts.get(name, 0) + value for name, value in counts_of(log).items()}
+            step(done, len(parts))
+    return counts
+
+
+def counts_of(log: EventLog) -> dict[str, Any]:
+    """Rows, visits and seen items of a log, and how many of these have each behaviour [B]."""
+    from feedgym.data.events import Event
+
+    seen = (log.event == Event.IMPRESSION) & log.examined
+    visits, behaviours = int((log.event == Event.LOGIN).sum()), log.behaviours[seen].sum(axis=0, dtype="int64")
+    return {"rows": log.num_events, "visits": visits, "seen": int(seen.sum()), "behaviours": behaviours}
+
+
 # ---------------------------------------------------------------- configurations
 
 

@@ -609,6 +609,9 @@ class SimulateArguments(Ranged):
 
     `feedgym run onerec-ipa --data OUT` uses the folder like a real log.
 
+    More than 4,096 users are written in parts while they are simulated: a folder `events` instead of `events.parquet`,
+    which may be larger than memory.
+
     `--random-share 1 --popularity-share 0` makes it a randomised experiment: every visit is served at random.
     """
 
@@ -636,23 +639,28 @@ class SimulateArguments(Ranged):
 def simulate(arguments: Sequence[str]) -> None:
     """Write the event log of simulated users."""
     options = _parse(SimulateArguments, "simulate", arguments)
-    from feedgym.data.events import BEHAVIOURS, Event
+    from feedgym.data.events import BEHAVIOURS
+    from feedgym.data.parts import FOLDER, ONE_FILE, PART_USERS
 
-    log, _ = api.simulate(
-        options.simulator,
-        num_users=options.users,
-        visits=options.visits,
-        session_length=options.session_length,
-        popularity_share=options.popularity_share,
-        random_share=options.random_share,
-        seed=options.seed,
-        out=options.out,
-        trust=options.trust,
-    )
-    seen = (log.event == Event.IMPRESSION) & log.examined
-    rates = ", ".join(f"{name} {log.behaviours[seen, b].mean():.2%}" for b, name in enumerate(BEHAVIOURS))
-    print(f"{options.users:,} users, {(log.event == Event.LOGIN).sum():,} visits, {seen.sum():,} items seen: {rates}")
-    print(f"Written to {options.out / 'events.parquet'} and {options.out / 'catalog.parquet'}")
+    given: dict[str, Any] = {
+        "num_users": options.users,
+        "visits": options.visits,
+        "session_length": options.session_length,
+        "popularity_share": options.popularity_share,
+        "random_share": options.random_share,
+        "seed": options.seed,
+        "out": options.out,
+        "trust": options.trust,
+    }
+    in_parts = options.users > PART_USERS
+    if in_parts:
+        counts = api.simulate_parts(options.simulator, **given)
+    else:
+        counts = api.counts_of(api.simulate(options.simulator, **given)[0])
+    shares = counts["behaviours"] / max(1, counts["seen"])
+    rates = ", ".join(f"{name} {share:.2%}" for name, share in zip(BEHAVIOURS, shares, strict=True))
+    print(f"{options.users:,} users, {counts['visits']:,} visits, {counts['seen']:,} items seen: {rates}")
+    print(f"Written to {options.out / (FOLDER if in_parts else ONE_FILE)} and {options.out / 'catalog.parquet'}")
 
 
 @dataclass(frozen=True, kw_only=True)

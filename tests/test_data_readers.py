@@ -596,7 +596,7 @@ def test_load_data_reads_feedgyms_own_folder(tmp_path):
     one, none = (next(s for s, chosen in hashed.items() if chosen == c) for c in ([False, True], [False, False]))
     some, _ = load_data(tmp_path, options=ReadOptions(users=0.5, seed=one))
     assert some.user_ids_U.tolist() == [4]
-    with pytest.raises(ValueError, match=r"none of 2 users falls into a share of 0.5; raise it"):
+    with pytest.raises(ValueError, match=r"none of 2 users falls into that share; raise it"):
         load_data(tmp_path, options=ReadOptions(users=0.5, seed=none))
     with pytest.raises(ValueError, match="feedgym's own logs are read as they are, and core is 2; leave it 1"):
         load_data(tmp_path, options=ReadOptions(core=2))

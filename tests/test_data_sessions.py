@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, Event, EventLog
 from feedgym.data.sessions import (
+    LoggedHistories,
     SessionFilter,
     histories,
     logged_sessions,
@@ -198,6 +199,20 @@ def test_sessions_and_histories_equal_a_plain_walk(seed, session_length, length)
         fractions = [min(float(watch) / catalog.duration_s_I[item], 5) for item, _, watch in past]
         assert batch.watch_fraction_UT[n, : len(past)].tolist() == pytest.approx(fractions)
         assert not batch.mask_UT[n, len(past) :].any()
+
+
+@pytest.mark.parametrize("memory", [0, 3])
+def test_histories_built_when_they_are_asked_for_are_the_same(memory):
+    log, catalog = random_log(5), make_catalog()
+    sessions = logged_sessions(log, 3)
+    told = sessions.user_idx_N, sessions.row_N, sessions.start_s_N, 4
+    whole = histories(log, catalog, *told, dated=True, memory=memory)
+    lazy = LoggedHistories(log, catalog, *told, dated=True, memory=memory)
+    assert len(lazy) == len(whole) and torch.equal(lazy.lengths_N, whole.lengths_N)
+    for idx in (torch.tensor([3, 0, 3]), np.array([1]), slice(2, 5), torch.arange(len(whole)) % 2 == 0):
+        for name, want in vars(whole.rows(idx)).items():
+            found = getattr(lazy.rows(idx), name)
+            assert found is want is None or (torch.equal(found, want) and found.dtype == want.dtype), name
 
 
 def test_the_future_and_other_users_do_not_change_a_history():

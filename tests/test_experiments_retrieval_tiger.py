@@ -30,7 +30,8 @@ def test_windows_are_every_item_taken_with_what_came_before_it():
                 want.append((u, seen[-5:], int(train.item_id[row])))
             seen.append(int(train.item_id[row]))
     every, last = world.windows(5, True), world.windows(5, False)
-    found = [h[m].tolist() for h, m in zip(every.histories.item_ids_UT, every.histories.mask_UT, strict=True)]
+    whole = every.histories.rows(slice(None))
+    found = [h[m].tolist() for h, m in zip(whole.item_ids_UT, whole.mask_UT, strict=True)]
     assert found == [seen for _, seen, _ in want] and len(want) > 50
     assert every.item_ids_NK[:, 0].tolist() == [item for _, _, item in want]
     assert last.item_ids_NK[:, 0].tolist() == list({u: item for u, _, item in want}.values())

@@ -21,6 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from feedgym.agents.layers.moe import expert_load
 from feedgym.data.batches import EventBatch
+from feedgym.data.sessions import LoggedHistories
 from feedgym.data.whole import last_whole_checkpoint, seal
 from feedgym.protocols import GenerativeAgent
 from feedgym.ranges import BelowOne, Count, CountOrZero, LearningRate, NonNegative, Ranged, Seed, StepsOrZero
@@ -102,7 +103,7 @@ class PretrainConfig(Ranged):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SessionDataset(Dataset):
-    """Sessions to learn from, as tensors made once.
+    """Sessions to learn from, as tensors made once, or with histories that are built from the log batch by batch.
 
     Its elements are row numbers; a batch is cut out of the tensors by one index operation per column.
 
@@ -111,7 +112,7 @@ class SessionDataset(Dataset):
         item_ids_NK: int64, the sessions; -1 after the last item.
     """
 
-    histories: EventBatch
+    histories: EventBatch | LoggedHistories
     item_ids_NK: Tensor
 
     def __post_init__(self) -> None:
@@ -130,7 +131,7 @@ class SessionDataset(Dataset):
     @property
     def lengths_N(self) -> Tensor:
         """Events of each history."""
-        return self.histories.mask_UT.sum(1)
+        return self.histories.lengths_N
 
     def collate(self, model: GenerativeAgent, idx: Sequence[int]) -> dict[str, Tensor]:
         """The model's training batch of the rows ``idx``, histories cut to the longest of them."""

@@ -31,6 +31,7 @@ from feedgym.agents.requests import existing_items, shown_mask
 from feedgym.agents.saved import SizedConfig, load_saved
 from feedgym.data.batches import EventBatch, SessionBatch, TensorRows
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog
+from feedgym.data.sessions import LoggedHistories
 from feedgym.ranges import BelowOne, Count, CountOrZero, Few, Length, Positive, Ranged, Width, check_ranges
 
 Loss = Literal["bce", "ce", "sampled_softmax"]
@@ -409,7 +410,7 @@ class SequenceDataset(Dataset):
         histories: N users.
     """
 
-    histories: EventBatch
+    histories: EventBatch | LoggedHistories
 
     def __post_init__(self) -> None:
         if len(self.histories) == 0:
@@ -424,7 +425,7 @@ class SequenceDataset(Dataset):
     @property
     def lengths_N(self) -> Tensor:
         """Events of each history."""
-        return self.histories.mask_UT.sum(1)
+        return self.histories.lengths_N
 
     def collate(self, model: Any, idx: Sequence[int]) -> dict[str, Tensor]:
         """The model's training batch of the users ``idx``."""

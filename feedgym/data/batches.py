@@ -67,6 +67,11 @@ class EventBatch(TensorRows):
     def __len__(self) -> int:
         return len(self.item_ids_UT)
 
+    @property
+    def lengths_N(self) -> Tensor:
+        """Events of each history."""
+        return self.mask_UT.sum(1)
+
     def events(self, idx: slice) -> EventBatch:
         """The same users with the slice ``idx`` of their T events."""
         return replace(self, **{name: getattr(self, name)[:, idx] for name in PER_EVENT})

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from feedgym.data.arrow import arrow_of, numpy_of, words_of
 from feedgym.data.batches import TensorRows
-from feedgym.data.events import BEHAVIOURS, Catalog, Event, EventLog
+from feedgym.data.events import BEHAVIOURS, BoolArray, Catalog, Event, EventLog
 
 EVENT_NAMES = tuple(event.name.lower() for event in Event)
 PROFILE_PREFIX, EXTRA_PREFIX = "profile_", "extra_"
@@ -54,6 +54,11 @@ CATALOG_COLUMNS: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
     "upload_s": ("number", _is_number),
 }
 
+OTHER_FORMAT = "read another format with feedgym.data.table.read_table"
+
+Choose = Callable[[NDArray], BoolArray]
+"""Takes user ids; true for users to read."""
+
 BatchT = TypeVar("BatchT", bound=TensorRows)
 
 
@@ -66,6 +71,19 @@ def write_log(log: EventLog, path: str | Path) -> None:
 
     Raises:
         ValueError: a user has no profile event or several, or two users share an id.
+    """
+    table = log_table(log)
+    at = table.column_names.index("user_id")
+    table = table.set_column(at, "user_id", table["user_id"].dictionary_encode())
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def log_table(log: EventLog) -> pa.Table:
+    """An event log as an Arrow table, one row per event, in the log's order.
+
+    Raises:
+        ValueError: as for :func:`write_log`.
     """
     user = np.repeat(np.arange(log.num_users), np.diff(log.offsets_U1))
     profiles = np.bincount(user[log.event == Event.PROFILE], minlength=log.num_users)
@@ -80,16 +98,13 @@ def write_log(log: EventLog, path: str | Path) -> None:
         raise ValueError(f"User id {ids[np.argmax(counts)]!r} belongs to {counts.max()} users; give each its own id.")
     sizes = dict(zip(log.profile_names, log.profile_sizes, strict=True))
     metadata = {"feedgym_profile_sizes": json.dumps(sizes), "feedgym_has_time": json.dumps(log.has_time)}
-    columns = _log_columns(log, user)
-    table = pa.table(columns).replace_schema_metadata(metadata)
-    with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+    return pa.table(_log_columns(log, user)).replace_schema_metadata(metadata)
 
 
 def _log_columns(log: EventLog, user: NDArray) -> dict[str, pa.Array]:
     """The columns of the file; ``user`` is the row of each event's user."""
     columns: dict[str, Any] = {
-        "user_id": arrow_of(log.user_ids_U).take(arrow_of(user)).dictionary_encode(),
+        "user_id": arrow_of(log.user_ids_U).take(arrow_of(user)),
         "timestamp_s": log.timestamp_s,
         "event": pa.DictionaryArray.from_arrays(arrow_of(log.event), words_of(EVENT_NAMES)),
         "session_id": log.session_id,
@@ -107,18 +122,33 @@ def _log_columns(log: EventLog, user: NDArray) -> dict[str, pa.Array]:
     return arrays
 
 
-def read_log(path: str | Path, catalog: Catalog | None = None) -> EventLog:
+def read_log(path: str | Path, catalog: Catalog | None = None, choose: Choose | None = None) -> EventLog:
     """Reads an event log and checks it.
 
     Args:
         path: a parquet file with the columns of ``docs/data.md``. Rows may be in any order; unsorted ones are sorted by
             user (first seen first) and time.
         catalog: when given, every item id must be one of its rows.
+        choose: the users to read; the rows of others are dropped, unchecked, while the file is read.
 
     Raises:
-        ValueError: the file is missing, empty, or breaks the format; one line naming file, column, row and remedy.
+        ValueError: the file is missing, empty, or breaks the format; one line naming file, column, row and remedy; or
+            no user is chosen.
     """
-    table = _read_table(path, LOG_COLUMNS, "read another format with feedgym.data.table.read_table")
+    return log_of_table(path, _read_table(path, LOG_COLUMNS, OTHER_FORMAT, choose), catalog)
+
+
+def log_of_table(path: str | Path, table: pa.Table, catalog: Catalog | None) -> EventLog:
+    """Checks a table with the columns of a log, and turns it into one.
+
+    Args:
+        path: the file, for messages.
+        table: the columns of ``docs/data.md``.
+        catalog: as for :func:`read_log`.
+
+    Raises:
+        ValueError: as for :func:`read_log`.
+    """
     event = _event_codes(path, table)
     columns = {name: _column(path, table, name) for name in LOG_COLUMNS if name not in ("user_id", "event")}
     _check_values(path, event, columns, catalog)
@@ -185,7 +215,7 @@ def read_catalog(path: str | Path) -> Catalog:
     Raises:
         ValueError: the file is missing, empty, or breaks the format; one line naming file, column, row and remedy.
     """
-    table = _read_table(path, CATALOG_COLUMNS, "read another format with feedgym.data.table.read_table")
+    table = _read_table(path, CATALOG_COLUMNS, OTHER_FORMAT)
     columns = {name: _column(path, table, name) for name in ("topic", "duration_s", "creator", "upload_s")}
     content = table["content"].combine_chunks()
     if content.null_count:
@@ -283,15 +313,50 @@ def _refuse(path: str | Path, column: str, bad: NDArray, what: str, remedy: str)
         _fail(path, column, bad, what, remedy)
 
 
-def _read_table(path: str | Path, expected: dict, remedy: str) -> pa.Table:
-    """Reads the file as a table whose expected columns exist and have the right type."""
+def _read_table(path: str | Path, expected: dict, remedy: str, choose: Choose | None = None) -> pa.Table:
+    """Reads a file as a table, see :func:`checked_columns`; of some users only, if it says which."""
     _must_exist(path)
     try:
         with pq.ParquetFile(path, memory_map=False) as file:  # pq.read_table would import pandas
-            table = file.read()
+            table = file.read() if choose is None else _rows_of(path, file, choose)
         table.validate(full=True)  # damaged pages decode to text that is not UTF-8 or offsets out of bounds
     except (pa.ArrowException, OSError) as error:  # thrift and the decompressors raise OSErrors
         raise ValueError(f"{path}: not a whole parquet file ({str(error).splitlines()[0]}); {remedy}.") from error
+    return checked_columns(path, table, expected, remedy)
+
+
+def _rows_of(path: str | Path, file: pq.ParquetFile, choose: Choose) -> pa.Table:
+    """The rows of the chosen users, filtered batch by batch."""
+    if "user_id" not in file.schema_arrow.names:  # what is missing is told later
+        return file.read()
+    ids = _chosen_ids(path, file.read(columns=["user_id"])["user_id"], choose)
+    batches = (batch.filter(pc.is_in(_plain(batch["user_id"]), value_set=ids)) for batch in file.iter_batches())
+    return pa.Table.from_batches(batches, file.schema_arrow)
+
+
+def _chosen_ids(path: str | Path, column: pa.ChunkedArray, choose: Choose) -> pa.Array:
+    """The different ids of a column that are chosen.
+
+    Raises:
+        ValueError: there are none.
+    """
+    ids = _plain(column).unique().drop_null()
+    chosen = choose(numpy_of(ids))
+    if not chosen.any():
+        raise ValueError(f"{path}: none of {len(ids)} users falls into that share; raise it.")
+    return ids.filter(arrow_of(chosen))
+
+
+def _plain(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+
+
+def checked_columns(path: str | Path, table: pa.Table, expected: dict, remedy: str) -> pa.Table:
+    """A table whose expected columns exist and have the right type, without dictionaries.
+
+    Raises:
+        ValueError: a column is missing or of another type, or there is no row.
+    """
     for name, (kind, is_kind) in expected.items():
         if name not in table.column_names:
             raise ValueError(f"{path}: column {name!r} is missing (it has {table.column_names}); add it, or {remedy}.")

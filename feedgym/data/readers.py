@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from feedgym.data.events import Catalog, EventLog
-from feedgym.data.parquet import read_catalog, read_log
+from feedgym.data.parquet import read_catalog
+from feedgym.data.parts import has_log, load_log, log_files
 from feedgym.data.public.files import RawFile, raw_files
 from feedgym.data.sources import ReadOptions, Source, keeps_clock
-from feedgym.data.splits import take_users
 from feedgym.data.whole import product_of
 
 
@@ -111,7 +111,7 @@ def _recognised(path: Path, items: Path | None) -> Source | None:
 
 def _find_own(folder: Path) -> Source | None:
     """A folder with a log of feedgym's, or None; KuaiRand's files win if a folder holds both."""
-    if not (folder / "events.parquet").exists() or _is_kuairand(folder):
+    if not has_log(folder) or _is_kuairand(folder):
         return None
 
     def read(options: ReadOptions) -> tuple[EventLog, Catalog]:
@@ -121,15 +121,11 @@ def _find_own(folder: Path) -> Source | None:
             )
         keeps_clock(folder, "feedgym's own logs are read as they are", options)
         catalog = read_catalog(folder / "catalog.parquet")
-        log = read_log(folder / "events.parquet", catalog)
-        chosen_U = options.chosen(log.user_ids_U)
-        if not chosen_U.any():
-            raise ValueError(
-                f"{folder}: none of {log.num_users} users falls into a share of {options.users:g}; raise it."
-            )
-        return take_users(log, chosen_U), catalog
+        choose = None if options.users == 1 else options.chosen
+        log = load_log(folder, catalog, choose, options.users if options.seed == 0 else 1.0)
+        return log, catalog
 
-    files = tuple(RawFile(folder / name) for name in ("events.parquet", "catalog.parquet"))
+    files = tuple(RawFile(file) for file in (*log_files(folder), folder / "catalog.parquet"))
     return Source(name="feedgym's own log", files=files, says=(), read=read)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -219,35 +219,81 @@ def histories(
     Raises:
         ValueError: ``length`` is below 1.
     """
-    import torch
-
-    if length < 1:
-        raise ValueError(f"The history length is {length} and must be at least 1; raise it.")
-    seen = np.flatnonzero((log.event == Event.IMPRESSION) & log.examined)
-    end_N = np.searchsorted(seen, row_N)
-    begin_N = np.maximum(np.searchsorted(seen, log.offsets_U1[user_idx_N]), end_N - length)
-    size_N = end_N - begin_N
-    place_T = np.arange(length)
-    mask_NT = place_T < size_N[:, None]
-    row_NT = seen[np.where(mask_NT, begin_N[:, None] + place_T, 0)] if len(seen) else np.zeros(mask_NT.shape, np.int64)
-    item_NT = np.where(mask_NT, log.item_id[row_NT], 0)
-    fraction_NT = np.clip(log.watch_s[row_NT] / catalog.duration_s_I[item_NT], 0, MAX_WATCH_FRACTION)
-    time_NT = log.timestamp_s[row_NT]
-    next_NT = np.concatenate([time_NT[:, 1:], np.zeros((len(time_NT), 1))], axis=1)
-    next_NT = np.where(place_T == size_N[:, None] - 1, now_s_N[:, None], next_NT)
-    batch = EventBatch(
-        item_ids_UT=torch.from_numpy(item_NT.astype(np.int64)),
-        behaviours_UTB=torch.from_numpy((log.behaviours[row_NT] * mask_NT[..., None]).astype(np.float32)),
-        watch_fraction_UT=torch.from_numpy(np.where(mask_NT, fraction_NT, 0).astype(np.float32)),
-        gap_s_UT=torch.from_numpy(np.where(mask_NT, next_NT - time_NT, 0).astype(np.float32)),
-        mask_UT=torch.from_numpy(mask_NT),
-        profile_UF=torch.from_numpy(log.profile_UF[user_idx_N].astype(np.int64)),
-        time_of_day_U=torch.from_numpy(time_of_day(now_s_N)),
-        earlier_UJ=_earlier(log, seen, begin_N, log.offsets_U1[user_idx_N], memory) if memory else None,
+    return LoggedHistories(log, catalog, user_idx_N, row_N, now_s_N, length, dated=dated, memory=memory).rows(
+        slice(None)
     )
-    if not dated:
-        return batch
-    return DatedEventBatch(**vars(batch), time_s_U=torch.from_numpy(np.asarray(now_s_N, np.float64)))
+
+
+class LoggedHistories:
+    """Histories of N requests that are built from the log when they are asked for, some rows at a time.
+
+    A row costs 24 bytes instead of the 45 bytes an event of :func:`histories`, so that millions of requests fit.
+
+    Args:
+        log: as for :func:`histories`, and so are the others.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        catalog: Catalog,
+        user_idx_N: NDArray,
+        row_N: NDArray,
+        now_s_N: NDArray,
+        length: int,
+        *,
+        dated: bool = False,
+        memory: int = 0,
+    ) -> None:
+        if length < 1:
+            raise ValueError(f"The history length is {length} and must be at least 1; raise it.")
+        self.log, self.catalog, self.length, self.dated, self.memory = log, catalog, length, dated, memory
+        self.user_idx_N, self.now_s_N = user_idx_N, np.asarray(now_s_N, np.float64)
+        self.seen = np.flatnonzero((log.event == Event.IMPRESSION) & log.examined)
+        self.end_N = np.searchsorted(self.seen, row_N)
+
+    def __len__(self) -> int:
+        return len(self.end_N)
+
+    @property
+    def lengths_N(self) -> Tensor:
+        """Events of each history, at most T."""
+        import torch
+
+        begin_N = np.searchsorted(self.seen, self.log.offsets_U1[self.user_idx_N])
+        return torch.from_numpy(np.minimum(self.end_N - begin_N, self.length))
+
+    def rows(self, idx: Any) -> EventBatch:
+        """Builds the histories at ``idx`` (slice, index or boolean array or tensor)."""
+        import torch
+
+        idx = idx if isinstance(idx, slice) else np.asarray(idx)
+        log, seen, user_idx_N = self.log, self.seen, self.user_idx_N[idx]
+        end_N, now_s_N = self.end_N[idx], self.now_s_N[idx]
+        begin_N = np.maximum(np.searchsorted(seen, log.offsets_U1[user_idx_N]), end_N - self.length)
+        size_N = end_N - begin_N
+        place_T = np.arange(self.length)
+        mask_NT = place_T < size_N[:, None]
+        row_NT = (
+            seen[np.where(mask_NT, begin_N[:, None] + place_T, 0)] if len(seen) else np.zeros(mask_NT.shape, np.int64)
+        )
+        item_NT = np.where(mask_NT, log.item_id[row_NT], 0)
+        fraction_NT = np.clip(log.watch_s[row_NT] / self.catalog.duration_s_I[item_NT], 0, MAX_WATCH_FRACTION)
+        time_NT = log.timestamp_s[row_NT]
+        next_NT = np.concatenate([time_NT[:, 1:], np.zeros((len(time_NT), 1))], axis=1)
+        next_NT = np.where(place_T == size_N[:, None] - 1, now_s_N[:, None], next_NT)
+        memory, first_row_N = self.memory, log.offsets_U1[user_idx_N]
+        batch = EventBatch(
+            item_ids_UT=torch.from_numpy(item_NT.astype(np.int64)),
+            behaviours_UTB=torch.from_numpy((log.behaviours[row_NT] * mask_NT[..., None]).astype(np.float32)),
+            watch_fraction_UT=torch.from_numpy(np.where(mask_NT, fraction_NT, 0).astype(np.float32)),
+            gap_s_UT=torch.from_numpy(np.where(mask_NT, next_NT - time_NT, 0).astype(np.float32)),
+            mask_UT=torch.from_numpy(mask_NT),
+            profile_UF=torch.from_numpy(log.profile_UF[user_idx_N].astype(np.int64)),
+            time_of_day_U=torch.from_numpy(time_of_day(now_s_N)),
+            earlier_UJ=_earlier(log, seen, begin_N, first_row_N, memory) if memory else None,
+        )
+        return DatedEventBatch(**vars(batch), time_s_U=torch.from_numpy(now_s_N)) if self.dated else batch
 
 
 def _earlier(log: EventLog, seen: NDArray, end_N: NDArray, first_row_N: NDArray, memory: int) -> Tensor:

@@ -6,7 +6,8 @@ replaying the log (:func:`feedgym.envs.replay.states_at`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from feedgym.data.events import Event, EventLog
 from feedgym.envs.history import event_times_s
 from feedgym.envs.logging_policy import LoggingConfig, LoggingPolicy
-from feedgym.envs.luck import LOG_GROUP, user_seeds
+from feedgym.envs.luck import LOG_GROUP, seeds_of, user_seeds
 from feedgym.envs.visits import Visits, served_visits
 from feedgym.protocols import UserSimulator
 
@@ -64,6 +65,39 @@ def collect_log(
             progress(start + len(rows), num_users)
     visits = Visits.cat(blocks)
     return event_log(simulator, np.concatenate([block.profile_UF for block in blocks]), visits)
+
+
+def logs_of_groups(
+    simulator: UserSimulator,
+    groups: Iterable[NDArray],
+    *,
+    num_visits: int,
+    session_length: int,
+    seed: int,
+    config: LoggingConfig = LoggingConfig(),  # noqa: B008 (frozen)
+) -> Iterator[EventLog]:
+    """Collects the same log group by group, for logs that are larger than memory.
+
+    Args:
+        simulator: the users.
+        groups: the ids of each group's users.
+        num_visits: most visits per user.
+        session_length: K different items per visit.
+        seed: as for :func:`collect_log`.
+        config: the logging policy.
+
+    Yields:
+        The log of each group; it holds the rows that :func:`collect_log` gives these users.
+    """
+    policy = LoggingPolicy(simulator, session_length, config, seed)
+    for ids in groups:
+        blocks = []
+        for start in range(0, len(ids), BLOCK_USERS):
+            rows = np.arange(start, min(start + BLOCK_USERS, len(ids)))
+            state = simulator.reset(seeds_of(ids[rows], seed, LOG_GROUP))
+            blocks.append(served_visits(policy, state, rows, num_visits))
+        log = event_log(simulator, np.concatenate([block.profile_UF for block in blocks]), Visits.cat(blocks))
+        yield replace(log, user_ids_U=ids)
 
 
 def event_log(simulator: UserSimulator, profile_UF: NDArray[np.int64], visits: Visits) -> EventLog:

@@ -6,8 +6,10 @@ no experiments, so that commands which only simulate start at once.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from functools import reduce
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -15,6 +17,8 @@ import psutil
 
 EVENT = 40
 """Bytes of a row of a log: ids, time, watch time, behaviours."""
+ON_DISK = 10
+"""Bytes of such a row in a file."""
 
 
 class Need(NamedTuple):
@@ -45,6 +49,33 @@ def check_simulated(*, users: int, visits: int, session_length: int) -> None:
     num_bytes = log_bytes(users, visits, session_length)
     given = SimpleNamespace(users=users, visits=visits, session_length=session_length)
     refuse(given, [Need("the log", ("users", "visits", "session_length"), num_bytes)])
+
+
+def check_simulated_parts(out: Path, *, users: int, visits: int, session_length: int, part_users: int) -> None:
+    """Refuse a simulated log in parts whose parts do not fit into memory, or whose files do not fit onto the disk.
+
+    Args:
+        out: folder that is to be written.
+        users: how many.
+        visits: of each.
+        session_length: K.
+        part_users: users of a part.
+
+    Raises:
+        ValueError: as for :func:`refuse`; or there is too little room on the disk.
+    """
+    given = SimpleNamespace(users=users, visits=visits, session_length=session_length)
+    part = 3 * log_bytes(min(users, part_users), visits, session_length)
+    refuse(
+        given, [Need("a part of the log", ("visits", "session_length"), part), Need("the users", ("users",), users * 8)]
+    )
+    disk = next(place for place in (out.absolute(), *out.absolute().parents) if place.exists())
+    need, free = log_bytes(users, visits, session_length) / EVENT * ON_DISK, shutil.disk_usage(disk).free
+    if need > free:
+        raise ValueError(
+            f"users={users}, visits={visits}, session_length={session_length}: the log would take {need / 2**30:,.1f} "
+            f"GiB or more, and the disk of {out} has {free / 2**30:,.1f} GiB left; lower one of them."
+        )
 
 
 def refuse(config: Any, needs: Iterable[Need]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.markup import escape
 
 from feedgym.data import parquet
+from feedgym.data.parts import load_log, save_log
 from feedgym.data.readers import column_pair, find_data
 from feedgym.data.requests import LogAndItems
 from feedgym.data.whole import check_product, digest_of, product_of
@@ -22,13 +23,13 @@ from feedgym.protocols import UserSimulator
 
 
 def _save_log(data: LogAndItems, folder: Path) -> None:
-    parquet.write_log(data[0], folder / "events.parquet")
+    save_log(data[0], folder)
     parquet.write_catalog(data[1], folder / "catalog.parquet")
 
 
 def _load_log(folder: Path) -> LogAndItems:
     catalog = parquet.read_catalog(folder / "catalog.parquet")
-    return parquet.read_log(folder / "events.parquet", catalog), catalog
+    return load_log(folder, catalog), catalog
 
 
 LOG: Codec[LogAndItems] = Codec(_save_log, _load_log)

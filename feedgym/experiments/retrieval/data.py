@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from feedgym.agents.pretrain import SessionDataset
-from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, Event, EventLog
-from feedgym.data.sessions import histories, user_of_rows
+from feedgym.data.sessions import LoggedHistories, user_of_rows
 from feedgym.data.splits import ItemSplit, NextItems, leave_one_out
 from feedgym.experiments.configs import DataConfig
 from feedgym.experiments.logs import plan_log, recorded_log, simulated_log, simulator_of, users_key
@@ -48,14 +47,15 @@ class RetrievalData:
         split = leave_one_out(data[0], behaviours=config.behaviours, min_items=config.min_items)
         return cls(config=config, log=data[0], catalog=data[1], split=split)
 
-    def training_histories(self, length: int) -> EventBatch:
+    def training_histories(self, length: int) -> LoggedHistories:
         """The newest ``length`` training events of every user who has at least one."""
         train = self.split.train
         end_U = train.offsets_U1[1:]
         last_U = np.maximum(end_U - 1, 0)
         now_s_U = train.timestamp_s[last_U] if train.num_events else np.zeros(len(end_U))
-        every = histories(train, self.catalog, np.arange(train.num_users), end_U, now_s_U, length)
-        return every.rows(every.mask_UT.any(1))
+        every = LoggedHistories(train, self.catalog, np.arange(train.num_users), end_U, now_s_U, length)
+        some = np.flatnonzero(every.lengths_N.numpy())
+        return LoggedHistories(train, self.catalog, some, end_U[some], now_s_U[some], length)
 
     def windows(self, length: int, every: bool) -> SessionDataset:
         """Items taken in training with their histories: every item, or only each user's last one."""
@@ -67,7 +67,7 @@ class RetrievalData:
         if not every:
             last_N = np.append(user_N[1:] != user_N[:-1], True)
             row_N, user_N = row_N[last_N], user_N[last_N]
-        before = histories(train, self.catalog, user_N, row_N, train.timestamp_s[row_N], length)
+        before = LoggedHistories(train, self.catalog, user_N, row_N, train.timestamp_s[row_N], length)
         return SessionDataset(
             histories=before, item_ids_NK=torch.from_numpy(train.item_id[row_N].astype(np.int64))[:, None]
         )

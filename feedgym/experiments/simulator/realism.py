@@ -13,6 +13,7 @@ from rich.table import Table
 
 from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
 from feedgym.data.parquet import replacing
+from feedgym.data.parts import has_log
 from feedgym.data.readers import load_data
 from feedgym.data.realism import Aspect, Distance, compare
 from feedgym.data.whole import check_product, product_of
@@ -54,7 +55,7 @@ def read_side(
         ValueError: it names none of these.
     """
     path = product_of(Path(source))
-    if (product_of(path / "stages" / "log") / "events.parquet").exists():
+    if has_log(product_of(path / "stages" / "log")):
         check_product(path / "stages" / "log")
         path = product_of(path / "stages" / "log")
     elif path.name == "events.parquet" and (path.parent / "catalog.parquet").exists():
