@@ -128,7 +128,7 @@ def align(
         options: further options, by their command-line names, e.g. {"log.users": 500, "method.beta": 0.3}.
         run: the folder; a new one under runs/ if left out. A folder with a run is resumed.
         store: a folder that keeps stages for many runs.
-        tracker: keeps a record in the run's folder besides: wandb (offline unless WANDB_MODE says otherwise),
+        tracker: keeps an additional record in the run's folder: wandb (offline unless WANDB_MODE says otherwise),
             tensorboard or none.
         trust: import code named in folders even if it is not feedgym's own, such as a learned simulator's ranker.
 

@@ -67,13 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _how_loud(arguments: Sequence[str]) -> tuple[list[str], bool, bool]:
-    """The arguments without -q and -v, wherever they are, and whether each was there."""
+    """Returns the arguments without -q and -v, wherever they are, and whether each was given."""
     quiet, verbose = ({*names} & {*arguments} for names in (("-q", "--quiet"), ("-v", "--verbose")))
     return [word for word in arguments if word not in quiet | verbose], bool(quiet), bool(verbose)
 
 
 def _speak(quiet: bool, verbose: bool) -> None:
-    """Set how much is said on standard error; results on standard output stay as they are."""
+    """Set how much is written to standard error; results on standard output stay the same."""
     from feedgym.experiments.progress import console
 
     console.quiet = quiet
@@ -86,7 +86,7 @@ def _speak(quiet: bool, verbose: bool) -> None:
 
 
 def greeting() -> str:
-    """Text of ``feedgym`` alone: what one can do next."""
+    """Text of ``feedgym`` alone: suggestions for the next step."""
     runs = sorted(Path("runs").glob("*/config.json"), key=lambda path: path.stat().st_mtime)
     last = runs[-1].parent if runs else None
     done = last is not None and (last / "summary.json").exists()
@@ -191,9 +191,9 @@ class Demo(Ranged):
     trust: bool = False
     """Import code named in the folder even if it is not feedgym's own; use it only if you trust who made it."""
     tracker: TrackerName = "wandb"
-    """Record the run in its folder besides: wandb (offline unless WANDB_MODE=online), tensorboard or none."""
+    """Additional record in the run's folder: wandb (offline unless WANDB_MODE=online), tensorboard or none."""
     dry_run: bool = False
-    """Only print the stages, which of them are there, and what they would take."""
+    """Only print the stages, which of them exist, and the time and memory that the others would take."""
 
 
 def demo(arguments: Sequence[str]) -> None:
@@ -282,9 +282,9 @@ class RunOptions:
     """Import code named in folders even if it is not feedgym's own, such as the simulator of a resumed run; use it only
     if you trust who made them. Code named on this command line does not need it."""
     tracker: TrackerName = "wandb"
-    """Record the run in its folder besides: wandb (offline unless WANDB_MODE=online), tensorboard or none."""
+    """Additional record in the run's folder: wandb (offline unless WANDB_MODE=online), tensorboard or none."""
     dry_run: bool = False
-    """Only print the stages, which of them are there, and what they would take."""
+    """Only print the stages, which of them exist, and the time and memory that the others would take."""
 
 
 def _parse_run(command: str, arguments: Sequence[str], config: Any) -> Any:
@@ -414,7 +414,7 @@ def check_code(config: Any, folder: Path, trust: bool, arguments: Sequence[str])
 
 
 def _of_run(options: Any) -> dict[str, Any]:
-    """What an experiment is told besides its configuration and folders."""
+    """Returns the options of an experiment besides its configuration and folders."""
     return {name: getattr(options, name) for name in ("dry_run", "trust", "store", "tracker")}
 
 
@@ -752,7 +752,7 @@ def check(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ListArguments:
-    """List what there is, with a line on each."""
+    """List everything of a kind, with a line on each."""
 
     kind: Positional[str]
     """presets, comparisons, envs, simulators, models, tokenizers, rewards, methods, stops or data."""
@@ -775,14 +775,14 @@ def list_(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorArguments:
-    """Tell versions, cores, memory, GPUs, Ray and Weights & Biases, for a bug report. It starts nothing."""
+    """Print versions, cores, memory, GPUs, Ray and Weights & Biases, for a bug report. It starts nothing."""
 
     json: bool = False
     """Print JSON."""
 
 
 def doctor(arguments: Sequence[str]) -> None:
-    """Tell what a bug report needs to know: versions, cores, memory, GPUs, Ray, W&B."""
+    """Print what belongs in a bug report: versions, cores, memory, GPUs, Ray, W&B."""
     options = _parse(DoctorArguments, "doctor", arguments)
     from feedgym.commands.doctor import findings
 

@@ -69,7 +69,7 @@ VERSION = 4
 are then refused, because no version could repeat a run that mixes products of both."""
 
 KIND_OF_STAGE = {"log": "dataset", "tokenizer": "tokenizer", "reward": "reward-model"}
-"""Kinds of artefacts by the first word of the stage's name; all others are models."""
+"""Kinds of artefacts by the first word of the stage's name; artefacts of all other stages are models."""
 
 MOST_TOLD = 8
 """Most differences, or stages, that a message lists."""
@@ -138,7 +138,7 @@ class Plan(dict[str, str]):
         return name
 
     def nearest(self, name: str, among: Collection[str]) -> list[str]:
-        """The stages of a set that a stage's product was made from, without those that only come before them."""
+        """Returns the stages in ``among`` that a stage was made from, each the nearest on its path."""
         found: list[str] = []
         for parent in self.parents[name]:
             found += [parent] if parent in among else self.nearest(parent, among)
@@ -247,7 +247,7 @@ class Run:
         resume: continue the run in the folder. Otherwise the folder must be new or empty.
         stop_after: raise :class:`StageReached` once the stage of this name is complete.
         redo: a stage to run again even if its product exists.
-        tracker: keeps a record besides, in the folder: wandb, tensorboard or none.
+        tracker: keeps an additional record in the folder: wandb, tensorboard or none.
         trust: whether code named by the folders that the experiment reads may be imported (:mod:`feedgym.trust`).
         store: the folder of the store that keeps the stages. A resumed run knows its store; give it only if the store
             was moved. Without one a new run keeps the stages itself.
@@ -591,13 +591,13 @@ def _other_version(path: Path, version: Any) -> ValueError:
 
 
 def made_stages(folder: Path, plan: Plan, kind: str, store: Path | None = None) -> dict[str, str]:
-    """The stages of a plan whose product is there under its present key, and where: "yes", or "in the store".
+    """Finds the stages of a plan whose product exists under its present key: "yes" if in the folder, or "in the store".
 
     Args:
-        folder: of the run, which need not be there.
+        folder: of the run; it need not exist.
         plan: its stages.
         kind: the name of its kind of configuration.
-        store: the store of a new run; an old one knows its own.
+        store: the store of a new run; a run that was begun knows its own.
     """
     if (folder / CONFIG).exists():
         store = store_of(folder) if "store" in read_about(folder) else None

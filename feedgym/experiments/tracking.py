@@ -1,7 +1,7 @@
-"""Trackers: where a run's figures go besides its own folder. Weights & Biases, TensorBoard, or nowhere.
+"""Trackers: they record a run's figures for Weights & Biases, TensorBoard, or nothing.
 
-metrics.jsonl, summary.json and report.html are always written; a tracker adds what its users expect. Everything that it
-writes lies in the run's folder. W&B is offline, and asks for no account, unless ``WANDB_MODE=online`` is set.
+metrics.jsonl, summary.json and report.html are always written; a tracker adds the record that its users expect. All its
+files are in the run's folder. W&B is offline, and needs no account, unless ``WANDB_MODE=online`` is set.
 
 This is the only file that imports wandb or tensorboardX.
 """
@@ -20,7 +20,7 @@ TrackerName = Literal["wandb", "tensorboard", "none"]
 """The trackers by name."""
 
 CURVES = {"true": "round/true_mean", "predicted": "round/model_mean"}
-"""The two curves that are drawn together: the true reward by round, and what the reward model says of it."""
+"""Metrics of the two curves in one chart: the true reward by round, and the reward model's prediction of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,10 +28,10 @@ class Product:
     """A stage's product as an artefact.
 
     Attributes:
-        kind: what it is: log, tokenizer, model, reward or report.
+        kind: one of dataset, tokenizer, model, reward-model and report.
         path: its file or folder.
         parents: the artefacts that it was made from.
-        key: the hash of what decides it.
+        key: the key of its stage, a hash of the settings that decide it.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Product:
 
 
 class Tracker(Protocol):
-    """What a tracker does."""
+    """A record of a run."""
 
     def log(self, metrics: Mapping[str, float], step: int | None) -> None:
         """Record figures, of a round or of the whole run."""
@@ -49,19 +49,19 @@ class Tracker(Protocol):
     def publish(
         self, rounds: Sequence[Mapping[str, Any]], samples: Mapping[str, Any] | None, products: Mapping[str, Product]
     ) -> None:
-        """Record what a finished run has: curves by round, sessions to read (``columns``, ``rows``), and products."""
+        """Record a finished run: curves by round, sessions to read (``columns``, ``rows``), and products."""
 
     def finish(self) -> None:
         """Write the rest."""
 
 
 def tracker_of(name: TrackerName, folder: Path, config: Any, kind: str) -> Tracker:
-    """A run's tracker; a resumed run continues its record.
+    """Makes a run's tracker; a resumed run continues its record.
 
     Args:
-        name: which one.
+        name: of the tracker.
         folder: the run's.
-        config: the configuration as JSON has it.
+        config: the configuration, as JSON.
         kind: the kind of experiment.
 
     Raises:
@@ -125,14 +125,15 @@ class TensorBoard:
 
 
 class Wandb:
-    """A W&B run: its group are the runs that differ in nothing but seeds, or the cells of a comparison.
+    """A W&B run: its group holds the runs that differ only in the seed, or the cells of a comparison.
 
-    Artefacts tell by their metadata what they were made from: ``parents`` and the ``key`` of the stage.
+    The metadata of an artefact say where it comes from: ``parents`` and the ``key`` of its stage.
     """
 
     def __init__(self, folder: Path, config: Any, kind: str) -> None:
         # Everything W&B writes stays inside the run folder; offline needs no account (WANDB_MODE=online just works).
-        # Its settings are the user's own: those in a folder could name another server to send the user's key to.
+        # W&B reads only the user's own settings: those in a folder could name another server, and the user's key would
+        # be sent there.
         for variable, place in (("WANDB_DATA_DIR", "data"), ("WANDB_CACHE_DIR", "cache")):
             os.environ.setdefault(variable, str((folder / "wandb" / place).resolve()))
         os.environ.setdefault("WANDB_SILENT", "true")
@@ -149,7 +150,7 @@ class Wandb:
             dir=str(folder),
             mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
             config=flat(config),
-            settings=wandb.Settings(disable_git=True),  # git runs what a repository's own settings say
+            settings=wandb.Settings(disable_git=True),  # git would run commands from a repository's own settings
         )
 
     def log(self, metrics: Mapping[str, float], step: int | None) -> None:
@@ -185,7 +186,7 @@ class Wandb:
 
 
 def flat(config: Any, before: str = "") -> dict[str, Any]:
-    """A configuration with dotted names, as the command line has them: ``rounds.num``."""
+    """Returns a configuration with dotted names, as on the command line: ``rounds.num``."""
     if not isinstance(config, dict):
         return {before: config}
     return {
@@ -196,10 +197,11 @@ def flat(config: Any, before: str = "") -> dict[str, Any]:
 
 
 def group_of(folder: Path, config: Any, kind: str) -> tuple[str, str]:
-    """The group and the job type of a run.
+    """Returns the group and the job type of a run.
 
-    A cell of a comparison, RUN/cells/METHOD-SEED, is of the comparison's group, and its job is the method. Any other
-    run is in the group of those that differ from it in the seed alone, and its job is the kind of experiment.
+    A cell of a comparison, RUN/cells/METHOD-SEED, is in the comparison's group, and its job type is the method. Any
+    other run is in one group with the runs that differ from it only in the seed. Its job type is the kind of
+    experiment.
     """
     if folder.parent.name == "cells":
         return folder.parent.parent.name, folder.name.rpartition("-")[0]

@@ -6,8 +6,8 @@ in its Jacobi form, 1988). So a round is a few operations on arrays. Points that
 look again among the clusters that still have room. Sizes are exact; the total distance is a few per cent above that of
 the exact auction. The axes are those of :mod:`feedgym.tokenizers.assignment`, with ``K`` neighbours of a point.
 
-Points of one prefix that collide in a code are separated by swaps, which keep all sizes: a point takes the code of a
-point of another prefix, and that one takes its code.
+Points of one prefix that collide in a code are separated by swaps, which keep all sizes: a point exchanges codes with a
+point of another prefix.
 """
 
 from __future__ import annotations

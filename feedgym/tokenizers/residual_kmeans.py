@@ -19,10 +19,10 @@ Deviations from the papers:
       sizes still within 1, if there are at least as many tuples as items. So no extra level is needed. Alternatives are
       ``collisions="counter"`` (TIGER's extra level) and ``"sinkhorn"`` (LC-Rec's repair of the last level, whose sizes
       are then no longer exact).
-    * Large levels (more than ``EXACT_PAIRS`` pairs of items and codes, 8 million) are made another way: k-means sees a
-      new sample of the items in each of at most ``SAMPLES`` passes, and all items then bid only for the codes near them
+    * Large levels (more than ``EXACT_PAIRS`` pairs of items and codes, 8 million) are made another way. K-means sees a
+      new sample of the items in each of at most ``SAMPLES`` passes. Then every item bids only for the codes near it
       (:mod:`feedgym.tokenizers.many_points`). Sizes are still within 1; distances are a few per cent larger. Items that
-      collide swap codes. Only if no swap is found, which tight codes can bring about, sizes differ by more.
+      collide swap codes. Sizes differ by more only if no swap is found, which can happen if there are few free codes.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ SCORED = ("input_ids", "attention_mask", "completion_mask", *HISTORY_COLUMNS)
 SCORED_TOGETHER = 64
 """Contrasts scored at a time outside of training steps, where no gradients take memory."""
 ASKED, SAME = 8, 1e-4
-"""Contrasts that are scored to see whether the model drew the sessions, and how far apart, in nats and relatively,
-log-probabilities of the same model may be."""
+"""Number of contrasts scored to test whether the model drew the sessions; and the largest difference, absolute in nats
+and relative, at which log-probabilities count as equal."""
 
 
 def run_round(
@@ -185,9 +185,9 @@ class _RoundTrainer(Sealing):
 
     @torch.no_grad()
     def own_logps(self: Any) -> Tensor:
-        """Log-probabilities [P, S] of all sessions under the model that is to be trained.
+        """Returns log-probabilities [P, S] of all sessions under the model to be trained.
 
-        Those from sampling are taken if this model drew the sessions, which is asked of the first few.
+        Those from sampling are taken if this model drew the sessions, which is tested on the first few.
         """
         known_PS = self.contrasts.sampled_logp_PS
         if known_PS is not None:
