@@ -39,8 +39,10 @@ $(DOCS): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	touch $(DOCS)
 
+SITE := DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 PYTHONWARNINGS=ignore:IProgress OMP_NUM_THREADS=1 \
+	WANDB_MODE=disabled PATH="$(CURDIR)/$(BIN):$$PATH"
 docs: $(DOCS)  ## the documentation's site in site/: tutorials executed, links checked, no network
-	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 WANDB_MODE=disabled $(BIN)/mkdocs build
+	$(SITE) $(BIN)/mkdocs build
 
 bench: install  ## speed, as ratios of both sides in one run
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -11,13 +11,14 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 from griffe_plain import markdown
 
 from feedgym.experiments.launch import kind_of
 from feedgym.experiments.presets import COMPARISONS, PRESETS
+from feedgym.experiments.results import differences
 
 OUTCOMES = {
     "AlignConfig": "A table of agents served to the same fresh users, the reward model's opinion beside the truth "
@@ -25,7 +26,7 @@ OUTCOMES = {
     "CyclesConfig": "True reward against the requests spent on real users, cycle by cycle: "
     "[deployment cycles](../cycles.md).",
     "RLConfig": "The trained agent in one table with random, popular and the oracle, or with the agents of another run "
-    "(`--against RUN`): [results](../results.md).",
+    "(`--against RUN`): [results](../results/reinforcement_learning.md).",
     "SASRecRun": "HR, NDCG and MRR of the next item over the whole catalogue, with popularity, ItemKNN and SASRec-CE "
     "beside it: [SASRec](../models/sasrec.md).",
     "HSTURun": "HR, NDCG and MRR of the next item over the whole catalogue, with popularity, ItemKNN and SASRec-CE "
@@ -122,23 +123,13 @@ def experiment_page(name: str, make: Callable[[], Any], config: Any) -> str:
         lines += [f"To see every stage once, in seconds: `{command_of(smoke)}`."]
     if changed := list(differences(type(config)(), config)):
         lines += ["## Options that differ from the defaults", "| option | here | default |\n|---|---|---|\n"]
-        lines[-1] += "\n".join(f"| `--{option}` | {here} | {usual} |" for option, here, usual in changed)
+        lines[-1] += "\n".join(f"| `--{option}` | {shown(here)} | {shown(usual)} |" for option, here, usual in changed)
     return "\n\n".join(lines) + "\n"
 
 
 def smoke_of(kind: type) -> str | None:
     """The smallest preset of a kind."""
     return next((n for n, (_, config) in presets().items() if n.endswith("smoke") and type(config) is kind), None)
-
-
-def differences(usual: Any, here: Any, name: str = "") -> Iterator[tuple[str, str, str]]:
-    """Options by dotted name that differ between two configurations."""
-    if is_dataclass(here) and type(here) is type(usual):
-        for field in fields(here):
-            inner = f"{name}.{field.name}".lstrip(".").replace("_options", "").replace("_", "-")
-            yield from differences(getattr(usual, field.name), getattr(here, field.name), inner)
-    elif here != usual:
-        yield name, shown(here), shown(usual)
 
 
 def shown(value: Any) -> str:
@@ -169,7 +160,8 @@ def cli_page() -> str:
     ]
     parts.append("those of the demo are at the end of this page.\n")
     pages = {"feedgym": []} | {f"feedgym {name}": [name] for name in COMMANDS}
-    pages |= {"feedgym data inspect": ["data", "inspect"], "feedgym run onerec-ipa": ["run", "onerec-ipa"]}
+    pages |= {"feedgym data inspect": ["data", "inspect"], "feedgym results add": ["results", "add"]}
+    pages |= {"feedgym run onerec-ipa": ["run", "onerec-ipa"]}
     for title, arguments in pages.items():
         parts.append(f"\n## {title}\n\n```text\n{help_of(arguments)}\n```\n")
     return "".join(parts)

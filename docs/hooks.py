@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent
+WIDE = ("index.md", "results.md")
 LINK = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)\)")
 
 
@@ -23,6 +24,8 @@ def on_config(config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Render what comments ask for, and turn links to files outside docs/ into their names."""
+    if page.file.src_uri in WIDE:
+        page.meta["hide"] = ["navigation", "toc"]
     return LINK.sub(lambda link: outside(link, DOCS / page.file.src_uri), beside("parts").filled(markdown))
 
 

@@ -815,16 +815,59 @@ def completion(arguments: Sequence[str]) -> None:
     taken: dict[str, Any] = {
         "demo": Demo, "run": RunOptions, "compare": RunOptions, "stage": StageArguments, "evaluate": EvaluateArguments,
         "watch": WatchArguments, "data": ReadOptions, "simulate": SimulateArguments, "realism": RealismArguments,
-        "check": CheckArguments, "doctor": DoctorArguments,
+        "check": CheckArguments, "results": ResultsArguments, "doctor": DoctorArguments,
     }  # fmt: skip
     print(script(options.shell, COMMANDS, taken), end="")
+
+
+# ---------------------------------------------------------------- results
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsArguments:
+    """Write one figure of a finished run, with its interval, command, seed and verdict, as a row of the results.
+
+        feedgym results add runs/one --verdict "alignment helps" --page results/alignment.md
+
+    A row of the same name is replaced. `python docs/render_results.py` makes the page of all rows.
+    """
+
+    run: Positional[Path]
+    """The run's folder."""
+    verdict: str
+    """What follows from the figure, in a few words."""
+    figure: str = "lift.true_reward"
+    """Path of the figure in summary.json, e.g. agents.hstu.NDCG@10."""
+    says: str = ""
+    """Name of the figure for people; its path if left out."""
+    command: str = ""
+    """Command of the run; derived from its configuration if left out."""
+    page: str = ""
+    """Page of the documentation with the details, e.g. results/alignment.md."""
+    name: str = ""
+    """Name of the row's file; the run's if left out."""
+    out: Path = Path("docs/results")
+    """Folder of the rows."""
+
+
+def results(arguments: Sequence[str]) -> None:
+    """Keep a finished run's figure for the table of results: feedgym results add RUN."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: feedgym results add RUN --verdict TEXT [OPTIONS]\n\nMore by `feedgym results add --help`.")
+        return
+    if arguments[0] != "add":
+        raise ValueError(f"feedgym results has no {arguments[0]!r}; write feedgym results add RUN --verdict TEXT.")
+    options = _parse(ResultsArguments, "results add", arguments[1:])
+    from feedgym.experiments.results import add_result
+
+    print(f"Written to {add_result(**vars(options))}")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     command.__name__.rstrip("_"): command
     for command in (
         *(demo, run, compare, stage, evaluate, watch, data, simulate, realism, check),
-        *(list_, doctor, completion),
+        *(results, list_, doctor, completion),
     )
 }
 

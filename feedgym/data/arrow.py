@@ -30,7 +30,7 @@ def words_of(words: Iterable[str]) -> pa.Array:
 
 
 def numpy_of(column: pa.Array, fill: float | None = None) -> NDArray:
-    """The values of a column, flags as uint8; ``fill`` stands for empty rows (of numbers only). May be read-only."""
+    """The values of a column, flags as uint8; ``fill`` replaces empty rows (of numbers only). May be read-only."""
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.uint8())
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):

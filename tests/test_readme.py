@@ -1,0 +1,25 @@
+"""README's example runs, and its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import feedgym
+
+ROOT = Path(feedgym.__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_trains_and_judges(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(example.split("\n")) <= 12
+    exec(example, {"__name__": "readme"})
+    said = capsys.readouterr().out
+    assert re.search(r"^aligned +true reward per visit \d", said, re.MULTILINE)
+
+
+def test_links_lead_to_files():
+    targets = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert len(targets) > 15
+    assert not [target for target in targets if not (ROOT / target).exists()]
