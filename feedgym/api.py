@@ -362,7 +362,7 @@ def simulate_parts(
 
 
 def counts_of(log: EventLog) -> dict[str, Any]:
-    """Rows, visits and seen items of a log, and how many of these have each behaviour [B]."""
+    """Counts the rows, visits and seen items of a log, and the items with each behaviour [B]."""
     from feedgym.data.events import Event
 
     seen = (log.event == Event.IMPRESSION) & log.examined

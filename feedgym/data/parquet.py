@@ -57,7 +57,7 @@ CATALOG_COLUMNS: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
 OTHER_FORMAT = "read another format with feedgym.data.table.read_table"
 
 Choose = Callable[[NDArray], BoolArray]
-"""Takes user ids; true for users to read."""
+"""Takes user ids and returns true for the users to read."""
 
 BatchT = TypeVar("BatchT", bound=TensorRows)
 
@@ -314,7 +314,7 @@ def _refuse(path: str | Path, column: str, bad: NDArray, what: str, remedy: str)
 
 
 def _read_table(path: str | Path, expected: dict, remedy: str, choose: Choose | None = None) -> pa.Table:
-    """Reads a file as a table, see :func:`checked_columns`; of some users only, if it says which."""
+    """Reads a file as a table, see :func:`checked_columns`; only rows of users that ``choose`` takes, if given."""
     _must_exist(path)
     try:
         with pq.ParquetFile(path, memory_map=False) as file:  # pq.read_table would import pandas
@@ -327,7 +327,7 @@ def _read_table(path: str | Path, expected: dict, remedy: str, choose: Choose | 
 
 def _rows_of(path: str | Path, file: pq.ParquetFile, choose: Choose) -> pa.Table:
     """The rows of the chosen users, filtered batch by batch."""
-    if "user_id" not in file.schema_arrow.names:  # what is missing is told later
+    if "user_id" not in file.schema_arrow.names:  # a later check names the missing columns
         return file.read()
     ids = _chosen_ids(path, file.read(columns=["user_id"])["user_id"], choose)
     batches = (batch.filter(pc.is_in(_plain(batch["user_id"]), value_set=ids)) for batch in file.iter_batches())
@@ -335,10 +335,10 @@ def _rows_of(path: str | Path, file: pq.ParquetFile, choose: Choose) -> pa.Table
 
 
 def _chosen_ids(path: str | Path, column: pa.ChunkedArray, choose: Choose) -> pa.Array:
-    """The different ids of a column that are chosen.
+    """Returns the distinct ids of a column that are chosen.
 
     Raises:
-        ValueError: there are none.
+        ValueError: none is chosen.
     """
     ids = _plain(column).unique().drop_null()
     chosen = choose(numpy_of(ids))

@@ -1,15 +1,15 @@
 """Event logs in parts, for logs that are written while they are simulated and may be larger than memory.
 
-A part holds all events of some users, one file a day::
+A part holds all events of some users, one file per day::
 
     FOLDER/catalog.parquet
     FOLDER/events/parts.json                    number of parts
     FOLDER/events/users=00003/day=00012.parquet
 
 Users are divided by a hash of their id, the one that chooses a share of the users (``--users 0.05``) under seed 0. So
-that share reads the first twentieth of the parts and nothing else; under another seed all parts are read, and other
-users' rows are dropped while they are. The files of a part are read as an Arrow data set, with the columns of a log
-only. A log in parts and the same log in one file are equal when read, users in the order of their ids.
+under seed 0 that share reads the first twentieth of the parts and nothing else. Under another seed all parts are read,
+and other users' rows are dropped during reading. The files of a part are read as an Arrow data set, with only the
+columns of a log. A log in parts and the same log in one file are equal when read, with users in the order of their ids.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 ONE_FILE, FOLDER, COUNT = "events.parquet", "events", "parts.json"
 PART_USERS = 4096
-"""Users of a part, about; one part is held in memory while a log is written or read."""
+"""Approximate number of users per part; one part is in memory while a log is written or read."""
 ONE_FILE_ROWS = 2_000_000
 """Most rows of a log that an experiment keeps in one file, which is written and read as a whole."""
 
@@ -59,7 +59,7 @@ def parts_for(num_users: int) -> int:
 
 
 def part_of(user_ids_U: NDArray, num_parts: int) -> NDArray[np.int32]:
-    """The part of each user: equal ranges of the hash that chooses a share of the users under seed 0."""
+    """Returns the part of each user: parts are equal ranges of the hash that chooses users under seed 0."""
     blocks = np.array_split(user_ids_U, max(1, len(user_ids_U) // 2**18))  # the hash turns ids into text
     return np.concatenate([(user_luck(block, 0) * num_parts).astype(np.int32) for block in blocks])
 
@@ -78,7 +78,7 @@ def begin_parts(folder: Path, num_parts: int) -> None:
 
 
 def write_part(log: EventLog, folder: Path, part: int) -> None:
-    """Writes all events of a part's users, one file a day of the log's clock."""
+    """Writes all events of a part's users, one file per day of the log's clock."""
     table, day = log_table(log), np.floor(log.timestamp_s / DAY_S).astype(np.int64)
     order = np.argsort(day, kind="stable")
     days, first = np.unique(day[order], return_index=True)
@@ -99,12 +99,12 @@ def save_log(log: EventLog, folder: Path) -> None:
 
 
 def has_log(folder: Path) -> bool:
-    """True if a folder holds a log of feedgym's, in one file or in parts."""
+    """True if a folder holds a log in feedgym's format, in one file or in parts."""
     return (folder / ONE_FILE).exists() or (folder / FOLDER / COUNT).exists()
 
 
 def log_files(folder: Path) -> list[Path]:
-    """The files of a log of feedgym's: the one, or the number of parts and then their days in order."""
+    """Lists the files of a log: its only file, or else the file with the number of parts and then those of days."""
     if (folder / ONE_FILE).exists():
         return [folder / ONE_FILE]
     return [folder / FOLDER / COUNT, *(file for _, files in _parts(folder) for file in files)]
@@ -119,7 +119,7 @@ def load_log(
         folder: holds ``events.parquet``, or ``events`` with parts.
         catalog: as for :func:`feedgym.data.parquet.read_log`.
         choose: the users to read; all if left out.
-        first_share: the parts beyond this share of the hash's range hold none of them, and are not opened.
+        first_share: parts beyond this share of the hash's range hold no chosen users and are not opened.
 
     Raises:
         ValueError: as for :func:`feedgym.data.parquet.read_log`; or no user is chosen.
@@ -164,7 +164,7 @@ class _Part:
 
     @classmethod
     def of(cls, files: list[Path], choose: Choose | None) -> _Part:
-        """Reads who is in a part; this column alone."""
+        """Reads only the users of a part."""
         import pyarrow.dataset as ds  # imports pandas, which a log in one file does not need
 
         name = files[0].parent
@@ -186,7 +186,7 @@ class _Part:
             table.validate(full=True)
         table = table.replace_schema_metadata(self.source.schema.metadata)
         table = checked_columns(self.name, table, LOG_COLUMNS, OTHER_FORMAT)
-        # Days come one after another, and a user's rows of a day in order, so a stable sort restores the log's order.
+        # Days come in order, and so do a user's rows of one day, so a stable sort restores the log's order.
         users = numpy_of(table["user_id"].combine_chunks())
         users = np.searchsorted(self.ids, users.astype(str) if users.dtype == object else users)
         return log_of_table(self.name, table.take(arrow_of(np.argsort(users, kind="stable"))), catalog)
@@ -232,7 +232,7 @@ def _filled(parts: list[_Part], catalog: Catalog | None) -> EventLog:
 
 
 def _columns_of(log: EventLog) -> dict[str, NDArray]:
-    """The columns with a row per event, further feedback under the names that it has in files."""
+    """Returns the columns with a row per event; extra feedback has the names that it has in files."""
     names = [f.name for f in fields(EventLog) if f.name not in ("user_ids_U", "offsets_U1", "profile_UF")]
     columns = {name: value for name in names if isinstance(value := getattr(log, name), np.ndarray)}
     return columns | {EXTRA_PREFIX + name: value for name, value in log.extra.items()}

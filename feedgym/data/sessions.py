@@ -227,10 +227,10 @@ def histories(
 class LoggedHistories:
     """Histories of N requests that are built from the log when they are asked for, some rows at a time.
 
-    A row costs 24 bytes instead of the 45 bytes an event of :func:`histories`, so that millions of requests fit.
+    A row takes 24 bytes, instead of 45 bytes per event in :func:`histories`, so millions of requests fit into memory.
 
     Args:
-        log: as for :func:`histories`, and so are the others.
+        log: as for :func:`histories`, like all other arguments.
     """
 
     def __init__(

@@ -55,9 +55,9 @@ def check_simulated_parts(out: Path, *, users: int, visits: int, session_length:
     """Refuse a simulated log in parts whose parts do not fit into memory, or whose files do not fit onto the disk.
 
     Args:
-        out: folder that is to be written.
-        users: how many.
-        visits: of each.
+        out: folder to write.
+        users: number of users.
+        visits: visits per user.
         session_length: K.
         part_users: users of a part.
 
