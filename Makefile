@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo test test-all check docs bench clean
+.PHONY: help install demo test test-all check docs bench dist dist-check clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
@@ -46,6 +46,26 @@ docs: $(DOCS)  ## the documentation's site in site/: tutorials executed, links c
 
 bench: install  ## speed, as ratios of both sides in one run
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+dist: install  ## build wheel and sdist into dist/ and check them
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/twine check --strict dist/*
+
+# Outside the repository, so that nothing is found there by accident.
+TRIAL := /tmp/feedgym-trial
+STEP = import gymnasium as gym, feedgym; env = gym.make("$(1)"); env.reset(seed=0); print(env.spec.id, env.step(env.action_space.sample())[1])
+dist-check: dist  ## install the wheel in new environments: environments alone, a plug-in, then a whole small experiment
+	rm -rf $(TRIAL)
+	$(PYTHON) -m venv $(TRIAL)/env && $(PYTHON) -m venv $(TRIAL)/train
+	$(TRIAL)/env/bin/pip install --quiet "$$(ls $(CURDIR)/dist/*.whl)[env]"
+	cd $(TRIAL) && env/bin/python -c '$(call STEP,feedgym/ShortVideo-v1)'
+	$(TRIAL)/env/bin/pip install --quiet $(CURDIR)/examples/plugin
+	cd $(TRIAL) && env/bin/python -c '$(call STEP,teens/Teens-v0)'
+	$(TRIAL)/train/bin/pip install --quiet torch==2.13.0
+	$(TRIAL)/train/bin/pip install --quiet -c constraints.txt "$$(ls $(CURDIR)/dist/*.whl)[train]"
+	cd $(TRIAL) && train/bin/feedgym run onerec-ipa-smoke --run $(TRIAL)/run
+	rm -rf $(TRIAL)
 
 clean:  ## remove the virtual environment and caches (never your runs)
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -45,7 +45,12 @@ register_installed()
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'feedgym' has no attribute {name!r}")
-    return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    try:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "feedgym":
+            raise
+        raise ImportError(f"feedgym.{name} needs {error.name}; run pip install 'feedgym[train]'.") from error
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,1 @@
+"""Teens for feedgym."""
