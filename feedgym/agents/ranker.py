@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
+from feedgym.agents.card import WithCard
 from feedgym.agents.layers.history import newest_events
 from feedgym.agents.saved import SizedConfig, load_saved
 from feedgym.data.batches import EventBatch
@@ -83,7 +83,7 @@ class RankerPrediction(NamedTuple):
     watch_fraction_UK: Tensor | None
 
 
-class Ranker(PreTrainedModel):
+class Ranker(WithCard):
     """Base of rankers: a subclass turns rows of candidates into logits (:meth:`logits_NKM`).
 
     The logits of a candidate must not depend on other candidates of its request, nor on its own labels.

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
+from feedgym.agents.card import WithCard
 from feedgym.agents.plackett_luce import NOWHERE, PlackettLuce
 from feedgym.agents.requests import existing_items, shown_mask
 from feedgym.agents.saved import SizedConfig, load_saved
@@ -192,7 +192,7 @@ class Sequences(TensorRows):
         return replace(self, behaviours_UZB=self.behaviours_UZB.gather(1, idx_UQB), **columns)
 
 
-class SequenceModel(PreTrainedModel):
+class SequenceModel(WithCard):
     """Base of next-item models: a subclass turns sequences into vectors (:meth:`encode`)."""
 
     config: SequenceConfig

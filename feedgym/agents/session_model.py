@@ -17,10 +17,11 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput, ModelOutput
 
+from feedgym.agents.card import WithCard
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig
 from feedgym.agents.layers.compiled import CompiledDecoding, can_compile
 from feedgym.agents.layers.transformer import DecodingState
@@ -122,7 +123,7 @@ class EncoderDecoder(SessionBackbone):
         return DecodingState([layer.cross.project(memory) for layer in self.layers], mask, max_tokens)
 
 
-class SessionModel(PreTrainedModel, GenerationMixin):
+class SessionModel(WithCard, GenerationMixin):
     """A model over the codes of a catalogue; the module's docstring says what a subclass adds.
 
     transformers' ``generate`` is not supported; :mod:`feedgym.agents.generation` samples and searches.
