@@ -523,7 +523,7 @@ def test_a_history_is_encoded_once_a_user_and_its_keys_are_shared_by_the_rows(mo
         for num_users, state in zip(encoded, states, strict=True):
             for keys, values in state.memory:
                 assert keys.shape == values.shape == (num_users, 2, T * LEVELS + 3, 4)
-            assert state.cache.shape == (2, 2, K * (LEVELS + 1), num_users * 50, 8)
+            assert state.cache.shape[:3] == (2, 2, K * (LEVELS + 1)) and state.cache.shape[3] <= num_users * 50
             assert state.length == K * (LEVELS + 1) - 1  # nothing is asked after the last code
 
 

@@ -9,7 +9,7 @@ from toy_agents import toy_histories
 
 from feedgym.agents.generation import SamplingConfig
 from feedgym.agents.hstu import HSTU, HSTUConfig, HSTURecommender, stochastic_length
-from feedgym.agents.layers.hstu import HSTULayer, time_buckets
+from feedgym.agents.layers.hstu import HSTULayer, causal_blocks, time_buckets
 from feedgym.agents.pretrain import PretrainConfig, pretrain
 from feedgym.agents.sequences import IGNORED, SequenceDataset, Sequences
 from feedgym.agents.session_model import session_logp
@@ -66,7 +66,8 @@ def as_one_sequence(model, histories, item_ids_K, user):
 
 
 @pytest.mark.parametrize("concat_ua", [False, True])
-def test_the_layer_is_the_loop_written_from_the_equations(concat_ua):
+def test_the_layer_is_the_loop_written_from_the_equations(concat_ua, monkeypatch):
+    monkeypatch.setattr("feedgym.agents.layers.hstu.QUERIES_PER_BLOCK", 2)
     torch.manual_seed(1)
     num, width, heads, d_qk, d_v, n_const = 5, 6, 2, 3, 4, 9
     layer = HSTULayer(width, heads, d_qk, d_v, n_const, True, concat_ua, 0.0).double()
@@ -112,8 +113,7 @@ def test_the_layer_is_the_loop_written_from_the_equations(concat_ua):
         expected.append(
             [float(x[i, d]) + out_b[d] + sum(g * o for g, o in zip(gated, out_w[d], strict=True)) for d in range(width)]
         )
-    causal = torch.ones(num, num, dtype=torch.bool).tril()[None]
-    got, _, _ = layer(x[None], time_buckets(request_s[:, None] - begin_s)[None], causal)
+    got, _, _ = layer(x[None], causal_blocks(request_s[None], begin_s[None], use_time=True))
     torch.testing.assert_close(got[0], torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=0)
 
 

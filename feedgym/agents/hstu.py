@@ -40,7 +40,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig
-from feedgym.agents.layers.hstu import HSTULayer, RelativeBias, time_buckets
+from feedgym.agents.layers.hstu import HSTULayer, RelativeBias, causal_blocks, time_buckets
 from feedgym.agents.sequences import IGNORED, SequenceConfig, SequenceModel, Sequences, SequenceSizes
 from feedgym.agents.session_model import history_columns, next_token_loss
 from feedgym.data.batches import EventBatch
@@ -281,14 +281,12 @@ class HSTU(SequenceModel):
 
     def _run(self, tokens: StreamTokens) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Vectors [U, M, D] after each token, and each layer's keys and values."""
-        num_tokens = tokens.x_UMD.shape[1]
-        x_UMD = self.dropout(tokens.x_UMD + self.positions.weight[:num_tokens]) * tokens.mask_UM[..., None]
-        buckets_UMM = self._buckets(tokens.request_s_UM, tokens.begin_s_UM)
+        x_UMD = self.dropout(tokens.x_UMD + self.positions.weight[: tokens.x_UMD.shape[1]]) * tokens.mask_UM[..., None]
         # Padding comes after every real token, so it needs no mask of its own.
-        causal_1MM = torch.ones(1, num_tokens, num_tokens, dtype=torch.bool, device=x_UMD.device).tril()
+        blocks = causal_blocks(tokens.request_s_UM, tokens.begin_s_UM, self.config.use_time)
         memory = []
         for layer in self.layers:
-            x_UMD, k, v = layer(x_UMD, buckets_UMM, causal_1MM)
+            x_UMD, k, v = layer(x_UMD, blocks)
             x_UMD = x_UMD * tokens.mask_UM[..., None]
             memory.append((k, v))
         return x_UMD, memory

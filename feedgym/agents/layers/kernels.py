@@ -4,6 +4,9 @@ A decoder that writes a hundred sessions per user spends a third of its time on 
 every key is read once: torch's products and sums read them several times and write what they read. These loops read
 each key and value once. Their results differ from torch's in the last bits, because sums run in another order.
 
+Numba keeps machine code on disk and looks at this file alone when it asks whether that is out of date. So a change of
+:mod:`feedgym.agents.layers.simd` needs one here too.
+
 Axes beyond the legend of :mod:`feedgym.data.events`: ``Q`` queries of a row (the newest positions), ``R`` rows, ``M``
 positions of a row, ``H`` heads, ``X`` all heads side by side, ``d`` width of a head, ``N`` tokens, ``E`` experts, ``P``
 (token, expert) pairs.

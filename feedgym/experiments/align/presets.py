@@ -145,7 +145,7 @@ class AlignConfig(UsersConfig):
     """The agent: onerec, tiger, hstu, or the import path of your own."""
     model_options: Annotated[Any, tyro.conf.arg(name="model")] = None
     """Sizes of the agent."""
-    pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(epochs=2.5))
+    pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(epochs=2.5, group_by_length=True))
     """Next-token prediction."""
     reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     """The session reward model, fitted to the log."""
