@@ -1,8 +1,8 @@
 """Compiles loops over users with numba; without numba, their NumPy versions are used.
 
-Machine code is kept on disk beside the source, or in the user's cache folder. So only the first process waits for the
-compiler, a few seconds. Numba looks at the file of a kernel alone when it asks whether that code is out of date, so a
-kernel's helpers stand in the same file; those of :mod:`feedgym.envs.luck_compiled` never change.
+Machine code is kept on disk next to the source, or in the user's cache folder. So only the first process waits for the
+compiler, a few seconds. To see if that code is out of date, numba checks only the file of a kernel. So a kernel's
+helpers are in the same file; those of :mod:`feedgym.envs.luck_compiled` never change.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def compiled(signature: str | None = None) -> Callable[[Callable], Callable]:
     def compile(function: Callable) -> Callable:
         try:
             return numba.jit(signature, cache=True, **options)(function)
-        except RuntimeError:  # there is no folder that machine code could be written to
+        except RuntimeError:  # no folder for machine code can be written to
             return numba.jit(signature, **options)(function)
 
     return compile

@@ -1,12 +1,12 @@
-"""Synthetic short-video catalogues: what recommenders may see of the items, and the hidden truth.
+"""Synthetic short-video catalogues: the part that recommenders may see, and the hidden truth.
 
 An item is a unit vector near a mixture of two topics, with a quality, a clickbait strength, a duration, a creator, an
 upload time and a popularity. Recommenders see a noisy linear view of it (:class:`feedgym.data.events.Catalog`); the
 :class:`Latents` are for simulators, logging policies and judges only.
 
-Off by default, the catalogue lives: the last items arrive after the clock's zero at a steady rate, in the order of
-their ids, and items are withdrawn after a lifetime without memory, so that those of the clock's zero are no special
-case. Either leaves every other item as it is without.
+The catalogue can change with time; this is off by default. Then the last items arrive after the clock's zero at a
+steady rate, in the order of their ids. Items are withdrawn after a memoryless lifetime, so items present at the clock's
+zero need no special treatment. Both options leave all other items unchanged.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics, ``W`` width of the signal in the content. ``D`` is
 the width of the latent vectors.
@@ -72,20 +72,20 @@ class CatalogConfig(Ranged):
     upload_days: NonNegative = 90.0
     """Items were uploaded uniformly over this many days before the clock's zero."""
     arrivals_a_day: NonNegative = 0.0
-    """Items uploaded a day after the clock's zero; they are the last ones of num_items. 0: none."""
+    """Items uploaded per day after the clock's zero; they are the last ones of num_items. 0: none."""
     arrival_days: NonNegative = 60.0
-    """Arrivals go on for this many days."""
+    """Number of days with arrivals."""
     lifetime_days: NonNegative = 0.0
     """Mean time until an item is withdrawn, exponential, days: from its upload, or from the clock's zero if it was
-    there by then. 0: items stay."""
+    uploaded before. 0: items stay."""
     items_per_creator: Annotated[float, Interval(ge=1, le=10**6)] = 5.0
-    """Mean number of items a creator."""
+    """Mean number of items per creator."""
     creator_exponent: Annotated[float, Interval(ge=0, le=20)] = 0.8
     """Creators make items in proportion to rank ** -creator_exponent."""
     content_quality: NonNegative = 0.35
-    """Length a unit of quality has in the content embedding."""
+    """Length of a unit of quality in the content embedding."""
     content_clickbait: NonNegative = 0.5
-    """Length a unit of clickbait has in the content embedding."""
+    """Length of a unit of clickbait in the content embedding."""
     content_noise: NonNegative = 0.4
     """Length of the noise in the content embedding; the latent part has length 1."""
     tag_error: Share = 0.1
@@ -118,7 +118,7 @@ class Latents:
         quality_I: float32, standard normal.
         clickbait_I: float32, >= 0, mostly 0.
         popularity_I: float32 probabilities, summing to 1.
-        fame_I: float32 what decides the popularity beside freshness.
+        fame_I: float32 part of the popularity score besides freshness.
     """
 
     topic_MD: FloatArray
@@ -140,7 +140,7 @@ class Latents:
 
 
 def make_catalog(config: CatalogConfig, seed: int) -> tuple[Catalog, Latents]:
-    """A catalogue and its hidden truth, from one integer seed.
+    """Make a catalogue and its hidden truth from one integer seed.
 
     Raises:
         ValueError: the configuration asks for too few items, topics or content dimensions.
@@ -194,7 +194,7 @@ def make_catalog(config: CatalogConfig, seed: int) -> tuple[Catalog, Latents]:
 
 
 def freshness(config: CatalogConfig, age_s: NDArray[np.floating]) -> NDArray[np.floating]:
-    """How fresh items of an age are: 1 at the upload and before, falling by 1/e every ``fresh_days``."""
+    """Freshness of items of an age: 1 at the upload and before, falling by 1/e every ``fresh_days``."""
     return np.exp(-np.maximum(age_s, 0) / (config.fresh_days * DAY_S))
 
 
@@ -218,12 +218,12 @@ def _two_topics(rng: np.random.Generator, share_M, num_items: int):
 
 
 def num_arrivals(config: CatalogConfig) -> int:
-    """Items that are uploaded after the clock's zero: the last ones of the catalogue."""
+    """Number of items uploaded after the clock's zero: the last ones of the catalogue."""
     return round(config.arrivals_a_day * config.arrival_days)
 
 
 def _lives(config: CatalogConfig, seed: int, upload_s_I: NDArray) -> tuple[NDArray, NDArray | None]:
-    """When items come and go, by random numbers of their own: the rest of the catalogue is the same without."""
+    """Upload and withdrawal times; their separate random numbers leave the rest of the catalogue unchanged."""
     rng = np.random.default_rng([seed, 2])
     late = num_arrivals(config)
     upload_s_I = upload_s_I.copy()

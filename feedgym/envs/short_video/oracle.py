@@ -1,4 +1,4 @@
-"""Sessions chosen with the truth in hand: the ceiling that recommenders are measured against.
+"""Chooses sessions by the truth: an upper reference for recommenders.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics, ``R`` remembered items, ``X`` explicit behaviours.
 ``C`` counts candidates here.
@@ -17,7 +17,7 @@ from feedgym.envs.truth import RewardWeights
 from feedgym.protocols import take_users, too_few
 
 BLOCK_USERS = 64
-"""Users at a time: a block makes arrays of users by items."""
+"""Users to process at a time: a block makes arrays of users by items."""
 
 SHORTLIST = 512
 """Candidates per user, those of greatest enjoyment before satiation; all 10,000 gain 0.2% in 15 times the time."""
@@ -29,18 +29,19 @@ def greedy_sessions(
     session_length: int,
     weights: RewardWeights = RewardWeights(),  # noqa: B008 (frozen)
 ) -> NDArray[np.int64]:
-    """Position after position, the item of greatest expected reward given what the ones before are expected to leave.
+    """Choose position after position the item of greatest expected reward, given the expected effect of earlier ones.
 
-    Greedy, so a lower bound of the best session; looking ahead to the return and to going on gained less than 1%.
+    This is greedy, so a lower bound of the best session; looking ahead to the return and to going on gained less than
+    1%.
 
     Args:
         simulator: the users' simulator.
         state: U users about to be served; not changed.
         session_length: K, at most the number of items.
-        weights: what counts; the return's weight plays no part.
+        weights: weights of the reward; the return's weight has no effect.
 
     Returns:
-        int64 item ids [U, K], all different in a session.
+        int64 item ids [U, K], all distinct in a session.
 
     Raises:
         ValueError: there are fewer items than the session is long, for some user at the time of the request.
@@ -62,10 +63,10 @@ def favourite_items(simulator: SimulatorWithTruth, state: ShortVideoState, n: in
     Args:
         simulator: the users' simulator.
         state: U users; not changed.
-        n: items per user, at most as many as there are.
+        n: items per user, at most the number of items.
 
     Returns:
-        int64 item ids [U, n], in no order.
+        int64 item ids [U, n], in any order.
     """
     blocks = [np.arange(u, min(u + BLOCK_USERS, len(state.seed_U))) for u in range(0, len(state.seed_U), BLOCK_USERS)]
     return np.concatenate([_shortlist(simulator, take_users(state, rows), n)[0] for rows in blocks])
@@ -101,7 +102,7 @@ def _greedy_block(simulator: SimulatorWithTruth, state: ShortVideoState, session
 
 
 def _shortlist(simulator: SimulatorWithTruth, state: ShortVideoState, size: int) -> tuple[IntArray, FloatArray]:
-    """The items of greatest long-term enjoyment a user and their pull before mood, satiation and novelty, [U, C]."""
+    """Items of greatest long-term enjoyment per user, and their pull before mood, satiation and novelty, [U, C]."""
     c, latents = simulator.config, simulator.latents
     pull_UI = c.interest_weight * state.interest_UD @ latents.z_ID.T + c.quality_weight * latents.quality_I
     row, slot = np.nonzero(state.seen_UR >= 0)
@@ -125,9 +126,10 @@ def expected_reward(
     pull_UC: FloatArray,
     weights: RewardWeights,
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Chance of a click, enjoyment and expected reward (without the return) of items of a given pull, float32 [U, C].
+    """Click probability, enjoyment and expected reward (without the return) of items of a given pull, float32 [U, C].
 
-    Watching is capped at the median time of a visit. Expected over the same rules as ``ShortVideo`` samples from.
+    Watching is capped at the median time of a visit. The expectation follows the rules that ``ShortVideo`` samples
+    from.
     """
     c = simulator.config
     bait_UC = simulator.latents.clickbait_I[items_UC]

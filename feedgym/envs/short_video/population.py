@@ -1,4 +1,4 @@
-"""Who the users of the short-video feed are: the constants, a user's state, fresh users and their daily rhythm.
+"""Users of the short-video feed: the constants, a user's state, fresh users and their daily rhythm.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics, ``J`` topics that a user may love, ``R`` remembered
 items, ``X`` explicit behaviours, ``H`` hours of the day, ``W`` days of the week and its end. ``C`` counts channels of
@@ -40,7 +40,7 @@ PROFILE_NAMES = ("age_group", "gender", "device")
 PROFILE_SIZES = (6, 2, 3)
 
 INTEREST, WEIGHT, NORMAL, UNIFORM = range(4)
-"""Positions of a user's traits in their luck; the channels count the topics or the traits."""
+"""Positions of a user's traits in their random numbers; the channels count the topics or the traits."""
 (
     PATIENCE,
     CLICK_BIAS,
@@ -59,12 +59,12 @@ class ShortVideoConfig(CatalogConfig):
     """The users and their catalogue. Constants without a source were set so that figures agree with KuaiRand's."""
 
     catalog_seed: Seed = 0
-    """Seed of the catalogue; users have seeds of their own."""
+    """Seed of the catalogue; users have separate seeds."""
     first_day: NonNegative = 0.0
-    """Day of the clock on which users pay their first visit: those who come after a log has ended begin later."""
+    """Day of the clock of users' first visits; choose a later day for users who come after a log has ended."""
 
     interest_topics: tuple[Count, Count] = (2, 8)
-    """Fewest and most topics a user loves."""
+    """Fewest and most topics that a user loves."""
     interest_shape: Positive = 0.7
     """Gamma shape of the weights of the loved topics."""
     profile_tie: Annotated[float, Interval(ge=-1, le=1)] = 0.5
@@ -74,7 +74,7 @@ class ShortVideoConfig(CatalogConfig):
     click_bias_sd: Spread = 0.7
     """Spread of the readiness to click."""
     feedback_sd: Spread = 1.3
-    """Spread of each behaviour's propensity, in logits: few users give most comments."""
+    """Spread of each behaviour's propensity, in logits: a few users give most comments."""
     susceptibility_sd: Spread = 0.4
     """Log-normal spread of the susceptibility to clickbait, median 1."""
     activity_sd: Spread = 0.8
@@ -82,7 +82,7 @@ class ShortVideoConfig(CatalogConfig):
     hour_shift_sd: Spread = 1.5
     """Spread of the shift of a user's active hours, hours."""
     memory_items: Count = 128
-    """R, number of last examined items a user remembers."""
+    """R, number of last examined items that a user remembers."""
 
     interest_weight: Logit = 4.5
     """Pull of the long-term interests, <theta, z>."""
@@ -91,36 +91,37 @@ class ShortVideoConfig(CatalogConfig):
     quality_weight: Logit = 0.7
     """Pull of quality."""
     fresh_weight: Logit = 0.0
-    """Pull of an item just uploaded; it falls by 1/e every fresh_days. 0: age does not count."""
+    """Pull of an item just uploaded; it falls by 1/e every fresh_days. 0: age has no effect."""
     satiation_weight: Logit = 2.6
     """Push of satiation with the item's topics, <f, m>."""
     seen_penalty: Logit = 2.5
-    """Push of an item the user remembers."""
+    """Push of an item that the user remembers."""
     novelty_weight: Logit = 0.5
-    """Pull of a primary topic not met lately, times the user's novelty appetite: standard normal, as some shun it."""
+    """Pull of a primary topic not met lately, times the user's novelty appetite: standard normal, so some avoid it."""
     novelty_satiation: Share = 0.02
-    """A topic whose satiation is below this was not met lately: about half a day without it."""
+    """Satiation below which a topic counts as not met recently: about half a day without it."""
 
     click_logit: Logit = -2.6
-    """Logit of a click on an item of pull 0; KuaiRand-27K clicks .379 in production and .176 at random."""
+    """Logit of a click on an item of pull 0; KuaiRand-27K clicks 0.379 in production and 0.176 at random."""
     click_clickbait: Logit = 0.9
-    """What a unit of clickbait adds to the click logit of a user of susceptibility 1."""
+    """Increase of the click logit per unit of clickbait, for a user of susceptibility 1."""
     click_bias_weight: Logit = 0.5
     """Weight of the user's readiness to click."""
     ranker_clickbait: Logit = 0.5
-    """What a unit of clickbait adds to a production ranker's score, which was trained on clicks."""
+    """Increase of a production ranker's score per unit of clickbait, as the ranker was trained on clicks."""
     enjoyment_clickbait: Logit = 0.9
-    """What a unit of clickbait takes from enjoyment."""
+    """Decrease of enjoyment per unit of clickbait."""
 
     complete_logit: Logit = -0.2
-    """Logit of watching a clicked item of enjoyment 0 and 32 s to its end. With the two below: watch ratios with bumps
-    near 0 and at 1, and a median that falls with duration, as in KuaiRand."""
+    """Logit of watching a clicked item of enjoyment 0 and 32 s to its end. With complete_enjoyment and
+    complete_duration, watch ratios have bumps near 0 and at 1, and a median that falls with duration, as in
+    KuaiRand."""
     complete_enjoyment: Logit = 0.9
-    """What a unit of enjoyment adds to it."""
+    """Increase of that logit per unit of enjoyment."""
     complete_duration: Logit = 0.55
-    """What each e-fold of duration over 32 s takes from it."""
+    """Decrease of that logit per e-fold of duration over 32 s."""
     replay_prob: Share = 0.25
-    """Chance of a replay after completion, times sigmoid(enjoyment - 1)."""
+    """Probability of a replay after completion, times sigmoid(enjoyment - 1)."""
     replay_max: NonNegative = 1.5
     """Longest replay, in durations; uniform up to it."""
     partial_low: Share = 0.05
@@ -135,21 +136,21 @@ class ShortVideoConfig(CatalogConfig):
     """Watching this long, or to the end, is a long view (KuaiRand's definition)."""
 
     feedback_logit: tuple[Logit, ...] = (-6.6, -9.9, -8.2, -9.6, -8.1)
-    """Logits of like, follow, comment, forward, hate at enjoyment 0, for rates like KuaiRand-Pure's: .0172, .0013,
-    .0025, .0009, .0008 of the items examined."""
+    """Logits of like, follow, comment, forward, hate at enjoyment 0, for rates like KuaiRand-Pure's: 0.0172, 0.0013,
+    0.0025, 0.0009, 0.0008 of the items examined."""
     feedback_enjoyment: tuple[Logit, ...] = (1.0, 1.1, 0.8, 0.9, -1.0)
-    """What a unit of enjoyment adds to them. Hate falls with it and needs no click."""
+    """Increase of these logits per unit of enjoyment. Hate falls with it and needs no click."""
 
     next_logit: Logit = 2.8
     """Logit of going on to the next item at patience and enjoyment 0."""
     next_enjoyment: Logit = 0.55
-    """What a unit of enjoyment adds to it."""
+    """Increase of that logit per unit of enjoyment."""
     budget_s: SomeSeconds = 180.0
-    """Median time a user has for a visit, seconds."""
+    """Median time that a user has for a visit, seconds."""
     budget_sd: Spread = 0.9
     """Log-normal spread of that time."""
     budget_active: Logit = 0.3
-    """What an hour at the day's peak, against one at half of it, adds to the log of that time, times two."""
+    """Added to the log of that time, times 2 * activity - 1: in full at the day's peak, and 0 at half of it."""
 
     mood_rate: Share = 0.12
     """Step of the short-term interests towards a clicked item of enjoyment 1 or more."""
@@ -164,7 +165,7 @@ class ShortVideoConfig(CatalogConfig):
     satisfaction_rate: Share = 0.06
     """Step of satisfaction towards tanh(enjoyment) per item."""
     satisfaction_skip: Share = 0.35
-    """Weight of the enjoyment of skipped items in it."""
+    """Weight of the enjoyment of skipped items in satisfaction."""
     drift_rate: Share = 0.02
     """Step of the long-term interests towards the mood per visit."""
 
@@ -177,7 +178,7 @@ class ShortVideoConfig(CatalogConfig):
     churn_logit: Logit = -5.0
     """Logit of leaving for ever after a visit, at satisfaction 0."""
     churn_satisfaction: Logit = 2.0
-    """What a unit of satisfaction takes from it."""
+    """Decrease of that logit per unit of satisfaction."""
 
     day_base: NonNegative = 0.1
     """Activity at the dead of night. This and the bumps follow KuaiRand-27K's exposures by hour."""
@@ -201,22 +202,22 @@ class ShortVideoConfig(CatalogConfig):
 class Terms(Ranged):
     """Terms of the equations that are off in ShortVideo; :mod:`feedgym.envs.short_video.calibrated` turns them on.
 
-    They are no options of :class:`ShortVideoConfig`, whose runs stay as they are.
+    They are not options of :class:`ShortVideoConfig`, so that its runs stay unchanged.
     """
 
     ranker_interest: Logit = 0.0
     """Added to interest_weight in the production ranker's score: rankers trained on clicks show more of the same than
-    users ask for."""
+    users want."""
     satisfaction_bar: Logit = 0.0
     """Enjoyment that leaves a user as satisfied as before; less of it disappoints."""
     churn_fatigue: Logit = 0.0
-    """What a unit of fatigue, the mean satiation with the items of a visit, adds to the logit of leaving for ever."""
+    """Increase of the logit of leaving for ever per unit of fatigue, the mean satiation with the items of a visit."""
     gap_fatigue: Logit = 0.0
     """The gap to the next visit is scaled by exp(gap_fatigue * fatigue)."""
     gap_min_hours: NonNegative = 0.0
     """Least gap between two visits, hours."""
     week: tuple[Positive, ...] = (1.0,) * WEEK_DAYS
-    """Activity on the days of the week, the clock's first day first: gaps pass that much faster."""
+    """Activity on the days of the week, beginning with the clock's first day: gaps pass that much faster."""
     drift_watched: Share = 0.0
     """Step of the long-term interests towards a visit's clicked items, as far as they were enjoyed. 0: none."""
     drift_core: Share = 0.0
@@ -231,32 +232,32 @@ class Terms(Ranged):
 
 
 def terms_of(config: ShortVideoConfig) -> Terms:
-    """The terms of a configuration that has them as options, or none."""
+    """The terms of a configuration that has them as options; otherwise the defaults."""
     return config if isinstance(config, Terms) else Terms()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ShortVideoState:
-    """U users between two visits. Luck is in ``seed_U`` alone: replacing it changes no trait.
+    """U users between two visits. Only ``seed_U`` holds their randomness: replacing it changes no trait.
 
     Attributes:
-        seed_U: uint64 the user's luck.
-        visit_U: int64 visits answered.
-        time_s_U: float64 when the next visit begins.
+        seed_U: uint64 seed of the user's random numbers.
+        visit_U: int64 number of visits so far.
+        time_s_U: float64 time at which the next visit begins.
         profile_UF: int64 age group, gender, device.
         interest_UD: float32 unit vectors, long-term interests (theta).
         core_UD: float32 unit vectors, the long-term interests that the user came with; they never change.
         mood_UD: float32 short-term interests (s).
-        satiation_UM: float32 in [0, 1) satiation a topic (f).
+        satiation_UM: float32 in [0, 1) satiation per topic (f).
         satisfaction_U: float32 in [-1, 1] (S).
         patience_U: float32 logits of going on.
         click_bias_U: float32 readiness to click.
         feedback_UX: float32 propensity of each explicit behaviour, logits.
         susceptibility_U: float32 > 0, to clickbait.
-        novelty_U: float32 appetite for topics not met lately; negative for those who shun them.
+        novelty_U: float32 appetite for topics not met recently; negative for users who avoid them.
         activity_U: float32 > 0, relative frequency of visits.
         hour_shift_U: int64 shift of the day's rhythm, hours.
-        seen_UR: int32 ring of the items examined last, -1 where empty.
+        seen_UR: int32 ring of the items examined last, -1 if empty.
         num_seen_U: int64 items examined so far.
     """
 
@@ -304,7 +305,7 @@ class Population:
         self.passed_s_W = DAY_S * np.append(0, np.cumsum(week))
 
     def draw(self, seeds_U: NDArray[np.uint64]) -> ShortVideoState:
-        """Fresh users; row u depends on ``seeds_U[u]`` alone."""
+        """Draw fresh users; row u depends only on ``seeds_U[u]``."""
         c = self.config
         seeds_U = np.array(seeds_U, np.uint64)
         num_users = len(seeds_U)
@@ -340,7 +341,7 @@ class Population:
         return self.day_H.take(_hour(time_s_U) - shift_U, mode="wrap")
 
     def after(self, time_s_U: NDArray[np.float64], gap_s_U: NDArray[np.floating]) -> NDArray[np.float64]:
-        """When a gap that begins at a time is over: it passes as fast as the days of the week are active; float64 [U].
+        """Time at which a gap ends: it passes as fast as the days of the week are active; float64 [U].
 
         With w(t) the activity of the day of t, the end t solves: integral of w from ``time_s_U`` to t = ``gap_s_U``.
         """
@@ -354,7 +355,7 @@ class Population:
         return begin_s_U + week_s * more_U + end_s_U
 
     def next_active(self, time_s_U: NDArray[np.float64], shift_U: IntArray, bar_U: FloatArray, minute_U: FloatArray):
-        """``time_s_U`` where its hour is active, else a time in the next active hour; float64 [U].
+        """``time_s_U`` if its hour is active, else a time in the next active hour; float64 [U].
 
         An hour is active when the day's activity is above the visit's bar, in (0, 1); the peak always is.
         ``minute_U`` in (0, 1) places the visit in the hour.

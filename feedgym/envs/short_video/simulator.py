@@ -1,18 +1,18 @@
-"""The flagship simulator: users of a one-column short-video feed who answer whole sessions.
+"""The flagship simulator: users of a one-column short-video feed who respond to whole sessions.
 
 A user examines the items of a session one after another until patience or time runs out. Each item meets long-term
-interests, the mood of the day, satiation with its topics and the memory of items already seen; clickbait raises the
-click and lowers the enjoyment; enjoyment, never observed, drives completion, feedback, going on, satisfaction, the
+interests, the mood of the day, satiation with its topics and the memory of items already seen. Clickbait raises the
+click and lowers the enjoyment. Enjoyment is never observed; it drives completion, feedback, going on, satisfaction, the
 return and churn. So order and diversity matter, and engagement is not satisfaction.
 
 With arrivals or lifetimes (:class:`feedgym.envs.short_video.catalog.CatalogConfig`; off by default) items come and go
-on the clock that all users live by. A session may name any item of the catalogue. Where an item is not there yet, or
-was withdrawn before the visit began, its place is empty: the user has nothing to watch, is as displeased as by a click
-on the worst item, and leaves. So every action has an answer and an empty place pays nothing; and neither it nor what
-follows it is examined, so that no log or history can take it for an item which users dislike.
+on a clock that all users share. A session may name any item of the catalogue. If an item does not exist yet, or was
+withdrawn before the visit began, its place is empty. Then the user has nothing to watch, is as displeased as by a click
+on the worst item, and leaves. So every action has a response, and an empty place pays nothing. Neither it nor later
+places are examined, so that no log or history can mistake it for an item that users dislike.
 
-All randomness is the user's own luck (:mod:`feedgym.envs.luck`). The equations of a visit are in two files: a compiled
-loop over users (:mod:`feedgym.envs.short_video.visit_numba`), and NumPy where numba is missing
+All random numbers are keyed by user (:mod:`feedgym.envs.luck`). The equations of a visit are in two files: a compiled
+loop over users (:mod:`feedgym.envs.short_video.visit_numba`), and NumPy if numba is missing
 (:mod:`feedgym.envs.short_video.visit_numpy`).
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics. ``C`` counts candidates in ``ranker_score``.
@@ -51,12 +51,12 @@ class ShortVideo:
         config: the catalogue's and the users' constants.
 
     Attributes:
-        catalog: what recommenders may know of the items.
+        catalog: the part of the items that recommenders may know.
         latents: the truth of the items, for judges and logging policies.
         terms: the equations' terms that are off by default; see :mod:`feedgym.envs.short_video.calibrated`.
         popularity_I: float32 share of the exposures that each item has in a feed by popularity.
-        population: who the users are and when they are active.
-        has_arrivals: items come or go, so that what can be served depends on the clock.
+        population: draws users and knows when they are active.
+        has_arrivals: whether items come or go, so that the legal items depend on the clock.
         compiled: visits are answered by the compiled kernel, not by NumPy.
     """
 
@@ -73,22 +73,22 @@ class ShortVideo:
         self.compiled = HAS_NUMBA
 
     def reset(self, seeds_U: NDArray[np.uint64]) -> ShortVideoState:
-        """Fresh users, before their first visit, which falls in an active hour of the clock's first day or so."""
+        """Draw fresh users, before their first visit, which is in an active hour of the clock's first day or so."""
         return self.population.draw(seeds_U)
 
     def starting(self, first_day: float) -> ShortVideo:
-        """The same catalogue and users, who pay their first visits on another day of the clock."""
+        """The same catalogue and users, with first visits on another day of the clock."""
         return type(self)(replace(self.config, first_day=first_day))
 
     def respond(self, state: ShortVideoState, slates_UK: IntArray) -> tuple[Response, ShortVideoState]:
-        """The users' answers to one session each, and the users at their next visit.
+        """Responses of the users to one session each, and the users at their next visit.
 
         Args:
             state: U users; not changed.
             slates_UK: item ids in 0..I-1, the same number K of items for all users.
 
         Raises:
-            ValueError: the slates have another shape, are no integers, or hold an unknown item.
+            ValueError: the slates have another shape, are not integers, or hold an unknown item.
         """
         slates_UK = checked_slates(slates_UK, len(state.seed_U), self.config.num_items)
         stream_U = luck.stream(state.seed_U, state.visit_U)
@@ -114,7 +114,7 @@ class ShortVideo:
         return c.budget_s * np.exp(c.budget_sd * normal_U + c.budget_active * (2 * active_U - 1))
 
     def ranker_score(self, state: ShortVideoState, items_UC: IntArray) -> FloatArray:
-        """What a production ranker would say of C candidates per user: interest, quality, clickbait, [U, C]."""
+        """Score of a production ranker for C candidates per user: interest, quality, clickbait, [U, C]."""
         c, latents = self.config, self.latents
         affinity_UC = np.vecdot(latents.z_ID.take(items_UC, axis=0), state.interest_UD[:, None])
         quality_UC, bait_UC = latents.quality_I.take(items_UC), latents.clickbait_I.take(items_UC)
@@ -128,24 +128,24 @@ class ShortVideo:
         return popularity(self.config, self.latents.fame_I, age_s_I).astype(np.float32)
 
     def fresh_pull(self, time_s: NDArray[np.float64], items: IntArray) -> FloatArray:
-        """What freshness adds to the pull of items at a time, float32 of their common shape."""
+        """Effect of freshness on the pull of items at a time, float32 of their common shape."""
         age_s = time_s - self.catalog.upload_s_I.take(items)
         return (self.config.fresh_weight * freshness(self.config, age_s)).astype(np.float32)
 
     def oracle(self, state: ShortVideoState, session_length: int) -> NDArray[np.int64]:
-        """Sessions [U, K] chosen with the truth in hand (:func:`feedgym.envs.short_video.oracle.greedy_sessions`)."""
+        """Sessions [U, K] chosen by the truth (:func:`feedgym.envs.short_video.oracle.greedy_sessions`)."""
         return greedy_sessions(self, state, session_length)
 
     def favourites(self, state: ShortVideoState, n: int) -> NDArray[np.int64]:
-        """The ``n`` items [U, n] that each user would enjoy most, were they not sated."""
+        """The ``n`` items [U, n] that each user would enjoy most without satiation."""
         return favourite_items(self, state, n)
 
     def interests(self, state: ShortVideoState) -> tuple[FloatArray, FloatArray]:
-        """What renderings show of the truth: affinity to the topics and satiation with them, [U, M] each.
+        """The truth for renderings: affinity to the topics and satiation with them, [U, M] each.
 
-        The affinity is that of long-term interests and mood together, weighed as in a choice.
+        The affinity combines long-term interests and mood, weighted as in a choice.
         """
         c = self.config
-        unit = c.interest_weight or 1.0  # where long-term interests count nothing, the mood alone is felt
+        unit = c.interest_weight or 1.0  # if long-term interests have no weight, only the mood is felt
         felt_UD = c.interest_weight / unit * state.interest_UD + c.mood_weight / unit * state.mood_UD
         return np.einsum("ud,md->um", felt_UD, self.latents.topic_MD), state.satiation_UM

@@ -1,4 +1,4 @@
-"""What the two ways to compute a visit have in common: which random number decides what, and what they ask for."""
+"""Common parts of the two ways to compute a visit: the uses of random numbers, and the simulator's interface."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from feedgym.envs.short_video.catalog import Latents
 from feedgym.envs.short_video.population import Population, ShortVideoConfig, Terms
 
 CLICK, COMPLETE, REPLAY, EXTENT, NEXT = range(5)
-"""Channels of luck at a position; those of the explicit behaviours follow them."""
+"""Channels of random numbers at a position; those of the explicit behaviours follow them."""
 BUDGET, GAP, ACTIVE_HOUR, MINUTE, CHURN = range(5)
-"""Channels of luck of a whole visit."""
+"""Channels of random numbers of a whole visit."""
 
 
 class SimulatorWithTruth(Protocol):
-    """What is asked of :class:`feedgym.envs.short_video.ShortVideo` by the modules that it calls."""
+    """The part of :class:`feedgym.envs.short_video.ShortVideo` that the modules it calls need."""
 
     config: ShortVideoConfig
     terms: Terms
@@ -33,5 +33,5 @@ class SimulatorWithTruth(Protocol):
         ...
 
     def fresh_pull(self, time_s: NDArray[np.float64], items: IntArray) -> FloatArray:
-        """What freshness adds to the pull of items."""
+        """Effect of freshness on the pull of items."""
         ...

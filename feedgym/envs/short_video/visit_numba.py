@@ -1,7 +1,7 @@
-"""A visit of each user, compiled: user after user, item after item, until the user leaves.
+"""Computes a visit of each user, compiled: user after user, item after item, until the user leaves.
 
-:mod:`feedgym.envs.short_video.visit_numpy` holds the same equations for all users at once. It decides the same with the
-same random numbers, and its floats differ in the last bits: this file computes in float64 and keeps float32.
+:mod:`feedgym.envs.short_video.visit_numpy` holds the same equations for all users at once. With the same random numbers
+it makes the same decisions, but its floats differ in the last bits: this file computes in float64 and keeps float32.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics, ``R`` remembered items, ``X`` explicit behaviours,
 ``H`` hours of the day, ``W`` days of the week and its end. ``D`` is the latent width.
@@ -53,11 +53,11 @@ READ = {
     **dict.fromkeys(("feedback_UX", "activity_U"), np.float32),
 }
 Users = namedtuple("Users", tuple(READ))
-"""What a visit reads of the state."""
+"""Columns of the state that a visit reads."""
 
 CHANGED = ("time_s_U", "interest_UD", "mood_UD", "satiation_UM", "satisfaction_U", "seen_UR", "num_seen_U")
 Changed = namedtuple("Changed", CHANGED)
-"""What a visit writes of the state at the next visit."""
+"""Columns of the state at the next visit that a visit writes."""
 
 Told = namedtuple("Told", [field.name for field in fields(Response)])
 """The arrays of a :class:`Response`."""
@@ -95,10 +95,10 @@ def respond(
     stream_U: NDArray[np.uint64],
     budget_s_U: NDArray[np.floating],
 ) -> tuple[Response, ShortVideoState]:
-    """The users' answers to one session each, and the users at their next visit.
+    """Responses of the users to one session each, and the users at their next visit.
 
     Args:
-        simulator: whose users they are.
+        simulator: the users' simulator.
         state: U users; not changed.
         slates_UK: item ids, checked before.
         stream_U: the visits' keys.
@@ -107,7 +107,7 @@ def respond(
     num_users, length = slates_UK.shape
     users = Users(*(given(getattr(state, name), dtype) for name, dtype in READ.items()))
     after = Changed(*(getattr(users, name).copy() for name in CHANGED))
-    after.interest_UD[:] = 0  # the kernel first adds up there what was liked
+    after.interest_UD[:] = 0  # the kernel first sums the liked items there
     response = Response(
         behaviours_UKB=np.zeros((num_users, length, len(BEHAVIOURS)), np.uint8),
         watch_s_UK=np.zeros((num_users, length), np.float32),
@@ -142,7 +142,7 @@ def _answer(c, items, users, slates_UK, stream_U, budget_s_U, after, told):
 
 @compiled()
 def _visit(c, items, users, slate_K, stream, budget_s, after, told, u):
-    """The visit of user u: the items until the user leaves, then what time changes until the next visit."""
+    """The visit of user u: the items until the user leaves, then the changes until the next visit."""
     login_s, theta_D, ring_R = users.time_s_U[u], users.interest_UD[u], users.seen_UR[u]
     mood_D, satiation_M, liked_D = after.mood_UD[u], after.satiation_UM[u], after.interest_UD[u]
     satisfaction, num_seen = float(users.satisfaction_U[u]), users.num_seen_U[u]
@@ -153,7 +153,7 @@ def _visit(c, items, users, slate_K, stream, budget_s, after, told, u):
             satisfaction += c.satisfaction_rate * (-1 - satisfaction)
             break
         z_D, bait, duration_s = items.z_ID[item], items.clickbait_I[item], items.duration_s_I[item]
-        # All topics recover alike within a visit, so one factor per user keeps a step from touching all M of them.
+        # All topics recover equally within a visit, so one factor per user keeps a step from touching all M of them.
         topic_1, topic_2 = items.topic_I2[item, 0], items.topic_I2[item, 1]
         share_1, share_2 = items.weight_I2[item, 0], items.weight_I2[item, 1]
         f_1, f_2 = satiation_M[topic_1] * recovery, satiation_M[topic_2] * recovery
@@ -176,7 +176,7 @@ def _visit(c, items, users, slate_K, stream, budget_s, after, told, u):
         told.examined_UK[u, k], told.watch_s_UK[u, k] = True, watch_s
         told.behaviours_UKB[u, k, 0] = click
         told.behaviours_UKB[u, k, 1] = watch_s >= min(c.long_view_s, duration_s)
-        for x in range(0 if click else HATE, HATE + 1):  # one may hate what one skipped
+        for x in range(0 if click else HATE, HATE + 1):  # users may hate an item that they skipped
             logit = c.feedback_logit[x] + c.feedback_enjoyment[x] * enjoyment + users.feedback_UX[u, x]
             told.behaviours_UKB[u, k, 2 + x] = _happens(draw(stream, k, NEXT + 1 + x), logit)
 
@@ -187,7 +187,7 @@ def _visit(c, items, users, slate_K, stream, budget_s, after, told, u):
             for d in range(len(z_D)):
                 liked_D[d] += liking * z_D[d]
                 mood_D[d] += c.mood_rate * feeling * (z_D[d] - mood_D[d])
-        # What is written is divided by the recovery that later reads multiply by; an item's two topics differ.
+        # New values are divided by the recovery that later reads multiply by; an item's two topics differ.
         step = c.satiation_rate * (1.0 if click else c.satiation_skip)
         satiation_M[topic_1] = (f_1 + step * share_1 * (1 - f_1)) / recovery
         satiation_M[topic_2] = (f_2 + step * share_2 * (1 - f_2)) / recovery
@@ -237,7 +237,7 @@ def _affinity(interest_weight, theta_D, mood_weight, mood_D, z_D):
 
 @compiled()
 def _is_empty(items, item, login_s, spent_s):
-    """An item that was withdrawn before the visit, or is not there yet."""
+    """Whether an item was withdrawn before the visit, or does not exist yet."""
     if len(items.withdraw_s_I) == 0:
         return False
     return items.withdraw_s_I[item] <= login_s or spent_s < items.upload_s_I[item] - login_s
@@ -245,7 +245,7 @@ def _is_empty(items, item, login_s, spent_s):
 
 @compiled()
 def _is_seen(item, k, ring_R, slate_K):
-    """An item that the user remembers from before, or from an earlier position."""
+    """Whether the user remembers an item from before, or from an earlier position."""
     found = False
     for r in range(len(ring_R)):  # without an exit, so that many places are compared at once
         found |= ring_R[r] == item
@@ -256,12 +256,12 @@ def _is_seen(item, k, ring_R, slate_K):
 
 @compiled()
 def _watch(c, stream, k, click, enjoyment, duration_s):
-    """Seconds watched: skip or watch, in part or to the end and again."""
+    """Seconds watched: skip or watch, in part, or to the end and once more."""
     extent = draw(stream, k, EXTENT)
     if not click:
         return min(c.skip_mean_s * exponential(extent), duration_s)
     logit = c.complete_logit + c.complete_enjoyment * enjoyment - c.complete_duration * math.log(duration_s / 32)
-    # One uniform number serves skipping, replaying and watching in part, since a user does only one of them.
+    # One uniform number serves skipping, replaying and watching in part, because a user does only one of them.
     if _happens(draw(stream, k, COMPLETE), logit):
         replays = draw(stream, k, REPLAY) < c.replay_prob * _sigmoid(enjoyment - 1)
         return duration_s * (1 + replays * c.replay_max * extent)
@@ -273,7 +273,7 @@ def _watch(c, stream, k, click, enjoyment, duration_s):
 def _happens(uniform, logit):
     """Bernoulli(sigmoid(logit)) by a uniform number.
 
-    As (1 + x/4)^4 <= exp(x), most answers are plain without the exponential.
+    As (1 + x/4)^4 <= exp(x), most cases are clear without the exponential.
     """
     bound = (1 + abs(logit) / 4) ** 4
     if logit < 0 and uniform * (1 + bound) >= 1:
@@ -295,7 +295,7 @@ def _tanh(x):
 
 @compiled()
 def _drift(c, theta_D, core_D, mood_D, liked, new_D):
-    """Long-term interests: towards the mood and what was liked, whose sum ``new_D`` holds, and back to the core."""
+    """Long-term interests: towards the mood and the liked items, whose sum ``new_D`` holds, and back to the core."""
     step, square, cosine = c.drift_watched / max(liked, 1.0), 0.0, 0.0
     for d in range(len(new_D)):
         towards = c.drift_rate * (mood_D[d] - theta_D[d]) + step * (new_D[d] - liked * theta_D[d])
@@ -313,8 +313,8 @@ def _drift(c, theta_D, core_D, mood_D, liked, new_D):
 
 @compiled()
 def _after(passed_s_W, time_s, gap_s):
-    """When a gap is over that passes as fast as the days of the week are active."""
-    if len(passed_s_W) == 0:  # all days are alike
+    """Time at which a gap ends that passes as fast as the days of the week are active."""
+    if len(passed_s_W) == 0:  # all days are the same
         return time_s + gap_s
     week_s = passed_s_W[-1]
     week = math.floor(time_s / WEEK_S)

@@ -1,8 +1,8 @@
-"""A visit of each user in NumPy: the positions one after another, all users at once.
+"""Computes a visit of each user in NumPy: the positions one after another, all users at once.
 
-This is the simulator without numba, and what the compiled kernel (:mod:`feedgym.envs.short_video.visit_numba`) is
-compared with. Only the positions are looped over; a step makes no array of users by items. Arrays which the loop reads
-put the position first ([K, U]), so that each step is contiguous.
+This is the simulator without numba, and the reference for the compiled kernel
+(:mod:`feedgym.envs.short_video.visit_numba`). Only the positions are looped over; a step makes no array of users by
+items. Arrays that the loop reads put the position first ([K, U]), so that each step is contiguous.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics, ``R`` remembered items, ``X`` explicit behaviours.
 ``C`` counts channels of random numbers. ``D`` is the latent width.
@@ -74,10 +74,10 @@ def respond(
     stream_U: NDArray[np.uint64],
     budget_s_U: NDArray[np.floating],
 ) -> tuple[Response, ShortVideoState]:
-    """The users' answers to one session each, and the users at their next visit.
+    """Responses of the users to one session each, and the users at their next visit.
 
     Args:
-        simulator: whose users they are.
+        simulator: the users' simulator.
         state: U users; not changed.
         slates_UK: item ids, checked before.
         stream_U: the visits' keys.
@@ -143,7 +143,7 @@ def _begin(
 
 
 def _waits(simulator: SimulatorWithTruth, login_s_U: NDArray[np.float64], slates_KU: IntArray) -> NDArray[np.float64]:
-    """Seconds into the visit from which the items are there, infinite if they were withdrawn before it."""
+    """Seconds into the visit from which the items exist, infinite if they were withdrawn before it."""
     wait_s_KU = simulator.catalog.upload_s_I.take(slates_KU) - login_s_U
     if simulator.catalog.withdraw_s_I is not None:
         wait_s_KU[simulator.catalog.withdraw_s_I.take(slates_KU) <= login_s_U] = np.inf
@@ -151,7 +151,7 @@ def _waits(simulator: SimulatorWithTruth, login_s_U: NDArray[np.float64], slates
 
 
 def _examine(simulator: SimulatorWithTruth, visit: _Visit, k: int) -> None:
-    """Position k: what those still here feel and do, and who goes on to the next one."""
+    """Position k: feelings and behaviours of users who are still here, and who goes on to the next one."""
     c = simulator.config
     if visit.wait_s_KU is not None:
         empty_U = visit.here_U & (visit.spent_s_U < visit.wait_s_KU[k])
@@ -159,7 +159,7 @@ def _examine(simulator: SimulatorWithTruth, visit: _Visit, k: int) -> None:
         visit.here_U = visit.here_U & ~empty_U
     uniform_CU = luck.draw(visit.stream_U, k, CHANNELS_C1)
     here_U, cell_2U, weight_2U = visit.here_U, visit.topic_cell_2KU[:, k], visit.topic_weight_2KU[:, k]
-    # All topics recover alike within a visit, so one factor per user keeps a step from touching all M of them.
+    # All topics recover equally within a visit, so one factor per user keeps a step from touching all M of them.
     satiation_2U = visit.satiation_UM.reshape(-1).take(cell_2U) * visit.recovery_U
     sated_U = (satiation_2U * weight_2U).sum(axis=0, out=visit.sated_KU[k])
     pull_U = (
@@ -175,12 +175,12 @@ def _examine(simulator: SimulatorWithTruth, visit: _Visit, k: int) -> None:
     behaviours_UB = visit.behaviours_UKB[:, k]
     behaviours_UB[:, 0] = click_U
     behaviours_UB[:, 1] = here_U & (watch_s_U >= np.minimum(c.long_view_s, visit.duration_s_KU[k]))
-    # Explicit feedback follows enjoyment, which clickbait lowers, while clicks follow the pull: so a log can tell
-    # what pleased from what only lured.
+    # Explicit feedback follows enjoyment, which clickbait lowers, while clicks follow the pull. So a log can
+    # distinguish items that pleased from items that only lured.
     felt_XU = np.multiply.outer(np.array(c.feedback_enjoyment, np.float32), enjoyment_U)
     feedback_XU = _happens(uniform_CU[NEXT + 1 :], visit.feedback_XU + felt_XU)
     feedback_XU[:-1] &= click_U
-    feedback_XU[-1] &= here_U  # one may hate what one skipped
+    feedback_XU[-1] &= here_U  # users may hate an item that they skipped
     behaviours_UB[:, 2:] = feedback_XU.T
     visit.examined_KU[k] = here_U
 
@@ -199,7 +199,7 @@ def _watch(
     click_U: BoolArray,
     enjoyment_U: FloatArray,
 ):
-    """Seconds watched: skip or watch, in part or to the end and again; never beyond the user's time."""
+    """Seconds watched: skip or watch, in part, or to the end and once more; never beyond the user's time."""
     c = simulator.config
     duration_s_U, extent_U = visit.duration_s_KU[k], uniform_CU[EXTENT]
     skip_s_U = np.minimum(c.skip_mean_s * luck.exponential(extent_U), duration_s_U)
@@ -208,7 +208,7 @@ def _watch(
     completes_U = _happens(uniform_CU[COMPLETE], logit_U)
     replays_U = uniform_CU[REPLAY] < c.replay_prob * _sigmoid(enjoyment_U - 1)
     full_U = 1 + replays_U * (np.float32(c.replay_max) * extent_U)
-    # One uniform number serves skipping, replaying and watching in part, since a user does only one of them.
+    # One uniform number serves skipping, replaying and watching in part, because a user does only one of them.
     low, slope = c.partial_shape
     part_U = c.partial_low + c.partial_span * np.exp(np.log(extent_U) / (low + slope * _sigmoid(enjoyment_U)))
     watch_s_U = np.where(click_U, duration_s_U * np.where(completes_U, full_U, part_U), skip_s_U)
@@ -225,14 +225,14 @@ def _learn(
     enjoyment_U: FloatArray,
     satiation_2U: FloatArray,
 ):
-    """What position k changes in mood, satiation and satisfaction."""
+    """Change mood, satiation and satisfaction by the item of position k."""
     c = simulator.config
     feeling_U = np.tanh(enjoyment_U, out=visit.feeling_KU[k])
     clicked_U, here_U = click_U.astype(np.float32), visit.here_U
     visit.mood_UD += (c.mood_rate * feeling_U * clicked_U)[:, None] * (visit.z_KUD[k] - visit.mood_UD)
     step_U = c.satiation_rate * here_U.astype(np.float32) * (c.satiation_skip + (1 - c.satiation_skip) * clicked_U)
-    # ``satiation_UM`` lacks the recovery since the login (see ``_examine``), so what is written back is divided by
-    # the factor that later reads multiply by. An item's two topics differ, so no cell is written twice.
+    # ``satiation_UM`` lacks the recovery since the login (see ``_examine``), so new values are divided by the factor
+    # that later reads multiply by. An item's two topics differ, so no cell is written twice.
     satiation_2U += step_U * visit.topic_weight_2KU[:, k] * (1 - satiation_2U)
     visit.satiation_UM.reshape(-1)[visit.topic_cell_2KU[:, k]] = satiation_2U / visit.recovery_U
     weight_U = c.satisfaction_skip + (1 - c.satisfaction_skip) * clicked_U
@@ -244,7 +244,7 @@ def _learn(
 def _end(
     simulator: SimulatorWithTruth, state: ShortVideoState, visit: _Visit, slates_KU: IntArray
 ) -> tuple[Response, ShortVideoState]:
-    """Logout: churn or the gap to the next visit, and what time does to the user meanwhile."""
+    """Logout: churn or the gap to the next visit, and the changes of the user until then."""
     c, terms = simulator.config, simulator.terms
     churn_U, gap_U, bar_U, minute_U = (
         luck.draw(visit.stream_U, luck.VISIT, channel) for channel in (CHURN, GAP, ACTIVE_HOUR, MINUTE)
@@ -289,14 +289,14 @@ def _end(
 
 
 def _drifted(simulator: SimulatorWithTruth, state: ShortVideoState, visit: _Visit) -> FloatArray:
-    """Long-term interests after the visit: towards its mood and what was enjoyed in it, and back to the core."""
+    """Long-term interests after the visit: moved towards its mood and enjoyed items, and back to the core."""
     terms = simulator.terms
     interest_UD = state.interest_UD + simulator.config.drift_rate * (visit.mood_UD - state.interest_UD)
     if terms.drift_watched:
         liked_KU = np.maximum(visit.feeling_KU, 0) * visit.behaviours_UKB[:, :, 0].T
         liked_U = _summed(liked_KU)
         liked_UD = np.einsum("ku,kud->ud", liked_KU, visit.z_KUD)
-        # Towards the mean of what was liked, by a step that grows with the liking up to that of one item.
+        # Towards the mean of the liked items, by a step that grows with the liking up to that of one item.
         step_U1 = (terms.drift_watched / np.maximum(liked_U, 1))[:, None]
         interest_UD += step_U1 * (liked_UD - liked_U[:, None] * state.interest_UD)
     if terms.drift_core:
@@ -315,12 +315,12 @@ def _happens(uniform: FloatArray, logit: FloatArray) -> BoolArray:
 
 
 def _summed(x_KU: NDArray) -> NDArray:
-    """Sums over the positions, in their order: ``sum`` may add in another one where there are few users."""
+    """Sums over the positions, in their order: ``sum`` may add in another order if there are few users."""
     return functools.reduce(np.add, x_KU)
 
 
 def _turned(x_UD: FloatArray, core_UD: FloatArray, limit: float) -> FloatArray:
-    """Unit vectors, those whose cosine with the core is below the limit turned towards it until it is the limit."""
+    """Turn unit vectors towards the core if their cosine with it is below the limit, until it is the limit."""
     cosine_U = np.vecdot(x_UD, core_UD)
     far = np.flatnonzero(cosine_U < limit)  # few
     off_UD = x_UD[far] - cosine_U[far, None] * core_UD[far]
@@ -332,7 +332,7 @@ def _turned(x_UD: FloatArray, core_UD: FloatArray, limit: float) -> FloatArray:
 def _seen(seen_UR: IntArray, slates_KU: IntArray) -> BoolArray:
     """Whether the user remembers the item of position k, from before or from an earlier position.
 
-    Who examines position k has examined all positions before it, so this is known before the session begins.
+    A user who examines position k has examined all positions before it, so this is known before the session begins.
     """
     items_KU = slates_KU.astype(np.int32)
     seen_KU = np.empty(items_KU.shape, bool)
@@ -342,7 +342,7 @@ def _seen(seen_UR: IntArray, slates_KU: IntArray) -> BoolArray:
 
 
 def _remember(state: ShortVideoState, examined_KU: BoolArray, slates_KU: IntArray) -> IntArray:
-    """The rings with the examined items written over the oldest ones."""
+    """The rings after the examined items have replaced the oldest ones."""
     seen_UR = state.seen_UR.copy()
     rows_U = np.arange(len(seen_UR))
     for k, (item_U, examined_U) in enumerate(zip(slates_KU, examined_KU, strict=True)):
