@@ -32,7 +32,7 @@ def main() -> None:
     """Print a row for each number of users and each way to ask them."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 41
     simulators = (ShortVideo(), ShortVideoCalibrated())
-    table = Table(title=f"Visits of {SESSION_LENGTH} items a second, medians of {repeats}")
+    table = Table(title=f"Visits of {SESSION_LENGTH} items per second, medians of {repeats}")
     for header in ("", "users", "plain", "calibrated", "ratio"):
         table.add_column(header, justify="right" if header else "left")
     for num_users in NUM_USERS:

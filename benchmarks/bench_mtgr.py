@@ -152,9 +152,9 @@ def main() -> int:
         num_items=ITEMS, profile_sizes=(6, 2, 3), tasks=("click",), d_model=64, num_heads=2, dropout=0.0
     )
     table = Table(
-        title=f"Candidates a second: {CANDIDATES} a user, history of {HISTORY}, {torch.get_num_threads()} threads"
+        title=f"Candidates per second: {CANDIDATES} per user, history of {HISTORY}, {torch.get_num_threads()} threads"
     )
-    for header in ("candidates of", "work", "one sample a user", "one a candidate", "ratio", "largest difference"):
+    for header in ("candidates of", "work", "one sample per user", "one per candidate", "ratio", "largest difference"):
         table.add_column(header, justify="right")
     kept = True
     for requests in (1, 4):

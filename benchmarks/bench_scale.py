@@ -35,7 +35,7 @@ def main() -> int:
     """Prints one row per phase; returns 1 if the peak is over the limit."""
     env_id = sys.argv[1] if len(sys.argv) > 1 else "feedgym/ShortVideo-v1"
     table = Table(title=f"{env_id}: {USERS:,} users, {ITEMS:,} items, history of {HISTORY}")
-    for header in ("phase", "seconds", "user-steps a second", "peak GB"):
+    for header in ("phase", "seconds", "user-steps per second", "peak GB"):
         table.add_column(header, justify="right")
 
     def timed(phase: str, work: Callable[[], Any], user_steps: int = 0) -> Any:

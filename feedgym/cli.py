@@ -835,11 +835,11 @@ class ResultsArguments:
     run: Positional[Path]
     """The run's folder."""
     verdict: str
-    """What follows from the figure, in a few words."""
+    """Conclusion from the figure, in a few words."""
     figure: str = "lift.true_reward"
     """Path of the figure in summary.json, e.g. agents.hstu.NDCG@10."""
     says: str = ""
-    """Name of the figure for people; its path if left out."""
+    """Readable name of the figure; its path if left out."""
     command: str = ""
     """Command of the run; derived from its configuration if left out."""
     page: str = ""

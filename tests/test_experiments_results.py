@@ -81,7 +81,7 @@ def test_a_row_says_figure_interval_command_seed_and_verdict(tmp_path):
     [
         ([], "verdict"),
         (["--verdict", "v", "--figure", "lift.watched"], "there is no 'watched'; give one of true_reward"),
-        (["--verdict", "v", "--figure", "lift"], "no figure with a mean"),
+        (["--verdict", "v", "--figure", "lift"], "not a figure with a mean"),
     ],
 )
 def test_mistakes_end_in_one_line(tmp_path, capsys, words, says):
@@ -96,7 +96,7 @@ def test_an_unfinished_run_and_a_file_that_is_no_row_are_refused(tmp_path, capsy
         main(["results", "add", str(tmp_path), "--verdict", "v"])
     assert "no summary.json" in capsys.readouterr().err
     (tmp_path / "odd.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"odd.json is no row"):
+    with pytest.raises(ValueError, match=r"odd.json is not a row"):
         read_results(tmp_path)
 
 

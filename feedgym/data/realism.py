@@ -384,7 +384,7 @@ def _heterogeneity(seen: _Seen) -> Aspect:
         given_U = np.bincount(seen.user, seen.behaviours[:, BEHAVIOUR_IDX[name]], seen.log.num_users)[active_U]
         figures[f"{name}s of the top 1% of users"] = _top_share(given_U, 0.01)
     relative_U = count_U / count_U.mean()
-    return Aspect(figures=figures, sample=relative_U, unit="exposures a user over their mean")
+    return Aspect(figures=figures, sample=relative_U, unit="exposures per user over their mean")
 
 
 def intraclass(success_U: NDArray, trials_U: NDArray) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 from feedgym.experiments.run import read_about, write_json
 
 USUAL = "lift.true_reward"
-"""The figure of a run where none is named: the relative gain in true reward."""
+"""The default figure of a run: the relative gain in true reward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +23,17 @@ class Result:
     """A figure that a run found, as a row of the table.
 
     Attributes:
-        experiment: what was done, for people.
-        figure: what was measured, for people.
+        experiment: readable name of the experiment.
+        figure: readable name of the figure.
         mean: the figure.
         low: lower end of its 95% interval; None if there is none.
         high: upper end.
         unit: "relative" for shares and lifts, else the unit or nothing.
-        over: what the interval is over: "users" or "seeds".
+        over: "users" or "seeds", whichever the interval is over.
         command: the command that makes the run again.
         seed: seed or seeds.
         revision: git revision of the code.
-        verdict: what follows from it, in a few words.
+        verdict: conclusion from the figure, in a few words.
         page: page of the documentation with the details, below docs/.
     """
 
@@ -54,13 +54,13 @@ class Result:
 def result_of(
     run: Path, *, verdict: str, figure: str = USUAL, says: str = "", command: str = "", page: str = ""
 ) -> Result:
-    """The row of a finished run.
+    """Makes the row of a finished run.
 
     Args:
         run: its folder.
-        verdict: what follows from the figure.
+        verdict: conclusion from the figure.
         figure: path of a figure in summary.json, such as "lift.true_reward" or "agents.hstu.NDCG@10".
-        says: name of the figure for people; its path if left out.
+        says: readable name of the figure; its path if left out.
         command: command of the run; derived from its configuration if left out.
         page: page with the details.
 
@@ -90,10 +90,10 @@ def result_of(
 
 
 def figure_at(summary: Mapping[str, Any], figure: str) -> Mapping[str, Any]:
-    """A figure of a summary by its path.
+    """Finds a figure of a summary by its path.
 
     Raises:
-        ValueError: there is none, or it is no number with a mean; the message names the next words there are.
+        ValueError: the path leads nowhere, or to something without a mean; the message lists words that may follow.
     """
     found: Any = summary
     for word in figure.split("."):
@@ -102,7 +102,7 @@ def figure_at(summary: Mapping[str, Any], figure: str) -> Mapping[str, Any]:
             raise ValueError(f"figure={figure!r} is not in the summary: there is no {word!r}; give one of {there}.")
         found = found[word]
     if not isinstance(found, Mapping) or not isinstance(found.get("mean"), int | float):
-        raise ValueError(f"figure={figure!r} is no figure with a mean; give the path of one, such as {USUAL}.")
+        raise ValueError(f"figure={figure!r} is not a figure with a mean; give the path of one, such as {USUAL}.")
     return found
 
 
@@ -113,7 +113,7 @@ def _config_of(run: Path) -> Any:
 
 
 def command_of(config: Any) -> str:
-    """A command that makes a configuration: the preset that it differs least from, and the options that differ."""
+    """Returns a command for a configuration: the preset that it differs least from, and the options that differ."""
     from feedgym.experiments.presets import COMPARISONS, PRESETS
 
     choices = []
@@ -128,7 +128,7 @@ def command_of(config: Any) -> str:
 def differences(usual: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Options by dotted name whose values differ between two configurations, with both values.
 
-    Options of another plug-in than the usual one are held against that plug-in's own defaults.
+    Options of another plug-in than the usual one are compared with that plug-in's own defaults.
     """
     if is_dataclass(here) and not isinstance(here, type):
         usual = usual if type(usual) is type(here) else type(here)()
@@ -168,7 +168,7 @@ def read_results(folder: Path) -> list[Result]:
     """All rows of a folder, by the names of their files.
 
     Raises:
-        ValueError: a file is no row.
+        ValueError: a file is not a row.
     """
     rows = []
     for path in sorted(folder.glob("*.json")):
@@ -176,7 +176,7 @@ def read_results(folder: Path) -> list[Result]:
             rows.append(Result(**json.loads(path.read_text())))
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} is no row of the results ({error}); write it with feedgym results add."
+                f"{path} is not a row of the results ({error}); write it with feedgym results add."
             ) from error
     return rows
 

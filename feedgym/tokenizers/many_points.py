@@ -88,7 +88,7 @@ def _auction_round_by_round(cost_NK: NDArray, cluster_NK: NDArray, places_C: Int
         if not len(left):
             break
         code_N[left], bid_N[left] = _bids_of_many(cost_NK[left], cluster_NK[left], price_C, raise_by)
-        touched = np.zeros(num_clusters + 1, dtype=bool)  # the last entry stands for -1
+        touched = np.zeros(num_clusters + 1, dtype=bool)  # the last entry is that of code -1
         touched[code_N[left]] = True
         rivals = np.flatnonzero(touched[code_N])
         rivals = rivals[_by_cluster_and_bid(code_N[rivals], bid_N[rivals])]

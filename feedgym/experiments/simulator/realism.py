@@ -184,7 +184,7 @@ def _figure(name: str, a: Aspect, b: Aspect, legend: list[str]) -> Any:
 def _draw_sample(axis: Any, aspect: Aspect, colour: str, label: str) -> None:
     """Draws a histogram of relative frequencies; the bins of both logs are equal if their ranges are."""
     assert aspect.sample is not None
-    top = {"items seen": 30, "durations": 2, "exposures a user over their mean": 5}.get(aspect.unit)
+    top = {"items seen": 30, "durations": 2, "exposures per user over their mean": 5}.get(aspect.unit)
     if aspect.unit == "items seen":
         bins = np.arange(0.5, 31.5)
     elif top is None:
