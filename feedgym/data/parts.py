@@ -156,8 +156,7 @@ def _day_of(path: Path) -> int:
 class _Part:
     """A part's files, and its chosen users in the order of their ids, with the rows of each."""
 
-    source: Dataset
-    name: Path
+    files: list[Path]
     ids: NDArray
     sizes: NDArray[np.int64]
     is_whole: bool
@@ -165,31 +164,39 @@ class _Part:
     @classmethod
     def of(cls, files: list[Path], choose: Choose | None) -> _Part:
         """Reads only the users of a part."""
-        import pyarrow.dataset as ds  # imports pandas, which a log in one file does not need
-
-        name = files[0].parent
-        with _whole(name):
-            source = ds.dataset([str(file) for file in files], format="parquet")
-            users = numpy_of(source.to_table(columns=["user_id"])["user_id"].combine_chunks())
+        with _whole(files[0].parent):
+            users = numpy_of(_dataset(files).to_table(columns=["user_id"])["user_id"].combine_chunks())
         ids, sizes = np.unique(users.astype(str) if users.dtype == object else users, return_counts=True)
         chosen = np.ones(len(ids), dtype=bool) if choose is None else choose(ids)
-        return cls(source, name, ids[chosen], sizes[chosen], bool(chosen.all()))
+        return cls(files, ids[chosen], sizes[chosen], bool(chosen.all()))
+
+    @property
+    def name(self) -> Path:
+        """The part's folder."""
+        return self.files[0].parent
 
     def read(self, catalog: Catalog | None) -> EventLog:
         """The log of the chosen users."""
         from pyarrow.dataset import field
 
-        names = [name for name in self.source.schema.names if _is_read(name)]
         chosen = None if self.is_whole else field("user_id").isin(pa.array(self.ids))
         with _whole(self.name):
-            table = self.source.to_table(columns=names, filter=chosen)
+            source = _dataset(self.files)
+            table = source.to_table(columns=[name for name in source.schema.names if _is_read(name)], filter=chosen)
             table.validate(full=True)
-        table = table.replace_schema_metadata(self.source.schema.metadata)
+        table = table.replace_schema_metadata(source.schema.metadata)
         table = checked_columns(self.name, table, LOG_COLUMNS, OTHER_FORMAT)
         # Days come in order, and so do a user's rows of one day, so a stable sort restores the log's order.
         users = numpy_of(table["user_id"].combine_chunks())
         users = np.searchsorted(self.ids, users.astype(str) if users.dtype == object else users)
         return log_of_table(self.name, table.take(arrow_of(np.argsort(users, kind="stable"))), catalog)
+
+
+def _dataset(files: list[Path]) -> Dataset:
+    """A part's files as an Arrow data set; made anew each time, because it keeps what it knows of its files."""
+    import pyarrow.dataset as ds  # imports pandas, which a log in one file does not need
+
+    return ds.dataset([str(file) for file in files], format="parquet")
 
 
 @contextmanager
