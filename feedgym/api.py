@@ -333,7 +333,7 @@ def simulate_parts(
     import numpy as np
 
     from feedgym.data.parquet import write_catalog
-    from feedgym.data.parts import PART_USERS, begin_parts, part_of, parts_for, write_part
+    from feedgym.data.parts import PART_USERS, begin_parts, end_parts, part_of, parts_for, write_part
     from feedgym.envs.feed import make_simulator
     from feedgym.envs.logging import logs_of_groups
     from feedgym.envs.logging_policy import LoggingConfig
@@ -350,7 +350,7 @@ def simulate_parts(
     parts = [part for part in range(num_parts) if (part_U == part).any()]
     groups = (np.flatnonzero(part_U == part) for part in parts)
     logs = logs_of_groups(simulator, groups, num_visits=visits, session_length=session_length, seed=seed, config=served)
-    begin_parts(Path(out), num_parts)
+    begin_parts(Path(out))
     write_catalog(simulator.catalog, Path(out) / "catalog.parquet")
     counts: dict[str, Any] = {}
     with progress("Simulating") as step:
@@ -358,6 +358,7 @@ def simulate_parts(
             write_part(log, Path(out), part)
             counts = {name: counts.get(name, 0) + value for name, value in counts_of(log).items()}
             step(done, len(parts))
+    end_parts(Path(out), num_parts)
     return counts
 
 

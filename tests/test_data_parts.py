@@ -16,7 +16,7 @@ from feedgym.cli import main
 from feedgym.data import parts
 from feedgym.data.events import DAY_S
 from feedgym.data.parquet import write_catalog, write_log
-from feedgym.data.parts import begin_parts, load_log, part_of, save_log, write_part
+from feedgym.data.parts import begin_parts, end_parts, load_log, part_of, save_log, write_part
 from feedgym.data.readers import find_data, load_data
 from feedgym.data.sources import ReadOptions
 from feedgym.data.splits import take_users
@@ -110,7 +110,16 @@ def test_a_folder_with_a_log_is_not_written_over(always_parts, tmp_path):
     write_log(log, tmp_path / "one" / "events.parquet")
     for name in ("parts", "one"):
         with pytest.raises(ValueError, match="holds a log already"):
-            begin_parts(tmp_path / name, 1)
+            begin_parts(tmp_path / name)
+
+
+def test_a_log_that_was_not_finished_is_not_read(small_parts, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "end_parts", lambda *_: None)
+    api.simulate_parts(out=tmp_path, **SIZES)
+    with pytest.raises(ValueError, match="holds no files that feedgym knows"):
+        load_data(tmp_path)
+    with pytest.raises(ValueError, match="or part of one; remove it"):
+        api.simulate_parts(out=tmp_path, **SIZES)
 
 
 def test_broken_parts_are_refused_in_one_line(always_parts, tmp_path):
@@ -132,7 +141,8 @@ def test_a_log_too_large_for_the_disk_is_refused(tmp_path):
 
 def test_a_part_is_replaced_as_a_whole_file(tmp_path):
     log = random_log(2, 3)
-    begin_parts(tmp_path, 1)
+    begin_parts(tmp_path)
     write_part(log, tmp_path, 0)
     write_part(log, tmp_path, 0)
+    end_parts(tmp_path, 1)
     assert_same(by_id(log), load_log(tmp_path))

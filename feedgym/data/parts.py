@@ -3,7 +3,7 @@
 A part holds all events of some users, one file per day::
 
     FOLDER/catalog.parquet
-    FOLDER/events/parts.json                    number of parts
+    FOLDER/events/parts.json                    number of parts; written last
     FOLDER/events/users=00003/day=00012.parquet
 
 Users are divided by a hash of their id, the one that chooses a share of the users (``--users 0.05``) under seed 0. So
@@ -64,15 +64,19 @@ def part_of(user_ids_U: NDArray, num_parts: int) -> NDArray[np.int32]:
     return np.concatenate([(user_luck(block, 0) * num_parts).astype(np.int32) for block in blocks])
 
 
-def begin_parts(folder: Path, num_parts: int) -> None:
+def begin_parts(folder: Path) -> None:
     """Makes the folder of a log in parts.
 
     Raises:
-        ValueError: it holds a log already.
+        ValueError: it holds a log already, or the parts of one that was not finished.
     """
     if (folder / ONE_FILE).exists() or (folder / FOLDER).exists():
-        raise ValueError(f"{folder} holds a log already; remove it or name another folder.")
+        raise ValueError(f"{folder} holds a log already, or part of one; remove it or name another folder.")
     (folder / FOLDER).mkdir(parents=True)
+
+
+def end_parts(folder: Path, num_parts: int) -> None:
+    """Marks a log as complete: without this file, which is written last, its parts are not read."""
     with replacing(folder / FOLDER / COUNT) as temporary:
         temporary.write_text(json.dumps({"num_parts": num_parts}))
 
@@ -93,9 +97,10 @@ def save_log(log: EventLog, folder: Path) -> None:
         write_log(log, folder / ONE_FILE)
         return
     part_U = part_of(log.user_ids_U, num_parts := parts_for(log.num_users))
-    begin_parts(folder, num_parts)
+    begin_parts(folder)
     for part in np.unique(part_U).tolist():
         write_part(take_users(log, part_U == part), folder, part)
+    end_parts(folder, num_parts)
 
 
 def has_log(folder: Path) -> bool:
