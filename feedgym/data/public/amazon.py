@@ -20,11 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from feedgym.data.events import Catalog, EventLog
-from feedgym.data.public.files import RawFile, decoded, delimited, need, numbers, refuse, with_neighbours
+from feedgym.data.public.files import RawFile, decoded, delimited, need, numbers, one_line, refuse, with_neighbours
 from feedgym.data.public.interactions import RULE, Ratings, ratings_log
 from feedgym.data.sources import ReadOptions, Source
 
@@ -154,14 +153,14 @@ def _products(file: RawFile, wanted: set[str]) -> pd.DataFrame:
         item_id = product.get("parent_asin") or product.get("asin")
         if item_id not in wanted:
             continue
-        brand = _plain(product.get("brand") or product.get("store"))
+        brand = one_line(product.get("brand") or product.get("store"))
         categories = _categories(product)
         parts = {
-            "": _plain(product.get("title")),
+            "": one_line(product.get("title")),
             "Brand: ": brand,
             "Categories: ": ", ".join(categories),
-            "Price: ": _plain(product.get("price")),
-            "Description: ": (_plain(product.get("description")) or _plain(product.get("features")))[:DESCRIPTION],
+            "Price: ": one_line(product.get("price")),
+            "Description: ": (one_line(product.get("description")) or one_line(product.get("features")))[:DESCRIPTION],
         }
         text = ". ".join(name + value for name, value in parts.items() if value)
         topic = categories[min(1, len(categories) - 1)] if categories else None
@@ -178,14 +177,4 @@ def _categories(product: dict[str, Any]) -> list[str]:
         path = [path]
     if path and isinstance(path[0], list):
         path = path[0]
-    return [name for name in (_plain(name) for name in path) if name]
-
-
-def _plain(value: Any) -> str:
-    """A field as one line of text: lists are joined, markup and missing values are removed."""
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return ""
-    if isinstance(value, list):
-        value = " ".join(_plain(part) for part in value)
-    text = " ".join(re.sub(r"<[^>]*>", " ", str(value)).split())
-    return "" if text.lower() in ("none", "nan") else text
+    return [name for name in (one_line(name) for name in path) if name]

@@ -89,19 +89,22 @@ def raw_files(path: Path) -> dict[str, RawFile]:
 
     If files share a name, the one nearest to the top is kept.
     """
+    return {file.stem: file for file in reversed(listed(path))}
+
+
+def listed(path: Path) -> list[RawFile]:
+    """All files of a folder (and its subfolders), of a zip, or the one file; those nearest to the top come first."""
     if path.is_dir():
         paths = sorted((p for pattern in ("*", "*/*") for p in path.glob(pattern) if p.is_file()), key=_depth)
-        files = [RawFile(p) for p in paths]
-    elif path.suffix == ".zip":
+        return [RawFile(p) for p in paths]
+    if path.suffix == ".zip":
         try:
             with zipfile.ZipFile(path) as archive:
                 members = sorted((m for m in archive.namelist() if not m.endswith("/")), key=lambda m: _depth(Path(m)))
         except BROKEN as error:
             raise ValueError(f"{path}: is not a whole zip archive ({error}); fetch the file again.") from error
-        files = [RawFile(path, member) for member in members]
-    else:
-        files = [RawFile(path)]
-    return {file.stem: file for file in reversed(files)}
+        return [RawFile(path, member) for member in members]
+    return [RawFile(path)]
 
 
 def with_neighbours(path: Path, files: dict[str, RawFile], beside: str) -> dict[str, RawFile]:
@@ -127,6 +130,16 @@ def decoded(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         return data.decode("latin-1")
+
+
+def one_line(value: Any) -> str:
+    """A field of a JSON object as one line of text: lists are joined, markup and missing values are removed."""
+    if value is None or value != value:  # NaN alone differs from itself
+        return ""
+    if isinstance(value, list):
+        value = " ".join(one_line(part) for part in value)
+    text = " ".join(re.sub(r"<[^>]*>", " ", str(value)).split())
+    return "" if text.lower() in ("none", "nan") else text
 
 
 def delimited(
