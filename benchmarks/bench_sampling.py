@@ -217,13 +217,14 @@ def time_trie(options: Options) -> dict[str, dict[str, float]]:
         flat = rng.choice(512**3, num_items, replace=False)
         codes_IL = torch.from_numpy(np.stack([flat // 512**2, flat // 512 % 512, flat % 512], axis=1))
         trie, items_R = Trie.from_codes(codes_IL, (512,) * 3), torch.from_numpy(rng.integers(num_items, size=1024))
-        used_RJ = torch.from_numpy(rng.integers(num_items, size=(1024, 45)))  # 40 events and 5 items
+        written_RK = torch.from_numpy(rng.integers(num_items, size=(1024, 5)))
+        blocked_UJ = torch.from_numpy(rng.integers(num_items, size=(8, 40)))  # 8 users, 128 sessions each
         found[f"{num_items:,} items"] = {}
         for level in range(3):
             nodes_R, times = trie.path_IL[items_R, level], []
             for _ in range(10 * options.rounds):
                 begin = time.process_time()
-                trie.children(nodes_R, level, used_RJ)
+                trie.children(nodes_R, level, written_RK, None, blocked_UJ)
                 times.append((time.process_time() - begin) * 1e3)
             found[f"{num_items:,} items"][f"level {level + 1}, ms"] = median(times)
     return found

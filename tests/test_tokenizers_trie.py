@@ -50,6 +50,11 @@ def test_allowed_equals_brute_force_with_and_without_used_items(catalogue, seed)
                 brute_allowed(codes_IL, num_codes, tuple(p), u) for p, u in zip(prefix_RL.tolist(), sets, strict=True)
             ]
             assert got.tolist() == expected
+        blocked_UJ = torch.from_numpy(rng.integers(-1, num_items, size=(3, rng.integers(1, 2 * num_items + 1))))
+        others = used.masked_fill((used[..., None] == blocked_UJ.repeat_interleave(4, dim=0)[:, None]).any(2), -1)
+        got = allowed(trie, nodes, level, others, None, blocked_UJ)
+        both = torch.cat([others, blocked_UJ.repeat_interleave(4, dim=0)], dim=1)
+        assert torch.equal(got, allowed(trie, nodes, level, both))
 
 
 @settings(max_examples=60, deadline=None)

@@ -76,9 +76,9 @@ def scribbled(histories):
     )
 
 
-def allowed(trie, nodes_R, level, used_items_RJ=None, supply_UX=None):
+def allowed(trie, nodes_R, level, used_items_RJ=None, supply_UX=None, blocked_UJ=None):
     """Mask [R, C] of the codes that may come next, from a trie's children."""
-    children = trie.children(nodes_R, level, used_items_RJ, supply_UX)
+    children = trie.children(nodes_R, level, used_items_RJ, supply_UX, blocked_UJ)
     code_RW = children.code_RW.expand(len(nodes_R), -1).masked_fill(~children.exists_RW, trie.num_codes[level])
     mask_RC = torch.zeros(len(nodes_R), trie.num_codes[level] + 1, dtype=torch.bool)
     return mask_RC.scatter_(1, code_RW, children.free_RW)[:, :-1]

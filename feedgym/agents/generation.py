@@ -352,9 +352,8 @@ def _block(
         offset = vocabulary.level_offset(level)
         logits_USV = prefixes.of_sessions(model.step(prefixes.of_rows(tokens_USM), state))
         # The trie takes flat rows of users and samples. A row must not repeat its own items, nor write blocked ones.
-        blocked_USJ = blocked_UJ[:, None].expand(-1, rows.items_USK.shape[1], -1)
-        used_RJ = torch.cat([rows.items_USK, blocked_USJ], dim=2).flatten(0, 1)
-        children = trie.children(rows.nodes_US.flatten(), level, used_RJ, supply_UX)
+        written_RK = rows.items_USK.flatten(0, 1)
+        children = trie.children(rows.nodes_US.flatten(), level, written_RK, supply_UX, blocked_UJ)
         # Over the whole vocabulary, as in training. The mass on existing codes, and on codes that may be chosen, is
         # kept separately: the log-probability among these is a difference.
         shape = rows.nodes_US.shape

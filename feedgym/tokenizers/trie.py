@@ -58,7 +58,8 @@ class Trie:
         codes_IL: int64 [I+1, L] codes of the items; row -1 is -1.
         path_IL: int64 [I+1, L+1] the nodes on the path to each item, root first; row -1 is -2, which is not a node.
         edge_key: int64 [X-1] parent x max(num_codes) + code, ascending.
-        code_X: int64 [X+1] the code that leads to the node; 0 for the root and in the last row.
+        code_X: int64 [X+1+W] the code that leads to the node; 0 for the root and behind the last node, where there are
+            as many as the widest node has children.
         first_edge_X: int64 [X+1] the edge to the node's first child.
         num_children_X: int64 [X+1].
         num_items_X: int64 [X+1] items below the node.
@@ -128,7 +129,7 @@ class Trie:
             codes_IL=torch.from_numpy(np.vstack([codes, np.full((1, num_levels), -1)])),
             path_IL=torch.from_numpy(by_item),
             edge_key=torch.from_numpy(edge_key),
-            code_X=torch.from_numpy(np.concatenate([[0], edge_key % max(num_codes), [0]])),
+            code_X=torch.from_numpy(np.pad(edge_key % max(num_codes), (1, max(widest) + 1))),
             first_edge_X=torch.from_numpy(np.cumsum(num_children_X) - num_children_X),
             num_children_X=torch.from_numpy(num_children_X),
             num_items_X=torch.from_numpy(num_items_X),
@@ -202,61 +203,79 @@ class Trie:
         return self.codes_IL.new_zeros(num_rows)
 
     def children(
-        self, nodes_R: Tensor, level: int, used_items_RJ: Tensor | None = None, supply_UX: Tensor | None = None
+        self,
+        nodes_R: Tensor,
+        level: int,
+        used_items_RJ: Tensor | None = None,
+        supply_UX: Tensor | None = None,
+        blocked_UJ: Tensor | None = None,
     ) -> Children:
         """The codes that may come next.
 
-        A code is not free if every item below it is used or absent. So a prefix never leads to a dead end as long as
-        the row has any unused item left.
+        A code is not free if every item below it is used, blocked or absent. So a prefix never leads to a dead end as
+        long as the row has any other item left.
 
         Args:
             nodes_R: int64 nodes, all at depth ``level`` (0 is the root) or -1.
             level: the level of the code to choose, 0..L-1.
-            used_items_RJ: int64 items the row may not generate (already in the session, or in the history to block),
-                padded with -1; an item may be there twice.
-            supply_UX: from :meth:`supply`, if only existing items may be generated; the used items must exist then.
+            used_items_RJ: int64 items that a row has written, padded with -1; an item may be there twice.
+            supply_UX: from :meth:`supply`, if only existing items may be generated; the others must exist then.
+            blocked_UJ: int64 further items that no row of a user may write, none of them used, padded with -1.
         """
         # Each row has as many places as the widest node has children, so that rows of different nodes form one array.
-        place_W = torch.arange(self.widest[level], device=nodes_R.device)
+        widest = self.widest[level]
+        place_W = torch.arange(widest, device=nodes_R.device)
         # All rows of a user are at the root first: look its children up once.
         num_users = 1 if supply_UX is None else len(supply_UX)
         parent_R = nodes_R if level else nodes_R.new_zeros(num_users)
-        first_R1 = self.first_edge_X[parent_R][:, None] + 1
-        child_RW = (first_R1 + place_W).clamp(max=len(self.edge_key))
+        first_R = self.first_edge_X[parent_R] + 1
         exists_RW = place_W < self.num_children_X[parent_R][:, None]
         if supply_UX is not None:
-            exists_RW &= _of_user(supply_UX, child_RW) > 0
-        code_RW = self.code_X[child_RW]
+            exists_RW &= _of_user(supply_UX, (first_R[:, None] + place_W).clamp(max=len(self.edge_key))) > 0
+        code_RW = self.code_X.unfold(0, widest, 1)[first_R if level else first_R[:1]]
         if level == 0:
             exists_RW = (exists_RW[:, None] & (nodes_R == 0).view(num_users, -1, 1)).flatten(0, 1)
-            first_R1 = first_R1[:1].expand(len(nodes_R), 1)
-            code_RW = code_RW[:1]
+            first_R = first_R[:1].expand(len(nodes_R))
+        lists = [items for items in (used_items_RJ, blocked_UJ) if items is not None and items.shape[1]]
         free_RW, fewest = exists_RW, self.fewest[level] if supply_UX is None else 1
-        if used_items_RJ is not None and used_items_RJ.shape[1] >= fewest:
-            place_RJ = self._exhausted(nodes_R, first_R1, level, used_items_RJ, supply_UX)
+        if sum(items.shape[1] for items in lists) >= fewest:
+            place_RJ = self._exhausted(nodes_R, first_R[:, None], level, lists, supply_UX)
             free_RW = torch.nn.functional.pad(exists_RW, (0, 1)).scatter_(1, place_RJ, False)[:, :-1]
-        return Children(first_R1=first_R1, code_RW=code_RW, exists_RW=exists_RW, free_RW=free_RW)
+        return Children(first_R1=first_R[:, None], code_RW=code_RW, exists_RW=exists_RW, free_RW=free_RW)
 
     def _exhausted(
-        self, nodes_R: Tensor, first_R1: Tensor, level: int, used_items_RJ: Tensor, supply_UX: Tensor | None
+        self, nodes_R: Tensor, first_R1: Tensor, level: int, lists: list[Tensor], supply_UX: Tensor | None
     ) -> Tensor:
-        """int64 [R, J] places of children below which all items are used; W where a used item exhausts none."""
+        """int64 [R, J] places of children with no free item below; W where a listed item exhausts none.
+
+        Each list holds items [R, J'] of rows or [U, J'] of users, all of whose rows have them.
+        """
+        # Only the parents of listed items can be exhausted, so J places per row are checked instead of all W.
         widest, last = self.widest[level], level == self.num_levels - 1
-        # A child is exhausted if all items below it are used. Only the parents of used items can be, so J places per
-        # row are checked instead of all W. Sorting brings an item's copies together.
-        used_RJ = used_items_RJ if last else used_items_RJ.sort(dim=1).values
-        under_RJ = self.path_IL[used_RJ, level] == nodes_R[:, None]
-        if not last:  # an item listed twice counts once; at the last level a child is one item and nothing is counted
-            under_RJ[:, 1:] &= used_RJ[:, 1:] != used_RJ[:, :-1]
-        child_RJ = self.path_IL[used_RJ, level + 1]
+        parents, children, below = zip(*(self._paths(items, level, len(nodes_R)) for items in lists), strict=True)
+        child_RJ = torch.cat(children, dim=1)
+        under_RJ = torch.cat(parents, dim=1) == nodes_R[:, None]
         place_RJ = torch.where(under_RJ, child_RJ - first_R1, widest)
-        if last:
+        if last:  # a child is one item
             return place_RJ
         count_RW = torch.zeros(len(nodes_R), widest + 1, dtype=torch.int32, device=nodes_R.device)
         count_RW.scatter_add_(1, place_RJ, torch.ones_like(place_RJ, dtype=torch.int32))
-        child_RJ = child_RJ.clamp(min=0)
-        below_RJ = self.num_items_X[child_RJ] if supply_UX is None else _of_user(supply_UX, child_RJ)
+        below_RJ = torch.cat(below, dim=1) if supply_UX is None else _of_user(supply_UX, child_RJ.clamp(min=0))
         return torch.where(under_RJ & (count_RW.gather(1, place_RJ) >= below_RJ), place_RJ, widest)
+
+    def _paths(self, items_NJ: Tensor, level: int, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Nodes [R, J] at a level above items, their children, and the number of items below these, for each row.
+
+        An item that comes again counts once: its node is -2 there, as that of item -1.
+        """
+        ranked_NJ = items_NJ.sort(dim=1).values
+        again_NJ = torch.nn.functional.pad(ranked_NJ[:, 1:] == ranked_NJ[:, :-1], (1, 0))
+        ranked_NJ = ranked_NJ.masked_fill(again_NJ, -1)
+        child_NJ = self.path_IL[ranked_NJ, level + 1]
+        found = self.path_IL[ranked_NJ, level], child_NJ, self.num_items_X[child_NJ.clamp(min=0)]
+        # Looked up once per user, because items of a large catalogue lie far apart in memory.
+        rows = num_rows // len(items_NJ)
+        return found if rows == 1 else tuple(v.repeat_interleave(rows, dim=0) for v in found)  # type: ignore[return-value]
 
     def child(self, nodes: Tensor, codes: Tensor) -> Tensor:
         """The nodes [...] reached from ``nodes`` by ``codes`` (shapes broadcast); -1 where the code is illegal."""
