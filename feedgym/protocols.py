@@ -286,11 +286,10 @@ def checked_slates(slates_UK: IntArray, num_users: int, num_items: int) -> IntAr
         raise ValueError(f"Slates of shape {slates_UK.shape} do not fit {num_users} users; give [{num_users}, K >= 1].")
     if not np.issubdtype(slates_UK.dtype, np.integer):
         raise ValueError(f"Slates of dtype {slates_UK.dtype} are not item ids; give integers.")
-    wrong_UK = (slates_UK < 0) | (slates_UK >= num_items)
-    if wrong_UK.any():
-        raise ValueError(
-            f"Item id {slates_UK[wrong_UK][0]} is outside 0..{num_items - 1}; serve only ids of the catalogue."
-        )
+    low, high = slates_UK.min(initial=0), slates_UK.max(initial=0)
+    if low < 0 or high >= num_items:
+        wrong = low if low < 0 else high
+        raise ValueError(f"Item id {wrong} is outside 0..{num_items - 1}; serve only ids of the catalogue.")
     return slates_UK
 
 

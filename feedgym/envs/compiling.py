@@ -18,15 +18,19 @@ HAS_NUMBA = find_spec("numba") is not None and os.environ.get("NUMBA_DISABLE_JIT
 """True if kernels can be compiled; numba's own switch turns them off."""
 
 
-def compiled(signature: str | None = None) -> Callable[[Callable], Callable]:
+def compiled(signature: str | None = None, *, any_order: bool = False) -> Callable[[Callable], Callable]:
     """Decorates a function to be compiled: for a signature in numba's notation, else for what it is called with.
 
     Kernels do not allocate, so numba need not count who holds an array (``_nrt``), which costs more than the sums over
     a row. The arithmetic is exactly that of IEEE 754; division by zero gives infinity, as in NumPy.
+
+    Args:
+        signature: types of result and arguments.
+        any_order: sums may be added up in any order, which is the same in every row.
     """
     import numba
 
-    options = {"error_model": "numpy", "_nrt": False}
+    options = {"error_model": "numpy", "_nrt": False, "fastmath": {"reassoc", "nsz"} if any_order else False}
 
     def compile(function: Callable) -> Callable:
         try:
@@ -38,10 +42,7 @@ def compiled(signature: str | None = None) -> Callable[[Callable], Callable]:
 
 
 def given(array: NDArray, dtype: DTypeLike) -> NDArray:
-    """An array as kernels take it: read-only and contiguous, so that a kernel is compiled for one kind of array.
-
-    It is a view where possible.
-    """
-    view = np.ascontiguousarray(array, dtype).view()
-    view.flags.writeable = False
-    return view
+    """An array as kernels take it, so that they are compiled once: contiguous and writable, itself where it is so."""
+    if array.flags.carray and array.dtype == dtype:
+        return array
+    return np.array(array, dtype, order="C")

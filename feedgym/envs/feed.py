@@ -219,25 +219,8 @@ class FeedVectorEnv(VectorEnv):
             ValueError: the actions have another shape, are not integers, or hold an unknown item.
             ResetNeeded: before the first reset, or with a slot whose episode is over in ``DISABLED`` mode.
         """
-        over_U = self._over_U
-        self._check_ready()
-        slates_UK = self._checked(actions, ~over_U)
-        reward_U = np.zeros(self.num_envs)
-        terminated_U = np.zeros(self.num_envs, bool)
-        truncated_U = np.zeros(self.num_envs, bool)
-        measured: dict[str, Any] = {}
-        acting_U = ~over_U
-        if acting_U.any():
-            before = self._state
-            response = self._answer(slates_UK, acting_U)
-            measured = self._measured(response)
-            reward_U[acting_U] = self._reward(measured["reward_components"])
-            terminated_U[acting_U], truncated_U[acting_U] = self._ends(response, acting_U)
-            if self._screen is not None:
-                self._screen.record(acting_U, before, slates_UK, response, measured["reward_components"], reward_U)
-        if over_U.any():
-            self._next_users(over_U)
-        self._over_U = terminated_U | truncated_U
+        acting_U = ~self._over_U
+        measured, reward_U, terminated_U, truncated_U = self._act(actions)
         if self.autoreset_mode is AutoresetMode.SAME_STEP and self._over_U.any():
             info = self._replace_finished(measured)
         else:
@@ -254,6 +237,31 @@ class FeedVectorEnv(VectorEnv):
             logger.warn("render() was called without a render mode; give render_mode= to gymnasium.make_vec.")
             return None
         return self._screen.frames(self._state)
+
+    def _act(self, actions: IntArray) -> tuple[dict[str, Any], NDArray[np.float64], BoolArray, BoolArray]:
+        """What was measured of all slots, rewards, and flags for terminated and truncated episodes; see :meth:`step`.
+
+        What is measured of slots whose episode was over is meaningless, their rewards are 0 and their flags false.
+        """
+        self._check_ready()
+        over_U, acting_U = self._over_U, ~self._over_U
+        slates_UK = self._checked(actions, acting_U)
+        measured: dict[str, Any] = {}
+        reward_U = np.zeros(self.num_envs)
+        terminated_U, truncated_U = np.zeros((2, self.num_envs), bool)
+        if acting_U.any():
+            before = self._state
+            response = self._answer(slates_UK, acting_U)
+            measured = self._measured(response)
+            reward_U[acting_U] = self._reward(measured["reward_components"])[acting_U]
+            terminated_U, truncated_U = (ends_U & acting_U for ends_U in self._ends(response))
+            if self._screen is not None:
+                answers, parts = take_users(response, acting_U), _rows(measured["reward_components"], acting_U)
+                self._screen.record(acting_U, before, slates_UK, answers, parts, reward_U)
+        if over_U.any():
+            self._next_users(over_U)
+        self._over_U = terminated_U | truncated_U
+        return measured, reward_U, terminated_U, truncated_U
 
     def _check_ready(self) -> None:
         if self._state is None:
@@ -272,6 +280,8 @@ class FeedVectorEnv(VectorEnv):
         if not np.issubdtype(slates_UK.dtype, np.integer):
             raise ValueError(f"Actions of dtype {slates_UK.dtype} are not item ids; give integers.")
         num_items = self.simulator.catalog.num_items
+        if slates_UK.min() >= 0 and slates_UK.max() < num_items:
+            return slates_UK
         wrong_UK = ((slates_UK < 0) | (slates_UK >= num_items)) & acting_U[:, None]
         if wrong_UK.any():
             raise ValueError(
@@ -280,21 +290,21 @@ class FeedVectorEnv(VectorEnv):
         return slates_UK
 
     def _answer(self, slates_UK: IntArray, acting_U: BoolArray) -> Response:
-        """Responses of the acting slots' users; their states and histories are updated."""
-        everyone = bool(acting_U.all())
-        state = self._state if everyone else take_users(self._state, acting_U)
-        history = self._history if everyone else take_users(self._history, acting_U)
-        slates_UK = slates_UK[acting_U]
-        response, next_state = self.simulator.respond(state, slates_UK)
-        history = history.after(state.time_s_U, slates_UK, response, self.simulator.catalog.duration_s_I)
-        self._state = next_state if everyone else put_users(self._state, acting_U, next_state)
-        self._history = history if everyone else put_users(self._history, acting_U, history)
+        """Responses of all slots' users; their states and histories are updated.
+
+        Taking the acting users out and putting them back would take longer than to answer the few whose episode is
+        over: these see any items, and the next users take their places.
+        """
+        slates_UK = np.where(acting_U[:, None], slates_UK, 0)
+        state = self._state
+        response, self._state = self.simulator.respond(state, slates_UK)
+        duration_s_I = self.simulator.catalog.duration_s_I
+        self._history = self._history.after(state.time_s_U, slates_UK, response, duration_s_I)
         return response
 
-    def _ends(self, response: Response, acting_U: BoolArray) -> tuple[BoolArray, BoolArray]:
-        """Flags for terminated and for truncated episodes of the acting users."""
-        visits_U = self._state.visit_U[acting_U] - self.warmup_visits
-        return response.churned_U, visits_U >= self.horizon
+    def _ends(self, response: Response) -> tuple[BoolArray, BoolArray]:
+        """Flags for terminated and for truncated episodes, of all slots as if all acted."""
+        return response.churned_U, self._state.visit_U - self.warmup_visits >= self.horizon
 
     def _measured(self, response: Response) -> dict[str, Any]:
         """Everything that a platform would measure: all of a response and nothing of the state."""
@@ -302,19 +312,19 @@ class FeedVectorEnv(VectorEnv):
         return measured | {f.name.rsplit("_", 1)[0]: getattr(response, f.name) for f in fields(response)}
 
     def _reward(self, parts: dict[str, FloatArray]) -> FloatArray:
-        """The acting users' rewards from their components."""
+        """The users' rewards from their components."""
         return weighted_sum(parts, self.reward)
 
     def _replace_finished(self, measured: dict[str, Any]) -> dict[str, Any]:
         """SAME_STEP: puts finished users' last observations and infos into the info, and new users into their slots."""
         over_U = self._over_U
-        info = _masked(_rows(measured, ~over_U), ~over_U) if not over_U.all() else {}
+        info = _masked(measured, ~over_U) if not over_U.all() else {}
         last = self._observation()
         final_obs = np.full(self.num_envs, None, dtype=object)  # Gymnasium expects one unbatched observation per slot
         for slot in np.flatnonzero(over_U):
             final_obs[slot] = {name: np.asarray(column[slot]) for name, column in last.items()}
         info |= {"final_obs": final_obs, "_final_obs": over_U.copy()}
-        info |= {"final_info": _masked(_rows(measured, over_U), over_U), "_final_info": over_U.copy()}
+        info |= {"final_info": _masked(measured, over_U), "_final_info": over_U.copy()}
         self._next_users(over_U)
         return info
 
@@ -350,7 +360,7 @@ class FeedVectorEnv(VectorEnv):
             self._policy = self._policy or LoggingPolicy(self.simulator, self.session_length)
             fresh, history = warm_up(self._policy, fresh, history, self.warmup_visits)
         self._state = fresh if mask_U.all() else put_users(self._state, mask_U, fresh)
-        self._history = history if mask_U.all() else put_users(self._history, mask_U, history)
+        self._history = history if mask_U.all() else self._history.put(mask_U, history)
         self._num_users_U = self._num_users_U + mask_U
         self._over_U = self._over_U & ~mask_U
         if self._screen is not None:
@@ -486,9 +496,9 @@ class FeedEnv(gym.Env):
         """
         if self._feed._over_U[0]:
             raise ResetNeeded("The episode is over; call reset() before the next step().")
-        observation, reward_U, terminated_U, truncated_U, info = self._feed.step(np.asarray(action)[None])
-        observed = _first(observation)
-        return observed, float(reward_U[0]), bool(terminated_U[0]), bool(truncated_U[0]), _first_info(info)
+        measured, reward_U, terminated_U, truncated_U = self._feed._act(np.asarray(action)[None])
+        observed, ends = _first(self._feed._observation()), (bool(terminated_U[0]), bool(truncated_U[0]))
+        return observed, float(reward_U[0]), *ends, _first_info(measured)
 
     def render(self) -> Any:
         """The last visit; see :meth:`FeedVectorEnv.render`."""
@@ -501,14 +511,15 @@ def _rows(measured: dict[str, Any], rows_U: BoolArray) -> dict[str, Any]:
 
 
 def _masked(measured: dict[str, Any], mask_U: BoolArray) -> dict[str, Any]:
-    """Gymnasium's vector info: columns over all slots, zero outside the mask, which is stored under ``_key``."""
+    """Gymnasium's vector info: columns of all slots, zero outside the mask, which is stored under ``_key``."""
     info: dict[str, Any] = {}
+    others = np.flatnonzero(~mask_U)
     for key, value in measured.items():
         if isinstance(value, dict):
             info[key] = _masked(value, mask_U)
         else:
-            info[key] = np.zeros((len(mask_U), *value.shape[1:]), value.dtype)
-            info[key][mask_U] = value
+            info[key] = value.copy()
+            info[key][others] = 0
         info[f"_{key}"] = mask_U.copy()
     return info
 
@@ -517,12 +528,12 @@ def _first(observation: Observation) -> Observation:
     return {name: np.asarray(column[0]) for name, column in observation.items()}
 
 
-def _first_info(info: dict[str, Any]) -> dict[str, Any]:
-    """The info of slot 0 without masks; with Python's booleans, which Gymnasium's own vector environments can batch."""
+def _first_info(measured: dict[str, Any]) -> dict[str, Any]:
+    """The info of slot 0, with Python's booleans, which Gymnasium's own vector environments can batch."""
     first: dict[str, Any] = {}
-    for key, value in info.items():
+    for key, value in measured.items():
         if isinstance(value, dict):
             first[key] = _first_info(value)
-        elif not key.startswith("_"):
+        else:
             first[key] = bool(value[0]) if value.ndim == 1 and value.dtype == np.bool_ else value[0]
     return first

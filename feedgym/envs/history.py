@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from feedgym.data.batches import DatedEventBatch, EventBatch
 from feedgym.data.events import BEHAVIOURS, FloatArray, IntArray
 from feedgym.data.sessions import MAX_WATCH_FRACTION, WEEK_DAYS, time_of_day, weekday
+from feedgym.envs.compiling import HAS_NUMBA
 from feedgym.protocols import Response, UserSimulator
 
 if TYPE_CHECKING:
@@ -113,6 +114,14 @@ class History:
 
     def after(self, login_s_U: NDArray, slates_UK: IntArray, response: Response, duration_s_I: FloatArray) -> History:
         """The history with the examined items of one more visit; the input stays unchanged."""
+        if HAS_NUMBA:
+            from feedgym.envs.history_compiled import after  # numba takes long to import
+
+            return History(**after(self, login_s_U, slates_UK, response, duration_s_I))
+        return self._after(login_s_U, slates_UK, response, duration_s_I)
+
+    def _after(self, login_s_U: NDArray, slates_UK: IntArray, response: Response, duration_s_I: FloatArray) -> History:
+        """The same in NumPy, to the bit."""
         num_users, length = self.items_UT.shape
         session_length = slates_UK.shape[1]
         total_U = self.length_U + response.examined_UK.sum(axis=1)
@@ -138,6 +147,12 @@ class History:
             time_s_UT=column(self.time_s_UT, event_times_s(login_s_U, response.watch_s_UK)),
             length_U=length_U,
         )
+
+    def put(self, idx: NDArray, rows: History) -> History:
+        """This history after the users at ``idx`` were replaced in place by ``rows``."""
+        for f in fields(self):
+            getattr(self, f.name)[idx] = getattr(rows, f.name)
+        return self
 
     def resized(self, length: int) -> History:
         """The last ``length`` of the events, in arrays of that length."""

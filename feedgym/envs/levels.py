@@ -21,7 +21,7 @@ Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` places of an episode
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -63,7 +63,7 @@ class RequestVectorEnv(FeedVectorEnv):
             raise ValueError(f"horizon={kwargs['horizon']} has no effect on a single request; leave it out.")
         super().__init__(num_envs, simulator, horizon=1, warmup_visits=warmup_visits, **kwargs)
 
-    def _ends(self, response: Response, acting_U: BoolArray) -> tuple[BoolArray, BoolArray]:
+    def _ends(self, response: Response) -> tuple[BoolArray, BoolArray]:
         return np.ones_like(response.churned_U), np.zeros_like(response.churned_U)
 
 
@@ -134,7 +134,7 @@ class SessionVectorEnv(FeedVectorEnv):
         self._num_pages_U = np.zeros(num_envs, np.int64)
         self._elapsed_s_U = np.zeros(num_envs)
         self._login_history = self._history
-        self._is_over_A = np.zeros(0, bool)  # for the acting users
+        self._is_over_U = np.zeros(num_envs, bool)
 
     def _answer(self, slates_UK: IntArray, acting_U: BoolArray) -> Response:
         """Responses to the new page only; the state stays that of the login until the visit is over."""
@@ -143,25 +143,22 @@ class SessionVectorEnv(FeedVectorEnv):
         acting = np.flatnonzero(acting_U)
         self._pages_UX[acting[:, None], place_UK[acting]] = slates_UK[acting]
         self._num_pages_U = self._num_pages_U + acting_U
-        groups, answers, histories = [], [], []
+        rows, answers, histories = [], [], []
         for num_pages in np.unique(self._num_pages_U[acting]):
-            rows = acting[self._num_pages_U[acting] == num_pages]
-            answer, history = self._visit_so_far(rows, int(num_pages) * length)
-            groups.append(rows)
+            rows.append(acting[self._num_pages_U[acting] == num_pages])
+            answer, history = self._visit_so_far(rows[-1], int(num_pages) * length)
             answers.append(answer)
             histories.append(history)
-        rows = np.concatenate(groups)
-        self._history = put_users(self._history, rows, cat_users(histories))
-        answer = take_users(cat_users(answers), np.argsort(rows))
-        elapsed_s_U = answer.elapsed_s_U.astype(np.float64)
-        on_page_s_U = np.maximum(elapsed_s_U - self._elapsed_s_U[acting], 0).astype(np.float32)
-        self._elapsed_s_U[acting] = elapsed_s_U
-        self._is_over_A = answer.left_U | (self._num_pages_U[acting] >= self.horizon)
+        answer = _spread(cat_users(answers), np.concatenate(rows), self.num_envs)
+        self._history = self._history.put(np.concatenate(rows), cat_users(histories))
+        on_page_s_U = np.maximum(answer.elapsed_s_U - self._elapsed_s_U, 0).astype(np.float32)
+        self._elapsed_s_U = np.where(acting_U, answer.elapsed_s_U.astype(np.float64), self._elapsed_s_U)
+        self._is_over_U = answer.left_U | (self._num_pages_U >= self.horizon)
         return replace(
             answer,
             elapsed_s_U=on_page_s_U,
-            return_gap_s_U=np.where(self._is_over_A, answer.return_gap_s_U, 0).astype(np.float32),
-            churned_U=answer.churned_U & self._is_over_A,
+            return_gap_s_U=np.where(self._is_over_U, answer.return_gap_s_U, 0).astype(np.float32),
+            churned_U=answer.churned_U & self._is_over_U,
         )
 
     def _visit_so_far(self, rows: NDArray[np.int64], num_items: int) -> tuple[Response, Any]:
@@ -180,12 +177,12 @@ class SessionVectorEnv(FeedVectorEnv):
         )
         return answer, history
 
-    def _ends(self, response: Response, acting_U: BoolArray) -> tuple[BoolArray, BoolArray]:
-        return response.left_U, self._num_pages_U[acting_U] >= self.horizon
+    def _ends(self, response: Response) -> tuple[BoolArray, BoolArray]:
+        return response.left_U, self._num_pages_U >= self.horizon
 
     def _measured(self, response: Response) -> dict[str, Any]:
         measured = super()._measured(response)
-        measured["reward_components"]["return_24h"] *= self._is_over_A  # users who are still here have not returned
+        measured["reward_components"]["return_24h"] *= self._is_over_U  # users who are still here have not returned
         return measured
 
     def _next_users(self, mask_U: BoolArray) -> None:
@@ -196,6 +193,16 @@ class SessionVectorEnv(FeedVectorEnv):
 
     def _now_s_U(self) -> NDArray[np.float64]:
         return self._state.time_s_U + self._elapsed_s_U
+
+
+def _spread(response: Response, rows: NDArray[np.int64], num_users: int) -> Response:
+    """The responses of the users in some rows among ``num_users``, zeros in the other rows."""
+    columns = {}
+    for f in fields(response):
+        part = getattr(response, f.name)
+        columns[f.name] = np.zeros((num_users, *part.shape[1:]), part.dtype)
+        columns[f.name][rows] = part
+    return Response(**columns)
 
 
 class SessionEnv(FeedEnv):
@@ -295,9 +302,9 @@ class RetentionVectorEnv(FeedVectorEnv):
     def _reward(self, parts: dict[str, FloatArray]) -> FloatArray:
         return super()._reward(parts) + parts["returned"]
 
-    def _ends(self, response: Response, acting_U: BoolArray) -> tuple[BoolArray, BoolArray]:
-        churned_U, late_U = super()._ends(response, acting_U)
-        passed_s_U = self._state.time_s_U[acting_U] - self._first_login_s_U[acting_U]
+    def _ends(self, response: Response) -> tuple[BoolArray, BoolArray]:
+        churned_U, late_U = super()._ends(response)
+        passed_s_U = self._state.time_s_U - self._first_login_s_U
         return churned_U, late_U | (passed_s_U >= self.horizon_days * DAY_S)
 
     def _next_users(self, mask_U: BoolArray) -> None:

@@ -13,12 +13,14 @@ from typing import Annotated
 import numpy as np
 from annotated_types import Interval
 from numpy.typing import NDArray
-from scipy.special import gammaincinv, ndtr
+from scipy.special import ndtr
 
 from feedgym.data.events import BEHAVIOURS, DAY_S, FloatArray, IntArray
 from feedgym.data.sessions import WEEK_DAYS
 from feedgym.envs import luck
+from feedgym.envs.compiling import HAS_NUMBA
 from feedgym.envs.short_video.catalog import CatalogConfig, Latents, unit
+from feedgym.envs.short_video.gamma import GammaQuantiles
 from feedgym.ranges import (
     Count,
     Logit,
@@ -298,6 +300,7 @@ class Population:
         self.config, self.latents = config, latents
         rng = np.random.default_rng([config.catalog_seed, 1])
         self._profile_FD = unit(rng.normal(size=(len(PROFILE_NAMES), config.latent_dim))).astype(np.float32)
+        self._gamma = GammaQuantiles(config.interest_shape)
         self.day_H = _day(config.day_peaks, config.day_base)
         week = terms_of(config).week
         self.has_week = any(level != 1 for level in week)
@@ -309,10 +312,9 @@ class Population:
         c = self.config
         seeds_U = np.array(seeds_U, np.uint64)
         num_users = len(seeds_U)
-        traits_U = luck.stream(luck.derive(seeds_U, 0), 0)  # older than luck.traits, and as much apart from all visits
-        interest_UD = self._interests(traits_U)
-        normal_CU = luck.normal(luck.draw(traits_U, NORMAL, np.arange(FIRST_FEEDBACK + len(FEEDBACK))[:, None]))
-        start_U, bar_U, minute_U = luck.draw(traits_U, UNIFORM, np.arange(3)[:, None])
+        loved_UJ, weight_UJ, uniform_UC, uniform_U3 = self._traits(seeds_U)
+        interest_UD, normal_CU = self._interests(loved_UJ, weight_UJ), luck.normal(uniform_UC.T)
+        start_U, bar_U, minute_U = uniform_U3.T
         shift_U = np.rint(c.hour_shift_sd * normal_CU[HOUR_SHIFT]).astype(np.int64)
         start_s_U = (start_U.astype(np.float64) + c.first_day) * DAY_S
         return ShortVideoState(
@@ -365,18 +367,38 @@ class Population:
         wait_U = (level_UH > bar_U[:, None]).argmax(axis=1)
         return np.where(wait_U > 0, (hour_U + wait_U + minute_U.astype(np.float64)) * 3600, time_s_U)
 
-    def _interests(self, traits_U: NDArray[np.uint64]) -> FloatArray:
-        """A Gamma-weighted mixture of a few topics, drawn by their shares with an exponential race; unit vectors."""
-        c = self.config
-        low, high = c.interest_topics
-        high = min(high, c.num_topics)
-        race_UM = luck.exponential(luck.draw(traits_U[:, None], INTEREST, np.arange(c.num_topics)))
-        loved_UJ = np.argsort(race_UM / self.latents.topic_share_M, axis=1)[:, :high]
-        weight_UJ = gammaincinv(np.float32(c.interest_shape), luck.draw(traits_U[:, None], WEIGHT, np.arange(high)))
-        count_U = low + luck.draw(traits_U, WEIGHT, high) * (high + 1 - low)
-        weight_UJ *= np.arange(1, high + 1) <= count_U[:, None]
-        interest_UD = np.zeros((len(traits_U), c.latent_dim), np.float32)
-        for j in range(high):
+    def _traits(self, seeds_U: NDArray[np.uint64]) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
+        """Topics [U, J] drawn by their shares with an exponential race, and uniform numbers of the traits.
+
+        The numbers are those of the topics' weights (0 for topics beyond the user's number), of the normal traits, and
+        of three others.
+        """
+        low, high = self.config.interest_topics[0], min(self.config.interest_topics[1], self.config.num_topics)
+        num_normal, share_M = FIRST_FEEDBACK + len(FEEDBACK), self.latents.topic_share_M
+        if HAS_NUMBA:
+            from feedgym.envs.short_video import population_compiled  # numba takes long to import
+
+            positions = (INTEREST, WEIGHT, NORMAL, UNIFORM)
+            return population_compiled.traits(seeds_U, share_M, low, high, positions, num_normal)
+        traits_U1 = luck.stream(luck.derive(seeds_U, 0), 0)[:, None]  # older than luck.traits, and as far from visits
+        race_UM = luck.exponential(luck.draw(traits_U1, INTEREST, np.arange(len(share_M))))
+        loved_UJ = np.argsort(race_UM / share_M, axis=1)[:, :high]
+        count_U1 = low + luck.draw(traits_U1, WEIGHT, high) * (high + 1 - low)
+        weight_UJ = luck.draw(traits_U1, WEIGHT, np.arange(high)) * (np.arange(1, high + 1) <= count_U1)
+        return (
+            loved_UJ,
+            weight_UJ,
+            luck.draw(traits_U1, NORMAL, np.arange(num_normal)),
+            luck.draw(traits_U1, UNIFORM, np.arange(3)),
+        )
+
+    def _interests(self, loved_UJ: IntArray, uniform_UJ: FloatArray) -> FloatArray:
+        """A Gamma-weighted mixture of topics; unit vectors."""
+        weight_UJ = np.zeros_like(uniform_UJ)
+        weighs_UJ = uniform_UJ > 0
+        weight_UJ[weighs_UJ] = self._gamma(uniform_UJ[weighs_UJ])
+        interest_UD = np.zeros((len(loved_UJ), self.config.latent_dim), np.float32)
+        for j in range(loved_UJ.shape[1]):
             interest_UD += weight_UJ[:, j, None] * self.latents.topic_MD[loved_UJ[:, j]]
         return unit(interest_UD)
 

@@ -28,7 +28,7 @@ class SimulatorWithTruth(Protocol):
     has_arrivals: bool
 
     @property
-    def constants(self) -> np.void:
+    def constants(self) -> NDArray[np.void]:
         """The numbers of configuration and terms, as a compiled kernel takes them."""
         ...
 

@@ -12,16 +12,20 @@ from __future__ import annotations
 import math
 from collections import namedtuple
 from dataclasses import fields, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from feedgym.data.events import BEHAVIOURS, IntArray
+from feedgym.data.events import BEHAVIOURS, Catalog, IntArray
+from feedgym.envs import luck
 from feedgym.envs.compiling import compiled, given
-from feedgym.envs.luck_compiled import draw, exponential
-from feedgym.envs.short_video.population import FEEDBACK, ShortVideoConfig, ShortVideoState, Terms
+from feedgym.envs.luck_compiled import derive, draw, exponential
+from feedgym.envs.short_video.catalog import Latents
+from feedgym.envs.short_video.population import FEEDBACK, Population, ShortVideoConfig, ShortVideoState, Terms
 from feedgym.envs.short_video.visit import (
     ACTIVE_HOUR,
+    BUDGET,
     CHURN,
     CLICK,
     COMPLETE,
@@ -47,7 +51,8 @@ Items = namedtuple(
 """The items and the activity by hour and day, as in :class:`Latents`, :class:`Catalog` and :class:`Population`."""
 
 READ = {
-    **{"time_s_U": np.float64, "hour_shift_U": np.int64, "seen_UR": np.int32, "num_seen_U": np.int64},
+    **{"seed_U": np.uint64, "visit_U": np.int64, "time_s_U": np.float64},
+    **{"hour_shift_U": np.int64, "seen_UR": np.int32, "num_seen_U": np.int64},
     **dict.fromkeys(("interest_UD", "core_UD", "mood_UD", "satiation_UM", "satisfaction_U"), np.float32),
     **dict.fromkeys(("patience_U", "click_bias_U", "susceptibility_U", "novelty_U"), np.float32),
     **dict.fromkeys(("feedback_UX", "activity_U"), np.float32),
@@ -63,37 +68,39 @@ Told = namedtuple("Told", [field.name for field in fields(Response)])
 """The arrays of a :class:`Response`."""
 
 
-def constants_of(simulator: SimulatorWithTruth) -> np.void:
-    """The constants of a visit as one record of floats and rows of floats."""
+def constants_of(simulator: SimulatorWithTruth) -> NDArray[np.void]:
+    """The constants of a visit, one record of floats and rows of floats; in an array, which numba takes faster."""
     where = vars(simulator.terms) | vars(simulator.config)
     values = {name: where[name] for name in CONSTANTS}
     dtype = [(name, np.float64, np.shape(value)) for name, value in values.items()]
-    return np.array(tuple(values.values()), dtype)[()]
+    return np.array([tuple(values.values())], dtype)
 
 
 def items_of(simulator: SimulatorWithTruth) -> Items:
-    """The items and the users' week, as kernels take them."""
+    """The items and the users' week, as kernels take them; made once as long as nothing is replaced."""
     latents, catalog, population = simulator.latents, simulator.catalog, simulator.population
-    never = np.broadcast_to(np.inf, catalog.num_items) if simulator.has_arrivals else np.zeros(0)
-    withdraw_s_I = catalog.withdraw_s_I if catalog.withdraw_s_I is not None else never
-    floats = (latents.z_ID, latents.quality_I, latents.clickbait_I, catalog.duration_s_I)
-    return Items(
-        *(given(array, np.float32) for array in floats),
-        given(latents.topic_I2, np.int32),
-        given(latents.weight_I2, np.float32),
-        given(catalog.upload_s_I, np.float64),
-        given(withdraw_s_I, np.float64),
-        given(population.day_H, np.float32),
-        given(population.passed_s_W if population.has_week else np.zeros(0), np.float64),
-    )
+    *made_of, items = _ITEMS.get(latents, (None, None, None))
+    if made_of != [catalog, population]:
+        never = np.full(catalog.num_items, np.inf) if simulator.has_arrivals else np.zeros(0)
+        withdraw_s_I = never if catalog.withdraw_s_I is None else catalog.withdraw_s_I
+        items = Items(
+            *(given(x, np.float32) for x in (latents.z_ID, latents.quality_I, latents.clickbait_I)),
+            given(catalog.duration_s_I, np.float32),
+            given(latents.topic_I2, np.int32),
+            given(latents.weight_I2, np.float32),
+            *(given(x, np.float64) for x in (catalog.upload_s_I, withdraw_s_I)),
+            given(population.day_H, np.float32),
+            given(population.passed_s_W if population.has_week else np.zeros(0), np.float64),
+        )
+        _ITEMS[latents] = (catalog, population, items)
+    return items
+
+
+_ITEMS: WeakKeyDictionary[Latents, tuple[Catalog, Population, Items]] = WeakKeyDictionary()
 
 
 def respond(
-    simulator: SimulatorWithTruth,
-    state: ShortVideoState,
-    slates_UK: IntArray,
-    stream_U: NDArray[np.uint64],
-    budget_s_U: NDArray[np.floating],
+    simulator: SimulatorWithTruth, state: ShortVideoState, slates_UK: IntArray
 ) -> tuple[Response, ShortVideoState]:
     """Responses of the users to one session each, and the users at their next visit.
 
@@ -101,8 +108,6 @@ def respond(
         simulator: the users' simulator.
         state: U users; not changed.
         slates_UK: item ids, checked before.
-        stream_U: the visits' keys.
-        budget_s_U: seconds that the users have.
     """
     num_users, length = slates_UK.shape
     users = Users(*(given(getattr(state, name), dtype) for name, dtype in READ.items()))
@@ -117,16 +122,11 @@ def respond(
         return_gap_s_U=np.empty(num_users, np.float32),
         churned_U=np.empty(num_users, bool),
     )
-    _answer(
-        simulator.constants,
-        items_of(simulator),
-        users,
-        given(slates_UK, np.int64),
-        given(stream_U, np.uint64),
-        given(budget_s_U, np.float32),
-        after,
-        Told(**vars(response)),
-    )
+    uniform_U = np.empty(num_users, np.float32)
+    _draw_budgets(users.seed_U, users.visit_U, uniform_U)
+    normal_U = given(luck.normal(uniform_U), np.float32)
+    slates_UK, told = given(slates_UK, np.int64), Told(**vars(response))
+    _answer(simulator.constants, items_of(simulator), users, slates_UK, normal_U, after, told)
     return response, replace(state, visit_U=state.visit_U + 1, **after._asdict())
 
 
@@ -134,10 +134,22 @@ def respond(
 
 
 @compiled()
-def _answer(c, items, users, slates_UK, stream_U, budget_s_U, after, told):
+def _draw_budgets(seed_U, visit_U, uniform_U):
+    """The random numbers of the time that users have: its distribution is NumPy's work."""
+    for u in range(len(seed_U)):
+        uniform_U[u] = draw(derive(seed_U[u], np.uint64(visit_U[u])), VISIT, BUDGET)
+
+
+@compiled()
+def _answer(constants_1, items, users, slates_UK, normal_U, after, told):
     """All users' visits, written into ``told`` and ``after``."""
+    c = constants_1[0]
     for u in range(len(slates_UK)):
-        _visit(c, items, users, slates_UK[u], stream_U[u], budget_s_U[u], after, told, u)
+        stream = derive(users.seed_U[u], np.uint64(users.visit_U[u]))
+        active = items.day_H[(np.int64(users.time_s_U[u] / HOUR_S) - users.hour_shift_U[u]) % 24]
+        longer = c.budget_sd * normal_U[u] + c.budget_active * (2 * active - 1)
+        budget_s = np.float32(c.budget_s * math.exp(longer))
+        _visit(c, items, users, slates_UK[u], stream, budget_s, after, told, u)
 
 
 @compiled()

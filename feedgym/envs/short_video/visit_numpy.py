@@ -22,6 +22,7 @@ from feedgym.envs.short_video.catalog import unit
 from feedgym.envs.short_video.population import FEEDBACK, ShortVideoState
 from feedgym.envs.short_video.visit import (
     ACTIVE_HOUR,
+    BUDGET,
     CHURN,
     CLICK,
     COMPLETE,
@@ -68,11 +69,7 @@ class _Visit:
 
 
 def respond(
-    simulator: SimulatorWithTruth,
-    state: ShortVideoState,
-    slates_UK: IntArray,
-    stream_U: NDArray[np.uint64],
-    budget_s_U: NDArray[np.floating],
+    simulator: SimulatorWithTruth, state: ShortVideoState, slates_UK: IntArray
 ) -> tuple[Response, ShortVideoState]:
     """Responses of the users to one session each, and the users at their next visit.
 
@@ -80,11 +77,9 @@ def respond(
         simulator: the users' simulator.
         state: U users; not changed.
         slates_UK: item ids, checked before.
-        stream_U: the visits' keys.
-        budget_s_U: seconds that the users have.
     """
     slates_KU = np.ascontiguousarray(slates_UK.T)
-    visit = _begin(simulator, state, slates_KU, stream_U, budget_s_U)
+    visit = _begin(simulator, state, slates_KU)
     # Positions one after another, since mood, satiation and the time left depend on the items before; users all at
     # once. Who left is computed further and masked, so that no array changes its shape on the way.
     for k in range(len(slates_KU)):
@@ -92,15 +87,12 @@ def respond(
     return _end(simulator, state, visit, slates_KU)
 
 
-def _begin(
-    simulator: SimulatorWithTruth,
-    state: ShortVideoState,
-    slates_KU: IntArray,
-    stream_U: NDArray[np.uint64],
-    budget_s_U: NDArray[np.floating],
-) -> _Visit:
+def _begin(simulator: SimulatorWithTruth, state: ShortVideoState, slates_KU: IntArray) -> _Visit:
     c, latents = simulator.config, simulator.latents
     num_items, num_users = slates_KU.shape
+    stream_U = luck.stream(state.seed_U, state.visit_U)
+    active_U = simulator.population.activity(state.time_s_U, state.hour_shift_U)
+    budget_U = luck.normal(luck.draw(stream_U, luck.VISIT, BUDGET))
     topic_weight_KU2 = latents.weight_I2.take(slates_KU, axis=0)
     topic_cell_KU2 = latents.topic_I2.take(slates_KU, axis=0) + c.num_topics * np.arange(num_users)[:, None]
     bait_KU = latents.clickbait_I.take(slates_KU)
@@ -114,7 +106,7 @@ def _begin(
         pull_KU += simulator.fresh_pull(state.time_s_U, slates_KU)
     return _Visit(
         stream_U=stream_U,
-        budget_s_U=budget_s_U,
+        budget_s_U=c.budget_s * np.exp(c.budget_sd * budget_U + c.budget_active * (2 * active_U - 1)),
         z_KUD=z_KUD,
         pull_KU=pull_KU,
         bait_KU=bait_KU,
