@@ -24,6 +24,7 @@ Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` rules, ``G`` urns, `
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -34,10 +35,11 @@ from numpy.typing import NDArray
 from feedgym.data.events import BEHAVIOUR_IDX, DAY_S, FloatArray, IntArray
 from feedgym.data.sessions import POSITIVE
 from feedgym.envs import luck
+from feedgym.envs.compiling import HAS_NUMBA
 from feedgym.envs.history import has_arrivals
 from feedgym.envs.luck import user_seeds
 from feedgym.envs.visits import served_visits
-from feedgym.protocols import UserSimulator, too_few
+from feedgym.protocols import UserSimulator, take_users, too_few
 from feedgym.ranges import Count, Positive, Ranged, Share, Weight
 
 POLICY = 0x706F6C696379
@@ -102,6 +104,13 @@ class _Urns:
         self.total_G = np.diff(end_G, prepend=0)
         self._begin_G = end_G - self.total_G
 
+    @functools.cached_property
+    def compiled(self) -> Any:
+        """The only urn, as compiled kernels take it."""
+        from feedgym.envs import logging_compiled  # numba takes long to import
+
+        return logging_compiled.urn_of(self._end_X)
+
     def urn_of(self, users: NDArray[np.integer]) -> NDArray[np.int64]:
         """The users' urns [U], given their rows."""
         return np.asarray(users) if len(self.total_G) > 1 else np.zeros(len(users), np.int64)
@@ -141,18 +150,24 @@ class _Supply:
     Attributes:
         popular: one urn by popularity, or one per user.
         top_GK: the K items of most weight in each urn, so that there are at least K candidates.
+        equal: one urn in which all items have equal weights.
         exists_UI: the items that exist at the users' requests; None if all do.
     """
 
     popular: _Urns
     top_GK: NDArray[np.int64]
+    equal: _Urns
     exists_UI: NDArray[np.bool_] | None = None
+
+    def of(self, users: NDArray[np.int64]) -> _Supply:
+        """The supply of some users."""
+        if self.exists_UI is None or len(users) == len(self.exists_UI):
+            return self
+        return _Supply(_Urns(self.popular.weight_GI[users]), self.top_GK[users], self.equal, self.exists_UI[users])
 
     def uniform(self, users: NDArray[np.int64]) -> _Urns:
         """One urn, or one for each of some users, in which all items have equal weights."""
-        if self.exists_UI is None:
-            return _Urns(_whole_weights(np.ones(self.popular.num_items))[None])
-        return _Urns(self.exists_UI[users].astype(np.int64))
+        return self.equal if self.exists_UI is None else _Urns(self.exists_UI[users].astype(np.int64))
 
 
 def _whole_weights(weight_I: NDArray) -> NDArray[np.int64]:
@@ -174,6 +189,9 @@ class LoggingPolicy:
         config: shares, temperature and so on.
         seed: for the pilot.
 
+    Attributes:
+        has_taste: the scores depend on users' tastes, which are else not needed.
+
     Raises:
         ValueError: a share, length or count is out of range.
     """
@@ -189,11 +207,12 @@ class LoggingPolicy:
             weight_I = _popularity(simulator, session_length, config, seed)
         weight_1I = _whole_weights(weight_I)[None]
         top_1K = np.argsort(-weight_1I, axis=1, kind="stable")[:, :session_length]
-        self._whole = _Supply(_Urns(weight_1I), top_1K)
+        self._whole = _Supply(_Urns(weight_1I), top_1K, _Urns(_whole_weights(np.ones(num_items))[None]))
         self._weight_of_day: dict[int, NDArray[np.int64]] = {}
         self._content_IE = simulator.catalog.content_IE / np.maximum(
             np.linalg.norm(simulator.catalog.content_IE, axis=1, keepdims=True), np.float32(1e-12)
         )
+        self.has_taste = not hasattr(simulator, "ranker_score")
         self._positive_B = [BEHAVIOUR_IDX[name] for name in POSITIVE]
 
     def no_taste(self, num_users: int) -> FloatArray:
@@ -207,25 +226,37 @@ class LoggingPolicy:
 
     def serve(self, state: Any, taste_UE: FloatArray) -> tuple[NDArray[np.int64], FloatArray]:
         """The sessions of U users' next visits, int64 [U, K], and the propensities of their items, float32 [U, K]."""
-        key_U = luck.stream(luck.derive(state.seed_U, POLICY), state.visit_U)
-        rule_U = _rules(key_U, self.config)
+        everyone = np.arange(len(state.seed_U))
+        slates_UK, *chosen_from = self._sessions(state, taste_UE, everyone)
+        return slates_UK, self._propensity(slates_UK, *chosen_from)
+
+    def sessions(self, state: Any, taste_UE: FloatArray) -> NDArray[np.int64]:
+        """The sessions of :meth:`serve`, without the propensities, which take longer than they."""
+        return self._sessions(state, taste_UE)[0]
+
+    def _sessions(
+        self, state: Any, taste_UE: FloatArray, everyone: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], FloatArray, _Supply]:
+        """Sessions of U users, and candidates, logits and supply of everyone, or of those with ranked sessions only."""
+        key_U, rule_U = _keys_and_rules(state.seed_U, state.visit_U, self.config)
+        ranked, popular, random = (np.flatnonzero(rule_U == rule) for rule in (PRODUCTION, POPULARITY, RANDOM))
         supply = self._supply(state)
-        items_UC, logit_UC = self._candidates(state, taste_UE, key_U, supply)
         slates_UK = np.empty((len(key_U), self.session_length), np.int64)
-        ranked_U = rule_U == PRODUCTION
-        slates_UK[ranked_U] = self._rank(key_U[ranked_U], items_UC[ranked_U], logit_UC[ranked_U])
-        popular, random = np.flatnonzero(rule_U == POPULARITY), np.flatnonzero(rule_U == RANDOM)
         slates_UK[popular] = self._lottery(key_U[popular], supply.popular, supply.popular.urn_of(popular))
         uniform = supply.uniform(random)
         slates_UK[random] = self._lottery(key_U[random], uniform, uniform.urn_of(np.arange(len(random))))
-        return slates_UK, self._propensity(slates_UK, items_UC, logit_UC, supply)
+        asked, among = (ranked, slice(None)) if everyone is None else (everyone, ranked)
+        supply = supply.of(asked)
+        items_UC, logit_UC = self._candidates(take_users(state, asked), taste_UE[asked], key_U[asked], supply)
+        slates_UK[ranked] = self._rank(key_U[ranked], items_UC[among], logit_UC[among])
+        return slates_UK, items_UC, logit_UC, supply
 
     def propensity(self, state: Any, taste_UE: FloatArray, slates_UK: NDArray[np.int64]) -> FloatArray:
         """The propensities, float32 [U, K], with which given sessions would be served at U users' next visits.
 
         They are given the candidates of the visit, as those of :meth:`serve`; averaged over visits they are unbiased.
         """
-        key_U = luck.stream(luck.derive(state.seed_U, POLICY), state.visit_U)
+        key_U, _ = _keys_and_rules(state.seed_U, state.visit_U, self.config)
         supply = self._supply(state)
         return self._propensity(slates_UK, *self._candidates(state, taste_UE, key_U, supply), supply)
 
@@ -244,7 +275,7 @@ class LoggingPolicy:
         weight_UI = self._daily_weights(state.time_s_U) * exists_UI
         last = weight_UI.shape[1] - self.session_length
         top_UK = np.argpartition(weight_UI, last, axis=1)[:, last:]
-        return _Supply(_Urns(weight_UI), top_UK, exists_UI)
+        return _Supply(_Urns(weight_UI), top_UK, self._whole.equal, exists_UI)
 
     def _daily_weights(self, time_s_U: NDArray[np.float64]) -> NDArray[np.int64]:
         """Weights of the items by popularity on the users' day, [U, I], or [1, I] if they never change."""
@@ -267,17 +298,26 @@ class LoggingPolicy:
             items_UC = np.tile(np.arange(num_items), (len(key_U), 1))
             out_UC = np.zeros(items_UC.shape, bool) if supply.exists_UI is None else ~supply.exists_UI
         else:
-            urn_U = supply.popular.urn_of(np.arange(len(key_U)))
-            luck_UC = _candidate_luck(key_U, RETRIEVE, self.config.num_candidates).astype(float)
-            items_UC = np.concatenate([supply.popular.pick(urn_U, luck_UC), supply.top_GK[urn_U]], axis=1)
-            # The top K are always candidates, so that there are K different ones. After sorting, second copies are
-            # neighbours; they would double an item's chance.
-            items_UC.sort(axis=1)
-            out_UC = np.zeros(items_UC.shape, dtype=bool)
-            out_UC[:, 1:] = items_UC[:, 1:] == items_UC[:, :-1]
+            items_UC, out_UC = self._retrieved(key_U, supply)
         logit_UC = self._score(state, taste_UE, items_UC) / np.float32(self.config.temperature)
-        logit_UC[out_UC] = -np.inf
+        np.putmask(logit_UC, out_UC, -np.inf)
         return items_UC, logit_UC
+
+    def _retrieved(self, key_U: NDArray[np.uint64], supply: _Supply) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Items [U, C] drawn by popularity, with the top K so that there are K different ones; marks on copies."""
+        count = self.config.num_candidates
+        if HAS_NUMBA and supply.exists_UI is None:
+            from feedgym.envs import logging_compiled
+
+            return logging_compiled.candidates(key_U, RETRIEVE, supply.popular.compiled, supply.top_GK[0], count)
+        urn_U = supply.popular.urn_of(np.arange(len(key_U)))
+        luck_UC = _candidate_luck(key_U, RETRIEVE, count).astype(float)
+        items_UC = np.concatenate([supply.popular.pick(urn_U, luck_UC), supply.top_GK[urn_U]], axis=1)
+        # After sorting, second copies are neighbours; they would double an item's chance.
+        items_UC.sort(axis=1)
+        again_UC = np.zeros(items_UC.shape, dtype=bool)
+        again_UC[:, 1:] = items_UC[:, 1:] == items_UC[:, :-1]
+        return items_UC, again_UC
 
     def _score(self, state: Any, taste_UE: FloatArray, items_UC: IntArray) -> FloatArray:
         """The production ranker's scores, float32 [U, C]."""
@@ -291,6 +331,10 @@ class LoggingPolicy:
         """Plackett-Luce: the K best of logit plus Gumbel noise."""
         if not len(key_U):
             return np.zeros((0, self.session_length), np.int64)
+        if HAS_NUMBA:
+            from feedgym.envs import logging_compiled
+
+            return logging_compiled.ranked(key_U, RANK, items_UC, logit_UC, self.session_length)
         noise_UC = -np.log(luck.exponential(_candidate_luck(key_U, RANK, items_UC.shape[1])))
         place_UK = np.argsort(-(logit_UC + noise_UC), axis=1, kind="stable")[:, : self.session_length]
         return np.take_along_axis(items_UC, place_UK, axis=1)
@@ -300,6 +344,10 @@ class LoggingPolicy:
         slates_UK = np.empty((len(key_U), self.session_length), np.int64)
         if not len(key_U):
             return slates_UK
+        if HAS_NUMBA and len(urns.total_G) == 1:
+            from feedgym.envs import logging_compiled
+
+            return logging_compiled.lottery(key_U, (DRAW, DRAW_FINE), urns.compiled, self.session_length)
         for k in range(self.session_length):
             coarse_U, fine_U = luck.draw(key_U, k, np.array([[DRAW], [DRAW_FINE]])).astype(np.float64)
             uniform_U = coarse_U + (fine_U - 0.5) * 2.0**-23  # 46 bits: a rare item's weight needs more than 23
@@ -344,11 +392,21 @@ def rules_of(seed_U: NDArray[np.uint64], visit_U: NDArray[np.int64], config: Log
 
     What was served at random is a sample without any favouritism. Deployed models do not know it; studies may.
     """
-    return _rules(luck.stream(luck.derive(seed_U, POLICY), visit_U), config)
+    return _keys_and_rules(seed_U, visit_U, config)[1]
 
 
-def _rules(key_U: NDArray[np.uint64], config: LoggingConfig) -> NDArray[np.int64]:
-    return np.searchsorted(np.cumsum(config.shares_R)[:-1], luck.draw(key_U, luck.VISIT, RULE), side="right")
+def _keys_and_rules(
+    seed_U: NDArray[np.uint64], visit_U: NDArray[np.int64], config: LoggingConfig
+) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """The keys of the policy's random numbers at users' visits, and the visits' rules."""
+    if HAS_NUMBA:
+        from feedgym.envs import logging_compiled
+
+        key_U, uniform_U = logging_compiled.keys(seed_U, visit_U, POLICY, RULE)
+    else:
+        key_U = luck.stream(luck.derive(seed_U, POLICY), visit_U)
+        uniform_U = luck.draw(key_U, luck.VISIT, RULE)
+    return key_U, np.searchsorted(np.cumsum(config.shares_R)[:-1], uniform_U, side="right")
 
 
 def _candidate_luck(key_U: NDArray[np.uint64], salt: int, count: int) -> FloatArray:

@@ -74,7 +74,9 @@ def served_visits(
         stays = np.flatnonzero(~response.churned_U & (next_state.time_s_U < until_s))
         if not len(stays):
             break
-        taste_UE = policy.learn(taste_UE, slates_UK, response.behaviours_UKB)[stays]
+        if policy.has_taste:
+            taste_UE = policy.learn(taste_UE, slates_UK, response.behaviours_UKB)
+        taste_UE = taste_UE[stays]
         state, user_U = take_users(next_state, stays), user_U[stays]
     columns = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
     order = np.lexsort((columns["visit_N"], columns["user_N"]))

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from feedgym.envs.history import History
-from feedgym.envs.logging import BLOCK_USERS
 from feedgym.envs.logging_policy import LoggingPolicy
 from feedgym.protocols import cat_users, take_users
+
+BLOCK_USERS = 1024
+"""Users served at a time; keeps arrays of users by candidates small. What becomes of them does not depend on it."""
 
 
 def warm_up(policy: LoggingPolicy, state: Any, history: History, num_visits: int) -> tuple[Any, History]:
@@ -29,9 +31,10 @@ def warm_up(policy: LoggingPolicy, state: Any, history: History, num_visits: int
         users, past = take_users(state, rows), take_users(history, rows)
         taste_UE = policy.no_taste(len(rows))
         for _ in range(num_visits):
-            slates_UK, _ = policy.serve(users, taste_UE)
+            slates_UK = policy.sessions(users, taste_UE)
             response, after = policy.simulator.respond(users, slates_UK)
-            taste_UE = policy.learn(taste_UE, slates_UK, response.behaviours_UKB)
+            if policy.has_taste:
+                taste_UE = policy.learn(taste_UE, slates_UK, response.behaviours_UKB)
             past = past.after(users.time_s_U, slates_UK, response, policy.simulator.catalog.duration_s_I)
             users = after
         states.append(users)

@@ -27,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feedgym.data.events import DAY_S, FloatArray, IntArray
-from feedgym.envs import luck
 from feedgym.envs.compiling import HAS_NUMBA
 from feedgym.envs.short_video import visit_numpy
 from feedgym.envs.short_video.catalog import freshness, make_catalog, num_arrivals, popularity
@@ -40,7 +39,6 @@ from feedgym.envs.short_video.population import (
     ShortVideoState,
     terms_of,
 )
-from feedgym.envs.short_video.visit import BUDGET
 from feedgym.protocols import Response, checked_slates
 
 
@@ -91,35 +89,32 @@ class ShortVideo:
             ValueError: the slates have another shape, are not integers, or hold an unknown item.
         """
         slates_UK = checked_slates(slates_UK, len(state.seed_U), self.config.num_items)
-        stream_U = luck.stream(state.seed_U, state.visit_U)
-        budget_s_U = self._budget_s(state, stream_U)
         if self.compiled:
             from feedgym.envs.short_video import visit_numba  # numba takes long to import
 
-            return visit_numba.respond(self, state, slates_UK, stream_U, budget_s_U)
-        return visit_numpy.respond(self, state, slates_UK, stream_U, budget_s_U)
+            return visit_numba.respond(self, state, slates_UK)
+        return visit_numpy.respond(self, state, slates_UK)
 
     @functools.cached_property
-    def constants(self) -> np.void:
+    def constants(self) -> NDArray[np.void]:
         """The constants of a visit, as the kernel takes them."""
         from feedgym.envs.short_video.visit_numba import constants_of
 
         return constants_of(self)
 
-    def _budget_s(self, state: ShortVideoState, stream_U: NDArray[np.uint64]) -> NDArray[np.floating]:
-        """Seconds that users have for their visits, float32 [U]."""
-        c = self.config
-        active_U = self.population.activity(state.time_s_U, state.hour_shift_U)
-        normal_U = luck.normal(luck.draw(stream_U, luck.VISIT, BUDGET))
-        return c.budget_s * np.exp(c.budget_sd * normal_U + c.budget_active * (2 * active_U - 1))
-
     def ranker_score(self, state: ShortVideoState, items_UC: IntArray) -> FloatArray:
         """Score of a production ranker for C candidates per user: interest, quality, clickbait, [U, C]."""
-        c, latents = self.config, self.latents
-        affinity_UC = np.vecdot(latents.z_ID.take(items_UC, axis=0), state.interest_UD[:, None])
-        quality_UC, bait_UC = latents.quality_I.take(items_UC), latents.clickbait_I.take(items_UC)
-        weight = c.interest_weight + self.terms.ranker_interest
-        score_UC = weight * affinity_UC + c.quality_weight * quality_UC + c.ranker_clickbait * bait_UC
+        c, latents, by_interest = self.config, self.latents, self.config.interest_weight + self.terms.ranker_interest
+        if self.compiled:
+            from feedgym.envs.short_video.ranker_compiled import scores
+
+            weights = (float(by_interest), float(c.quality_weight), float(c.ranker_clickbait))
+            tables = (latents.z_ID, latents.quality_I, latents.clickbait_I)
+            score_UC = scores(weights, state.interest_UD, *tables, items_UC)
+        else:
+            affinity_UC = np.vecdot(latents.z_ID.take(items_UC, axis=0), state.interest_UD[:, None])
+            quality_UC, bait_UC = latents.quality_I.take(items_UC), latents.clickbait_I.take(items_UC)
+            score_UC = by_interest * affinity_UC + c.quality_weight * quality_UC + c.ranker_clickbait * bait_UC
         return score_UC + self.fresh_pull(state.time_s_U[:, None], items_UC) if c.fresh_weight else score_UC
 
     def popularity_on(self, day: int) -> FloatArray:
