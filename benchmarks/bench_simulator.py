@@ -1,60 +1,212 @@
-"""Steps per second of the vector environment and of Gymnasium's SyncVectorEnv of single environments in one run.
+"""How many steps a second the simulated users take: compiled, in NumPy, and as another checkout has them.
 
-``python benchmarks/bench_simulator.py [SECONDS]``, seconds per row and side. A step is one user's visit. The ratio
-shows the gain from serving all users at once, and unlike the steps it depends little on the machine.
+``python benchmarks/bench_simulator.py [--repeats 5] [--before CHECKOUT] [--recsim VENV] [--out FILE.json]``
+
+All sides run in one process and in turn, each with its own copy of the package: this checkout with numba, without it,
+and CHECKOUT if one is given. Seconds are the processor's; figures are medians over the repeats, ratios the medians of
+the ratios of a repeat. A step is a visit of one user, at the request level a request, at the session level a page.
+Environments count the steps in which a slot gets its next user, as Gymnasium does. ``--recsim`` adds the steps a second
+of RecSim's own interest evolution with as many items, in its own environment (see ``recsim_parity.py``).
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import json
+import os
+import platform
 import sys
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from gymnasium.vector import SyncVectorEnv, VectorEnv
+import gymnasium
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from feedgym.envs.feed import FeedEnv, FeedVectorEnv
-from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
-
-NUM_USERS = (1, 16, 128, 1024, 4096)
-MAX_SINGLE = 128
-"""Most single environments; more take long and are not faster per step."""
-SESSION_LENGTH = 10
+HERE = Path(__file__).resolve().parent
+ITEMS, USERS, SESSION_LENGTH = 10_000, 1024, 10
+Step = Callable[[], Any]
 
 
-def steps_per_second(env: VectorEnv, seconds: float) -> float:
-    """Visits per second, over about ``seconds`` seconds."""
+class Side:
+    """A copy of the package, imported from a checkout with some environment variables."""
+
+    def __init__(self, checkout: Path, **variables: str) -> None:
+        self._checkout, self._modules = checkout, {}
+        os.environ.update(variables)
+        with self.active():
+            import feedgym.envs.levels
+            import feedgym.envs.short_video  # noqa: F401
+        for name in variables:
+            del os.environ[name]
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Makes ``feedgym`` mean this copy."""
+        others = _taken_out()
+        sys.modules.update(self._modules)
+        sys.path.insert(0, str(self._checkout))
+        try:
+            yield
+        finally:
+            sys.path.pop(0)
+            self._modules = _taken_out()
+            sys.modules.update(others)
+
+
+def _taken_out() -> dict[str, Any]:
+    names = [name for name in sys.modules if name.split(".")[0] == "feedgym"]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+def respond(name: str) -> Step:
+    """Visits of users with a short past, without an environment."""
+    from feedgym.envs import short_video
+    from feedgym.envs.luck import user_seeds
+
+    simulator = getattr(short_video, name)()
+    state = simulator.reset(user_seeds(USERS, 0, "bench"))
+    slates_UK = np.random.default_rng(0).integers(ITEMS, size=(USERS, SESSION_LENGTH))
+    for _ in range(3):
+        _, state = simulator.respond(state, slates_UK)
+    return lambda: simulator.respond(state, slates_UK)
+
+
+def fresh() -> Step:
+    """Fresh users."""
+    from feedgym.envs.luck import user_seeds
+    from feedgym.envs.short_video import ShortVideo
+
+    simulator, seeds = ShortVideo(), user_seeds(USERS, 0, "bench")
+    return lambda: simulator.reset(seeds)
+
+
+def vector(level: str, num_envs: int = USERS) -> Step:
+    """Steps of a vector environment, with users who leave and others who come."""
+    from feedgym.envs import feed, levels
+
+    env = getattr(feed if level == "Feed" else levels, f"{level}VectorEnv")(num_envs)
     env.action_space.seed(0)
     slates_UK = env.action_space.sample()
     env.reset(seed=0)
-    env.step(slates_UK)
-    begin, steps = time.perf_counter(), 0
-    while (passed := time.perf_counter() - begin) < seconds or steps == 0:
-        env.step(slates_UK)
-        steps += 1
-    return steps * env.num_envs / passed
+    return lambda: env.step(slates_UK)
+
+
+def single() -> Step:
+    """Steps of one single environment, with its resets."""
+    from feedgym.envs.feed import FeedEnv
+
+    env = FeedEnv()
+    env.action_space.seed(0)
+    slate_K = env.action_space.sample()
+    env.reset(seed=0)
+
+    def step() -> None:
+        _, _, terminated, truncated, _ = env.step(slate_K)
+        if terminated or truncated:
+            env.reset()
+
+    return step
+
+
+ROWS: dict[str, tuple[Callable[[], Step], int, int]] = {
+    "ShortVideo.respond, 1,024 users": (lambda: respond("ShortVideo"), USERS, 3),
+    "ShortVideoCalibrated.respond, 1,024 users": (lambda: respond("ShortVideoCalibrated"), USERS, 3),
+    "ShortVideo.reset, 1,024 users": (fresh, USERS, 3),
+    "vector environment, 1,024 users": (lambda: vector("Feed"), USERS, 10),
+    "one single environment": (single, 1, 60),
+    "request level, 1,024 users": (lambda: vector("Request"), USERS, 2),
+    "session level, 1,024 users": (lambda: vector("Session"), USERS, 3),
+    "request level, 64 users": (lambda: vector("Request", 64), 64, 4),
+    "session level, 64 users": (lambda: vector("Session", 64), 64, 8),
+}
+"""What makes a step, the users in it, and the steps of a repeat."""
+
+
+def rates(sides: dict[str, Side], make: Callable[[], Step], users: int, steps: int, repeats: int) -> np.ndarray:
+    """Steps a second [sides, repeats], in turn; the order of the sides is reversed in every other repeat."""
+    step_of = {}
+    for name, side in sides.items():
+        with side.active():
+            step_of[name] = make()
+            step_of[name]()  # compiles
+    seconds = np.zeros((len(sides), repeats))
+    for repeat in range(repeats):
+        for place in list(range(len(sides)))[:: 1 if repeat % 2 else -1]:
+            name = list(sides)[place]
+            with sides[name].active():
+                begin = time.process_time()
+                for _ in range(steps):
+                    step_of[name]()
+                seconds[place, repeat] = time.process_time() - begin
+    return users * steps / seconds
+
+
+def recsim_rate(venv: Path) -> float:
+    """Steps a second of RecSim's interest evolution."""
+    sys.path.insert(0, str(HERE))
+    from recsim_parity import Job, play_original, recsim_python
+
+    job = Job(family="interest_evolution", policy="speed", horizon=0, num_items=ITEMS, slate_size=3)
+    return float(play_original(recsim_python(venv.resolve(), Console(stderr=True)), job)["steps_per_second"])
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    import numba
+
+    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "processor": model[0].split(": ")[1] if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "load": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+    }
 
 
 def main() -> None:
-    """Prints a row for each number of users."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 0.5
-    simulator = ShortVideo(ShortVideoConfig())
-    kwargs: dict[str, Any] = {"simulator": simulator, "session_length": SESSION_LENGTH}
-    table = Table(title=f"Visits of {SESSION_LENGTH} items a second, {simulator.catalog.num_items:,} items")
-    for header in ("users", "FeedVectorEnv", "SyncVectorEnv", "ratio"):
-        table.add_column(header, justify="right")
-    single = 0.0
-    for num_users in NUM_USERS:
-        many = steps_per_second(FeedVectorEnv(num_users, **kwargs), seconds)
-        measured = num_users <= MAX_SINGLE
-        if measured:
-            single = steps_per_second(SyncVectorEnv([lambda: FeedEnv(**kwargs)] * num_users), seconds)
-        shown = f"{single:,.0f}" if measured else f"({single:,.0f})"
-        table.add_row(f"{num_users:,}", f"{many:,.0f}", shown, f"{many / single:,.1f}")
-    console = Console()
+    """Prints a row for each thing measured."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--before", type=Path, help="a checkout to compare with")
+    parser.add_argument("--recsim", type=Path, help="a virtual environment for RecSim, made if it is not there")
+    parser.add_argument("--out", type=Path, help="a JSON file for the figures")
+    given = parser.parse_args()
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # every copy of the package registers the same ids
+    sides = {"NumPy": Side(HERE.parent, NUMBA_DISABLE_JIT="1"), "compiled": Side(HERE.parent)}
+    if given.before:
+        sides = {"before": Side(given.before.resolve()), **sides}
+    table, rows = Table(title=f"Steps per CPU second, {ITEMS:,} items, sessions of {SESSION_LENGTH}"), []
+    for header in ("", *sides, *(f"compiled / {name}" for name in sides if name != "compiled")):
+        table.add_column(header, justify="right" if header else "left", no_wrap=True)
+    for what, (make, users, steps) in ROWS.items():
+        rate_SR = rates(sides, make, users, steps, given.repeats)
+        ratio_SR = rate_SR[-1] / rate_SR
+        told = dict(zip(sides, np.median(rate_SR, axis=1).tolist(), strict=True))
+        ratios = dict(zip(sides, np.median(ratio_SR, axis=1).tolist(), strict=True))
+        del ratios["compiled"]
+        rows.append({"what": what, "steps_per_second": told, "ratio": ratios})
+        table.add_row(what, *(f"{rate:,.0f}" for rate in told.values()), *(f"{x:.1f}" for x in ratios.values()))
+    found = {"command": " ".join(sys.argv), "machine": machine(), "repeats": given.repeats, "rows": rows}
+    console = Console(width=140)
     console.print(table)
-    console.print(f"In brackets: as at {MAX_SINGLE} users.")
+    if given.recsim:
+        ours = next(row for row in rows if row["what"].startswith("vector"))["steps_per_second"]["compiled"]
+        found["recsim"] = {"steps_per_second": recsim_rate(given.recsim), "items": ITEMS}
+        found["recsim"]["ratio"] = ours / found["recsim"]["steps_per_second"]
+        console.print(f"RecSim's own interest evolution: {found['recsim']}")
+    console.print(found["machine"])
+    if given.out:
+        given.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
