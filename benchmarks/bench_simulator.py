@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -173,6 +174,15 @@ def machine() -> dict[str, Any]:
     }
 
 
+def command(given: argparse.Namespace) -> str:
+    """The command, with the commit of the other checkout instead of its path."""
+    words = ["python benchmarks/bench_simulator.py", f"--repeats {given.repeats}"]
+    if given.before:
+        asked = ["git", "-C", str(given.before), "rev-parse", "--short", "HEAD"]
+        words.append("--before " + subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
+    return " ".join(words + ["--recsim"] * bool(given.recsim))
+
+
 def main() -> None:
     """Prints a row for each thing measured."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -196,7 +206,7 @@ def main() -> None:
         del ratios["compiled"]
         rows.append({"what": what, "steps_per_second": told, "ratio": ratios})
         table.add_row(what, *(f"{rate:,.0f}" for rate in told.values()), *(f"{x:.1f}" for x in ratios.values()))
-    found = {"command": " ".join(sys.argv), "machine": machine(), "repeats": given.repeats, "rows": rows}
+    found = {"command": command(given), "machine": machine(), "repeats": given.repeats, "rows": rows}
     console = Console(width=140)
     console.print(table)
     if given.recsim:

@@ -112,8 +112,8 @@ def steps_per_second(job):
     rng = np.random.RandomState(0)
     slates = [rng.permutation(job["num_items"])[: job["slate_size"]] for _ in range(256)]
     env.reset()
-    begin, steps = time.perf_counter(), 0
-    while (passed := time.perf_counter() - begin) < job["seconds"]:
+    begin, steps = time.process_time(), 0
+    while (passed := time.process_time() - begin) < job["seconds"]:
         _, _, done, _ = env.step(slates[steps % 256])
         steps += 1
         if done:

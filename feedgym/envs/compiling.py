@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -30,7 +31,8 @@ def compiled(signature: str | None = None, *, any_order: bool = False) -> Callab
     """
     import numba
 
-    options = {"error_model": "numpy", "_nrt": False, "fastmath": {"reassoc", "nsz"} if any_order else False}
+    fast: Any = {"reassoc", "nsz"} if any_order else False
+    options: dict[str, Any] = {"error_model": "numpy", "_nrt": False, "fastmath": fast}
 
     def compile(function: Callable) -> Callable:
         try:

@@ -13,13 +13,10 @@ from feedgym.data.sessions import MAX_WATCH_FRACTION
 from feedgym.envs.compiling import compiled, given
 from feedgym.protocols import Response
 
-COLUMNS = {
-    **{"items_UT": np.int64, "behaviours_UTB": np.int8, "watch_fraction_UT": np.float32},
-    **{"time_s_UT": np.float64, "length_U": np.int64},
-}
-Columns = namedtuple("Columns", tuple(COLUMNS))
+Columns = namedtuple("Columns", "items_UT behaviours_UTB watch_fraction_UT time_s_UT length_U")
 """The columns of a :class:`feedgym.envs.history.History`."""
 
+DTYPES = Columns(np.int64, np.int8, np.float32, np.float64, np.int64)
 LONGEST = np.float32(MAX_WATCH_FRACTION)
 
 
@@ -27,8 +24,8 @@ def after(
     history: Any, login_s_U: NDArray, slates_UK: IntArray, response: Response, duration_s_I: FloatArray
 ) -> dict[str, NDArray]:
     """The columns of the history with the examined items of one more visit, in new arrays."""
-    old = Columns(*(given(getattr(history, name), dtype) for name, dtype in COLUMNS.items()))
-    new = Columns(*(np.empty_like(column) for column in old))
+    old = Columns(*(given(getattr(history, name), dtype) for name, dtype in DTYPES._asdict().items()))
+    new = Columns(*map(np.empty_like, old))
     _append(
         old,
         new,

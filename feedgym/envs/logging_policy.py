@@ -227,8 +227,8 @@ class LoggingPolicy:
     def serve(self, state: Any, taste_UE: FloatArray) -> tuple[NDArray[np.int64], FloatArray]:
         """The sessions of U users' next visits, int64 [U, K], and the propensities of their items, float32 [U, K]."""
         everyone = np.arange(len(state.seed_U))
-        slates_UK, *chosen_from = self._sessions(state, taste_UE, everyone)
-        return slates_UK, self._propensity(slates_UK, *chosen_from)
+        slates_UK, items_UC, logit_UC, supply = self._sessions(state, taste_UE, everyone)
+        return slates_UK, self._propensity(slates_UK, items_UC, logit_UC, supply)
 
     def sessions(self, state: Any, taste_UE: FloatArray) -> NDArray[np.int64]:
         """The sessions of :meth:`serve`, without the propensities, which take longer than they."""

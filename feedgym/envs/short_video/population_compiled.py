@@ -33,10 +33,11 @@ def traits(
     """
     num_users = len(seeds_U)
     loved_UJ = np.empty((num_users, high), np.int64)
-    drawn = [np.empty((num_users, count), np.float32) for count in (high, num_normal, 3)]
-    race_J = np.empty(high)
-    _draw(given(seeds_U, np.uint64), given(share_M, np.float32), low, positions, race_J, loved_UJ, *drawn)
-    return loved_UJ, *drawn
+    weight_UJ, normal_UC, uniform_U3 = (np.empty((num_users, count), np.float32) for count in (high, num_normal, 3))
+    seeds_U, race_J = given(seeds_U, np.uint64), np.empty(high)
+    share_M = given(share_M, np.float32)
+    _draw(seeds_U, share_M, low, positions, race_J, loved_UJ, weight_UJ, normal_UC, uniform_U3)
+    return loved_UJ, weight_UJ, normal_UC, uniform_U3
 
 
 @compiled()

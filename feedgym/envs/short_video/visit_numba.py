@@ -50,18 +50,19 @@ Items = namedtuple(
 )
 """The items and the activity by hour and day, as in :class:`Latents`, :class:`Catalog` and :class:`Population`."""
 
-READ = {
-    **{"seed_U": np.uint64, "visit_U": np.int64, "time_s_U": np.float64},
-    **{"hour_shift_U": np.int64, "seen_UR": np.int32, "num_seen_U": np.int64},
-    **dict.fromkeys(("interest_UD", "core_UD", "mood_UD", "satiation_UM", "satisfaction_U"), np.float32),
-    **dict.fromkeys(("patience_U", "click_bias_U", "susceptibility_U", "novelty_U"), np.float32),
-    **dict.fromkeys(("feedback_UX", "activity_U"), np.float32),
-}
-Users = namedtuple("Users", tuple(READ))
+Users = namedtuple(
+    "Users",
+    "seed_U visit_U time_s_U hour_shift_U num_seen_U seen_UR interest_UD core_UD mood_UD satiation_UM satisfaction_U "
+    "patience_U click_bias_U feedback_UX susceptibility_U novelty_U activity_U",
+)
 """Columns of the state that a visit reads."""
 
-CHANGED = ("time_s_U", "interest_UD", "mood_UD", "satiation_UM", "satisfaction_U", "seen_UR", "num_seen_U")
-Changed = namedtuple("Changed", CHANGED)
+READ = dict.fromkeys(Users._fields, np.float32) | {
+    **{"seed_U": np.uint64, "visit_U": np.int64, "time_s_U": np.float64},
+    **{"hour_shift_U": np.int64, "num_seen_U": np.int64, "seen_UR": np.int32},
+}
+
+Changed = namedtuple("Changed", "time_s_U interest_UD mood_UD satiation_UM satisfaction_U seen_UR num_seen_U")
 """Columns of the state at the next visit that a visit writes."""
 
 Told = namedtuple("Told", [field.name for field in fields(Response)])
@@ -79,24 +80,26 @@ def constants_of(simulator: SimulatorWithTruth) -> NDArray[np.void]:
 def items_of(simulator: SimulatorWithTruth) -> Items:
     """The items and the users' week, as kernels take them; made once as long as nothing is replaced."""
     latents, catalog, population = simulator.latents, simulator.catalog, simulator.population
-    *made_of, items = _ITEMS.get(latents, (None, None, None))
-    if made_of != [catalog, population]:
+    made_of, items = _ITEMS.get(latents, (None, None))
+    if items is None or made_of != (catalog, population):
         never = np.full(catalog.num_items, np.inf) if simulator.has_arrivals else np.zeros(0)
-        withdraw_s_I = never if catalog.withdraw_s_I is None else catalog.withdraw_s_I
         items = Items(
-            *(given(x, np.float32) for x in (latents.z_ID, latents.quality_I, latents.clickbait_I)),
-            given(catalog.duration_s_I, np.float32),
-            given(latents.topic_I2, np.int32),
-            given(latents.weight_I2, np.float32),
-            *(given(x, np.float64) for x in (catalog.upload_s_I, withdraw_s_I)),
-            given(population.day_H, np.float32),
-            given(population.passed_s_W if population.has_week else np.zeros(0), np.float64),
+            z_ID=given(latents.z_ID, np.float32),
+            quality_I=given(latents.quality_I, np.float32),
+            clickbait_I=given(latents.clickbait_I, np.float32),
+            duration_s_I=given(catalog.duration_s_I, np.float32),
+            topic_I2=given(latents.topic_I2, np.int32),
+            weight_I2=given(latents.weight_I2, np.float32),
+            upload_s_I=given(catalog.upload_s_I, np.float64),
+            withdraw_s_I=given(never if catalog.withdraw_s_I is None else catalog.withdraw_s_I, np.float64),
+            day_H=given(population.day_H, np.float32),
+            passed_s_W=given(population.passed_s_W if population.has_week else np.zeros(0), np.float64),
         )
-        _ITEMS[latents] = (catalog, population, items)
+        _ITEMS[latents] = (catalog, population), items
     return items
 
 
-_ITEMS: WeakKeyDictionary[Latents, tuple[Catalog, Population, Items]] = WeakKeyDictionary()
+_ITEMS: WeakKeyDictionary[Latents, tuple[tuple[Catalog, Population], Items]] = WeakKeyDictionary()
 
 
 def respond(
@@ -111,7 +114,7 @@ def respond(
     """
     num_users, length = slates_UK.shape
     users = Users(*(given(getattr(state, name), dtype) for name, dtype in READ.items()))
-    after = Changed(*(getattr(users, name).copy() for name in CHANGED))
+    after = Changed(*(getattr(users, name).copy() for name in Changed._fields))
     after.interest_UD[:] = 0  # the kernel first sums the liked items there
     response = Response(
         behaviours_UKB=np.zeros((num_users, length, len(BEHAVIOURS)), np.uint8),
