@@ -239,9 +239,9 @@ class FeedVectorEnv(VectorEnv):
         return self._screen.frames(self._state)
 
     def _act(self, actions: IntArray) -> tuple[dict[str, Any], NDArray[np.float64], BoolArray, BoolArray]:
-        """What was measured of all slots, rewards, and flags for terminated and truncated episodes; see :meth:`step`.
+        """Measurements of all slots, rewards, and flags for terminated and truncated episodes; see :meth:`step`.
 
-        What is measured of slots whose episode was over is meaningless, their rewards are 0 and their flags false.
+        Those of slots whose episode was over mean nothing; their rewards are 0 and their flags false.
         """
         self._check_ready()
         over_U, acting_U = self._over_U, ~self._over_U

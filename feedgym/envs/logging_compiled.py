@@ -1,4 +1,4 @@
-"""What the logging policy does with random numbers, compiled, for items that all users can be served.
+"""The logging policy's work with random numbers, compiled, for items that all users can be served.
 
 :mod:`feedgym.envs.logging_policy` does the same in NumPy, also where items come and go, and explains it.
 
@@ -147,7 +147,7 @@ def _rank(key_U, salt, items_UC, logit_UC, most_noise_Q, uniform_C, near_C, best
 
 @compiled()
 def _insert(best_K, slates_UK, u, score, item):
-    """Puts an item in its place among the best; those behind move one place, and the last one falls out."""
+    """Puts an item in its place among the best; those after it move one place, and the last one falls out."""
     k = length = len(best_K)
     while k > 0 and score > best_K[k - 1]:
         k -= 1

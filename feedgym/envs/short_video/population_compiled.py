@@ -17,7 +17,7 @@ from feedgym.envs.luck_compiled import derive, draw, exponential
 def traits(
     seeds_U: NDArray[np.uint64], share_M: FloatArray, low: int, high: int, positions: tuple[int, ...], num_normal: int
 ) -> tuple[IntArray, FloatArray, FloatArray, FloatArray]:
-    """What :meth:`feedgym.envs.short_video.population.Population.draw` draws.
+    """Draws the random numbers of :meth:`feedgym.envs.short_video.population.Population.draw`.
 
     Args:
         seeds_U: the users.
@@ -50,7 +50,7 @@ def _draw(seeds_U, share_M, low, positions, race_J, loved_UJ, weight_UJ, normal_
         for m in range(len(share_M)):
             time = exponential(draw(key, interest, m)) / share_M[m]
             j = high
-            while j > 0 and time < race_J[j - 1]:  # the topics behind move one place
+            while j > 0 and time < race_J[j - 1]:  # the topics after it move one place
                 j -= 1
                 if j < high - 1:
                     race_J[j + 1], loved_UJ[u, j + 1] = race_J[j], loved_UJ[u, j]
