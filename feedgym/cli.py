@@ -485,8 +485,8 @@ def data(arguments: Sequence[str]) -> None:
         """Read a data set as an experiment would, report how, and describe its content.
 
         PATH is a folder or a zip with the files of KuaiRand, MovieLens, Amazon's reviews, RecBole, LC-Rec, MiniOneRec
-        or lists of items. It may also be a folder with feedgym's events.parquet and catalog.parquet, or a CSV or
-        parquet table with one row per event.
+        or lists of items. It may also be a folder with feedgym's events.parquet and catalog.parquet, or a table
+        (CSV, JSON lines, parquet) with one row per event.
 
         Look for too few events per user (targets have no history) and ties of users' last events (chance decides a
         leave-one-out target). Other warnings are repeats (leaving out seen items hides them), popularity (does a
@@ -496,7 +496,7 @@ def data(arguments: Sequence[str]) -> None:
         path: Positional[Path]
         """The data."""
         columns: tuple[str, ...] = ()
-        """For a table: NAME=COLUMN pairs, e.g. user_id=uid item_id=vid timestamp=ts watch_s=seconds."""
+        """For a table: NAME=COLUMN pairs, e.g. user_id=uid timestamp=ts watch_s=played:ms; like=- reads no likes."""
         items: Path | None = None
         """For a table or lists of items: a parquet/CSV file of item features, keyed by the same item id."""
         out: Path | None = None

@@ -133,14 +133,13 @@ def test_help_and_mistakes_of_the_command(folder, capsys):
 
 
 def test_columns_that_are_not_read_are_listed_and_warned_of(tmp_path, capsys):
-    VIEWS.drop(columns=["like", "examined"]).assign(is_click=0, rating=5, colour="red").to_csv(
-        tmp_path / "views.csv", index=False
-    )
+    views = VIEWS.drop(columns=["like", "examined"]).assign(clicks=0, score=5, colour="red")
+    views.to_csv(tmp_path / "views.csv", index=False)
     main(["data", "inspect", str(tmp_path / "views.csv"), "--text", "off", "--columns", "duration_s=watch_s"])
     told = " ".join(capsys.readouterr().out.split())
-    assert "views.csv: columns that are not read: is_click, rating, colour" in told
+    assert "views.csv: columns that are not read: clicks, score, colour" in told
     assert "no column of feedback, so every row that was looked at is a click" in told
-    remedy = "map it: --columns click=is_click."
-    assert f"column 'is_click' is not read, and every row counts as a click; if it is click, {remedy}" in told
-    assert "column 'rating' is not read, and every row counts as a click; make columns of 0 and 1" in told
+    remedy = "map it: --columns click=clicks."
+    assert f"column 'clicks' is not read, and every row counts as a click; if it is click, {remedy}" in told
+    assert "column 'score' is not read, and every row counts as a click; make columns of 0 and 1" in told
     assert "'colour' is not read" not in told

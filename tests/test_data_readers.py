@@ -305,14 +305,14 @@ def test_ids_are_told_apart_as_they_are_written(tmp_path, suffix):
 
 
 def test_what_is_not_read_is_told(tmp_path, caplog):
-    path = written(tmp_path / "views.csv", VIEWS.assign(is_click=0, play_time_ms=3, price=1.0, Position=0))
+    path = written(tmp_path / "views.csv", VIEWS.assign(clicks=0, play_time_ms=3, price=1.0, Position=0))
     source = find_data(path, {"item_id": "item_id"})
-    assert "views.csv: columns that are not read: is_click, play_time_ms, price, Position" in source.says
-    assert [line.split("'")[1] for line in source.warns] == ["is_click", "play_time_ms", "Position"]
-    assert source.warns[1].endswith("; if it holds seconds, map it: --columns watch_s=play_time_ms.")
+    assert "views.csv: columns that are not read: clicks, play_time_ms, price, Position" in source.says
+    assert [line.split("'")[1] for line in source.warns] == ["clicks", "play_time_ms", "Position"]
+    assert source.warns[1].endswith("; if it is watch_s, map it and duration_s: --columns watch_s=play_time_ms:ms.")
     load_data(path)
     assert all(line in caplog.messages for line in source.warns)
-    mapped = find_data(path, {"click": "is_click", "position": "Position"})
+    mapped = find_data(path, {"click": "clicks", "position": "Position"})
     assert [line.split("'")[1] for line in mapped.warns] == ["play_time_ms"]
     items = written(tmp_path / "items.csv", ITEMS.assign(text="a", price=2))
     assert any("items.csv: columns that are not read next to texts" in line for line in find_data(path, {}, items).says)
@@ -529,7 +529,7 @@ def test_a_table_of_a_row_or_two_is_read(tmp_path, rows):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.csv", b"", "cannot be read as a table .*; give CSV or parquet"),
+        ("empty.csv", b"", "cannot be read as a table .*; give CSV, JSON lines or parquet"),
         ("empty.parquet", b"", "cannot be read as a table"),
         ("header.csv", b"user_id,item_id\n", "the file has no rows; give one with at least one event"),
         ("prose.csv", b"It was a dark night.\nNobody slept.\n", r"'user_id' is missing; the file has \['It was a dark"),

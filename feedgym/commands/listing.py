@@ -66,7 +66,7 @@ def _data() -> Iterator[Row]:
     for find in FINDERS:
         name = find.__name__.removeprefix("find_")
         yield name, _line(importlib.import_module(f"{public.__name__}.{find.__module__.rpartition('.')[2]}"))
-    yield "table", "Any CSV or parquet file with a row per event; --columns says which column is what."
+    yield "table", "Any CSV, JSON lines or parquet file with a row per event; --columns says which column is what."
 
 
 def _line(thing: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from feedgym.data.events import BEHAVIOURS
 
@@ -30,13 +30,16 @@ LOOKS_LIKE: dict[str, re.Pattern[str]] = {
 """feedgym's names, and the lower-case names that others use for the same things."""
 
 
-def unread(where: object, columns: Iterable[object], taken: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def unread(
+    where: object, columns: Iterable[object], taken: Mapping[str, str], out: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
     """Messages about the columns of a table of events that are not read.
 
     Args:
         where: the file's name, for the messages.
         columns: the columns of the file.
         taken: maps feedgym's names to the file's columns that are read.
+        out: feedgym's names that are left out on purpose; nothing warns of them.
 
     Returns:
         Lines that list what is done, and warnings about unread columns whose names look meaningful.
@@ -50,13 +53,15 @@ def unread(where: object, columns: Iterable[object], taken: Mapping[str, str]) -
     for column in left:
         small = re.sub(r"[^a-z0-9]+", "_", column.lower()).strip("_")
         name = next((n for n, pattern in LOOKS_LIKE.items() if n not in taken and pattern.fullmatch(small)), None)
-        if name is None:
+        if name is None or name in out:
             continue
         instead = ", and every row counts as a click" if no_feedback and name in (*BEHAVIOURS, "rating") else ""
         remedy = f"if it is {name}, map it: --columns {name}={column}"
         if name == "rating":
             remedy = "make columns of 0 and 1 of it and map them, e.g. like where it is 4 or more"
         elif name in ("watch_s", "duration_s"):
-            remedy = f"if it holds seconds, map it: --columns {name}={column}"
+            unit = ":ms" if small.endswith("_ms") else ":UNIT, e.g. :s or :ms"
+            too = " and duration_s" if name == "watch_s" and "duration_s" not in taken else ""
+            remedy = f"if it is {name}, map it{too}: --columns {name}={column}{unit}"
         warns.append(f"{where}: column {column!r} is not read{instead}; {remedy}.")
     return says, warns

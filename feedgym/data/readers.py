@@ -66,7 +66,7 @@ def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, ite
     Args:
         path: a folder (or a zip) with the files of KuaiRand, MovieLens, Amazon's reviews, RecBole, LC-Rec, MiniOneRec
             or lists of items, or one such file. It may also be a folder with feedgym's ``events.parquet`` and
-            ``catalog.parquet`` (also RUN/stages/log), or a CSV or parquet table.
+            ``catalog.parquet`` (also RUN/stages/log), or a table: CSV, JSON lines or parquet files.
         column_map: names a table's columns, see :func:`feedgym.data.table.read_table`; a file with a map is always read
             as a table.
         items: the items of a table or of lists.
@@ -80,12 +80,14 @@ def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, ite
     source = None if column_map else _recognised(path, items)
     if source is not None:
         return source
-    if path.is_dir() and (column_map or items):
-        raise ValueError(f"{path}: is a folder, but column_map and items describe a single table; give its file.")
-    if path.is_file():
+    from feedgym.data.rows import is_table_folder
+
+    if path.is_file() or is_table_folder(path):
         from feedgym.data.table import table_source
 
         return table_source(path, column_map or {}, items)
+    if column_map or items:
+        raise ValueError(f"{path}: is a folder, but column_map and items describe a single table; give its file.")
     raise ValueError(
         f"{path}: holds no files that feedgym knows (KuaiRand's log_standard_*; MovieLens's u.data, ratings.dat or "
         f"ratings.csv; Amazon's reviews; RecBole's *.inter; LC-Rec's *.inter.json; MiniOneRec's train/*.csv; lists of "

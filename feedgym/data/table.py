@@ -5,33 +5,32 @@ For example ``read_table("views.csv", {"user_id": "visitor", "item_id": "video",
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pyarrow.parquet import read_schema as parquet_schema
 
 from feedgym.data.build import assemble_log, cut_visits, encode_profile
 from feedgym.data.columns import unread
 from feedgym.data.content import attribute_embeddings
 from feedgym.data.events import BEHAVIOURS, BoolArray, Catalog, EventLog, FloatArray
+from feedgym.data.names import OUT, Columns, understood
 from feedgym.data.parquet import PROFILE_PREFIX
-from feedgym.data.public.files import RawFile, numbers, plain, refuse
+from feedgym.data.public.files import numbers, plain, refuse
 from feedgym.data.public.interactions import (
     CONTENT_WIDTH,
+    RULE,
     content_of,
     joined,
     k_core,
     plain_ids,
-    read_ids,
+    rated_behaviours,
     texts_of,
     time_order,
 )
+from feedgym.data.rows import few, header_of, rows_of, table_files
 from feedgym.data.sources import ReadOptions, Source, keeps_clock
 from feedgym.data.times import log_seconds
 
@@ -39,7 +38,7 @@ REQUIRED = ("user_id", "item_id")
 IDS = (*REQUIRED, "session_id")
 EVENT_COLUMNS = (
     *IDS,
-    *("timestamp", "position", "watch_s", "duration_s", "examined", "propensity"),
+    *("timestamp", "position", "watch_s", "duration_s", "examined", "propensity", "rating"),
     *BEHAVIOURS,
 )
 ITEM_COLUMNS = ("item_id", "duration_s", "topic", "creator", "upload_time", "text")
@@ -54,7 +53,9 @@ def read_table(
 ) -> tuple[EventLog, Catalog]:
     """Reads any table with one row per exposure (or interaction).
 
-    ``column_map`` maps these names of feedgym to the file's columns (a name that is left out maps to itself):
+    ``column_map`` maps these names of feedgym to the file's columns. A name that is left out maps to itself, or to a
+    usual name of the same thing (``video_id``, ``time_ms``, see :mod:`feedgym.data.names`); "-" reads none. Times and
+    lengths may have a unit: ``play_time_ms:ms``.
 
     - ``user_id`` and ``item_id``, the only required ones;
     - ``timestamp``: seconds, milli-, micro- or nanoseconds since 1970 (detected from their size), ISO text or
@@ -66,6 +67,7 @@ def read_table(
     - ``position``: place in the slate, a number; orders the rows of a user (and session) at the same time;
     - ``watch_s``, ``duration_s`` (of the item), ``examined`` (0/1, and 0 only where no behaviour is 1), ``propensity``;
     - the behaviours, 0/1. Without any of them, every examined row is a click;
+    - ``rating``, 0 to 5, instead of behaviours: every examined row is a click, 4 or more a like, 2 or less a hate;
     - ``profile_<name>``: profile fields, taken from the user's first row.
 
     ``items`` is a table with ``item_id`` and, where known, ``duration_s``, ``topic``, ``creator``, ``upload_time`` and
@@ -76,7 +78,7 @@ def read_table(
     Ids of CSV files are read as text: "007" and "7" differ. If all are plain integers, they become integers.
 
     Args:
-        path: CSV (also compressed), TSV or parquet.
+        path: separated values (also compressed), JSON lines, parquet, or a folder of parquet files.
         column_map: maps feedgym's names to the file's.
         items: the items' table; its columns are mapped too.
         options: order of ties, k-core, embeddings of texts.
@@ -88,12 +90,11 @@ def read_table(
         ValueError: a column is missing, unknown or unreadable, an item is unknown, or the file is empty; one line.
     """
     path, items = Path(path), None if items is None else Path(items)
-    table = _table(path, tuple(column_map.get(name, name) for name in IDS))
-    item_table = None if items is None else _table(items, (column_map.get("item_id", "item_id"), "item_id"))
-    _check_map(column_map, path, table, items, item_table)
-    table = _renamed(path, table, {n: c for n, c in column_map.items() if _is_of_event(n)}, REQUIRED)
+    of_event, of_item = _columns(path, items, column_map)
+    table = rows_of(path, tuple(of_event.of.get(name, name) for name in IDS))
+    item_table = None if items is None else rows_of(items, (of_item.of.get("item_id", "item_id"), "item_id"))
+    table = _renamed(path, table, of_event, REQUIRED)
     if items is not None and item_table is not None:
-        of_item = {n: c for n, c in column_map.items() if _is_of_item(n)}
         item_table = _checked_items(items, _renamed(items, item_table, of_item, ("item_id",)))
     options = options or ReadOptions()
     table = k_core(table[options.chosen(table["user_id"])], options.core)  # the index keeps the rows' numbers
@@ -111,29 +112,48 @@ def read_table(
 
 def table_source(path: Path, column_map: Mapping[str, str], items: Path | None) -> Source:
     """Describes a file that is read as a table, and which of its columns are not read."""
-    header = _header(path)
-    taken = {column: column for column in header if _is_of_event(column)}
-    taken |= {name: column for name, column in column_map.items() if _is_of_event(name)}
-    says, warns = unread(path.name, header, taken)
+    header = header_of(path)
+    of_event, of_item = _columns(path, items, column_map)
+    taken = of_event.taken(header, [name for name in header if _is_of_event(name)])
+    left_out = {name for name, column in column_map.items() if column == OUT}
+    says, warns = unread(path.name, header, taken, left_out)
+    says = [*of_event.says(path.name), *says]
+    if "rating" in taken:
+        says.append(RULE)
     if "position" in taken and "timestamp" not in taken:
         warns.append(
             f"{path.name}: positions are not read without timestamp, and the order of the rows counts; map it too."
         )
-    if items is not None and (left := _unread_of_items(_header(items), column_map)):
-        says.append(f"{items.name}: columns that are not read next to texts or embeddings: {', '.join(left)}")
+    if items is not None:
+        says += of_item.says(items.name)
+        if left := _unread_of_items(header_of(items), of_item):
+            says.append(f"{items.name}: columns that are not read next to texts or embeddings: {', '.join(left)}")
     return Source(
         name="a table of events",
-        files=(RawFile(path), *((RawFile(items),) if items else ())),
+        files=(*table_files(path), *(table_files(items) if items else ())),
         says=tuple(says),
         warns=tuple(warns),
         read=lambda options: read_table(path, column_map, items, options),
     )
 
 
-def _unread_of_items(header: list[str], column_map: Mapping[str, str]) -> list[str]:
+def _columns(path: Path, items: Path | None, column_map: Mapping[str, str]) -> tuple[Columns, Columns]:
+    """Finds out what the columns of the events' table and of the items' table are."""
+    header, item_header = header_of(path), [] if items is None else header_of(items)
+    of_item = understood(items, item_header, _of(column_map, _is_of_item), ITEM_COLUMNS)
+    lasts = "duration_s" in of_item.taken(item_header, ITEM_COLUMNS)
+    of_event = understood(path, header, _of(column_map, _is_of_event), EVENT_COLUMNS, lasts=lasts)
+    _check_map(column_map, path, header, of_event, items, item_header, of_item)
+    return of_event, of_item
+
+
+def _of(column_map: Mapping[str, str], is_of: Callable[[str], bool]) -> dict[str, str]:
+    return {name: column for name, column in column_map.items() if is_of(name)}
+
+
+def _unread_of_items(header: list[str], columns: Columns) -> list[str]:
     """The columns of an items' table that are not used: if embeddings or texts are given, all others."""
-    taken = {column: column for column in header if _is_of_item(column)}
-    taken |= {name: column for name, column in column_map.items() if _is_of_item(name)}
+    taken = columns.taken(header, [name for name in header if _is_of_item(name)])
     if "text" not in taken and not any(name.startswith(EMBEDDING_PREFIX) for name in taken):
         return []
     return [column for column in header if column not in taken.values()]
@@ -141,52 +161,12 @@ def _unread_of_items(header: list[str], column_map: Mapping[str, str]) -> list[s
 
 def item_words(items: Path) -> pd.DataFrame:
     """Reads an items' table for lists; without a column ``text``, all its columns of words are the text."""
-    table = _renamed(items, _table(items, ("item_id",)), {}, ("item_id",))
+    columns = understood(items, header_of(items), {}, ITEM_COLUMNS)
+    table = _renamed(items, rows_of(items, (columns.of.get("item_id", "item_id"),)), columns, ("item_id",))
     if "text" not in table:
         words = table.drop(columns=["item_id", "topic", "creator"], errors="ignore").select_dtypes(exclude="number")
         table["text"] = joined(words, ". ")
     return table[[name for name in ("item_id", "text", "topic", "creator") if name in table]]
-
-
-def _header(path: Path) -> list[str]:
-    """The names of a table's columns."""
-    with _reading(path):
-        if path.suffix == ".parquet":
-            return [str(name) for name in parquet_schema(path).names]
-        return [str(name) for name in pd.read_csv(path, sep=_separator(path), nrows=0, index_col=False)]
-
-
-def _table(path: Path, ids: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Reads a file's table; in a CSV the columns ``ids`` are read as text, so that "007" and "7" differ."""
-    with _reading(path):
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-        else:
-            with warnings.catch_warnings():
-                # In rows longer than the header, pandas would shift the columns, or drop the last ones and warn.
-                warnings.simplefilter("error", pd.errors.ParserWarning)
-                as_text: Any = dict.fromkeys(ids, str)
-                table = pd.read_csv(path, sep=_separator(path), index_col=False, low_memory=False, dtype=as_text)
-            table = table.assign(**{name: read_ids(table[name]) for name in {*ids} & {*table}})
-    if table.empty:
-        raise ValueError(f"{path}: the file has no rows; give one with at least one event.")
-    return table.reset_index(drop=True)
-
-
-def _separator(path: Path) -> str:
-    return "\t" if ".tsv" in path.suffixes else ","
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turns any error of a parser into one line that names the file."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; check the path.")
-    try:
-        yield
-    except Exception as error:  # parsers and decompressors each raise their own errors
-        detail = str(error).partition("\n")[0]
-        raise ValueError(f"{path}: cannot be read as a table ({detail}); give CSV or parquet.") from error
 
 
 def _is_of_event(name: str) -> bool:
@@ -200,41 +180,43 @@ def _is_of_item(name: str) -> bool:
 def _check_map(
     column_map: Mapping[str, str],
     path: Path,
-    table: pd.DataFrame,
+    header: list[str],
+    of_event: Columns,
     items: Path | None,
-    item_table: pd.DataFrame | None,
+    item_header: list[str],
+    of_item: Columns,
 ) -> None:
     """Refuses names that feedgym does not know and columns that are missing from their file."""
     names = sorted({*EVENT_COLUMNS, *ITEM_COLUMNS})
-    for name, column in column_map.items():
-        of_event, of_item = _is_of_event(name), _is_of_item(name)
-        if not of_event and not of_item:
+    for name in column_map:
+        is_of_event, is_of_item = _is_of_event(name), _is_of_item(name)
+        if not is_of_event and not is_of_item:
             raise ValueError(f"column_map names {name!r}, which feedgym does not know; use {', '.join(names)}.")
-        if not of_event and item_table is None:
+        if not is_of_event and items is None:
             raise ValueError(f"column_map names {name!r}, which describes items; give the items' file (items) too.")
-        have = {*(table if of_event else ()), *(item_table if of_item and item_table is not None else ())}
-        if column not in have:
-            there = sorted(str(c) for c in have)
+        have = {*(header if is_of_event else ()), *(item_header if is_of_item else ())}
+        column = of_event.of.get(name, of_item.of.get(name))
+        if column is not None and column not in have:
             raise ValueError(
-                f"{path if of_event else items}: column {column!r} (for {name}) is missing; there are {there}: map one "
-                f"of them."
+                f"{path if is_of_event else items}: column {column!r} (for {name}) is missing; there are "
+                f"{few(sorted(have))}: map one of them."
             )
 
 
-def _renamed(path: Path, table: pd.DataFrame, column_map: Mapping[str, str], required: tuple[str, ...]) -> pd.DataFrame:
-    """Renames the table's columns to feedgym's names; the file's own columns with those names are dropped."""
-    mapped = {name: table[column] for name, column in column_map.items() if column in table}
-    sources = [column_map[name] for name in mapped]
-    table = table.drop(columns=list({*sources, *mapped}), errors="ignore").assign(**mapped)
+def _renamed(path: Path, table: pd.DataFrame, columns: Columns, required: tuple[str, ...]) -> pd.DataFrame:
+    """Renames the table's columns to feedgym's names, in seconds; the file's own columns of those names are dropped."""
+    mapped = {name: table[column] for name, column in columns.of.items() if column in table}
+    sources = [columns.of[name] for name in mapped]
+    table = table.drop(columns=list({*sources, *mapped, *columns.out}), errors="ignore").assign(**mapped)
     for name in required:
         if name not in table:
             raise ValueError(
-                f"{path}: column {name!r} is missing; the file has {[str(c) for c in table]}: name the one to take in "
-                f"column_map."
+                f"{path}: column {name!r} is missing; the file has {few(table)}: name the one to take in column_map, "
+                f"e.g. --columns {name}=COLUMN."
             )
         refuse(path, table, name, table[name].isna(), "is empty", "drop those rows")
     plain(path, table, [name for name in map(str, table) if _is_of_event(name) or _is_of_item(name)])
-    return table
+    return columns.in_seconds(path, table, mapped)
 
 
 def _checked_items(path: Path, table: pd.DataFrame) -> pd.DataFrame:
@@ -297,12 +279,7 @@ def _log(
 ) -> EventLog:
     """The log of a table sorted by user and time."""
     examined = _flags(path, table, "examined", 1) if "examined" in table else np.ones(len(table), dtype=bool)
-    present = [name for name in BEHAVIOURS if name in table]
-    behaviours = np.zeros((len(table), len(BEHAVIOURS)), dtype=np.uint8)
-    for name in present or ["click"]:
-        done = _flags(path, table, name, 0) if present else examined
-        refuse(path, table, name, done & ~examined, "is 1 where examined is 0", "set examined to 1 there")
-        behaviours[:, BEHAVIOURS.index(name)] = done
+    behaviours = _behaviours(path, table, examined)
     watch_s = numbers(path, table, "watch_s", 0) if "watch_s" in table else np.zeros(len(table))
     refuse(path, table, "watch_s", watch_s < 0, "is negative", "write seconds")
     propensity = numbers(path, table, "propensity") if "propensity" in table else np.full(len(table), np.nan)
@@ -333,6 +310,34 @@ def _log(
         examined=examined,
         propensity=propensity.astype(np.float32),
     )
+
+
+def _behaviours(path: Path, table: pd.DataFrame, examined: BoolArray) -> NDArray[np.uint8]:
+    """Behaviours [rows, B]: the columns' own, those of the ratings, or a click on all that was looked at."""
+    present = [name for name in BEHAVIOURS if name in table]
+    if "rating" in table:
+        if present:
+            raise ValueError(
+                f"{path}: has rating and {', '.join(present)}, which say the same; leave one out: --columns rating=-."
+            )
+        return rated_behaviours(_ratings(path, table, examined), len(table)) * examined[:, None]
+    behaviours = np.zeros((len(table), len(BEHAVIOURS)), dtype=np.uint8)
+    for name in present or ["click"]:
+        done = _flags(path, table, name, 0) if present else examined
+        refuse(path, table, name, done & ~examined, "is 1 where examined is 0", "set examined to 1 there")
+        behaviours[:, BEHAVIOURS.index(name)] = done
+    return behaviours
+
+
+def _ratings(path: Path, table: pd.DataFrame, examined: BoolArray) -> NDArray[np.float64]:
+    """Ratings on a scale that ends at 5."""
+    rating = numbers(path, table, "rating")
+    remedy = "make columns of 0 and 1 of it and map them, or leave it out: --columns rating=-"
+    bad = examined & ~((rating >= 0) & (rating <= 5))
+    refuse(path, table, "rating", bad, "is empty or outside 0 to 5", remedy)
+    if rating.max(initial=0, where=examined) <= 1:
+        raise ValueError(f"{path}: column 'rating' is never above 1, so it is no scale to 5; {remedy}.")
+    return rating
 
 
 def _catalog(

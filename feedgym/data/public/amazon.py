@@ -16,14 +16,23 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from feedgym.data.events import Catalog, EventLog
-from feedgym.data.public.files import RawFile, decoded, delimited, need, numbers, one_line, refuse, with_neighbours
+from feedgym.data.public.files import (
+    RawFile,
+    decoded,
+    delimited,
+    json_lines,
+    need,
+    numbers,
+    one_line,
+    refuse,
+    with_neighbours,
+)
 from feedgym.data.public.interactions import RULE, Ratings, ratings_log
 from feedgym.data.sources import ReadOptions, Source
 
@@ -101,7 +110,7 @@ def _is_product(cell: str) -> bool:
 
 def _events(file: RawFile, fields: dict[str, str]) -> pd.DataFrame:
     if not file.stem.endswith(".csv"):
-        rows = [[row.get(name) for name in fields] for row in _lines(file, json.loads)]
+        rows = [[row.get(name) for name in fields] for row in json_lines(file)]
         table = pd.DataFrame(rows, columns=list(fields))
     elif fields is NEW:
         table = need(file, delimited(file, ",", None, quoted=True, words=tuple(fields)[:2]), tuple(fields))
@@ -122,22 +131,6 @@ def _events(file: RawFile, fields: dict[str, str]) -> pd.DataFrame:
     return pd.DataFrame({**ids, "rating": rating, "timestamp": time / (1000 if fields is NEW else 1)})
 
 
-def _lines(file: RawFile, parse: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
-    """One JSON object per line; an error names the line that holds none."""
-    with file.opened() as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = parse(decoded(line))
-            except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-                detail = str(error).splitlines()[0]
-                raise ValueError(f"{file}: line {number} cannot be read ({detail}); fetch the file again.") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{file}: line {number} is not a JSON object; give one review or product per line.")
-            yield row
-
-
 def _literal(line: str) -> Any:
     """Parses JSON, or the Python literals of 2014's products; nothing is executed."""
     try:
@@ -149,7 +142,7 @@ def _literal(line: str) -> Any:
 def _products(file: RawFile, wanted: set[str]) -> pd.DataFrame:
     """Texts, topics and brands of the wanted products."""
     rows = []
-    for product in _lines(file, _literal):
+    for product in json_lines(file, _literal):
         item_id = product.get("parent_asin") or product.get("asin")
         if item_id not in wanted:
             continue

@@ -6,12 +6,13 @@ import bz2
 import csv
 import gzip
 import io
+import json
 import lzma
 import re
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,26 @@ def decoded(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         return data.decode("latin-1")
+
+
+def json_lines(file: RawFile, parse: Callable[[str], Any] = json.loads) -> Iterator[dict[str, Any]]:
+    """Yields one JSON object per line.
+
+    Raises:
+        ValueError: a line holds none; it is named.
+    """
+    with file.opened() as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = parse(decoded(line))
+            except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+                detail = str(error).splitlines()[0]
+                raise ValueError(f"{file}: line {number} cannot be read ({detail}); fetch the file again.") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{file}: line {number} is not a JSON object; give one object per line.")
+            yield row
 
 
 def one_line(value: Any) -> str:

@@ -109,7 +109,7 @@ def _continued(items: list[str], row: list[str], *, cut: bool) -> list[str] | No
 
 
 def _form(file: RawFile) -> dict[str, str] | None:
-    """Which of the two forms a file's header has; None for neither."""
+    """Detects which of the two forms a file's header has; None for neither."""
     form, separator = (CSV, ",") if file.stem.endswith(".csv") else (INTER, "\t")
     if form is INTER and not file.stem.endswith(".inter"):
         return None
