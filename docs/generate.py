@@ -144,7 +144,7 @@ def help_of(arguments: list[str]) -> str:
     """What the command line prints for ``--help``."""
     from feedgym.cli import main
 
-    os.environ |= {"COLUMNS": "100", "NO_COLOR": "1"}
+    os.environ |= {"COLUMNS": "88", "NO_COLOR": "1"}
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         main([*arguments, "--help"])

@@ -102,8 +102,8 @@ def loss_of(kind: Any) -> str:
 def reference_of(kind: Any) -> str:
     """What a method must not leave too far."""
     if "reference" in inspect.signature(kind.update).parameters:
-        return "the round's snapshot, or the base (`--rounds.reference base`)"
-    return "the round's snapshot" if kind.__name__ == "IPA" else "none"
+        return "the snapshot, or the base"
+    return "the snapshot" if kind.__name__ == "IPA" else "none"
 
 
 def method(name: str) -> str:

@@ -110,7 +110,7 @@ def greeting() -> str:
 
 def overview() -> str:
     """Text of ``feedgym --help``."""
-    lines = [f"  {name:<10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<12}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     return "\n".join(
         [
             "usage: feedgym COMMAND [OPTIONS]",
