@@ -1,6 +1,7 @@
 """The site has a page for everything: presets, alignment methods, models; its notebooks are as they are run."""
 
 import ast
+import inspect
 import json
 import re
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import feedgym
+from feedgym.experiments.options import with_options
 from feedgym.experiments.presets import COMPARISONS, PRESETS
 from feedgym.plugins import BUILT_IN
 from feedgym.protocols import load
@@ -99,3 +101,34 @@ def test_notebooks_hold_no_outputs_and_their_code_is_python(path):
     for source in code:
         ast.parse(re.sub(r"^(!|%%writefile).*$", "pass", source, flags=re.MULTILINE))
     assert any("plt.subplots" in source for source in code)
+
+
+def calls_of(source):
+    """Calls of feedgym's own functions in code: name and keywords."""
+    for node in ast.walk(ast.parse(source)):
+        called = node.func if isinstance(node, ast.Call) else None
+        if isinstance(called, ast.Attribute) and getattr(called.value, "id", "") == "feedgym":
+            yield called.attr, {word.arg: word.value for word in node.keywords}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_use_arguments_and_options_that_exist(path):
+    """`make docs` runs them; this is the part of it that needs no minute."""
+    cells = json.loads(path.read_text())["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    code = re.sub(r"^(!|%%writefile).*$", "pass", code, flags=re.MULTILINE)
+    given = dict(calls_of(code))
+    assert "align" in given
+    for name, keywords in given.items():
+        target = getattr(feedgym, name)
+        if not isinstance(target, type):
+            inspect.signature(target).bind_partial(**keywords)
+    named = next(node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Assign) and is_options(node))
+    sizes = dict(zip(named.value.keys, named.value.values, strict=True))
+    literal = {k.value: ast.literal_eval(v) for k, v in sizes.items() if isinstance(v, ast.Constant | ast.Tuple)}
+    with_options(PRESETS["onerec-ipa-smoke"](), literal)
+
+
+def is_options(node):
+    """Whether an assignment is that of a run's options."""
+    return getattr(node.targets[0], "id", "") in ("options", "sizes") and isinstance(node.value, ast.Dict)
