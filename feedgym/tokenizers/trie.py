@@ -58,7 +58,7 @@ class Trie:
         codes_IL: int64 [I+1, L] codes of the items; row -1 is -1.
         path_IL: int64 [I+1, L+1] the nodes on the path to each item, root first; row -1 is -2, which is not a node.
         edge_key: int64 [X-1] parent x max(num_codes) + code, ascending.
-        code_X: int64 [X+1+W] the code that leads to the node; 0 for the root and behind the last node, where there are
+        code_X: int64 [X+1+W] the code that leads to the node; 0 for the root and after the last node, where there are
             as many as the widest node has children.
         first_edge_X: int64 [X+1] the edge to the node's first child.
         num_children_X: int64 [X+1].
