@@ -484,9 +484,9 @@ def data(arguments: Sequence[str]) -> None:
     class InspectArguments(ReadOptions):
         """Read a data set as an experiment would, report how, and describe its content.
 
-        PATH is a folder or a zip with the files of KuaiRand, MovieLens, Amazon's reviews, RecBole, LC-Rec, MiniOneRec
-        or lists of items. It may also be a folder with feedgym's events.parquet and catalog.parquet, or a table
-        (CSV, JSON lines, parquet) with one row per event.
+        PATH is a folder or a zip with the files of KuaiRand, KuaiRec, MIND, MovieLens, Amazon's reviews, RecBole,
+        LC-Rec, MiniOneRec or lists of items. It may also be a folder with feedgym's events.parquet and catalog.parquet,
+        or a table (CSV, JSON lines, parquet) with one row per event.
 
         Look for too few events per user (targets have no history) and ties of users' last events (chance decides a
         leave-one-out target). Other warnings are repeats (leaving out seen items hides them), popularity (does a

@@ -96,7 +96,24 @@ def read_table(
     table = _renamed(path, table, of_event, REQUIRED)
     if items is not None and item_table is not None:
         item_table = _checked_items(items, _renamed(items, item_table, of_item, ("item_id",)))
-    options = options or ReadOptions()
+    return log_of_rows(path, table, items, item_table, options or ReadOptions())
+
+
+def log_of_rows(
+    path: object, table: pd.DataFrame, items: object, item_table: pd.DataFrame | None, options: ReadOptions
+) -> tuple[EventLog, Catalog]:
+    """Makes a log of a table with feedgym's columns, one row per exposure; readers of public data end here too.
+
+    Args:
+        path: the file, for messages.
+        table: columns as in :func:`read_table`, and an index with the rows' numbers in the file.
+        items: the items' file, for messages.
+        item_table: the items, every item of ``table`` among them; None if nothing is known about them.
+        options: as in :func:`read_table`.
+
+    Raises:
+        ValueError: as in :func:`read_table`.
+    """
     table = k_core(table[options.chosen(table["user_id"])], options.core)  # the index keeps the rows' numbers
     if table.empty:
         raise ValueError(f"{path}: no row is left with core {options.core} and {options.users:g} of the users.")
@@ -219,7 +236,7 @@ def _renamed(path: Path, table: pd.DataFrame, columns: Columns, required: tuple[
     return columns.in_seconds(path, table, mapped)
 
 
-def _checked_items(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+def _checked_items(path: object, table: pd.DataFrame) -> pd.DataFrame:
     refuse(path, table, "item_id", table["item_id"].duplicated(), "repeats an item", "keep one row per item")
     for name in (str(c) for c in table if str(c).startswith(EMBEDDING_PREFIX)):
         refuse(path, table, name, np.isnan(numbers(path, table, name)), "is NaN", "drop or impute those items")
@@ -228,7 +245,7 @@ def _checked_items(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{str(name): numbers(path, table, str(name)) for name in numeric})
 
 
-def _item_ids(path: Path, table: pd.DataFrame, item_table: pd.DataFrame | None) -> tuple[NDArray, NDArray[np.int64]]:
+def _item_ids(path: object, table: pd.DataFrame, item_table: pd.DataFrame | None) -> tuple[NDArray, NDArray[np.int64]]:
     """Raw ids of the catalogue and each event's row in it; without an items' table, the sorted items of the events."""
     if item_table is None:
         codes, ids = pd.factorize(table["item_id"], sort=True)
@@ -247,14 +264,14 @@ def _item_ids(path: Path, table: pd.DataFrame, item_table: pd.DataFrame | None) 
     return plain_ids(item_table["item_id"]), codes
 
 
-def _flags(path: Path, table: pd.DataFrame, name: str, fill: int) -> BoolArray:
+def _flags(path: object, table: pd.DataFrame, name: str, fill: int) -> BoolArray:
     """A column of 0 and 1; empty cells become ``fill``."""
     values = numbers(path, table, name, fill)
     refuse(path, table, name, (values != 0) & (values != 1), "is neither 0 nor 1", "write 0/1, e.g. rating >= 4")
     return values == 1
 
 
-def _timestamps(path: Path, table: pd.DataFrame, user_idx: NDArray, options: ReadOptions) -> NDArray[np.float64]:
+def _timestamps(path: object, table: pd.DataFrame, user_idx: NDArray, options: ReadOptions) -> NDArray[np.float64]:
     """Times in seconds, or the order of the rows if the file has no times."""
     if "timestamp" not in table:
         keeps_clock(path, "has no timestamp", options)
@@ -265,7 +282,7 @@ def _timestamps(path: Path, table: pd.DataFrame, user_idx: NDArray, options: Rea
     return seconds
 
 
-def _positions(path: Path, table: pd.DataFrame) -> NDArray[np.float64] | None:
+def _positions(path: object, table: pd.DataFrame) -> NDArray[np.float64] | None:
     """Places in slates; without times the order of the file's rows counts, and places are not used."""
     if not {"position", "timestamp"} <= {*table}:
         return None
@@ -275,7 +292,7 @@ def _positions(path: Path, table: pd.DataFrame) -> NDArray[np.float64] | None:
 
 
 def _log(
-    path: Path, table: pd.DataFrame, user_idx: NDArray, user_ids: pd.Index, timestamp_s: NDArray, item_id: NDArray
+    path: object, table: pd.DataFrame, user_idx: NDArray, user_ids: pd.Index, timestamp_s: NDArray, item_id: NDArray
 ) -> EventLog:
     """The log of a table sorted by user and time."""
     examined = _flags(path, table, "examined", 1) if "examined" in table else np.ones(len(table), dtype=bool)
@@ -312,7 +329,7 @@ def _log(
     )
 
 
-def _behaviours(path: Path, table: pd.DataFrame, examined: BoolArray) -> NDArray[np.uint8]:
+def _behaviours(path: object, table: pd.DataFrame, examined: BoolArray) -> NDArray[np.uint8]:
     """Behaviours [rows, B]: the columns' own, those of the ratings, or a click on all that was looked at."""
     present = [name for name in BEHAVIOURS if name in table]
     if "rating" in table:
@@ -329,7 +346,7 @@ def _behaviours(path: Path, table: pd.DataFrame, examined: BoolArray) -> NDArray
     return behaviours
 
 
-def _ratings(path: Path, table: pd.DataFrame, examined: BoolArray) -> NDArray[np.float64]:
+def _ratings(path: object, table: pd.DataFrame, examined: BoolArray) -> NDArray[np.float64]:
     """Ratings on a scale that ends at 5."""
     rating = numbers(path, table, "rating")
     remedy = "make columns of 0 and 1 of it and map them, or leave it out: --columns rating=-"
@@ -341,8 +358,8 @@ def _ratings(path: Path, table: pd.DataFrame, examined: BoolArray) -> NDArray[np
 
 
 def _catalog(
-    path: Path,
-    items: Path | None,
+    path: object,
+    items: object,
     raw_ids_I: NDArray,
     item_table: pd.DataFrame | None,
     table: pd.DataFrame,
@@ -371,7 +388,7 @@ def _catalog(
     )
 
 
-def _durations(path: Path, item_facts: pd.DataFrame, table: pd.DataFrame, item_id: NDArray, count: int) -> FloatArray:
+def _durations(path: object, item_facts: pd.DataFrame, table: pd.DataFrame, item_id: NDArray, count: int) -> FloatArray:
     """Lengths from the items' table, else from the events (the longest of the item), else the median, else 1 s."""
     if "duration_s" in item_facts:
         seconds = item_facts["duration_s"]
@@ -386,7 +403,7 @@ def _durations(path: Path, item_facts: pd.DataFrame, table: pd.DataFrame, item_i
 
 
 def _content(
-    items: Path | None,
+    items: object,
     item_facts: pd.DataFrame,
     text_I: NDArray | None,
     log: EventLog,
