@@ -15,9 +15,9 @@ CARD = "README.md"
 class WithCard(PreTrainedModel):
     """A model whose ``save_pretrained`` writes a card beside the weights."""
 
-    def save_pretrained(self, save_directory: Any, **options: Any) -> None:
+    def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
         """As in transformers, and the card (:func:`card_of`)."""
-        super().save_pretrained(save_directory, **options)
+        super().save_pretrained(save_directory, *args, **options)
         (Path(save_directory) / CARD).write_text(card_of(self), encoding="utf-8")
 
 

@@ -221,7 +221,8 @@ def read_catalog(path: str | Path) -> Catalog:
     if content.null_count:
         _fail(path, "content", np.asarray(content.is_null()), "is empty", "give every item an embedding")
     content_IE = numpy_of(content.flatten()).astype(np.float32).reshape(table.num_rows, -1)
-    _refuse(path, "content", ~np.isfinite(content_IE).all(1), "has NaN or infinite values", "drop or impute the item")
+    broken_I = np.asarray(~np.isfinite(content_IE).all(axis=1))
+    _refuse(path, "content", broken_I, "has NaN or infinite values", "drop or impute the item")
     _refuse(path, "duration_s", ~(columns["duration_s"] > 0), "is not above 0", "write the item's length in seconds")
     return Catalog(
         raw_ids_I=_id_array(table["raw_id"].combine_chunks()),

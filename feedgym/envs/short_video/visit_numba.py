@@ -65,7 +65,7 @@ READ = dict.fromkeys(Users._fields, np.float32) | {
 Changed = namedtuple("Changed", "time_s_U interest_UD mood_UD satiation_UM satisfaction_U seen_UR num_seen_U")
 """Columns of the state at the next visit that a visit writes."""
 
-Told = namedtuple("Told", [field.name for field in fields(Response)])
+Told = namedtuple("Told", [field.name for field in fields(Response)])  # type: ignore[misc]  # as the dataclass has them
 """The arrays of a :class:`Response`."""
 
 
