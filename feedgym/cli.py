@@ -413,9 +413,10 @@ def check_code(config: Any, folder: Path, trust: bool, arguments: Sequence[str])
     return trusted(config, folder / "config.json", trust=trust, named=named)
 
 
-def _of_run(options: Any) -> dict[str, Any]:
+def _of_run(options: RunOptions | Demo) -> dict[str, Any]:
     """Returns the options of an experiment besides its configuration and folders."""
-    return {name: getattr(options, name) for name in ("dry_run", "trust", "store", "tracker")}
+    told = {"dry_run": options.dry_run, "trust": options.trust}
+    return told | {"store": options.store, "tracker": options.tracker}
 
 
 def _experiment(
@@ -860,7 +861,11 @@ def results(arguments: Sequence[str]) -> None:
     options = _parse(ResultsArguments, "results add", arguments[1:])
     from feedgym.experiments.results import add_result
 
-    print(f"Written to {add_result(**vars(options))}")
+    written = add_result(
+        options.run, verdict=options.verdict, figure=options.figure, says=options.says, command=options.command,
+        page=options.page, name=options.name, out=options.out,
+    )  # fmt: skip
+    print(f"Written to {written}")
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
