@@ -117,7 +117,8 @@ def understood(
         ValueError: a unit is unknown or misplaced, or several columns have a usual name of one thing.
     """
     header = [str(name) for name in header]
-    of, units = {}, {}
+    of: dict[str, str] = {}
+    units: dict[str, str] = {}
     for name, column in column_map.items():
         if column != OUT:
             of[name], unit = _parted(where, name, column, header)

@@ -93,11 +93,11 @@ def _events(file: RawFile) -> pd.DataFrame:
     for user, items in lists.items():
         if not isinstance(items, list) or not all(type(item) in (int, str) for item in items):
             raise ValueError(f"{file}: the entry of user {user!r} is not a list of items; write {{user: [item, ...]}}.")
-    user = np.repeat(np.array([*lists], dtype=object), [len(items) for items in lists.values()])
+    users = np.repeat(np.array([*lists], dtype=object), [len(items) for items in lists.values()])
     item = [str(item) for items in lists.values() for item in items]
     if not item:
         raise ValueError(f"{file}: no user has an item; fetch the file again.")
-    return pd.DataFrame({"user_id": read_ids(pd.Series(user)), "item_id": read_ids(pd.Series(item))})
+    return pd.DataFrame({"user_id": read_ids(pd.Series(users)), "item_id": read_ids(pd.Series(item))})
 
 
 def _described(fields: Any) -> tuple[str, str | None, str | None]:
