@@ -57,7 +57,7 @@ def test_the_tables_tell_some_visits_and_the_last_one():
     assert (
         "<td>aligned</td><td>2.00 [1.00, 3.00]</td><td>16.00 [15.00, 17.00]</td><td>20.00 [19.00, 21.00]</td>" in html
     )
-    assert "<td>aligned less base</td><td>1.00 [0, 2.00]</td>" in html.replace("0.00", "0")
+    assert "<td>aligned minus base</td><td>1.00 [0, 2.00]</td>" in html.replace("0.00", "0")
     assert "<td>share of the 20 most served: oracle</td><td>0.25</td>" in html
     assert "reward model&#x27;s opinion: base" in html and "opinion: aligned" not in html
 

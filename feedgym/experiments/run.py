@@ -64,7 +64,7 @@ T = TypeVar("T")
 BEGUN = "begun.json"
 """File in a stage's work folder with the key of the work."""
 
-VERSION = 4
+VERSION = 5
 """Version of run folders. Raise it when the same configuration would make another product than before. Older folders
 are then refused, because no version could repeat a run that mixes products of both."""
 
