@@ -59,7 +59,7 @@ def test_the_tables_tell_some_visits_and_the_last_one():
     )
     assert "<td>aligned minus base</td><td>1.00 [0, 2.00]</td>" in html.replace("0.00", "0")
     assert "<td>share of the 20 most served: oracle</td><td>0.25</td>" in html
-    assert "reward model&#x27;s opinion: base" in html and "opinion: aligned" not in html
+    assert "reward model&#x27;s prediction: base" in html and "prediction: aligned" not in html
 
 
 def test_a_visit_that_nobody_paid_is_a_dash_in_the_table_and_no_point_of_the_plot(monkeypatch):
