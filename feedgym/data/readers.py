@@ -82,7 +82,8 @@ def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, ite
         return source
     from feedgym.data.rows import is_table_folder
 
-    if path.is_file() or is_table_folder(path):
+    unfinished = (path / "catalog.parquet").exists()  # a log of feedgym's own whose events are not whole
+    if path.is_file() or (is_table_folder(path) and not unfinished):
         from feedgym.data.table import table_source
 
         return table_source(path, column_map or {}, items)
