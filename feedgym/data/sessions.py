@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feedgym.data.batches import DatedEventBatch, EventBatch
-from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, BoolArray, Catalog, Event, EventLog, LoggedSessions
+from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, DAY_S, BoolArray, Catalog, Event, EventLog, LoggedSessions
 from feedgym.ranges import CountOrZero, Ranged, Seconds, SomeShare
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ POSITIVE = ("long_view", "like", "follow", "comment", "forward")
 """The behaviours that make an exposure positive by default."""
 
 MAX_WATCH_FRACTION = 5.0
-DAY_S = 86_400.0
 WEEK_DAYS = 7
 
 

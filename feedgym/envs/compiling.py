@@ -29,18 +29,18 @@ def compiled(signature: str | None = None, *, any_order: bool = False) -> Callab
         signature: types of result and arguments.
         any_order: sums may be added up in any order, which is the same in every row.
     """
+    fast: Any = {"reassoc", "nsz"} if any_order else False
+    return lambda function: jitted(function, signature, error_model="numpy", _nrt=False, fastmath=fast)
+
+
+def jitted(function: Callable, signature: str | None = None, **options: Any) -> Any:
+    """Compiles a function with numba's options; its machine code is kept on disk where a folder can be written to."""
     import numba
 
-    fast: Any = {"reassoc", "nsz"} if any_order else False
-    options: dict[str, Any] = {"error_model": "numpy", "_nrt": False, "fastmath": fast}
-
-    def compile(function: Callable) -> Callable:
-        try:
-            return numba.jit(signature, cache=True, **options)(function)
-        except RuntimeError:  # no folder for machine code can be written to
-            return numba.jit(signature, **options)(function)
-
-    return compile
+    try:
+        return numba.jit(signature, cache=True, **options)(function)
+    except RuntimeError:  # no folder for machine code can be written to
+        return numba.jit(signature, **options)(function)
 
 
 def given(array: NDArray, dtype: DTypeLike) -> NDArray:

@@ -338,14 +338,11 @@ class Run:
 
     def _home(self, name: str) -> Path:
         """Folder of a stage in the run's folder."""
-        return self.folder / "stages" / name
+        return _home_of(self.folder, name)
 
     def _place(self, name: str) -> Path:
         """Place for a stage's product: in the store, or in the run's folder."""
-        if self.store is None or name in self.plan.own:
-            return self._home(name)
-        key = key_of_stage([VERSION, self._about["kind"], self.plan.shared[name]])
-        return stored_in(self.store, f"{name}-{key}")
+        return _place_of(self.folder, self.plan, self._about["kind"], self.store, name)
 
     def _is_kept(self, name: str) -> bool:
         """Whether the product that the run's folder holds, or names, belongs to the present configuration."""
@@ -601,16 +598,25 @@ def made_stages(folder: Path, plan: Plan, kind: str, store: Path | None = None) 
     """
     if (folder / CONFIG).exists():
         store = store_of(folder) if "store" in read_about(folder) else None
-    places = {name: folder / "stages" / name for name in plan}
-    if store is not None:
-        keys = {name: key_of_stage([VERSION, kind, plan.shared[name]]) for name in plan if name not in plan.own}
-        places |= {name: stored_in(store, f"{name}-{key}") for name, key in keys.items()}
     found = {}
-    for name, place in places.items():
+    for name in plan:
+        place = _place_of(folder, plan, kind, store, name)
         with contextlib.suppress(ValueError):  # a damaged product is made again
             if (mark := read_mark(place)) is not None and mark["key"] == plan[name]:
-                found[name] = "yes" if place.parent == folder / "stages" else "in the store"
+                found[name] = "yes" if place == _home_of(folder, name) else "in the store"
     return found
+
+
+def _home_of(folder: Path, name: str) -> Path:
+    """A stage's folder in a run's."""
+    return folder / "stages" / name
+
+
+def _place_of(folder: Path, plan: Plan, kind: str, store: Path | None, name: str) -> Path:
+    """The place of a stage's product: in the store, or in the run's folder."""
+    if store is None or name in plan.own:
+        return _home_of(folder, name)
+    return stored_in(store, f"{name}-{key_of_stage([VERSION, kind, plan.shared[name]])}")
 
 
 def read_product(folder: Path, load: Callable[[Path], T]) -> T:

@@ -163,14 +163,13 @@ class Wandb:
         """True and predicted reward in one chart, the sessions as a table, and the products as artefacts."""
         import wandb
 
-        if curves := {name: [row.get(of.removeprefix("round/")) for row in rounds] for name, of in CURVES.items()}:
-            known = {name: values for name, values in curves.items() if values and None not in values}
-            if known:
-                chart = wandb.plot.line_series(
-                    xs=list(range(len(rounds))), ys=list(known.values()), keys=list(known),
-                    title="Reward per session, true and predicted", xname="round",
-                )  # fmt: skip
-                self._run.log({"reward_by_round": chart})
+        curves = {name: [row.get(of.removeprefix("round/")) for row in rounds] for name, of in CURVES.items()}
+        if known := {name: values for name, values in curves.items() if values and None not in values}:
+            chart = wandb.plot.line_series(
+                xs=list(range(len(rounds))), ys=list(known.values()), keys=list(known),
+                title="Reward per session, true and predicted", xname="round",
+            )  # fmt: skip
+            self._run.log({"reward_by_round": chart})
         if samples:
             self._run.log({"sample_sessions": wandb.Table(columns=samples["columns"], data=samples["rows"])})
         for name, product in products.items():

@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 
 from feedgym.agents.layers.simd import LANES, exponential, fma, largest, load, prefetch, repeat, spread, store, total
+from feedgym.envs.compiling import jitted
 
 GROUP = 2 * LANES
 """Rows of a user that attend to the history together."""
@@ -29,11 +29,7 @@ ZERO, ONE, LOWEST = np.float32(0), np.float32(1), np.float32(-np.inf)
 
 def _compiled(function: Callable) -> Any:
     # "nnan" and "ninf" are left out: sums may run in any order, but infinities stay what they are
-    options: dict[str, Any] = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
-    try:
-        return numba.njit(cache=True, nogil=True, **options)(function)
-    except RuntimeError:  # numba found no folder to keep machine code in
-        return numba.njit(nogil=True, **options)(function)
+    return jitted(function, nogil=True, fastmath={"reassoc", "contract", "arcp", "nsz"}, error_model="numpy")
 
 
 @_compiled

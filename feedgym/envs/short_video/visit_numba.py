@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from feedgym.data.events import BEHAVIOURS, Catalog, IntArray
+from feedgym.data.events import BEHAVIOURS, DAY_S, Catalog, IntArray
 from feedgym.envs import luck
 from feedgym.envs.compiling import compiled, given
 from feedgym.envs.luck_compiled import derive, draw, exponential
@@ -39,8 +39,8 @@ from feedgym.envs.short_video.visit import (
 from feedgym.protocols import Response
 
 HATE = len(FEEDBACK) - 1
-VISIT = -1
-HOUR_S, DAY_S, WEEK_S = 3600.0, 86_400.0, 604_800.0
+VISIT = luck.VISIT
+HOUR_S, WEEK_S = 3600.0, 604_800.0
 
 CONSTANTS = tuple(field.name for field in (*fields(ShortVideoConfig), *fields(Terms)) if field.name != "day_peaks")
 

@@ -169,9 +169,9 @@ def _align(config: AlignConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
         "seed": config.seed,
         **run.facts(),
     }
-    names = ("log", "tokenizer", "base-agent", "reward-model", "aligned-agent")
-    stages = (log.name, tokenizer.name, base.name, reward.name, snapshot.name)
-    return conclude(run, summary, artifacts=dict(zip(names, stages, strict=True)))
+    artifacts = {"log": log.name, "tokenizer": tokenizer.name, "base-agent": base.name}
+    artifacts |= {"reward-model": reward.name, "aligned-agent": snapshot.name}
+    return conclude(run, summary, artifacts=artifacts)
 
 
 def _of_rounds(figures: dict[str, float]) -> dict[str, float]:
