@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         COMMANDS[name](rest)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        raise  # not a mistake; see __main__
     except (ValueError, OSError, UnpicklingError) as error:
         if verbose or os.environ.get("FEEDGYM_DEBUG"):
             raise

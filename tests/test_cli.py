@@ -219,6 +219,15 @@ def test_check_all_passes_every_built_in():
     assert "ShortVideo" in feedgym("check", "--all")
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["list", "--help"], ["list", "models"]])
+def test_a_reader_who_has_seen_enough_gets_no_message(arguments):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([PROGRAM, *arguments], stdout=write, stderr=subprocess.PIPE, text=True, env=alone())
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_help_teaches_every_command(capsys):
     main(["--help"])
     overview = capsys.readouterr().out

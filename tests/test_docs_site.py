@@ -15,6 +15,8 @@ from feedgym.experiments.presets import COMPARISONS, PRESETS
 from feedgym.plugins import BUILT_IN
 from feedgym.protocols import load
 
+pytest.importorskip("griffe", reason="the site's packages are missing; `make docs` installs them")
+
 DOCS = Path(feedgym.__file__).parent.parent / "docs"
 NOTEBOOKS = sorted((DOCS / "tutorials").glob("*.ipynb"))
 

@@ -22,7 +22,7 @@ from feedgym.experiments.align.presets import AlignConfig, RoundsConfig
 from feedgym.experiments.align.world import Recorded, Simulated, plan_world, world_of
 from feedgym.experiments.configs import JudgeConfig, LogConfig
 from feedgym.experiments.logs import LOG, simulator_key
-from feedgym.experiments.rollouts import Rollouts
+from feedgym.experiments.rollouts import RolloutConfig, Rollouts
 from feedgym.experiments.run import Plan
 
 LENGTH, HISTORY, VISITS = 4, 6, 4
@@ -429,3 +429,9 @@ def test_a_column_pair_is_cut_at_its_first_equals_sign():
 def test_what_is_no_pair_is_refused_with_an_example(text):
     with pytest.raises(ValueError, match=rf"--columns got '{text}'; write NAME=COLUMN, e.g. user_id=uid"):
         column_pair(text)
+
+
+def test_a_run_made_on_a_gpu_is_read_back_without_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = replace(CONFIG, rollouts=RolloutConfig(device="cuda", gpus_per_actor=0.5))
+    assert Simulated(config).workers.config.device == "cpu"

@@ -21,7 +21,7 @@ from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.evaluate import judge_offline, judge_online
 from feedgym.experiments.logs import data_path, plan_log, recorded_log, simulated_log, simulator_of, users_key
 from feedgym.experiments.progress import Step
-from feedgym.experiments.rollouts import Rollouts
+from feedgym.experiments.rollouts import RolloutConfig, Rollouts
 from feedgym.experiments.run import Plan
 from feedgym.experiments.serve import ServingRecord, judges_of, serve, serve_all
 from feedgym.plugins import title_of
@@ -50,7 +50,7 @@ class Simulated:
 
     def __init__(self, config: AlignConfig, trust: bool = False, workers: Rollouts | None = None) -> None:
         self.config = config
-        self.workers = workers or Rollouts(config.rollouts, "off")
+        self.workers = workers or Rollouts(RolloutConfig(), "off")
         self.simulator = simulator_of(config, config.seed, trust)
         self.title = f"{_what(config)} on {type(self.simulator).__name__}, simulated users"
 
