@@ -128,6 +128,19 @@ def test_chosen_products_have_the_gradients_of_gathered_ones():
     torch.testing.assert_close(torch.autograd.grad((found_NS * weight_NS).sum(), vectors), expected)
 
 
+@pytest.mark.parametrize("num_rows", [2, 30])  # fewer cells than items, and more
+def test_logits_of_some_items_are_those_of_all_with_their_gradients(num_rows):
+    model = toy(num_items=40, num_negatives=3)
+    hidden = torch.randn(num_rows, model.config.d_model, requires_grad=True)
+    idx_NS = torch.randint(40, (num_rows, 4))
+    idx_NS[0] = idx_NS[1, 0]  # asked for more than once
+    some_NS, plain_NS = model._some_logits(hidden, idx_NS), model.item_logits(hidden).gather(1, idx_NS)
+    torch.testing.assert_close(some_NS, plain_NS)
+    weight_NS, learned = torch.randn(num_rows, 4), (hidden, model.items.weight)
+    expected = torch.autograd.grad((plain_NS * weight_NS).sum(), learned)
+    torch.testing.assert_close(torch.autograd.grad((some_NS * weight_NS).sum(), learned), expected)
+
+
 def test_scores_belong_to_the_newest_events_whatever_surrounds_them(monkeypatch):
     monkeypatch.setattr("feedgym.agents.sequences.ROWS_ALIKE", 2)
     model, histories = toy(), toy_histories(6, num_items=NUM_ITEMS)

@@ -312,18 +312,21 @@ class SequenceModel(WithCard):
 
     def _some_logits(self, hidden_ND: Tensor, item_ids_NS: Tensor) -> Tensor:
         """Float32 logits [N, S] of S items per position."""
-        if self.config.num_items <= item_ids_NS.shape[1]:  # a matrix [N, I] has no more cells
+        num_items = self.config.num_items
+        if num_items <= item_ids_NS.shape[1]:  # a matrix [N, I] has no more cells
             return self.item_logits(hidden_ND).gather(1, item_ids_NS)
-        items_ID = self.vectors(self.items.weight[: self.config.num_items])
-        return ChosenProducts.apply(self._queries(hidden_ND).float(), items_ID.float(), item_ids_NS)
+        items_XD = self.items.weight[:num_items]
+        if item_ids_NS.numel() < num_items:  # then a third of the items or more are not asked for
+            item_id_X, item_ids_NS = item_ids_NS.unique(return_inverse=True)
+            items_XD = F.embedding(item_id_X, items_XD)
+        return ChosenProducts.apply(self._queries(hidden_ND).float(), self.vectors(items_XD).float(), item_ids_NS)
 
     def _taken(self, sequences: Sequences, at_UZ: Tensor, negative_NS: Tensor) -> Tensor:
         """True where the user's sequence holds the negative, bool [N, S]."""
-        size = self.config.num_items + 1
-        held_UI = torch.zeros(len(sequences), size, dtype=torch.bool, device=negative_NS.device)
-        held_UI.scatter_(1, sequences.item_ids_UZ.masked_fill(~sequences.mask_UZ, size - 1), True)
-        user_N = at_UZ.nonzero()[:, 0]
-        return held_UI[user_N[:, None], negative_NS]
+        held_UZ = sequences.item_ids_UZ.masked_fill(~sequences.mask_UZ, self.config.num_items).sort(dim=1).values
+        held_NZ = held_UZ[at_UZ.nonzero()[:, 0]]
+        place_NS = torch.searchsorted(held_NZ, negative_NS).clamp_max(held_NZ.shape[1] - 1)
+        return held_NZ.gather(1, place_NS) == negative_NS
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

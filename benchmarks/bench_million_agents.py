@@ -1,0 +1,80 @@
+"""Agents with a million items: time and peak memory of sampling, training and ranking.
+
+``python benchmarks/bench_million_agents.py [onerec|hstu] [ITEMS]``; each part in a process of its own, on one thread.
+
+    - onerec: OneRec of the demo's sizes draws 128 sessions of 5 items for each of 64 users with 40 events. Items have
+      random different codes, since sampling costs the same whoever fitted them.
+    - hstu: HSTU of MovieLens-1M's sizes learns from batches of 32 users with 200 events by a sampled softmax, and then
+      ranks all items for 64 users.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from statistics import median
+
+import torch
+from bench_million_items import peak_gb
+from bench_sampling import histories_of, tokenizer_of
+
+from feedgym.agents.generation import sample_sessions
+from feedgym.agents.hstu import HSTU, HSTUConfig
+from feedgym.agents.onerec import OneRec, OneRecConfig
+from feedgym.tokenizers.codes import codes_for
+
+USERS, SAMPLES, BATCH, STEPS = 64, 128, 32, 5
+
+
+def onerec(num_items: int) -> None:
+    """Sample sessions."""
+    torch.manual_seed(0)
+    tokenizer = tokenizer_of(codes_for(num_items), num_items)
+    config = OneRecConfig(session_length=5, history_length=40, profile_sizes=(2, 2))
+    model = OneRec.from_tokenizer(tokenizer, config).eval()
+    trie, histories = tokenizer.trie(), histories_of(USERS, 40, num_items, full=True)
+    before, begin = peak_gb(), time.process_time()
+    for rows in range(0, USERS, 16):  # blocks as in a round
+        part = histories.rows(torch.arange(rows, rows + 16))
+        sample_sessions(model, trie, part, SAMPLES, 5, torch.Generator().manual_seed(rows))
+    seconds = time.process_time() - begin
+    print(f"OneRec, {num_items:,} items, codes {tokenizer.num_codes}: {USERS * SAMPLES:,} sessions ", end="")
+    print(f"in {seconds:.1f} CPU s; peak {peak_gb():.2f} GB, {before:.2f} GB of it before")
+
+
+def hstu(num_items: int) -> None:
+    """Train and rank."""
+    torch.manual_seed(0)
+    model = HSTU(HSTUConfig(num_items=num_items, history_length=200, use_time=False))
+    before, optimizer = peak_gb(), torch.optim.AdamW(model.parameters(), lr=1e-3)
+    batch = model.sequence_batch(histories_of(BATCH, 200, num_items, full=True))
+    seconds = []
+    for _ in range(STEPS):
+        begin = time.process_time()
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seconds.append(time.process_time() - begin)
+    print(f"HSTU, {num_items:,} items: a training step of {BATCH} users in {median(seconds):.2f} CPU s; ", end="")
+    print(f"peak {peak_gb():.2f} GB, {before:.2f} GB of it before")
+    begin = time.process_time()
+    for _ in range(USERS // 16):
+        model.scores(histories_of(16, 200, num_items, full=True)).topk(200)
+    print(f"ranked for {USERS} users in {time.process_time() - begin:.1f} CPU s; peak {peak_gb():.2f} GB")
+
+
+def main() -> None:
+    """Run the part that is named, or each in a process of its own."""
+    parts = {"onerec": onerec, "hstu": hstu}
+    name, *sizes = sys.argv[1:] or [""]
+    if name:
+        torch.set_num_threads(1)
+        return parts[name](int(sizes[0]) if sizes else 1_000_000)
+    for name in parts:
+        subprocess.run([sys.executable, __file__, name], check=True)
+
+
+if __name__ == "__main__":
+    main()
