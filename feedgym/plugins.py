@@ -32,6 +32,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "item_id": "feedgym.tokenizers.item_id:ItemId",
         "lsh": "feedgym.tokenizers.lsh:LSH",
         "random": "feedgym.tokenizers.item_id:RandomCodes",
+        "index": "feedgym.tokenizers.index:Index",
     },
     "model": {
         "onerec": "feedgym.agents.onerec:OneRec",
@@ -203,6 +204,19 @@ def key_of(kind: str, name: str) -> Any:
     from feedgym.data.whole import digest_of  # imports pyarrow
 
     return [name, digest_of(Path(file))]
+
+
+def options_key(options: Any) -> Any:
+    """Key of a plug-in's options; if they name ``files``, with the hashes of their contents.
+
+    Raises:
+        ValueError: a file is missing.
+    """
+    if not hasattr(options, "files"):
+        return options
+    from feedgym.data.whole import digest_of
+
+    return [options, [digest_of(Path(file)) for file in options.files]]
 
 
 def config_type(kind: str, name: str) -> Any:

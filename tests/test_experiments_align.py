@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, fields, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,7 +143,8 @@ def test_options_of_the_experts_reach_the_built_model():
 def test_options_of_a_tokenizer_reach_the_fitted_one(tokenizer, options, tmp_path):
     config = replace(smoke(), tokenizer=tokenizer, tokenizer_options=options)
     content_IE = torch.randn(24, 10, generator=torch.Generator().manual_seed(0)).numpy()
-    fitted = fit_codes(new_tokenizer(config), content_IE, tmp_path)
+    catalog = SimpleNamespace(content_IE=content_IE, raw_ids_I=np.arange(24))
+    fitted = fit_codes(new_tokenizer(config), catalog, tmp_path)
     assert vars(options) == vars(fitted.config)
     assert all(getattr(options, f.name) != f.default for f in fields(options))  # none was left as it is
     kept = {folder.name for folder in tmp_path.iterdir()}

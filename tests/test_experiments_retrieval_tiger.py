@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -48,7 +49,9 @@ def test_options_of_a_tokenizer_reach_the_fitted_one(tokenizer, options, tmp_pat
     given = replace(options, num_codes=(4, 8), seed=2)
     config = replace(PRESETS["tiger-smoke"](), tokenizer=tokenizer, tokenizer_options=given, seed=5)
     content_IE = np.random.default_rng(0).normal(size=(24, 10)).astype(np.float32)
-    fitted = fitted_tokenizer(config, content_IE, tmp_path)
+    fitted = fitted_tokenizer(
+        config, SimpleNamespace(content_IE=content_IE, raw_ids_I=range(len(content_IE))), tmp_path
+    )
     assert fitted.config == replace(given, seed=7)
     with pytest.raises(ValueError, match="takes LSHConfig"):
         replace(config, tokenizer="lsh")

@@ -2,6 +2,7 @@
 
 from feedgym.tokenizers.check import check_tokenizer
 from feedgym.tokenizers.codes import CodeTokenizer, append_counter, codes_hash
+from feedgym.tokenizers.index import Index, IndexConfig
 from feedgym.tokenizers.item_id import ItemId, ItemIdConfig, RandomCodes, RandomCodesConfig
 from feedgym.tokenizers.lsh import LSH, LSHConfig
 from feedgym.tokenizers.quality import compare_tokenizers, quality_report
@@ -14,6 +15,8 @@ __all__ = [
     "LSH",
     "RQVAE",
     "CodeTokenizer",
+    "Index",
+    "IndexConfig",
     "ItemId",
     "ItemIdConfig",
     "LSHConfig",

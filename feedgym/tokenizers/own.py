@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from numpy.typing import ArrayLike
-from torch import Tensor
 
+from feedgym.data.events import Catalog
 from feedgym.protocols import ItemTokenizer
 from feedgym.tokenizers.codes import CodeTokenizer
 
@@ -42,11 +41,15 @@ class FixedCodes(CodeTokenizer):
         return cls(FixedCodesConfig()).freeze(codes_IL.long(), num_codes)
 
 
-def fit_codes(tokenizer: Any, content_IE: Tensor | ArrayLike, work: Path) -> CodeTokenizer:
-    """Fit any tokenizer on the contents [I, E]; if its ``fit`` takes ``work``, it resumes from checkpoints there."""
-    keeps = {"work": work} if "work" in inspect.signature(tokenizer.fit).parameters else {}
-    content_IE = torch.as_tensor(content_IE)
-    fitted = tokenizer.fit(content_IE, **keeps)
+def fit_codes(tokenizer: Any, catalog: Catalog, work: Path) -> CodeTokenizer:
+    """Fit any tokenizer on a catalogue's content.
+
+    If its ``fit`` takes ``work``, it resumes from checkpoints there; if it takes ``raw_ids_I``, it gets the items' ids.
+    """
+    offered = {"work": work, "raw_ids_I": catalog.raw_ids_I}
+    asked = {name: offered[name] for name in offered.keys() & inspect.signature(tokenizer.fit).parameters}
+    content_IE = torch.as_tensor(catalog.content_IE)
+    fitted = tokenizer.fit(content_IE, **asked)
     return fitted if isinstance(fitted, CodeTokenizer) else FixedCodes.of(fitted, len(content_IE))
 
 

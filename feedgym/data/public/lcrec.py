@@ -2,7 +2,8 @@
 
 ``NAME.inter.json`` maps each user to their items in time order, ``{"0": [12, 7], ...}``. ``NAME.item.json`` maps each
 item to its fields, ``{"12": {"title": "...", "brand": "..."}, ...}``; they become its text. Its topic is the second
-category (the first is that of the whole file), its creator the brand.
+category (the first is that of the whole file), its creator the brand. Codes of ``NAME.index.json`` are a tokenizer
+(:mod:`feedgym.tokenizers.index`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from feedgym.data.public.files import RawFile, decoded, one_line, with_neighbour
 from feedgym.data.public.interactions import ORDER_ONLY, Ratings, ratings_log, read_ids
 from feedgym.data.sources import ReadOptions, Source
 
-INTER, ITEM = ".inter.json", ".item.json"
+INTER, ITEM, INDEX = ".inter.json", ".item.json", ".index.json"
 EACH_A_CLICK = "every item is a click"
 FIELD = 300
 """Characters of a field that are kept; the sentence model reads 256 tokens."""
@@ -35,12 +36,14 @@ def find_lcrec(path: Path, files: dict[str, RawFile]) -> Source | None:
     names = [name for name in files if name.endswith(INTER)]
     if path.is_file() and path.name.endswith(ITEM):  # given by its items
         names = [path.name.removesuffix(ITEM) + INTER]
-    files = with_neighbours(path, files, r".*\.(inter|item)\.json")
+    files = with_neighbours(path, files, r".*\.(inter|item|index)\.json")
     if not names or names[0] not in files:
         return None
     if len(names) > 1:
         raise ValueError(f"{path}: holds several data sets ({', '.join(sorted(names))}); give one file.")
-    inter, items = files[names[0]], files.get(names[0].removesuffix(INTER) + ITEM)
+    name = names[0].removesuffix(INTER)
+    inter, items, index = files[names[0]], files.get(name + ITEM), files.get(name + INDEX)
+    codes = (f"{index.name} holds codes; --tokenizer index --tokenizer.path {index} takes them",) if index else ()
 
     def read(options: ReadOptions) -> tuple[EventLog, Catalog]:
         events = _events(inter)
@@ -48,9 +51,9 @@ def find_lcrec(path: Path, files: dict[str, RawFile]) -> Source | None:
         return ratings_log(inter, Ratings(events=events, items=facts), options)
 
     return Source(
-        name=f"LC-Rec's files of {names[0].removesuffix(INTER)}",
+        name=f"LC-Rec's files of {name}",
         files=(inter, items) if items else (inter,),
-        says=(EACH_A_CLICK, ORDER_ONLY),
+        says=(EACH_A_CLICK, ORDER_ONLY, *codes),
         read=read,
     )
 

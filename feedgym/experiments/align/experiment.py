@@ -82,7 +82,7 @@ def _align(config: AlignConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
 
     tokenizer = run.stage(
         "tokenizer",
-        lambda work: fit_codes(new_tokenizer(config), pool.catalog.content_IE, work),
+        lambda work: fit_codes(new_tokenizer(config), pool.catalog, work),
         tokenizer_codec(config),
     )
     agents = model_codec(config, tokenizer.value)

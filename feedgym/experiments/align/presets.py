@@ -134,7 +134,7 @@ class AlignConfig(UsersConfig):
     """Seed that decides which users are held out from training to check the reward model."""
     tokenizer: str = "residual_kmeans"
     """Tokenizer that gives items their codes: residual_kmeans (OneRec's), rqvae (TIGER's), item_id (HSTU's: one per
-    item), lsh, random, or the import path of your own."""
+    item), lsh, random, index (published codes of a NAME.index.json), or the import path of your own."""
     tokenizer_options: Annotated[Any, tyro.conf.arg(name="tokenizer")] = None
     """Options of the tokenizer; the experiment's seed is added to its own."""
     sessions: SessionFilter = field(

@@ -15,7 +15,7 @@ from feedgym.experiments.align.world import plan_world
 from feedgym.experiments.configs import CostConfig
 from feedgym.experiments.cost import MEASURED_HERE
 from feedgym.experiments.run import Codec, NumberOrNone, Plan, json_of
-from feedgym.plugins import key_of, resolve
+from feedgym.plugins import key_of, options_key, resolve
 from feedgym.rewards.ensemble import RewardEnsemble, load_reward_model
 from feedgym.rewards.model import RewardModel
 
@@ -77,7 +77,7 @@ class Decisions(NamedTuple):
         scored += [] if config.rollouts.device == "cpu" else [config.rollouts.device]
         return cls(
             cut=cut,
-            codes=[key_of("tokenizer", config.tokenizer), config.tokenizer_options, config.seed],
+            codes=[key_of("tokenizer", config.tokenizer), options_key(config.tokenizer_options), config.seed],
             base=learned + cut,
             reward=[config.reward_model, config.reward_share, *cut],
             scored=scored,

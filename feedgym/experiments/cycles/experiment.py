@@ -66,7 +66,7 @@ def _deployed(config: CyclesConfig, run: Run, workers: Rollouts) -> dict[str, An
     world = Simulated(config, run.trust, workers)
     log = run.stage("log", world.collect, LOG)
     start = Pool.of(log.value, world, config)
-    codes = partial(fit_codes, new_tokenizer(config), start.catalog.content_IE)
+    codes = partial(fit_codes, new_tokenizer(config), start.catalog)
     tokenizer = run.stage("tokenizer", codes, tokenizer_codec(config)).value
     base = run.stage("base", partial(pretrained, config, start, tokenizer), model_codec(config, tokenizer)).value
     reward = run.stage("reward", partial(fitted_reward, config, start), REWARD).value

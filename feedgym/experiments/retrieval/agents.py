@@ -15,6 +15,7 @@ from feedgym.agents.fit import Curve, fit
 from feedgym.agents.sasrec import SASRec, SASRecSizes
 from feedgym.agents.sequences import SequenceDataset, SequenceModel
 from feedgym.agents.session_model import SessionModel, SessionRecommender
+from feedgym.data.events import Catalog
 from feedgym.experiments.progress import progress
 from feedgym.experiments.retrieval.data import SESSION, RetrievalData
 from feedgym.experiments.retrieval.presets import RetrievalConfig, TigerRun
@@ -104,7 +105,7 @@ def codes_stage(kind: type[SessionModel], config: TigerRun) -> AgentStage:
     lengths = {"history_length": config.history_length, "session_length": config.session_length}
 
     def train(world: RetrievalData, work: Path, name: str) -> tuple[SessionRecommender, Curve]:
-        tokenizer = fitted_tokenizer(config, world.catalog.content_IE, work / "tokenizer")
+        tokenizer = fitted_tokenizer(config, world.catalog, work / "tokenizer")
         torch.manual_seed(config.seed)
         model = kind.build(sizes, tokenizer, profile_sizes=world.log.profile_sizes, **lengths)
         examples = world.windows(config.history_length, config.sliding_window)
@@ -116,15 +117,16 @@ def codes_stage(kind: type[SessionModel], config: TigerRun) -> AgentStage:
             model, curve = fit(model, examples, config.fit, config.epochs, config.seed, validate, work, step)
         return SessionRecommender(model, tokenizer), curve
 
-    codes = [plugins.key_of("tokenizer", config.tokenizer), config.tokenizer_options, config.sliding_window]
+    told = plugins.options_key(config.tokenizer_options)
+    codes = [plugins.key_of("tokenizer", config.tokenizer), told, config.sliding_window]
     kept = Codec(_save_recommender, partial(load_recommender, kind, config))
     return AgentStage(train=train, agent=kept, key=[sizes, lengths, codes])
 
 
-def fitted_tokenizer(config: TigerRun, content_IE: Any, work: Path) -> CodeTokenizer:
+def fitted_tokenizer(config: TigerRun, catalog: Catalog, work: Path) -> CodeTokenizer:
     """Fit the configured tokenizer; its training resumes in ``work``."""
     options = plugins.with_seed(config.tokenizer_options, config.seed)
-    return fit_codes(plugins.built("tokenizer", config.tokenizer, options), content_IE, work)
+    return fit_codes(plugins.built("tokenizer", config.tokenizer, options), catalog, work)
 
 
 def _save_recommender(agent: SessionRecommender, folder: Path) -> None:

@@ -127,7 +127,7 @@ class TigerRun(RetrievalConfig):
     """Learn every item taken from the items before it; otherwise only each user's last one."""
     tokenizer: str = "rqvae"
     """Tokenizer of the codes: rqvae, residual_kmeans (balanced), lsh (random hyperplanes), random (random codes that
-    ignore content), or the import path of your own."""
+    ignore content), index (published codes of a NAME.index.json), or the import path of your own."""
     tokenizer_options: Annotated[Any, tyro.conf.arg(name="tokenizer")] = None
     """Options of the tokenizer; its seed is added to the run's."""
 
