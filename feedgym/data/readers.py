@@ -64,9 +64,10 @@ def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, ite
     """Detects the format of the data at a path, and how to read them.
 
     Args:
-        path: a folder (or a zip) with the files of KuaiRand, KuaiRec, MIND, MovieLens, Amazon's reviews, RecBole,
-            LC-Rec, MiniOneRec or lists of items, or one such file. It may also be a folder with feedgym's
-            ``events.parquet`` and ``catalog.parquet`` (also RUN/stages/log), or a table (CSV, JSON lines, parquet).
+        path: a folder (or a zip) with the files of KuaiRand, KuaiRec, KuaiSAR, MIND, Yambda, MovieLens, Amazon's
+            reviews, RecBole, LC-Rec, MiniOneRec or lists of items, or one such file. It may also be a folder with
+            feedgym's ``events.parquet`` and ``catalog.parquet`` (also RUN/stages/log), or a table (CSV, JSON lines,
+            parquet).
         column_map: names a table's columns, see :func:`feedgym.data.table.read_table`; a file with a map is always read
             as a table.
         items: the items of a table or of lists.
@@ -90,8 +91,8 @@ def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, ite
     if column_map or items:
         raise ValueError(f"{path}: is a folder, but column_map and items describe a single table; give its file.")
     raise ValueError(
-        f"{path}: holds no files that feedgym knows (KuaiRand's log_standard_*; KuaiRec's big_matrix.csv; MIND's "
-        f"behaviors.tsv; MovieLens's u.data, ratings.dat or "
+        f"{path}: holds no files that feedgym knows (KuaiRand's log_standard_*; KuaiRec's big_matrix.csv; "
+        f"KuaiSAR's rec_inter.csv; MIND's behaviors.tsv; Yambda's listens.parquet; MovieLens's u.data, ratings.dat or "
         f"ratings.csv; Amazon's reviews; RecBole's *.inter; LC-Rec's *.inter.json; MiniOneRec's train/*.csv; lists of "
         f"items *.txt; events.parquet and catalog.parquet); give a folder with such files, or a table's file with a "
         f"column map."

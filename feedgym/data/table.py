@@ -17,7 +17,7 @@ from feedgym.data.columns import unread
 from feedgym.data.content import attribute_embeddings
 from feedgym.data.events import BEHAVIOURS, BoolArray, Catalog, EventLog, FloatArray
 from feedgym.data.names import OUT, Columns, understood
-from feedgym.data.parquet import PROFILE_PREFIX
+from feedgym.data.parquet import EXTRA_PREFIX, PROFILE_PREFIX
 from feedgym.data.public.files import numbers, plain, refuse
 from feedgym.data.public.interactions import (
     CONTENT_WIDTH,
@@ -68,7 +68,8 @@ def read_table(
     - ``watch_s``, ``duration_s`` (of the item), ``examined`` (0/1, and 0 only where no behaviour is 1), ``propensity``;
     - the behaviours, 0/1. Without any of them, every examined row is a click;
     - ``rating``, 0 to 5, instead of behaviours: every examined row is a click, 4 or more a like, 2 or less a hate;
-    - ``profile_<name>``: profile fields, taken from the user's first row.
+    - ``profile_<name>``: profile fields, taken from the user's first row;
+    - ``extra_<name>``: further feedback, a number; empty cells are 0.
 
     ``items`` is a table with ``item_id`` and, where known, ``duration_s``, ``topic``, ``creator``, ``upload_time`` and
     ``text``. Columns ``embedding_*`` are the content embeddings. Without them embeddings are made from the texts, or
@@ -187,7 +188,7 @@ def item_words(items: Path) -> pd.DataFrame:
 
 
 def _is_of_event(name: str) -> bool:
-    return name in EVENT_COLUMNS or name.startswith(PROFILE_PREFIX)
+    return name in EVENT_COLUMNS or name.startswith((PROFILE_PREFIX, EXTRA_PREFIX))
 
 
 def _is_of_item(name: str) -> bool:
@@ -309,7 +310,7 @@ def _log(
         new_visit = np.diff(session, prepend=-1) != 0
     else:
         new_visit = cut_visits(user_idx, timestamp_s)
-    fields = [str(c) for c in table if str(c).startswith(PROFILE_PREFIX)]
+    fields, extra = ([str(c) for c in table if str(c).startswith(kind)] for kind in (PROFILE_PREFIX, EXTRA_PREFIX))
     first = np.searchsorted(user_idx, np.arange(len(user_ids)))
     profile_UF, sizes = encode_profile(table[fields].iloc[first])
     return assemble_log(
@@ -326,6 +327,7 @@ def _log(
         has_time="timestamp" in table,
         examined=examined,
         propensity=propensity.astype(np.float32),
+        extra={name.removeprefix(EXTRA_PREFIX): numbers(path, table, name, 0) for name in extra},
     )
 
 

@@ -14,19 +14,21 @@ from feedgym.data.public.amazon import find_amazon
 from feedgym.data.public.files import RawFile
 from feedgym.data.public.kuairand import find_kuairand
 from feedgym.data.public.kuairec import find_kuairec
+from feedgym.data.public.kuaisar import find_kuaisar
 from feedgym.data.public.lcrec import find_lcrec
 from feedgym.data.public.lists import find_sequences
 from feedgym.data.public.mind import find_mind
 from feedgym.data.public.movielens import find_movielens
 from feedgym.data.public.recbole import find_recbole
 from feedgym.data.public.targets import find_targets
+from feedgym.data.public.yambda import find_yambda
 from feedgym.data.sources import Source
 
 Finder = Callable[[Path, dict[str, RawFile]], Source | None]
 """Takes a path (a folder, a zip or a file) and the files there, by name without the suffix of a compression."""
 
 FINDERS: tuple[Finder, ...] = (
-    *(find_kuairand, find_kuairec, find_mind, find_movielens, find_lcrec, find_targets),
+    *(find_kuairand, find_kuairec, find_kuaisar, find_mind, find_yambda, find_movielens, find_lcrec, find_targets),
     *(find_recbole, find_amazon, find_sequences),
 )
 """Tried in this order: the first that recognises the files reads them."""
