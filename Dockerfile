@@ -5,14 +5,17 @@ FROM ${BASE}
 
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
-# Bases without Python get their own; gcc is for packages without a wheel.
+# Bases without Python get their own; gcc is for packages without a wheel. Debian's mirrors keep only the newest versions, so
+# none can be pinned.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends gcc git make python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
-RUN useradd --create-home feedgym
+RUN useradd --create-home --uid 10001 feedgym
 WORKDIR /home/feedgym/src
 COPY --chown=feedgym . .
-USER feedgym
+# By number, so that a cluster can see that it is not root.
+USER 10001
 ENV VIRTUAL_ENV=/home/feedgym/venv PATH=/home/feedgym/venv/bin:$PATH HF_HUB_OFFLINE=1
 RUN "$(command -v python3)" -m venv "$VIRTUAL_ENV" \
     && pip install --no-cache-dir --index-url "$TORCH_INDEX" torch==2.13.0 \

@@ -32,6 +32,7 @@ test-all: install  ## every test
 check: install  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/mypy
 
 DOCS := $(VENV)/.docs
