@@ -1,6 +1,6 @@
 """feedgym: a simulated feed, and the workbench that aligns generative recommenders to what its users really want.
 
-Importing the package registers its Gymnasium environments, and those of installed packages, by import path and loads
+Importing the package registers its Gymnasium environments, and those of installed packages, by import path. It loads
 nothing heavy: the public names are imported when they are first used.
 """
 

@@ -119,8 +119,8 @@ def align(
         data: a recorded log instead; the truth is then unknown.
         model: "onerec", "tiger", "hstu", an import path or a class that follows GenerativeAgent.
         tokenizer: a name, an import path, or an ItemTokenizer or its class.
-        reward: scores the sessions: a name, an import path, a SessionReward, a function of histories and sessions, or a
-            function that makes one from any of catalog, log and reward_model.
+        reward: scores the sessions. It is a name, an import path, a SessionReward, or a function of histories and
+            sessions. It may also be a function that makes one from any of catalog, log and reward_model.
         method: turns scored sessions into an update: a name, an import path, or an AlignmentMethod or its class.
         rounds: rounds of alignment.
         seed: seed of everything.
@@ -202,8 +202,8 @@ def evaluate(
     """Serve agents to the same fresh simulated users with the same random numbers, and the oracle if there is one.
 
     Args:
-        agents: the folder of a finished run, whose agents are judged again and whose summary and report are rewritten;
-            or one Recommender, or several by name.
+        agents: the folder of a finished run, whose agents are judged again and whose summary and report are rewritten.
+            Or one Recommender, or several by name.
         users: the users they serve, as in :func:`align`; a run has its own.
         num_users: fresh users; 280, or those of the run, if left out.
         visits: visits per user, unless they churn earlier; 30, or those of the run, if left out.
@@ -327,8 +327,8 @@ def simulate_parts(
         Counts: ``rows``, ``visits``, ``seen`` items, and the ``behaviours`` [B] of these.
 
     Raises:
-        ValueError: a number or share is out of range, parts do not fit into memory or files onto the disk, or the
-            folder holds a log already.
+        ValueError: a number or share is out of range, or the folder holds a log already. Or parts do not fit into
+            memory, or files onto the disk.
     """
     import numpy as np
 

@@ -173,7 +173,7 @@ def _line_of(box: str, command: str, root: str) -> str:
 class Demo(Ranged):
     """The whole experiment on simulated users, in about 8 minutes on 2 cores.
 
-    Pretrains OneRec on the log of 4,000 users, aligns it by iterated DPO against a reward model, and serves it to 280
+    Pretrains OneRec on the log of 4,000 users and aligns it by iterated DPO against a reward model. Then it serves 280
     fresh users for 30 visits each. Then it compares it with the agent before alignment and three references, and writes
     a report.
 
@@ -277,11 +277,11 @@ class RunOptions:
     """Continue the run in this folder from where it stopped. Options change its configuration, and stages that depend
     on them are done again: --rounds.num 8 adds rounds to a finished run."""
     store: Path | None = None
-    """Share stages with other runs in this folder: a stage is stored by the settings that decide it, and reused if
+    """Share stages with other runs in this folder. A stage is stored by the settings that decide it, and reused if
     another run has made it. Runs that differ only in --method share everything before it. A resumed run knows its
     store; give it if it was moved."""
     trust: bool = False
-    """Import code named in folders even if it is not feedgym's own, such as the simulator of a resumed run; use it only
+    """Import code named in folders even if it is not feedgym's own, such as the simulator of a resumed run. Use it only
     if you trust who made them. Code named on this command line does not need it."""
     tracker: TrackerName = "wandb"
     """Additional record in the run's folder: wandb (offline unless WANDB_MODE=online), tensorboard or none."""
@@ -550,9 +550,9 @@ def _inspect(options: Any, how: Any) -> None:
 class WatchArguments(Ranged):
     """Watch an agent serve users, visit by visit, with their responses and true interests.
 
-    AGENT chooses the sessions: random, popular, oracle (which sees the users' true state), the folder of a finished
-    run, or the import path of your own Recommender. That may be a class or a function with any of the parameters
-    catalog, num_items, session_length and log.
+    AGENT chooses the sessions: random, popular, oracle (which sees the users' true state), or the folder of a finished
+    run. It may also be the import path of your own Recommender. That may be a class or a function with any of the
+    parameters catalog, num_items, session_length and log.
 
     The same seed gives the same user with the same random numbers, so that agents can be compared by eye:
 
@@ -582,7 +582,7 @@ class WatchArguments(Ranged):
     frames: Path | None = None
     """Write a picture of every visit to this new folder."""
     trust: bool = False
-    """Import code named in a run's or a learned simulator's folder even if it is not feedgym's own; use it only if you
+    """Import code named in a run's or a learned simulator's folder even if it is not feedgym's own. Use it only if you
     trust who made it."""
 
 
@@ -718,12 +718,12 @@ class CheckArguments:
     """Test that a plug-in keeps the rules of its protocol, or a registered environment those of Gymnasium.
 
     A plug-in is a user simulator, an item tokenizer, a generative model, a session reward, an alignment method or a
-    recommender; the kind is detected from its methods.
+    recommender. The kind is detected from its methods.
     """
 
     path: Positional[str | None] = None
-    """Import path of a class, a function that makes one, or an object (my_lab.users:Teen); a name, as in --model
-    onerec; or an environment's id (feedgym/ShortVideo-v1, or my_lab:my_lab/Teen-v0 if a module registers it)."""
+    """Import path of a class, a function that makes one, or an object (my_lab.users:Teen). Or a name, as in --model
+    onerec. Or an environment's id (feedgym/ShortVideo-v1, or my_lab:my_lab/Teen-v0 if a module registers it)."""
     all: bool = False
     """Check all plug-ins and ids of feedgym."""
     trust: bool = False

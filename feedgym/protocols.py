@@ -4,8 +4,8 @@ Each is given by name, by import path (``"my_lab.users:Teen"``) or as an object 
 check PATH`` runs the conformance checks of the protocol a class follows. Axis letters: see :mod:`feedgym.data.events`.
 
 Randomness is an argument everywhere. A simulator's random numbers are keyed by user: they may depend on the user's
-seed, the visit and the position, and on nothing else. So responses depend neither on the batch nor on the other users,
-and two recommenders can serve the same users with the same random numbers (``feedgym.envs.luck`` makes this easy).
+seed, the visit and the position, and on nothing else. So responses depend neither on the batch nor on the other users.
+Two recommenders can serve the same users with the same random numbers (``feedgym.envs.luck`` makes this easy).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class UserState(Protocol):
 
     The rule of randomness: events are a function of the user's seed, the visit and the position
     (``feedgym.envs.luck.stream``). Differences between users are columns of the state, drawn once in ``reset``
-    (``feedgym.envs.luck.traits``). Judges replace only ``seed_U`` to draw new random numbers for the same person, so a
+    (``feedgym.envs.luck.traits``). Judges replace only ``seed_U`` to draw new random numbers for the same person. So a
     trait taken from the seed inside ``respond`` would turn them into another one. Columns of floats must be finite.
 
     Attributes:
@@ -140,7 +140,7 @@ class GenerativeAgent(Protocol):
     """A model that writes sessions token by token, which can be pretrained, sampled, scored and aligned.
 
     A ``torch.nn.Module`` whose tokens are those of :class:`feedgym.tokenizers.vocabulary.Vocabulary` over the codes of
-    a tokenizer: a session is [BOS, s1^1..s1^L, BOS, s2^1, ...], padded with PAD. Methods that use TRL need a
+    a tokenizer. A session is [BOS, s1^1..s1^L, BOS, s2^1, ...], padded with PAD. Methods that use TRL need a
     ``transformers.PreTrainedModel``. ``feedgym check PATH`` tests all of it; subclasses of
     :class:`feedgym.agents.session_model.SessionModel` have most of it.
     """

@@ -43,7 +43,12 @@ LISTED = {
 }
 """Pattern, and what to write instead."""
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "docs").rglob("*.ipynb"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.ipynb")),
+]
 
 IN_CODE = {
     r"\b(is|are|was|were) told (of|in|beside|apart by)\b": "is reported in",

@@ -6,8 +6,8 @@
 
 The bonus is one of two rules over the cosines of the items' contents:
     - "mmr": minus the greatest cosine with an item placed before (Carbonell & Goldstein, SIGIR 1998);
-    - "dpp": the log of the new part of the item's content, log(d^2): greedy MAP of a determinantal point process, in
-      the incremental form of Chen, Zhang & Zhou (arXiv:1709.05135, Algorithm 1).
+    - "dpp": the log of the new part of the item's content, log(d^2). This is greedy MAP of a determinantal point
+      process, in the incremental form of Chen, Zhang & Zhou (arXiv:1709.05135, Algorithm 1).
 
 Sessions are sampled with the same gains, divided by a temperature. Without diversity that is Plackett-Luce over the
 values. With diversity each place has its own logits, and the log-probability is still the sum of the places'

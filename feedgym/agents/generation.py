@@ -95,8 +95,9 @@ Choice = tuple[Tensor | None, Tensor, Tensor | None]
 are None if nothing was drawn."""
 
 Choose = Callable[[int, Tensor, Tensor, Tensor], Choice]
-"""Chooses codes, given the step, log-probabilities [U, S, W] of the children of each row's node (-inf if forbidden),
-those of the sessions so far [U, S], and the nodes [U, S] of the first children."""
+"""Chooses codes, given the step, the log-probabilities [U, S, W] of the children of each row's node (-inf if
+forbidden), and two more. These are the log-probabilities of the sessions so far [U, S], and the nodes [U, S] of the
+first children."""
 
 
 @torch.no_grad()
@@ -139,7 +140,7 @@ def draw_sessions(
 
         def choose(step: int, legal_USW: Tensor, logp_US: Tensor, first_US: Tensor) -> Choice:
             num_users, num_rows, _ = legal_USW.shape
-            # By the inverse of the cumulated weights instead of torch.multinomial: the draw then depends only on the
+            # By the inverse of the cumulated weights instead of torch.multinomial. So the draw depends only on the
             # given random numbers, and on no other row of the batch.
             weights_USW = sampling.weights(legal_USW)
             cdf = weights_USW.cumsum(-1)
@@ -189,7 +190,7 @@ def score_sessions(
         trie: the catalogue's codes, on the histories' device.
         histories: U users.
         item_ids_USK: int64, S sessions for each of them. A session that cannot be drawn (with an item twice, a blocked
-            or an absent one) gets a ``logp_allowed_US`` of +inf, so that ``logp_US - logp_allowed_US`` is -inf.
+            or an absent one) gets a ``logp_allowed_US`` of +inf. So ``logp_US - logp_allowed_US`` is -inf.
         block_seen: treat items of the history as forbidden.
     """
     nodes_USN = trie.path_IL[item_ids_USK, 1:].flatten(2)
@@ -389,8 +390,9 @@ def _block(
 class _Prefixes:
     """The different beginnings of each user's sessions: the model computes each of them once.
 
-    Of 128 sessions a quarter have different first codes, and nearly all differ after two items. Where there are few to
-    share, and on other devices than CPUs, which would have to wait for their number, each session has its own row.
+    Of 128 sessions a quarter have different first codes, and nearly all differ after two items. Each session has its
+    own row where there are few to share. So it does on devices other than CPUs, which would have to wait for their
+    number.
 
     Attributes:
         first_UW: a session of each beginning; some repeated where a user has fewer.
@@ -517,9 +519,9 @@ class GenerativeRecommender:
         trie: the catalogue's codes; a CodeTokenizer's ``trie()``.
         session_length: K.
         sampling: how :meth:`sample` draws.
-        num_beams: width of the beam search in :meth:`recommend`; 1 is greedy, and 0 draws one session as :meth:`sample`
+        num_beams: width of the beam search in :meth:`recommend`. 1 is greedy. 0 draws one session as :meth:`sample`
             does, with random numbers keyed by the request.
-        device: device to move the model to and run on; if left out, the model stays where it is, so that a model in
+        device: device to move the model to and run on. If left out, the model stays where it is, so that a model in
             training is not moved.
         catalog: with dated histories, serve only items that exist by the catalogue's times.
     """

@@ -9,12 +9,12 @@ The relative time bias of row i is measured from the request that follows event 
 request, which is known when a request is answered. It is off for data without times (``use_time``).
 
 A session is written item by item. Keys and values of the history are computed once per user and shared by all of the
-user's samples; those of the session's own items are cached. All items of a session have the request's time. In the
+user's samples. Those of the session's own items are cached. All items of a session have the request's time. In the
 events stream their actions are not known yet. A learned token "unknown" replaces them; in training it also replaces a
 share of the actions (``hide_actions``).
 
-Sessions are learned by cross-entropy over the whole catalogue (:meth:`HSTU.training_batch`), because sampling and DPO
-use probabilities of sessions, which a loss with drawn negatives does not teach. ``loss`` and ``num_negatives`` apply to
+Sessions are learned by cross-entropy over the whole catalogue (:meth:`HSTU.training_batch`). Sampling and DPO use
+probabilities of sessions, which a loss with drawn negatives does not teach. ``loss`` and ``num_negatives`` apply to
 whole sequences (:meth:`HSTU.sequence_batch`), from which retrieval learns.
 
 Stochastic length (§3.2): sequences of more than N^(alpha/2) events are cut to that many, except with probability

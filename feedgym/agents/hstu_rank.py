@@ -2,10 +2,10 @@
 
 It has the same layers as retrieval, but another target and another head. The timeline's actions are either
     - "added": one token per event, item + action; candidates have "action unknown" instead; or
-    - "interleaved": two tokens per event, its item and then its action (the paper's x0, a0, x1, a1, ...); candidates
+    - "interleaved": two tokens per event, its item and then its action (the paper's x0, a0, x1, a1, ...). Candidates
       are item tokens, whose action would come next.
 
-Positions are counted back from the candidates, which share position 0; the time embedding is the bucket of the seconds
+Positions are counted back from the candidates, which share position 0. The time embedding is the bucket of the seconds
 from the event to the request. Contextual tokens see the whole history, and a candidate is seen only by itself.
 
 ``loss_on_history`` trains as in the paper (table 1): every item of the timeline predicts its action, not only the

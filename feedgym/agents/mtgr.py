@@ -14,8 +14,8 @@ not see the click at 10:05 that is in the same sample. A candidate is seen only 
 The layers are in :mod:`feedgym.agents.layers.mtgr`, dynamic batches in :mod:`feedgym.agents.token_batches`.
 
 Deviations from the paper:
-    - A candidate's time is its exposure, as in the paper, or its request (``decided``): a slate that is ranked as a
-      whole cannot learn from the feedback to its first item.
+    - A candidate's time is its exposure, as in the paper, or its request (``decided``). The latter is for slates that
+      are ranked as a whole, which cannot learn from the feedback to their first item.
     - Events after the row's last decision have no real-time token.
     - Ablations. ``mask="causal"`` orders all context by place instead of time. ``mask="full"`` lets everything see all
       real-time events, even future ones, and so trains on information that will be missing in use.

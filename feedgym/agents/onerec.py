@@ -1,7 +1,7 @@
 """OneRec: an encoder-decoder that generates a whole session of items as semantic tokens (arXiv:2502.18965).
 
 The encoder reads the history, L tokens per item, fully visible. The decoder reads BOS before every item and predicts
-the item's L codes: [BOS, s1^1..s1^L, BOS, s2^1, ...]; its feed-forward layers are sparse mixtures of experts (eq. 5).
+the item's L codes: [BOS, s1^1..s1^L, BOS, s2^1, ...]. Its feed-forward layers are sparse mixtures of experts (eq. 5).
 One output matrix covers the joint vocabulary of all levels.
 
 Deviations from the paper:

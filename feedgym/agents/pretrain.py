@@ -182,7 +182,7 @@ def pretrain(
 def on_one_device(args: ArgumentsT) -> ArgumentsT:
     """Changes the Trainer's arguments so that a process trains on one device, however many GPUs it sees.
 
-    Without a launcher, the Trainer would wrap the model in ``nn.DataParallel``, which cuts every tensor of a batch into
+    Without a launcher, the Trainer would wrap the model in ``nn.DataParallel``. That cuts every tensor of a batch into
     as many parts as there are GPUs. If 3B decoder rows share B histories, rows would then read other users' histories.
     """
     args._n_gpu = min(args.n_gpu, 1)

@@ -46,8 +46,8 @@ class RLlibRecommender:
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
         """``n`` sessions per user.
 
-        They are drawn by Plackett-Luce from the policy's logits or SlateQ's scores, by the softmax of DQN's values
-        place by place, or as proto-items, which have no log-probability.
+        They are drawn by Plackett-Luce from the policy's logits or SlateQ's scores, and place by place from the softmax
+        of DQN's values. Proto-items have no log-probability.
         """
         return self._chosen(histories, n, generator)
 

@@ -6,8 +6,8 @@ There are two blocks, whose published figures differ less than those of the loss
       blocks.
 In both, queries are normalised but keys and values are not, and the residual of attention is the normalised input.
 
-Deviations: see :mod:`feedgym.agents.sequences`. The loss is an option (bce as in the paper, ce, sampled_softmax), and
-so is the similarity (the paper's dot product, or cosine over a temperature); every table of results names them.
+Deviations: see :mod:`feedgym.agents.sequences`. The loss is an option (bce as in the paper, ce, sampled_softmax). So is
+the similarity (the paper's dot product, or cosine over a temperature). Every table of results names them.
 """
 
 from __future__ import annotations

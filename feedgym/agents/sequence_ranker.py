@@ -51,7 +51,7 @@ class SequenceRankerSizes(RankerSizes):
     """Bias of attention by distance and time: learned (HSTU's), alibi (GenRank's, without parameters) or none."""
     attention: Attention = "silu"
     """Weights from the products of queries and keys and the bias. silu is HSTU's: the SiLU of their sum. decay is the
-    SiLU of the products times e to the bias, which must be alibi. softmax is that of their sum."""
+    SiLU of the products times e to the bias, and needs alibi. softmax is that of their sum."""
     affine: bool = True
     """Give norms weights, and the layers' first matrix a bias."""
     scaled: bool = True
@@ -348,7 +348,7 @@ def alibi(apart: Tensor, apart_s: Tensor, num_heads: int) -> Tensor:
     """Bias -m_h (distance + ln(1 + minutes apart)) [N, H, Q, Z], without parameters (GenRank, §3.3).
 
     The slopes m_h are ALiBi's, a geometric sequence that ends at 2^-8 (arXiv:2108.12409, §3). In ALiBi the bias is
-    added inside a softmax, and makes weights decay. Inside a SiLU it does not: with a product of 1 and a slope of 1,
+    added inside a softmax, and makes weights decay. Inside a SiLU it does not. With a product of 1 and a slope of 1,
     weights at distances 0 to 4 are 0.73, 0, -0.27, -0.24 and -0.14. ``attention`` chooses how the bias is used.
 
     Args:

@@ -2,7 +2,7 @@
 
 A sequence is a start token and the user's events, right-padded, so one causal mask serves all. All its positions learn
 in one pass: the position after event i predicts event i + 1. An event's own time and the time of the request that
-follows it are both known (``begin_s``, ``request_s``), because the time of a request is known when it is answered.
+follows it are both known (``begin_s``, ``request_s``). The time of a request is known when it is answered.
 
 Deviations from the papers:
     - A learned start token comes first, so that users without a history can be served; it predicts the first item.

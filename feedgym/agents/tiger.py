@@ -1,6 +1,6 @@
 """TIGER: an encoder-decoder over semantic ids that generates the codes of the next item (arXiv:2305.05065).
 
-The encoder reads [user token, codes of item 1, codes of item 2, ...], L codes per item; the decoder starts at BOS and
+The encoder reads [user token, codes of item 1, codes of item 2, ...], L codes per item. The decoder starts at BOS and
 writes the L codes of the next item. Both are as in T5: relative position bias, RMS norms before every part, ReLU.
 :class:`~feedgym.tokenizers.rqvae.RQVAE` gives the paper's codes; any CodeTokenizer can be used.
 

@@ -109,8 +109,8 @@ class SessionBatch(TensorRows):
         logp_legal_US: float32 log of the product over steps of the probability on codes that exist at the request. This
             is the log of the chance that free sampling would have stayed inside the catalogue on this path. None for
             policies without codes.
-        logp_allowed_US: float32, the same for the codes that could be chosen: those that exist and lead to an item that
-            is neither in the session nor blocked. ``logp_US - logp_allowed_US`` is the log-probability of drawing the
+        logp_allowed_US: float32, the same for the codes that could be chosen. These exist and lead to an item that is
+            neither in the session nor blocked. ``logp_US - logp_allowed_US`` is the log-probability of drawing the
             session at temperature 1.
         logp_drawn_US: float32 log-probability with which the session was drawn, under the temperature and filters that
             were used; NaN where a search found it.

@@ -1,8 +1,8 @@
 """The columnar data of the project, in NumPy: catalogues, event logs and logged sessions.
 
-THE LEGEND. Array names end in the letters of their axes, everywhere in this project: ``watch_s_UK`` holds the seconds
-that each user watched each item of their session. The first column is the usual meaning of a letter, the second its
-other meanings in some parts. A module's docstring says when another meaning applies::
+THE LEGEND. Array names end in the letters of their axes, everywhere in this project. For example, ``watch_s_UK`` holds
+the seconds that each user watched each item of their session. The first column is the usual meaning of a letter, the
+second its other meanings in some parts. A module's docstring says when another meaning applies::
 
     U users
     S samples per user                  agents/sequences: negatives drawn for a row
@@ -167,7 +167,7 @@ class EventLog:
         propensity: float32 [rows] probability that the logging policy chose this item at this position, given the
             earlier ones; NaN where unknown.
         extra: float32 [rows] further feedback by name, where a log has more than feedgym's models use (KuaiRand's tab,
-            stays and profile visits); 0 where the row is not an impression, NaN where unknown.
+            stays and profile visits). 0 where the row is not an impression, NaN where unknown.
         has_time: true if the times are real. False where only the order of events is known: then the times count one
             second per event and mean nothing else.
     """

@@ -64,10 +64,9 @@ def find_data(path: str | Path, column_map: Mapping[str, str] | None = None, ite
     """Detects the format of the data at a path, and how to read them.
 
     Args:
-        path: a folder (or a zip) with the files of KuaiRand, KuaiRec, KuaiSAR, MIND, Yambda, MovieLens, Amazon's
-            reviews, RecBole, LC-Rec, MiniOneRec or lists of items, or one such file. It may also be a folder with
-            feedgym's ``events.parquet`` and ``catalog.parquet`` (also RUN/stages/log), or a table (CSV, JSON lines,
-            parquet).
+        path: a folder (or a zip) with the files of a public data set or with lists of items, or one such file. See
+            docs/data.md. It may also be a folder with feedgym's ``events.parquet`` and ``catalog.parquet`` (also
+            RUN/stages/log), or a table (CSV, JSON lines, parquet).
         column_map: names a table's columns, see :func:`feedgym.data.table.read_table`; a file with a map is always read
             as a table.
         items: the items of a table or of lists.

@@ -6,13 +6,13 @@ where there is one. Figures are compared by their absolute difference, and curve
 the places that both have. Samples are compared by the Kolmogorov-Smirnov distance (KS, the largest difference of the
 two distribution functions) and the Wasserstein distance (in the sample's own unit).
 
-Visits are cut in the same way in both logs, whatever each log calls a visit: at pauses of more than half an hour
-between two exposures of a user (:func:`feedgym.data.build.cut_visits`). A simulator's visit is one request, and users
-who ask again within minutes have not returned.
+Visits are cut in the same way in both logs, whatever each log calls a visit. They end at pauses of more than half an
+hour between two exposures of a user (:func:`feedgym.data.build.cut_visits`). A simulator's visit is one request, and
+users who ask again within minutes have not returned.
 
-If a log lacks the data for an aspect (no times, no watch seconds, no topics, one visit per user), the aspect holds the
-reason instead. Distances of finite logs are never 0. So :func:`compare` also gives the mean distance between two halves
-of the first log's users; distances below that mean nothing.
+A log may lack the data for an aspect (no times, no watch seconds, no topics, one visit per user). The aspect then holds
+the reason instead. Distances of finite logs are never 0. So :func:`compare` also gives the mean distance between two
+halves of the first log's users; distances below that mean nothing.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` ranks of items, ``V`` visits.
 """
@@ -81,7 +81,7 @@ class Distance:
         a: the first log's figure; None for distributions and curves.
         b: the second one's.
         distance: 0 for equal logs; NaN where one of the logs lacks the aspect.
-        halves: the same distance between two halves of the first log's users, a mean over several ways to halve them;
+        halves: the same distance between two halves of the first log's users, a mean over several ways to halve them.
             NaN where there are too few users.
         missing: why there is no distance.
     """
@@ -334,8 +334,8 @@ def _return_gaps(seen: _Seen) -> Aspect:
 def _topic_autocorrelation(seen: _Seen) -> Aspect:
     """Excess over chance of the probability that a user's items at distance 1, 2, ... share a topic.
 
-    Chance is the probability for two items of the whole log. The excess is divided by its maximum, so that logs with
-    few and with many topics can be compared: (P(same) - P(by chance)) / (1 - P(by chance)).
+    Chance is the probability for two items of the whole log. The excess is divided by its maximum, (P(same) - P(by
+    chance)) / (1 - P(by chance)). So logs with few and with many topics can be compared.
     """
     topic = seen.catalog.topic_I[seen.item]
     tagged = topic >= 0

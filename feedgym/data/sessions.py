@@ -199,7 +199,7 @@ def histories(
 ) -> EventBatch:
     """Builds what a recommender knew at a request: each user's last T examined items before a row of the log.
 
-    It means the same as the environment's observation: items that were served but never seen do not appear, events are
+    It means the same as the environment's observation. Items that were served but never seen do not appear, events are
     right-padded, and the gap of the last one runs to the request.
 
     Args:

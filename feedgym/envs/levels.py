@@ -232,7 +232,7 @@ class SessionEnv(FeedEnv):
 
     ### Arguments
     Those of :class:`feedgym.envs.feed.FeedEnv`; ``session_length`` is the length of a page and ``horizon`` the number
-    of pages. The simulator's users must respond to an item before they see the next one: a simulator whose users choose
+    of pages. The simulator's users must respond to an item before they see the next one. A simulator whose users choose
     among the items of a slate is refused.
 
     ### References
@@ -329,7 +329,7 @@ class RetentionEnv(FeedEnv):
     As :class:`feedgym.envs.feed.FeedEnv`'s: a fresh user before their first visit.
 
     ### Episode end
-    Terminated when the user will never come back; truncated when they would come back ``horizon_days`` or more after
+    Terminated when the user will never come back. Truncated when they would come back ``horizon_days`` or more after
     the episode's first login, or after ``horizon`` visits.
 
     ### Info

@@ -19,8 +19,8 @@ from feedgym.envs.luck_compiled import derive, draw, exponential
 
 PARTS_PER_ITEM = 4
 Urn = namedtuple("Urn", "end_X guide_Q shift")
-"""Cumulative integer weights of the items, the first item that ends beyond the beginning of each part of their total,
-and the binary logarithm of the parts' length."""
+"""Cumulative integer weights of the items, and two aids to search them. These are the first item that ends beyond the
+beginning of each part of their total, and the binary logarithm of the parts' length."""
 
 
 def urn_of(end_X: NDArray[np.int64]) -> Urn:
@@ -124,8 +124,8 @@ def _rank(key_U, salt, items_UC, logit_UC, most_noise_Q, uniform_C, near_C, best
         key = derive(key_U[u], salt)
         for c in range(len(uniform_C)):
             uniform_C[c] = draw(key, 0, c)
-        # The two logarithms of the noise are for the few who may be among the best: noise falls with the uniform
-        # number, so its part bounds it from both sides, and if K are surely above a guess, who is below is out.
+        # The two logarithms of the noise are for the few who may be among the best. Noise falls with the uniform
+        # number, so its part bounds it from both sides. If K are surely above a guess, who is below is out.
         step, num_surely, num_near = 1.0, 0, 0
         while num_surely < len(best_K):
             num_surely = num_near = 0

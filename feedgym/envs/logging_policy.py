@@ -2,20 +2,21 @@
 
 A visit is served by one of three rules, drawn for the visit:
 
-* production: candidates retrieved by popularity, ranked by a noisy relevance score and sampled without replacement in
-  proportion to exp(score / temperature) (a Plackett-Luce ranking, drawn with Gumbel noise);
+* production: candidates are retrieved by popularity, ranked by a noisy relevance score and sampled without replacement.
+  Chances are proportional to exp(score / temperature) (a Plackett-Luce ranking, drawn with Gumbel noise);
 * popularity: items by their popularity, without replacement;
 * random: any item, without replacement.
 
-The propensity is that of the whole mixture: the probability of the shown item given the items above it and the visit's
-candidates, which are retrieved for every rule. The items above are evidence for the rule in use, so the rules are
-weighted by Bayes' rule. As every item can be shown at every position, weighting by the inverse propensity is unbiased.
+The propensity is that of the whole mixture. It is the probability of the shown item given the items above it and the
+visit's candidates, which are retrieved for every rule. The items above are evidence for the rule in use, so the rules
+are weighted by Bayes' rule. As every item can be shown at every position, weighting by the inverse propensity is
+unbiased.
 
 If items come and go (the simulator's ``has_arrivals``), all of this concerns the items that exist when the visit
-begins: only those can be retrieved, are in the urns and share the propensities.
+begins. Only those can be retrieved, are in the urns and share the propensities.
 
 The policy's randomness is counter-based like the users' own (:mod:`feedgym.envs.luck`). So a log depends neither on the
-block size nor on the other users, and a user's state at any logged visit can be restored by replaying the log
+block size nor on the other users. A user's state at any logged visit can be restored by replaying the log
 (:func:`feedgym.envs.replay.states_at`).
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` rules, ``G`` urns, ``X`` items of all urns in a single row.
@@ -70,8 +71,8 @@ class LoggingConfig(Ranged):
     temperature: Positive = 2.0
     """Scale of the Gumbel noise on the production system's scores; higher explores more."""
     cosine_weight: Weight = 4.5
-    """For simulators without a ``ranker_score``: amount that a cosine of 1 between an item's content and the mean
-    content of items the user enjoyed adds to the score."""
+    """For simulators without a ``ranker_score``: amount that is added to the score at a cosine of 1. The cosine is
+    between an item's content and the mean content of items the user enjoyed."""
     pilot_users: Count = 500
     """For simulators without a ``popularity_I``: number of users served at random, whose clicks define popularity."""
     pilot_visits: Count = 4
@@ -128,9 +129,9 @@ class _Urns:
         self, urn_U: NDArray[np.int64], uniform_U: NDArray[np.float64], taken_UK: NDArray[np.int64]
     ) -> NDArray[np.int64]:
         """Items [U] by weight from uniform numbers, none of those already taken."""
-        # Inversion among the remaining items, without a smaller urn per user: the mark is drawn as if the taken items
-        # were gone, and each of them that begins at or before it shifts it by its weight. This goes in ascending order,
-        # so that the mark already counts all taken items before the one it is compared with.
+        # Inversion among the remaining items, without a smaller urn per user. The mark is drawn as if the taken items
+        # were gone. Each of them that begins at or before it shifts it by its weight. This goes in ascending order, so
+        # that the mark already counts all taken items before the one it is compared with.
         left_U = self.total_G[urn_U] - self.weight(urn_U[:, None], taken_UK).sum(axis=1)
         mark_U = (uniform_U * left_U).astype(np.int64) + self._begin_G[urn_U]
         for item_U in np.sort(taken_UK, axis=1).T:

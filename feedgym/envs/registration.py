@@ -46,9 +46,9 @@ def _recsim(reward: str) -> dict[str, Any]:
     return {"session_length": 2, "horizon": 200, "reward": f"{RECSIM}:{reward}"}
 
 
-# A version's defaults never change. A change of numbers becomes a new version next to the old one; a change of the
+# A version's defaults never change. A change of numbers becomes a new version next to the old one. A change of the
 # spaces replaces it (Gymnasium reports this when the old one is requested). Users with other constants have a separate
-# name as long as the plain ones are the default, because a higher version would tell everybody to leave those.
+# name as long as the plain ones are the default. A higher version would tell everybody to leave those.
 ENVIRONMENTS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "feedgym/ShortVideo-v1": ("visit", SHORT_VIDEO, {}),
     "feedgym/ShortVideoRequest-v1": ("request", SHORT_VIDEO, {}),

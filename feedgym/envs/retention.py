@@ -83,9 +83,9 @@ def retention_curve(
     passed_N = elapsed_s_N[order] / DAY_S + gap_N[order]
     seen_UD = np.zeros((len(users), num_days + 1), bool)
     row_N = np.repeat(np.arange(len(users)), np.diff(np.append(first_N, len(order))))
-    # The next login after each visit, counted from the user's first one: a running sum over all users, minus its value
+    # The next login after each visit, counted from the user's first one. A running sum over all users, minus its value
     # where the user begins, needs no loop over users. An infinite gap is a user's last and would spoil the sums of all
-    # later users, so it counts 0 there and is then left out.
+    # later users. So it counts 0 there and is then left out.
     finite_N = np.where(np.isfinite(passed_N), passed_N, 0)
     total_N = np.cumsum(finite_N)
     next_days_N = total_N - (total_N - finite_N)[first_N][row_N]

@@ -90,7 +90,7 @@ class CompactObservation(gym.ObservationWrapper, RecordConstructorArgs):
     """One vector per user instead of the history window; see :func:`compact_state`.
 
     If the observation has an action mask (:class:`ItemByItem`), the result is a dict of ``observations``, which is the
-    vector, and ``action_mask``, for RLlib's masking modules and Stable-Baselines3's ``MultiInputPolicy``.
+    vector, and ``action_mask``. RLlib's masking modules and Stable-Baselines3's ``MultiInputPolicy`` take it so.
 
     Args:
         env: a feed whose observations still hold the history.
@@ -302,10 +302,10 @@ def _named(observation: Any) -> Observation:
 class ItemByItem(gym.Wrapper, RecordConstructorArgs):
     """An action is one item id; the user is served once the session has K items.
 
-    Observations have three additional keys: ``slate`` (item ids so far, -1 for empty places), ``position`` and
-    ``action_mask`` (1 for items that exist and are not in the slate). Until the last place rewards are 0 and infos
-    empty. For learners without masks, an item chosen against the mask is replaced by the allowed item with the nearest
-    content. So no item is in a session twice.
+    Observations have three additional keys: ``slate``, ``position`` and ``action_mask``. ``slate`` holds the item ids
+    so far, -1 for empty places; the mask is 1 for items that exist and are not in the slate. Until the last place
+    rewards are 0 and infos empty. For learners without masks, an item chosen against the mask is replaced by the
+    allowed item with the nearest content. So no item is in a session twice.
 
     Args:
         env: a feed whose actions are sessions of item ids.

@@ -104,13 +104,13 @@ class JudgeConfig(Ranged):
     """Seed; another seed gives another population of users."""
     first_day: NonNegative = 0.0
     """Day of the simulator's clock of their first visits. If items come and go, choose the day on which the log ends or
-    a later one: then the users meet items that no log has seen."""
+    a later one. Then the users meet items that no log has seen."""
     beams: CountOrZero = 8
     """Width of a beam search. Agents serve sessions drawn as in a round; with beams they are judged a second time,
     serving the likeliest session of the search. This shows the effect of alignment on agents that choose sharply
     anyway. 0: no."""
     best_of: tuple[Drawn, ...] = ()
-    """Numbers N. For each, base and aligned are also judged serving the best of N drawn sessions by the reward: this
+    """Numbers N. For each, base and aligned are also judged serving the best of N drawn sessions by the reward. This
     shows what the reward gives without alignment. Serving takes N times as long."""
     study: bool = False
     """Also judge the best of those N sessions by the truth, which no platform could serve: it shows what a perfect

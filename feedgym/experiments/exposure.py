@@ -5,11 +5,12 @@ impression that the user reached. An item is
 
 * *cold* if an earlier log, the one that agents learn from, has fewer than ``few`` exposures of it;
 * *explored* by an exposure before which it had fewer than ``few`` exposures, in the earlier log and in this one, to any
-  user: a cold item is no longer explored once it has been shown often enough;
+  user. So a cold item is no longer explored once it has been shown often enough;
 * *new* if it was uploaded after the earlier log ended.
 
-The share of exposures that explore is the budget of exploration. Its price is measured by users' responses, which for
-simulated users are the truth: the reward of as many exposures of well-known items, minus that of the explored ones.
+The share of exposures that explore is the budget of exploration. Its price is the reward of as many exposures of
+well-known items, minus that of the explored ones. It is measured by users' responses, which for simulated users are the
+truth.
 
 Shares and rates are ratios of sums over users. Inequality and coverage are not: a resample holds fewer distinct users,
 so it is less covered and more unequal than the users themselves. Their intervals take the spread of the resamples

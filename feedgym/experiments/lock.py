@@ -2,8 +2,8 @@
 
 The lock is the kernel's (``flock`` on ``run.lock``), so it ends with its holder, however that ends, and two processes
 cannot both get it. The file records the holder, for the message to the second process. Machines that share a file
-system exclude each other if it passes locks on (NFS, unless it is mounted with nolock or local_lock; Lustre with
-flock; GPFS; CephFS). If a file system has no locks at all, only the record counts. Then a living process of this
+system exclude each other if it passes locks on. These are NFS (unless it is mounted with nolock or local_lock), Lustre
+with flock, GPFS and CephFS. If a file system has no locks at all, only the record counts. Then a living process of this
 machine excludes others, but two that start at the same moment do not see each other.
 """
 

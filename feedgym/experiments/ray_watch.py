@@ -1,9 +1,9 @@
 """Kills Ray's leftover processes once the process that started Ray is gone, however it ended.
 
 On Linux Ray's servers die with the process that started them. But the agents that a server started continue for
-minutes, looking for the dead servers. So a separate process records them once a second and waits for the end of its
-standard input, which the starting process holds; then it kills the leftovers. It is run as a script, with the number of
-the starting process. It imports nothing of feedgym, so that it starts at once.
+minutes, looking for the dead servers. So a separate process records them once a second. It waits for the end of its
+standard input, which the starting process holds, and then kills the leftovers. It is run as a script, with the number
+of the starting process. It imports nothing of feedgym, so that it starts at once.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ Layout of a run folder::
     summary.json           the result, for programs          report.html   the result, for people
     wandb/, tensorboard/   the tracker's files (:mod:`feedgym.experiments.tracking`)
 
-A stage is skipped when its folder holds a product made under the same key: a hash of the stage's own configuration and
-of its parents' keys (:class:`Plan`). A stage that was killed finds its own half-done work again in ``work/``, which
-holds a trainer's checkpoints; a stage whose key changed starts from scratch. Its old product, and the old config.json,
-stay until the new product is ready, so a change that is refused or given up loses nothing.
+A stage is skipped when its folder holds a product made under the same key. The key is a hash of the stage's own
+configuration and of its parents' keys (:class:`Plan`). A stage that was killed finds its own half-done work again in
+``work/``, which holds a trainer's checkpoints. A stage whose key changed starts from scratch. Its old product, and the
+old config.json, stay until the new product is ready, so a change that is refused or given up loses nothing.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ class Run:
 
     Raises:
         ValueError: the folder holds another run and ``resume`` is false. Or it holds a run of another kind or version,
-            another process works in it, the named stage does not exist, or the run's store is gone.
+            or another process works in it. Or the named stage does not exist, or the run's store is gone.
     """
 
     def __init__(

@@ -157,7 +157,7 @@ def serve(
         history_length: T.
         memory: number of earlier items that agents get in addition.
         weights: weights of the true reward.
-        past_VUK: slates that the same users were served at their first visits, if they have been here before; they are
+        past_VUK: slates that the same users were served at their first visits, if they have been here before. They are
             served these once more, and respond as they did.
         step: progress callback.
     """
@@ -264,8 +264,8 @@ def session_diversity(catalog: Catalog, item_ids_XK: NDArray) -> NDArray[np.floa
         return np.zeros(item_ids_XK.shape[:-1])
     norm_I1 = np.linalg.norm(catalog.content_IE, axis=1, keepdims=True)
     direction_IE = catalog.content_IE / np.maximum(norm_I1, 1e-12)
-    # |sum|^2 = K + 2 * sum of the pairs' cosines. Only the sum is held, place by place: neither the K x K cosines nor
-    # the contents of all places at once, which matters at 128 sessions per user.
+    # |sum|^2 = K + 2 * sum of the pairs' cosines. Only the sum is held, place by place, and not the K x K cosines or
+    # the contents of all places at once. This matters at 128 sessions per user.
     sum_XE = np.zeros((*item_ids_XK.shape[:-1], direction_IE.shape[1]), np.float32)
     for k in range(length):
         sum_XE += direction_IE[item_ids_XK[..., k]]

@@ -5,9 +5,9 @@ Layout of a store::
     NAME-KEY/        a stage's product with its mark, and its work while it is made: as in a run folder
     NAME-KEY.lock    the process that makes it
 
-For such a stage, the folder of a run that uses the store has only a sealed record with the name of its product
-(:func:`feedgym.data.whole.product_of` follows it). A complete product is never changed. One process makes it; others
-that need it wait, and if the maker is killed, the next one continues its work.
+For such a stage, the folder of a run that uses the store has only a sealed record with the name of its product.
+:func:`feedgym.data.whole.product_of` follows it. A complete product is never changed. One process makes it; others that
+need it wait, and if the maker is killed, the next one continues its work.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ class RewardModelConfig(Ranged):
     """Self-attention layers inside the session."""
     backbone: Backbone = "attention"
     """Network that combines an item with the user's history: attention (one layer of target attention, as in OneRec),
-    or a whole ranker without its head: genrank, hstu-rank or mtgr. The session's items are combined afterwards."""
+    or a whole ranker without its head. Rankers are genrank, hstu-rank and mtgr. The session's items are combined
+    afterwards."""
     backbone_layers: Few = 2
     """Layers of that ranker; attention has one."""
     dropout: BelowOne = 0.0
@@ -53,7 +54,7 @@ class RewardModelConfig(Ranged):
     """Number of random sessions per logged one, with responses imputed by models of the other half of the users. This
     is doubly robust training, unbiased if either these models or the propensities are right. It needs max_weight."""
     p_score: bool = False
-    """Predict one learned score (P-Score of OneRec's technical report): each tower has its own hidden layer, and a
+    """Predict one learned score (P-Score of OneRec's technical report). Each tower has its own hidden layer, and a
     network over all of these learns all signs of liking jointly. The score is not a sum with the reward's weights."""
     members: Few = 1
     """M, models of an ensemble, trained in one pass over the sessions from different initial weights. The score is

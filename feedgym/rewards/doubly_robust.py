@@ -11,9 +11,9 @@ which is unbiased if the imputed responses or the weights are right. The cross-e
 bracket is -(response - imputed) times the logit f.
 
 Deviations from Wang et al.: the imputing models are not trained jointly. Each is fitted beforehand to one half of the
-users and imputes for the other half, so that none has seen the responses that it imputes. Items are drawn by their
-shares of all exposures, as the stabilised weights require (:func:`feedgym.rewards.answers.propensity_weights`). They
-count by the probability that a user would reach them.
+users and imputes for the other half. So none has seen the responses that it imputes. Items are drawn by their shares of
+all exposures, as the stabilised weights require (:func:`feedgym.rewards.answers.propensity_weights`). They count by the
+probability that a user would reach them.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``O`` towers.
 """

@@ -1,6 +1,6 @@
 """The session reward model: predicts the value of a whole session to a user, learned only from logged responses.
 
-OneRec's reward model (arXiv:2502.18965, §3): every item of the session attends to the user's history (target
+OneRec's reward model (arXiv:2502.18965, §3). Every item of the session attends to the user's history (target
 attention), the items attend to each other, and towers predict the user's responses. The score sums the towers in the
 units of the true reward, :class:`feedgym.envs.truth.RewardWeights`: one point per minute watched, half a point per
 like.

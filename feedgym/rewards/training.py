@@ -1,12 +1,12 @@
 """Trains reward models on logged sessions: one, an ensemble in one pass, or members whose weights are averaged.
 
 All members of an ensemble see the same batches in the same order. They differ by their initial weights, their dropout
-and the weight of each user, which is the user's count in a draw of all users with replacement. Gradients are clipped
-member by member, so a member learns exactly what it would learn alone.
+and the weight of each user. A user's weight is their count in a draw of all users with replacement. Gradients are
+clipped member by member, so a member learns exactly what it would learn alone.
 
 Averaged members (WARM, arXiv:2401.12187) have a common start: weights of models that started separately are in
 different valleys, and their mean is in none. Deviations from the paper: members differ by their users and dropout, not
-by their learning rates; the start has learned the same task, for a part of the passes.
+by their learning rates. The start has learned the same task, for a part of the passes.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` members.
 """

@@ -121,8 +121,8 @@ def _bids(
         best_gain, gain_C[best] = gain_C[best], -np.inf
         ahead = 0.0 if no_second_best else best_gain - gain_C.max()
         return [best], [float(price_C[best] + ahead + least_bid)]
-    # A bid makes the second best cluster as good, plus a little: the most that a point can pay without loss, so that
-    # prices rise as fast as possible. Gains use flat indices, because the best one is removed to find the second.
+    # A bid makes the second best cluster as good, plus a little. This is the most that a point can pay without loss, so
+    # that prices rise as fast as possible. Gains use flat indices, because the best one is removed to find the second.
     gain_LC = worth_NC.take(left, axis=0) - price_C
     best_L = gain_LC.argmax(axis=1)
     place_L = np.arange(0, gain_LC.size, gain_LC.shape[1]) + best_L
@@ -218,10 +218,10 @@ def _room(size_of_prefix: Ints, places_C: Ints) -> Ints:
 def _assign_group(distance_GC: Matrix, left_C: Ints, room_C: Ints, limit: int) -> Ints:
     """The cheapest clusters of one prefix's points such that the prefixes after it can still be placed.
 
-    By Gale and Ryser's theorem, with ``limit`` for 1, they can if and only if this holds for every k: the k clusters
-    with most places left need no more points than the later prefixes can give them. ``room_C`` has these numbers.
-    Choosing the clusters with most places left always keeps that true, so a price on scarce clusters is raised until it
-    holds.
+    By Gale and Ryser's theorem, with ``limit`` for 1, they can under one condition, and only then. For every k, the k
+    clusters with most places left need no more points than the later prefixes can give them. ``room_C`` has these
+    numbers. Choosing the clusters with most places left always keeps that true, so a price on scarce clusters is raised
+    until it holds.
     """
     # ``linear_sum_assignment`` gives one column to one point, so a cluster appears once per place it may give. The n-th
     # copy has one place fewer left, so that the price makes points prefer clusters with most places.
@@ -255,12 +255,12 @@ def _leaves_room(code_G: NDArray[np.integer], left_C: Ints, room_C: Ints) -> boo
 def sinkhorn_apart(points_ND: Matrix, centroids_CD: Matrix, code_N: Ints, prefix_N: Ints) -> Ints:
     """Spreads colliding points (same prefix, same code) evenly over the codes, as LC-Rec does.
 
-    Each group of colliding points shares all codes by :func:`sinkhorn`: a code goes to the point that holds most of it,
+    Each group of colliding points shares all codes by :func:`sinkhorn`. A code goes to the point that holds most of it,
     and a point takes the nearest of its codes. Points that still collide are spread again, up to ``SINKHORN_ROUNDS``
     times and as long as their number falls. Points with the same content cannot be separated.
 
     Deviation: LC-Rec takes the largest entry of a point's row. With fewer points than codes, all codes of a point weigh
-    nearly the same, so the largest would be an arbitrary one rather than the nearest.
+    nearly the same. So the largest would be an arbitrary one rather than the nearest.
     """
     num_codes, best_N, fewest = len(centroids_CD), code_N, len(code_N) + 1
     for _ in range(SINKHORN_ROUNDS + 1):

@@ -1,7 +1,7 @@
 """Codes from a file: ``NAME.index.json`` of LC-Rec, LETTER, MiniOneRec and copies of TIGER's data.
 
 The file maps each item to its codes, one per level: ``{"12": ["<a_3>", "<b_0>", "<c_255>"], ...}``. Whole numbers
-``[3, 0, 255]`` are read too. A level has as many codes as its largest number says, over all items of the file, so the
+``[3, 0, 255]`` are read too. A level has as many codes as its largest number says. All items of the file count, so the
 vocabulary does not depend on the log. Levels may differ in size.
 
 Deviations from the publications:

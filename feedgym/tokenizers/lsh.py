@@ -1,7 +1,7 @@
 """Locality-sensitive hashing, which TIGER compares its RQ-VAE with (arXiv:2305.05065, §4.3).
 
-A level of C = 2^b codes has b random hyperplanes, and an item's code consists of b bits that say on which side of each
-it lies. Each level has its own hyperplanes, so none refines another: all L levels together are one hash of L x b bits.
+A level of C = 2^b codes has b random hyperplanes. An item's code consists of b bits that say on which side of each it
+lies. Each level has its own hyperplanes, so none refines another: all L levels together are one hash of L x b bits.
 
 Deviations from the paper:
     * Hyperplanes go through the mean of the content, not through the origin. Embeddings of text often lie all on one

@@ -6,7 +6,7 @@ in its Jacobi form, 1988). So a round is a few operations on arrays. Points that
 look again among the clusters that still have room. Sizes are exact; the total distance is a few per cent above that of
 the exact auction. The axes are those of :mod:`feedgym.tokenizers.assignment`, with ``K`` neighbours of a point.
 
-Points of one prefix that collide in a code are separated by swaps, which keep all sizes: a point exchanges codes with a
+Points of one prefix that collide in a code are separated by swaps, which keep all sizes. A point exchanges codes with a
 point of another prefix.
 """
 
@@ -78,8 +78,8 @@ def auction_of_many(points_ND: Matrix, centroids_CD: Matrix, sizes_C: Ints) -> I
 
 def _auction_round_by_round(cost_NK: NDArray, cluster_NK: NDArray, places_C: Ints) -> NDArray[np.int32]:
     """Returns the cluster of each point, or -1 for points that found no place in ``ROUNDS`` rounds."""
-    # As in the exact auction, a bid closes the gap to the second-best cluster, plus a little, and a full cluster's
-    # price is its lowest bid. Only clusters that got new bids can change, so only their points are sorted.
+    # As in the exact auction, a bid closes the gap to the second-best cluster, plus a little. A full cluster's price is
+    # its lowest bid. Only clusters that got new bids can change, so only their points are sorted.
     raise_by = RAISE * (float(np.median(cost_NK[:, -1] - cost_NK[:, 0])) or 1.0)
     num_points, num_clusters = len(cost_NK), len(places_C)
     price_C, bid_N = np.zeros(num_clusters, np.float32), np.zeros(num_points, np.float32)

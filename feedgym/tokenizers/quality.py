@@ -19,7 +19,7 @@ def quality_report(
 ) -> dict[str, Any]:
     """Describe a fitted tokenizer's codes over its catalogue.
 
-    A prefix is the first l codes of an item; lists over prefixes have one entry for each l, and the last one is the
+    A prefix is the first l codes of an item. Lists over prefixes have one entry for each l, and the last one is the
     whole tuple. Collisions are counted before the level that only separates colliding items (TIGER), if there is one.
 
     Args:
@@ -32,9 +32,9 @@ def quality_report(
         A dict for JSON:
 
         * ``num_items``, ``num_codes`` (a list, one number per level), ``num_content_levels`` (without the one that
-          counts), ``items_per_tuple``: items over possible tuples; near 1 the last levels have no freedom left to carry
+          counts), ``items_per_tuple``: items over possible tuples. Near 1 the last levels have no freedom left to carry
           meaning.
-        * ``utilisation``: share of a level's codes in use; ``entropy_bits``: of a level's codes over items;
+        * ``utilisation``: share of a level's codes in use. ``entropy_bits``: of a level's codes over items.
           ``perplexity``: 2 to that power, the number of equally used codes with the same entropy.
         * ``cluster_size_min``, ``cluster_size_max``: items of a level's rarest (unused codes count as 0) and most
           frequent code.
@@ -42,9 +42,9 @@ def quality_report(
         * ``max_prefix_group``: most items sharing a prefix, for l = 1..L.
         * ``collision_rate``: share of items that share their content codes with another item; ``unique_ratio``:
           different content tuples over items; ``max_collision_group``: most items sharing one.
-        * ``reconstruction_error``: mean squared error of the content over its variance, 0 is perfect and 1 is no better
+        * ``reconstruction_error``: mean squared error of the content over its variance. 0 is perfect and 1 is no better
           than the mean; None if the tokenizer cannot reconstruct.
-        * ``topic_purity``: share of tagged items whose topic is the most frequent one of their prefix, for l = 0..L; it
+        * ``topic_purity``: share of tagged items whose topic is the most frequent one of their prefix, for l = 0..L. It
           rises with the number of prefixes, so compare it at equal numbers. None if no topics are given.
     * ``same_topic_rate``: probability that two items with the same prefix have the same topic, for l = 0..L. l = 0
       means any two items. None if no two items share a prefix, or no topics are given.

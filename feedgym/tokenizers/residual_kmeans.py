@@ -8,8 +8,8 @@ Deviations from the papers:
     * Algorithm 1 fills the clusters one after another, each with the nearest of the points not yet taken. So the last
       ones get leftovers from everywhere, and the next level has little to gain. Here the points of all clusters are
       chosen together, at the least total distance, by an auction (Bertsekas & Castañón, 1989). On 2,000 items of the
-      simulator, levels of 32 and 64 codes leave 37% of the content's variance unexplained, and 42% with Algorithm 1,
-      which is available as ``assignment="greedy"``.
+      simulator, levels of 32 and 64 codes leave 37% of the content's variance unexplained. Algorithm 1, which is
+      available as ``assignment="greedy"``, leaves 42%.
     * If |V| is not divisible by K, the first ``I % C`` clusters take one item more, so sizes are within 1 of each
       other.
     * Under ``greedy`` the clusters choose in the (random) order of the starting centroids, which is the same in every
@@ -75,11 +75,11 @@ class ResidualKMeansConfig(Ranged):
     """Options of residual k-means."""
 
     assignment: Assignment = "auction"
-    """Filling of clusters: with exact sizes by auction (at the least total distance) or greedy (the paper's
-    Algorithm 1, cluster after cluster), or with any size by the nearest items (plain k-means)."""
+    """Filling of clusters: auction and greedy give them exact sizes, nearest any size. auction has the least total
+    distance, greedy is the paper's Algorithm 1 (cluster after cluster), nearest is plain k-means."""
     collisions: Collisions = "apart"
-    """Treatment of items with the same codes: apart (chosen so that there are none), counter (one more level counts
-    them) or sinkhorn (spread over the last level; those that still collide are counted)."""
+    """Treatment of items with the same codes. apart chooses codes so that there are none. counter counts them by one
+    more level. sinkhorn spreads them over the last level, and counts those that still collide."""
     max_iterations: Passes = 30
     """Most passes of k-means per level; it stops earlier once no item changes its cluster. A large level (more than 8
     million pairs of items and codes) takes at most 8 passes, each over a sample of the items."""
@@ -113,8 +113,8 @@ class ResidualKMeans(CodeTokenizer):
             content_IE: [I, E] content embeddings; distances are Euclidean, so scale columns by their importance.
 
         Raises:
-            ValueError: the content is not a finite matrix, a level has more codes than there are items, or there are
-                fewer tuples than items and collisions are to be kept apart.
+            ValueError: the content is not a finite matrix, or a level has more codes than there are items. Or there are
+                fewer tuples than items, and collisions are to be kept apart.
         """
         residual_IE = checked_content(content_IE).copy()  # each level takes its centroids off in place
         config = self.config = with_num_codes(self.config, len(residual_IE))

@@ -8,8 +8,8 @@ Deviations from the paper:
       paper's 768 these are its 512, 256 and 128; ``hidden_widths`` sets others.
     * The content is centred and divided by one number, its overall standard deviation, so that the losses' weights do
       not depend on its scale.
-    * Codebooks start from residual k-means of the whole catalogue's latents, not of the first batch's, because a batch
-      is too small to start hundreds of codes.
+    * Codebooks start from residual k-means of the whole catalogue's latents, not of the first batch's. A batch is too
+      small to start hundreds of codes.
     * Codewords that no batch used for a while restart at random residuals of the batch; ``codebook="ema"`` learns them
       as moving averages instead of by gradient. The paper mentions neither.
     * Adam with 5,000 steps. ``optimizer`` offers the paper's Adagrad; ``steps`` replaces its 20,000 epochs.
@@ -70,8 +70,8 @@ class RQVAEConfig(Ranged):
     revive_steps: CountOrZero = 100
     """Steps without use after which a codeword restarts at a random residual of the batch; 0 for never."""
     collisions: Literal["counter", "sinkhorn"] = "counter"
-    """Treatment of items with the same codes: counter (one more level counts them) or sinkhorn (spread over the last
-    level; those that still collide are counted)."""
+    """Treatment of items with the same codes. counter counts them by one more level. sinkhorn spreads them over the
+    last level, and counts those that still collide."""
     optimizer: Literal["adam", "adagrad"] = "adam"
     """Optimiser of the network."""
     lr: LearningRate = 1e-3
@@ -133,7 +133,7 @@ class RQVAE(CodeTokenizer):
             progress: called after each step with the loss and its parts.
 
         Raises:
-            ValueError: the content is not a finite matrix, a level has more codes than there are items, or the
+            ValueError: the content is not a finite matrix, or a level has more codes than there are items. Or the
                 checkpoint belongs to another configuration or other content.
         """
         content = checked_content(content_IE)

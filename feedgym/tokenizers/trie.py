@@ -1,11 +1,11 @@
 """The catalogue as a prefix tree of codes in flat tensors, which limits what a decoder may generate next.
 
 Nodes are numbered breadth first, lexicographically inside a level: the root is 0, and the node entered by edge ``e`` is
-``e + 1``. Edges are sorted by (parent, code), so one ``searchsorted`` walks any number of rows one level down, and no
+``e + 1``. Edges are sorted by (parent, code). So one ``searchsorted`` walks any number of rows one level down, and no
 table of nodes x codes is needed. The node -1 means "off the tree": nothing is allowed there and it holds no item.
 
 If items come and go (:meth:`Trie.dated`), the allowed codes depend on the time of a request. Then each user has counts
-of the existing items below every node (:meth:`Trie.supply`), and the R rows are those of U users in order, equally many
+of the existing items below every node (:meth:`Trie.supply`). The R rows are those of U users in order, equally many
 each.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` rows being decoded, ``W`` the widest node's children,
@@ -58,8 +58,8 @@ class Trie:
         codes_IL: int64 [I+1, L] codes of the items; row -1 is -1.
         path_IL: int64 [I+1, L+1] the nodes on the path to each item, root first; row -1 is -2, which is not a node.
         edge_key: int64 [X-1] parent x max(num_codes) + code, ascending.
-        code_X: int64 [X+1+W] the code that leads to the node; 0 for the root and after the last node, where there are
-            as many as the widest node has children.
+        code_X: int64 [X+1+W] the code that leads to the node; 0 for the root and after the last node. There are as many
+            of these as the widest node has children.
         first_edge_X: int64 [X+1] the edge to the node's first child.
         num_children_X: int64 [X+1].
         num_items_X: int64 [X+1] items below the node.
@@ -98,8 +98,8 @@ class Trie:
         codes = codes_IL.detach().cpu().numpy().astype(np.int64)
         num_codes = _checked_num_codes(codes, num_codes)
         num_items, num_levels = codes.shape
-        # Sorted by their codes, the items below any node are neighbours: a level's nodes begin where the prefix
-        # changes, and the number of rows to the next beginning is a node's number of items.
+        # Sorted by their codes, the items below any node are neighbours. A level's nodes begin where the prefix
+        # changes. The number of rows to the next beginning is a node's number of items.
         order_I = np.lexsort(codes.T[::-1])
         path_IL, starts = _number_nodes(codes[order_I])
         if len(starts[-1]) < num_items:

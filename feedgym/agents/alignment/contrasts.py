@@ -1,8 +1,8 @@
 """Base of methods that learn from preferences: their options, the sessions they compare, and the hooks of their loss.
 
-A *contrast* is one user's history with S sessions, the better ones first: a pair (S = 2), one session against several,
-or good ones and bad ones. Decoder rows are [all first sessions; all second ones; ...], and row r reads history r mod P,
-so each contrast's history is encoded once. The logged session of the same request is added.
+A *contrast* is one user's history with S sessions, the better ones first. It is a pair (S = 2), one session against
+several, or good ones and bad ones. Decoder rows are [all first sessions; all second ones; ...], and row r reads history
+r mod P, so each contrast's history is encoded once. The logged session of the same request is added.
 
 Every log-probability here is the model's own, over all codes; serving restricts it to what can be served. So these
 losses also move probability onto and off the catalogue. Next-token prediction on logged sessions keeps it there.

@@ -40,8 +40,8 @@ class DPORoundConfig(UpdateConfig):
     """Direct preference optimisation."""
 
     beta: Positive = 0.1
-    """Strength of the pull towards the reference: the scale of the implicit rewards. sigmoid_norm averages over a
-    session's codes, so its beta should be larger by the number of codes per session."""
+    """Strength of the pull towards the reference: the scale of the implicit rewards. With sigmoid_norm, which averages
+    over a session's codes, it should be larger by the number of codes per session."""
     loss_type: LossType = "sigmoid"
     """TRL's name of the loss: sigmoid is DPO itself; hinge (SLiC); sigmoid_norm, on means over codes; nca_pair, which
     also holds the preferred session's probability up."""

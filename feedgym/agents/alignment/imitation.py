@@ -2,7 +2,7 @@
 
 Neither can lower a session's probability, and neither has a reference. Next-token prediction on the logged sessions
 (``ntp_weight``) keeps the model in place. Without it, each round of perfect imitation moves the model by up to log N -
-(N - 1) / N nats, where N is the number of sampled sessions per user.
+(N - 1) / N nats. N is the number of sampled sessions per user.
 
 Like the loss of next-token prediction, this loss is a mean over codes, so both weights have the same unit. Users whose
 scores do not differ are left out.
@@ -81,7 +81,7 @@ class ExpRSFTConfig(LoopConfig):
     imitation_weight: Positive = 1.0
     """Weight of imitation (mean over codes)."""
     behaviour: Behaviour = "model"
-    """Assumed distribution of the sessions: model treats them as draws of the model itself; drawn corrects the weights
+    """Assumed distribution of the sessions. model treats them as draws of the model itself. drawn corrects the weights
     by the model's probability over the one with which a session was drawn."""
 
     def __post_init__(self) -> None:

@@ -36,10 +36,10 @@ class KTOConfig(UpdateConfig):
 class KTO(ReferencedMethod):
     """Kahneman-Tversky optimisation (arXiv:2402.01306, eq. 7), by TRL's KTOTrainer.
 
-    The loss is the mean over sessions of good_weight (1 - σ(β(ρ - z))) for good ones and bad_weight (1 - σ(β(z - ρ)))
-    for bad ones. Here ρ is the gain over the reference, and z = max(0, mean gain of mismatched sessions), without
-    gradient. A session is
-    good or bad relative to its own user's sessions. Log-probabilities are the model's own, over all codes.
+    The loss is a mean over sessions. A good one counts good_weight (1 - σ(β(ρ - z))), a bad one bad_weight
+    (1 - σ(β(z - ρ))). Here ρ is the gain over the reference, and z = max(0, mean gain of mismatched sessions), without
+    gradient. A session is good or bad relative to its own user's sessions. Log-probabilities are the model's own, over
+    all codes.
 
     Deviations: mismatched sessions are those of the round's next user, the same in each pass, so that the reference
     scores them once. TRL takes the next row of a batch, which here might belong to the same user.

@@ -2,7 +2,7 @@
 
 It is transformers' Trainer, as in pretraining. TRL's GRPOTrainer does not fit: it draws sessions itself, by
 ``generate`` and from text prompts. Here they are already drawn and scored, in the same way for every method. A group
-shares one encoded history: the decoder rows of a batch of B users are [first sessions; second sessions; ...; logged
+shares one encoded history. The decoder rows of a batch of B users are [first sessions; second sessions; ...; logged
 sessions], and row r reads history r mod B. So a step is one forward pass, and one load-balancing loss covers all its
 tokens.
 
@@ -38,7 +38,7 @@ from feedgym.tokenizers.vocabulary import Vocabulary
 
 Loss = Callable[[Tensor, Tensor, dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
 """Computes a batch's loss and figures. Its arguments are the log-probabilities [B, G, K, L] of the codes (0 where there
-is none), a mask of existing codes, and the batch's rows of the columns that the method added."""
+is none) and a mask of existing codes. The third is the batch's rows of the columns that the method added."""
 
 
 @dataclass(frozen=True, kw_only=True)

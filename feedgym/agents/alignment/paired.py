@@ -53,7 +53,7 @@ class APOConfig(UpdateConfig):
     preference_weight: Positive = 2.0
     """Weight of the method's own loss; at 2 its first gradient equals that of DPO."""
     kind: APOKind = "zero"
-    """zero raises the preferred session and lowers the other; down lowers both, the other one more, for a model that is
+    """zero raises the preferred session and lowers the other. down lowers both, the other one more, for a model that is
     better than its training data."""
     beta: Positive = 0.1
     """Strength of the pull towards the reference: the scale of the implicit rewards."""

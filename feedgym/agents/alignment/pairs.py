@@ -169,8 +169,8 @@ def choose_grades(sampled: ScoredSessions, config: GradingConfig) -> Choice:
 def prob_of_winning(sampled: ScoredSessions, choice: Choice, unit: Unit) -> Tensor:
     """Probability [P, S] that a chosen session is preferred to one of the user's S sessions, including itself.
 
-    P(y) = mean over y' of sigmoid(r_y - r_y'), a Bradley-Terry model of the scores in their own unit, or divided by
-    their standard deviation over the user's sessions.
+    P(y) = mean over y' of sigmoid(r_y - r_y'), a Bradley-Terry model of the scores. They are in their own unit, or
+    divided by their standard deviation over the user's sessions.
     """
     others_PS = sampled.score_US[choice.user_idx_P]
     if unit == "spread":

@@ -1,10 +1,10 @@
 """Common part of the policy gradients on groups of scored sessions: GRPO, RLOO, OneRec's ECPO and OneRec-V2's GBPO.
 
 All of them raise the probability of sessions that are better than others of the same user, and lower that of the worse
-ones. They differ in the advantage, in the unit that is compared with the old policy (a code, an item, a session) and in
-the bounds of this ratio. The old policy is the round's snapshot. Its log-probabilities are computed once, before the
-first step and without dropout. They are kept in the round's folder, so that a killed round can continue with them. So
-all ratios are 1 at the first step.
+ones. They differ in the advantage and in the unit that is compared with the old policy: a code, an item or a session.
+They also differ in the bounds of this ratio. The old policy is the round's snapshot. Its log-probabilities are computed
+once, before the first step and without dropout. They are kept in the round's folder, so that a killed round can
+continue with them. So all ratios are 1 at the first step.
 
 Common deviations from the papers:
     - Next-token prediction on the logged sessions of the same users is added (``ntp_weight``), as OneRec trains both
@@ -19,7 +19,7 @@ Common deviations from the papers:
       distribution.
     - The reward is given to the whole session, so all its codes share its advantage.
     - A round is one batch of sessions and some fifty small steps. The papers' clipping at 0.2 is for few, large steps
-      between two batches; here it would end a round after a seventh of the divergence of a round of DPO. So the default
+      between two batches. Here it would end a round after a seventh of the divergence of a round of DPO. So the default
       bounds are wider. The weights balance losses in different units, so that a round of each method moves the model
       about equally far.
 """
@@ -62,7 +62,7 @@ class PolicyGradientConfig(LoopConfig):
     policy_weight: Positive = 4.0
     """Weight of the method's own loss, a mean over codes."""
     behaviour: Behaviour = "model"
-    """Assumed distribution of the sessions: model treats them as draws of the snapshot itself; drawn weights each by
+    """Assumed distribution of the sessions. model treats them as draws of the snapshot itself. drawn weights each by
     the snapshot's probability over the one with which it was drawn, with mean 1 per group."""
 
     def __post_init__(self) -> None:

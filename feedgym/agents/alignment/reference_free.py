@@ -1,6 +1,6 @@
 """Preference methods on pairs without a reference: CPO, SimPO, ORPO. Nothing keeps the model near its former state.
 
-l(y) is the log-probability of a session under the model, over all codes, and l̄(y) its mean over the session's codes; w
+l(y) is the log-probability of a session under the model, over all codes, and l̄(y) its mean over the session's codes. w
 is preferred to l. TRL's trainers of CPO and ORPO accept only texts, so these losses are written here, on the forward
 pass of DPO's trainer.
 """

@@ -27,10 +27,10 @@ class SPPOConfig(UpdateConfig):
     """Gain over the reference, in nats, that is the target of a session which always wins; one that never wins has its
     negative. Half the paper's eta, 1/(2 beta) in TRL."""
     labels: Labels = "hard"
-    """hard: the better session of a pair always wins and the worse never does; soft: each wins as often as its score
+    """hard: the better session of a pair always wins and the worse never does. soft: each wins as often as its score
     says, against all sessions of its user."""
     score_unit: Unit = "score"
-    """Unit of the differences in score for soft labels: a session wins with the probability sigmoid(difference), in
+    """Unit of the differences in score for soft labels. A session wins with the probability sigmoid(difference), in
     scores or in standard deviations of the user's own scores (spread)."""
     pairing: PairingConfig = field(default_factory=PairingConfig)
     """Rule for pairing sessions."""
@@ -48,7 +48,7 @@ class SPPO(ReferencedMethod):
     """Self-play preference optimisation (arXiv:2405.00675, eq. 4.7): a sum of squares over the two sessions.
 
     Σ (ρ_y - target · (2 P(y) - 1))², with the gain ρ over the reference and P(y) the probability that y beats the
-    policy: 1 and 0 for hard labels, by TRL's ``sppo_hard``; for soft ones the mean over the user's S sampled sessions
+    policy. Hard labels are 1 and 0, by TRL's ``sppo_hard``. Soft ones are the mean over the user's S sampled sessions
     of σ(r_y - r_y'), where r are the scores. Implicit rewards, and so ``margin``, are gains in units of twice the
     target: hard labels aim at a margin of 1.
 

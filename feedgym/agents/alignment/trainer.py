@@ -1,15 +1,15 @@
 """One round of preference alignment on TRL's trainers: a preference loss, and next-token prediction on logged sessions.
 
 This is the update of OneRec (arXiv:2502.18965, §3.3 and Algorithm 2, lines 10-12) with any preference loss instead of
-DPO's: L = ntp_weight L_NTP + preference_weight L_preference. Losses that TRL has are TRL's; the others are the method's
+DPO's. L = ntp_weight L_NTP + preference_weight L_preference. Losses that TRL has are TRL's; the others are the method's
 own, on the log-probabilities of the same forward pass. The training loop is always TRL's. This module adds how sessions
 enter it:
 
     - Contrasts share one encoded history (:mod:`feedgym.agents.alignment.contrasts`), and the logged sessions are added
       as further rows. So a step is one forward pass, and one load-balancing loss covers all its tokens.
-    - The log-probabilities under the reference (the model itself before training, if no other is given) are those of
-      sampling, if this model drew the sessions; otherwise they are computed before the first step. They are kept in the
-      round's folder, so a killed round can continue with them.
+    - The log-probabilities under the reference are those of sampling, if this model drew the sessions. Otherwise they
+      are computed before the first step. The reference is the model itself before training, if no other is given. They
+      are kept in the round's folder, so a killed round can continue with them.
     - All randomness is off in policy and reference, so the first step has the margin 0. TRL switches off every
       ``nn.Dropout``, so any other random part that a model applies to sessions must be one (as HSTU's hidden actions
       are).
@@ -50,7 +50,7 @@ SCORED = ("input_ids", "attention_mask", "completion_mask", *HISTORY_COLUMNS)
 SCORED_TOGETHER = 64
 """Contrasts scored at a time outside of training steps, where no gradients take memory."""
 ASKED, SAME = 8, 1e-4
-"""Number of contrasts scored to test whether the model drew the sessions; and the largest difference, absolute in nats
+"""Number of contrasts scored to test whether the model drew the sessions. Then the largest difference, absolute in nats
 and relative, at which log-probabilities count as equal."""
 
 

@@ -2,8 +2,8 @@
 
 Log-probabilities differ from that class's in the last bits. Four things save time:
     - Attention reads every key and value once (:mod:`feedgym.agents.layers.kernels`).
-    - Keys and values stay where they were written. A table says which row of the cache holds a row's position, so that
-      a beam search copies this table instead of the cache, and rows that begin equal share their beginning.
+    - Keys and values stay where they were written. A table says which row of the cache holds a row's position. So a
+      beam search copies this table instead of the cache, and rows that begin equal share their beginning.
     - The matrix product that makes outputs also adds them to the residual stream, in memory that is used again.
     - A user's rows attend only to the real part of the history.
 

@@ -50,7 +50,7 @@ def newest_events(histories: EventBatch, keep_UT: Tensor, limit: int) -> EventBa
 class EventFeatures(nn.Module):
     """Embeds everything about an event except the item, as a vector that is added to the item's tokens.
 
-    Behaviours, the fraction watched, log gap and log age pass through a small network; the event's recency rank (0 is
+    Behaviours, the fraction watched, log gap and log age pass through a small network. The event's recency rank (0 is
     the newest) has a learned embedding. Neither depends on padding.
 
     Args:

@@ -139,8 +139,8 @@ class HSTULayer(nn.Module):
             norm.
         head_norm: normalise the attended values of each head separately.
         learned_bias: add a learned relative bias to the products; without it :meth:`attend` takes any other, or none.
-        attention: weights as a function of products of queries and keys, s, and their bias, b: silu (HSTU's): SiLU(s +
-            b) / N; decay: SiLU(s) exp(b) / N, so that a falling bias takes weights to 0; softmax: softmax(s + b).
+        attention: weights as a function of products of queries and keys, s, and their bias, b. silu (HSTU's): SiLU(s +
+            b) / N. decay: SiLU(s) exp(b) / N, so that a falling bias takes weights to 0. softmax: softmax(s + b).
     """
 
     def __init__(

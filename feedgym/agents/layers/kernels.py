@@ -1,7 +1,7 @@
 """Compiled loops of decoding on a CPU: attention of single queries, RMS norms, and the routing of experts.
 
-A decoder that writes a hundred sessions per user spends a third of its time on attention with one query per row, where
-every key is read once: torch's products and sums read them several times and write what they read. These loops read
+A decoder that writes a hundred sessions per user spends a third of its time on attention with one query per row. Every
+key is used once there, but torch's products and sums read keys several times and write what they read. These loops read
 each key and value once. Their results differ from torch's in the last bits, because sums run in another order.
 
 Numba keeps machine code on disk and looks at this file alone when it asks whether that is out of date. So a change of

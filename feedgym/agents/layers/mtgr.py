@@ -6,7 +6,7 @@
 Candidates of a sample see its context and themselves, so their queries never meet each other's keys. A sample of M
 context tokens and K candidates costs M (M + K) products per layer instead of (M + K)^2.
 
-The second norm undoes the division up to its eps, which is therefore tiny, so that scores do not depend on how many
+The second norm undoes the division up to its eps. The eps is therefore tiny, so that scores do not depend on how many
 candidates share a sample. The MLPs are single matrices. K, Q, V and U pass a SiLU as in HSTU, and there is no
 1/sqrt(d).
 

@@ -1,6 +1,6 @@
 """T5's relative position bias (arXiv:1910.10683, §2.1): a number per head and bucket of distances, added to scores.
 
-Half of the buckets hold one distance each; the others grow with the logarithm of the distance, and the last one holds
+Half of the buckets hold one distance each. The others grow with the logarithm of the distance, and the last one holds
 everything from ``max_distance`` on. Fully visible attention has separate buckets for keys after the query.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``H`` heads, ``Q`` queries, ``M`` keys.

@@ -1,7 +1,7 @@
 """Layers of encoder-decoders whose users each own many decoded rows, and the state of their decoding.
 
 Pre-norm with RMS norms and without biases, as in T5 (arXiv:1910.10683). The decoder writes R rows for U histories,
-where R is a multiple of U. With whole sequences, row r reads history r mod U, so that a batch of preference pairs, [all
+where R is a multiple of U. With whole sequences, row r reads history r mod U. So a batch of preference pairs, [all
 chosen; all rejected], needs its histories only once. When decoding step by step, rows are sorted by user.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``R`` rows, ``M`` positions of a row, ``Q`` queries, ``H`` heads.

@@ -1,11 +1,11 @@
 """Networks that choose slates, for reinforcement learning; without RLlib, so that a trained agent does not need it.
 
-All read the history through one encoder and score items by one head (:mod:`~feedgym.agents.slates.layers`): a query
-vector times item vectors, which are linear in the items' features, plus a bias per item. Next to this deep part is a
-wide one (Cheng et al., arXiv:1606.07792), linear in the items' features: a weight for each value of each profile field,
-and the feature's presence in the history. If responses are mostly noise, a deep part alone learns the noise before it
-finds out which profile field matters for which items. The networks fit any catalogue, any lengths and any profile
-(:mod:`~feedgym.agents.slates.world`).
+All read the history through one encoder and score items by one head (:mod:`~feedgym.agents.slates.layers`). A score is
+a query vector times the item's vector, plus a bias per item. Item vectors are linear in the items' features. Next to
+this deep part is a wide one (Cheng et al., arXiv:1606.07792), linear in the items' features. It has a weight for each
+value of each profile field, and one for the feature's presence in the history. If responses are mostly noise, a deep
+part alone learns the noise before it finds out which profile field matters for which items. The networks fit any
+catalogue, any lengths and any profile (:mod:`~feedgym.agents.slates.world`).
 
 =====================  ==============================================  ==============================================
 network                trained by                                      chooses

@@ -38,8 +38,8 @@ class SlateNetConfig(Ranged):
 class Wide(nn.Module):
     """Weights of the items' features from the profile and from the features of recent items; initially 0.
 
-    They are a sum of a vector for each profile value, and of the features of each event's item times a number that
-    depends on the user's response and its time.
+    They are a sum of two parts: a vector for each profile value, and the features of each event's item. The latter are
+    weighted by a number that depends on the user's response and its time.
 
     Args:
         values_IX: values of the items' features.

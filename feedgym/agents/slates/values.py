@@ -1,9 +1,9 @@
 """Value networks: of slates from their items' values (SlateQ), and of the next item of a slate (DQN).
 
-Deviations of :class:`SlateQ` from Ie et al. (arXiv:1905.12767): several items of a session may be consumed here, so the
+Deviations of :class:`SlateQ` from Ie et al. (arXiv:1905.12767). Several items of a session may be consumed here, so the
 choice model is fitted to the share of each item among the clicked ones. The decomposed value is regressed on the value
 of the whole slate, because the reward of a single item is not observed. Values are relative to that of choosing
-nothing, which is not 0 in a feed that rewards the return; the top-K rule (their eq. 21) uses the difference.
+nothing, which is not 0 in a feed that rewards the return. The top-K rule (their eq. 21) uses the difference.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` numbers of an input; in ``choose``, rows, with each user's
 samples one after another. ``S`` is the width of the state in ``state_US`` and ``state_XS``.

@@ -115,7 +115,7 @@ def item_features(catalog: Catalog) -> FloatArray:
 def flat_observation(observation: Mapping[str, NDArray]) -> FloatArray:
     """Observations of U users as one vector each, float32 [U, 11 T + F + 1]; ids below 2^24 stay exact.
 
-    If they hold the time, it follows as the sum of two float32, exact to a microsecond for 300 years; a single one
+    If they hold the time, it follows as the sum of two float32, exact to a microsecond for 300 years. A single one
     would be a second off after 200 days. The K places of a session under construction
     (:class:`feedgym.envs.wrappers.ItemByItem`) are at the end.
     """

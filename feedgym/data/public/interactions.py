@@ -203,8 +203,8 @@ def _catalog(raw_ids_I: pd.Index, items: pd.DataFrame, log: EventLog, options: R
 def content_of(text_I: NDArray | None, log: EventLog, count: int, options: ReadOptions) -> tuple[FloatArray, str]:
     """Content embeddings of items from their texts; if those do not tell items apart, from co-occurrence.
 
-    Co-occurrence uses only events that are known under any split of the log: the first four fifths of the time, without
-    each user's last two events.
+    Co-occurrence uses only events that are known under any split of the log. These are the events of the first four
+    fifths of the time, without each user's last two.
     """
     if text_I is not None and options.text != "off":
         content_IE, name = text_embeddings(text_I, options.text, cache=options.cache)

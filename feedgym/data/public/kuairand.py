@@ -102,7 +102,7 @@ def read_kuairand(
 ) -> tuple[EventLog, Catalog]:
     """Reads the logs of KuaiRand (Pure, 1K or 27K), standard and random, with their users and videos.
 
-    Exposures of ``log_random_*`` took the place of recommended videos, each of which "has an equal probability of being
+    Exposures of ``log_random_*`` took the place of recommended videos. Each of these "has an equal probability of being
     replaced by a random video sampled from an item pool" (kuairand.com). They are sorted among the others by time. They
     have ``EventLog.extra["random"]`` 1 and the propensity 1 / (different videos of the random log): 1 / 7,583 in the
     published files. Those videos have about equally many exposures (half of them 162 or more, the most shown 214). The

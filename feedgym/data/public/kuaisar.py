@@ -2,8 +2,8 @@
 
 ``rec_inter.csv`` has ``user_id, item_id, playing_time, duration_ms, time, timestamp, click, forward, like, follow,
 search, search_item_related``, with lengths and times in milliseconds. A search while watching is ``extra_search``.
-``src_inter.csv`` is another log, read if its path is given: each item that a search showed is an exposure, clicked if
-``click_cnt`` is above 0, and a search is a visit. Its keywords are not read.
+``src_inter.csv`` is another log, read if its path is given. Each item that a search showed is an exposure, clicked if
+``click_cnt`` is above 0. A search is a visit. Its keywords are not read.
 
 A text consists of the English names of an item's categories and the words of its caption. The words are numbers in the
 files and become ``w1 w213``, so TF-IDF suits them. The topic is the second category, or the first if there is none.

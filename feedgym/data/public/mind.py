@@ -1,10 +1,10 @@
 """MIND (Wu et al., 2020), Microsoft's news: ``behaviors.tsv`` and ``news.tsv``, without headers.
 
-A row of ``behaviors.tsv`` is a visit: its id, the user, the time (``11/11/2019 9:05:58 AM``), the news that the user
-had clicked before, and the news shown with their clicks (``N1-0 N2-1``). Each shown news is an exposure. MIND shuffled
-the news of a visit, so their places are unknown. Clicks before the first visit have no times and are not read. If the
-folders of train and dev are both there, both are read. A news' text is its title and abstract, its topic the
-subcategory.
+A row of ``behaviors.tsv`` is a visit: its id, the user, the time (``11/11/2019 9:05:58 AM``), and two lists. One has
+the news that the user had clicked before, the other the news shown with their clicks (``N1-0 N2-1``). Each shown news
+is an exposure. MIND shuffled the news of a visit, so their places are unknown. Clicks before the first visit have no
+times and are not read. If the folders of train and dev are both there, both are read. A news' text is its title and
+abstract, its topic the subcategory.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ Every listen is a click, and a ``long_view`` if half of the track or more was pl
 like or dislike (``hate``) belongs to the user's last listen of the track in the half hour before it. Without one it is
 a row of its own, without a click. ``is_organic`` is ``extra_organic``. Unlikes and undislikes are not read.
 
-Of the files beside them, or up to two folders above, ``embeddings.parquet`` gives the content (0 for tracks without
-audio), and ``artist_item_mapping.parquet`` the creator (the first artist).
+Files beside them, or up to two folders above, describe the tracks. ``embeddings.parquet`` gives the content (0 for
+tracks without audio), and ``artist_item_mapping.parquet`` the creator (the first artist).
 """
 
 from __future__ import annotations

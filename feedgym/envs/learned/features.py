@@ -132,9 +132,9 @@ def _predicted(
 def context(items: ItemColumns, histories: EventBatch, slates_UK: IntArray) -> NDArray[np.float64]:
     """Context of each item in a slate, [U, K, 5]; a user who reaches an item has examined all before it.
 
-    It consists of the place (log1p), the number of earlier items with its topic, and the cosine of its content with the
-    sum of those items' contents. A flag marks items that the history or the slate showed before. The last feature is
-    the log duration over 32 s.
+    It consists of the place (log1p) and of how much the item is like those before it. That is the number of earlier
+    items with its topic, and the cosine of its content with the sum of those items' contents. A flag marks items that
+    the history or the slate showed before. The last feature is the log duration over 32 s.
     """
     length = slates_UK.shape[1]
     earlier_KK = np.tri(length, k=-1, dtype=bool)

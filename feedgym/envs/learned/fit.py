@@ -1,8 +1,7 @@
 """Fits :class:`feedgym.envs.learned.LearnedSimulator` to a log, and measures it on unseen users.
 
 Parts that use the ranker's predictions (response, watching, leaving) are fitted on users outside the ranker's training
-data, because it is overconfident on its training users. The other parts (return, churn) are fitted on all users of the
-log.
+data. It is overconfident on its training users. The other parts (return, churn) are fitted on all users of the log.
 
 Leaving and churn must be read from a log with care:
 
@@ -330,7 +329,7 @@ def _visit_rows(log: EventLog, rows: SessionsWithHistory) -> tuple[NDArray, NDAr
     features_NX = visit_features(
         sessions.behaviours_NKB, sessions.watch_s_NK, sessions.examined_NK, logout_s_N, habits(ending.histories)
     )
-    # A last visit is churn only if a return would have been seen: the log must continue for longer than almost all
+    # A last visit is churn only if a return would have been seen. So the log must continue for longer than almost all
     # gaps, and must not have been cut at a number of visits. Otherwise the end of the log would look like churn.
     gap_s_N = sessions.return_gap_s_N
     churned_N = np.isnan(gap_s_N)
@@ -347,7 +346,7 @@ def _fit_return(log: EventLog, rows: SessionsWithHistory) -> dict[str, NDArray[n
     if back_N.sum() <= features_NX.shape[1]:
         raise ValueError(f"Only {int(back_N.sum())} visits of the log are followed by another; give a longer log.")
     # Gaps range from seconds to weeks, so the model is linear in their logs. Its residuals are not normal and depend on
-    # the hour of the logout, with a night in between or not, so there are quantiles by part of the day.
+    # the hour of the logout, with a night in between or not. So there are quantiles by part of the day.
     log_gap_N = np.log(np.maximum(gap_s_N[back_N], 1.0))
     model = LinearRegression().fit(features_NX[back_N], log_gap_N)
     residual_N, bin_N = log_gap_N - model.predict(features_NX[back_N]), hour_bin(logout_s_N[back_N])

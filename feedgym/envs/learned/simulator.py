@@ -14,13 +14,13 @@ A fresh user is one of the log's, with profile, clock and the history of their f
 same user. Users who judge are drawn from other users of the log than those for training (``judging``). From there on
 the history records the simulation. All randomness is keyed by user (:mod:`feedgym.envs.luck`). Responses must not
 depend on the batch, but float arithmetic rounds differently in arrays of another shape. So the ranker runs in blocks of
-one shape, filled up with an artificial user, and its predictions only decide between outcomes (a behaviour happens or
-not, which quantiles apply).
+one shape, filled up with an artificial user. Its predictions only decide between outcomes (a behaviour happens or not,
+which quantiles apply).
 
 Limits: the simulator knows items and users only from the log. ``exposures_I`` counts how often each item was examined
 in it; responses to rarely shown items are the ranker's extrapolation.
 
-Deviations: in KuaiSim (arXiv:2309.12645) users leave by a temper budget and return by a separate model of days; here
+Deviations: in KuaiSim (arXiv:2309.12645) users leave by a temper budget and return by a separate model of days. Here
 both are fitted to the log. Differences between users beyond history and profile are not modelled.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``G`` donors, the log's users; ``X`` features of a regression,
@@ -165,8 +165,8 @@ class LearnedSimulator:
 
     Attributes:
         popularity_I: float32 weights of the items by popularity.
-        drawn_G: int64 rows of the donors that fresh users are drawn from: seven tenths of the log's users for logs and
-            training, or the others for :meth:`judging`.
+        drawn_G: int64 rows of the donors that fresh users are drawn from. These are seven tenths of the log's users for
+            logs and training, or the others for :meth:`judging`.
     """
 
     def __init__(

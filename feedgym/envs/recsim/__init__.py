@@ -7,9 +7,9 @@
 ``benchmarks/recsim_parity.py`` compares their distributions with the original's.
 
 One visit is one of RecSim's steps; the slate is the session. The taken item has a click, a long view if it was watched
-to its end, and RecSim's watch time or engagement as seconds; an exhausted budget is churn. Slates are examined as a
-whole, except that cascading users stop at the click, and that only the first item is examined if RecSim's users look at
-no other. With the ``*_REWARD`` weights a feed's reward is RecSim's own.
+to its end, and RecSim's watch time or engagement as seconds. An exhausted budget is churn. Slates are examined as a
+whole, with two exceptions. Cascading users stop at the click, and only the first item is examined if RecSim's users
+look at no other. With the ``*_REWARD`` weights a feed's reward is RecSim's own.
 
 Deviations from RecSim:
 - Documents are a fixed catalogue that all users share, as with RecSim's ``resample_documents=False``; a catalogue seed
@@ -20,7 +20,7 @@ Deviations from RecSim:
   quality is not shown. In the other two families RecSim shows nothing of its users.
 - A second passes between two steps (``STEP_GAP_S``); a clicked document of interest exploration is read for a minute.
 - In interest evolution, users served after the end of their budget watch nothing; RecSim does not define this case.
-- Interest evolution leaves out the weight of interest in the budget, which is 0 in RecSim's model, and uses videos of
+- Interest evolution leaves out the weight of interest in the budget, which is 0 in RecSim's model. It uses videos of
   one topic each, as ``create_environment`` does. If the number of topics is not RecSim's 20, each topic still has a
   quality.
 """

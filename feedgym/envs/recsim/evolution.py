@@ -187,7 +187,7 @@ class InterestEvolution:
         """Slates [U, K] with the most minutes watched per minute of budget, if interests stayed as they are.
 
         A user will watch about the budget times that ratio. For multinomial choices the slate is the best one
-        (Dinkelbach's method on a ratio of sums over its items); for cascades, where order matters, it is nearly the
+        (Dinkelbach's method on a ratio of sums over its items). For cascades, where order matters, it is nearly the
         best.
         """
         return by_blocks(self._most_minutes, state, session_length, self.config.num_items)

@@ -4,7 +4,7 @@ Users always take the first item. Clickbait ("choc") engages more at once but lo
 later engagement; wholesome items ("kale") raise it. Satisfaction is never observed.
 
 Source: ``recsim/environments/long_term_satisfaction.py`` (``LTSStaticUserSampler``, ``LTSUserModel``). With RecSim's
-own constants a sensitivity of 0.01 leaves satisfaction within a percent or two of one half, so choc always pays; raise
+own constants a sensitivity of 0.01 leaves satisfaction within a percent or two of one half, so choc always pays. Raise
 ``sensitivity`` for a real conflict.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``X`` points of the grid of exposures. ``T`` counts steps left in

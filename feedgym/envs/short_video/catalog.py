@@ -1,6 +1,6 @@
 """Synthetic short-video catalogues: the part that recommenders may see, and the hidden truth.
 
-An item is a unit vector near a mixture of two topics, with a quality, a clickbait strength, a duration, a creator, an
+An item is a unit vector near a mixture of two topics. It has a quality, a clickbait strength, a duration, a creator, an
 upload time and a popularity. Recommenders see a noisy linear view of it (:class:`feedgym.data.events.Catalog`); the
 :class:`Latents` are for simulators, logging policies and judges only.
 

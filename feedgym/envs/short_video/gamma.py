@@ -16,7 +16,7 @@ POINTS = 4097
 class GammaQuantiles:
     """The inverse of the Gamma(shape, 1) distribution function, to about 1e-10 of its value.
 
-    The log of the quantile is a smooth function of the log-odds of the uniform number: cubic pieces go through its
+    The log of the quantile is a smooth function of the log-odds of the uniform number. Cubic pieces go through its
     values and slopes at equally distant points.
 
     Args:

@@ -1,7 +1,7 @@
 """Computes a visit of each user, compiled: user after user, item after item, until the user leaves.
 
 :mod:`feedgym.envs.short_video.visit_numpy` holds the same equations for all users at once. With the same random numbers
-it makes the same decisions, but its floats differ in the last bits: this file computes in float64 and keeps float32.
+it makes the same decisions, but its floats differ in the last bits. This file computes in float64 and keeps float32.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``M`` topics, ``R`` remembered items, ``X`` explicit behaviours,
 ``H`` hours of the day, ``W`` days of the week and its end. ``D`` is the latent width.

@@ -64,7 +64,7 @@ def agents_of(folder: Path | str, *, trust: bool = False, named: Collection[str]
         named: names that may be imported because the user's own program named them.
 
     Raises:
-        ValueError: the folder holds no run, or one of another version; a stage is missing or damaged; or the folder
+        ValueError: the folder holds no run, or one of another version. Or a stage is missing or damaged, or the folder
             names code that is not trusted.
     """
     folder = Path(folder)

@@ -134,7 +134,7 @@ class AlignConfig(UsersConfig):
     """Seed that decides which users are held out from training to check the reward model."""
     tokenizer: str = "residual_kmeans"
     """Tokenizer that gives items their codes: residual_kmeans (OneRec's), rqvae (TIGER's), item_id (HSTU's: one per
-    item), lsh, random, index (published codes of a NAME.index.json), or the import path of your own."""
+    item), lsh or random. index takes published codes from a NAME.index.json. Or the import path of your own."""
     tokenizer_options: Annotated[Any, tyro.conf.arg(name="tokenizer")] = None
     """Options of the tokenizer; the experiment's seed is added to its own."""
     sessions: SessionFilter = field(
@@ -152,8 +152,8 @@ class AlignConfig(UsersConfig):
     reward_share: SomeShare = 1.0
     """Share of the training users whose sessions the reward model learns from."""
     reward: str = "reward_model"
-    """Reward that scores the sessions of a round: reward_model; with an ensemble (--reward-model.members) cautious or
-    worst_case; mixed, clicks, diverse, diversity; or the import path of your own. That is a SessionReward, or a
+    """Reward that scores the sessions of a round: reward_model, mixed, clicks, diverse or diversity. With an ensemble
+    (--reward-model.members) also cautious or worst_case. Or the import path of your own. That is a SessionReward, or a
     function or class that makes one from any of catalog, log and reward_model."""
     reward_options: Annotated[Any, tyro.conf.arg(name="reward")] = None
     """Options of the reward, if it has any."""
@@ -172,7 +172,7 @@ class AlignConfig(UsersConfig):
     """Options of the probe after every round."""
     stop: str = "never"
     """Rule that stops before the last round, without access to the truth: never, kl, diversity, disagreement, held_out
-    or correlation (the last three need --probe.watchers), or the import path of your own."""
+    or correlation. The last three need --probe.watchers. Or the import path of your own."""
     stop_options: Annotated[Any, tyro.conf.arg(name="stop")] = None
     """Options of the stop rule."""
     weights: RewardWeights = field(default_factory=RewardWeights)

@@ -34,8 +34,8 @@ class Probe(TensorRows):
         base_logp_US: float32, the same under the agent before the first round.
         score_US: float32 scores of the optimised reward.
         watch_USW: float32 scores of W reward models that are not optimised; None if there are none.
-        truth_half_US2: float32 true values, each the mean over one half of the replicas, so that one half can choose
-            sessions and the other value them; None on a recorded log.
+        truth_half_US2: float32 true values, each the mean over one half of the replicas. So one half can choose
+            sessions and the other value them. None on a recorded log.
     """
 
     item_ids_USK: Tensor
@@ -64,10 +64,10 @@ class Signals:
         entropy_NU: estimated entropy in nats per session.
         diversity_NU: mean distance between the contents of a session's items.
         held_out_NU: mean score of the watchers; None without them.
-        spread_NU: standard deviation of a session's scores over the optimised reward and the watchers, each in units of
-            its own spread over the base's sessions; None without watchers.
-        correlation_NU: rank correlation, over the user's sessions, of the optimised reward and the watchers' mean; NaN
-            for users for whom one of them is constant; None without watchers.
+        spread_NU: standard deviation of a session's scores over the optimised reward and the watchers. Each is in units
+            of its own spread over the base's sessions. None without watchers.
+        correlation_NU: rank correlation, over the user's sessions, of the optimised reward and the watchers' mean. NaN
+            for users for whom one of them is constant. None without watchers.
     """
 
     proxy_NU: Float

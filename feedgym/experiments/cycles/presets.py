@@ -37,8 +37,8 @@ class CycleConfig(Ranged):
     """Share of a round's requests that come from the latest cycle; the others come from before it. With window=1 all of
     them come from the latest."""
     base: Refit = "keep"
-    """Use of the served sessions for next-token prediction. keep: none, alignment continues from the last snapshot.
-    continue: train the last snapshot further, then align it. refit: pretrain a new base, then align it."""
+    """Use of the served sessions for next-token prediction. keep: none, so that alignment continues from the last
+    snapshot. continue: train the last snapshot further, then align it. refit: pretrain a new base, then align it."""
     reward: Refit = "refit"
     """The reward model: keep the log's, continue to train it on the sessions of the window, or refit a new one."""
     further_epochs: PartPasses = 0.5

@@ -43,8 +43,8 @@ class CellsRun(Ranged):
     """NAME=VALUE options of the alignments in all cells, by the names of `feedgym run`: --set rounds.num=3
     judge.users=100. METHOD.NAME=VALUE is only for the cells of one method: dpo.beta=0.3."""
     ray: str = "local"
-    """Place to run cells: local (processes on this machine), off (in this process, one after the other), or the address
-    of a Ray cluster that sees the same folders. It does not change any figure."""
+    """Place to run cells: local (processes on this machine) or off (in this process, one after the other). Or the
+    address of a Ray cluster that sees the same folders. It does not change any figure."""
     workers: Few = 2
     """Number of cells to run in parallel, one core each, unless ray is off."""
 
@@ -89,7 +89,7 @@ def check_list(config: Any, name: str) -> None:
 class MethodsRun(CellsRun):
     """Compares alignment methods: each from the same log, base and reward model, over several seeds.
 
-    At the laptop's sizes each method takes about 2 minutes per seed, and each seed about 1 minute more for the parts
+    At the laptop's sizes each method takes about 2 minutes per seed. Each seed takes about 1 minute more for the parts
     that its methods share. A comparison that was stopped continues with --resume FOLDER: finished cells are read, and
     --methods or --seeds may add others.
     """
@@ -121,7 +121,7 @@ class MethodsRun(CellsRun):
 class AblationsRun(CellsRun):
     """Measures the effects of an alignment's options, each varied alone around the preset's value, over several seeds.
 
-    At the laptop's sizes each value takes about 2 minutes per seed, and each seed about 1 minute more for the parts
+    At the laptop's sizes each value takes about 2 minutes per seed. Each seed takes about 1 minute more for the parts
     that its cells share. Cells with fewer rounds are read from the cells with more. A comparison that was stopped
     continues with --resume FOLDER. To leave out an axis, give it no values: --beta with none after it.
     """

@@ -2,7 +2,7 @@
 
 A seed makes its own users, log, base and reward model, so differences are taken seed by seed
 (:mod:`feedgym.experiments.over_seeds`). The gain of an alignment is also given as a share of the gap from the base to
-the oracle, so that seeds with generous users count no more than others.
+the oracle. So seeds with generous users count no more than others.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` runs, one per seed.
 """

@@ -1,8 +1,8 @@
 """Estimates the reward of a policy of slates from a log that another policy made. Pure NumPy, in float64.
 
-A row is a logged request: the K items shown, the reward at each place, and each item's probability of being shown,
-given the request x and the items above it. V is the expected sum of the rewards under the *target* policy e, while the
-log was made by b. The prefix weight of place k is c_k = prod_{j<=k} e_j / b_j, with c_0 = 1.
+A row is a logged request: the K items shown, and the reward at each place. It also has each item's probability of being
+shown, given the request x and the items above it. V is the expected sum of the rewards under the *target* policy e,
+while the log was made by b. The prefix weight of place k is c_k = prod_{j<=k} e_j / b_j, with c_0 = 1.
 
 | estimator | exact on average if |
 |---|---|

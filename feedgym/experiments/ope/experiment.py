@@ -2,9 +2,9 @@
 
     agents of a finished run -> {log of fresh users -> estimates and truth of every agent} x logs -> table
 
-The value of an agent is the reward of serving it for one visit at each of a log's requests, because only this can be
-estimated from a log of another policy: no log shows how users would have developed under the agent. The truth has the
-same definition: copies of the users, as they were before each visit, respond to the agent's own slates.
+The value of an agent is the reward of serving it for one visit at each of a log's requests. Only this can be estimated
+from a log of another policy, which does not show how users would have developed under the agent. The truth has the same
+definition: copies of the users, as they were before each visit, respond to the agent's own slates.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     log -> users in two parts: one to learn popularity and a model of the reward, the other to judge agents
 
 KuaiRand's random exposures replaced single recommended videos, each drawn uniformly from a pool. So they show what a
-policy of single items would earn in such a place, but nothing about slates: the items above and below were chosen by a
+policy of single items would earn in such a place, but nothing about slates. The items above and below were chosen by a
 policy whose probabilities nobody logged. From other logs, first places with a propensity are used.
 
 There is no truth. Besides intervals over users, the report compares the order of the agents by one half of the users

@@ -233,7 +233,7 @@ def top_of(score_NI: Tensor, k: int) -> Tensor:
 def rank_metrics(better_N: NDArray, tied_N: NDArray, at: Sequence[int]) -> dict[str, NDArray[np.float64]]:
     """Expected HR@k, NDCG@k and MRR over the order of ties.
 
-    With one target the ideal DCG is 1, so NDCG@k is 1 / log2(1 + rank) within the first k, and HR@k equals recall@k.
+    With one target the ideal DCG is 1. So NDCG@k is 1 / log2(1 + rank) within the first k, and HR@k equals recall@k.
 
     Args:
         better_N: items with a higher score than the target.

@@ -126,8 +126,8 @@ class TigerRun(RetrievalConfig):
     sliding_window: bool = True
     """Learn every item taken from the items before it; otherwise only each user's last one."""
     tokenizer: str = "rqvae"
-    """Tokenizer of the codes: rqvae, residual_kmeans (balanced), lsh (random hyperplanes), random (random codes that
-    ignore content), index (published codes of a NAME.index.json), or the import path of your own."""
+    """Tokenizer of the codes: rqvae, residual_kmeans (balanced), lsh (random hyperplanes) or random (codes that ignore
+    content). index takes published codes from a NAME.index.json. Or the import path of your own."""
     tokenizer_options: Annotated[Any, tyro.conf.arg(name="tokenizer")] = None
     """Options of the tokenizer; its seed is added to the run's."""
 

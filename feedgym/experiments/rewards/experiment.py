@@ -2,7 +2,7 @@
 
     cells (rewards x seeds, each a whole alignment) -> each reward measured -> which measure predicts the aligned agent
 
-The alignments are those of :mod:`feedgym.experiments.methods`: cells of one seed share log, tokenizer and base, a
+The alignments are those of :mod:`feedgym.experiments.methods`. Cells of one seed share log, tokenizer and base, a
 finished cell is a stage, and a failed cell does not stop the others. Then every reward scores the same sessions of a
 seed. They are held-out logged ones, the base's draws, those of the agent aligned to the first reward, and those of a
 search with the base.

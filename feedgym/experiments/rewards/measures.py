@@ -1,8 +1,7 @@
 """Measures a reward's scores of sessions: against users' logged responses, and against true values.
 
 Offline figures need only held-out users of a log. Figures against the truth are for study. They use sessions that the
-base draws, that an aligned agent draws and that a search finds, because rewards must score sessions that no log has
-shown.
+base draws, that an aligned agent draws and that a search finds. Rewards must score sessions that no log has shown.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` sessions; ``G`` groups of sessions with similar scores.
 """

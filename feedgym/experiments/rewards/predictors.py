@@ -1,8 +1,8 @@
 """Finds the measure of a reward model that best predicts the true reward of the agent aligned to it.
 
-Over the reward models of a comparison, each as a mean over the seeds, it takes the rank correlation of a measure with
-the true reward of the aligned agent. The interval resamples reward models, because conclusions are about them. Models
-of one family, such as those made from one ensemble, are similar, so the interval is rather too short.
+It takes the rank correlation of a measure with the true reward of the aligned agent, over the reward models of a
+comparison. Each counts as a mean over the seeds. The interval resamples reward models, because conclusions are about
+them. Models of one family, such as those made from one ensemble, are similar, so the interval is rather too short.
 
 Axes beyond the legend of :mod:`feedgym.data.events`: ``N`` reward models; ``R`` resamples.
 """

@@ -54,9 +54,9 @@ class RewardsRun(CellsRun):
     said: ClassVar[str] = "Reward models"
 
     rewards: tuple[str, ...] = field(default_factory=lambda: tuple(VARIANTS))
-    """Reward models: names of variants (sizes narrow and wide; shares half_of_log and tenth_of_log; an ensemble and its
-    variants cautious, very_cautious, worst_case; resampled, averaged; ips, doubly_robust; genrank, hstu-rank, mtgr;
-    p_score; ...), built-in rewards, or your own, as my_lab.reward:Mine."""
+    """Reward models: names of variants, of built-in rewards, or your own, as my_lab.reward:Mine. Variants are sizes
+    (narrow, wide), shares (half_of_log, tenth_of_log), ensembles (ensemble, cautious, very_cautious, worst_case,
+    resampled, averaged), weights (ips, doubly_robust), backbones (genrank, hstu-rank, mtgr), p_score, and others."""
     method: str = "ipa"
     """The alignment method, by name or by the import path of your own."""
     beams: Count = 32

@@ -41,9 +41,9 @@ def read_side(
     """Get the log that an argument of ``feedgym realism`` names.
 
     Args:
-        source: a run's folder, for its log; anything that ``feedgym data inspect`` reads, including ``events.parquet``
-            next to its ``catalog.parquet``; or a user simulator, whose log is collected under the logging policy. A
-            simulator is given by its import path, a learned one by its folder.
+        source: a run's folder, for its log. Or anything that ``feedgym data inspect`` reads, including
+            ``events.parquet`` next to its ``catalog.parquet``. Or a user simulator, whose log is collected under the
+            logging policy. A simulator is given by its import path, a learned one by its folder.
         users: number of users of a simulator.
         visits: visits per user of a simulator.
         session_length: items per session of a simulator.
