@@ -91,8 +91,8 @@ def test_kuairec(tmp_path, capsys):
 
 
 def test_the_pages_example_of_a_format_reads(tmp_path):
-    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
-    code = page.split("## Add a format in one file")[1].split("```python\n")[1].split("```")[0]
+    page = (Path(__file__).parent.parent / "docs" / "how_to" / "dataset.md").read_text()
+    code = page.split("```python\n")[1].split("```")[0]
     space = {}
     exec(code, space)
     path = tmp_path / "acme_clicks.csv"

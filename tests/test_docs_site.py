@@ -19,11 +19,19 @@ pytest.importorskip("griffe", reason="the site's packages are missing; `make doc
 
 DOCS = Path(feedgym.__file__).parent.parent / "docs"
 NOTEBOOKS = sorted((DOCS / "tutorials").glob("*.ipynb"))
+HOW_TO = sorted((DOCS / "how_to").glob("*.md"))
 
 
 @pytest.fixture(autouse=True)
 def scripts_beside_each_other(monkeypatch):
     monkeypatch.syspath_prepend(str(DOCS))
+
+
+def test_code_of_files_is_included_by_lines_that_mkdocs_knows():
+    """A formatter once made of them expressions in Python, which were then printed as code."""
+    lines = [line for page in HOW_TO for line in page.read_text().splitlines() if line.startswith("--8")]
+    named = [re.fullmatch(r'--8<-- "([^":]+)(:\d+)*"', line) for line in lines]
+    assert lines and all(match and (DOCS.parent / match[1]).is_file() for match in named), lines
 
 
 def test_every_preset_has_a_page_or_is_a_smoke_test():
