@@ -113,9 +113,12 @@ def test_yambda_is_told_from_others_and_sizes_are_not_mixed(tmp_path, capsys):
 
 
 def test_a_share_of_yambdas_users_is_read(tmp_path):
-    rows = [(user, 5 * n, n % 7, 1, 60, 100) for user in range(100) for n in range(3)]
-    log = load_data(yambda(tmp_path / "a", {"listens": flat(rows)}), options=ReadOptions(users=0.2, text="off"))[0]
-    assert 5 < log.num_users < 40 and len(shown(log, "click")) == 3 * log.num_users
+    rows = [(user, 5 * n, n, 1, 60, 100) for user in range(100) for n in range(3)]
+    likes = [row[:4] for row in rows if row[1] == 5]
+    folder = yambda(tmp_path / "a", {"listens": flat(rows), "likes": flat(likes)})
+    log = load_data(folder, options=ReadOptions(users=0.2, text="off"))[0]
+    assert 10 < log.num_users < 30 and len(shown(log, "click")) == 3 * log.num_users
+    assert log.user_ids_U.dtype == np.int64 and sum(shown(log, "like")) == log.num_users
 
 
 def test_damaged_files_of_yambda_are_refused_in_one_line(tmp_path):

@@ -170,6 +170,8 @@ def _with_marks(listens: pd.DataFrame, marked: pd.DataFrame) -> pd.DataFrame:
     alone = np.isnan(row)
     for name, flag in flags.items():
         flag[row[~alone & (marked["mark"] == name).to_numpy()].astype(np.int64)] = 1
+    if not alone.any():  # an empty table would turn the others' whole numbers into floats
+        return listens.assign(**flags)
     further = marked[alone].assign(**{name: (marked["mark"] == name).astype(int) for name in MARKS})
     further = further.drop(columns="mark").groupby([*keys, "timestamp"], as_index=False).max()
     return pd.concat([listens.assign(**flags), further.assign(click=0, long_view=0)], ignore_index=True)
