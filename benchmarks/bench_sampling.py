@@ -15,9 +15,7 @@ trie alone: the children of 1,024 rows' nodes in catalogues of up to a million i
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -26,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from saved import commit_of, machine, save
 
 SHAPES = ("TIGER", "OneRec", "demo")
 SAMPLES = 128
@@ -238,6 +238,8 @@ def main(options: Options) -> None:
     if options.side:
         serve(options.side)
         return
+    if options.trie and options.save is not None:
+        raise SystemExit("--save is for sessions per second; leave it out with --trie.")
     if options.trie:
         found = time_trie(options)
         table = Table("", *next(iter(found.values())), title="Children of 1,024 rows")
@@ -253,13 +255,9 @@ def main(options: Options) -> None:
         table.add_row(name, *cells, " ".join(ratios))
     Console(width=100).print(table)
     if options.save is not None:
-        machine = {
-            "machine": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "load": os.getloadavg(),
-        }
-        told = {"command": " ".join(sys.argv), **machine, "found": found}
-        options.save.write_text(json.dumps(told, indent=1) + "\n")
+        before = f" --before {commit_of(options.before)}" if options.before else ""
+        command = f"python benchmarks/bench_sampling.py --rounds {options.rounds}{before}"
+        save(options.save, command, "sessions per CPU second", "feedgym", found, machine("torch", "transformers"))
 
 
 if __name__ == "__main__":

@@ -3,20 +3,17 @@
 ``python benchmarks/bench_simulator.py [--repeats 5] [--before CHECKOUT] [--recsim VENV] [--out FILE.json]``
 
 All sides run in one process and in turn, each with its own copy of the package: this checkout with numba, without it,
-and CHECKOUT if one is given. Seconds are the processor's; figures are medians over the repeats, ratios the medians of
-the ratios of a repeat. A step is a visit of one user, at the request level a request, at the session level a page.
-Environments count the steps in which a slot gets its next user, as Gymnasium does. ``--recsim`` adds the steps a second
-of RecSim's own interest evolution with as many items, in its own environment (see ``recsim_parity.py``).
+and CHECKOUT if one is given. Seconds are the processor's; figures are medians over the repeats. A step is a visit of
+one user, at the request level a request, at the session level a page. Environments count the steps in which a slot gets
+its next user, as Gymnasium does. ``--recsim`` adds the steps per second of RecSim's own interest evolution with as many
+items, in its own environment (see ``recsim_parity.py``).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +24,7 @@ import gymnasium
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from saved import commit_of, machine, save
 
 HERE = Path(__file__).resolve().parent
 ITEMS, USERS, SESSION_LENGTH = 10_000, 1024, 10
@@ -159,27 +157,11 @@ def recsim_rate(venv: Path) -> float:
     return float(play_original(recsim_python(venv.resolve(), Console(stderr=True)), job)["steps_per_second"])
 
 
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    import numba
-
-    model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "processor": model[0].split(": ")[1] if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "numba": numba.__version__,
-    }
-
-
 def command(given: argparse.Namespace) -> str:
     """The command, with the commit of the other checkout instead of its path."""
     words = ["python benchmarks/bench_simulator.py", f"--repeats {given.repeats}"]
     if given.before:
-        asked = ["git", "-C", str(given.before), "rev-parse", "--short", "HEAD"]
-        words.append("--before " + subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip())
+        words.append(f"--before {commit_of(given.before)}")
     return " ".join(words + ["--recsim"] * bool(given.recsim))
 
 
@@ -195,28 +177,24 @@ def main() -> None:
     sides = {"NumPy": Side(HERE.parent, NUMBA_DISABLE_JIT="1"), "compiled": Side(HERE.parent)}
     if given.before:
         sides = {"before": Side(given.before.resolve()), **sides}
-    table, rows = Table(title=f"Steps per CPU second, {ITEMS:,} items, sessions of {SESSION_LENGTH}"), []
+    paces: dict[str, dict[str, float]] = {}
+    table = Table(title=f"Steps per CPU second, {ITEMS:,} items, sessions of {SESSION_LENGTH}")
     for header in ("", *sides, *(f"compiled / {name}" for name in sides if name != "compiled")):
         table.add_column(header, justify="right" if header else "left", no_wrap=True)
     for what, (make, users, steps) in ROWS.items():
         rate_SR = rates(sides, make, users, steps, given.repeats)
-        ratio_SR = rate_SR[-1] / rate_SR
-        told = dict(zip(sides, np.median(rate_SR, axis=1).tolist(), strict=True))
-        ratios = dict(zip(sides, np.median(ratio_SR, axis=1).tolist(), strict=True))
-        del ratios["compiled"]
-        rows.append({"what": what, "steps_per_second": told, "ratio": ratios})
-        table.add_row(what, *(f"{rate:,.0f}" for rate in told.values()), *(f"{x:.1f}" for x in ratios.values()))
-    found = {"command": command(given), "machine": machine(), "repeats": given.repeats, "rows": rows}
+        pace = paces[what] = dict(zip(sides, np.median(rate_SR, axis=1).tolist(), strict=True))
+        ratios = [pace["compiled"] / pace[name] for name in sides if name != "compiled"]
+        table.add_row(what, *(f"{rate:,.0f}" for rate in pace.values()), *(f"{ratio:.1f}" for ratio in ratios))
     console = Console(width=140)
     console.print(table)
     if given.recsim:
-        ours = next(row for row in rows if row["what"].startswith("vector"))["steps_per_second"]["compiled"]
-        found["recsim"] = {"steps_per_second": recsim_rate(given.recsim), "items": ITEMS}
-        found["recsim"]["ratio"] = ours / found["recsim"]["steps_per_second"]
-        console.print(f"RecSim's own interest evolution: {found['recsim']}")
-    console.print(found["machine"])
+        paces["vector environment, 1,024 users"]["RecSim"] = recsim = recsim_rate(given.recsim)
+        console.print(f"RecSim's own interest evolution: {recsim:,.0f} steps per second")
+    about = machine("numpy", "numba")
+    console.print(about)
     if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+        save(given.out, command(given), "steps per CPU second", "compiled", paces, about)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,20 @@ A page holds a comment where a part belongs::
     <!-- options: feedgym.agents.onerec:OneRecSizes model -->   the fields of a dataclass as --model.NAME
     <!-- method: ipo -->                                        everything about an alignment method
     <!-- methods -->                                            a row per method
+    <!-- speed: simulator -->                                   the figures in benchmarks/results/simulator.json
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from griffe_plain import markdown
@@ -23,7 +26,8 @@ from griffe_plain import markdown
 from feedgym.plugins import BUILT_IN, resolve
 from feedgym.protocols import load
 
-MARK = re.compile(r"<!-- (options|methods|method):? ?(.*?) -->")
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+MARK = re.compile(r"<!-- (options|methods|method|speed):? ?(.*?) -->")
 
 
 def filled(page: str) -> str:
@@ -142,4 +146,27 @@ def methods() -> str:
     return "\n".join(lines)
 
 
-PARTS = {"options": options, "method": method, "methods": methods}
+def speed(name: str) -> str:
+    """A benchmark's figures: the pace of each side, how many times ours is faster, the command and the machine."""
+    found = json.loads((RESULTS / f"{name}.json").read_text())
+    sides = list(dict.fromkeys(side for row in found["rows"] for side in row["pace"]))
+    others = [side for side in sides if side != found["ours"]]
+    lines = [f"| {found['unit']} | {' | '.join(sides)} | {' | '.join(f'times {side}' for side in others)} |"]
+    lines.append("|---" * (1 + len(sides) + len(others)) + "|")
+    for row in found["rows"]:
+        paces = [f"{row['pace'][side]:,.0f}" if side in row["pace"] else "" for side in sides]
+        ratios = [times(row["ratio"][side]) if side in row["ratio"] else "" for side in others]
+        lines.append(f"| {row['what']} | {' | '.join([*paces, *ratios])} |")
+    about = [
+        f"{name} {value}" for name, value in found["machine"].items() if name not in ("processor", "cores", "load")
+    ]
+    machine = f"{found['machine']['processor']}, {found['machine']['cores']} cores, load {found['machine']['load']}"
+    return "\n".join([*lines, "", f"`{found['command']}` on {machine}; {', '.join(about)}."])
+
+
+def times(ratio: float) -> str:
+    """A ratio in three digits."""
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
+
+
+PARTS = {"speed": speed, "options": options, "method": method, "methods": methods}

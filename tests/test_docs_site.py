@@ -142,3 +142,19 @@ def test_notebooks_use_arguments_and_options_that_exist(path):
 def is_options(node):
     """Whether an assignment is that of a run's options."""
     return getattr(node.targets[0], "id", "") in ("options", "sizes") and isinstance(node.value, ast.Dict)
+
+
+def test_benchmarks_are_shown_with_their_command_and_machine():
+    for path in sorted((DOCS.parent / "benchmarks" / "results").glob("*.json")):
+        found = json.loads(path.read_text())
+        shown = load("parts:speed")(path.stem)
+        assert found["command"] in shown and f"load {found['machine']['load']}" in shown
+        for row in found["rows"]:
+            pace = row["pace"]
+            ratios = {side: pace[found["ours"]] / pace[side] for side in pace if side != found["ours"]}
+            assert row["ratio"] == pytest.approx(ratios, rel=0.01) and f"| {row['what']} |" in shown
+
+
+def test_ratios_have_three_digits():
+    times = load("parts:times")
+    assert [times(ratio) for ratio in (0.9512, 4.3557, 12.345, 1746.7)] == ["0.951", "4.36", "12.3", "1,747"]
