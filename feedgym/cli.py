@@ -241,6 +241,24 @@ def compare(arguments: Sequence[str]) -> None:
     _from_preset("compare", COMPARISONS, arguments, COMPARE)
 
 
+SWEEP = """
+  feedgym sweep onerec-ipa --space "method.beta=loguniform(0.05,1)" "rounds.num=choice(2,4,6)" --run runs/sweep
+  feedgym sweep onerec-ipa --space "method=choice(dpo,ipa,simpo)" --seeds 0 1 --set log.users=1000
+  feedgym sweep sasrec --space "fit.lr=loguniform(1e-4,1e-2)" "model.dropout=uniform(0,0.5)" --num-samples 32
+  feedgym sweep onerec-ipa --resume runs/sweep      continues a stopped sweep
+
+A space has the words of Ray Tune. ASHA stops weak trials after a round. The result is a table of the trials, and the
+command that runs the best of them and judges it by users whom no trial has seen."""
+"""Text of ``feedgym sweep`` below its presets."""
+
+
+def sweep(arguments: Sequence[str]) -> None:
+    """Search an experiment's options with Ray Tune, by users who are held out: feedgym sweep PRESET --space ..."""
+    from feedgym.experiments.presets import SWEEPS
+
+    _from_preset("sweep", SWEEPS, arguments, SWEEP)
+
+
 def _from_preset(
     command: str, presets: Mapping[str, Callable[[], Any]], arguments: Sequence[str], teaches: str = ""
 ) -> None:
@@ -249,7 +267,7 @@ def _from_preset(
         print(f"usage: feedgym {command} PRESET [OPTIONS]\n")
         print(f"Presets (`feedgym {command} PRESET --help` lists every option):\n")
         for name, preset in presets.items():
-            print(f"  {name:<20}{(preset.__doc__ or '').splitlines()[0]}")
+            print(f"  {name:<20}{(getattr(preset, 'func', preset).__doc__ or '').splitlines()[0]}")
         print(teaches, end="\n" if teaches else "")
         return
     name, *rest = arguments
@@ -264,7 +282,8 @@ def _from_preset(
     if options.resume is not None:
         check_code(config, options.resume, options.trust, arguments)
     folders = (options.run, options.resume)
-    _experiment(name, config, *folders, **_of_run(options))
+    title = f"sweep-{name}" if command == "sweep" else name
+    _experiment(title, config, *folders, command=f"{command} {name}", **_of_run(options))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,9 +441,20 @@ def _of_run(options: RunOptions | Demo) -> dict[str, Any]:
 
 
 def _experiment(
-    title: str, config: Any, folder: Path | None, resume: Path | None, *, dry_run: bool = False, **run_options: Any
-) -> None:
-    """Run an experiment in a new folder, or resume one, and print its table; or say what it would do."""
+    title: str, config: Any, folder: Path | None, resume: Path | None, *, command: str = "demo", dry_run: bool = False,
+    **run_options: Any,
+) -> None:  # fmt: skip
+    """Run an experiment in a new folder, or resume one, and print its table; or say what it would do.
+
+    Args:
+        title: begins the name of a new folder.
+        config: the whole experiment.
+        folder: of a new run.
+        resume: folder of a run to continue.
+        command: the command that continues it.
+        dry_run: only say what it would do.
+        run_options: further arguments of :class:`feedgym.experiments.run.Run`.
+    """
     if resume is not None and folder not in (None, resume):
         raise ValueError("Give either --run for a new run or --resume for an old one, not both.")
     folder = resume or folder or new_folder(title)
@@ -434,17 +464,17 @@ def _experiment(
         _print(*told(config, folder, run_options.get("store")))
         return
     from feedgym.experiments.launch import kind_of, launch
-    from feedgym.experiments.presets import COMPARISONS, PRESETS
     from feedgym.experiments.report import agents_table
 
     try:
         summary = launch(config, folder, resume=resume is not None, **run_options)
     except KeyboardInterrupt:
-        command = f"run {title}" if title in PRESETS else f"compare {title}" if title in COMPARISONS else "demo"
         print(f"Stopped. To continue: feedgym {command} --resume {folder}", file=sys.stderr)
         raise
     table = getattr(kind_of(config), "terminal_table", agents_table)(summary)
-    _print(table, ["", f"Report: {folder / 'report.html'}", f"Figures: {folder / 'summary.json'}"])
+    lines = ["", f"Report: {folder / 'report.html'}", f"Figures: {folder / 'summary.json'}"]
+    best = summary.get("best") or {}
+    _print(table, [*lines, *(["Judge the best:", f"  {best['command']}"] if "command" in best else [])])
     if failed := summary.get("failed"):
         print(f"feedgym: {len(failed)} cells failed; to try them again: {summary['resume']}", file=sys.stderr)
         sys.exit(FAILED)
@@ -816,7 +846,8 @@ def completion(arguments: Sequence[str]) -> None:
     from feedgym.data.sources import ReadOptions
 
     taken: dict[str, Any] = {
-        "demo": Demo, "run": RunOptions, "compare": RunOptions, "stage": StageArguments, "evaluate": EvaluateArguments,
+        "demo": Demo, "run": RunOptions, "compare": RunOptions, "sweep": RunOptions, "stage": StageArguments,
+        "evaluate": EvaluateArguments,
         "watch": WatchArguments, "data": ReadOptions, "simulate": SimulateArguments, "realism": RealismArguments,
         "check": CheckArguments, "results": ResultsArguments, "doctor": DoctorArguments,
     }  # fmt: skip
@@ -873,7 +904,7 @@ def results(arguments: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     command.__name__.rstrip("_"): command
     for command in (
-        *(demo, run, compare, stage, evaluate, watch, data, simulate, realism, check),
+        *(demo, run, compare, sweep, stage, evaluate, watch, data, simulate, realism, check),
         *(results, list_, doctor, completion),
     )
 }

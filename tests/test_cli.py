@@ -232,7 +232,13 @@ def test_help_teaches_every_command(capsys):
     main(["--help"])
     overview = capsys.readouterr().out
     assert all(f"  {name}" in overview for name in COMMANDS)
-    first = {"run": ["onerec-ipa"], "compare": ["cascade"], "data": ["inspect"], "results": ["add"]}
+    first = {
+        "run": ["onerec-ipa"],
+        "compare": ["cascade"],
+        "sweep": ["onerec-ipa"],
+        "data": ["inspect"],
+        "results": ["add"],
+    }
     for name in COMMANDS:
         with pytest.raises(SystemExit) as stop:
             main([name, *first.get(name, []), "--help"])

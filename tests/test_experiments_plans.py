@@ -13,6 +13,7 @@ from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.launch import kind_of
 from feedgym.experiments.presets import COMPARISONS, CONFIGS, PRESETS
 from feedgym.experiments.rollouts import RolloutConfig
+from feedgym.experiments.sweep.presets import AlignSweep, RetrievalSweep
 from feedgym.plugins import BUILT_IN
 from feedgym.rewards.config import RewardModelConfig
 from feedgym.tokenizers.residual_kmeans import ResidualKMeansConfig
@@ -28,11 +29,12 @@ OTHER: dict[str, list[Any]] = {
     "methods": [("gbpo",)],
     "rewards": [("clicks",)],
     "pairing": [("any",)],
-    "preset": ["tiger-ipa-smoke"],
-    "options": [("rounds.num=1",)],
+    "preset": ["tiger-ipa-smoke", "hstu-smoke"],
+    "space": [("rounds.num=choice(1,2)",), ("epochs=choice(1,2)",)],
+    "options": [("rounds.num=1",), ("epochs=3",)],
     "reward": ["clicks", "keep"],
     "stop": ["diversity", "kl"],
-    "ray": ["off", "local"],
+    "ray": ["off", "local", "auto"],
     "ranker": ["my_lab.rankers:Mine"],
     "env": ["feedgym/Retention-v0"],
     "env_options": [("num_items=70",)],
@@ -68,6 +70,8 @@ def bases():
         "a simulator of one's own",
         replace(SMOKES["onerec-ipa-smoke"](), simulator="my_lab.users:Child", simulator_options=None),
     )
+    apart = replace(SMOKES["onerec-ipa-smoke"]().probe, apart=True)
+    yield "probed users kept apart", replace(SMOKES["onerec-ipa-smoke"](), data="nowhere.csv", probe=apart)
     yield "without rounds", replace(PRESETS["onerec-ipa-smoke"](), rounds=replace(AlignConfig().rounds, num=0))
     sampled = replace(SMOKES["onerec-ipa-smoke"]().judge, best_of=(2, 4))
     yield "judged beside the best of a few", replace(SMOKES["onerec-ipa-smoke"](), judge=sampled)
@@ -87,6 +91,8 @@ def bases():
     yield "DPO", replace(SMOKES["onerec-ipa-smoke"](), method="dpo", method_options=None)
     codes = {"tokenizer": "residual_kmeans", "tokenizer_options": ResidualKMeansConfig(num_codes=(8, 16))}
     yield "TIGER over balanced codes", replace(PRESETS["tiger-smoke"](), **codes)
+    yield "a sweep", AlignSweep(preset="onerec-ipa-smoke", space=("method.beta=choice(0.1,0.2)",))
+    yield "a sweep of next items", RetrievalSweep(preset="sasrec-smoke", space=("fit.lr=choice(0.001,0.002)",))
     sasrec = PRESETS["sasrec-smoke"]()
     yield "SASRec-CE", replace(sasrec, model=replace(sasrec.model, loss="ce"))
 

@@ -31,7 +31,7 @@ BESIDE_EACH_OTHER = {"envs": "tokenizers", "tokenizers": "envs"}
 ABOVE_ALL = ("feedgym", "feedgym.__main__")
 ONLY_IN = {
     "trl": {"agents/alignment/"},
-    "ray": {"experiments/rollouts.py", "agents/rllib/"},
+    "ray": {"experiments/rollouts.py", "experiments/sweep/tuning.py", "agents/rllib/"},
     "wandb": {"experiments/tracking.py"},
     "tensorboardX": {"experiments/tracking.py"},
     "stable_baselines3": {"envs/sb3.py"},

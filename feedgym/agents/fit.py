@@ -75,6 +75,7 @@ def fit(
     validate: Callable[[ModelT], float],
     output_dir: Path,
     progress: Progress | None = None,
+    tell: Callable[[dict[str, float]], Any] = lambda row: None,
 ) -> tuple[ModelT, Curve]:
     """Train ``model`` in place and leave it with the weights of its best epoch.
 
@@ -88,11 +89,12 @@ def fit(
         output_dir: folder for checkpoints, the best weights and the record of validation; a training begun there
             resumes.
         progress: called after each step.
+        tell: called with each validation, a row of the record, as soon as it is written.
 
     Returns:
         The model and the record of validation.
     """
-    best = BestEpoch(model, lambda: validate(model), config, output_dir)
+    best = BestEpoch(model, lambda: validate(model), config, output_dir, tell)
     if not best.stopped:
         pretrain(model, examples, config.pretrain(epochs, seed), output_dir, progress, [best])
     model.load_state_dict(load_file(best.weights(best.best_step)))
@@ -102,8 +104,15 @@ def fit(
 class BestEpoch(TrainerCallback):
     """Validates after epochs, keeps the best weights and stops when there is no improvement."""
 
-    def __init__(self, model: nn.Module, validate: Callable[[], float], config: FitConfig, folder: Path) -> None:
-        self.model, self.validate, self.config, self.folder = model, validate, config, folder
+    def __init__(
+        self,
+        model: nn.Module,
+        validate: Callable[[], float],
+        config: FitConfig,
+        folder: Path,
+        tell: Callable[[dict[str, float]], Any] = lambda row: None,
+    ) -> None:
+        self.model, self.validate, self.config, self.folder, self.tell = model, validate, config, folder, tell
         self.curve: Curve = []
         self.stopped = False
         if not self._go_on():  # checkpoints are useless without the record or the best weights
@@ -152,6 +161,7 @@ class BestEpoch(TrainerCallback):
         since = sum(row["step"] > self.best_step for row in self.curve)
         self.stopped = 0 < self.config.patience <= since
         self._write()
+        self.tell(self.curve[-1])
         for old in self.folder.glob("best-*.safetensors"):
             if old != self.weights(self.best_step):
                 old.unlink()

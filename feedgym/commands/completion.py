@@ -61,9 +61,9 @@ def script(shell: str, commands: Mapping[str, Callable[..., None]], arguments: M
 def _cases(arguments: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     """Yields patterns of the first two words, narrow ones first, with the words that may follow them."""
     from feedgym.commands.listing import KINDS
-    from feedgym.experiments.presets import COMPARISONS, PRESETS
+    from feedgym.experiments.presets import COMPARISONS, PRESETS, SWEEPS
 
-    for command, presets in (("run", PRESETS), ("compare", COMPARISONS)):
+    for command, presets in (("run", PRESETS), ("compare", COMPARISONS), ("sweep", SWEEPS)):
         for name, preset in presets.items():
             yield f"{shlex.quote(f'{command} {name}')}", [*_options(arguments[command]), *_options(preset())]
         yield f"'{command} '*", list(presets)
@@ -72,7 +72,7 @@ def _cases(arguments: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
     yield "'data inspect'", _options(arguments["data"])
     yield "'data '*", ["inspect"]
     for command, options in arguments.items():
-        if command not in ("run", "compare", "data"):
+        if command not in ("run", "compare", "sweep", "data"):
             yield f"'{command} '*", _options(options)
 
 

@@ -29,6 +29,8 @@ EXPERIMENTS = {
     "OPEItemsRun": "feedgym.experiments.ope.items",
     "RewardsRun": "feedgym.experiments.rewards.experiment",
     "LearnedRun": "feedgym.experiments.simulator.experiment",
+    "AlignSweep": "feedgym.experiments.sweep.experiment",
+    "RetrievalSweep": "feedgym.experiments.sweep.experiment",
 }
 """Modules by kind of configuration; each has ``experiment(config, run)`` and ``plan(config)``, its stages."""
 

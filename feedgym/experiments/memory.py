@@ -23,6 +23,7 @@ from feedgym.experiments.rank.presets import RankRun
 from feedgym.experiments.retrieval.presets import RetrievalConfig
 from feedgym.experiments.rl.presets import RLConfig
 from feedgym.experiments.simulator.presets import LearnedRun
+from feedgym.experiments.sweep.presets import SweepRun
 from feedgym.tokenizers.codes import codes_for
 from feedgym.tokenizers.rqvae import RQVAEConfig
 
@@ -46,7 +47,12 @@ def check_memory(config: Any) -> None:
 
 
 def parts_of(config: Any) -> list[Any]:
-    """The experiments of a configuration: itself, or its cells for one seed; the other seeds need the same."""
+    """The experiments of a configuration: itself, its cells for one seed, or examples of a sweep's draws.
+
+    Other seeds need the same.
+    """
+    if isinstance(config, SweepRun):
+        return list(config.examples())
     if isinstance(config, CellsRun):
         return [cell.config for cell in cells_of(config) if cell.config.seed == config.seeds[0]]
     return [config]
@@ -54,7 +60,7 @@ def parts_of(config: Any) -> list[Any]:
 
 def needs(config: Any) -> Iterator[Need]:
     """All needs of an experiment, by its kind."""
-    if isinstance(config, CellsRun):
+    if isinstance(config, CellsRun | SweepRun):
         for part in parts_of(config):
             yield from needs(part)
     elif isinstance(config, AlignConfig):

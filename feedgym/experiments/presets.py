@@ -1,4 +1,4 @@
-"""The registry of experiments: the presets of ``feedgym run`` and ``feedgym compare``, and their kinds."""
+"""The registry of experiments: the presets of ``feedgym run``, ``compare`` and ``sweep``, and their kinds."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from feedgym.experiments.retrieval.presets import RETRIEVAL_CONFIGS, RETRIEVAL_P
 from feedgym.experiments.rewards.presets import REWARDS_COMPARISONS, RewardsRun
 from feedgym.experiments.rl.presets import RL_PRESETS, RLConfig
 from feedgym.experiments.simulator.presets import LEARNED_PRESETS, LearnedRun
+from feedgym.experiments.sweep.presets import SWEEPS, AlignSweep, RetrievalSweep
 
-__all__ = ["COMPARISONS", "CONFIGS", "KINDS", "PRESETS"]
+__all__ = ["COMPARISONS", "CONFIGS", "KINDS", "PRESETS", "SWEEPS"]
 
 PRESETS: dict[str, Callable[[], Any]] = {
     **ALIGN_PRESETS,
@@ -38,7 +39,7 @@ COMPARISONS: dict[str, Callable[[], Any]] = {
 
 KINDS: tuple[Any, ...] = (
     *(AlignConfig, CyclesConfig, RLConfig, CascadeRun, MethodsRun, AblationsRun, RewardsRun, OPERun, OPEItemsRun),
-    LearnedRun,
+    *(LearnedRun, AlignSweep, RetrievalSweep),
     *RETRIEVAL_CONFIGS,
     *RANK_CONFIGS,
 )

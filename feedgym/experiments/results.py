@@ -114,15 +114,20 @@ def _config_of(run: Path) -> Any:
 
 def command_of(config: Any) -> str:
     """Returns a command for a configuration: the preset that it differs least from, and the options that differ."""
-    from feedgym.experiments.presets import COMPARISONS, PRESETS
+    from feedgym.experiments.presets import COMPARISONS, PRESETS, SWEEPS
 
     choices = []
-    for name, make in {**PRESETS, **COMPARISONS}.items():
-        if type(usual := make()) is type(config):
-            choices.append((list(differences(usual, config)), name))
-    options, name = min(choices, key=lambda choice: len(choice[0]))
-    words = [f"feedgym {'run' if name in PRESETS else 'compare'} {name}"]
-    return " ".join([*words, *(_as_option(option, here) for option, here, _ in options)])
+    for command, presets in (("run", PRESETS), ("compare", COMPARISONS), ("sweep", SWEEPS)):
+        for name, make in presets.items():
+            if type(usual := make()) is type(config):
+                choices.append((options_of(usual, config), f"feedgym {command} {name}"))
+    options, command = min(choices, key=lambda choice: len(choice[0]))
+    return " ".join([command, *options])
+
+
+def options_of(usual: Any, config: Any) -> list[str]:
+    """The options, as the command line takes them, that make one configuration of another."""
+    return [_as_option(name, here) for name, here, _ in differences(usual, config)]
 
 
 def differences(usual: Any, here: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

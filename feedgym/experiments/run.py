@@ -251,6 +251,7 @@ class Run:
         trust: whether code named by the folders that the experiment reads may be imported (:mod:`feedgym.trust`).
         store: the folder of the store that keeps the stages. A resumed run knows its store; give it only if the store
             was moved. Without one a new run keeps the stages itself.
+        heard: called with every row of metrics, and its step, as it is logged.
 
     Raises:
         ValueError: the folder holds another run and ``resume`` is false. Or it holds a run of another kind or version,
@@ -269,8 +270,9 @@ class Run:
         tracker: TrackerName = "wandb",
         trust: bool = False,
         store: Path | str | None = None,
+        heard: Callable[[Mapping[str, float], int | None], Any] = lambda metrics, step: None,
     ) -> None:
-        self.folder, self.plan, self.trust = Path(folder), plan, trust
+        self.folder, self.plan, self.trust, self.heard = Path(folder), plan, trust, heard
         self.store = None if store is None else Path(store).resolve()
         for name in (stop_after, redo):
             if name is not None and name not in plan:
@@ -467,6 +469,7 @@ class Run:
         with open(self.folder / "metrics.jsonl", "a") as lines:
             lines.write(json.dumps(row, default=_plain) + "\n")
         self.tracker.log(metrics, step)
+        self.heard(metrics, step)
 
     def facts(self) -> dict[str, Any]:
         """Facts about the run: seconds per stage, memory, revision."""

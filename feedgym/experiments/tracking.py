@@ -198,10 +198,12 @@ def flat(config: Any, before: str = "") -> dict[str, Any]:
 def group_of(folder: Path, config: Any, kind: str) -> tuple[str, str]:
     """Returns the group and the job type of a run.
 
-    A cell of a comparison, RUN/cells/METHOD-SEED, is in the comparison's group, and its job type is the method. Any
-    other run is in one group with the runs that differ from it only in the seed. Its job type is the kind of
-    experiment.
+    A cell of a comparison, RUN/cells/METHOD-SEED, is in the comparison's group, and its job type is the method. The
+    trials of a sweep, SWEEP/trials/NUMBER, are in the sweep's group. Any other run is in one group with the runs that
+    differ from it only in the seed. Its job type is the kind of experiment.
     """
+    if folder.parent.name == "trials":
+        return folder.parent.parent.name, "trial"
     if folder.parent.name == "cells":
         return folder.parent.parent.name, folder.name.rpartition("-")[0]
     same = {name: value for name, value in flat(config).items() if name != "seed"}

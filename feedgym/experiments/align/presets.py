@@ -110,6 +110,9 @@ class ProbeConfig(Ranged):
     watchers: Annotated[int, Interval(ge=0, le=100)] = 0
     """Further reward models that are not optimised, each fitted to a resample of the training users. Some stop rules
     use them; each costs as much as the reward model."""
+    apart: bool = False
+    """With a recorded log: judge by held-out users who are not probed. Otherwise a choice by the probes, such as a stop
+    rule's or a sweep's, is judged by users whom it has seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +194,8 @@ class AlignConfig(UsersConfig):
             raise ValueError("split='time' cuts a recorded log; give one with --data, or leave it 'users'.")
         if self.memory and not self.sampling.block_seen:
             raise ValueError("memory does nothing if sampling.block_seen is off: no item is left out then; leave it 0.")
+        if self.probe.apart and self.data is None:
+            raise ValueError("probe.apart does nothing without --data: simulated judges are in no log; drop it.")
         if self.judge.study and self.data is not None:
             raise ValueError("judge.study asks for the truth, which a recorded log does not hold; leave it out.")
         if self.judge.against and self.data is not None:

@@ -190,6 +190,13 @@ class Recorded:
     ) -> dict[str, Any]:
         """Judge by held-out last sessions: how well agents predict them, and the reward model's scores."""
         requests = last_requests(pool.unseen_good)
+        if self.config.probe.apart:
+            requests = requests.rows(np.arange(len(pool.probed(self.config.probe.users)), len(requests)))
+            if not len(requests):
+                raise ValueError(
+                    f"probe.users={self.config.probe.users} leaves no held-out user to judge with, because "
+                    "probe.apart keeps those that are probed apart; lower it."
+                )
         users, when = f"{len(requests):,} held-out users", "next"
         if self.config.split == "time":
             users, when = f"{len(requests):,} users", "after the moment at which training ends"

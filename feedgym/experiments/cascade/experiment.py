@@ -193,7 +193,7 @@ def retriever_stage(config: RetrievalConfig, log: FinishedStage, run: Run) -> Fi
     stage = model_stage(config)
     return run.stage(
         "retriever",
-        lambda work: stage.train(RetrievalData.of(config, log.value), work, "the retriever"),
+        lambda work: stage.train(RetrievalData.of(config, log.value), work, "the retriever", lambda row: None),
         stage.codec,
     )
 

@@ -23,6 +23,9 @@ from feedgym.experiments.run import Codec, with_curve
 from feedgym.tokenizers.codes import CodeTokenizer
 from feedgym.tokenizers.own import codes_type, fit_codes
 
+Tell = Callable[[dict[str, float]], Any]
+"""Called with each row of a learning curve as soon as it is there."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class AgentStage:
@@ -30,11 +33,12 @@ class AgentStage:
 
     Attributes:
         train: returns the agent and its learning curve, given the data, the stage's work folder and the agent's name.
+            Its last argument is called with each row of the curve.
         agent: how the agent is stored.
         key: settings that decide it besides data, split and training.
     """
 
-    train: Callable[[RetrievalData, Path, str], tuple[Any, Curve]]
+    train: Callable[[RetrievalData, Path, str, Tell], tuple[Any, Curve]]
     agent: Codec[Any]
     key: Any
 
@@ -79,7 +83,7 @@ def sequence_stage(kind: type[SequenceModel], sizes: Any, session_length: int, c
     """A next-item model, trained on whole sequences."""
     lengths = {"history_length": config.history_length, "session_length": session_length}
 
-    def train(world: RetrievalData, work: Path, name: str) -> tuple[SequenceModel, Curve]:
+    def train(world: RetrievalData, work: Path, name: str, tell: Tell) -> tuple[SequenceModel, Curve]:
         torch.manual_seed(config.seed)
         model = kind.for_log(
             sizes,
@@ -91,7 +95,7 @@ def sequence_stage(kind: type[SequenceModel], sizes: Any, session_length: int, c
         )
         examples = SequenceDataset(histories=world.training_histories(sum(lengths.values())))
         with progress(f"Training {name}") as step:
-            return fit(model, examples, config.fit, config.epochs, config.seed, world.validation, work, step)
+            return fit(model, examples, config.fit, config.epochs, config.seed, world.validation, work, step, tell)
 
     return AgentStage(train=train, agent=Codec(kind.save_pretrained, kind.load), key=[sizes, lengths])
 
@@ -104,7 +108,7 @@ def codes_stage(kind: type[SessionModel], config: TigerRun) -> AgentStage:
     sizes = replace(config.model, positives=config.behaviours)
     lengths = {"history_length": config.history_length, "session_length": config.session_length}
 
-    def train(world: RetrievalData, work: Path, name: str) -> tuple[SessionRecommender, Curve]:
+    def train(world: RetrievalData, work: Path, name: str, tell: Tell) -> tuple[SessionRecommender, Curve]:
         tokenizer = fitted_tokenizer(config, world.catalog, work / "tokenizer")
         torch.manual_seed(config.seed)
         model = kind.build(sizes, tokenizer, profile_sizes=world.log.profile_sizes, **lengths)
@@ -114,7 +118,7 @@ def codes_stage(kind: type[SessionModel], config: TigerRun) -> AgentStage:
             return world.validation(SessionRecommender(model, tokenizer))
 
         with progress(f"Training {name}") as step:
-            model, curve = fit(model, examples, config.fit, config.epochs, config.seed, validate, work, step)
+            model, curve = fit(model, examples, config.fit, config.epochs, config.seed, validate, work, step, tell)
         return SessionRecommender(model, tokenizer), curve
 
     told = plugins.options_key(config.tokenizer_options)

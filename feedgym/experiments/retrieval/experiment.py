@@ -89,10 +89,7 @@ def experiment(config: RetrievalConfig, run: Run) -> dict[str, Any]:
 
 
 def _trained(stage: AgentStage, world: RetrievalData, name: str, run: Run, work: Path) -> tuple[Any, Curve]:
-    agent, curve = stage.train(world, work, name)
-    for row in curve:
-        run.log({f"{name}/{key}": value for key, value in row.items()})
-    return agent, curve
+    return stage.train(world, work, name, lambda row: run.log({f"{name}/{key}": value for key, value in row.items()}))
 
 
 # ---------------------------------------------------------------- judgement
