@@ -97,6 +97,76 @@ def test_a_killed_actor_loses_nothing(histories, in_process, tmp_path):
     assert same(answer, in_process[0])
 
 
+class Deadly:
+    """Kills every actor that it comes to."""
+
+    def __call__(self, histories, sessions):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_task_that_costs_one_worker_after_another_ends_the_round(histories):
+    with pytest.raises(ValueError, match=r"has cost 6 workers, perhaps for lack of memory; lower rollouts.users_per"):
+        rollout(histories, Deadly(), num_actors=1)
+
+
+class SlowReward(Reward):
+    """Takes a moment, and says on which node it is."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, histories, sessions):
+        import ray
+
+        (self.folder / ray.get_runtime_context().get_node_id()).touch()
+        time.sleep(0.5)
+        return super().__call__(histories, sessions)
+
+
+TWO_NODES = """
+import sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from test_experiments_rollouts import Reward, SlowReward, rollout, same, some_histories
+
+def leave():
+    while not (ray.is_initialized() and (theirs := [n["NodeID"] for n in ray.nodes() if "second" in n["Resources"]])):
+        time.sleep(.02)
+    while not (folder / theirs[0]).exists():
+        time.sleep(.02)
+    cluster.remove_node(second, allow_graceful=False)  # while it works: each task takes half a second
+    print("gone", flush=True)
+
+folder = Path(sys.argv[1])
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+second = cluster.add_node(num_cpus=1, resources={"second": 1})
+cluster.wait_for_nodes()
+threading.Thread(target=leave, daemon=True).start()
+(answer,) = rollout(some_histories(), SlowReward(folder), ray=cluster.address, num_actors=2)
+assert len(list(folder.iterdir())) == 2, "both nodes worked"
+assert same(answer, rollout(some_histories(), Reward(), ray="off")[0])
+print("same", flush=True)
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_away_in_the_middle_of_a_round_changes_nothing_and_leaves_no_one_waiting(tmp_path):
+    """The cluster has no room for the lost actor, so the other one does everything."""
+    env = os.environ | {
+        "RAY_AUTH_MODE": "disabled",
+        "PYTHONPATH": os.pathsep.join([*sys.path, os.path.dirname(__file__)]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_NODES, tmp_path], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"gone", "same"} <= {*done.stdout.split()}
+    assert "A worker was lost. Done again by another: task" in done.stderr
+
+
 def seconds(unit, number):
     return unit * number, torch.get_num_threads()
 

@@ -1,10 +1,13 @@
 """Spreads work over Ray actors: sampling, scoring, true values, judging.
 
-This is the only file besides agents/rllib/ that imports ray. Work is cut into independent tasks: a block of users, or
+Only this file, sweep/tuning.py and agents/rllib/ import ray. Work is cut into independent tasks: a block of users, or
 an agent to judge. A task's random numbers come from its own seed, and every worker computes on one thread. So the
-result depends neither on the number or order of actors, nor on whether Ray is used at all. If an actor dies, Ray
-restarts it and repeats its task. The actor has lost everything it had loaded. So each task names the version of the
-parts that all tasks share, and an actor that holds another version loads them again.
+result depends neither on the number or order of actors, nor on whether Ray is used at all.
+
+An actor that is lost, alone or with its machine, loses no result. Its task is done again by another, which is said. A
+new actor takes its place as soon as the cluster has room for one; until then the others go on without it. An actor may
+have loaded the parts that all tasks share, or not. So each task names their version, and an actor that holds another
+one loads them.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import secrets
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, chdir, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,11 +30,14 @@ from torch import Tensor
 
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.experiments import ray_watch
-from feedgym.experiments.progress import Step
+from feedgym.experiments.progress import Step, say
 from feedgym.protocols import Recommender, SessionReward
 from feedgym.ranges import Count, Few, Ranged, Share
 
 T = TypeVar("T")
+
+MOST_LOST = 5
+"""Most actors that may be lost over one task, or per actor before they work; more are no accident."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,31 +185,73 @@ class Rollouts:
     def _on_actors(
         self, do: Callable[..., T], shared: tuple[Any, ...], tasks: Sequence[Any]
     ) -> Iterator[tuple[int, T]]:
+        self._start()
         import ray
 
-        actors = self._start()
         self._version += 1
         sent = ray.put((do, shared))
-        waiting = list(enumerate(tasks))[::-1]
-        idle = list(actors)
-        running: dict[Any, tuple[int, Any]] = {}
-        while waiting or running:  # a window of one task per actor: nothing is queued, nothing is pulled early
+        waiting, left = list(range(len(tasks)))[::-1], len(tasks)
+        idle: list[Any] = []
+        lost: Counter[int | None] = Counter()
+        # What each actor does: a task, or None until it says that it is there. An actor for which the cluster has no
+        # room says nothing, and must not get a task.
+        running: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in self._actors}
+        while left:  # a window of one task per actor: nothing is queued, nothing is pulled early
             while waiting and idle:
-                number, task = waiting.pop()
-                actor = idle.pop()
-                running[actor.run.remote(self._version, [sent], task)] = (number, actor)
+                number, actor = waiting.pop(), idle.pop()
+                running[actor.run.remote(self._version, [sent], tasks[number])] = (actor, number)
             (done,), _ = ray.wait(list(running), num_returns=1)
-            number, actor = running.pop(done)
+            actor, doing = running.pop(done)
+            try:
+                answer = ray.get(done)
+            except ray.exceptions.RayTaskError:  # an error of the task itself
+                raise
+            except ray.exceptions.RayError as error:
+                lost[doing] += 1
+                self._check_lost(lost[doing], doing, error)
+                new = self._replaced(actor)
+                running[new.ready.remote()] = (new, None)
+                if doing is not None:
+                    say(f"[yellow]A worker was lost.[/] Done again by another: task {doing + 1} of {len(tasks)}.")
+                    waiting.append(doing)
+                continue
             idle.append(actor)
-            yield number, ray.get(done)
+            if doing is not None:
+                left -= 1
+                yield doing, answer
 
-    def _start(self) -> list[Any]:
+    def _start(self) -> None:
+        """Start Ray and the actors, unless they run."""
         if not self._actors:
-            ray = self._open.enter_context(ray_running(self.ray))
-            needs = {"num_cpus": 1, "num_gpus": self.config.gpus_per_actor}
-            actor = ray.remote(**needs, max_restarts=-1, max_task_retries=5)(Worker)
-            self._actors = [actor.remote(self.config.device) for _ in range(self.config.num_actors)]
-        return self._actors
+            self._open.enter_context(ray_running(self.ray))
+            self._actors = [self._new_actor() for _ in range(self.config.num_actors)]
+
+    def _new_actor(self) -> Any:
+        import ray
+
+        # Ray itself restarts nothing: it would wait with the task until there is room for the actor.
+        actor = ray.remote(num_cpus=1, num_gpus=self.config.gpus_per_actor, max_restarts=0)(Worker)
+        return actor.remote(self.config.device)
+
+    def _replaced(self, actor: Any) -> Any:
+        """Forget an actor, and ask for another in its place."""
+        import ray
+
+        ray.kill(actor)  # if it lives and is only out of reach, it must not keep its core
+        self._actors[self._actors.index(actor)] = new = self._new_actor()
+        return new
+
+    def _check_lost(self, times: int, doing: int | None, error: Exception) -> None:
+        """Refuse to go on if actors are lost repeatedly."""
+        if times <= MOST_LOST * (1 if doing is not None else self.config.num_actors):
+            return
+        said = " ".join(str(error).split())[:300]
+        if doing is None:
+            raise ValueError(f"{times} workers were lost before they did anything, the last of them thus: {said}")
+        raise ValueError(
+            f"Task {doing + 1} has cost {times} workers, perhaps for lack of memory; lower rollouts.users_per_task or "
+            f"rollouts.num_actors. The last of them was lost thus: {said}"
+        )
 
 
 class Worker:
@@ -213,6 +262,9 @@ class Worker:
         self._device = device
         self._version: int | None = None
         self._shared: Any = None
+
+    def ready(self) -> None:
+        """Say that this actor is there."""
 
     def run(self, version: int, sent: list[Any], task: tuple[Any, ...]) -> Any:
         """Run one task; ``sent`` is a list, so that Ray passes the reference in it and not its content."""
