@@ -849,12 +849,39 @@ def completion(arguments: Sequence[str]) -> None:
         "demo": Demo, "run": RunOptions, "compare": RunOptions, "sweep": RunOptions, "stage": StageArguments,
         "evaluate": EvaluateArguments,
         "watch": WatchArguments, "data": ReadOptions, "simulate": SimulateArguments, "realism": RealismArguments,
-        "check": CheckArguments, "results": ResultsArguments, "doctor": DoctorArguments,
+        "check": CheckArguments, "report": ReportArguments, "results": ResultsArguments, "doctor": DoctorArguments,
     }  # fmt: skip
     print(script(options.shell, COMMANDS, taken), end="")
 
 
 # ---------------------------------------------------------------- results
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArguments:
+    """Write a finished run's report.html again, or a page with several runs side by side.
+
+    The page shows what differs in the configurations, all figures with their intervals, and the curves of all runs:
+
+        feedgym report runs/one runs/two --out both.html
+
+    Reports are made of summary.json alone, so nothing is trained or judged.
+    """
+
+    runs: Positional[tuple[Path, ...]]
+    """Folders of the runs."""
+    out: Path | None = None
+    """File for several runs; report-side-by-side.html in the current folder if left out."""
+
+
+def report(arguments: Sequence[str]) -> None:
+    """Write a run's report again, or put several runs side by side on one page."""
+    options = _parse(ReportArguments, "report", arguments)
+    if not options.runs:
+        raise ValueError("Name the folder of a finished run, or several: feedgym report RUN [RUN ...].")
+    from feedgym.commands.report import reported
+
+    print(f"Report: {reported(options.runs, options.out)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -905,7 +932,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     command.__name__.rstrip("_"): command
     for command in (
         *(demo, run, compare, sweep, stage, evaluate, watch, data, simulate, realism, check),
-        *(results, list_, doctor, completion),
+        *(report, results, list_, doctor, completion),
     )
 }
 

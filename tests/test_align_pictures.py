@@ -49,7 +49,7 @@ def test_a_run_that_turns_is_told_so_and_its_rules_are_scored():
     assert truth["bends"] > 0.95 and 0.9 < truth["peak"]["d"] < 1.7
     page = over_optimisation_section(found, stopped)
     assert "Over-optimised: the truth is best after round 3" in page and "rounds from the peak" in page
-    assert page.count("<img") == 1
+    assert page.count("class='chart'") == 2
 
 
 def test_the_parts_survive_the_summary_file(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
+from pages import Page, heights
 
-from feedgym.experiments import report_agents
 from feedgym.experiments.report_agents import (
     agent_label,
     last_difference,
@@ -51,31 +51,26 @@ def test_lines_of_one_plot_can_be_told_apart():
 
 
 def test_the_tables_tell_some_visits_and_the_last_one():
-    html = visits_tables(told())
-    head = html.partition("</thead>")[0]
-    assert [f"visit {v}" in head for v in (1, 8, 10, 14, 30)] == [True, True, True, False, False]
-    assert (
-        "<td>aligned</td><td>2.00 [1.00, 3.00]</td><td>16.00 [15.00, 17.00]</td><td>20.00 [19.00, 21.00]</td>" in html
-    )
-    assert "<td>aligned minus base</td><td>1.00 [0, 2.00]</td>" in html.replace("0.00", "0")
-    assert "<td>share of the 20 most served: oracle</td><td>0.25</td>" in html
-    assert "reward model&#x27;s prediction: base" in html and "prediction: aligned" not in html
+    first, rest = Page(visits_tables(told())).tables
+    assert first[0][1:] == ["visit 1", "visit 8", "visit 10"]
+    by_name = {row[0]: row[1:] for row in [*first, *rest]}
+    assert by_name["aligned"] == ["2.0 [1.0, 3.0]", "16.0 [15.0, 17.0]", "20.0 [19.0, 21.0]"]
+    assert by_name["aligned minus base"][0] == "1.0 [0.0, 2.0]"
+    assert by_name["share of the 20 most served: oracle"][0] == "0.25"
+    assert "reward model's prediction: base" in by_name and "reward model's prediction: aligned" not in by_name
 
 
-def test_a_visit_that_nobody_paid_is_a_dash_in_the_table_and_no_point_of_the_plot(monkeypatch):
-    figures = []
-    monkeypatch.setattr(report_agents, "image", lambda figure: figures.append(figure) or "")
+def test_a_visit_that_nobody_paid_is_a_dash_in_the_table_and_a_gap_in_the_chart():
     by_visit = told()
     for end in ("mean", "low", "high"):
         by_visit["agents"]["base"]["true_reward"][end][-1] = None
-    assert "- [-, -]" in visits_tables(by_visit)
-    visits_plot(by_visit)
-    panels = {axis.get_title(): axis for axis in figures[0].axes}
-    assert list(panels) == ["true reward per visit", "reward model's prediction", "share seen before",
-                            "share of the 20 most served", "users still there"]  # fmt: skip
-    lines = {line.get_label(): line.get_ydata() for line in panels["true reward per visit"].get_lines()}
-    assert list(lines) == ["base", "aligned", "oracle"]
-    assert lines["base"][0] == 1 and lines["base"][-1] != lines["base"][-1]
+    assert Page(visits_tables(by_visit)).table("base")["base"][-1] == "-"
+    drawn = Page(visits_plot(by_visit)).charts
+    assert list(drawn) == ["true reward per visit", "reward model's prediction", "share seen before",
+                           "share of the 20 most served", "users still there"]  # fmt: skip
+    lines = drawn["true reward per visit"]
+    assert list(lines) == ["base", "aligned", "oracle"] and len(lines["base"]) == 10
+    assert heights(lines)["base"] == [float(v) for v in range(1, 10)] and lines["base"][-1]["y"] is None
 
 
 def test_the_last_visit_is_told_in_words_where_it_is_known():

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import Page, points
 
-from feedgym.experiments import report_front
 from feedgym.experiments.report_front import front, front_plot
 
 
@@ -32,9 +32,7 @@ def agent(reward, ms, mflop):
     }
 
 
-def test_everyone_with_a_cost_is_drawn_with_intervals_and_the_front(monkeypatch):
-    figures = []
-    monkeypatch.setattr(report_front, "image", lambda figure: figures.append(figure) or "<img>")
+def test_everyone_with_a_cost_is_drawn_with_intervals_and_the_front():
     agents = {
         "popular": agent(2.0, 0.1, 0.0),
         "base": agent(2.4, 1.0, 10.0),
@@ -42,13 +40,13 @@ def test_everyone_with_a_cost_is_drawn_with_intervals_and_the_front(monkeypatch)
         "base_best_of_16": agent(2.9, 16.0, 160.0),
         "oracle": {"true_reward": value(5.0)},  # nobody can ask it for a price
     }
-    assert front_plot(agents).startswith("<img>")
-    ms, mflop = figures[0].axes
-    assert [text.get_text() for text in ms.texts] == ["popular", "base", "aligned", "base best of 16"]
-    (line,) = [found for found in ms.get_lines() if found.get_drawstyle() == "steps-post"]
-    assert list(line.get_xdata()) == [0.1, 1.0, 1.1] and list(line.get_ydata()) == [2.0, 2.4, 3.2]
-    assert ms.get_xscale() == mflop.get_xscale() == "log"
-    assert min(x for line in mflop.get_lines() for x in line.get_xdata()) > 0, "what costs nothing is at the left"
+    ms, mflop = map(points, Page(front_plot(agents)).specs)
+    stairs = ms.pop("")
+    assert list(ms) == ["popular", "base", "aligned", "base best of 16"]
+    assert [(row["x"], row["y"]) for row in stairs] == [(0.1, 2.0), (1.0, 2.4), (1.1, 3.2)]
+    (dot,) = ms["aligned"]
+    assert (dot["l"], dot["h"], dot["a"], dot["b"], dot["n"]) == (2.95, 3.45, 0.99, 1.21, "aligned")
+    assert min(row["x"] for rows in mflop.values() for row in rows) > 0, "what costs nothing is at the left"
 
 
 def test_without_costs_there_is_no_picture():

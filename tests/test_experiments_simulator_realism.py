@@ -18,7 +18,7 @@ def test_the_command_compares_a_simulator_with_its_own_log(tmp_path, capsys):
     found = json.loads((tmp_path / "out" / "realism.json").read_text())
     assert all(d["distance"] in (0, None) for d in found["distances"])  # the same users, the same seed
     page = (tmp_path / "out" / "realism.html").read_text()
-    assert page.count("<img") == len(list((tmp_path / "out").glob("*.png"))) >= 6
+    assert page.count("class='chart'") == len(list((tmp_path / "out").glob("*.png"))) >= 6
     assert "Kolmogorov" not in page and "KS" in page
 
 

@@ -32,12 +32,24 @@ EXPERIMENTS = {
     "AlignSweep": "feedgym.experiments.sweep.experiment",
     "RetrievalSweep": "feedgym.experiments.sweep.experiment",
 }
-"""Modules by kind of configuration; each has ``experiment(config, run)`` and ``plan(config)``, its stages."""
+"""Modules by kind of configuration; each has ``experiment(config, run)`` and ``plan(config)``, its stages. Some have a
+``write_report(summary, folder)`` and a ``terminal_table(summary)`` of their own."""
 
 
 def kind_of(config: Any) -> Any:
     """Import the module of a configuration's kind of experiment."""
-    return importlib.import_module(EXPERIMENTS[type(config).__name__])
+    return module_of(type(config).__name__)
+
+
+def module_of(kind: str) -> Any:
+    """Import the module of a kind of experiment, by the name of its configuration.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if kind not in EXPERIMENTS:
+        raise ValueError(f"There is no kind of experiment {kind!r}; another version of feedgym made the run.")
+    return importlib.import_module(EXPERIMENTS[kind])
 
 
 def launch(config: Any, folder: Path, *, resume: bool = False, **run_options: Any) -> dict[str, Any]:

@@ -1,31 +1,75 @@
-"""Parts of pages for people: figures in words, tables, pictures, sections, and the page around them."""
+"""Parts of pages for people: figures in words, tables, sections, and the page around them.
+
+A page is one file that loads nothing: its style, its data and the library that draws its charts are inside. A content
+security policy allows exactly the scripts that are written here, so that no text from data can ever run.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
-import io
+import math
+import re
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
-COLOURS = {"model": "#c2571a", "truth": "#1a6b8f", "base": "#8a8f98", "aligned": "#1a8f5b", "other": "#b9bec7"}
-COLOURS |= {"base_searched": COLOURS["base"], "aligned_searched": COLOURS["aligned"]}
+CHART = "class='chart'"
+"""Mark of pages with charts, which need the library that draws them."""
+LONG = 45
+"""Characters of a cell that is wrapped."""
 
 
 def page(title: str, sections: Sequence[str]) -> str:
     """Make a whole HTML page in the common style; empty sections are left out."""
-    return _PAGE.format(title=html.escape(title), body="\n".join(filter(None, sections)))
+    body = "\n".join(filter(None, sections))
+    scripts = [_asset("page.js")]
+    if CHART in body:
+        scripts.insert(0, library())
+    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    return _PAGE.format(
+        title=html.escape(title),
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'unsafe-eval' {hashes}",
+        style=_asset("page.css"),
+        contents=_contents(body),
+        body=body,
+        scripts="\n".join(f'<script type="module">{script}</script>' for script in scripts),
+    )
 
 
-def section(title: str, *parts: str) -> str:
-    """Put parts of a page under a heading; empty if the parts are empty."""
+@cache
+def library() -> str:
+    """The library that draws charts: Vega-Lite with Vega and vega-embed, as one script."""
+    from vl_convert import javascript_bundle
+
+    return javascript_bundle()
+
+
+def section(title: str, *parts: str, read: str = "") -> str:
+    """Put parts of a page under a heading; empty if the parts are empty.
+
+    Args:
+        title: the heading.
+        parts: HTML.
+        read: how to read the section, in plain words.
+    """
     body = "".join(parts)
-    return f"<h2>{html.escape(title)}</h2>{body}" if body else ""
+    if not body:
+        return ""
+    told = f"<p class='read'><b>How to read this.</b> {html.escape(read)}</p>" if read else ""
+    return f"<section id='{_slug(title)}'><h2>{html.escape(title)}</h2>{told}{body}</section>"
 
 
 def folded(title: str, body: str) -> str:
     """Fold a part of a page, to be opened by a click on its title."""
     return f"<details><summary>{html.escape(title)}</summary>{body}</details>"
+
+
+def note(text: str) -> str:
+    """Make a small remark; the text is escaped."""
+    return f"<p class='facts'>{html.escape(text)}</p>"
 
 
 class Markup(str):
@@ -42,35 +86,31 @@ def link(text: str, target: str) -> Markup:
     return Markup(f"<a href='{html.escape(target)}'>{html.escape(text)}</a>")
 
 
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Make a table of cells, which are escaped unless they are :class:`Markup`.
+
+    It scrolls within the page if it is wider; the first column stays in sight.
+    """
+    top = "".join(f"<th>{_escaped(cell)}</th>" for cell in head)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    return f"<div class='scroll' tabindex='0'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _cell(cell: str) -> str:
+    """A cell; long text is wrapped, and the ends of an interval are fainter than its mean."""
+    if isinstance(cell, Markup) or len(cell) <= LONG:
+        return f"<td>{_ENDS.sub(_FAINT, _escaped(cell))}</td>"
+    return f"<td class='long'>{_escaped(cell)}</td>"
+
+
 def _escaped(cell: str) -> str:
     return cell if isinstance(cell, Markup) else html.escape(cell)
 
 
-def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Make a table of cells, which are escaped unless they are :class:`Markup`."""
-    top = "".join(f"<th>{_escaped(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{_escaped(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<div class='scroll'><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+_ENDS = re.compile(r" (\[[^\[\]]*\d[^\[\]]*, [^\[\]]*\])(?=$|<)")
+_FAINT = r" <span class='ends'>\1</span>"
 
-
-def axes_row(columns: int, width: float, height: float = 3.2) -> tuple[Any, Any]:
-    """Make a figure with axes in a row; width is that of one, in inches."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-        axis.set_axisbelow(True)
-    return figure, axes
-
-
-def image(figure: Any) -> str:
-    """Make an HTML image of a figure, with its bytes included."""
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    return f"<img alt='' src='data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}'>"
+# ---------------------------------------------------------------- figures in words
 
 
 def missing(value: Any) -> bool:
@@ -89,24 +129,86 @@ def number(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def with_ends(value: Mapping[str, float] | None) -> str:
-    """Format a mean with the ends of its interval."""
-    return "-" if value is None else f"{number(value['mean'])} [{number(value['low'])}, {number(value['high'])}]"
+def with_ends(value: Mapping[str, float] | None, style: str = "") -> str:
+    """Format a mean with the ends of its interval, if it has one, rounded to what the interval supports.
+
+    Args:
+        value: ``mean``, ``low`` and ``high``.
+        style: "+" always shows a sign, "%" shows shares in percent, "+%" both.
+    """
+    if value is None:
+        return "-"
+    mean, low, high = (value[end] for end in ("mean", "low", "high"))
+    if missing(mean) or any(missing(end) or math.isinf(end) for end in (low, high)):
+        return _styled(mean, style)
+    digits = decimals((high - low) / 2 * (100 if "%" in style else 1))
+    digits = max(digits, 0) if digits is not None and "%" in style else digits
+    return f"{_styled(mean, style, digits)} [{_styled(low, style, digits)}, {_styled(high, style, digits)}]"
+
+
+def decimals(half: float) -> int | None:
+    """Decimal places for a figure whose interval has a half-width; negative for tens, None without a width.
+
+    The rule of the Particle Data Group: with the first three digits of the half-width in 100-354 it is given with two
+    digits, in 355-949 with one, and above it is rounded up to two. The figure gets as many places.
+    """
+    if not half > 1e-12:
+        return None
+    power = math.floor(math.log10(half))
+    leading = round(half / 10.0**power * 100)
+    return (1 if leading <= 354 or leading >= 950 else 0) - power - (leading >= 950)
+
+
+def _styled(value: Any, style: str, digits: int | None = None) -> str:
+    """A figure in a style with a number of decimal places, or with about three digits."""
+    if missing(value):
+        return "-"
+    sign, percent = "+" if "+" in style else "", "%" in style
+    value = float(value) * (100 if percent else 1)
+    if digits is None:
+        text = f"{value:{sign}.1f}" if percent else ("+" if sign and value >= 0 else "") + number(value)
+    else:
+        value = round(value, digits) + 0.0  # no minus before a zero
+        text = f"{value:{sign},.{max(digits, 0)}f}"
+    return text + "%" * percent
+
+
+# ---------------------------------------------------------------- the page around
+
+
+@cache
+def _asset(name: str) -> str:
+    return (files("feedgym.experiments") / "assets" / name).read_text("utf-8")
+
+
+def light_colours() -> dict[str, str]:
+    """The page's colours by name, of its light style."""
+    light = _asset("page.css").partition("@media")[0]
+    return dict(re.findall(r"--([a-z]+): (#?[0-9a-z%]+)", light))
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def _contents(body: str) -> str:
+    """Links to the sections, if there are enough of them."""
+    found = re.findall(r"<section id='([a-z0-9-]*)'><h2>(.*?)</h2>", body)
+    links = "".join(f"<a href='#{slug}'>{title.partition(', ')[0]}</a>" for slug, title in found)
+    return f"<nav aria-label='Contents'>{links}</nav>" if len(found) > 2 else ""
 
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #1d2126;
-  max-width: 1180px; margin: 2rem auto; padding: 0 1.2rem; }}
-h1 {{ font-size: 1.5rem; margin-bottom: .3rem; }} h2 {{ font-size: 1.1rem; margin: 2.4rem 0 .6rem; }}
-.lead {{ font-size: 1.15rem; font-weight: 600; }} .facts {{ color: #69707a; font-size: .85rem; }}
-img {{ max-width: 100%; height: auto; }} .scroll {{ overflow-x: auto; }}
-details {{ margin: .8rem 0; }} summary {{ cursor: pointer; color: #1a6b8f; }}
-table {{ border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; margin-top: .6rem; }}
-th, td {{ padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e6e8eb; }}
-th:first-child, td:first-child {{ text-align: left; }} th {{ font-weight: 600; border-bottom: 2px solid #c9ced6; }}
-</style></head><body>
+<meta name="color-scheme" content="light dark"><meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{title}</title><style>{style}</style></head><body>
+{contents}<main>
 {body}
+</main>
+{scripts}
 </body></html>
 """

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 from feedgym.data.events import BEHAVIOURS
 from feedgym.experiments.align.pictures import gap_section, over_optimisation_section
+from feedgym.experiments.charts import Chart, Series, hue, in_rows, panels, plane
 from feedgym.experiments.cycles.report import cycles_section
-from feedgym.experiments.page import (
-    COLOURS,
-    axes_row,
-    folded,
-    html_table,
-    image,
-    missing,
-    number,
-    page,
-    section,
-    with_ends,
-)
+from feedgym.experiments.page import folded, html_table, missing, number, page, section, with_ends
 from feedgym.experiments.report_agents import agent_label, last_difference, ordered, visits_plot, visits_tables
 from feedgym.experiments.report_front import front_plot
+from feedgym.experiments.report_users import cards, timelines
 from feedgym.experiments.run import Run, write_text
 from feedgym.experiments.serve import FIRST_REWARD, FIRST_VISITS
 
@@ -83,27 +75,53 @@ ROUND_PANELS = (
     (
         "reward of the sampled sessions",
         (
-            ("model_mean", "reward model, mean", "model", "-"),
-            ("model_max", "reward model, best", "model", "--"),
-            ("true_mean", "truth, mean", "truth", "-"),
-            ("true_max", "truth, best", "truth", "--"),
+            ("model_mean", "reward model, mean", "model", "solid"),
+            ("model_max", "reward model, best", "model", "dashed"),
+            ("true_mean", "truth, mean", "truth", "solid"),
+            ("true_max", "truth, best", "truth", "dashed"),
         ),
     ),
-    ("rank correlation with the truth", (("rank_correlation", "within users", "truth", "-"),)),
+    ("rank correlation with the truth", (("rank_correlation", "within users", "truth", "solid"),)),
     (
         "diversity and legality",
-        (("diversity", "diversity", "aligned", "-"), ("legality", "legal without the trie", "base", "--")),
+        (("diversity", "diversity", "aligned", "solid"), ("legality", "legal without the trie", "base", "dashed")),
     ),
-    ("drift", (("kl_to_base", "KL to base (nats)", "model", "-"), ("entropy", "entropy (nats)", "base", "--"))),
+    ("drift", (("kl_to_base", "KL to base (nats)", "model", "solid"), ("entropy", "entropy (nats)", "base", "dashed"))),
     (
         "change of log-probability in the round",
         (
-            ("chosen_logp_change", "chosen", "aligned", "-"),
-            ("rejected_logp_change", "rejected", "model", "-"),
+            ("chosen_logp_change", "chosen", "aligned", "solid"),
+            ("rejected_logp_change", "rejected", "model", "solid"),
         ),
     ),
 )
-"""Panels of the rounds plot: title, then (key of the round, label, colour, line)."""
+"""Panels of the rounds plot: title, then (key of the round, label, colour, dash)."""
+
+READ = {
+    "judged": "A bar per agent, with its 95% interval over users. All agents served the same users with the same "
+    "random numbers, so the difference of two agents is surer than their intervals look; the table's last column has "
+    "it. The truth is what users did; the reward model only predicts it.",
+    "front": "Further up is better, further left is cheaper. No agent beats those on the staircase at the same or a "
+    "lower cost. Upright bars are 95% intervals of the reward; level ones span the fastest and the slowest batch.",
+    "visits": "A line per agent along the visits of users who are still there; bands are 95% intervals. A gain that "
+    "shrinks from left to right was partly favourites served early. Click on a name to single out its line.",
+    "seeds": "The same training with other random numbers. The interval is that of the mean over trainings.",
+    "learning": "The trainings' own measures, for spotting one that did not converge. Judge agents by the sections "
+    "above, not by these.",
+    "rounds": "What each round of alignment did to sessions drawn for users of the log. If the reward model rises "
+    "while the truth stays or falls, the agent exploits the model's mistakes. Point at a dot for its figure.",
+    "scatter": "A dot per drawn session. On the line the reward model is right; below it, it promises too much. The "
+    "cross is the mean of all sessions.",
+    "auc": "How well each tower ranks held-out users' answers: 0.5 is chance, 1 is perfect.",
+    "timelines": "A column per visit, its items from first to last upwards. Colour is the topic, size the share that "
+    "was watched; faint items were not reached. Columns of one colour show an agent that repeats itself.",
+    "cards": "The last visit of a few users under each agent, item by item, in the order shown. The bar is the share "
+    "that was watched; faint items were not reached.",
+}
+"""How to read the sections."""
+
+MOST_POINTS = 240
+"""Most sessions to draw in a cloud."""
 
 
 def conclude(
@@ -141,21 +159,33 @@ def write_report(summary: Summary, folder: Path) -> Path:
     sections = [
         _headline(summary),
         cycles_section(summary),
-        section(f"Judged by {summary['judged_by']}", _bars(agents, _first_metrics(agents)), _agents_table(summary)),
-        section("True reward against the cost of a request", front_plot(agents)),
-        section("Visit by visit", visits_plot(summary.get("by_visit")), visits_tables(summary.get("by_visit"))),
-        section("Over the trainings", _seeds_table(summary.get("over_seeds"))),
-        section("Learning", _learning_plot(summary.get("learning"), summary.get("learning_names"))),
-        section("Alignment, round by round", _rounds_plot(summary.get("rounds")), _rounds_table(summary.get("rounds"))),
+        section(
+            f"Judged by {summary['judged_by']}", _bars(agents, _first_metrics(agents)), _agents_table(summary),
+            read=READ["judged"],
+        ),
+        section("True reward against the cost of a request", front_plot(agents), read=READ["front"]),
+        section(
+            "Visit by visit", visits_plot(summary.get("by_visit")), visits_tables(summary.get("by_visit")),
+            read=READ["visits"],
+        ),
+        section("Over the trainings", _seeds_table(summary.get("over_seeds")), read=READ["seeds"]),
+        section(
+            "Learning", _learning_plot(summary.get("learning"), summary.get("learning_names")), read=READ["learning"]
+        ),
+        section(
+            "Alignment, round by round", _rounds_plot(summary.get("rounds")), _rounds_table(summary.get("rounds")),
+            read=READ["rounds"],
+        ),
         over_optimisation_section(summary.get("over_optimisation"), summary.get("stops")),
         gap_section(summary.get("gap")),
-        section("Predicted and true values", _scatter_plot(summary.get("scatter"))),
-        section("Behaviours per item seen", _bars(agents, rates, width=2.2)),
-        section("The reward model on users it never saw: area under the ROC curve", _aucs(summary.get("reward_model"))),
+        section("Predicted and true values", _scatter_plot(summary.get("scatter")), read=READ["scatter"]),
+        section("Behaviours per item seen", _bars(agents, rates, width=220), read=READ["judged"]),
+        section("The reward model on users it never saw", _aucs(summary.get("reward_model")), read=READ["auc"]),
         section("The items' codes", _facts_table(summary.get("tokenizer"))),
-        section("Sessions to read", _samples_table(summary.get("samples"))),
+        section("Users' timelines", timelines(summary.get("samples")), read=READ["timelines"]),
+        section("Sessions to read", cards(summary.get("samples")), read=READ["cards"]),
         section("Time by stage", _stages_table(summary["stages"])),
-    ]
+    ]  # fmt: skip
     path = folder / "report.html"
     write_text(path, page(summary["title"], sections))
     return path
@@ -184,11 +214,11 @@ def agents_table(summary: Summary) -> Table:
     for name in ordered(agents):
         table.add_column(name, justify="right")
     table.add_column(_lift_name(summary), justify="right")
-    for metric in _metrics(agents):
+    for metric in metrics_of(agents):
         if metric in LABELS or not metric.endswith("_rate"):  # the rarer behaviours are in the report
             cells = [agents[name].get(metric) for name in ordered(agents)]
             means = ["-" if value is None else number(value["mean"]) for value in cells]
-            table.add_row(_label(metric), *means, _change(summary, metric))
+            table.add_row(label_of(metric), *means, _change(summary, metric))
     return table
 
 
@@ -215,7 +245,7 @@ def _has(agents: Mapping[str, Any], metric: str) -> bool:
     return any(metric in agent for agent in agents.values())
 
 
-def _metrics(agents: Mapping[str, Any]) -> list[str]:
+def metrics_of(agents: Mapping[str, Any]) -> list[str]:
     """All metrics of the agents: those of predictions by rising cut-off, then those of LABELS, then the others."""
     names = sorted({metric for agent in agents.values() for metric in agent})
     parts = {metric: FORETOLD.match(metric) for metric in names}
@@ -226,18 +256,17 @@ def _metrics(agents: Mapping[str, Any]) -> list[str]:
 
 def _first_metrics(agents: Mapping[str, Any], most: int = 4) -> list[str]:
     """The metrics to draw: the most important ones of simulated users, or those that a recorded log allows."""
-    return [m for m in _metrics(agents) if m not in ("diversity", FIRST_REWARD)][:most]
+    return [m for m in metrics_of(agents) if m not in ("diversity", FIRST_REWARD)][:most]
 
 
-def _label(metric: str) -> str:
+def label_of(metric: str) -> str:
+    """A metric's name for people."""
     return LABELS.get(metric, metric.replace("_rate", "s per item seen").replace("_", " "))
 
 
 def _change(summary: Summary, metric: str, lift: str = "lift") -> str:
-    change = summary[lift].get(metric, {})
-    if missing(change.get("mean")):
-        return "-"
-    return f"{change['mean']:+.1%} [{change['low']:+.1%}, {change['high']:+.1%}]"
+    change = summary[lift].get(metric)
+    return with_ends(change, "+%")
 
 
 def _lift_name(summary: Summary) -> str:
@@ -276,93 +305,81 @@ def _headline(summary: Summary) -> str:
 # ---------------------------------------------------------------- plots
 
 
-def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: float = 3.2) -> str:
-    """Draw a panel per metric, with a bar per agent and intervals."""
-    if not metrics:
-        return ""
-    figure, axes = axes_row(len(metrics), width, height=3.0)
-    for axis, metric in zip(axes, metrics, strict=True):
+def _bars(agents: Mapping[str, Any], metrics: Sequence[str], width: int = 240) -> str:
+    """Draw a chart per metric, with a bar per agent and intervals."""
+    charts = []
+    for metric in metrics:
         names = [name for name in ordered(agents) if metric in agents[name]]
-        intervals = [agents[name][metric] for name in names]
-        mean, low, high = (np.array([value[end] for value in intervals], float) for end in ("mean", "low", "high"))
-        colours = [COLOURS.get(name, COLOURS["other"]) for name in names]
-        spread = np.maximum([mean - low, high - mean], 0)
-        axis.bar([agent_label(name) for name in names], mean, yerr=spread, color=colours, capsize=3, width=0.65)
-        axis.set_title(_label(metric), fontsize=10)
-        axis.tick_params(axis="x", rotation=90, labelsize=8)
-    return image(figure)
+        bars = [
+            Series(label=agent_label(name), x=[agent_label(name)], y=[agents[name][metric]], mark="bar",
+                   colour=name.partition("_")[0] if name.startswith(OURS) else "other")
+            for name in names
+        ]  # fmt: skip
+        charts.append(in_rows(label_of(metric), bars))
+    return panels(*(replace(chart, legend=False) for chart in charts), width=width)
 
 
 def _learning_plot(curves: Sequence[Sequence[Mapping[str, float]]] | None, names: Sequence[str] | None = None) -> str:
-    """Draw the trainings' own metrics by requests or by iterations: a panel per metric, a line per training.
+    """Draw the trainings' own metrics by requests or by iterations: a chart per metric, a line per training.
 
-    Trainings with ``names`` are of different models, whose figures have different scales, so each has its own panels.
+    Trainings with ``names`` are of different models, whose figures have different scales, so each has its own charts.
     """
     curves = [curve for curve in curves or () if curve]
     groups = [(f"{name}: ", [curve]) for name, curve in zip(names or (), curves, strict=bool(names))] or [("", curves)]
-    panels = [
-        (title, metric, group)
+    charts = [
+        _training_chart(f"{title}{metric}".replace("_", " "), metric, group)
         for title, group in groups
         for metric in dict.fromkeys(name for curve in group for row in curve for name in row)
         if metric not in ("iteration", "requests")
     ]
-    if not panels:
-        return ""
-    figure, axes = axes_row(len(panels), width=3.0)
-    for axis, (title, metric, group) in zip(axes, panels, strict=True):
-        along = "requests" if "requests" in group[0][0] else "iteration"
-        for curve in group:
-            values = [row.get(metric, np.nan) for row in curve]
-            axis.plot([row[along] for row in curve], values, linewidth=1.2, marker="o", markersize=3)
-        axis.set_title(f"{title}{metric}".replace("_", " "), fontsize=10)
-        axis.set_xlabel("requests" if along == "requests" else "iterations")
-        axis.locator_params(axis="x", nbins=4)
-    return image(figure)
+    return panels(*charts, width=260)
+
+
+def _training_chart(title: str, metric: str, group: Sequence[Sequence[Mapping[str, float]]]) -> Chart:
+    along = "requests" if "requests" in group[0][0] else "iteration"
+    lines = [
+        Series(label=f"training {place + 1}", x=[row[along] for row in curve], y=[row.get(metric) for row in curve],
+               colour=hue(place))
+        for place, curve in enumerate(group)
+    ]  # fmt: skip
+    return plane(title, lines, x="requests" if along == "requests" else "iterations", whole=True)
 
 
 def _rounds_plot(rounds: Sequence[Mapping[str, float]] | None) -> str:
     if not rounds:
         return ""
-    panels = [
-        (title, [line for line in lines if any(line[0] in row for row in rounds)]) for title, lines in ROUND_PANELS
-    ]
-    panels = [panel for panel in panels if panel[1]]
-    figure, axes = axes_row(len(panels), width=3.4)
-    for axis, (title, lines) in zip(axes, panels, strict=True):
-        for key, label, colour, style in lines:
-            values = [np.nan if row.get(key) is None else row[key] for row in rounds]
-            axis.plot(range(len(rounds)), values, style, color=COLOURS[colour], label=label, marker="o", markersize=3)
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("rounds of alignment")
-        axis.set_xticks(range(len(rounds)))
-        axis.legend(fontsize=7, frameon=False)
-    return image(figure)
+    charts = []
+    for title, lines in ROUND_PANELS:
+        drawn = [
+            Series(label=label, x=range(len(rounds)), y=[row.get(key) for row in rounds], colour=colour, dash=dash)
+            for key, label, colour, dash in lines
+            if any(key in row for row in rounds)
+        ]
+        if drawn:
+            charts.append(panels(plane(title, drawn, x="rounds of alignment", whole=True)))
+    return f"<div class='charts' style='--least: 300px'>{''.join(charts)}</div>"
 
 
 def _scatter_plot(clouds: Sequence[Mapping[str, Any]] | None) -> str:
     """Draw sampled sessions of each round: the reward model's score against the true value."""
     if not clouds:
         return ""
-    figure, axes = axes_row(len(clouds), width=2.6, height=2.9)
-    limits = [_limits(np.concatenate([np.asarray(cloud[key]) for cloud in clouds])) for key in ("model", "true")]
-    low, high = min(limits[0][0], limits[1][0]), max(limits[0][1], limits[1][1])
-    for axis, cloud in zip(axes, clouds, strict=True):
-        axis.plot([low, high], [low, high], color=COLOURS["other"], linewidth=1)
-        axis.scatter(cloud["model"], cloud["true"], s=4, alpha=0.25, color=COLOURS["truth"], linewidths=0)
-        axis.scatter([np.mean(cloud["model"])], [np.mean(cloud["true"])], marker="+", s=140, color=COLOURS["model"])
-        axis.set_title(f"after {cloud['round']} rounds", fontsize=10)
-        axis.set_xlabel("reward model")
-        axis.set_xlim(*limits[0])
-        axis.set_ylim(*limits[1])
-    axes[0].set_ylabel("true value")
-    note = "On the line the model is right; the cross is the mean of the sessions."
-    return image(figure) + f"<p class='facts'>{note}</p>"
+    charts, ends = [], [_ends([value for cloud in clouds for value in cloud[key]]) for key in ("model", "true")]
+    for cloud in clouds:
+        every = math.ceil(len(cloud["model"]) / MOST_POINTS)
+        sessions = Series(label="a session", x=cloud["model"][::every], y=cloud["true"][::every], mark="cloud")
+        middle = [sum(cloud[key]) / len(cloud[key]) for key in ("model", "true")]
+        mean = Series(label="mean of all", x=middle[:1], y=middle[1:], mark="cross", colour="model")
+        title = f"after {cloud['round']} rounds"
+        charts.append(plane(title, [sessions, mean], x="reward model", y="true value", diagonal=True, ends=ends))
+    return panels(*charts, width=250)
 
 
-def _limits(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.002, 0.998])
-    margin = 0.05 * (high - low) + 1e-6
-    return float(low - margin), float(high + margin)
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of an axis for values, without the few most extreme ones."""
+    kept = sorted(value for value in values if not missing(value))
+    beyond = len(kept) // 500
+    return kept[beyond], kept[-1 - beyond]
 
 
 def _aucs(aucs: Mapping[str, float] | None) -> str:
@@ -370,14 +387,10 @@ def _aucs(aucs: Mapping[str, float] | None) -> str:
         return ""
     if not aucs:
         return "<p>No held-out label took two values.</p>"
-    figure, (axis,) = axes_row(1, width=1.5 + 0.7 * len(aucs), height=2.4)
-    axis.bar(list(aucs), list(aucs.values()), color=COLOURS["model"], width=0.6)
-    for place, value in enumerate(aucs.values()):
-        axis.text(place, value + 0.01, f"{value:.3f}", ha="center", fontsize=8)
-    axis.axhline(0.5, color=COLOURS["base"], linewidth=1)
-    axis.set_ylim(min(0.45, *aucs.values()), 1)
-    axis.tick_params(axis="x", rotation=25, labelsize=8)
-    return image(figure)
+    dots = Series(label="", x=list(aucs), y=list(aucs.values()), mark="dot", colour="model")
+    low = min(0.45, *(value for value in aucs.values() if not missing(value)))
+    chart = in_rows("area under the ROC curve", [dots], ends=(low, 1), walls={"by chance": 0.5})
+    return panels(chart, width=340)
 
 
 # ---------------------------------------------------------------- tables
@@ -386,8 +399,8 @@ def _aucs(aucs: Mapping[str, float] | None) -> str:
 def _agents_table(summary: Summary) -> str:
     agents = summary["agents"]
     rows = [
-        [_label(metric), *(with_ends(agents[name].get(metric)) for name in ordered(agents)), _change(summary, metric)]
-        for metric in _metrics(agents)
+        [label_of(metric), *(with_ends(agents[name].get(metric)) for name in ordered(agents)), _change(summary, metric)]
+        for metric in metrics_of(agents)
     ]
     return html_table(["", *map(agent_label, ordered(agents)), _lift_name(summary)], rows)
 
@@ -396,7 +409,7 @@ def _seeds_table(over_seeds: Mapping[str, Mapping[str, Any]] | None) -> str:
     """Table of means over trainings with their intervals, and of each training."""
     if not over_seeds or len(next(iter(over_seeds.values()))["runs"]) < 2:
         return ""
-    rows = [[_label(name), with_ends(value), *map(number, value["runs"])] for name, value in over_seeds.items()]
+    rows = [[label_of(name), with_ends(value), *map(number, value["runs"])] for name, value in over_seeds.items()]
     runs = [f"training {n + 1}" for n in range(len(next(iter(over_seeds.values()))["runs"]))]
     return html_table(["", "mean, 95% interval over trainings", *runs], rows)
 
@@ -417,13 +430,6 @@ def _facts_table(facts: Mapping[str, Any] | None) -> str:
         for name, value in facts.items()
     ]
     return folded("Quality of the tokenizer", html_table(["", ""], rows))
-
-
-def _samples_table(samples: Mapping[str, Any] | None) -> str:
-    if not samples:
-        return ""
-    rows = [[number(value) for value in row] for row in samples["rows"]]
-    return folded("The last visits of a few users, item by item", html_table(samples["columns"], rows))
 
 
 def _stages_table(stages: Mapping[str, Mapping[str, float]]) -> str:

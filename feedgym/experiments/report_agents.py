@@ -6,9 +6,8 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from feedgym.experiments.page import COLOURS, axes_row, folded, html_table, image, missing, number, with_ends
+from feedgym.experiments.charts import Series, figures, hue, panels, plane
+from feedgym.experiments.page import folded, html_table, missing, number, with_ends
 
 FIRST = ("random", "popular", "base", "aligned", "base_searched", "aligned_searched")
 LAST = ("retrieved", "ranked", "cascade", "oracle")
@@ -16,9 +15,6 @@ LAST = ("retrieved", "ranked", "cascade", "oracle")
 
 BEST_OF = re.compile(r"(base|aligned)_best_of_(\d+)(_by_truth)?")
 """Names of agents that serve the best of N drawn sessions."""
-
-OTHERS = ("#7b5ea7", "#b5472f", "#4f7f2a", "#a87b1e", "#3f6fb0", "#8c4a6f")
-"""Colours of agents without one of their own."""
 
 PANELS = {
     "true_reward": "true reward per visit",
@@ -47,40 +43,36 @@ def agent_label(name: str) -> str:
     return f"{words} (study only)" if name.endswith("_by_truth") else words
 
 
-def style_of(name: str, among: Sequence[str]) -> dict[str, Any]:
-    """Colour and line of an agent in plots of several."""
+def style_of(name: str, among: Sequence[str]) -> dict[str, str]:
+    """Colour and dashes of an agent in charts of several, for :class:`feedgym.experiments.charts.Series`."""
     family, _, way = name.partition("_")
-    line = {"": "-", "searched": "--"}.get(way, ":")
+    dash = {"": "solid", "searched": "dashed"}.get(way, "dotted")
     if family in ("base", "aligned"):
-        return {"color": COLOURS[family], "linestyle": line}
+        return {"colour": family, "dash": dash}
     if name == "oracle":
-        return {"color": "#1d2126", "linestyle": "-"}
+        return {"colour": "ink", "dash": "solid"}
     if name in ("random", "popular"):
-        return {"color": COLOURS["other"], "linestyle": "-" if name == "popular" else ":"}
+        return {"colour": "other", "dash": "solid" if name == "popular" else "dotted"}
     others = [other for other in among if other not in (*FIRST, "oracle") and not BEST_OF.fullmatch(other)]
-    return {"color": OTHERS[others.index(name) % len(OTHERS)], "linestyle": "-"}
+    return {"colour": hue(others.index(name)), "dash": "solid"}
 
 
 def visits_plot(by_visit: Mapping[str, Any] | None) -> str:
-    """Draw a panel per figure with a line per agent, along the visits; bands are intervals of base and aligned."""
+    """Draw a chart per figure with a line per agent, along the visits; bands are intervals."""
     if not by_visit:
         return ""
     agents = by_visit["agents"]
     names = ordered(agents)
-    panels = [name for name in PANELS if any(name in agents[agent] for agent in names)]
-    figure, axes = axes_row(len(panels), width=3.3)
-    for axis, metric in zip(axes, panels, strict=True):
-        for name in names:
-            if (told := agents[name].get(metric)) is not None:
-                visits, style = np.arange(1, len(told["mean"]) + 1), style_of(name, names)
-                axis.plot(visits, _floats(told["mean"]), label=agent_label(name), linewidth=1.3, **style)
-                if "low" in told and name in ("base", "aligned", "cascade"):
-                    ends = _floats(told["low"]), _floats(told["high"])
-                    axis.fill_between(visits, *ends, color=style["color"], alpha=0.15, linewidth=0)
-        axis.set_title(PANELS[metric], fontsize=10)
-        axis.set_xlabel("visit")
-    axes[0].legend(fontsize=6, frameon=False)
-    return image(figure)
+    charts = []
+    for metric, title in PANELS.items():
+        lines = [
+            Series(label=agent_label(name), x=range(1, len(told["mean"]) + 1), y=figures(told), **style_of(name, names))
+            for name in names
+            if (told := agents[name].get(metric)) is not None
+        ]
+        if lines:
+            charts.append(plane(title, lines, x="visit", whole=True))
+    return panels(*charts)
 
 
 def visits_tables(by_visit: Mapping[str, Any] | None) -> str:
@@ -96,7 +88,9 @@ def visits_tables(by_visit: Mapping[str, Any] | None) -> str:
         return [label, *(_cell(told, visit - 1) for visit in visits)]
 
     reward = [row(agent_label(name), agents[name]["true_reward"]) for name in names]
-    apart = [row(f"{pair.replace(' over ', ' minus ')}", told) for pair, told in by_visit["difference"].items()]
+    apart = [
+        row(pair.replace(" over ", " minus ").replace("_", " "), told) for pair, told in by_visit["difference"].items()
+    ]
     rest = [
         row(f"{PANELS[metric]}: {agent_label(name)}", agents[name][metric])
         for metric in PANELS
@@ -120,7 +114,3 @@ def _cell(told: Mapping[str, Sequence[float]], at: int) -> str:
     if "low" not in told:
         return number(told["mean"][at])
     return with_ends({end: told[end][at] for end in ("mean", "low", "high")})
-
-
-def _floats(values: Sequence[float | None]) -> list[float]:
-    return [np.nan if missing(value) else float(value) for value in values]  # type: ignore[arg-type]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
+from feedgym.experiments.charts import Chart, Series, panels, plane
 from feedgym.experiments.cost import MFLOP, MS
-from feedgym.experiments.page import axes_row, image, missing
+from feedgym.experiments.page import missing
 from feedgym.experiments.report_agents import agent_label, ordered, style_of
 
 COSTS = {MS: "ms per request", MFLOP: "MFLOP per request, matrix products"}
@@ -21,7 +20,7 @@ def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
     A point beats another by a higher value at no higher cost, or by the same value at a lower cost.
     """
     places = sorted(range(len(costs)), key=lambda at: (costs[at], -values[at]))
-    best, kept = -np.inf, []
+    best, kept = float("-inf"), []
     for at in places:
         if values[at] > best:
             best = values[at]
@@ -30,41 +29,32 @@ def front(costs: Sequence[float], values: Sequence[float]) -> list[int]:
 
 
 def front_plot(agents: Mapping[str, Any], metric: str = "true_reward") -> str:
-    """Draw a panel per kind of cost with a point per agent, its interval, and the Pareto front; empty without costs.
+    """Draw a chart per kind of cost with a dot per agent, its intervals, and the Pareto front; empty without costs.
 
-    Agents without matrix products cost 0 MFLOP and are drawn at the left end of that axis.
+    Agents without matrix products cost 0 MFLOP and are drawn at the left end of that axis. A dot is filled if the agent
+    draws its sessions, and hollow if it searches or chooses.
     """
     points = {name: agents[name] for name in ordered(agents) if MS in agents[name] and metric in agents[name]}
     points = {name: told for name, told in points.items() if not missing(told[metric]["mean"])}
-    if not points:
-        return ""
-    figure, axes = axes_row(len(COSTS), width=5.4, height=4.2)
+    charts = [_front_chart(points, cost, title, metric) for cost, title in COSTS.items()] if points else []
+    return panels(*charts, width=420)
+
+
+def _front_chart(points: Mapping[str, Any], cost: str, title: str, metric: str) -> Chart:
     names = list(points)
-    for axis, (cost, title) in zip(axes, COSTS.items(), strict=True):
-        x = [points[name][cost]["mean"] for name in names]
-        least = min([value for value in x if value > 0], default=1.0) / 3
-        x = [max(value, least) for value in x]
-        y = [points[name][metric]["mean"] for name in names]
-        for name, at, value in zip(names, x, y, strict=True):
-            _point(axis, name, points[name], cost, (at, value), names, metric)
-        kept = front(x, y)
-        axis.step([x[k] for k in kept], [y[k] for k in kept], where="post", color="#1d2126", linewidth=1, zorder=1)
-        axis.set_xscale("log")
-        axis.set_xlabel(title)
-    axes[0].set_ylabel("true reward per visit")
-    note = "Bars are 95% intervals; for milliseconds, fastest and slowest batch. No agent beats those on the line at "
-    return image(figure) + f"<p class='facts'>{note}the same or lower cost.</p>"
+    costs = [points[name][cost]["mean"] for name in names]
+    least = min([value for value in costs if value > 0], default=1.0) / 3
+    costs = [max(value, least) for value in costs]
+    values = [points[name][metric]["mean"] for name in names]
+    dots = [_dot(name, points[name], cost, at, names, metric) for name, at in zip(names, costs, strict=True)]
+    kept = front(costs, values)
+    stairs = Series(label="", x=[costs[k] for k in kept], y=[values[k] for k in kept], mark="step", colour="ink")
+    return plane("", [stairs, *dots], x=title, y="true reward per visit", log="x", labels=True, height=320)
 
 
-def _point(
-    axis: Any, name: str, told: Mapping[str, Any], cost: str, at: tuple[float, float], names: list[str], metric: str
-) -> None:
-    """Draw an agent with its intervals and its name: a disc if it draws sessions, open if it searches or chooses."""
+def _dot(name: str, told: Mapping[str, Any], cost: str, at: float, names: Sequence[str], metric: str) -> Series:
     style = style_of(name, names)
-    low, high = (told[metric][end] for end in ("low", "high"))
-    spread = {"yerr": [[max(at[1] - low, 0)], [max(high - at[1], 0)]]}
-    if not missing(told[cost]["low"]):
-        spread["xerr"] = [[max(at[0] - told[cost]["low"], 0)], [max(told[cost]["high"] - at[0], 0)]]
-    face = style["color"] if style["linestyle"] == "-" else "white"
-    axis.errorbar(*at, **spread, fmt="o", color=style["color"], markerfacecolor=face, markersize=6, linewidth=1)
-    axis.annotate(agent_label(name), at, xytext=(6, 4), textcoords="offset points", fontsize=7)
+    known = not missing(told[cost]["low"]) and told[cost]["low"] > 0
+    ends = (told[cost]["low"], told[cost]["high"]) if known else None
+    return Series(label=agent_label(name), x=[at], y=[told[metric]], x_ends=[ends], names=[agent_label(name)],
+                  mark="dot", colour=style["colour"], hollow=style["dash"] != "solid")  # fmt: skip

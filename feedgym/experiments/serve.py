@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from feedgym.agents.best_of import best, drawn
 from feedgym.data.batches import EventBatch, SessionBatch
-from feedgym.data.events import BEHAVIOURS, Catalog, EventLog
+from feedgym.data.events import BEHAVIOURS, DAY_S, Catalog, EventLog
 from feedgym.envs.feed import FeedVectorEnv, event_batch, judging
 from feedgym.envs.logging import event_log
 from feedgym.envs.luck import user_seeds
@@ -129,6 +129,8 @@ TRUTH_REPLICAS = 8
 
 READ_USERS = 3
 """Number of users whose sessions the report lists for reading."""
+TIMELINES = 2
+"""Number of agents, the first ones, whose visits of these users the report draws."""
 
 
 def serve(
@@ -363,10 +365,16 @@ def starting(simulator: Any, first_day: float) -> UserSimulator:
 
 
 def samples(served: Mapping[str, ServingRecord], catalog: Catalog) -> dict[str, Any]:
-    """List a few users' last visits under each agent, side by side, for people to read."""
+    """List a few users' last visits under each agent, side by side, for people to read, and all their visits in short.
+
+    Returns:
+        ``columns`` and ``rows`` of the last visits, one row per item; ``timelines`` of :func:`timelines`.
+    """
     columns = ["user", "agent", "visit", "place", "item", "topic", "duration s", "watched s", "behaviours"]
+    columns += [] if catalog.text_I is None else ["title"]
     rows = [row for name, result in served.items() for row in readable(result, name, catalog)]
-    return {"columns": columns, "rows": sorted(rows, key=lambda row: (row[0], row[2]))}
+    told = [line for name in list(served)[:TIMELINES] for line in timelines(served[name], name, catalog)]
+    return {"columns": columns, "rows": sorted(rows, key=lambda row: (row[0], row[2])), "timelines": told}
 
 
 def serving(agent: Recommender) -> Choose:
@@ -418,6 +426,35 @@ def readable(served: ServingRecord, agent: str, catalog: Catalog) -> list[list[A
                     round(float(catalog.duration_s_I[item]), 1),
                     round(float(visits.watch_s_NK[last, k]), 1) if seen else None,
                     ", ".join(did) or "-" if seen else "not reached",
+                    *([] if catalog.text_I is None else [str(catalog.text_I[item])]),
                 ]
             )
     return rows
+
+
+def timelines(served: ServingRecord, agent: str, catalog: Catalog) -> list[dict[str, Any]]:
+    """All visits of the first users in short.
+
+    Returns:
+        One per user: ``user``, ``agent``, whether the user ``left`` for good, and ``visits``, each with its ``day``,
+        the ``topics`` of its items, and the ``watched`` share of their durations, None if an item was not reached.
+    """
+    assert served.log is not None
+    visits, first_U1 = served_visits(served.log)
+    lost_U = served.by_visit["churn_rate"].any(axis=0)
+    share_NK = np.round(visits.watch_s_NK / catalog.duration_s_I[visits.item_ids_NK], 2)
+    told = []
+    for user in range(min(READ_USERS, len(first_U1) - 1)):
+        days = [
+            {
+                "day": round(float(visits.start_s_N[n]) / DAY_S, 2),
+                "topics": catalog.topic_I[visits.item_ids_NK[n]].tolist(),
+                "watched": [
+                    float(share) if seen else None
+                    for share, seen in zip(share_NK[n], visits.examined_NK[n], strict=True)
+                ],
+            }
+            for n in range(first_U1[user], first_U1[user + 1])
+        ]
+        told.append({"user": f"user {user + 1}", "agent": agent, "left": bool(lost_U[user]), "visits": days})
+    return told

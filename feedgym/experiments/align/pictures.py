@@ -7,23 +7,17 @@ They show the parts of ``summary.json`` that :mod:`feedgym.experiments.align.ana
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from feedgym.experiments.align.overoptimisation import FORMS, predicted
-from feedgym.experiments.page import (
-    COLOURS,
-    axes_row,
-    folded,
-    html_table,
-    image,
-    missing,
-    number,
-    section,
-    with_ends,
-)
+from feedgym.experiments.charts import Chart, Series, in_rows, panels, plane
+from feedgym.experiments.page import folded, html_table, missing, note, number, section, with_ends
 
+FINE = 60
+"""Points to draw a fitted curve with."""
 CURVES = {"proxy": "model", "truth": "truth"}
 """The curves to draw, and the names of their colours."""
 CALLED = {"proxy": "the optimised reward", "truth": "the truth", "rounds": "rounds", "best_of_n": "best of n"}
@@ -40,17 +34,14 @@ def over_optimisation_section(found: Mapping[str, Any] | None, stops: Sequence[M
     """
     if not found:
         return ""
-    figure, (by_distance, by_round) = axes_row(2, width=5.2, height=3.8)
-    _draw_distances(by_distance, found)
-    _draw_rounds(by_round, found, stops or ())
-    by_distance.set_ylabel("gain over the base, in spreads of its sessions")
     return section(
         "Over-optimisation",
-        image(figure),
+        panels(_distances_chart(found), _rounds_chart(found, stops or ()), width=380),
         f"<p>{_turnover_sentence(found['turnover'])}</p>" if found["turnover"] else "",
         _stops_table(stops or ()),
         folded("Fits of the curves", _fits_table(found["fits"])),
         folded("Best of n of the base", _best_of_n_table(found["best_of_n"])),
+        read=READ_CURVES,
     )
 
 
@@ -62,102 +53,96 @@ def gap_section(gaps: Mapping[str, Mapping[str, Any]] | None) -> str:
     """
     if not gaps:
         return ""
-    figure, axes = axes_row(len(gaps), width=5.2, height=4.0)
-    for axis, (place, found) in zip(axes, gaps.items(), strict=True):
-        _draw_way(axis, found)
-        axis.set_title(place, fontsize=10)
-    axes[0].set_ylabel("true value per session")
+    charts = [_way_chart(place, found) for place, found in gaps.items()]
     tables = (_gap_table(place, found) for place, found in gaps.items())
-    return section("Where the gap lies", image(figure), *tables)
+    return section("Where the gap lies", panels(*charts, width=380), *tables, read=READ_GAP)
 
 
-# ---------------------------------------------------------------- plots
+READ_CURVES = (
+    "The further an agent moves from the base, the more the optimised reward rises. Where the truth turns down while "
+    "the optimised reward still rises, the agent is over-optimised. Lines without dots are fitted curves; dashed ones "
+    "with dots choose the best of n sessions of the base."
+)
+READ_GAP = (
+    "Each bar is one step from the base to the best possible sessions, with its 95% interval. A long first step says "
+    "that choosing among the base's own sessions would already help; a long last step, that better ones were never "
+    "drawn."
+)
+
+# ---------------------------------------------------------------- charts
 
 
-def _draw_distances(axis: Any, found: Mapping[str, Any]) -> None:
-    """Draw gains against the root of the divergence: points of the rounds, their fit, and best-of-n."""
+def _distances_chart(found: Mapping[str, Any]) -> Chart:
+    """Gains against the root of the divergence: points of the rounds, their fit, and best-of-n."""
+    series = []
     for name, colour in CURVES.items():
         if name not in found["unit"]:
             continue
-        unit, shade = max(found["unit"][name], 1e-12), COLOURS[colour]
-        d_N = _distances(found["rounds"])
-        axis.errorbar(
-            d_N, *_gains(found["rounds"], name, unit), color=shade, fmt="o", markersize=4, capsize=2,
-            label=f"{CALLED[name]}, rounds",
-        )  # fmt: skip
-        axis.plot(
-            _distances(found["best_of_n"]), _gains(found["best_of_n"], name, unit)[0], color=shade, linewidth=1,
-            linestyle=":", marker="s", markersize=3, alpha=0.7, label=f"{CALLED[name]}, best of n of the base",
-        )  # fmt: skip
-        for fit in found["fits"]:
-            if (fit["curve"], fit["of"], fit["form"]) == ("rounds", name, "rl"):
-                line = np.linspace(1e-3, max(d_N), 200)
-                gain = predicted(line, fit["alpha"]["mean"], fit["beta"]["mean"], fit["form"])
-                axis.plot(line, gain / unit, color=shade, linewidth=1.2, alpha=1 if fit["fits"] else 0.35)
+        unit = max(found["unit"][name], 1e-12)
+        for kind, label, mark in (("rounds", "rounds", "dot"), ("best_of_n", "best of n of the base", "line")):
+            gains, label = _gains(found[kind], name, unit), f"{CALLED[name]}, {label}"
+            dash = "dashed" if mark == "line" else "solid"
+            series.append(Series(label=label, x=_distances(found[kind]), y=gains, colour=colour, mark=mark, dash=dash))
+        series += [
+            _fit(fit, _distances(found["rounds"]), unit, colour)
+            for fit in found["fits"]
+            if (fit["curve"], fit["of"], fit["form"]) == ("rounds", name, "rl")
+        ]
     turn = found["turnover"]
-    if turn and turn["over_optimised"]:
-        axis.axvline(_distances(found["rounds"])[turn["round"]], color=COLOURS["truth"], linewidth=1, linestyle="--")
-    axis.set_xlabel("distance from the base, root of KL in nats")
-    axis.set_xlim(left=0)
-    axis.legend(fontsize=7, frameon=False)
+    walls = {"turnover": _distances(found["rounds"])[turn["round"]]} if turn and turn["over_optimised"] else {}
+    title = "gain over the base, in spreads of its sessions"
+    return plane(title, series, x="distance from the base, root of KL in nats", walls=walls, height=260)
 
 
-def _draw_rounds(axis: Any, found: Mapping[str, Any], stops: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the truth by round, or else the proxy, on its own scale, with the turnover and the rules' alarms."""
-    rounds, name = found["rounds"], "truth" if "truth" in found["unit"] else "proxy"
-    gains = _gains(rounds, name, 1.0)
-    axis.errorbar(range(len(rounds)), *gains, color=COLOURS[CURVES[name]], marker="o", markersize=4, capsize=2)
-    axis.set_ylabel(f"gain by {CALLED[name]}")
+def _fit(fit: Mapping[str, Any], distances: Sequence[float], unit: float, colour: str) -> Series:
+    """The fitted curve of a reward."""
+    line = np.linspace(1e-3, max(distances), FINE)
+    gains = (predicted(line, fit["alpha"]["mean"], fit["beta"]["mean"], fit["form"]) / unit).tolist()
+    label = f"{CALLED[fit['of']]}, {'fit' if fit['fits'] else 'form does not fit'}"
+    return Series(
+        label=label, x=line.tolist(), y=gains, colour=colour, mark="curve", dash="solid" if fit["fits"] else "dotted"
+    )
+
+
+def _rounds_chart(found: Mapping[str, Any], stops: Sequence[Mapping[str, Any]]) -> Chart:
+    """The truth by round, or else the proxy, on its own scale, with the turnover and the rules' alarms."""
+    name = "truth" if "truth" in found["unit"] else "proxy"
+    places = range(len(found["rounds"]))
+    gains = Series(label="", x=places, y=_gains(found["rounds"], name, 1.0), colour=CURVES[name])
     turn = found["turnover"]
-    if turn and turn["over_optimised"]:
-        axis.axvline(turn["round"], color=COLOURS["truth"], linewidth=1, linestyle="--", label="turnover")
-        axis.legend(fontsize=7, frameon=False, loc="upper left")
-    alarms: dict[int, list[str]] = {}
-    for stop in stops:
-        if stop["alarm"] is not None:
-            alarms.setdefault(stop["alarm"], []).append(stop["rule"].replace("_", " "))
-    low, high = axis.get_ylim()
-    lines = max(map(len, alarms.values()), default=0)
-    axis.set_ylim(low - 0.06 * lines * (high - low), high)  # room for the boxes below the curve
-    for t, names in alarms.items():
-        axis.annotate(
-            "\n".join(names), (t, axis.get_ylim()[0]), fontsize=7, ha="center", va="bottom", color=COLOURS["model"],
-            bbox={"boxstyle": "round,pad=.2", "fc": "white", "ec": COLOURS["model"], "lw": 0.6},
-        )  # fmt: skip
-    axis.set_xlabel("rounds of alignment; boxes: where rules would stop" if alarms else "rounds of alignment")
-    axis.set_xticks(range(len(rounds)))
+    walls = {"turnover": turn["round"]} if turn and turn["over_optimised"] else {}
+    series = [gains]
+    if alarms := [stop for stop in stops if stop["alarm"] is not None]:
+        rules = [stop["rule"].replace("_", " ") for stop in alarms]
+        at = [stop["alarm"] for stop in alarms]
+        there = [found["rounds"][place][name]["mean"] if place < len(places) else None for place in at]
+        alarm = "a rule would stop here"
+        series.append(Series(label=alarm, x=at, y=there, names=rules, mark="dot", colour="model", hollow=True))
+    return plane(f"gain by {CALLED[name]}", series, x="rounds of alignment", whole=True, walls=walls, height=260)
 
 
-def _draw_way(axis: Any, found: Mapping[str, Any]) -> None:
-    """Draw a waterfall: the base's value, a floating bar per step with its interval, and the oracle's value."""
-    steps, level = found["steps"], found["values"]["base"]["mean"]
-    axis.bar(0, level, color=COLOURS["base"], width=0.6)
-    labels = ["base"]
-    for place, step in enumerate(steps, start=1):
+def _way_chart(place: str, found: Mapping[str, Any]) -> Chart:
+    """A waterfall: the base's value, a floating bar per step with its interval, and the last agent's value."""
+    level, last = found["values"]["base"]["mean"], found["steps"][-1]["to"]
+    series = [Series(label="base", x=["base"], y=[level], mark="bar", starts=[0.0], colour="base")]
+    for step in found["steps"]:
         below, level = level, level + step["mean"]
-        spread = np.maximum([[step["mean"] - step["low"]], [step["high"] - step["mean"]]], 0)
-        axis.bar(
-            place, step["mean"], bottom=below, color=COLOURS[STEP_COLOURS[step["to"]]], width=0.6, edgecolor="white",
-            yerr=spread, capsize=3, hatch="//" if step["mean"] < 0 else None,
-        )  # fmt: skip
-        top = (place, max(below, level + spread[1, 0]))
-        style = {"ha": "center", "va": "bottom", "fontsize": 8}
-        axis.annotate(_percent(step["share"]["mean"]), top, (0, 3), textcoords="offset points", **style)
-        labels.append(step["name"].replace(", ", ",\n"))
-    last = steps[-1]["to"]
-    axis.bar(len(steps) + 1, found["values"][last]["mean"], color=COLOURS["base"], width=0.6)
-    axis.set_xticks(range(len(steps) + 2), [*labels, last.replace("_", " ")], rotation=30, ha="right", fontsize=8)
-    axis.margins(y=0.1)
+        figure = {"mean": level, "low": below + step["low"], "high": below + step["high"]}
+        bar = {"mark": "bar", "starts": [below], "colour": STEP_COLOURS[step["to"]]}
+        share = f"{with_ends(step, '+')}, {_percent(step['share']['mean'])} of the gap"
+        series.append(Series(label=step["name"], x=[step["name"]], y=[figure], names=[share], **bar))
+    end = Series(label=last, x=[last.replace("_", " ")], y=[found["values"][last]["mean"]], mark="bar", starts=[0.0],
+                 colour="base")  # fmt: skip
+    return replace(in_rows(place, [*series, end], x="true value per session"), legend=False)
 
 
 def _distances(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     return [max(row["kl"], 0) ** 0.5 for row in rows]
 
 
-def _gains(rows: Sequence[Mapping[str, Any]], name: str, unit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Means, and the distances of the ends of their intervals, in a unit."""
-    mean, low, high = (np.array([row[name][end] for row in rows]) / unit for end in ("mean", "low", "high"))
-    return mean, np.maximum([mean - low, high - mean], 0)
+def _gains(rows: Sequence[Mapping[str, Any]], name: str, unit: float) -> list[dict[str, float]]:
+    """Figures in a unit."""
+    return [{end: row[name][end] / unit for end in ("mean", "low", "high")} for row in rows]
 
 
 # ---------------------------------------------------------------- words and tables
@@ -233,8 +218,8 @@ def _fits_table(fits: Sequence[Mapping[str, Any]]) -> str:
         ]
         for fit in fits
     ]
-    note = "Bends: share of resamples with beta above 0. Intervals hold 95% of resamples of users."
-    return html_table(head, rows) + f"<p class='facts'>{note}</p>" if rows else "<p>Too few rounds for a fit.</p>"
+    told = note("Bends: share of resamples with beta above 0. Intervals hold 95% of resamples of users.")
+    return html_table(head, rows) + told if rows else "<p>Too few rounds for a fit.</p>"
 
 
 def _best_of_n_table(rows: Sequence[Mapping[str, Any]]) -> str:

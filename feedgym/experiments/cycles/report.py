@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from feedgym.experiments.charts import Series, hue, panels, plane
 from feedgym.experiments.cycles.effects import EFFECTS
-from feedgym.experiments.page import axes_row, folded, html_table, image, missing, number, section, with_ends
-from feedgym.experiments.report_agents import OTHERS, style_of
+from feedgym.experiments.page import folded, html_table, number, section, with_ends
+from feedgym.experiments.report_agents import style_of
 
-ENDS = ("mean", "low", "high")
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -23,17 +22,20 @@ def cycles_section(summary: Mapping[str, Any]) -> str:
     cycles, effects = summary.get("cycles"), summary.get("effects")
     if not cycles:
         return ""
-    note = (
-        "Every point is judged by the same fresh users. Lines: true reward; dots: reward that the model predicted. The "
-        "offline agent is aligned for as many rounds, only on the log, and spends no requests."
-    )
     found = section(
         "True reward against the requests that users spent for it",
-        _spent_plot(summary) + f"<p class='facts'>{note}</p>",
+        _spent_plot(summary),
         _cycles_table(cycles),
+        read="Every point is judged by the same fresh users; bands and bars are 95% intervals. Dotted: the reward that "
+        "the model predicted. The offline agent is aligned for as many rounds, only on the log, and spends no "
+        "requests: its points are drawn cycle by cycle for comparison.",
     )
     told = _effects_plot(effects), _effects_table(effects)
-    return found + section("Sessions of each learner's users, cycle by cycle", *told)
+    effects_read = (
+        "What happens to the users whom each learner serves while it learns, cycle by cycle: slow effects that one "
+        "judgement does not show. Bands are 95% intervals."
+    )
+    return found + section("Sessions of each learner's users, cycle by cycle", *told, read=effects_read)
 
 
 def terminal_table(summary: Mapping[str, Any]) -> Table:
@@ -56,35 +58,30 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _signed(value: Mapping[str, float]) -> str:
-    return f"{value['mean']:+.2f} [{value['low']:+.2f}, {value['high']:+.2f}]"
+    return with_ends(value, "+")
 
 
 def _spent_plot(summary: Mapping[str, Any]) -> str:
     """Draw true reward over requests spent, with a line per learner; other runs' agents are points."""
     cycles, agents = summary["cycles"], summary["agents"]
-    figure, (axis,) = axes_row(1, width=7.6, height=4.2)
-    names = list(cycles)
+    names, series = list(cycles), []
     for name, rows in cycles.items():
-        style = style_of(name, names)
-        told = [row["true_reward"] for row in rows]
-        mean, low, high = (np.array([value[end] for value in told]) for end in ENDS)
         spent = [row["requests"] for row in rows]
-        x = spent if spent[-1] else list(np.linspace(0, _most(cycles), len(rows)))  # the offline agent, cycle by cycle
-        axis.errorbar(x, mean, yerr=[mean - low, high - mean], marker="o", markersize=4, capsize=3, label=name, **style)
-        expected = [np.nan if missing(row["model_reward"]["mean"]) else row["model_reward"]["mean"] for row in rows]
+        if not spent[-1]:  # the offline agent, cycle by cycle
+            spent = [_most(cycles) * at // max(len(rows) - 1, 1) for at in range(len(rows))]
+        style = style_of(name, names)
+        series.append(Series(label=name, x=spent, y=[row["true_reward"] for row in rows], **style))
         if name == "aligned":
-            axis.plot(x, expected, ":", marker=".", color=style["color"], label="aligned, predicted")
-    for number_, (run, spent) in enumerate((summary.get("rivals") or {}).items()):
+            expected = [row["model_reward"]["mean"] for row in rows]
+            dotted = {**style, "dash": "dotted"}
+            series.append(Series(label="aligned, predicted", x=spent, y=expected, **dotted))
+    for place, (run, spent) in enumerate((summary.get("rivals") or {}).items()):
         for name in (name for name in agents if name.endswith(f" of {run}") and spent is not None):
-            value, colour = agents[name]["true_reward"], OTHERS[number_ % len(OTHERS)]
-            spread = [[value["mean"] - value["low"]], [value["high"] - value["mean"]]]
-            axis.errorbar([spent], [value["mean"]], yerr=spread, fmt="s", color=colour, capsize=3, label=name)
-    if "oracle" in agents:
-        axis.axhline(agents["oracle"]["true_reward"]["mean"], color="#1d2126", linewidth=1, label="oracle")
-    axis.set_xlabel("requests of real users")
-    axis.set_ylabel("true reward per visit of the judges")
-    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    return image(figure)
+            rival = {"mark": "dot", "colour": hue(place)}
+            series.append(Series(label=name, x=[spent], y=[agents[name]["true_reward"]], **rival))
+    lines = {"oracle": agents["oracle"]["true_reward"]["mean"]} if "oracle" in agents else {}
+    title = "true reward per visit of the judges"
+    return panels(plane(title, series, x="requests of real users", whole=True, lines=lines, height=320), width=500)
 
 
 def _most(cycles: Rows) -> int:
@@ -100,20 +97,17 @@ def _effects_plot(effects: Rows | None) -> str:
     """Draw a panel per effect, with a line per learner."""
     if not effects:
         return ""
-    told = [name for name in EFFECTS if any(name in row for rows in effects.values() for row in rows)]
-    figure, axes = axes_row(len(told), width=2.9)
-    for axis, effect in zip(axes, told, strict=True):
-        for name, rows in effects.items():
-            values = [row.get(effect, {}) for row in rows]
-            mean, low, high = (np.array([v.get(end, np.nan) for v in values], float) for end in ENDS)
-            cycle, style = np.arange(1, len(rows) + 1), style_of(name, list(effects))
-            axis.plot(cycle, mean, marker="o", markersize=3, label=name, **style)
-            axis.fill_between(cycle, low, high, color=style["color"], alpha=0.15, linewidth=0)
-        axis.set_title(EFFECTS[effect], fontsize=9)
-        axis.set_xlabel("cycle")
-        axis.set_xticks(cycle)
-    axes[0].legend(fontsize=7, frameon=False)
-    return image(figure)
+    charts = []
+    for effect, title in EFFECTS.items():
+        lines = [
+            Series(label=name, x=range(1, len(rows) + 1), y=[row.get(effect) for row in rows],
+                   **style_of(name, list(effects)))
+            for name, rows in effects.items()
+            if any(effect in row for row in rows)
+        ]  # fmt: skip
+        if lines:
+            charts.append(plane(title, lines, x="cycle", whole=True))
+    return panels(*charts, width=260)
 
 
 def _effects_table(effects: Rows | None) -> str:

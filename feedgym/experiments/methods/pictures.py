@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from feedgym.experiments.align.gap import WAY
+from feedgym.experiments.charts import Series, hue, in_rows, panels, plane
 from feedgym.experiments.methods.presets import CENTRE
-from feedgym.experiments.page import COLOURS, axes_row, image, missing
 from feedgym.experiments.report_front import front_plot
 
 Summary = Mapping[str, Any]
@@ -22,35 +22,29 @@ LANDMARKS = {"base": "base", "base_best": "best of n of the base", "base_best_by
 
 def truth_plot(summary: Summary) -> str:
     """Draw true and predicted reward with intervals over the seeds, and each seed's share of the gap to the oracle."""
-    names = _sorted(summary)
+    names = _sorted(summary)[::-1]
     if not names:
         return ""
-    figure, (left, right) = axes_row(2, width=5.2, height=1.2 + 0.3 * len(names))
-    places = np.arange(len(names))
-    for shift, (metric, (colour, label)) in zip((0.12, -0.12), CHOSEN.items(), strict=True):
-        told = [summary["agents"][name].get(metric) for name in names]
-        _dots(left, told, places + shift, COLOURS[colour], label)
-    for name in ("base", "oracle"):
-        if told_one := summary["agents"].get(name, {}).get("true_reward"):
-            left.axvline(
-                told_one["mean"], color=COLOURS["base"], linewidth=1, linestyle="-" if name == "base" else "--"
-            )
-            left.annotate(name, (told_one["mean"], len(names) - 0.4), fontsize=7, ha="center", annotation_clip=False)
-    left.legend(fontsize=7, frameon=False)
-    shares = [summary["way"].get(name) for name in names]
-    _dots(right, shares, places, COLOURS["truth"], "interquartile mean")
-    for place, share in enumerate(shares):
-        if share is not None:
-            below = [place - 0.25] * len(share["runs"])
-            right.plot(share["runs"], below, "o", color=COLOURS["base"], markerfacecolor="white", markersize=3)
-    right.set_title("share of the gap from base to oracle; one dot per seed", fontsize=10)
-    right.xaxis.set_major_formatter("{x:.1%}" if np.ptp(right.get_xlim()) < 0.1 else "{x:.0%}")
-    right.locator_params(axis="x", nbins=5)
-    for axis in (left, right):
-        axis.set_yticks(places, [_title(summary, name) for name in names], fontsize=8)
-        axis.set_ylim(-0.6, len(names) - 0.4)
-        axis.grid(axis="x", color="#e6e8eb", linewidth=0.8)
-    return image(figure)
+    titles = [_title(summary, name) for name in names]
+    rewards = [
+        Series(
+            label=label, x=titles, y=[summary["agents"][name].get(metric) for name in names], mark="dot", colour=colour
+        )
+        for metric, (colour, label) in CHOSEN.items()
+    ]
+    known = {name: summary["agents"].get(name, {}).get("true_reward") for name in ("base", "oracle")}
+    walls = {name: told["mean"] for name, told in known.items() if told}
+    shares = {
+        title: summary["way"][name] for title, name in zip(titles, names, strict=True) if summary["way"].get(name)
+    }
+    each = [(title, run) for title, share in shares.items() for run in share["runs"]]
+    seeds = Series(
+        label="a seed", x=[title for title, _ in each], y=[run for _, run in each], mark="tick", colour="base"
+    )
+    mean = Series(label="interquartile mean over the seeds", x=list(shares), y=list(shares.values()), mark="dot")
+    left = in_rows("reward per visit", rewards, walls=walls)
+    right = in_rows("share of the gap from base to oracle", [mean, seeds], percent=True)
+    return panels(left, width=420) + (panels(right, width=420) if shares else "")
 
 
 def cost_plot(summary: Summary) -> str:
@@ -68,19 +62,15 @@ def visits_plot(summary: Summary) -> str:
     told = {name: both for name in summary["conditions"] if (both := _by_visit(summary, name))}
     if not told:
         return ""
-    figure, (left, right) = axes_row(2, width=5.4, height=3.8)
+    own, gained = [], []
     for name, (own_V, base_V) in told.items():
-        visits, style = np.arange(1, len(own_V) + 1), _style(summary, name)
-        left.plot(visits, own_V, **style)
-        right.plot(visits, own_V - base_V, **style)
-    left.plot(visits, base_V, color=COLOURS["base"], linewidth=2, label="base")
-    right.axhline(0, color=COLOURS["base"], linewidth=2)
-    left.set_title("true reward per visit", fontsize=10)
-    right.set_title("gain over the base", fontsize=10)
-    for axis in (left, right):
-        axis.set_xlabel("visit")
-    left.legend(fontsize=6, frameon=False, ncols=2)
-    return image(figure)
+        visits, style = range(1, len(own_V) + 1), _style(summary, name)
+        own.append(Series(x=visits, y=own_V.tolist(), **style))
+        gained.append(Series(x=visits, y=(own_V - base_V).tolist(), **style))
+    own.append(Series(label="base", x=visits, y=base_V.tolist(), colour="base", dash="dashed"))
+    left = plane("true reward per visit", own, x="visit", whole=True, height=280)
+    right = plane("gain over the base", gained, x="visit", whole=True, lines={"base": 0}, height=280)
+    return panels(left, right, width=420)
 
 
 def gains_plot(summary: Summary) -> str:
@@ -89,38 +79,33 @@ def gains_plot(summary: Summary) -> str:
     curves = {name: curve for name, curve in curves.items() if len(curve) > 1}
     if not curves:
         return ""
-    figure, axes = axes_row(2, width=5.4, height=3.8)
-    for axis, column, title in zip(axes, (1, 2), ("gain by the reward model", "true gain"), strict=True):
-        for name, curve_N3 in curves.items():
-            axis.plot(curve_N3[:, 0], curve_N3[:, column], marker="o", markersize=3, **_style(summary, name))
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("root of KL to the base (nats)")
-    axes[0].sharey(axes[1])
-    axes[0].legend(fontsize=6, frameon=False, ncols=2)
-    return image(figure)
+    charts = []
+    for column, title in ((1, "gain by the reward model"), (2, "true gain")):
+        lines = [
+            Series(x=curve_N3[:, 0].tolist(), y=curve_N3[:, column].tolist(), **_style(summary, name))
+            for name, curve_N3 in curves.items()
+        ]
+        charts.append(plane(title, lines, x="root of KL to the base (nats)", height=280))
+    return panels(*charts, width=420)
 
 
 def gap_plot(summary: Summary) -> str:
     """Draw each condition between the base and the oracle, together with agents that choose among sessions."""
-    values = {name: _gap_values(summary, name) for name in _sorted(summary)}
-    values = {name: found for name, found in values.items() if found}
+    values = {name: _gap_values(summary, name) for name in _sorted(summary)[::-1]}
+    values = {_title(summary, name): found for name, found in values.items() if found}
     if not values:
         return ""
-    figure, (axis,) = axes_row(1, width=8, height=1.4 + 0.3 * len(values))
     colours = dict(zip(LANDMARKS, ("base", "model", "truth", "other"), strict=True))
-    for place, found in enumerate(values.values()):
-        for agent, label in LANDMARKS.items():
-            if agent in found:
-                axis.plot(found[agent], place, "|", markersize=14, color=COLOURS[colours[agent]],
-                          label=label if place == 0 else None)  # fmt: skip
-        axis.plot(found["aligned"], place, "o", color=COLOURS["aligned"], label="aligned" if place == 0 else None)
-        if "aligned_best" in found:
-            name = "best of n of the aligned" if place == 0 else None
-            axis.plot(found["aligned_best"], place, "o", color=COLOURS["aligned"], markerfacecolor="white", label=name)
-    axis.set_yticks(range(len(values)), [_title(summary, name) for name in values], fontsize=8)
-    axis.set_xlabel("true value per session, held-out users at their logged requests")
-    axis.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return image(figure)
+    kinds = [(agent, label, "tick", colours[agent], False) for agent, label in LANDMARKS.items()]
+    kinds += [("aligned", "aligned", "dot", "aligned", False)]
+    kinds += [("aligned_best", "best of n of the aligned", "dot", "aligned", True)]
+    series = [
+        Series(label=label, x=[title for title in values if agent in values[title]],
+               y=[found[agent] for found in values.values() if agent in found], mark=mark, colour=colour, hollow=hollow)
+        for agent, label, mark, colour, hollow in kinds
+    ]  # fmt: skip
+    title = "true value per session, held-out users at their logged requests"
+    return panels(in_rows(title, series, beside=False), width=500)
 
 
 def axes_plot(summary: Summary) -> str:
@@ -129,17 +114,16 @@ def axes_plot(summary: Summary) -> str:
     varied = {option: values for option, values in varied.items() if len(values) > 1}
     if not varied:
         return ""
-    figure, axes = axes_row(len(varied), width=3.4)
-    for axis, (option, value_by_name) in zip(axes, varied.items(), strict=True):
-        for metric, (colour, label) in CHOSEN.items():
-            told = [summary["agents"][name][metric] for name in value_by_name]
-            spread, mean = np.array([_spread(figure) for figure in told]).T, [figure["mean"] for figure in told]
-            axis.errorbar(range(len(told)), mean, yerr=spread, color=COLOURS[colour], marker="o", markersize=4,
-                          capsize=2, label=label)  # fmt: skip
-        axis.set_title(option.replace("_", " "), fontsize=10)
-        axis.set_xticks(range(len(value_by_name)), list(map(str, value_by_name.values())), fontsize=8)
-    axes[0].legend(fontsize=7, frameon=False)
-    return image(figure)
+    charts = []
+    for option, value_by_name in varied.items():
+        values = list(map(str, value_by_name.values()))
+        dots = [
+            Series(label=label, x=values, y=[summary["agents"][name][metric] for name in value_by_name], mark="dot",
+                   colour=colour)
+            for metric, (colour, label) in CHOSEN.items()
+        ]  # fmt: skip
+        charts.append(in_rows(option.replace("_", " "), dots))
+    return panels(*charts)
 
 
 # ---------------------------------------------------------------- data to draw
@@ -155,29 +139,10 @@ def _title(summary: Summary, name: str) -> str:
     return summary["conditions"].get(name, name.replace("_", " "))
 
 
-def _style(summary: Summary, name: str) -> dict[str, Any]:
-    from matplotlib import colormaps
-
+def _style(summary: Summary, name: str) -> dict[str, str]:
     place = list(summary["conditions"]).index(name)
-    colour, line = colormaps["tab20"](place % 20), ("-", "--", ":")[place // 20 % 3]
-    return {"color": colour, "linestyle": line, "linewidth": 1.3, "label": _title(summary, name)}
-
-
-def _spread(told: Mapping[str, Any]) -> tuple[float, float]:
-    """Distances from the mean to the ends of the interval; 0 if there is none."""
-    if missing(told["low"]) or not np.isfinite(told["low"]):
-        return 0.0, 0.0
-    return max(told["mean"] - told["low"], 0), max(told["high"] - told["mean"], 0)
-
-
-def _dots(axis: Any, told: Sequence[Mapping[str, Any] | None], places: Any, colour: str, label: str) -> None:
-    """Draw a dot per row, with its interval if there is one."""
-    kept = [(figure, place) for figure, place in zip(told, places, strict=True) if figure]
-    if kept:
-        spread = np.array([_spread(figure) for figure, _ in kept]).T
-        mean = [figure["mean"] for figure, _ in kept]
-        at = [place for _, place in kept]
-        axis.errorbar(mean, at, xerr=spread, fmt="o", color=colour, markersize=5, capsize=2, label=label)
+    dash = ("solid", "dashed", "dotted")[place // 10 % 3]
+    return {"label": _title(summary, name), "colour": hue(place), "dash": dash}
 
 
 def _cells(summary: Summary, condition: str) -> list[Mapping[str, Any]]:

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from feedgym.experiments.methods.figures import LAST_REWARD
 from feedgym.experiments.methods.pictures import axes_plot, cost_plot, gains_plot, gap_plot, truth_plot, visits_plot
-from feedgym.experiments.page import bold, folded, html_table, link, missing, number, page, section, with_ends
-from feedgym.experiments.report import LABELS, compact_table
+from feedgym.experiments.page import bold, folded, html_table, link, note, number, page, section, with_ends
+from feedgym.experiments.report import LABELS, READ, compact_table
 from feedgym.experiments.run import write_text
 from feedgym.experiments.serve import FIRST_REWARD, FIRST_VISITS
 
@@ -38,6 +38,20 @@ CALLED = {
     "requests_spent": "users' requests spent",
 }
 """Figures in the order of the whole table, with their names for people."""
+READ_TRUTH = (
+    "A row per condition, best first. The truth is what users did, the prediction what the reward model said of it; a "
+    "wide space between the two is reward that the model imagined. Intervals are over the seeds."
+)
+READ_OPTIONS = "Everything else is as in the preset; the preset's own value is among the rows of each option."
+READ_VISITS = "Means over the seeds. A gain that shrinks from left to right was partly favourites served early."
+READ_GAINS = (
+    "A dot per round, further right the further the agent moved from the base. Where the left chart rises and the "
+    "right one falls, a method exploits the reward model's mistakes."
+)
+READ_GAP = (
+    "From the base to the oracle: choosing the best of n sessions of the base by the reward model, and by the truth, "
+    "are the marks in between. A method right of the first mark learned more than choosing."
+)
 FIRST = ("true_reward", LAST_REWARD, "model_reward")
 """Figures of the first table; the whole table is folded away."""
 
@@ -58,12 +72,12 @@ def write_report(summary: Summary, folder: Path, more: Sequence[str] = ()) -> Pa
         section("Cells that failed", _failed_table(summary)),
         section(f"Judged by {summary['judged_by']}", _first_table(summary), folded("All figures", _table(summary))),
         *more,
-        section("Predicted reward, true reward, and the gap to the oracle", truth_plot(summary)),
-        section("Options varied one by one", axes_plot(summary)),
-        section("True reward against the cost of a request", cost_plot(summary)),
-        section("Visit by visit", visits_plot(summary)),
-        section("Over-optimisation: gains along the rounds", gains_plot(summary)),
-        section("Where the gap lies", gap_plot(summary)),
+        section("Predicted reward, true reward, and the gap to the oracle", truth_plot(summary), read=READ_TRUTH),
+        section("Options varied one by one", axes_plot(summary), read=READ_OPTIONS),
+        section("True reward against the cost of a request", cost_plot(summary), read=READ["front"]),
+        section("Visit by visit", visits_plot(summary), read=READ_VISITS),
+        section("Over-optimisation: gains along the rounds", gains_plot(summary), read=READ_GAINS),
+        section("Where the gap lies", gap_plot(summary), read=READ_GAP),
         section("Every cell", _cells_table(summary)),
     ]
     path = folder / "report.html"
@@ -82,7 +96,7 @@ def terminal_table(summary: Summary) -> Table:
         means = [_mean(figures, metric) for metric in FIRST]
         rest = [_mean(figures, metric, style) for metric, style in (("kl_to_base", ".2g"), ("update_s", ".0f"))]
         gain = summary["over"].get("base", {}).get(row)
-        told = ["-" if gain is None else _signed(gain), "-" if way is None else f"{way['mean']:.0%}"]
+        told = ["-" if gain is None else with_ends(gain, "+"), "-" if way is None else f"{way['mean']:.0%}"]
         style = "bold" if row in summary["bold"].get("true_reward", ()) else None
         table.add_row(escape(title(summary, row)), *means, *told, *rest, style=style)
     return table
@@ -108,7 +122,8 @@ def best_sentence(summary: Summary) -> str:
     name = max(gains, key=lambda row: gains[row]["mean"])
     best, seeds = summary["bold"].get("true_reward", []), _seeds(gains[name])
     sure = f"{len(best)} of {len(gains)} are not beaten by any other, as far as these seeds can show"
-    lead = f"Highest true reward: {title(summary, name)}, {_signed(gains[name])} over the base"
+    gain = with_ends(gains[name], "+")
+    lead = f"Highest true reward: {title(summary, name)}, {gain} over the base"
     return f"{lead} (95% interval over {seeds}); {sure if best else 'no two can be told apart'}."
 
 
@@ -149,17 +164,17 @@ def _first_table(summary: Summary) -> str:
         cells = [_cell(summary, row, metric) for metric in FIRST]
         for control in controls:
             gain = summary["over"][control].get(row)
-            cells += ["-", "-"] if gain is None else [_signed(gain), number(gain["p_holm"])]
+            cells += ["-", "-"] if gain is None else [with_ends(gain, "+"), number(gain["p_holm"])]
         way = summary["way"].get(row)
-        told = ["-", "-"] if way is None else [f"{way['mean']:.0%} {_ends(way, '.0%')}", f"{way['worst']:.0%}"]
+        told = ["-", "-"] if way is None else [with_ends(way, "%"), f"{way['worst']:.0%}"]
         rows.append([title(summary, row), *cells, *told])
-    note = (
+    read = (
         "All intervals are 95%: by Student's t over the seeds, or over users if there is only one seed. Differences "
         "are taken seed by seed; p is corrected by Holm for the number of rows. The share of the gap from base to "
         "oracle is the interquartile mean over the seeds with a stratified bootstrap. Bold: no other row is better by "
         "a paired test; shown only if the seeds can tell any two rows apart."
     )
-    return html_table(["", *heads], rows) + f"<p class='facts'>{note}</p>"
+    return html_table(["", *heads], rows) + note(read)
 
 
 def _table(summary: Summary) -> str:
@@ -183,7 +198,7 @@ def _cells_table(summary: Summary) -> str:
         rest = [number(cell["agents"]["aligned"].get(metric, {}).get("mean")) for metric in ("kl_to_base", "update_s")]
         rows.append([link(name, f"{cell['folder']}/report.html"), str(cell["seed"]), *figures, *rest])
     heads = ["cell", "seed", "true reward per visit", "of its base", CALLED["kl_to_base"], CALLED["update_s"]]
-    return html_table(heads, rows) + "<p class='facts'>Intervals over users.</p>"
+    return html_table(heads, rows) + note("Intervals over users.")
 
 
 # ---------------------------------------------------------------- words and numbers
@@ -194,7 +209,7 @@ def _cell(summary: Summary, row: str, metric: str) -> str:
     told = summary["agents"][row].get(metric)
     if told is None:
         return "-"
-    text = number(told["mean"]) if missing(told["low"]) else with_ends(told)
+    text = with_ends(told)
     return bold(text) if row in summary["bold"].get(metric, ()) else text
 
 
@@ -203,17 +218,6 @@ def _mean(figures: Mapping[str, Any], metric: str, style: str = "") -> str:
         return "-"
     value = figures[metric]["mean"]
     return f"{value:{style}}" if style else number(value)
-
-
-def _signed(gain: Mapping[str, Any]) -> str:
-    return f"{gain['mean']:+.2f} {_ends(gain)}".strip()
-
-
-def _ends(told: Mapping[str, Any], style: str = "+.2f") -> str:
-    """The ends of an interval; empty if a single run has none."""
-    if missing(told["low"]) or told["low"] in (float("inf"), float("-inf")):
-        return ""
-    return f"[{told['low']:{style}}, {told['high']:{style}}]"
 
 
 def _seeds(gain: Mapping[str, Any]) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
-from feedgym.experiments.page import COLOURS, axes_row, html_table, image, number, page, section, with_ends
+from feedgym.experiments.charts import Series, in_rows, panels
+from feedgym.experiments.page import html_table, number, page, section, with_ends
 from feedgym.experiments.report import compact_table
 from feedgym.experiments.run import write_text
 
@@ -59,16 +59,8 @@ def write_report(summary: Summary, folder: Path) -> Path:
 
 def _dots(summary: Summary) -> str:
     """Draw a dot with its interval per agent and estimator."""
-    agents = list(summary["agents"])
-    figure, (axis,) = axes_row(1, width=8, height=1.4 + 0.35 * len(agents))
-    shifts, colours = np.linspace(0.25, -0.25, len(summary["names"])), ("other", "truth", "model", "aligned")
-    for shift, colour, (name, label) in zip(shifts, colours, summary["names"].items(), strict=True):
-        told = [(place, summary["agents"][a][name]) for place, a in enumerate(agents) if name in summary["agents"][a]]
-        if told:
-            mean, low, high = (np.array([value[end] for _, value in told]) for end in ("mean", "low", "high"))
-            places = [place + shift for place, _ in told]
-            axis.errorbar(mean, places, xerr=np.maximum([mean - low, high - mean], 0), fmt="o", markersize=4,
-                          color=COLOURS[colour], label=label, capsize=2)  # fmt: skip
-    axis.set_yticks(range(len(agents)), agents, fontsize=8)
-    axis.legend(fontsize=7, frameon=False)
-    return image(figure)
+    series = []
+    for colour, (name, label) in zip(("other", "truth", "model", "aligned"), summary["names"].items(), strict=True):
+        told = {agent: figures[name] for agent, figures in summary["agents"].items() if name in figures}
+        series.append(Series(label=label, x=list(told), y=list(told.values()), mark="dot", colour=colour))
+    return panels(in_rows("estimated reward", series), width=500)

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from feedgym.experiments.ope.pictures import scatter_plot, support_plot
-from feedgym.experiments.page import html_table, missing, number, page, section, with_ends
+from feedgym.experiments.page import html_table, missing, note, number, page, section, with_ends
 from feedgym.experiments.report import compact_table
 from feedgym.experiments.run import write_text
 
@@ -24,8 +24,8 @@ def write_report(summary: Summary, folder: Path) -> Path:
     """Write ``report.html``; returns its path."""
     sections = [
         _headline(summary),
-        section(f"Estimators, by {summary['judged_by']}", _estimators_table(summary), f"<p class='facts'>{NOTE}</p>"),
-        section("Estimates against the truth", scatter_plot(summary)),
+        section(f"Estimators, by {summary['judged_by']}", _estimators_table(summary), read=NOTE),
+        section("Estimates against the truth", scatter_plot(summary), read=READ),
         section("Agents", _agents_table(summary)),
         section("How far the logs support each agent", support_plot(summary), _supports_table(summary)),
         section("Refused estimates", _refused_table(summary)),
@@ -41,6 +41,12 @@ NOTE = (
     "(bootstrap over users) that contain the truth. Rank correlation: Spearman's with the truth over the judged "
     "agents, mean over the logs, with the interval of resampled users. Regret: true value of the best judged agent, "
     "minus that of the agent with the highest estimate."
+)
+
+
+READ = (
+    "A dot per agent and log, with the estimator's 95% interval. On the diagonal the estimate is the truth. An "
+    "estimator that is wrong but rises steadily still orders the agents well."
 )
 
 
@@ -103,9 +109,9 @@ def _agents_table(summary: Summary) -> str:
     order = sorted(agents, key=lambda agent: -agents[agent]["truth"]["mean"])
     told = [name for name in summary["names"] if any(name in figures for figures in agents.values())]
     rows = [[agent, *(with_ends(agents[agent].get(name)) for name in ("truth", *told))] for agent in order]
-    note = "Means over the logs, also of the ends of intervals; - if refused in all logs."
+    read = "Means over the logs, also of the ends of intervals; - if refused in all logs."
     heads = ["truth", *(summary["names"][name] for name in told)]
-    return html_table(["", *heads], rows) + f"<p class='facts'>{note}</p>"
+    return html_table(["", *heads], rows) + note(read)
 
 
 def _supports_table(summary: Summary) -> str:
@@ -115,12 +121,12 @@ def _supports_table(summary: Summary) -> str:
                      f"{told['largest_K'][-1]:.1%}", str(told["depth"])])  # fmt: skip
     places = [f"rows, place {k + 1}" for k in range(len(next(iter(summary["supports"].values()))["rows_K"]))]
     heads = ["could be shown", *places, "mean weight", "largest weight's share", "supported places"]
-    note = (
+    read = (
         "Could be shown: share of the agent's own slates that the log's policy serves with a probability above 0. "
         "Rows: effective sample size of the prefix weights. The mean weight is 1 if propensities are right and the "
         "log is long enough; if it is far below 1, most of the agent's slates were never shown."
     )
-    return html_table(["", *heads], rows) + f"<p class='facts'>{note}</p>"
+    return html_table(["", *heads], rows) + note(read)
 
 
 def _refused_table(summary: Summary) -> str:
@@ -130,5 +136,5 @@ def _refused_table(summary: Summary) -> str:
         for why in dict.fromkeys(told["refused"].values()):
             names = [summary["names"][name] for name, reason in told["refused"].items() if reason == why]
             rows.append([agent, ", ".join(names), why])
-    note = "<p class='facts'>In the first log.</p>"
-    return html_table(["agent", "estimators", "why"], rows) + note if rows else ""
+    read = "In the first log."
+    return html_table(["agent", "estimators", "why"], rows) + note(read) if rows else ""

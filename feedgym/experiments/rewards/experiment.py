@@ -29,14 +29,13 @@ from feedgym.experiments.align.stages import PROBE
 from feedgym.experiments.methods.cells import Cell, cells_of
 from feedgym.experiments.methods.experiment import CELLS, finished, summarised
 from feedgym.experiments.methods.experiment import plan as plan_of_cells
-from feedgym.experiments.methods.report import write_report
 from feedgym.experiments.page import missing
 from feedgym.experiments.progress import progress
 from feedgym.experiments.report import conclude
 from feedgym.experiments.rewards.measures import against_log, against_truth, served_at_random
 from feedgym.experiments.rewards.predictors import predictors
 from feedgym.experiments.rewards.presets import RewardsRun
-from feedgym.experiments.rewards.report import report_sections, terminal_table
+from feedgym.experiments.rewards.report import terminal_table, write_report
 from feedgym.experiments.run import Codec, Plan, Run, json_of, read_product
 from feedgym.experiments.scoring import scores_of
 
@@ -105,7 +104,7 @@ def experiment(config: RewardsRun, run: Run) -> dict[str, Any]:
     reward = {name: summary["agents"][name]["true_reward"]["mean"] for name in measured}
     summary |= {"measures": measures, "measured": measured, "predictors": predictors(measured, reward)}
     summary |= {"failed": failed, **run.facts()}
-    return conclude(run, summary, {}, partial(write_report, more=report_sections(summary)))
+    return conclude(run, summary, {}, write_report)
 
 
 def _measures_of(cells: list[Cell], seed: int, config: RewardsRun, run: Run) -> dict[str, Any]:

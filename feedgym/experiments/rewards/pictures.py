@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from feedgym.experiments.page import COLOURS, axes_row, image, missing
+from feedgym.experiments.charts import Series, hue, in_rows, panels, plane
+from feedgym.experiments.page import missing
 
 Summary = Mapping[str, Any]
 
@@ -17,37 +16,27 @@ SHOWN = 3
 
 def predictors_plot(summary: Summary) -> str:
     """Draw the rank correlations of the measures with the aligned agents' true reward, with their intervals."""
-    told = summary["predictors"][::-1]
+    told = summary["predictors"]
     if not told:
         return ""
-    figure, (axis,) = axes_row(1, width=8, height=1.2 + 0.28 * len(told))
-    mean = np.array([row["mean"] for row in told])
-    spread = np.maximum([[row["mean"] - row["low"] for row in told], [row["high"] - row["mean"] for row in told]], 0)
-    axis.errorbar(mean, range(len(told)), xerr=spread, fmt="o", color=COLOURS["truth"], capsize=2)
-    axis.axvline(0, color=COLOURS["base"], linewidth=1)
-    axis.set_yticks(range(len(told)), [row["name"].replace("_", " ") for row in told], fontsize=8)
-    axis.set_xlabel("rank correlation with the true reward of the agent aligned to it")
-    axis.set_xlim(-1.05, 1.05)
-    return image(figure)
+    dots = Series(label="", x=[row["name"].replace("_", " ") for row in told], y=told, mark="dot")
+    title = "rank correlation with the true reward of the agent aligned to it"
+    return panels(in_rows(title, [dots], ends=(-1, 1), walls={"none": 0}), width=500)
 
 
 def scatter_plot(summary: Summary) -> str:
     """Draw the reward models by the best measures, against the true reward of the aligned agents."""
-    shown = summary["predictors"][:SHOWN]
-    if not shown:
-        return ""
-    figure, axes = axes_row(len(shown), width=4.4, height=3.8)
-    for axis, row in zip(axes, shown, strict=True):
-        for name, figures in summary["measured"].items():
-            if not missing(value := figures.get(row["name"])):
-                reward = summary["agents"][name]["true_reward"]["mean"]
-                axis.plot(value, reward, "o", color=COLOURS["aligned"], markersize=4)
-                axis.annotate(
-                    name.replace("_", " "), (value, reward), fontsize=6, xytext=(3, 2), textcoords="offset points"
-                )
-        axis.set_xlabel(row["name"].replace("_", " "), fontsize=9)
-    axes[0].set_ylabel("true reward of the aligned agent", fontsize=9)
-    return image(figure)
+    charts = []
+    for row in summary["predictors"][:SHOWN]:
+        known = {
+            name: value for name, told in summary["measured"].items() if not missing(value := told.get(row["name"]))
+        }
+        rewards = [summary["agents"][name]["true_reward"]["mean"] for name in known]
+        names = [name.replace("_", " ") for name in known]
+        dots = Series(label="", x=list(known.values()), y=rewards, names=names, mark="dot", colour="aligned")
+        title = "true reward of the aligned agent"
+        charts.append(plane(title, [dots], x=row["name"].replace("_", " "), labels=True, height=280))
+    return panels(*charts, width=340)
 
 
 PLACES = {"log": "held-out logged sessions", "own": "sessions of the agent aligned to it"}
@@ -61,16 +50,11 @@ def reliability_plot(summary: Summary, place: str) -> str:
         curves.setdefault(summary["cells"][name]["condition"], told["curves"][place])
     if not curves:
         return ""
-    from matplotlib import colormaps
-
-    figure, (axis,) = axes_row(1, width=7, height=4.2)
-    for number, (name, curve) in enumerate(curves.items()):
-        score, value = np.array([[group["score"], group["value"]] for group in curve]).T
-        style = {"color": colormaps["tab20"](number % 20), "linewidth": 1.2, "marker": "o", "markersize": 3}
-        axis.plot(score, value, label=name.replace("_", " "), **style)
-    low, high = axis.get_xlim()
-    axis.plot([low, high], [low, high], color=COLOURS["base"], linewidth=1, linestyle="--")
-    axis.set_xlabel(f"mean score, {PLACES[place]}")
-    axis.set_ylabel("reward of users' responses" if place == "log" else "true value")
-    axis.legend(fontsize=6, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    return image(figure)
+    lines = [
+        Series(label=name.replace("_", " "), x=[group["score"] for group in curve],
+               y=[group["value"] for group in curve], colour=hue(number))
+        for number, (name, curve) in enumerate(curves.items())
+    ]  # fmt: skip
+    title = "reward of users' responses" if place == "log" else "true value"
+    chart = plane(title, lines, x=f"mean score, {PLACES[place]}", diagonal=True, height=300)
+    return panels(chart, width=500)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from feedgym.experiments.methods.report import best_sentence, rows_in_order, title
-from feedgym.experiments.page import folded, html_table, number, section, with_ends
+from feedgym.experiments.methods.report import write_report as write_methods
+from feedgym.experiments.page import folded, html_table, note, number, section, with_ends
 from feedgym.experiments.report import compact_table
 from feedgym.experiments.rewards.pictures import predictors_plot, reliability_plot, scatter_plot
 
@@ -41,6 +43,10 @@ MEASURED = {
 """Measures in the order of the table, with their names for people; other measures follow by their own names."""
 AFTER = "own_"
 """Prefix of measures that are known only after the alignment."""
+READ = (
+    "Sessions are grouped by score; a dot is a group. On the diagonal a reward model's scores are the rewards that "
+    "followed; below it, it promises too much."
+)
 FIRST = {"log_auc": "AUC", "base_pairs": "pairs", "base_rank": "rank", "searched_rank": "searched", "base_best": "best"}
 """Measures of the terminal's table, with their column heads."""
 
@@ -50,6 +56,11 @@ def called(name: str) -> str:
     return MEASURED.get(name, name.replace("_", " "))
 
 
+def write_report(summary: Summary, folder: Path) -> Path:
+    """Write ``report.html``: that of a comparison of methods, with sections about the rewards; returns its path."""
+    return write_methods(summary, folder, report_sections(summary))
+
+
 def report_sections(summary: Summary) -> list[str]:
     """Sections of the page that other comparisons do not have."""
     curves = "".join(reliability_plot(summary, place) for place in ("log", "own"))
@@ -57,7 +68,7 @@ def report_sections(summary: Summary) -> list[str]:
         section("Which measure predicts the aligned agent", _predictors_table(summary), predictors_plot(summary)),
         section("Aligned agents by measures of their rewards", scatter_plot(summary)),
         section("Measures of the rewards", _measures_table(summary)),
-        section("Reliability: scores and outcomes", curves),
+        section("Reliability: scores and outcomes", curves, read=READ),
     ]
 
 
@@ -100,12 +111,12 @@ def _predictors_table(summary: Summary) -> str:
         for row in summary["predictors"]
     ]
     heads = ["measure", "known", "rank correlation with the aligned agent's true reward", "reward models"]
-    note = (
+    told = note(
         "Each reward model is the mean of its seeds; 95% intervals resample reward models. Measures "
         "of the log need no truth; the others are for study."
     )
     lead = f"<p>{html.escape(predictor_sentence(summary))}</p>"
-    return lead + html_table(heads, rows) + f"<p class='facts'>{note}</p>"
+    return lead + html_table(heads, rows) + told
 
 
 def _measures_table(summary: Summary) -> str:

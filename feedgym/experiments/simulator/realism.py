@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-import io
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,17 @@ from feedgym.data.realism import Aspect, Distance, compare
 from feedgym.data.whole import check_product, product_of
 from feedgym.envs.feed import make_simulator
 from feedgym.envs.logging import collect_log
-from feedgym.experiments.page import COLOURS, axes_row, html_table, image, number, page, section
+from feedgym.experiments.charts import Chart, Series, in_rows, panels, plane, png
+from feedgym.experiments.page import html_table, note, number, page, section
 from feedgym.experiments.progress import progress
 from feedgym.experiments.run import write_json, write_text
 from feedgym.plugins import is_named
 
-COLOUR_A, COLOUR_B = COLOURS["truth"], COLOURS["model"]
+COLOURS = ("truth", "model")
+"""Colours of the two logs."""
 SIDES = ("A", "B")
+MOST_POINTS = 120
+"""Most points of a curve to draw."""
 
 
 def read_side(
@@ -128,16 +132,16 @@ def write_realism(comparison: Mapping[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     parts = [
         f"<h1>{html.escape(' and '.join(comparison['names']))}</h1>",
-        f"<p class='facts'>{html.escape(CAPTION)}</p>",
+        note(CAPTION),
     ]
     of_a, of_b = comparison["aspects"]
     legend = [f"{side}: {name}" for side, name in zip(SIDES, comparison["names"], strict=True)]
     for name in of_a:
-        figure = _figure(name, of_a[name], of_b[name], legend)
-        picture = ""
-        if figure is not None:
-            _write_png(figure, folder / f"{name.replace(' ', '_')}.png")
-            picture = image(figure)
+        chart = _chart(name, of_a[name], of_b[name], legend)
+        if chart is not None:
+            with replacing(folder / f"{name.replace(' ', '_')}.png") as temporary:
+                temporary.write_bytes(png(chart))
+        picture = "" if chart is None else panels(chart, width=420)
         rows = [_cells(distance) for distance in comparison["distances"] if distance.aspect == name]
         why = "".join(
             f"<p>{side}: {html.escape(aspect.missing)}.</p>"
@@ -158,67 +162,63 @@ def write_realism(comparison: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
-def _write_png(figure: Any, path: Path) -> None:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130, bbox_inches="tight")
-    with replacing(path) as temporary:
-        temporary.write_bytes(picture.getvalue())
+# ---------------------------------------------------------------- charts
 
 
-# ---------------------------------------------------------------- plots
+def _chart(name: str, a: Aspect, b: Aspect, legend: list[str]) -> Chart | None:
+    """The chart of an aspect, or None if neither log has one."""
+    told = [(*of, label) for *of, label in zip((a, b), COLOURS, legend, strict=True) if not of[0].missing]
+    return DRAW[name](told) if name in DRAW and told else None
 
 
-def _figure(name: str, a: Aspect, b: Aspect, legend: list[str]) -> Any:
-    """The plot of an aspect, or None if neither log has one."""
-    draw = PLOTS.get(name)
-    if draw is None or (a.missing and b.missing):
-        return None
-    figure, (axis,) = axes_row(1, width=5.2)
-    for aspect, colour, label in zip((a, b), (COLOUR_A, COLOUR_B), legend, strict=True):
-        if not aspect.missing:
-            draw(axis, aspect, colour, label)
-    axis.legend(fontsize=7, frameon=False)
-    return figure
+Told = list[tuple[Aspect, str, str]]
+"""An aspect of each log that has it, with its colour and its name."""
 
 
-def _draw_sample(axis: Any, aspect: Aspect, colour: str, label: str) -> None:
-    """Draws a histogram of relative frequencies; the bins of both logs are equal if their ranges are."""
-    assert aspect.sample is not None
-    top = {"items seen": 30, "durations": 2, "exposures per user over their mean": 5}.get(aspect.unit)
-    if aspect.unit == "items seen":
-        bins = np.arange(0.5, 31.5)
-    elif top is None:
-        bins = np.linspace(-3.5, 3, 40)
+def _samples(told: Told) -> Chart:
+    """Histograms of relative frequencies; the bins of both logs are equal."""
+    unit = told[0][0].unit
+    top = {"durations": 2, "exposures per user over their mean": 5}.get(unit)
+    if unit == "items seen":
+        edges = np.arange(0.5, 31.5)
     else:
-        bins = np.linspace(0, top, 41)
-    values = np.clip(aspect.sample, bins[0], bins[-1])
-    share, _ = np.histogram(values, bins)
-    axis.stairs(share / max(len(values), 1), bins, color=colour, label=label, linewidth=1.4)
-    axis.set_xlabel(aspect.unit)
-    axis.set_ylabel("share")
+        edges = np.linspace(-3.5, 3, 40) if top is None else np.linspace(0, top, 41)
+    stairs = []
+    for aspect, colour, label in told:
+        assert aspect.sample is not None
+        share, _ = np.histogram(np.clip(aspect.sample, edges[0], edges[-1]), edges)
+        heights = [*(share / max(len(aspect.sample), 1)).tolist(), 0.0]
+        stairs.append(Series(label=label, x=edges.tolist(), y=heights, colour=colour, mark="step"))
+    return plane("share", stairs, x=unit)
 
 
-def _draw_curve(axis: Any, aspect: Aspect, colour: str, label: str) -> None:
-    assert aspect.curve is not None
-    axis.plot(np.arange(1, len(aspect.curve) + 1), aspect.curve, color=colour, label=label, linewidth=1.4, marker=".")
-    axis.set_title(aspect.unit, fontsize=9)
+def _curves(told: Told) -> Chart:
+    lines = []
+    for aspect, colour, label in told:
+        assert aspect.curve is not None
+        every = math.ceil(len(aspect.curve) / MOST_POINTS)
+        places = range(1, len(aspect.curve) + 1, every)
+        lines.append(Series(label=label, x=places, y=aspect.curve[::every].tolist(), colour=colour))
+    return plane(told[0][0].unit, lines, x="place", whole=True)
 
 
-def _draw_rates(axis: Any, aspect: Aspect, colour: str, label: str) -> None:
-    offset = -0.2 if colour == COLOUR_A else 0.2
-    rates = [max(aspect.figures[name], 1e-6) for name in BEHAVIOURS]
-    axis.bar(np.arange(len(rates)) + offset, rates, width=0.38, color=colour, label=label)
-    axis.set_yscale("log")
-    axis.set_xticks(range(len(rates)), BEHAVIOURS, rotation=25, fontsize=8)
+def _rates(told: Told) -> Chart:
+    dots = [
+        Series(label=label, x=BEHAVIOURS, y=[max(aspect.figures[name], 1e-6) for name in BEHAVIOURS], colour=colour,
+               mark="dot")
+        for aspect, colour, label in told
+    ]  # fmt: skip
+    return in_rows("share of the items seen", dots, log=True)
 
 
-PLOTS: dict[str, Callable[[Any, Aspect, str, str], None]] = {
-    "item popularity": _draw_curve,
-    "session length": _draw_sample,
-    "watch ratio": _draw_sample,
-    "behaviour rates": _draw_rates,
-    "return gaps": _draw_sample,
-    "repeat-topic autocorrelation": _draw_curve,
-    "position effect": _draw_curve,
-    "user heterogeneity": _draw_sample,
+DRAW: dict[str, Callable[[Told], Chart]] = {
+    "item popularity": _curves,
+    "session length": _samples,
+    "watch ratio": _samples,
+    "behaviour rates": _rates,
+    "return gaps": _samples,
+    "repeat-topic autocorrelation": _curves,
+    "position effect": _curves,
+    "user heterogeneity": _samples,
 }
+"""Draws the chart of an aspect."""
