@@ -77,7 +77,7 @@ class Series:
         return self.colour if "(" in self.colour else f"var(--{self.colour})"
 
     def style(self) -> Spec:
-        """What all points share: s series, m mark, c colour, f filling, d dashes."""
+        """The style that all points share: s series, m mark, c colour, f filling, d dashes."""
         fill = "var(--page)" if self.hollow else self.paint
         return {"s": self.label, "m": self.mark, "c": self.paint, "f": fill, "d": DASHES[self.dash]}
 
@@ -308,7 +308,7 @@ def _entry(one: Series) -> str:
 
 
 def _json(spec: Spec) -> str:
-    """JSON that cannot end the element it stands in."""
+    """JSON that cannot end the element around it."""
     return json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c")
 
 

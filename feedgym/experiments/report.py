@@ -118,7 +118,7 @@ READ = {
     "cards": "The last visit of a few users under each agent, item by item, in the order shown. The bar is the share "
     "that was watched; faint items were not reached.",
 }
-"""How to read the sections."""
+"""Instructions for reading the sections."""
 
 MOST_POINTS = 240
 """Most sessions to draw in a cloud."""

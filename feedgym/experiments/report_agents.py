@@ -54,7 +54,7 @@ def style_of(name: str, among: Sequence[str]) -> dict[str, str]:
     if name in ("random", "popular"):
         return {"colour": "other", "dash": "solid" if name == "popular" else "dotted"}
     others = [other for other in among if other not in (*FIRST, "oracle") and not BEST_OF.fullmatch(other)]
-    return {"colour": hue(others.index(name)), "dash": "solid"}
+    return {"colour": hue(others.index(name) + 2), "dash": "solid"}  # the first two resemble aligned and model
 
 
 def visits_plot(by_visit: Mapping[str, Any] | None) -> str:
