@@ -347,6 +347,20 @@ def test_a_judgement_holds_all_agents_all_metrics_and_visits_to_read():
     columns, rows = found["samples"]["columns"], found["samples"]["rows"]
     assert len(rows) == 3 * 2 * LENGTH and all(len(row) == len(columns) for row in rows)
     assert {(row[0], row[1]) for row in rows} == {(f"user {u}", a) for u in (1, 2, 3) for a in ("base", "aligned")}
+    lines = found["samples"]["timelines"]
+    assert [(line["agent"], line["user"]) for line in lines] == [
+        (agent, f"user {u}") for agent in ("base", "aligned") for u in (1, 2, 3)
+    ]
+    for line in lines:  # the last visit is the one to read
+        last = [row for row in rows if (row[0], row[1]) == (line["user"], line["agent"])]
+        assert {row[columns.index("visit")] for row in last} == {len(line["visits"])}
+        visit = line["visits"][-1]
+        assert visit["topics"] == [row[columns.index("topic")] for row in last]
+        for share, row in zip(visit["watched"], last, strict=True):
+            watched, duration = row[columns.index("watched s")], row[columns.index("duration s")]
+            assert share is watched is None or share == pytest.approx(watched / duration, abs=0.06)
+        days = [told["day"] for told in line["visits"]]
+        assert days == sorted(days)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 

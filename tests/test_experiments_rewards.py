@@ -256,7 +256,7 @@ def test_a_whole_comparison(compared, monkeypatch):
     assert plain["towers_auc"] == clicks["towers_auc"] and plain["aligned_rank"] == plain["own_rank"]
     assert all(row["models"] == 4 for row in summary["predictors"]) and summary["predictors"]
     page = (compared / "report.html").read_text()
-    for words in ("Which measure predicts", "Reliability", "rank correlation with the truth", "data:image/png"):
+    for words in ("Which measure predicts", "Reliability", "rank correlation with the truth", "class='chart'"):
         assert words in page
     monkeypatch.setattr(runs, "launch", None)  # all cells are read
     main(["compare", "rewards", "--resume", str(compared)])
