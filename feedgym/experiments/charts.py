@@ -85,7 +85,7 @@ class Series:
         """A row per point: x, y, ends l and h of y, ends a and b of x, n name, v text for hovering, z a bar's begin."""
         told = []
         for at, (x, y) in enumerate(zip(self.x, self.y, strict=True)):
-            figure = y if isinstance(y, Mapping) else {"mean": y}
+            figure: Figure = y if isinstance(y, Mapping) else {"mean": y}
             mean, *ends = (_plain(figure.get(end)) for end in ENDS)
             row: Spec = {"x": _plain(x), "y": mean, "v": number(figure["mean"])}
             if None not in ends:

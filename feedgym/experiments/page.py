@@ -44,7 +44,7 @@ def library() -> str:
     """The library that draws charts: Vega-Lite with Vega and vega-embed, as one script."""
     from vl_convert import javascript_bundle
 
-    return javascript_bundle()
+    return javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
 def section(title: str, *parts: str, read: str = "") -> str:
@@ -129,7 +129,7 @@ def number(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 0.1 else f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"
 
 
-def with_ends(value: Mapping[str, float] | None, style: str = "") -> str:
+def with_ends(value: Mapping[str, Any] | None, style: str = "") -> str:
     """Format a mean with the ends of its interval, if it has one, rounded to what the interval supports.
 
     Args:

@@ -43,7 +43,7 @@ def agent_label(name: str) -> str:
     return f"{words} (study only)" if name.endswith("_by_truth") else words
 
 
-def style_of(name: str, among: Sequence[str]) -> dict[str, str]:
+def style_of(name: str, among: Sequence[str]) -> dict[str, Any]:
     """Colour and dashes of an agent in charts of several, for :class:`feedgym.experiments.charts.Series`."""
     family, _, way = name.partition("_")
     dash = {"": "solid", "searched": "dashed"}.get(way, "dotted")

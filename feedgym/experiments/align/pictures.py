@@ -128,7 +128,7 @@ def _way_chart(place: str, found: Mapping[str, Any]) -> Chart:
     for step in found["steps"]:
         below, level = level, level + step["mean"]
         figure = {"mean": level, "low": below + step["low"], "high": below + step["high"]}
-        bar = {"mark": "bar", "starts": [below], "colour": STEP_COLOURS[step["to"]]}
+        bar: dict[str, Any] = {"mark": "bar", "starts": [below], "colour": STEP_COLOURS[step["to"]]}
         share = f"{with_ends(step, '+')}, {_percent(step['share']['mean'])} of the gap"
         series.append(Series(label=step["name"], x=[step["name"]], y=[figure], names=[share], **bar))
     end = Series(label=last, x=[last.replace("_", " ")], y=[found["values"][last]["mean"]], mark="bar", starts=[0.0],

@@ -77,8 +77,8 @@ def _spent_plot(summary: Mapping[str, Any]) -> str:
             series.append(Series(label="aligned, predicted", x=spent, y=expected, **dotted))
     for place, (run, spent) in enumerate((summary.get("rivals") or {}).items()):
         for name in (name for name in agents if name.endswith(f" of {run}") and spent is not None):
-            rival = {"mark": "dot", "colour": hue(place)}
-            series.append(Series(label=name, x=[spent], y=[agents[name]["true_reward"]], **rival))
+            reward = agents[name]["true_reward"]
+            series.append(Series(label=name, x=[spent], y=[reward], mark="dot", colour=hue(place)))
     lines = {"oracle": agents["oracle"]["true_reward"]["mean"]} if "oracle" in agents else {}
     title = "true reward per visit of the judges"
     return panels(plane(title, series, x="requests of real users", whole=True, lines=lines, height=320), width=500)

@@ -139,7 +139,7 @@ def _title(summary: Summary, name: str) -> str:
     return summary["conditions"].get(name, name.replace("_", " "))
 
 
-def _style(summary: Summary, name: str) -> dict[str, str]:
+def _style(summary: Summary, name: str) -> dict[str, Any]:
     place = list(summary["conditions"]).index(name)
     dash = ("solid", "dashed", "dotted")[place // 10 % 3]
     return {"label": _title(summary, name), "colour": hue(place), "dash": dash}

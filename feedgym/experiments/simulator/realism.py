@@ -167,7 +167,8 @@ def write_realism(comparison: Mapping[str, Any], folder: Path) -> Path:
 
 def _chart(name: str, a: Aspect, b: Aspect, legend: list[str]) -> Chart | None:
     """The chart of an aspect, or None if neither log has one."""
-    told = [(*of, label) for *of, label in zip((a, b), COLOURS, legend, strict=True) if not of[0].missing]
+    both = zip((a, b), COLOURS, legend, strict=True)
+    told = [(aspect, colour, label) for aspect, colour, label in both if not aspect.missing]
     return DRAW[name](told) if name in DRAW and told else None
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from feedgym.experiments.page import COLOURS, axes_row, html_table, image, link, number, page, section
+from feedgym.experiments.charts import Chart, Series, in_rows, panels, plane
+from feedgym.experiments.page import html_table, link, number, page, section
 from feedgym.experiments.report import compact_table
 from feedgym.experiments.run import write_text
 
@@ -20,6 +22,12 @@ MOST_ROWS = 20
 """Most trials that the terminal lists."""
 MOST_PANELS = 6
 """Most options that the report plots."""
+
+
+READ_CURVES = (
+    "A line per trial; the best draw is in colour. Lines that end early were stopped, because others did better."
+)
+READ_OPTIONS = "A dot per trial that ran to its end. An option matters if the dots rise or fall along it."
 
 
 def terminal_table(summary: Summary) -> Table:
@@ -60,8 +68,8 @@ def write_report(summary: Summary, folder: Path) -> Path:
     parts = [
         _headline(summary),
         section("Trials", _table(summary)),
-        section(f"Objective by {summary['clock']}", _curves(summary)),
-        section("Objective by option", _scatter(summary)),
+        section(f"Objective by {summary['clock']}", _curves(summary), read=READ_CURVES),
+        section("Objective by option", _scatter(summary), read=READ_OPTIONS),
     ]
     write_text(path, page(summary["title"], parts))
     return path
@@ -115,14 +123,14 @@ def _curves(summary: Summary) -> str:
     told = [row for row in summary["trials"] if row["figures"]]
     if not told:
         return ""
-    figure, (axes,) = axes_row(1, 7.0)
+    lines = []
     for row in told:
         best = summary["best"] and row["name"] in summary["best"]["trials"]
-        style = {"color": COLOURS["aligned" if best else "other"], "zorder": 3 if best else 2}
         at, values = zip(*row["figures"], strict=True)
-        axes.plot(at, values, marker="o", markersize=3, linewidth=1.6 if best else 0.9, **style)
-    axes.set(xlabel=summary["clock"], ylabel="objective")
-    return image(figure)
+        colour = "aligned" if best else "other"
+        lines.append(Series(label=row["name"], x=at, y=values, colour=colour))
+    chart = plane("objective", lines, x=summary["clock"], whole=True, height=300)
+    return panels(replace(chart, legend=len(lines) <= MOST_ROWS), width=500)
 
 
 def _scatter(summary: Summary) -> str:
@@ -131,12 +139,12 @@ def _scatter(summary: Summary) -> str:
     options = _options(summary)[:MOST_PANELS]
     if not ended or not options:
         return ""
-    figure, panels = axes_row(len(options), 3.2)
-    for axes, name in zip(panels, options, strict=True):
-        values = [row["options"][name] for row in ended]
-        plain = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-        axes.scatter(values if plain else list(map(str, values)), [row["objective"] for row in ended],
-                     color=COLOURS["aligned"], s=16)  # fmt: skip
-        axes.set(xlabel=name)
-    panels[0].set(ylabel="objective")
-    return image(figure)
+    return panels(*(_option_chart(name, ended) for name in options), width=260)
+
+
+def _option_chart(name: str, ended: list[Mapping[str, Any]]) -> Chart:
+    values, names = [row["options"][name] for row in ended], [row["name"] for row in ended]
+    told: dict[str, Any] = {"y": [row["objective"] for row in ended], "names": names, "mark": "dot"}
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return plane("objective", [Series(label="", x=values, colour="aligned", **told)], x=name)
+    return in_rows(name, [Series(label="", x=list(map(str, values)), colour="aligned", **told)], x="objective")
