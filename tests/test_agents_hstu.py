@@ -304,3 +304,21 @@ def test_wrong_options_are_refused():
     for wrong in (dict(stream="both"), dict(stochastic_alpha=3.0), dict(hide_actions=2.0), dict(loss="mse")):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             HSTUConfig(num_items=5, **wrong)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_long_histories_have_the_same_gradients_without_keeping_any_weights(kind, monkeypatch):
+    """Blocks whose attention is computed again, against one block that keeps all weights of all layers, in float64."""
+    histories, found = toy_histories(7, num_items=NUM_ITEMS), []
+    for long, queries in ((10**6, 10**6), (3, 3)):
+        monkeypatch.setattr("feedgym.agents.layers.hstu.LONG", long)
+        monkeypatch.setattr("feedgym.agents.layers.hstu.QUERIES_PER_BLOCK", queries)
+        model, kept = toy(**KINDS[kind], loss="ce").double(), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x) or x, lambda x: x):
+            loss = model.train()(**model.sequence_batch(histories)).loss
+        loss.backward()
+        found.append((loss, [parameter.grad for parameter in model.parameters() if parameter.grad is not None]))
+        heads, num = model.config.num_heads, model.config.num_prefix + model.config.tokens_per_event * T
+        weights = [x for x in kept if x.ndim == 4 and x.shape[1] == heads and x.shape[3] in range(2, num + 1)]
+        assert bool([x for x in weights if x.shape[2] > 1 and x.shape[0] > 1 and x.is_floating_point()]) == (long > 3)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)

@@ -288,3 +288,40 @@ def test_a_killed_run_leaves_no_process_behind(kind, tmp_path):
     assert sum("ray" in process.name() for process in born) >= 2
     _, left = psutil.wait_procs(born, timeout=20)
     assert [process.cmdline() for process in left] == []
+
+
+def recommenders():
+    """Agents that decode in different ways, with large weights."""
+    from toy_agents import toy_model, toy_tokenizer
+
+    from feedgym.agents.hstu import HSTU, HSTUConfig, HSTURecommender
+    from feedgym.agents.session_model import SessionRecommender
+    from feedgym.agents.tiger import Tiger, TigerConfig
+
+    sizes = dict(num_heads=2, session_length=3, history_length=6, profile_sizes=(3, 2))
+    torch.manual_seed(0)
+    tiger = Tiger.from_tokenizer(toy_tokenizer(), TigerConfig(d_model=16, d_ff=24, head_width=8, **sizes))
+    hstu = HSTU(HSTUConfig(d_model=16, num_items=6, **sizes))
+    for parameter in (*tiger.parameters(), *hstu.parameters()):
+        torch.nn.init.normal_(parameter, std=0.3)
+    yield SessionRecommender(toy_model(d_model=16, d_ff=24), toy_tokenizer())
+    yield SessionRecommender(tiger, toy_tokenizer())
+    yield HSTURecommender(hstu)
+
+
+def test_products_in_bfloat16_leave_log_probabilities_in_float32_and_close():
+    from toy_agents import toy_histories
+
+    from feedgym.agents.generation import score_sessions
+
+    histories = toy_histories(6)
+    for agent in recommenders():
+        with Rollouts(RolloutConfig(users_per_task=4, dtype="bfloat16"), "off") as workers:
+            sessions, _ = workers(agent, lambda _, sessions: sessions.logp_US.bfloat16(), histories, 8, (0,))
+            scores = workers(agent, lambda _, sessions: sessions.logp_US, histories, 8, (0,))[1]
+        exact = score_sessions(agent.model, agent.trie, histories, sessions.item_ids_USK)
+        for name in ("logp_US", "logp_legal_US", "logp_allowed_US", "logp_drawn_US"):
+            assert getattr(sessions, name).dtype == torch.float32
+        assert scores.dtype == torch.float32 and torch.equal(scores, sessions.logp_US)
+        away_US = (sessions.logp_US - exact.logp_US).abs()
+        assert 1e-4 < away_US.median() < 0.1 and away_US.max() < 2  # rounding may choose another expert

@@ -54,6 +54,9 @@ class RolloutConfig(Ranged):
     device: Literal["cpu", "cuda"] = "cpu"
     """Device for sampling and scoring in the rounds. Both devices use the CPU's random numbers, but a GPU rounds
     differently."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the matrix products of sampling and scoring. bfloat16 is faster on GPUs and on processors that have
+    it. Log-probabilities are float32 either way, but rounding moves them, by hundredths or more."""
     gpus_per_actor: Share = 0.0
     """With cuda, the share of a GPU that Ray reserves for each actor."""
 
@@ -63,6 +66,10 @@ class RolloutConfig(Ranged):
             raise ValueError(
                 f"rollouts.gpus_per_actor={self.gpus_per_actor:g} does nothing with device={self.device}; give cuda."
             )
+
+    def precision(self) -> torch.autocast:
+        """Context in which models compute with :attr:`dtype`."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
 
 @contextmanager
@@ -88,7 +95,7 @@ def sample_and_score(
     """Sample ``n`` sessions per user for one block, with their scores [U, n]."""
     with torch.inference_mode():
         sessions = agent.sample(histories, n, generator_of(seed))
-        return sessions, reward(histories, sessions)
+        return sessions, reward(histories, sessions).float()
 
 
 class Rollouts:
@@ -178,7 +185,7 @@ class Rollouts:
     ) -> Iterator[tuple[int, T]]:
         shared = on_device(shared, self.config.device)
         for number, task in enumerate(tasks):
-            with one_thread():
+            with one_thread(), self.config.precision():
                 answer = do(*shared, *task)
             yield number, answer
 
@@ -231,7 +238,7 @@ class Rollouts:
 
         # Ray itself restarts nothing: it would wait with the task until there is room for the actor.
         actor = ray.remote(num_cpus=1, num_gpus=self.config.gpus_per_actor, max_restarts=0)(Worker)
-        return actor.remote(self.config.device)
+        return actor.remote(self.config)
 
     def _replaced(self, actor: Any) -> Any:
         """Forget an actor, and ask for another in its place."""
@@ -257,9 +264,9 @@ class Rollouts:
 class Worker:
     """Works inside a Ray actor."""
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, config: RolloutConfig) -> None:
         torch.set_num_threads(1)
-        self._device = device
+        self._config = config
         self._version: int | None = None
         self._shared: Any = None
 
@@ -272,9 +279,10 @@ class Worker:
             import ray
 
             do, shared = ray.get(sent[0])
-            self._shared, self._version = (do, on_device(shared, self._device)), version
+            self._shared, self._version = (do, on_device(shared, self._config.device)), version
         do, shared = self._shared
-        return do(*shared, *task)
+        with self._config.precision():
+            return do(*shared, *task)
 
 
 def on_device(shared: tuple[Any, ...], device: str) -> tuple[Any, ...]:

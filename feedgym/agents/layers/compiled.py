@@ -33,7 +33,7 @@ def can_compile(layer: DecoderLayer, memory_UMD: Tensor, mask: Tensor) -> bool:
     heads, width = layer.attention.num_heads, layer.attention.out.in_features // layer.attention.num_heads
     if not HAS_NUMBA or torch.is_grad_enabled() or memory_UMD.device.type != "cpu" or memory_UMD.dtype != torch.float32:
         return False
-    if heads > LANES or width % LANES or layer.training:
+    if heads > LANES or width % LANES or layer.training or torch.is_autocast_enabled("cpu"):
         return False
     real_UM = mask[:, 0, 0]
     return bool(real_UM[:, 0].all() and (real_UM[:, 1:] <= real_UM[:, :-1]).all())  # padding comes last

@@ -14,11 +14,13 @@ width ``d`` (``d_qk`` or ``d_v``). In the formulas N is the number of positions 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Attention = Literal["silu", "decay", "softmax"]
 
@@ -26,6 +28,9 @@ EPS = 1e-6
 QUERIES_PER_BLOCK = 104
 """Queries computed together: two blocks for the usual 200 events. More blocks compute less for keys in the future, but
 add up more gradients of the keys that they share."""
+LONG = 512
+"""Most positions of which training keeps all attention weights, [U, H, M, M], which is faster. For longer sequences
+they would be most of its memory, so the backward pass computes each block's attention again."""
 NUM_TIME_BUCKETS = 129
 BUCKET_WIDTH = 0.301
 """Width of a bucket in ln(seconds): log10(2), so about 2.3 buckets double the time."""
@@ -68,6 +73,7 @@ def causal_blocks(request_s_UM: Tensor, begin_s_UM: Tensor, use_time: bool) -> l
         buckets = None
         if use_time:
             buckets = time_buckets(request_s_UM[:, start:end, None] - begin_s_UM[:, None, :end])
+            buckets = buckets.byte() if num > LONG else buckets  # all blocks' buckets stay until the backward pass
         blocks.append(CausalBlock(start, end, buckets, (place_M[start:end, None] >= place_M[:end])[None]))
     return blocks
 
@@ -97,7 +103,7 @@ class RelativeBias(nn.Module):
         distance = query_pos[..., :, None] - key_pos[..., None, :] + self.num_positions - 1
         bias = _looked_up(self.position, distance)
         if self.time is not None and buckets is not None:
-            bias = bias + _looked_up(self.time, buckets)
+            bias = bias + _looked_up(self.time, buckets.int())
         return bias
 
 
@@ -258,10 +264,15 @@ class HSTULayer(nn.Module):
     def forward(self, x_UMD: Tensor, blocks: Sequence[CausalBlock]) -> tuple[Tensor, Tensor, Tensor]:
         """Output [U, M, D] of whole sequences under causal attention, with their keys and values [U, M, H, d]."""
         u, v, q, k = self.project(x_UMD)
+        attend: Any = self._attend_block
+        if x_UMD.shape[1] > LONG and torch.is_grad_enabled():
+            attend = partial(checkpoint, self._attend_block, use_reentrant=False, preserve_rng_state=False)
+        parts = [attend(q[:, b.start : b.end], k[:, : b.end], v[:, : b.end], b) for b in blocks]
+        return self.finish(x_UMD, u, torch.cat(parts, dim=1)), k, v
+
+    def _attend_block(self, q: Tensor, k: Tensor, v: Tensor, block: CausalBlock) -> Tensor:
+        """Attended values of a block's queries; the weights exist only in here."""
         assert self.bias is not None
-        place_1M = torch.arange(x_UMD.shape[1], device=x_UMD.device)[None]
-        attended = []
-        for start, end, buckets, mask in blocks:
-            bias = self.bias(place_1M[:, start:end], place_1M[:, :end], buckets)
-            attended.append(self.attend(q[:, start:end], k[:, :end], v[:, :end], bias, mask))
-        return self.finish(x_UMD, u, torch.cat(attended, dim=1)), k, v
+        place_1M = torch.arange(block.end, device=q.device)[None]
+        bias = self.bias(place_1M[:, block.start :], place_1M, block.buckets)
+        return self.attend(q, k, v, bias, block.mask)

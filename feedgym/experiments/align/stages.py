@@ -75,6 +75,7 @@ class Decisions(NamedTuple):
         learned = [key_of("model", config.model), config.model_options, config.pretrain, config.sessions]
         scored = [config.memory, config.weights, key_of("reward", config.reward), config.reward_options, config.seed]
         scored += [] if config.rollouts.device == "cpu" else [config.rollouts.device]
+        scored += [] if config.rollouts.dtype == "float32" else [config.rollouts.dtype]
         return cls(
             cut=cut,
             codes=[key_of("tokenizer", config.tokenizer), options_key(config.tokenizer_options), config.seed],
