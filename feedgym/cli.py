@@ -52,9 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     prepare_libraries()
     _speak(quiet, verbose)
     try:
-        if name not in COMMANDS:
-            raise ValueError(f"There is no command {name!r}; the commands are {', '.join(COMMANDS)}.")
-        COMMANDS[name](rest)
+        if os.environ.get("WORLD_SIZE", "1") == "1":
+            _command(name, rest)
+        else:
+            from feedgym.agents.processes import run_by_all
+
+            run_by_all(lambda: _command(name, rest))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
@@ -66,6 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         said = said.replace("_options.", ".")  # the command line's name for the options of a plug-in
         print("feedgym:", said, file=sys.stderr)
         sys.exit(MISTAKE)
+
+
+def _command(name: str, arguments: Sequence[str]) -> None:
+    if name not in COMMANDS:
+        raise ValueError(f"There is no command {name!r}; the commands are {', '.join(COMMANDS)}.")
+    COMMANDS[name](arguments)
 
 
 def _how_loud(arguments: Sequence[str]) -> tuple[list[str], bool, bool]:

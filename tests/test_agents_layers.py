@@ -5,6 +5,7 @@ import pytest
 import torch
 from toy_agents import T, toy_histories
 
+from feedgym.agents.layers import moe
 from feedgym.agents.layers.attention import CrossAttention, SelfAttention
 from feedgym.agents.layers.history import LOG_SECONDS_SCALE, EventFeatures, RequestTokens, ages_s
 from feedgym.agents.layers.moe import SparseMoE, expert_load
@@ -226,3 +227,24 @@ def test_request_tokens_are_the_profile_and_the_time_of_day_on_a_circle():
     torch.testing.assert_close(midnight[0], midnight[1], rtol=1e-3, atol=1e-3)
     assert (midnight[0] - midnight[2]).abs().max() > 0.1
     assert RequestTokens(D, ())(toy_histories(4)).shape == (4, 1, D)  # no profile at all
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_products_are_one_product_per_expert(dtype, monkeypatch):
+    """As a GPU computes them, without asking how many tokens an expert has; expert 2 gets none."""
+    torch.manual_seed(0)
+    experts = moe.SparseMoE(16, 24, 5, 2, True)
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    with torch.no_grad():
+        experts.router.weight[2] = 0
+        experts.router.weight[:2] = experts.router.weight[:2].abs()
+    x_ND, found = torch.randn(30, 16).abs(), []
+    for grouped in (False, True):
+        monkeypatch.setattr(moe, "can_group", lambda *_, grouped=grouped: grouped)
+        experts.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            outputs, logits = experts(x_ND)
+        outputs.square().sum().backward()
+        found.append((outputs, logits, [parameter.grad.clone() for parameter in experts.parameters()]))
+    torch.testing.assert_close(*found, rtol=1e-5 if dtype == torch.float32 else 0.02, atol=1e-5)

@@ -147,7 +147,7 @@ def test_loss_and_gradients_equal_those_written_from_the_equations(name, tmp_pat
     with without_dropout(policy):
         rows = GroupRows(policy, histories, item_ids_UGK, logged_UK)
         trainer = GroupTrainer(policy, rows, config, method.loss, tmp_path)
-        before = Logps(old_UGKL=trainer.logps(old), reference_UGKL=trainer.logps(reference))
+        before = Logps(old_UGKL=rows.logps(old, config), reference_UGKL=rows.logps(reference, config))
         groups = Groups(
             user_idx_U=torch.arange(U), item_ids_UGK=item_ids_UGK, score_UG=sampled.score_US,
             logp_allowed_UG=sampled.logp_allowed_US, logp_drawn_UG=sampled.logp_drawn_US,

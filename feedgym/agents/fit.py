@@ -36,7 +36,7 @@ class FitConfig(Ranged):
     """Options for training a next-item model or a ranker."""
 
     batch_size: Count = 128
-    """Examples per step and device: users with their whole sequences, or requests."""
+    """Examples per step, which the processes of a launcher share out: users with their sequences, or requests."""
     lr: LearningRate = 1e-3
     """Peak learning rate of AdamW."""
     warmup_steps: CountOrZero = 0

@@ -26,10 +26,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from feedgym.agents.layers.history import EventFeatures, RequestTokens
-from feedgym.agents.layers.moe import SparseMoE
+from feedgym.agents.layers.moe import SparseMoE, balance_loss
 from feedgym.agents.layers.transformer import DecoderLayer as CrossDecoderLayer
 from feedgym.agents.layers.transformer import DecodingState, EncoderLayer
 from feedgym.agents.session_model import EncoderDecoder, SessionConfig, SessionModel, next_token_loss
@@ -233,9 +232,7 @@ class OneRec(SessionModel):
         loss: Tensor | None = None
         aux_loss: Any = None
         if outputs.router_logits is not None:
-            aux_loss = load_balancing_loss_func(
-                outputs.router_logits, self.config.num_experts, self.config.num_experts_per_tok, attention_mask
-            )
+            aux_loss = balance_loss(outputs.router_logits, self.config.num_experts_per_tok, attention_mask)
         if labels is not None:
             loss = next_token_loss(logits, labels)
             if aux_loss is not None:

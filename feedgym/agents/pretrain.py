@@ -1,7 +1,8 @@
 """Pretrains an agent by next-token prediction on logged sessions, with transformers.Trainer.
 
-The Trainer brings bf16 and resuming, and several GPUs if a launcher starts one process for each (``torchrun``). A
-killed run resumes from its last complete checkpoint and ends with exactly the weights of an uninterrupted run.
+The Trainer brings bf16 and resuming, and several GPUs if a launcher starts one process for each (``torchrun``): they
+share out each batch (:mod:`feedgym.agents.sharing`). A killed run resumes from its last complete checkpoint and ends
+with exactly the weights of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar, cast, get_args
 
 import torch
+import torch.distributed as dist
 from annotated_types import Interval
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from feedgym.agents.layers.moe import expert_load
+from feedgym.agents.processes import together
+from feedgym.agents.sharing import SharesBatches, average, whole_mean
 from feedgym.data.batches import EventBatch
 from feedgym.data.sessions import LoggedHistories
 from feedgym.data.whole import last_whole_checkpoint, seal
@@ -69,7 +73,7 @@ class PretrainConfig(Ranged):
     steps: StepsOrZero = 0
     """Optimiser steps; 0 uses epochs."""
     batch_size: Count = 64
-    """Sessions per step and device."""
+    """Sessions per step; the processes of a launcher share them out."""
     lr: LearningRate = 3e-3
     """Peak learning rate of AdamW."""
     warmup_steps: CountOrZero = 50
@@ -156,16 +160,29 @@ def pretrain(
         output_dir: folder for ``checkpoint-*`` folders and, at the end, the model. If it already has a checkpoint,
             training resumes there, with the same config and dataset.
         progress: called after each step.
-        callbacks: further callbacks of the Trainer.
+        callbacks: further callbacks of the Trainer. If several processes train, only the first one has those without a
+            true attribute ``everywhere``; all do what these decide.
     """
-    output_dir = Path(output_dir)
+    everywhere = [callback for callback in callbacks if getattr(callback, "everywhere", False)]
+    with together(pretrain, model, dataset, config, output_dir, None, everywhere):
+        return _pretrained(model, dataset, config, Path(output_dir), progress, callbacks)
+
+
+def _pretrained(
+    model: ModelT,
+    dataset: Examples,
+    config: PretrainConfig,
+    output_dir: Path,
+    progress: Progress | None,
+    callbacks: Sequence[TrainerCallback],
+) -> ModelT:
     output_dir.mkdir(parents=True, exist_ok=True)
     trainer = _Trainer(
         model=model,
         args=_arguments(config, output_dir),
         train_dataset=dataset,
         data_collator=lambda idx: dataset.collate(model, idx),
-        callbacks=[_FinishedCallback(), *callbacks, *([_ProgressCallback(progress)] if progress else [])],
+        callbacks=[_FinishedCallback(), *callbacks, _Agreed(), *([_ProgressCallback(progress)] if progress else [])],
     )
     trainer.remove_callback(PrinterCallback)
     try:
@@ -219,10 +236,10 @@ def _arguments(config: PretrainConfig, output_dir: Path) -> TrainingArguments:
     return on_one_device(args)
 
 
-class Sealing:
+class Sealing(SharesBatches):
     """Lets a Trainer seal its checkpoints once they are written, so that only complete ones are resumed.
 
-    It comes before the Trainer's class among the bases.
+    It comes before the Trainer's class among the bases. Batches are shared out over processes, too.
     """
 
     def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
@@ -253,8 +270,9 @@ class _Trainer(Sealing, Trainer):
         outputs = model(**inputs)
         self._num_batches += 1
         if getattr(outputs, "aux_loss", None) is not None:
-            self._sums["aux_loss"] += outputs.aux_loss.detach()
-            load_E = expert_load(outputs.router_logits, self._experts_per_token)
+            num_tokens = len(outputs.router_logits[0])
+            self._sums["aux_loss"] += average(outputs.aux_loss.detach())
+            load_E = whole_mean(expert_load(outputs.router_logits, self._experts_per_token), num_tokens)
             self._sums["expert_load_min"] += load_E.min()
             self._sums["expert_load_max"] += load_E.max()
         return (outputs.loss, outputs) if return_outputs else outputs.loss
@@ -306,6 +324,26 @@ class _FinishedCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
             raise _Finished
+
+
+class _Agreed(TrainerCallback):
+    """Lets all processes do what the first one's callbacks decide: it stops early, or saves."""
+
+    everywhere = True
+
+    def _agree(self, args: Any, control: Any) -> None:
+        if args.world_size > 1:
+            names = ("should_save", "should_training_stop", "should_epoch_stop")
+            decided = torch.tensor([int(getattr(control, name)) for name in names], device=args.device)
+            dist.broadcast(decided, src=0)
+            for name, value in zip(names, decided.tolist(), strict=True):
+                setattr(control, name, bool(value))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._agree(args, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._agree(args, control)
 
 
 class _ProgressCallback(TrainerCallback):

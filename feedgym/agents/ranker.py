@@ -16,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from feedgym.agents.card import WithCard
 from feedgym.agents.layers.history import newest_events
 from feedgym.agents.saved import SizedConfig, load_saved
+from feedgym.agents.sharing import part_of_mean
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog
 from feedgym.data.ranking import RankingBatch
@@ -236,4 +237,4 @@ class RankingDataset(Dataset):
 def ranking_loss(logits_NKM: Tensor, target_NKM: Tensor, mask_NK: Tensor) -> Tensor:
     """Binary cross-entropy in float32 or better, averaged over real candidates and tasks."""
     logits = logits_NKM[mask_NK].to(torch.promote_types(logits_NKM.dtype, torch.float32))
-    return F.binary_cross_entropy_with_logits(logits, target_NKM[mask_NK])
+    return part_of_mean(F.binary_cross_entropy_with_logits(logits, target_NKM[mask_NK]), mask_NK.sum())

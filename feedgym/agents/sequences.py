@@ -29,6 +29,7 @@ from feedgym.agents.card import WithCard
 from feedgym.agents.plackett_luce import NOWHERE, PlackettLuce
 from feedgym.agents.requests import existing_items, shown_mask
 from feedgym.agents.saved import SizedConfig, load_saved
+from feedgym.agents.sharing import part_of_mean
 from feedgym.data.batches import EventBatch, SessionBatch, TensorRows
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog
 from feedgym.data.sessions import LoggedHistories
@@ -285,7 +286,8 @@ class SequenceModel(WithCard):
         batch = Sequences(**sequences)
         order_U = batch.length_U.argsort(stable=True)
         hidden = [self._foretelling(batch.rows(user_B).trimmed()) for user_B in order_U.split(ROWS_ALIKE)]
-        return CausalLMOutput(loss=self.next_item_loss(torch.cat(hidden), batch.rows(order_U)))
+        loss = self.next_item_loss(torch.cat(hidden), batch.rows(order_U))
+        return CausalLMOutput(loss=part_of_mean(loss, (batch.next_UZ >= 0).sum()))
 
     def _foretelling(self, sequences: Sequences) -> Tensor:
         """Vectors [N, D] of the positions with a next item."""

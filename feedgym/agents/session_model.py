@@ -26,6 +26,7 @@ from feedgym.agents.generation import GenerativeRecommender, SamplingConfig
 from feedgym.agents.layers.compiled import CompiledDecoding, can_compile
 from feedgym.agents.layers.transformer import DecodingState
 from feedgym.agents.saved import SizedConfig, load_saved
+from feedgym.agents.sharing import part_of_mean
 from feedgym.data.batches import HISTORY_COLUMNS, EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog
 from feedgym.ranges import CountOrZero, Few, Length, check_ranges
@@ -277,14 +278,14 @@ class SessionModel(WithCard, GenerationMixin):
 
 
 def next_token_loss(logits_NMV: Tensor, labels_NM: Tensor) -> Tensor:
-    """Mean cross-entropy of the next tokens, in float32.
+    """Mean cross-entropy of the next tokens, in float32; several processes share it out.
 
     Args:
         logits_NMV: logits at each position, of the token after it.
         labels_NM: tokens, -100 where nothing is learned.
     """
     logits, targets = logits_NMV[:, :-1].flatten(0, 1).float(), labels_NM[:, 1:].flatten()
-    return F.cross_entropy(logits, targets, ignore_index=-100)
+    return part_of_mean(F.cross_entropy(logits, targets, ignore_index=-100), (targets != -100).sum())
 
 
 def session_logp(model: SessionModel, histories: EventBatch, item_ids_USK: Tensor) -> Tensor:

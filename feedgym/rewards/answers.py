@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from feedgym.agents.sharing import part_of_mean
 from feedgym.data.batches import TensorRows
 from feedgym.data.events import BEHAVIOURS, FloatArray, LoggedSessions
 from feedgym.envs.truth import RETURN_S
@@ -82,4 +83,5 @@ def observed_bce(logits_NO: Tensor, labels_NO: Tensor, weight_N: Tensor) -> Tens
     """Weighted mean cross-entropy [O] of each column over its rows that are not NaN; 0 if all of them are."""
     weight_NO = weight_N[:, None] * ~labels_NO.isnan()
     loss_NO = F.binary_cross_entropy_with_logits(logits_NO, labels_NO.nan_to_num(0.0), reduction="none")
-    return (loss_NO * weight_NO).sum(0) / weight_NO.sum(0).clamp_min(1e-6)
+    weight_O = weight_NO.sum(0)
+    return part_of_mean((loss_NO * weight_NO).sum(0) / weight_O.clamp_min(1e-6), weight_O)

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from feedgym.agents.sharing import part_of_mean
 from feedgym.data.batches import TensorRows
 from feedgym.data.events import LoggedSessions
 
@@ -65,7 +66,8 @@ def doubly_robust_bce(
     imputed_O = (drawn_NSO * reach_NS[:, 1:, None]).mean(1).sum(0)
     surprise_NO = torch.where(labels_NO.isnan(), 0.0, labels_NO.nan_to_num() - imputed_NSO[:, 0])
     correction_O = -(weight_N[:, None] * surprise_NO * logits_NSO[:, 0]).sum(0)
-    return (imputed_O + correction_O) / reach_NS[:, 1:].mean(1).sum().clamp_min(1e-6)
+    reach = reach_NS[:, 1:].mean(1).sum()
+    return part_of_mean((imputed_O + correction_O) / reach.clamp_min(1e-6), reach)
 
 
 def drawn_sessions(sessions: LoggedSessions, num: int, seed: int) -> NDArray[np.int64]:

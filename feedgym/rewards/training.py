@@ -246,6 +246,8 @@ class ClipMembers(TrainerCallback):
         max_norm: the norm.
     """
 
+    everywhere = True  # in every process that trains
+
     def __init__(self, ensemble: RewardEnsemble, max_norm: float) -> None:
         self.ensemble, self.max_norm = ensemble, max_norm
 

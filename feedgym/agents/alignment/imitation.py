@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from feedgym.agents.alignment.groups import NO_SPREAD, chosen, differ
-from feedgym.agents.alignment.loop import GroupRows, GroupTrainer, LoopConfig, without_dropout
+from feedgym.agents.alignment.loop import GroupRows, LoopConfig, train_groups, without_dropout
 from feedgym.agents.alignment.policy_gradient import Behaviour, mean_of_session
 from feedgym.agents.pretrain import Progress
 from feedgym.data.batches import EventBatch, ScoredSessions
@@ -190,8 +190,8 @@ def imitate(
         return imitation_weight * weighted_nll(logp_BGKL, mask_BGKL, columns["weight_UG"]), {}
 
     with without_dropout(model):
-        trainer = GroupTrainer(model, rows, config, loss, Path(work), progress)
-        return counts | {"score_gain": gain_U.mean().item()} | trainer.run()
+        figures = train_groups(model, rows, config, loss, Path(work), progress)
+    return counts | {"score_gain": gain_U.mean().item()} | figures
 
 
 def weighted_nll(logp_BGKL: Tensor, mask_BGKL: Tensor, weight_BG: Tensor) -> Tensor:

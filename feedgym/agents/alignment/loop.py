@@ -29,7 +29,9 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from feedgym.agents.alignment.training import TrainingConfig, restored, shared_arguments
 from feedgym.agents.pretrain import Progress, Sealing, _ProgressCallback, on_one_device
+from feedgym.agents.processes import together
 from feedgym.agents.session_model import history_columns
+from feedgym.agents.sharing import part_of_mean, whole_mean
 from feedgym.data.batches import EventBatch
 from feedgym.data.whole import last_whole_checkpoint
 from feedgym.protocols import GenerativeAgent
@@ -91,6 +93,21 @@ class GroupRows:
         users = torch.as_tensor(elements)
         return {**self.batch(users), "columns": {name: value[users] for name, value in self.columns.items()}}
 
+    @torch.no_grad()
+    def logps(self, model: Any, config: LoopConfig) -> Tensor:
+        """Log-probabilities [U, G, K, L] of all groups' codes under a model, whose weights and flags stay unchanged."""
+        device, was_training = next(model.parameters()).device, model.training
+        model.eval()
+        try:
+            parts = []
+            for users in torch.arange(len(self)).split(config.batch_size):
+                inputs = {name: value.to(device) for name, value in self.batch(users).items()}
+                with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+                    parts.append(scored(model, inputs, self.session_length).logp_BGKL[:, :-1].cpu())
+            return torch.cat(parts)
+        finally:
+            model.train(was_training)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scored:
@@ -128,6 +145,14 @@ def scored(model: Any, inputs: Mapping[str, Tensor], session_length: int) -> Sco
     )
 
 
+def train_groups(
+    model: Any, rows: GroupRows, config: LoopConfig, loss: Loss, work: Path, progress: Progress | None = None
+) -> dict[str, float]:
+    """Train ``model`` in place on a round's groups, all processes of a launcher together; see :class:`GroupTrainer`."""
+    with together(train_groups, model, rows, config, loss, work):
+        return GroupTrainer(model, rows, config, loss, work, progress).run()
+
+
 class GroupTrainer(Sealing, Trainer):
     """A method's loss on groups, plus next-token prediction on the logged sessions."""
 
@@ -160,13 +185,15 @@ class GroupTrainer(Sealing, Trainer):
         columns = inputs.pop("columns")
         told = scored(model, inputs, self.rows.session_length)
         loss, figures = self.method_loss(told.logp_BGKL[:, :-1], told.mask_BGKL[:, :-1], columns)
-        ntp_loss = -told.logp_BGKL[:, -1].sum() / told.mask_BGKL[:, -1].sum().clamp_min(1)
-        total = loss + self.config.ntp_weight * ntp_loss
+        num_users, num_codes = len(told.logp_BGKL), told.mask_BGKL[:, -1].sum()
+        ntp_loss = -told.logp_BGKL[:, -1].sum() / num_codes.clamp_min(1)
+        total = part_of_mean(loss, num_users) + self.config.ntp_weight * part_of_mean(ntp_loss, num_codes)
         if told.aux_loss is not None:
             total = total + self.model.config.router_aux_loss_coef * told.aux_loss
+        counts = {"ntp_loss": num_codes, "entropy": told.mask_BGKL[:, :-1].sum()}
         figures = {"loss": loss, "ntp_loss": ntp_loss, "entropy": told.entropy} | figures
         for name, value in figures.items():
-            self._figures[name].append(value.item())
+            self._figures[name].append(whole_mean(value, counts.get(name, num_users)).item())
         return total
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -176,21 +203,6 @@ class GroupTrainer(Sealing, Trainer):
             logs = {**logs, "total_loss": logs["loss"], **means}
         self._figures.clear()
         super().log(logs, start_time)
-
-    @torch.no_grad()
-    def logps(self, model: Any) -> Tensor:
-        """Log-probabilities [U, G, K, L] of all groups' codes under a model, whose weights and flags stay unchanged."""
-        device, was_training = next(model.parameters()).device, model.training
-        model.eval()
-        try:
-            parts = []
-            for users in torch.arange(len(self.rows)).split(self.config.batch_size):
-                inputs = {name: value.to(device) for name, value in self.rows.batch(users).items()}
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.config.bf16):
-                    parts.append(scored(model, inputs, self.rows.session_length).logp_BGKL[:, :-1].cpu())
-            return torch.cat(parts)
-        finally:
-            model.train(was_training)
 
     def run(self) -> dict[str, float]:
         """Train, starting from the last complete checkpoint if there is one; return the figures of :func:`summary`."""

@@ -36,7 +36,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from feedgym.agents.alignment.groups import Groups, random_groups
-from feedgym.agents.alignment.loop import GroupRows, GroupTrainer, LoopConfig, without_dropout
+from feedgym.agents.alignment.loop import GroupRows, LoopConfig, train_groups, without_dropout
 from feedgym.agents.pretrain import Progress
 from feedgym.data.batches import EventBatch, ScoredSessions, TensorRows
 from feedgym.data.parquet import read_batch, write_batch
@@ -134,14 +134,13 @@ class PolicyGradient(ABC):
             return counts
         rows = GroupRows(model, histories.rows(groups.user_idx_U), groups.item_ids_UGK, logged_UK[groups.user_idx_U])
         with without_dropout(model):
-            trainer = GroupTrainer(model, rows, self.config, self.loss, Path(work), progress)
-            before = logps_before(trainer, Path(work), model, reference)
+            before = logps_before(rows, self.config, Path(work), model, reference)
             rows.columns = self.columns(groups, before)
             told = {"advantage_spread": rows.columns["advantage_UG"].std().item()}
             if "weight_UG" in rows.columns:
                 weight_UG = rows.columns["weight_UG"]
                 told["behaviour_ess"] = (weight_UG.sum(1) ** 2 / weight_UG.square().sum(1)).mean().item()
-            return counts | told | trainer.run()
+            return counts | told | train_groups(model, rows, self.config, self.loss, Path(work), progress)
 
     def columns(self, groups: Groups, before: Logps) -> dict[str, Tensor]:
         """Further inputs of the loss for each user."""
@@ -175,19 +174,19 @@ class PolicyGradient(ABC):
         """The loss of each session [B, G], and the figures ``ratio`` and ``clip_share``."""
 
 
-def logps_before(trainer: GroupTrainer, work: Path, model: Any, reference: Any) -> Logps:
+def logps_before(rows: GroupRows, config: LoopConfig, work: Path, model: Any, reference: Any) -> Logps:
     """Log-probabilities under the round's first weights, computed or read from what a killed round left in ``work``."""
     folder = work / "before"
     path = folder / "logps.safetensors"
     if not is_whole(folder):  # without it, later training is of no use
         drop_checkpoints(work)
-        of_reference = None if reference is None else trainer.logps(reference)
-        write_batch(Logps(old_UGKL=trainer.logps(model), reference_UGKL=of_reference), path)
+        of_reference = None if reference is None else rows.logps(reference, config)
+        write_batch(Logps(old_UGKL=rows.logps(model, config), reference_UGKL=of_reference), path)
         seal(folder)
     before = read_batch(Logps, path)
-    if len(before.old_UGKL) != len(trainer.rows):
+    if len(before.old_UGKL) != len(rows):
         raise ValueError(
-            f"{work} holds a round of {len(before.old_UGKL)} groups, not {len(trainer.rows)}; give each round a folder "
+            f"{work} holds a round of {len(before.old_UGKL)} groups, not {len(rows)}; give each round a folder "
             "of its own."
         )
     return before

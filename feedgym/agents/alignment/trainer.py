@@ -39,8 +39,11 @@ from transformers.modeling_outputs import ModelOutput
 
 from feedgym.agents.alignment.contrasts import Contrasts, Logps, Opinions, PreferenceLoss
 from feedgym.agents.alignment.training import restored, shared_arguments
+from feedgym.agents.layers.moe import balance_loss
 from feedgym.agents.pretrain import Progress, Sealing, _ProgressCallback, on_one_device
+from feedgym.agents.processes import together
 from feedgym.agents.session_model import HISTORY_COLUMNS
+from feedgym.agents.sharing import is_shared, part_of_mean, whole_mean
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.data.whole import drop_checkpoints, is_whole, last_whole_checkpoint, seal
 from feedgym.tokenizers.vocabulary import Vocabulary
@@ -84,14 +87,21 @@ def run_round(
         ValueError: the folder holds another round.
     """
     work = Path(work)
-    with lent_to_trl(model), warnings.catch_warnings(action="ignore", category=FutureWarning):
+    with (
+        together(run_round, method, model, contrasts, work),
+        lent_to_trl(model),
+        warnings.catch_warnings(action="ignore", category=FutureWarning),
+    ):
         trainer = round_trainer(method, model, contrasts, work, progress)
-        if not is_whole(work / "reference"):  # without it, later training is of no use
-            drop_checkpoints(work)
-        checkpoint = last_whole_checkpoint(work)
-        contrasts.logps = trainer.first_logps(work / "reference", reference, kept=checkpoint is not None)
+        is_first = trainer.accelerator.is_main_process
+        with trainer.accelerator.main_process_first():  # the others read what it writes
+            if is_first and not is_whole(work / "reference"):  # without it, later training is of no use
+                drop_checkpoints(work)
+            checkpoint = last_whole_checkpoint(work)
+            kept = checkpoint is not None or not is_first
+            contrasts.logps = trainer.first_logps(work / "reference", reference, kept)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        return _summary(trainer.state.log_history, method, contrasts, trainer.logps(model))
+        return _summary(trainer.state.log_history, method, contrasts, trainer.logps(model)) if is_first else {}
 
 
 def round_trainer(
@@ -115,6 +125,9 @@ def round_trainer(
     trainer.processing_class = None  # only needed for padding; checkpoints do not need it
     trainer.method, trainer.contrasts = method, contrasts
     trainer.figures = defaultdict(list)
+    if trainer.args.world_size > 1:
+        trainer.gather_numbers = trainer.accelerator.gather
+        trainer.accelerator.gather = trainer.accelerator.gather_for_metrics = trainer.gathered
     return trainer
 
 
@@ -124,11 +137,13 @@ class _WithLogged:
     Attributes:
         logp_R: log-probability of each of the other rows.
         ntp_loss: mean cross-entropy of the logged codes; 0 where there are none.
+        num_codes: number of logged codes.
         aux_loss: load-balancing loss of all tokens, or None.
     """
 
     logp_R: Tensor
     ntp_loss: Tensor
+    num_codes: Tensor
     aux_loss: Tensor | None
 
     def __init__(self, model: nn.Module, logged_ids: Tensor) -> None:
@@ -136,18 +151,41 @@ class _WithLogged:
 
     def __call__(self, *, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **arguments: Any) -> Any:
         learned = self.logged_ids > Vocabulary.bos_id
-        outputs = self.model(
-            input_ids=torch.cat([input_ids, self.logged_ids]),
-            attention_mask=torch.cat([attention_mask, (self.logged_ids != Vocabulary.pad_id).long()]),
-            labels=torch.cat([labels, self.logged_ids.masked_fill(~learned, -100)]),
-            **arguments,
-        )
+        mask_RM = torch.cat([attention_mask, (self.logged_ids != Vocabulary.pad_id).long()])
+        with _balanced_over_processes(self.model, mask_RM) as balanced:
+            outputs = self.model(
+                input_ids=torch.cat([input_ids, self.logged_ids]),
+                attention_mask=mask_RM,
+                labels=torch.cat([labels, self.logged_ids.masked_fill(~learned, -100)]),
+                **arguments,
+            )
         num_rows = len(input_ids)
         self.logp_R = outputs.log_probs[:num_rows].sum(1)
-        self.ntp_loss = -outputs.log_probs[num_rows:].sum() / learned.sum().clamp_min(1)
-        self.aux_loss = outputs.aux_loss
+        self.num_codes = learned.sum()
+        self.ntp_loss = -outputs.log_probs[num_rows:].sum() / self.num_codes.clamp_min(1)
+        self.aux_loss = balanced[0] if balanced else outputs.aux_loss
         per_token = {name: value[:num_rows] for name, value in outputs.items() if value.ndim == 2}
         return type(outputs)(**per_token)
+
+
+@contextmanager
+def _balanced_over_processes(model: nn.Module, mask_RM: Tensor) -> Iterator[list[Tensor]]:
+    """Collects the load-balancing loss of a batch that processes share; TRL's is of this process's tokens alone."""
+    found: list[Tensor] = []
+
+    def collect(module: Any, inputs: Any, output: Any) -> None:
+        if getattr(output, "router_logits", None):
+            found.append(balance_loss(output.router_logits, module.config.num_experts_per_tok, mask_RM))
+
+    backbone = getattr(getattr(model, "module", model), "model", None)
+    if not is_shared() or backbone is None:
+        yield found
+        return
+    handle = backbone.register_forward_hook(collect)
+    try:
+        yield found
+    finally:
+        handle.remove()
 
 
 class _RoundTrainer(Sealing):
@@ -158,6 +196,7 @@ class _RoundTrainer(Sealing):
     method: PreferenceLoss
     contrasts: Contrasts
     figures: dict[str, list[float]]
+    num_contrasts: int
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset  # nothing to tokenise
@@ -215,7 +254,15 @@ class _RoundTrainer(Sealing):
             )
         return logps
 
+    def gathered(self: Any, value: Tensor) -> Tensor:
+        """Gather what TRL's figures use: the processes' numbers, or the mean of their vectors over contrasts.
+
+        The vectors differ in length, if the shares of a batch differ by a contrast.
+        """
+        return whole_mean(value.float().mean(), self.num_contrasts) if value.ndim else self.gather_numbers(value)
+
     def _compute_loss(self: Any, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool) -> Tensor:
+        self.num_contrasts = inputs["reference_SP"].shape[1]
         policy, batch = _WithLogged(model, inputs["logged_ids"]), {name: inputs[name] for name in SCORED}
         of_trl = bool(self.method.of_trl(1))
         if of_trl:
@@ -230,19 +277,25 @@ class _RoundTrainer(Sealing):
         )
         if not of_trl:
             loss = self.method.loss(opinions).mean()
-        self._note(opinions, loss=loss, ntp_loss=policy.ntp_loss)
+        self._note(opinions, loss=loss, ntp_loss=(policy.ntp_loss, policy.num_codes))
         config = self.method.config
-        total = config.preference_weight * loss + config.ntp_weight * policy.ntp_loss
+        total = config.preference_weight * part_of_mean(loss, self.num_contrasts)
+        total = total + config.ntp_weight * part_of_mean(policy.ntp_loss, policy.num_codes)
         if policy.aux_loss is not None:
             total = total + self.model.config.router_aux_loss_coef * policy.aux_loss
         return total
 
     @torch.no_grad()
-    def _note(self, opinions: Opinions, **losses: Tensor) -> None:
-        """Keep a step's figures for :meth:`log`."""
-        figures = {"accuracy": self.method.accuracy(opinions).mean(), "margin": self.method.margin(opinions).mean()}
-        for name, value in (losses | figures).items():
-            self.figures[name].append(value.item())
+    def _note(self, opinions: Opinions, *, loss: Tensor, ntp_loss: tuple[Tensor, Tensor]) -> None:
+        """Keep a step's figures for :meth:`log`: means over its contrasts, and over its logged codes."""
+        figures: dict[str, tuple[Tensor, Tensor | float]] = {
+            "loss": (loss, self.num_contrasts),
+            "ntp_loss": ntp_loss,
+            "accuracy": (self.method.accuracy(opinions).mean(), self.num_contrasts),
+            "margin": (self.method.margin(opinions).mean(), self.num_contrasts),
+        }
+        for name, (mean, count) in figures.items():
+            self.figures[name].append(whole_mean(mean, count).item())
 
     def log(self: Any, logs: dict[str, float], start_time: float | None = None) -> None:
         self._metrics["train"] = self.figures  # instead of TRL's, which clears them
@@ -281,7 +334,9 @@ def _trainer_class(name: str) -> type:
             return trl.KTOTrainer._compute_loss(self, policy, batch | columns, return_outputs=False)
 
         def _compute_kl_logps(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
-            return super()._compute_kl_logps(model.model, batch)  # without logged sessions
+            logp_R = super()._compute_kl_logps(model.model, batch)  # without logged sessions
+            gap = (logp_R - batch["ref_KL_logps"]).mean()
+            return logp_R + (whole_mean(gap, self.num_contrasts) - gap) if is_shared() else logp_R
 
     return {"DPOTrainer": Pairwise, "KTOTrainer": Single}[name]
 

@@ -31,7 +31,7 @@ class TrainingConfig(Ranged):
     epochs: Passes = 3
     """Passes over the rows."""
     batch_size: Count = 16
-    """Rows per step and device."""
+    """Rows per step; the processes of a launcher share them out."""
     max_grad_norm: Positive = 1.0
     """Gradients are clipped to this norm."""
     bf16: bool = False
