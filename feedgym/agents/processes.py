@@ -5,8 +5,8 @@ When it comes to a training, it sends them the training's function and arguments
 train as one (:mod:`feedgym.agents.sharing`), and the others wait again. So nothing else needs to know how many
 processes there are. Sampling and judging go to Ray's actors, which the first process starts.
 
-The launcher's variables are hidden except while all train, so that no library takes a part of the leader's own work for
-the work of all. Processes on several machines need one file system, where checkpoints are.
+The launcher's variables are hidden except while all train. Otherwise a library could take the leader's own work for the
+work of all. Processes on several machines need one file system, where checkpoints are.
 """
 
 from __future__ import annotations

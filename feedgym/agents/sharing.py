@@ -3,8 +3,8 @@
 All processes go through the same batches. Each collates its own share of a batch, and the gradients of the shares are
 averaged (torch's DistributedDataParallel, by the Trainer). The average of their mean losses is not the mean over the
 batch, if one share has longer sessions than another. So a loss passes each of its means through :func:`part_of_mean`,
-which scales it: the average of the processes' parts is exactly the mean over the batch. With one process all functions
-here return what they are given.
+which scales it. The average of the processes' parts is then exactly the mean over the batch. With one process all
+functions here return what they are given.
 """
 
 from __future__ import annotations
