@@ -258,7 +258,7 @@ def test_sessions_are_cards_by_user_and_agent_and_what_was_not_reached_is_faint(
     text, html = " ".join(page.text.split()), (tmp_path / "report.html").read_text()
     assert page.tags.count("article") == 2 and page.tags.count("li") == 3 and html.count("<li class=faint") == 1
     assert "Cats" in text and "item 805" not in text and "item 807" in text
-    assert "topic 11 · 12.34 of 14.10 s" in text and "not reached" in text and "long view" in text
+    assert "topic 11 · 12.3 of 14.1 s" in text and "not reached" in text and "long view" in text
     assert "--share: 88%" in html and "--share: 100%" in html, "watching again fills the bar"
 
 

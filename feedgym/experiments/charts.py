@@ -34,6 +34,8 @@ from feedgym.experiments.page import light_colours, missing, number, with_ends
 
 DASHES = {"solid": [1, 0], "dashed": [6, 4], "dotted": [2, 3]}
 ENDS = ("mean", "low", "high")
+FEW = 8
+"""As many whole places on an axis all have a tick."""
 Figure = Mapping[str, Any]
 """A mean with the ends of its interval, as in ``summary.json``."""
 
@@ -148,7 +150,8 @@ def plane(
         height: height in pixels; the width is that of the place on the page.
     """
     data, marks = _rows_of(series), [one.mark for one in series]
-    ticks = {"tickMinStep": 1, "format": "d"} if whole else {}
+    places = sorted({row["x"] for row in data})
+    ticks = ({"format": "d"} | ({"values": places} if len(places) <= FEW else {"tickMinStep": 1})) if whole else {}
     scale = scale_of("x" in log, ends[0]) | ({"nice": False} if whole else {})
     of_y = {"type": "quantitative", "title": y or None, "scale": scale_of("y" in log, ends[1])}
     at = {
@@ -188,7 +191,7 @@ def in_rows(
     axis = {"grid": False, "labelLimit": 170, "ticks": False, "domain": False}
     of_x: Spec = {"field": "y", "type": "quantitative", "title": x or None, "scale": scale}
     at: Spec = {
-        "x": of_x | ({"axis": {"format": ".0%"}} if percent else {}),
+        "x": of_x | ({"axis": {"format": ".1~%"}} if percent else {}),
         "y": {"field": "x", "type": "nominal", "sort": names, "title": None, "axis": axis},
     }
     at |= {"yOffset": {"field": "s", "sort": labels}} if beside else {}

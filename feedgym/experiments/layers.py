@@ -30,6 +30,7 @@ def points(at: Spec, marks: Sequence[str], tooltip: list[Spec]) -> list[Spec]:
     for kind, (shape, size) in SHAPES.items():
         if kind in marks:
             mark = {"type": "point", "shape": shape, "size": size, "filled": False, "strokeWidth": 1.5}
+            mark |= {"angle": 90} if kind == "tick" else {}  # upright in its row
             fill = {} if kind in ("cross", "tick") else {"fill": {"field": "f", "type": "nominal", "scale": None}}
             layers.append({**only(kind), "mark": mark, "encoding": {**at, **PAINT, **fill, **FOCUS}})
     if set(marks) & SHAPES.keys():

@@ -8,7 +8,6 @@ from itertools import groupby
 from typing import Any
 
 from feedgym.experiments.charts import Bead, Chart, beads, hue, panels
-from feedgym.experiments.page import number
 from feedgym.experiments.report_agents import agent_label
 
 Samples = Mapping[str, Any]
@@ -47,7 +46,7 @@ def _item(item: Mapping[str, Any]) -> str:
     share = min(watched / duration, 1) if seen and duration else 0
     did = [name for name in str(item["behaviours"]).split(", ") if seen and name != "-"]
     name = str(item.get("title") or f"item {item['item']}")
-    seconds = f"{number(watched)} of {number(duration)} s" if seen else "not reached"
+    seconds = f"{watched:.3g} of {duration:.3g} s" if seen else "not reached"
     badges = "".join(f"<b>{html.escape(one.replace('_', ' '))}</b>" for one in did)
     tint = f"--tint: {_hue(item['topic'])}; --share: {share:.0%}"
     return (

@@ -104,8 +104,8 @@ def gap_plot(summary: Summary) -> str:
                y=[found[agent] for found in values.values() if agent in found], mark=mark, colour=colour, hollow=hollow)
         for agent, label, mark, colour, hollow in kinds
     ]  # fmt: skip
-    title = "true value per session, held-out users at their logged requests"
-    return panels(in_rows(title, series, beside=False), width=500)
+    where = "held-out users at their logged requests"
+    return panels(in_rows("true value per session", series, x=where, beside=False), width=500)
 
 
 def axes_plot(summary: Summary) -> str:
