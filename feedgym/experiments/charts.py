@@ -84,7 +84,10 @@ class Series:
         return {"s": self.label, "m": self.mark, "c": self.paint, "f": fill, "d": DASHES[self.dash]}
 
     def data(self) -> list[Spec]:
-        """A row per point: x, y, ends l and h of y, ends a and b of x, n name, v text for hovering, z a bar's begin."""
+        """A row per point: x and y, with the ends l and h of y, a and b of x.
+
+        n is its name, v the text for hovering, z the begin of a bar.
+        """
         told = []
         for at, (x, y) in enumerate(zip(self.x, self.y, strict=True)):
             figure: Figure = y if isinstance(y, Mapping) else {"mean": y}

@@ -149,8 +149,8 @@ def with_ends(value: Mapping[str, Any] | None, style: str = "") -> str:
 def decimals(half: float) -> int | None:
     """Decimal places for a figure whose interval has a half-width; negative for tens, None without a width.
 
-    The rule of the Particle Data Group: with the first three digits of the half-width in 100-354 it is given with two
-    digits, in 355-949 with one, and above it is rounded up to two. The figure gets as many places.
+    The rule of the Particle Data Group looks at the first three digits of the half-width. In 100-354 it is given with
+    two digits, in 355-949 with one; above it is rounded up to two. The figure gets as many places.
     """
     if not half > 1e-12:
         return None

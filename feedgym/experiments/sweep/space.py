@@ -97,7 +97,7 @@ def _literal(name: str, node: ast.expr) -> Any:
 
 
 def _fault(kind: str, arguments: tuple[Any, ...]) -> str | None:
-    """What Ray Tune would not take; None if all is well."""
+    """Say what Ray Tune would not take; None if all is well."""
     if kind == "choice":
         return None if arguments else "a choice needs values"
     wanted, number = KINDS[kind], int if kind.endswith("randint") else (int, float)

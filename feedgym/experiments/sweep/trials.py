@@ -32,14 +32,14 @@ class Judge(ABC):
     """
 
     clock: ClassVar[str]
-    """What a trial counts: rounds or epochs."""
+    """The unit in which a trial counts: rounds or epochs."""
 
     def __init__(self, sweep: Any) -> None:
         self.sweep = sweep
 
     @abstractmethod
     def decides(self, config: Any) -> Any:
-        """What decides a trial's figure besides its agent, as JSON types; equal for all trials of a seed."""
+        """List what decides a trial's figure besides its agent, as JSON types; equal for all trials of a seed."""
 
     @abstractmethod
     def trimmed(self, config: Any) -> Any:
