@@ -110,7 +110,7 @@ def greeting() -> str:
         "feedgym: does aligning a generative recommender make users better off? Simulated users know.",
         "",
         *((went_on if done else stopped) if last else []),
-        f"  {'feedgym demo':<46}the whole experiment in about 8 minutes; ends with a report",
+        f"  {'feedgym demo':<46}the whole experiment in about 6 minutes; ends with a report",
         f"  {'feedgym run onerec-ipa-smoke':<46}the same, far too small to mean anything: does it run here?",
         f"  {'feedgym list presets':<46}all experiments; also models, methods, envs, data ...",
         f"  {'feedgym doctor':<46}this machine and its libraries",
@@ -180,7 +180,7 @@ def _line_of(box: str, command: str, root: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Ranged):
-    """The whole experiment on simulated users, in about 8 minutes on 2 cores.
+    """The whole experiment on simulated users, in about 6 minutes on 2 cores.
 
     Pretrains OneRec on the log of 4,000 users and aligns it by iterated DPO against a reward model. Then it serves 280
     fresh users for 30 visits each. Then it compares it with the agent before alignment and three references, and writes
@@ -208,7 +208,7 @@ class Demo(Ranged):
 
 
 def demo(arguments: Sequence[str]) -> None:
-    """Pretrain, align and judge OneRec on simulated users: the whole experiment in about 8 minutes on 2 cores."""
+    """Pretrain, align and judge OneRec on simulated users: the whole experiment in about 6 minutes on 2 cores."""
     options = _parse(Demo, "demo", arguments)
     from feedgym.experiments.align.presets import small
 
