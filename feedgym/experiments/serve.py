@@ -441,7 +441,7 @@ def timelines(served: ServingRecord, agent: str, catalog: Catalog) -> list[dict[
     """
     assert served.log is not None
     visits, first_U1 = served_visits(served.log)
-    lost_U = served.by_visit["churn_rate"].any(axis=0)
+    lost_U = np.nanmax(served.by_visit["churn_rate"], axis=0) > 0  # nan once a user has left
     share_NK = np.round(visits.watch_s_NK / catalog.duration_s_I[visits.item_ids_NK], 2)
     told = []
     for user in range(min(READ_USERS, len(first_U1) - 1)):
