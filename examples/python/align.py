@@ -1,4 +1,4 @@
-"""Align OneRec by your own reward, and see how much its users gain; takes seconds, because the preset is tiny."""
+"""Align OneRec by your own reward, and see how much its users gain; the preset is tiny, and Ray would take longer."""
 
 import feedgym
 
@@ -8,7 +8,8 @@ def first_items(histories, sessions):
     return -sessions.item_ids_USK.float().mean(-1)
 
 
-result = feedgym.align(users="short_video", reward=first_items, method="dpo", rounds=2, preset="onerec-ipa-smoke")
+small = {"preset": "onerec-ipa-smoke", "rounds": 2, "options": {"ray": "off"}}
+result = feedgym.align(users="short_video", reward=first_items, method="dpo", **small)
 print("true reward, aligned over base:", result.lift("true_reward"))
 print(sorted(result.agents), "learned from", result.log.num_users, "users")
 print("report:", result.report())
