@@ -9,10 +9,9 @@ import pytest
 from rich.console import Console
 
 from feedgym.cli import FAILED, MISTAKE, main
-from feedgym.experiments import report
+from feedgym.experiments import place, report
 from feedgym.experiments.align.agents import read_config
 from feedgym.experiments.align.presets import paper
-from feedgym.experiments.methods import runs
 from feedgym.experiments.methods.cells import cells_of, with_method
 from feedgym.experiments.methods.experiment import command_of, plan
 from feedgym.experiments.methods.figures import figures_of, gains_of, spent
@@ -300,7 +299,7 @@ def test_a_stopped_comparison_reads_what_is_finished_and_runs_the_rest(finished,
     shutil.rmtree(folder / "cells" / "rsft-1" / "stages" / "judged")
     begun = []
     monkeypatch.setattr(
-        runs, "launch", lambda config, cell, **options: begun.append(cell.name) or launch(config, cell, **options)
+        place, "launch", lambda config, cell, **options: begun.append(cell.name) or launch(config, cell, **options)
     )
     main(["compare", "methods-smoke", "--resume", str(folder)])
     assert begun == ["rsft-1"] and "3 of 4 cells" in capsys.readouterr().err
@@ -310,7 +309,7 @@ def test_a_stopped_comparison_reads_what_is_finished_and_runs_the_rest(finished,
     assert len(made(folder / "store", "log")) == 2
 
 
-launch = runs.launch
+launch = place.launch
 
 
 def test_a_cell_that_fails_is_told_and_the_others_go_on(finished, tmp_path, monkeypatch, capsys):
@@ -320,7 +319,7 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(finished, tmp_path, monk
     def failing(config, cell, **options):
         raise RuntimeError("out of\nluck")
 
-    monkeypatch.setattr(runs, "launch", failing)
+    monkeypatch.setattr(place, "launch", failing)
     with pytest.raises(SystemExit) as stop:
         main(["compare", "methods-smoke", "--resume", str(folder), "--methods", "dpo", "rsft", "gbpo"])
     said = capsys.readouterr()
@@ -338,7 +337,7 @@ def test_nothing_finished_is_no_crash(finished, tmp_path, monkeypatch):
     def failing(config, cell, **options):
         raise ValueError("no")
 
-    monkeypatch.setattr(runs, "launch", failing)
+    monkeypatch.setattr(place, "launch", failing)
     with pytest.raises(SystemExit) as stop:
         main(["compare", "methods-smoke", "--ray", "off", "--run", str(tmp_path / "run")])
     assert stop.value.code == FAILED

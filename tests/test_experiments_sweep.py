@@ -14,12 +14,13 @@ from rich.console import Console
 from feedgym.cli import MISTAKE, _parse_run, main
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.launch import launch
+from feedgym.experiments.place import Place
 from feedgym.experiments.run import StageReached
 from feedgym.experiments.sweep.experiment import command_for, draws_of, plan
 from feedgym.experiments.sweep.presets import AlignSweep, RetrievalSweep
 from feedgym.experiments.sweep.report import terminal_table
 from feedgym.experiments.sweep.space import KINDS, Domain, spaces_of
-from feedgym.experiments.sweep.trials import Place, run_trial
+from feedgym.experiments.sweep.trials import run_trial
 from feedgym.plugins import completed
 from feedgym.trust import trusted
 

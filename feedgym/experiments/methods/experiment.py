@@ -24,8 +24,9 @@ from feedgym.experiments.methods.cells import Cell, cells_of, value_of
 from feedgym.experiments.methods.figures import figures_of, gains_of, visits_of
 from feedgym.experiments.methods.presets import CENTRE, NONE, CellsRun
 from feedgym.experiments.methods.report import terminal_table, write_report
-from feedgym.experiments.methods.runs import Place, outcomes
+from feedgym.experiments.methods.runs import outcomes
 from feedgym.experiments.methods.table import bold, choosers_of, compared, on_the_way, rows_of, table_of
+from feedgym.experiments.place import Place
 from feedgym.experiments.progress import say
 from feedgym.experiments.report import conclude
 from feedgym.experiments.run import Codec, Plan, Run, json_of
@@ -37,8 +38,8 @@ SUMMARY: Codec[Any] = json_of(dict[str, Any])
 """Codec of a cell's summary."""
 BULKY = ("scatter", "samples", "tokenizer")
 """Parts of a summary that its own report shows and a comparison does not need."""
-CELLS, STORE = "cells", "store"
-"""Folders of a comparison: one for the cells' runs, one for their stages if no other store is named."""
+CELLS = "cells"
+"""Folder of the cells' runs in that of a comparison."""
 CONTROLS = ("base", "ipa", "plain", CENTRE)
 """Rows that all conditions are compared with, if they exist."""
 
@@ -77,7 +78,7 @@ def experiment(config: CellsRun, run: Run) -> dict[str, Any]:
 
 def finished(config: CellsRun, cells: list[Cell], run: Run) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Get the summaries of all cells by name, running unfinished cells, and the reasons of those that failed."""
-    place = Place(run.folder / CELLS, run.store or (run.folder / STORE).resolve(), run.trust, run.tracker_name)
+    place = Place.inside(run, CELLS)
     if run.redo is not None:
         shutil.rmtree(place.folder / run.redo, ignore_errors=True)
     there = [cell for cell in cells if run.is_made(cell.name)]

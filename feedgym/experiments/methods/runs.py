@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from feedgym.experiments.launch import launch
 from feedgym.experiments.methods.cells import Cell
+from feedgym.experiments.place import Place
 from feedgym.experiments.progress import progress, say
-from feedgym.experiments.rollouts import one_thread, ray_running
-from feedgym.experiments.tracking import TrackerName
+from feedgym.experiments.rollouts import ray_running
 
 
 @dataclass(frozen=True)
@@ -31,30 +29,12 @@ class Outcome:
     failure: str | None = None
 
 
-@dataclass(frozen=True)
-class Place:
-    """Folders and settings for running cells.
-
-    Attributes:
-        folder: the parent of the cells' run folders.
-        store: store of their stages.
-        trust: whether code named by folders may be imported.
-        tracker: keeps a record of each cell.
-    """
-
-    folder: Path
-    store: Path
-    trust: bool
-    tracker: TrackerName = "none"
-
-    def run(self, cell: Cell) -> Outcome:
-        """Run a cell, or continue it where it stopped."""
-        options: dict[str, Any] = {"store": self.store, "trust": self.trust, "tracker": self.tracker}
-        try:
-            with one_thread():
-                return Outcome(launch(cell.config, self.folder / cell.name, resume=True, **options))
-        except Exception as error:  # a method, even the user's own code, may raise anything: the other cells continue
-            return Outcome(failure=reason_of(error))
+def run_cell(place: Place, cell: Cell) -> Outcome:
+    """Run a cell, or continue it where it stopped."""
+    try:
+        return Outcome(place.launch(cell.config, cell.name))
+    except Exception as error:  # a method, even the user's own code, may raise anything: the other cells continue
+        return Outcome(failure=reason_of(error))
 
 
 def reason_of(error: Exception) -> str:
@@ -75,7 +55,7 @@ def outcomes(cells: Sequence[Cell], place: Place, ray: str, workers: int) -> Ite
     if ray == "off" or len(cells) == 1:
         for number, cell in enumerate(cells, start=1):
             say(f"[bold]{cell.name}[/] ({number} of {len(cells)})")
-            yield cell, place.run(cell)
+            yield cell, run_cell(place, cell)
     elif cells:
         yield from _side_by_side(cells, place, ray, workers)
 
@@ -84,7 +64,7 @@ def _side_by_side(cells: Sequence[Cell], place: Place, address: str, workers: in
     with ray_running(address) as ray, progress("Aligning") as step:
         share = min(1.0, ray.cluster_resources().get("CPU", 1.0) / workers)
         # If a worker is killed, for example by the system for lack of memory, its cell continues where it stopped.
-        task = ray.remote(num_cpus=share, max_retries=1)(Place.run)
+        task = ray.remote(num_cpus=share, max_retries=1)(run_cell)
         waiting, ended = list(cells)[::-1], 0
         running: dict[Any, Cell] = {}
         while waiting or running:

@@ -11,25 +11,27 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from feedgym.experiments.place import Place
 from feedgym.experiments.report import conclude
 from feedgym.experiments.results import command_of, options_of
 from feedgym.experiments.rollouts import ray_running
 from feedgym.experiments.run import Codec, Plan, Run, json_of
 from feedgym.experiments.sweep.presets import SweepRun
 from feedgym.experiments.sweep.report import terminal_table, write_report
-from feedgym.experiments.sweep.trials import Place, check, judge_of
+from feedgym.experiments.sweep.trials import check, judge_of
 
 __all__ = ["experiment", "plan", "terminal_table"]
 
 ROWS: Codec[list[dict[str, Any]]] = json_of(list[dict[str, Any]])
 """Codec of the table of trials."""
-TRIALS, STORE = "trials", "store"
-"""Folders of a sweep: one for the trials' runs, one for their stages if no other store is named."""
+TRIALS = "trials"
+"""Folder of the trials' runs in that of a sweep."""
 
 
 def plan(config: SweepRun) -> Plan:
@@ -60,14 +62,14 @@ def experiment(config: SweepRun, run: Run) -> dict[str, Any]:
     Raises:
         ValueError: all trials failed; the message has the reason of the first.
     """
-    place = Place(run.folder / TRIALS, run.store or (run.folder / STORE).resolve(), run.trust, run.tracker_name)
+    place = Place.inside(run, TRIALS)
     rows = run.stage(TRIALS, partial(_tuned, config, place), ROWS).value
     summary = summarised(config, rows, place) | run.facts()
     return conclude(run, summary, {}, write_report)
 
 
 def _tuned(config: SweepRun, place: Place, work: Path) -> list[dict[str, Any]]:
-    place = Place(place.folder.resolve(), place.store, place.trust, place.tracker)  # workers have other folders
+    place = replace(place, folder=place.folder.resolve())  # workers have other folders
     with ray_running(config.ray):
         from feedgym.experiments.sweep.tuning import tuned  # imports ray, which must be set up first
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from feedgym.experiments.align.agents import CHOSEN
-from feedgym.experiments.launch import kind_of, launch
-from feedgym.experiments.rollouts import one_thread
+from feedgym.experiments.launch import kind_of
+from feedgym.experiments.place import Place
 from feedgym.experiments.run import CURVE, StageReached, plain, read_product
 from feedgym.experiments.sweep.presets import SweepRun
-from feedgym.experiments.tracking import TrackerName
 
 Figures = Mapping[int, float]
 """The figure of a trial after each of its rounds or epochs so far."""
@@ -180,23 +179,6 @@ def check(sweep: SweepRun) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Place:
-    """Folders and settings for running trials.
-
-    Attributes:
-        folder: the parent of the trials' run folders.
-        store: store of their stages.
-        trust: whether code named by folders may be imported.
-        tracker: keeps a record of each trial.
-    """
-
-    folder: Path
-    store: Path
-    trust: bool
-    tracker: TrackerName = "none"
-
-
 def run_trial(
     sweep: SweepRun, place: Place, name: str, draw: Mapping[str, Any], report: Callable[[dict[str, Any]], Any]
 ) -> None:
@@ -224,7 +206,6 @@ def run_trial(
             if 0 < point[0] < judge.most(config):  # before the first all agents are the same; the last is told below
                 told(figures, judge.best(figures), False)
 
-    options: dict[str, Any] = {"store": place.store, "trust": place.trust, "tracker": place.tracker}
-    with one_thread(), suppress(StageReached):
-        launch(config, folder, resume=True, stop_after=judge.last_stage(config), heard=hear, **options)
+    with suppress(StageReached):
+        place.launch(config, name, stop_after=judge.last_stage(config), heard=hear)
     told(*judge.ended(config, folder, figures), True)

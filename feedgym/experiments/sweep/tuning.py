@@ -17,9 +17,10 @@ from ray.tune.schedulers import AsyncHyperBandScheduler
 from ray.tune.search import BasicVariantGenerator
 from rich.markup import escape
 
+from feedgym.experiments.place import Place
 from feedgym.experiments.progress import say
 from feedgym.experiments.sweep.presets import SweepRun
-from feedgym.experiments.sweep.trials import Place, run_trial
+from feedgym.experiments.sweep.trials import run_trial
 
 TUNE = "tune"
 """Folder of Tune's own records, inside of a sweep's work folder."""
