@@ -19,13 +19,12 @@ from feedgym.envs.logging import collect_log
 from feedgym.envs.logging_policy import LoggingConfig
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.envs.truth import RETURN_S, RewardWeights
-from feedgym.experiments import report
+from feedgym.experiments import place, report
 from feedgym.experiments.align.pool import Pool
 from feedgym.experiments.align.presets import smoke
 from feedgym.experiments.align.steps import drawn_at_random
 from feedgym.experiments.align.world import Simulated
 from feedgym.experiments.configs import LogConfig
-from feedgym.experiments.methods import runs
 from feedgym.experiments.methods.cells import cells_of
 from feedgym.experiments.rewards import measures
 from feedgym.experiments.rewards.experiment import plan
@@ -258,7 +257,7 @@ def test_a_whole_comparison(compared, monkeypatch):
     page = (compared / "report.html").read_text()
     for words in ("Which measure predicts", "Reliability", "rank correlation with the truth", "class='chart'"):
         assert words in page
-    monkeypatch.setattr(runs, "launch", None)  # all cells are read
+    monkeypatch.setattr(place, "launch", None)  # all cells are read
     main(["compare", "rewards", "--resume", str(compared)])
     again = json.loads((compared / "summary.json").read_text())
     assert not again["failed"] and again["measures"] == summary["measures"]
