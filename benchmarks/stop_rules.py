@@ -11,47 +11,17 @@ output shows what each rule would have done: if it fired, in which round, and ho
 
 import argparse
 import json
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
+from overpaid import OverpaidConfig
 
-from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.experiments.align.presets import small
 from feedgym.experiments.configs import CostConfig, JudgeConfig
 from feedgym.experiments.launch import launch
-from feedgym.ranges import NonNegative, Ranged, Seed
 
 IN_TIME = 0.05
 """Share of the peak's true reward that may be lost by the alarm."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OverpaidConfig(Ranged):
-    """Options of the planted flaw."""
-
-    bonus: NonNegative = 0.6
-    """Points per item and unit of clickbait."""
-    num_items: int = 2000
-    """Number of items in the catalogue."""
-    catalog_seed: Seed = 0
-    """Seed of the catalogue."""
-
-
-class Overpaid:
-    """A reward model that pays a bonus for clickbait."""
-
-    Config = OverpaidConfig
-
-    def __init__(self, reward_model, config: OverpaidConfig = OverpaidConfig()) -> None:
-        users = ShortVideo(ShortVideoConfig(num_items=config.num_items, catalog_seed=config.catalog_seed))
-        bonus_I = config.bonus * torch.from_numpy(users.latents.clickbait_I).float()
-        self.reward_model, self.bonus_I1 = reward_model, torch.cat([bonus_I, torch.zeros(1)])
-
-    def __call__(self, histories, sessions):
-        """The model's score and the bonus [U, S]."""
-        return self.reward_model(histories, sessions) + self.bonus_I1[sessions.item_ids_USK].sum(-1)
 
 
 def runs_of(seed, rounds, user_share):
@@ -69,7 +39,7 @@ def runs_of(seed, rounds, user_share):
     return {
         "sound": config,
         "starved": replace(config, reward_share=0.1),
-        "overpaid": replace(config, reward="stop_rules:Overpaid", reward_options=planted),
+        "overpaid": replace(config, reward="overpaid:Overpaid", reward_options=planted),
     }
 
 
@@ -107,7 +77,6 @@ def main():
     parser.add_argument("--store", type=Path)
     parser.add_argument("--ray", default="local")
     options = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parent))  # to import the planted reward
     summaries = {}
     for seed in options.seeds:
         for name, config in runs_of(seed, options.rounds, options.user_share).items():
