@@ -122,9 +122,12 @@ def draw(curves: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
     for axis, panel in zip(curves, panels, strict=False):
         for name, of_size in curves[axis].items():
             panel.loglog([int(size) for size in of_size], list(of_size.values()), "o-", label=name, markersize=3)
+        panel.set_ylim(panel.get_ylim())  # of the curves alone
         sizes = np.array([SIZES[axis][0], SIZES[axis][-1]], float)
         low = min(next(iter(of_size.values())) for of_size in curves[axis].values())
         panel.loglog(sizes, low * sizes / sizes[0], ":", color="grey", label="proportional")
+        panel.set_xticks(SIZES[axis], [f"{size:,}" if size < 10_000 else f"{size:.0e}" for size in SIZES[axis]])
+        panel.minorticks_off()
         panel.set(xlabel=NAMES[axis], ylabel="CPU seconds")
         panel.spines[["top", "right"]].set_visible(False)
     figure.axes[-1].axis("off")  # five panels; the legend takes the sixth's place

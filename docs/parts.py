@@ -154,7 +154,7 @@ def speed(name: str) -> str:
     lines = [f"| {found['unit']} | {' | '.join(sides)} | {' | '.join(f'times {side}' for side in others)} |"]
     lines.append("|---" * (1 + len(sides) + len(others)) + "|")
     for row in found["rows"]:
-        paces = [f"{row['pace'][side]:,.0f}" if side in row["pace"] else "" for side in sides]
+        paces = [times(row["pace"][side]) if side in row["pace"] else "" for side in sides]
         ratios = [times(row["ratio"][side]) if side in row["ratio"] else "" for side in others]
         lines.append(f"| {row['what']} | {' | '.join([*paces, *ratios])} |")
     about = [
