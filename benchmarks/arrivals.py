@@ -19,13 +19,12 @@ from feedgym.agents.rl_settings import TrainConfig
 from feedgym.agents.rllib.task import Task
 from feedgym.agents.rllib.training import train
 from feedgym.agents.slates.layers import SlateNetConfig
-from feedgym.data.parquet import read_batch
 from feedgym.envs.luck import user_seeds
 from feedgym.experiments.align.agents import agents_of
 from feedgym.experiments.align.experiment import align, plan
 from feedgym.experiments.align.pool import Pool
 from feedgym.experiments.align.presets import hstu, smoke, tiger
-from feedgym.experiments.align.rounds import SampledRound
+from feedgym.experiments.align.shards import SampledRound
 from feedgym.experiments.controls import references
 from feedgym.experiments.rollouts import ray_running
 from feedgym.experiments.run import Run
@@ -89,9 +88,9 @@ def main():
                     tell(name, agent, simulator, config)
             first = False
             pool = Pool.of((finished.log, finished.catalog), finished.world, config)
-            drawn = read_batch(SampledRound, next((folder / kind / "stages" / "sampled-0").glob("sampled.safetensors")))
+            drawn = SampledRound.load(folder / kind / "stages" / "sampled-0").whole()
             pairs = chosen_pairs(drawn.for_method(), pool.imitate.targets_NK[drawn.row_U])
-            time_s = pool.imitate.histories.time_s_U[pairs.user_idx_P].numpy()[:, None]
+            time_s = pool.imitate.histories.rows(drawn.row_U[pairs.user_idx_P]).time_s_U.numpy()[:, None]
             both = np.stack(
                 [~finished.catalog.exists(time_s, part.numpy()) for part in (pairs.chosen_PK, pairs.rejected_PK)]
             )

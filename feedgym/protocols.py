@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, runtime_checkabl
 import numpy as np
 from numpy.typing import NDArray
 
-from feedgym.data.batches import EventBatch, ScoredSessions, SessionBatch
+from feedgym.data.batches import EventBatch, Histories, ScoredParts, ScoredSessions, SessionBatch
 from feedgym.data.events import BoolArray, Catalog, FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -220,8 +220,8 @@ class AlignmentMethod(Protocol):
     def update(
         self,
         model: Any,
-        histories: EventBatch,
-        sampled: ScoredSessions,
+        histories: Histories,
+        sampled: ScoredSessions | ScoredParts,
         logged_UK: Tensor,
         work: Path,
         progress: Callable[[int, int, dict[str, float]], None] | None = None,
@@ -232,8 +232,9 @@ class AlignmentMethod(Protocol):
         Args:
             model: a :class:`GenerativeAgent`; before training it is the snapshot that the sessions were drawn from,
                 unless the experiment draws all of them from the base.
-            histories: histories of U users.
-            sampled: S sessions per user from this model, with scores and log-probabilities.
+            histories: histories of U users, built as their ``rows(idx)`` are asked for.
+            sampled: S sessions per user from this model, with scores and log-probabilities. ``parts()`` reads them some
+                users at a time; its columns, as ``score_US``, are those of all users.
             logged_UK: int64 items of the logged session of the same request, -1 after the last one.
             work: the round's own folder, where a killed round finds its files again.
             progress: called after each step with the number of steps done and in all, and the latest figures.

@@ -105,6 +105,12 @@ class Demanding(BestSession):
         return super().update(model, histories, sampled, *given)
 
 
+class Reading(BestSession):
+    def update(self, model, histories, *given):
+        assert histories.mask_UT.any()
+        return super().update(model, histories, *given)
+
+
 BROKEN = [
     (Idle, "did not change the model it was given, though the scores differ; train it in place"),
     (Short, r"update\(\) cannot be called .*; let it take \(model, histories, sampled, logged_UK, work, progress"),
@@ -118,6 +124,7 @@ BROKEN = [
     (WithoutDropout, "left the model with other training flags, dropout rates"),
     (Littering, "left log.txt outside of its folder; write only into work"),
     (Normalising, "If all sessions of a user have the same score: .* weights that are not finite"),
+    (Reading, r"used histories.mask_UT, but .* take them as histories.rows\(idx\)"),
     (Demanding, "If all sessions of a user have the same score: no spread. Skip such users"),
 ]
 

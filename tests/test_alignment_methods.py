@@ -66,7 +66,7 @@ def test_each_starts_where_its_formula_does_and_learns(name, tmp_path):
     assert metrics["loss"] < metrics["first_loss"]
 
     method = make_method(name)
-    choice = method.choose(make_sampled())
+    choice = method.choose(make_sampled(), torch.Generator().manual_seed(method.config.seed))
     sessions_PSK = choice.of(make_sampled().item_ids_USK)
     histories = make_histories(P).rows(choice.user_idx_P)
     for figure, nth in (("chosen_logp", 0), ("rejected_logp", slice(1, None))):
@@ -108,7 +108,7 @@ def test_another_reference_is_taken_where_there_is_one(name, tmp_path):
     metrics = update(method, model, tmp_path, reference=base)
     assert metrics["first_loss"] != pytest.approx(FIRST[name], abs=1e-3)
     kept = read_batch(Logps, tmp_path / "reference" / "reference.safetensors")
-    choice = method.choose(make_sampled())
+    choice = method.choose(make_sampled(), torch.Generator().manual_seed(method.config.seed))
     chosen_PK = choice.of(make_sampled().item_ids_USK)[:, 0]
     histories = make_histories(P).rows(choice.user_idx_P)
     torch.testing.assert_close(kept.reference_PS[:, 0], logp(before, histories, chosen_PK))

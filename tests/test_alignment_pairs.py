@@ -37,6 +37,10 @@ def random_sessions(seed, num_users=5, num_sessions=6, num_items=3):
     return scored(item_ids_USK, values[user_U1, item_ids_USK[..., 0], item_ids_USK[..., 1]])
 
 
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
 def by_items(sampled, choice):
     """The choices as (user, sessions' items)."""
     sessions = choice.of(sampled.item_ids_USK).tolist()
@@ -71,7 +75,7 @@ MARGINS = st.sampled_from([{}, {"margin": 2.0}, {"margin": 1.2, "margin_unit": "
 @settings(deadline=None, max_examples=40)
 def test_any_takes_all_pairs_that_differ_by_the_margin_and_no_others(seed, margin):
     sampled, config = random_sessions(seed), PairingConfig(kind="any", num=10**6, **margin)
-    found = by_items(sampled, choose_pairs(sampled, config, 0))
+    found = by_items(sampled, choose_pairs(sampled, config, seeded(0)))
     assert len(found) == len(set(found)) and set(found) == eligible(sampled, config)
 
 
@@ -79,7 +83,7 @@ def test_any_takes_all_pairs_that_differ_by_the_margin_and_no_others(seed, margi
 @settings(deadline=None, max_examples=60)
 def test_pairs_are_eligible_different_bounded_and_the_seeds(seed, margin, kind, num):
     sampled, config = random_sessions(seed), PairingConfig(kind=kind, num=num, **margin)
-    choice = choose_pairs(sampled, config, 3)
+    choice = choose_pairs(sampled, config, seeded(3))
     found, allowed = by_items(sampled, choice), eligible(sampled, config)
     assert len(found) == len(set(found)) and set(found) <= allowed
     assert choice.user_idx_P.tolist() == sorted(choice.user_idx_P.tolist())
@@ -102,14 +106,14 @@ def test_pairs_are_eligible_different_bounded_and_the_seeds(seed, margin, kind, 
             wanted = [(a, b) for a, b in wanted if a > b and a - b >= config.margin * unit - 1e-6]
             assert [(sessions[a], sessions[b]) for _, a, b in own] == wanted
             assert not own or sessions[own[0][2]] == low
-    again = by_items(sampled, choose_pairs(sampled, config, 3))
+    again = by_items(sampled, choose_pairs(sampled, config, seeded(3)))
     assert again == found
 
 
 def test_random_choices_change_with_the_seed_and_are_fair():
     sampled = scored(torch.arange(2000 * 4).view(2000, 4, 1), torch.arange(4.0).expand(2000, 4))
     for kind, ways in (("best_random", 3), ("any", 6)):
-        one, two = (choose_pairs(sampled, PairingConfig(kind=kind), seed) for seed in (0, 1))
+        one, two = (choose_pairs(sampled, PairingConfig(kind=kind), seeded(seed)) for seed in (0, 1))
         assert not torch.equal(one.session_idx_PS, two.session_idx_PS)
         counts = one.session_idx_PS.unique(dim=0, return_counts=True)[1]
         assert len(counts) == ways and (counts / 2000 - 1 / ways).abs().max() < 0.05
@@ -117,9 +121,9 @@ def test_random_choices_change_with_the_seed_and_are_fair():
 
 def test_blocks_of_users_are_put_together(monkeypatch):
     sampled, config = random_sessions(1, num_users=7), PairingConfig(kind="any", num=100)
-    whole = by_items(sampled, choose_pairs(sampled, config, 0))
+    whole = by_items(sampled, choose_pairs(sampled, config, seeded(0)))
     monkeypatch.setattr(module, "BLOCK", 30)  # two users
-    assert sorted(by_items(sampled, choose_pairs(sampled, config, 0))) == sorted(whole)
+    assert sorted(by_items(sampled, choose_pairs(sampled, config, seeded(0)))) == sorted(whole)
 
 
 def test_the_margin_itself_is_enough_and_pairs_bring_their_own_log_and_scores():
@@ -136,21 +140,21 @@ def test_the_margin_itself_is_enough_and_pairs_bring_their_own_log_and_scores():
 def test_a_session_drawn_twice_counts_once():
     item_ids_USK = torch.tensor([[[1, 2], [1, 2], [2, 1], [1, 2]]])
     sampled = scored(item_ids_USK, torch.tensor([[3.0, 3.0, 1.0, 3.0]]))
-    assert len(choose_pairs(sampled, PairingConfig(kind="any", num=9), 0)) == 1
-    assert len(choose_pairs(sampled, PairingConfig(num=4), 0)) == 1
-    assert len(choose_lists(sampled, ListingConfig(num=2), 0)) == 0  # there is one other session
+    assert len(choose_pairs(sampled, PairingConfig(kind="any", num=9), seeded(0))) == 1
+    assert len(choose_pairs(sampled, PairingConfig(num=4), seeded(0))) == 1
+    assert len(choose_lists(sampled, ListingConfig(num=2), seeded(0))) == 0  # there is one other session
     assert len(choose_grades(sampled, GradingConfig(good=2, bad=1))) == 0
 
 
 def test_lists_have_the_best_and_worse_ones_and_leave_out_who_has_too_few():
     score_US = torch.tensor([[4.0, 1.0, 2.0, 3.0], [2.0, 2.0, 2.0, 1.0], [1.0, 5.0, torch.nan, 0.0]])
     sampled = scored(torch.arange(12).view(3, 4, 1), score_US)
-    worst = choose_lists(sampled, ListingConfig(num=2), 0)
+    worst = choose_lists(sampled, ListingConfig(num=2), seeded(0))
     assert worst.user_idx_P.tolist() == [0] and worst.session_idx_PS.tolist() == [[0, 1, 2]]
     near = ListingConfig(num=2, margin=2.0)
-    assert choose_lists(sampled, near, 0).session_idx_PS.tolist() == [[0, 1, 2]]
-    assert len(choose_lists(sampled, ListingConfig(num=3, margin=2.0), 0)) == 0
-    found = {tuple(choose_lists(sampled, ListingConfig(num=1, kind="random"), seed).session_idx_PS[0].tolist())
+    assert choose_lists(sampled, near, seeded(0)).session_idx_PS.tolist() == [[0, 1, 2]]
+    assert len(choose_lists(sampled, ListingConfig(num=3, margin=2.0), seeded(0))) == 0
+    found = {tuple(choose_lists(sampled, ListingConfig(num=1, kind="random"), seeded(seed)).session_idx_PS[0].tolist())
              for seed in range(30)}  # fmt: skip
     assert found == {(0, 1), (0, 2), (0, 3)}
 
@@ -167,7 +171,7 @@ def test_grades_are_the_ends_of_a_users_own_order():
 
 def test_probabilities_of_winning_are_means_over_the_whole_group():
     sampled = random_sessions(4, num_items=9)
-    choice = choose_pairs(sampled, PairingConfig(num=2), 0)
+    choice = choose_pairs(sampled, PairingConfig(num=2), seeded(0))
     for unit in ("score", "spread"):
         found_PS = prob_of_winning(sampled, choice, unit)
         for p, u in enumerate(choice.user_idx_P.tolist()):
@@ -201,6 +205,6 @@ def test_settings_are_checked(kind, given_settings, message):
 def test_more_sessions_than_were_drawn_are_refused():
     sampled = random_sessions(0)
     with pytest.raises(ValueError, match="6 sessions were drawn per user but 7 are needed; draw more"):
-        choose_lists(sampled, ListingConfig(num=6), 0)
+        choose_lists(sampled, ListingConfig(num=6), seeded(0))
     with pytest.raises(ValueError, match="6 sessions were drawn per user but 8 are needed"):
         choose_grades(sampled, GradingConfig(good=4, bad=4))

@@ -4,7 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, Event, EventLog
+from feedgym.data.requests import Requests
 from feedgym.data.sessions import (
     LoggedHistories,
     SessionFilter,
@@ -213,6 +215,25 @@ def test_histories_built_when_they_are_asked_for_are_the_same(memory):
         for name, want in vars(whole.rows(idx)).items():
             found = getattr(lazy.rows(idx), name)
             assert found is want is None or (torch.equal(found, want) and found.dtype == want.dtype), name
+
+
+def test_requests_to_several_logs_have_the_histories_that_each_log_gives_them():
+    data = [(random_log(seed), make_catalog()) for seed in (5, 6)]
+    whole = [Requests.of(part, logged_sessions(part[0], 3), 4) for part in data]
+    some = np.arange(len(whole[0])) % 2 == 1
+    both = whole[0].rows(some).followed_by(whole[0].rows(slice(0))).followed_by(whole[1])
+    told = [[s.user_idx_N, s.row_N, s.start_s_N] for s in (requests.sessions for requests in whole)]
+    built = [histories(*part, *columns, 4) for part, columns in zip(data, told, strict=True)]
+    expected = EventBatch.cat([built[0].rows(torch.from_numpy(some)), built[1]])
+    lazy = both.histories
+    assert len(lazy) == len(expected) == len(both) and lazy.length == 4
+    assert torch.equal(lazy.lengths_N, expected.lengths_N) and torch.equal(lazy.profile_UF, expected.profile_UF)
+    backwards = torch.arange(len(expected)).flip(0)
+    for idx in (slice(None), slice(1, 4), slice(0), backwards, torch.arange(len(expected)) % 3 == 0, np.array([2, 2])):
+        for found in (lazy.rows(idx), lazy.at(idx).rows(slice(None))):
+            for name, want in vars(expected.rows(idx)).items():
+                column = getattr(found, name)
+                assert column is want is None or torch.equal(column, want), name
 
 
 def test_the_future_and_other_users_do_not_change_a_history():

@@ -1,5 +1,8 @@
 from dataclasses import replace
 from itertools import combinations, permutations
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -8,16 +11,23 @@ from scipy.stats import spearmanr
 from toy_agents import NUM_ITEMS, K, T, dated, toy_histories, toy_model, toy_tokenizer
 from toy_users import toy_catalog
 
+from feedgym.agents.alignment.dpo import IPA, IPAConfig
+from feedgym.agents.alignment.grpo import GRPO, GRPOConfig
 from feedgym.agents.alignment.pairs import PairingConfig, chosen_pairs
+from feedgym.agents.alignment.trainer import SCORED_TOGETHER
 from feedgym.agents.generation import SamplingConfig, score_sessions
 from feedgym.agents.session_model import SessionRecommender
 from feedgym.data.events import BEHAVIOURS, LoggedSessions
+from feedgym.data.parquet import read_batch, write_batch
 from feedgym.data.requests import Requests
+from feedgym.experiments.align import rounds as rounds_module
+from feedgym.experiments.align import shards as shards_module
 from feedgym.experiments.align.agents import recommender_of
 from feedgym.experiments.align.pool import Pool
 from feedgym.experiments.align.presets import AlignConfig, RoundsConfig
 from feedgym.experiments.align.probe import Probe
-from feedgym.experiments.align.rounds import SampledRound, cloud, look, round_metrics, sample_round
+from feedgym.experiments.align.rounds import cloud, look, round_metrics, sample_round
+from feedgym.experiments.align.shards import SampledRound, Shard
 from feedgym.experiments.rollouts import RolloutConfig, Rollouts
 
 USERS, SAMPLES, BASE_SAMPLES, ITEMS = 9, 7, 3, 30
@@ -36,7 +46,7 @@ def sampled(seed=0, **columns):
         "score_US": torch.randn(USERS, SAMPLES, generator=rng),
         "truth_US": torch.randn(USERS, SAMPLES, generator=rng),
     }
-    return SampledRound(**drawn | columns)
+    return Shard(**drawn | columns)
 
 
 def probed(seed=0, **columns):
@@ -107,7 +117,7 @@ def plain_diversity(catalog, session):
 
 def test_metrics_of_a_round_are_those_worked_out_by_hand():
     looked, drawn, catalog = probed(), sampled(), toy_catalog(ITEMS)
-    found = round_metrics(looked, pool_of(catalog), drawn)
+    found = round_metrics(looked, pool_of(catalog), [drawn.rows(slice(4)), drawn.rows(slice(4, None))])
     score, truth = looked.score_US.double().numpy(), looked.truth_half_US2.double().numpy().mean(axis=2)
     best, value = drawn.score_US.double().numpy(), drawn.truth_US.double().numpy()
     every = [(u, s) for u in range(USERS) for s in range(SAMPLES)]
@@ -135,8 +145,8 @@ def test_metrics_of_a_round_are_those_worked_out_by_hand():
 
 def test_without_a_truth_a_round_says_nothing_of_it():
     pool = pool_of(toy_catalog(ITEMS))
-    found = round_metrics(probed(truth_half_US2=None), pool, sampled(truth_US=None))
-    whole = round_metrics(probed(), pool, sampled())
+    found = round_metrics(probed(truth_half_US2=None), pool, [sampled(truth_US=None)])
+    whole = round_metrics(probed(), pool, [sampled()])
     assert not [name for name in found if "true" in name or "correlation" in name]
     assert found == {name: whole[name] for name in found}
 
@@ -217,9 +227,10 @@ def sample(
     config = AlignConfig(rounds=rounds, session_length=K,
                          sampling=SamplingConfig(block_seen=block_seen, **sampling))  # fmt: skip
     agent, base = (recommender_of(config, toy_model(seed), toy_tokenizer(), pool.catalog) for seed in (0, base_seed))
-    with Rollouts(RolloutConfig(users_per_task=2), "off") as rollouts:
-        drawn = sample_round(rounds, pool, world or Knowing(), rollouts, agent, t, base=base, reward=Taste(), seed=0)
-        return drawn, pool, (agent, base)
+    told = rounds, pool, world or Knowing()
+    with Rollouts(RolloutConfig(users_per_task=2), "off") as rollouts, TemporaryDirectory() as work:
+        drawn = sample_round(*told, rollouts, agent, t, Path(work), base=base, reward=Taste(), seed=0)
+        return drawn.whole(), pool, (agent, base)
 
 
 def looked_at(pool, agents, watchers=(), world=None, num_users=10, num_samples=4):
@@ -245,8 +256,8 @@ def test_a_round_is_the_same_in_shards_and_goes_on_from_the_last_finished_one(tm
     whole, pool, (agent, base) = sample()
     rounds = RoundsConfig(user_share=0.5, num_samples=6)
 
-    def sharded(reward):
-        with Rollouts(RolloutConfig(users_per_task=2, tasks_per_shard=1), "off") as workers:
+    def sharded(reward, tasks=1):
+        with Rollouts(RolloutConfig(users_per_task=2, tasks_per_shard=tasks), "off") as workers:
             return sample_round(rounds, pool, Knowing(), workers, agent, 0, tmp_path, base=base, reward=reward, seed=0)
 
     blocks = -(-len(whole.row_U) // 2)
@@ -254,10 +265,63 @@ def test_a_round_is_the_same_in_shards_and_goes_on_from_the_last_finished_one(tm
     with pytest.raises(KeyboardInterrupt):
         sharded(Counting(fails_at=2))
     rest = Counting()
-    again = sharded(rest)
+    again = sharded(rest).whole()
     assert rest.asked == blocks - 2
-    for name, column in vars(whole).items():
-        torch.testing.assert_close(vars(again)[name], column, rtol=0, atol=0, equal_nan=True)
+    for found in (again, sharded(Taste(), tasks=2).whole()):  # the files of other shards are there, and not taken
+        for name, column in vars(whole).items():
+            torch.testing.assert_close(vars(found)[name], column, rtol=0, atol=0, equal_nan=True)
+    kept = tmp_path / "product"
+    kept.mkdir()
+    sharded(Taste()).save(kept)
+    assert torch.equal(SampledRound.load(kept).whole().item_ids_USK, whole.item_ids_USK)
+
+
+class Counted:
+    """Histories that note how many are built at a time."""
+
+    def __init__(self, batch, most):
+        self.batch, self.most = batch, most
+
+    def __len__(self):
+        return len(self.batch)
+
+    def rows(self, idx):
+        built = self.batch.rows(idx)
+        self.most.append(len(built))
+        return built
+
+    def at(self, idx):
+        return Counted(self.batch.rows(idx), self.most)
+
+
+def test_a_round_holds_at_most_two_shards_and_the_histories_of_one(tmp_path, monkeypatch):
+    _, pool, (agent, base) = sample()
+    built, alive, most = [], WeakSet(), []
+    pool = replace(pool, imitate=replace(pool.imitate, histories=Counted(pool.imitate.histories, built)))
+
+    def note(shard):
+        alive.add(shard.item_ids_USK)  # the tensor lives as long as the shard, or what a method is given of it
+        most.append(len(alive))
+        return shard
+
+    monkeypatch.setattr(rounds_module, "write_batch", lambda shard, path: write_batch(note(shard), path))
+    monkeypatch.setattr(shards_module, "read_batch", lambda kind, path: note(read_batch(kind, path)))
+    rounds = RoundsConfig(user_share=1.0, num_samples=6)
+    with Rollouts(RolloutConfig(users_per_task=2, tasks_per_shard=1), "off") as workers:
+        drawn = sample_round(rounds, pool, Knowing(), workers, agent, 0, tmp_path, base=base, reward=Taste(), seed=0)
+    assert len(drawn.paths) == 5 and max(built) == 2
+    round_metrics(looked_at(pool, (agent, base)), pool, drawn)
+    built.clear()
+    config, histories = IPAConfig(batch_size=3, epochs=1), pool.imitate.histories.at(drawn.row_U)
+    figures = IPA(config).update(
+        agent.model, histories, drawn.for_method(), pool.imitate.targets_NK[drawn.row_U], tmp_path / "ipa"
+    )
+    assert figures["pairs"] > 3 == config.batch_size
+    GRPO(GRPOConfig(group_size=4, batch_size=3)).update(
+        agent.model, histories, drawn.for_method(), pool.imitate.targets_NK[drawn.row_U], tmp_path / "grpo"
+    )
+    assert len(most) >= 20 and max(most) <= 2 and not alive
+    assert max(built) <= SCORED_TOGETHER
 
 
 @pytest.mark.parametrize("block_seen", [False, True])

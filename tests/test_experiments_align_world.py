@@ -94,7 +94,7 @@ def test_each_request_has_its_own_session_history_and_targets(pool, data, part):
         for f in fields(known):
             if getattr(known, f.name) is None:
                 continue
-            assert torch.equal(getattr(requests.histories, f.name)[n : n + 1], getattr(known, f.name)), f.name
+            assert torch.equal(getattr(requests.histories.rows([n]), f.name), getattr(known, f.name)), f.name
         examined = session.item_ids_NK[0][session.examined_NK[0]].tolist()
         assert requests.targets_NK[n].tolist() == examined + [-1] * (LENGTH - len(examined))
     if part == "rate":
@@ -108,7 +108,8 @@ def test_rows_are_picked_by_number_and_by_mask_alike(pool):
     assert keys_of(by_mask) == [keys_of(pool.rate)[n] for n in (2, 5, 11)]
     assert keys_of(by_number) == [keys_of(pool.rate)[n] for n in (11, 2, 5)]
     assert torch.equal(by_number.targets_NK, by_mask.targets_NK[[2, 0, 1]])
-    assert torch.equal(by_number.histories.item_ids_UT, by_mask.histories.item_ids_UT[[2, 0, 1]])
+    found, expected = (part.histories.rows(idx) for part, idx in ((by_number, slice(None)), (by_mask, [2, 0, 1])))
+    assert torch.equal(found.item_ids_UT, expected.item_ids_UT)
 
 
 @pytest.mark.parametrize(
@@ -159,12 +160,13 @@ def test_requests_tell_their_time_where_items_come_and_go_and_nowhere_else(pool)
     world = Simulated(lively)
     found = Pool.of(world.collect(None), world, lively)
     for requests in (found.imitate, found.rate, found.unseen, found.unseen_good):
-        assert isinstance(requests.histories, DatedEventBatch)
-        assert requests.histories.time_s_U.tolist() == requests.sessions.start_s_N.tolist()
+        asked = requests.histories.rows(slice(None))
+        assert isinstance(asked, DatedEventBatch)
+        assert asked.time_s_U.tolist() == requests.sessions.start_s_N.tolist()
         shown_NK = found.catalog.exists(requests.sessions.start_s_N[:, None], requests.sessions.item_ids_NK)
         assert shown_NK[requests.sessions.item_ids_NK >= 0].all()
     for requests in (pool.imitate, pool.rate, pool.unseen, pool.unseen_good):
-        assert not isinstance(requests.histories, DatedEventBatch)
+        assert not isinstance(requests.histories.rows(slice(None)), DatedEventBatch)
 
 
 def test_the_last_request_of_a_user_is_their_latest(pool):

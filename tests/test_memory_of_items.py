@@ -86,8 +86,8 @@ def test_logged_requests_know_the_same():
     simulator = ToyUsers(ITEMS, churn=0.05)
     data = (collect_log(simulator, num_users=12, num_visits=6, session_length=LENGTH, seed=0), simulator.catalog)
     sessions = logged_sessions(data[0], LENGTH)
-    told, plain = (Requests.of(data, sessions, T, memory=memory).histories for memory in (J, 0))
-    whole = Requests.of(data, sessions, T + J).histories
+    told, plain = (Requests.of(data, sessions, T, memory=memory).histories.rows(slice(None)) for memory in (J, 0))
+    whole = Requests.of(data, sessions, T + J).histories.rows(slice(None))
     assert plain.earlier_UJ is None and (told.earlier_UJ >= 0).any()
     for n in range(len(sessions)):
         events = whole.item_ids_UT[n][whole.mask_UT[n]].tolist()

@@ -127,7 +127,7 @@ def test_the_weights_of_the_log_have_mean_one(targets, visits):
 
 
 def test_conditional_log_probabilities_add_up_to_those_of_sessions(finished, visits):
-    agent, histories = finished.agents["base"], visits.requests.histories
+    agent, histories = finished.agents["base"], visits.histories
     drawn = sample_sessions(agent.model, agent.trie, histories, 3, 4, torch.Generator().manual_seed(0))
     logp = item_log_probs(agent.model, agent.trie, histories, drawn.item_ids_USK)
     scored = score_sessions(agent.model, agent.trie, histories, drawn.item_ids_USK)
@@ -143,7 +143,7 @@ def test_conditional_log_probabilities_add_up_to_those_of_sessions(finished, vis
 
 
 def test_an_items_conditional_probability_does_not_depend_on_what_follows_and_items_make_one(finished, visits):
-    agent, histories = finished.agents["aligned"], visits.requests.histories.rows(slice(0, 3))
+    agent, histories = finished.agents["aligned"], visits.histories.rows(slice(0, 3))
     num_items = finished.catalog.num_items
     above = sample_sessions(agent.model, agent.trie, histories, 1, 4, torch.Generator().manual_seed(0)).item_ids_USK
     every = above.repeat(1, num_items, 1)
@@ -183,7 +183,7 @@ def test_a_mixture_is_the_mixture_of_its_parts(targets, visits, finished):
 
 
 def test_the_models_rewards_by_place_add_up_and_do_not_look_below(finished, visits):
-    opinion, histories = Opinion(finished.reward), visits.requests.histories
+    opinion, histories = Opinion(finished.reward), visits.histories
     slates = visits.slates_NK
     by_place = opinion.by_place(histories, slates)
     assert by_place.sum(axis=1) == pytest.approx(opinion.values(histories, slates[:, None])[:, 0], abs=1e-4)

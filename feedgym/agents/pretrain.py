@@ -24,7 +24,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from feedgym.agents.layers.moe import expert_load
 from feedgym.agents.processes import together
 from feedgym.agents.sharing import SharesBatches, average, whole_mean
-from feedgym.data.batches import EventBatch
+from feedgym.data.batches import Histories
 from feedgym.data.sessions import LoggedHistories
 from feedgym.data.whole import last_whole_checkpoint, seal
 from feedgym.protocols import GenerativeAgent
@@ -116,7 +116,7 @@ class SessionDataset(Dataset):
         item_ids_NK: int64, the sessions; -1 after the last item.
     """
 
-    histories: EventBatch | LoggedHistories
+    histories: Histories | LoggedHistories
     item_ids_NK: Tensor
 
     def __post_init__(self) -> None:

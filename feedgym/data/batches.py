@@ -7,8 +7,9 @@ batch needs it; environments and their workers do without.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     import torch
@@ -68,9 +69,18 @@ class EventBatch(TensorRows):
         return len(self.item_ids_UT)
 
     @property
+    def length(self) -> int:
+        """T."""
+        return self.item_ids_UT.shape[1]
+
+    @property
     def lengths_N(self) -> Tensor:
         """Events of each history."""
         return self.mask_UT.sum(1)
+
+    def at(self, idx: Any) -> Self:
+        """As :meth:`rows`."""
+        return self.rows(idx)
 
     def events(self, idx: slice) -> EventBatch:
         """The same users with the slice ``idx`` of their T events."""
@@ -90,6 +100,37 @@ class DatedEventBatch(EventBatch):
     """
 
     time_s_U: Tensor
+
+
+class Histories(Protocol):
+    """Histories of N requests: an :class:`EventBatch`, or ones that are built from a log as they are asked for."""
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """T, the most events of a history."""
+        ...
+
+    @property
+    def lengths_N(self) -> Tensor:
+        """Events of each history."""
+        ...
+
+    @property
+    def profile_UF(self) -> Tensor:
+        """The users' profile fields, int64."""
+        ...
+
+    def rows(self, idx: Any) -> EventBatch:
+        """The histories at ``idx`` (slice, index or boolean tensor) as a batch."""
+        ...
+
+    def at(self, idx: Any) -> Histories:
+        """The histories at ``idx``, which are still to be built if these are."""
+        ...
 
 
 HISTORY_COLUMNS = tuple(f.name for f in fields(EventBatch) if f.name != "earlier_UJ")
@@ -151,6 +192,39 @@ class ScoredSessions(TensorRows):
 
     def __len__(self) -> int:
         return len(self.item_ids_USK)
+
+    def parts(self) -> Iterator[ScoredSessions]:
+        """All sessions as one part; see :class:`ScoredParts`."""
+        yield self
+
+
+class ScoredParts:
+    """Scored sessions of many users that are read a part at a time, and never held at once.
+
+    It also has the columns of :class:`ScoredSessions`, for methods that need all sessions at once. Each is read from
+    all parts whenever it is asked for, and takes memory for all users.
+
+    Args:
+        sizes: number of users of each part.
+        read: reads the part of a number.
+    """
+
+    def __init__(self, sizes: Sequence[int], read: Callable[[int], ScoredSessions]) -> None:
+        self.sizes, self.read = sizes, read
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def parts(self) -> Iterator[ScoredSessions]:
+        """The parts in the users' order, each read when it is its turn."""
+        return map(self.read, range(len(self.sizes)))
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name not in ScoredSessions.__dataclass_fields__:
+            raise AttributeError(f"scored sessions have no {name!r}")
+        import torch
+
+        return torch.cat([getattr(part, name) for part in self.parts()])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typing_extensions import TypedDict
 
-from feedgym.data.batches import EventBatch
+from feedgym.data.batches import EventBatch, Histories
 from feedgym.data.requests import LogAndItems, Requests, last_requests
 from feedgym.data.sessions import logged_sessions
 from feedgym.experiments.configs import CostConfig
@@ -40,7 +40,7 @@ COSTS: Codec[Any] = json_of(Costs)
 """Codec of the costs."""
 
 
-def costs(agents: Mapping[str, Recommender], histories: EventBatch, config: CostConfig) -> dict[str, Any]:
+def costs(agents: Mapping[str, Recommender], histories: Histories, config: CostConfig) -> dict[str, Any]:
     """Measure the cost of a request for each agent, all at the same batch.
 
     Args:
@@ -48,14 +48,14 @@ def costs(agents: Mapping[str, Recommender], histories: EventBatch, config: Cost
         histories: requests, of which the first ``config.requests`` are the batch.
         config: options for measuring.
     """
-    histories = histories.rows(slice(config.requests))
+    batch = histories.rows(slice(config.requests))
     cost_by_agent = {}
     with progress("Timing requests") as step:
         for done, (name, agent) in enumerate(agents.items()):
-            cost_by_agent[name] = cost_of(agent, histories, config.repeats)
+            cost_by_agent[name] = cost_of(agent, batch, config.repeats)
             step(done + 1, len(agents))
     threads = torch.get_num_threads()
-    return {"agents": cost_by_agent, "requests": len(histories), "threads": threads, "repeats": config.repeats}
+    return {"agents": cost_by_agent, "requests": len(batch), "threads": threads, "repeats": config.repeats}
 
 
 def asked(data: LogAndItems, config: JudgedConfig, users: int, *, dated: bool) -> EventBatch:
@@ -63,7 +63,7 @@ def asked(data: LogAndItems, config: JudgedConfig, users: int, *, dated: bool) -
     sessions = logged_sessions(data[0], config.session_length)
     first = sessions.rows(sessions.user_idx_N < users)
     every = Requests.of(data, first, config.history_length, dated=dated, memory=config.memory)
-    return last_requests(every).histories
+    return last_requests(every).histories.rows(slice(None))
 
 
 def with_costs(judged: Mapping[str, Any], cost: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,10 +104,12 @@ def _alignment(config: AlignConfig) -> Iterator[Need]:
     if hasattr(model, "d_model"):  # only authors of other models know their sizes
         yield from _agent(config, model, vocabulary, levels)
     users = min(config.rollouts.users_per_task, _known_users(config))
-    sampled = _known_users(config) * config.rounds.user_share * config.rounds.num_samples * length * 8
+    shard = min(config.rollouts.users_per_task * config.rollouts.tasks_per_shard, _known_users(config))
+    sampled = shard * config.rounds.num_samples * length * 8
     remembered = _known_users(config) * config.memory * 8
     yield Need("the memory of users' seen items", ("log.users", "memory"), remembered)
-    yield Need("a round's samples", ("log.users", "rounds.user_share", "rounds.num_samples", "session_length"), sampled)
+    decided = ("rollouts.users_per_task", "rollouts.tasks_per_shard", "rounds.num_samples", "session_length")
+    yield Need("a shard's samples", decided, sampled)
     answers = users * length * config.rounds.truth_replicas * EVENT
     yield Need("a session's responses", ("rollouts.users_per_task", "rounds.truth_replicas", "session_length"), answers)
     served = config.rounds.num * log_bytes(config.rounds.serve, config.rounds.serve_visits, length)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.batches import Histories, SessionBatch
 from feedgym.protocols import SessionReward
 
 USERS_AT_ONCE = 32
@@ -14,7 +14,7 @@ USERS_AT_ONCE = 32
 
 
 def scores_of(
-    reward: SessionReward, histories: EventBatch, item_ids_USK: torch.Tensor, users: int = USERS_AT_ONCE
+    reward: SessionReward, histories: Histories, item_ids_USK: torch.Tensor, users: int = USERS_AT_ONCE
 ) -> NDArray[np.float64]:
     """Scores [U, S] of U users' sessions, computed for ``users`` of them at a time."""
     blocks = [slice(low, low + users) for low in range(0, len(histories), users)]

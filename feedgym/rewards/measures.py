@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from feedgym.data.batches import EventBatch
+from feedgym.data.batches import Histories
 from feedgym.data.events import LoggedSessions
 from feedgym.rewards.answers import RETURN, TOWERS, WATCH, Answers
 from feedgym.rewards.ensemble import RewardEnsemble
@@ -17,7 +17,7 @@ from feedgym.rewards.model import RewardModel
 
 def auc_per_tower(
     model: RewardModel | RewardEnsemble,
-    histories: EventBatch,
+    histories: Histories,
     sessions: LoggedSessions,
     batch_size: int = 1024,
     only_I: NDArray[np.bool_] | None = None,

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feedgym.data.batches import EventBatch
+from feedgym.data.batches import Histories
 from feedgym.data.events import Catalog
 
 
@@ -38,7 +38,7 @@ class Sizes:
     """K, the longest session."""
 
     @classmethod
-    def of(cls, catalog: Catalog, histories: EventBatch, session_length: int) -> Self:
+    def of(cls, catalog: Catalog, histories: Histories, session_length: int) -> Self:
         """Read the sizes from a catalogue and its logged sessions."""
         return cls(
             num_items=catalog.num_items,
@@ -46,7 +46,7 @@ class Sizes:
             num_topics=catalog.num_topics,
             num_creators=len(np.unique(catalog.creator_I)),
             profile_sizes=tuple(int(top) + 1 for top in histories.profile_UF.amax(0)),
-            history_length=histories.item_ids_UT.shape[1],
+            history_length=histories.length,
             session_length=session_length,
         )
 

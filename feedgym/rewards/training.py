@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, TrainerCallback
 
 from feedgym.agents.pretrain import PretrainConfig, Progress, SessionDataset, pretrain
-from feedgym.data.batches import HISTORY_COLUMNS, EventBatch, TensorRows
+from feedgym.data.batches import HISTORY_COLUMNS, EventBatch, Histories
 from feedgym.data.events import Catalog, FloatArray, LoggedSessions
 from feedgym.rewards.answers import Answers
 from feedgym.rewards.config import RewardModelConfig
@@ -44,7 +44,7 @@ STARTS = 0x7374
 
 def fit_reward_model(
     catalog: Catalog,
-    histories: EventBatch,
+    histories: Histories,
     sessions: LoggedSessions,
     config: RewardModelConfig,
     output_dir: Path | str,
@@ -87,7 +87,7 @@ def fit_reward_model(
 
 def train_reward_model_further(
     model: RewardModel | RewardEnsemble,
-    histories: EventBatch,
+    histories: Histories,
     sessions: LoggedSessions,
     config: RewardModelConfig,
     output_dir: Path | str,
@@ -119,7 +119,7 @@ def train_reward_model_further(
     return model.eval()
 
 
-def _examples(histories: EventBatch, sessions: LoggedSessions, config: RewardModelConfig) -> _LabelledSessions:
+def _examples(histories: Histories, sessions: LoggedSessions, config: RewardModelConfig) -> _LabelledSessions:
     return _LabelledSessions(
         histories=histories,
         item_ids_NK=torch.from_numpy(sessions.item_ids_NK.astype(np.int64)),
@@ -305,12 +305,13 @@ class _LabelledSessions(SessionDataset):
     def part(self, idx: Tensor) -> Self:
         """The rows at ``idx``."""
         columns = {f.name: getattr(self, f.name) for f in fields(self)}
+        histories = columns.pop("histories").at(idx)
         taken: dict[str, Any] = {
-            name: value.rows(idx) if isinstance(value, TensorRows) else value[idx]
+            name: value[idx] if isinstance(value, Tensor) else value.rows(idx)
             for name, value in columns.items()
             if value is not None
         }
-        return replace(self, **taken)
+        return replace(self, histories=histories, **taken)
 
     def at_face_value(self) -> Self:
         """The same sessions with equal weights for all positions."""

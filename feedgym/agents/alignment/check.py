@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from feedgym.agents.check import _copy, _require, same_weights
 from feedgym.agents.generation import GenerativeRecommender
 from feedgym.agents.onerec import OneRec, OneRecSizes
-from feedgym.data.batches import EventBatch, ScoredSessions
+from feedgym.data.batches import EventBatch, ScoredParts, ScoredSessions
 from feedgym.plugins import checked_config
 from feedgym.tokenizers.residual_kmeans import ResidualKMeans, ResidualKMeansConfig
 
@@ -64,7 +64,8 @@ def check_method(
         _require(
             same_weights(trained, again),
             f"{name}.update() made other weights of the same round the second time; draw every random number from a "
-            "generator seeded by the Config's seed, or from torch's global one, which experiments seed.",
+            "generator seeded by the Config's seed, or from torch's global one, which experiments seed. The second "
+            "time users came in parts(), which must not matter.",
         )
         _check_flat(kind, name, unmoved, round_)
 
@@ -75,6 +76,36 @@ class _Round(NamedTuple):
     histories: EventBatch
     sampled: ScoredSessions
     logged_UK: Tensor
+
+    def in_parts(self, name: str) -> tuple[Any, ScoredParts, Tensor]:
+        """The same as an experiment's rounds give it: histories and sessions are read some users at a time."""
+        users = torch.arange(len(self.sampled)).split(2)
+        sampled = ScoredParts([len(idx) for idx in users], lambda number: self.sampled.rows(users[number]))
+        return _Unbuilt(self.histories, name), sampled, self.logged_UK
+
+
+class _Unbuilt:
+    """Histories that are built as they are asked for."""
+
+    def __init__(self, batch: EventBatch, name: str) -> None:
+        self._batch, self._name = batch, name
+        self.length, self.lengths_N, self.profile_UF, self.rows = (
+            batch.length, batch.lengths_N, batch.profile_UF, batch.rows,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+    def at(self, idx: Any) -> _Unbuilt:
+        return _Unbuilt(self._batch.rows(idx), self._name)
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute in EventBatch.__dataclass_fields__ or attribute in ("to", "trimmed", "events"):
+            raise ValueError(
+                f"{self._name}.update() used histories.{attribute}, but a round's histories are built a batch at a "
+                f"time; take them as histories.rows(idx)."
+            )
+        raise AttributeError(attribute)
 
 
 def _round(
@@ -102,7 +133,10 @@ def _round(
 
 
 def _updated(kind: Any, name: str, model: OneRec, given: _Round, told: bool = True) -> int:
-    """Update a model, check everything except what it learned, and return the number of reported steps."""
+    """Update a model, check everything except what it learned, and return the number of reported steps.
+
+    Once it is not told the progress, and then given histories and sessions in parts.
+    """
     kept = _copy(given.histories), _copy(given.sampled), given.logged_UK.clone()
     flags, progress = _flags(model), _Told(name)
     method = kind(checked_config(kind))
@@ -112,7 +146,7 @@ def _updated(kind: Any, name: str, model: OneRec, given: _Round, told: bool = Tr
         here.mkdir()
         torch.manual_seed(0)
         with contextlib.chdir(here):
-            metrics = method.update(model, *given, work, progress if told else None)
+            metrics = method.update(model, *(given if told else given.in_parts(name)), work, progress if told else None)
         stray = sorted(path.name for folder in (here, work.parent) for path in folder.iterdir())
     _require(
         stray == ["here", "work"],

@@ -21,10 +21,13 @@ from torch import Tensor
 
 from feedgym.agents.alignment.training import TrainingConfig
 from feedgym.agents.session_model import history_columns
-from feedgym.data.batches import EventBatch, TensorRows
+from feedgym.data.batches import Histories, TensorRows
 from feedgym.protocols import GenerativeAgent
 from feedgym.ranges import Positive
 from feedgym.tokenizers.vocabulary import Vocabulary
+
+COUNTED_TOGETHER = 4096
+"""Contrasts whose codes are counted at a time, which bounds the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,11 +130,11 @@ class PreferenceLoss:
 
 
 class Contrasts:
-    """P contrasts as decoder tokens, cut into batches by indexing.
+    """P contrasts, of which decoder tokens and histories are made a batch at a time.
 
     Attributes:
-        tokens_PSM: int64 decoder tokens of the sessions, the better ones first.
-        logged_PM: int64 decoder tokens of the logged sessions.
+        item_ids_PSK: int32 items of the sessions, the better ones first; -1 after the last item.
+        logged_PK: int32 items of the logged sessions.
         histories: P rows.
         prob_win_PS: see :class:`Opinions`.
         sampled_logp_PS: log-probabilities of the sessions under the model that drew them; None if unknown.
@@ -143,7 +146,7 @@ class Contrasts:
     def __init__(
         self,
         model: GenerativeAgent,
-        histories: EventBatch,
+        histories: Histories,
         item_ids_PSK: Tensor,
         logged_PK: Tensor,
         prob_win_PS: Tensor | None = None,
@@ -160,21 +163,24 @@ class Contrasts:
                 f"Sessions of {longest} items exceed the model's session_length={limit}; cut them or build a longer "
                 "model."
             )
-        item_ids_PSK, logged_PK = (
-            F.pad(ids, (0, longest - ids.shape[-1]), value=-1) for ids in (item_ids_PSK, logged_PK)
+        self.item_ids_PSK, self.logged_PK = (
+            F.pad(ids, (0, longest - ids.shape[-1]), value=-1).int().cpu() for ids in (item_ids_PSK, logged_PK)
         )
-        self.tokens_PSM = model.session_tokens(item_ids_PSK.flatten(0, 1)).cpu().view(*item_ids_PSK.shape[:2], -1)
-        self.logged_PM = model.session_tokens(logged_PK).cpu()
-        self.histories, self.prob_win_PS = histories.to("cpu"), prob_win_PS
+        self.model, self.histories, self.prob_win_PS = model, histories, prob_win_PS
         self.sampled_logp_PS = sampled_logp_PS
 
     def __len__(self) -> int:
-        return len(self.tokens_PSM)
+        return len(self.item_ids_PSK)
 
     @cached_property
     def num_codes_PS(self) -> Tensor:
         """Codes of each session."""
-        return (self.tokens_PSM > Vocabulary.bos_id).sum(2).float()
+        tokens = (self._tokens(ids.flatten(0, 1)) for ids in self.item_ids_PSK.split(COUNTED_TOGETHER))
+        return torch.cat([(part > Vocabulary.bos_id).sum(1).float() for part in tokens]).view(len(self), -1)
+
+    def _tokens(self, item_ids_RK: Tensor) -> Tensor:
+        """Decoder tokens of sessions, int64 [R, M]."""
+        return self.model.session_tokens(item_ids_RK.long()).cpu()
 
     def batch(self, row_P: Tensor, mismatched: bool = False) -> dict[str, Tensor]:
         """Inputs that the model needs to score the contrasts ``row_P``, and which tokens count (``completion_mask``).
@@ -184,12 +190,12 @@ class Contrasts:
             mismatched: score the next contrast's sessions as if they came after this contrast's history.
         """
         sessions_P = (row_P + 1) % len(self) if mismatched else row_P
-        tokens_RM = self.tokens_PSM[sessions_P].transpose(0, 1).flatten(0, 1)
+        tokens_RM = self._tokens(self.item_ids_PSK[sessions_P].transpose(0, 1).flatten(0, 1))
         return {
             "input_ids": tokens_RM,
             "attention_mask": (tokens_RM != Vocabulary.pad_id).long(),
             "completion_mask": (tokens_RM > Vocabulary.bos_id).long(),
-            **history_columns(self.histories.rows(row_P).trimmed()),
+            **history_columns(self.histories.rows(row_P).to("cpu").trimmed()),
         }
 
     def collate(self, elements: Sequence[dict[str, int]]) -> dict[str, Tensor]:
@@ -201,7 +207,7 @@ class Contrasts:
             "prob_win_SP": self.prob_win_PS,
             "mismatched_SP": self.logps.mismatched_PS,
         }
-        batch = self.batch(row_P) | {"logged_ids": self.logged_PM[row_P]}
+        batch = self.batch(row_P) | {"logged_ids": self._tokens(self.logged_PK[row_P])}
         if self.logps.mismatched_PS is not None:
             batch["mismatched_ids"] = self.batch(row_P, mismatched=True)["input_ids"]
         return batch | {name: value_PS[row_P].T for name, value_PS in fixed.items() if value_PS is not None}

@@ -63,9 +63,9 @@ class IPA(PreferenceMethod):
     title = "IPA"
     Config = IPAConfig
 
-    def choose(self, sampled: ScoredSessions) -> Choice:
+    def choose(self, sampled: ScoredSessions, generator: torch.Generator) -> Choice:
         """The best session against the worst."""
-        return choose_pairs(sampled, PairingConfig(margin=self.config.margin), self.config.seed)
+        return choose_pairs(sampled, PairingConfig(margin=self.config.margin), generator)
 
     def of_trl(self, num_codes: int) -> dict[str, Any]:
         """TRL's sigmoid."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from feedgym.data.batches import ScoredSessions, TensorRows
+from feedgym.data.batches import ScoredParts, ScoredSessions, TensorRows
 
 NO_SPREAD = 1e-6
 """Groups whose scores have a smaller standard deviation cannot rank their sessions."""
@@ -25,7 +25,7 @@ class Groups(TensorRows):
 
     Attributes:
         user_idx_U: int64 row of the user among the users whose sessions were sampled.
-        item_ids_UGK: int64 items.
+        item_ids_UGK: int32 items.
         score_UG: float32, the reward's scores.
         logp_allowed_UG: float32, see :class:`feedgym.data.batches.SessionBatch`.
         logp_drawn_UG: float32, see there.
@@ -41,7 +41,7 @@ class Groups(TensorRows):
         return len(self.user_idx_U)
 
 
-def random_groups(sampled: ScoredSessions, size: int, seed: int) -> Groups:
+def random_groups(sampled: ScoredSessions | ScoredParts, size: int, seed: int) -> Groups:
     """Draws ``size`` of each user's S sessions, or takes all of them if there are no more.
 
     They are drawn at random and never by their score: in a group of the best, some good sessions would count as bad. A
@@ -49,18 +49,21 @@ def random_groups(sampled: ScoredSessions, size: int, seed: int) -> Groups:
     differ are left out. Nothing can be learned from them, and dividing by their spread would leave only rounding
     errors.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order_US = torch.rand(sampled.score_US.shape, generator=generator).argsort(dim=1)
-    groups = chosen(sampled, order_US[:, :size])
-    return groups.rows(differ(groups.score_UG))
+    generator, found, first = torch.Generator().manual_seed(seed), [], 0
+    for part in sampled.parts():
+        order_US = torch.rand(part.score_US.shape, generator=generator).argsort(dim=1)
+        groups = chosen(part, order_US[:, :size], first)
+        found.append(groups.rows(differ(groups.score_UG)))
+        first += len(part)
+    return Groups.cat(found)
 
 
-def chosen(sampled: ScoredSessions, idx_UG: Tensor) -> Groups:
-    """The sessions at ``idx_UG`` among each user's S."""
+def chosen(sampled: ScoredSessions, idx_UG: Tensor, first: int = 0) -> Groups:
+    """The sessions at ``idx_UG`` among each user's S; the first user has the row ``first`` among all."""
     users_U1 = torch.arange(len(sampled))[:, None]
     return Groups(
-        user_idx_U=users_U1[:, 0],
-        item_ids_UGK=sampled.item_ids_USK[users_U1, idx_UG],
+        user_idx_U=first + users_U1[:, 0],
+        item_ids_UGK=sampled.item_ids_USK[users_U1, idx_UG].int(),
         score_UG=sampled.score_US[users_U1, idx_UG],
         logp_allowed_UG=sampled.logp_allowed_US[users_U1, idx_UG],
         logp_drawn_UG=sampled.logp_drawn_US[users_U1, idx_UG],

@@ -22,7 +22,7 @@ from feedgym.agents.alignment.policy_gradient import (
     mean_of_session,
 )
 from feedgym.agents.pretrain import Progress
-from feedgym.data.batches import EventBatch, ScoredSessions
+from feedgym.data.batches import Histories, ScoredParts, ScoredSessions
 from feedgym.protocols import GenerativeAgent
 from feedgym.ranges import NonNegative, Positive, SplitShare
 
@@ -58,8 +58,8 @@ class GRPO(PolicyGradient):
     def update(
         self,
         model: GenerativeAgent,
-        histories: EventBatch,
-        sampled: ScoredSessions,
+        histories: Histories,
+        sampled: ScoredSessions | ScoredParts,
         logged_UK: Tensor,
         work: Path,
         progress: Progress | None = None,
@@ -140,8 +140,8 @@ class RLOO(PolicyGradient):
     def update(
         self,
         model: GenerativeAgent,
-        histories: EventBatch,
-        sampled: ScoredSessions,
+        histories: Histories,
+        sampled: ScoredSessions | ScoredParts,
         logged_UK: Tensor,
         work: Path,
         progress: Progress | None = None,

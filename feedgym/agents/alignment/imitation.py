@@ -10,6 +10,7 @@ scores do not differ are left out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,11 +22,13 @@ from feedgym.agents.alignment.groups import NO_SPREAD, chosen, differ
 from feedgym.agents.alignment.loop import GroupRows, LoopConfig, train_groups, without_dropout
 from feedgym.agents.alignment.policy_gradient import Behaviour, mean_of_session
 from feedgym.agents.pretrain import Progress
-from feedgym.data.batches import EventBatch, ScoredSessions
+from feedgym.data.batches import Histories, ScoredParts, ScoredSessions, TensorRows
 from feedgym.protocols import GenerativeAgent
 from feedgym.ranges import Count, CountOrZero, Positive, check_choices
 
 Unit = Literal["spread", "score"]
+Pick = Callable[[ScoredSessions], tuple[Tensor, Tensor]]
+"""Takes G of each user's sessions: their indices, int64 [U, G], and weights, float32 [U, G]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,19 +53,21 @@ class RSFT:
     def update(
         self,
         model: GenerativeAgent,
-        histories: EventBatch,
-        sampled: ScoredSessions,
+        histories: Histories,
+        sampled: ScoredSessions | ScoredParts,
         logged_UK: Tensor,
         work: Path,
         progress: Progress | None = None,
     ) -> dict[str, float]:
         """Update as in :meth:`feedgym.protocols.AlignmentMethod.update`; the figures are those of :func:`imitate`."""
-        best = min(self.config.best, sampled.score_US.shape[1])
-        idx_UG = sampled.score_US.topk(best, dim=1).indices
-        weight_UG = torch.full(idx_UG.shape, 1 / best)
+        config = self.config
+
+        def pick(part: ScoredSessions) -> tuple[Tensor, Tensor]:
+            idx_UG = part.score_US.topk(min(config.best, part.score_US.shape[1]), dim=1).indices
+            return idx_UG, torch.full(idx_UG.shape, 1 / idx_UG.shape[1])
+
         return imitate(
-            model, histories, sampled, logged_UK, idx_UG, weight_UG, self.config.imitation_weight, self.config, work,
-            progress,
+            model, histories, sampled, logged_UK, pick, config.imitation_weight, config, work, progress
         )  # fmt: skip
 
 
@@ -105,8 +110,8 @@ class ExpRSFT:
     def update(
         self,
         model: GenerativeAgent,
-        histories: EventBatch,
-        sampled: ScoredSessions,
+        histories: Histories,
+        sampled: ScoredSessions | ScoredParts,
         logged_UK: Tensor,
         work: Path,
         progress: Progress | None = None,
@@ -117,17 +122,21 @@ class ExpRSFT:
             The figures of :func:`imitate`, and ``ess``, the mean effective number of sessions in a user's weights.
         """
         config = self.config
-        weight_US = exp_weights(sampled, config)
-        learned_U = differ(sampled.score_US)
-        figures = {"ess": (1 / weight_US.square().sum(1))[learned_U].mean().item()} if learned_U.any() else {}
-        if config.draws:
-            idx_UG = resampled(weight_US, config.draws, torch.Generator().manual_seed(config.seed))
-            weight_UG = torch.full(idx_UG.shape, 1 / config.draws)
-        else:
-            idx_UG, weight_UG = torch.arange(weight_US.shape[1]).expand(weight_US.shape), weight_US
-        return figures | imitate(
-            model, histories, sampled, logged_UK, idx_UG, weight_UG, config.imitation_weight, config, work, progress
-        )
+        generator, sizes = torch.Generator().manual_seed(config.seed), []
+
+        def pick(part: ScoredSessions) -> tuple[Tensor, Tensor]:
+            weight_US = exp_weights(part, config)
+            sizes.append((1 / weight_US.square().sum(1))[differ(part.score_US)])
+            if not config.draws:
+                return torch.arange(weight_US.shape[1]).expand(weight_US.shape), weight_US
+            idx_UG = resampled(weight_US, config.draws, generator)
+            return idx_UG, torch.full(idx_UG.shape, 1 / config.draws)
+
+        figures = imitate(
+            model, histories, sampled, logged_UK, pick, config.imitation_weight, config, work, progress
+        )  # fmt: skip
+        ess_U = torch.cat(sizes)
+        return ({"ess": ess_U.mean().item()} if len(ess_U) else {}) | figures
 
 
 def exp_weights(sampled: ScoredSessions, config: ExpRSFTConfig) -> Tensor:
@@ -157,19 +166,38 @@ def resampled(weight_US: Tensor, num: int, generator: torch.Generator) -> Tensor
     return torch.searchsorted(cdf_US / cdf_US[:, -1:], place_UG, right=True).clamp_max(weight_US.shape[1] - 1)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Imitated(TensorRows):
+    """Sessions to imitate, G for each of some users.
+
+    Attributes:
+        user_idx_U: int64 row of the user.
+        item_ids_UGK: int32 items.
+        weight_UG: float32 weights.
+        gain_U: float32 reward of these sessions by their weights, minus the mean of all sessions.
+    """
+
+    user_idx_U: Tensor
+    item_ids_UGK: Tensor
+    weight_UG: Tensor
+    gain_U: Tensor
+
+    def __len__(self) -> int:
+        return len(self.user_idx_U)
+
+
 def imitate(
     model: GenerativeAgent,
-    histories: EventBatch,
-    sampled: ScoredSessions,
+    histories: Histories,
+    sampled: ScoredSessions | ScoredParts,
     logged_UK: Tensor,
-    idx_UG: Tensor,
-    weight_UG: Tensor,
+    pick: Pick,
     imitation_weight: float,
     config: LoopConfig,
     work: Path,
     progress: Progress | None,
 ) -> dict[str, float]:
-    """Trains next-token prediction on the sessions at ``idx_UG`` by their weights; skips users without a spread.
+    """Trains next-token prediction on the sessions that ``pick`` takes of each part; skips users without a spread.
 
     Returns:
         ``groups`` is the number of users that were learned from, ``skipped`` that of the others. ``score_gain`` is the
@@ -177,21 +205,35 @@ def imitate(
         step. ``loss``, ``ntp_loss``, ``entropy`` (nats per code) and ``grad_norm`` are means over the last epoch's
         steps.
     """
-    learned_U = differ(sampled.score_US)
-    counts: dict[str, float] = {"groups": int(learned_U.sum()), "skipped": int((~learned_U).sum())}
-    if not counts["groups"]:
+    taken = _imitated(sampled, pick)
+    counts: dict[str, float] = {"groups": len(taken), "skipped": len(sampled) - len(taken)}
+    if not len(taken):
         return counts
-    groups, weight_UG = chosen(sampled, idx_UG).rows(learned_U), weight_UG[learned_U]
-    gain_U = (groups.score_UG * weight_UG).sum(1) - sampled.score_US[learned_U].mean(1)
-    rows = GroupRows(model, histories.rows(learned_U), groups.item_ids_UGK, logged_UK[learned_U])
-    rows.columns = {"weight_UG": weight_UG}
+    rows = GroupRows(model, histories.at(taken.user_idx_U), taken.item_ids_UGK, logged_UK[taken.user_idx_U])
+    rows.columns = {"weight_UG": taken.weight_UG}
 
     def loss(logp_BGKL: Tensor, mask_BGKL: Tensor, columns: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         return imitation_weight * weighted_nll(logp_BGKL, mask_BGKL, columns["weight_UG"]), {}
 
     with without_dropout(model):
         figures = train_groups(model, rows, config, loss, Path(work), progress)
-    return counts | {"score_gain": gain_U.mean().item()} | figures
+    return counts | {"score_gain": taken.gain_U.mean().item()} | figures
+
+
+def _imitated(sampled: ScoredSessions | ScoredParts, pick: Pick) -> Imitated:
+    """The sessions to imitate, of users whose scores differ."""
+    taken, first = [], 0
+    for part in sampled.parts():
+        idx_UG, weight_UG = pick(part)
+        groups, learned_U = chosen(part, idx_UG, first), differ(part.score_US)
+        some = groups.rows(learned_U)
+        weight_UG = weight_UG[learned_U]
+        gain_U = (some.score_UG * weight_UG).sum(1) - part.score_US[learned_U].mean(1)
+        taken.append(
+            Imitated(user_idx_U=some.user_idx_U, item_ids_UGK=some.item_ids_UGK, weight_UG=weight_UG, gain_U=gain_U)
+        )
+        first += len(part)
+    return Imitated.cat(taken)
 
 
 def weighted_nll(logp_BGKL: Tensor, mask_BGKL: Tensor, weight_BG: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from annotated_types import Interval
+from torch import Generator
 
 from feedgym.agents.alignment.contrasts import UpdateConfig
 from feedgym.agents.alignment.pairs import Choice, GradingConfig, choose_grades
@@ -54,7 +55,7 @@ class KTO(ReferencedMethod):
         """The number of good sessions."""
         return self.config.graded.good
 
-    def choose(self, sampled: ScoredSessions) -> Choice:
+    def choose(self, sampled: ScoredSessions, generator: Generator) -> Choice:
         """Good and bad sessions of each user."""
         return choose_grades(sampled, self.config.graded)
 

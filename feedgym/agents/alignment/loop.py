@@ -32,7 +32,7 @@ from feedgym.agents.pretrain import Progress, Sealing, _ProgressCallback, on_one
 from feedgym.agents.processes import together
 from feedgym.agents.session_model import history_columns
 from feedgym.agents.sharing import part_of_mean, whole_mean
-from feedgym.data.batches import EventBatch
+from feedgym.data.batches import Histories
 from feedgym.data.whole import last_whole_checkpoint
 from feedgym.protocols import GenerativeAgent
 from feedgym.ranges import Count, LearningRate, Passes
@@ -53,15 +53,15 @@ class LoopConfig(TrainingConfig):
 
 
 class GroupRows:
-    """A round's groups as decoder tokens, cut into batches by indexing.
+    """A round's groups, of which decoder tokens and histories are made a batch at a time.
 
     Attributes:
-        tokens_UGM: int64 decoder tokens of each user's sessions, the logged one last.
+        item_ids_UGK: int32 items of each user's sessions, the logged one last; -1 after the last item.
         histories: U rows.
         columns: further inputs of the loss by name; first axis U.
     """
 
-    def __init__(self, model: GenerativeAgent, histories: EventBatch, item_ids_UGK: Tensor, logged_UK: Tensor) -> None:
+    def __init__(self, model: GenerativeAgent, histories: Histories, item_ids_UGK: Tensor, logged_UK: Tensor) -> None:
         longest, limit = max(item_ids_UGK.shape[2], logged_UK.shape[1]), model.config.session_length
         if longest > limit:
             raise ValueError(
@@ -69,23 +69,21 @@ class GroupRows:
                 "model."
             )
         padded = [F.pad(ids, (0, longest - ids.shape[-1]), value=-1) for ids in (item_ids_UGK, logged_UK[:, None])]
-        sessions_UGK = torch.cat(padded, dim=1)
-        tokens = model.session_tokens(sessions_UGK.flatten(0, 1)).cpu()
-        self.tokens_UGM = tokens.unflatten(0, sessions_UGK.shape[:2])
-        self.histories = histories.to("cpu")
+        self.item_ids_UGK = torch.cat([ids.int() for ids in padded], dim=1)
+        self.model, self.histories = model, histories
         self.session_length = longest
         self.columns: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
-        return len(self.tokens_UGM)
+        return len(self.item_ids_UGK)
 
     def batch(self, users: Tensor) -> dict[str, Tensor]:
         """The model's inputs for some users' groups and logged sessions."""
-        tokens_RM = self.tokens_UGM[users].transpose(0, 1).flatten(0, 1)
+        tokens_RM = self.model.session_tokens(self.item_ids_UGK[users].transpose(0, 1).flatten(0, 1).long()).cpu()
         return {
             "input_ids": tokens_RM,
             "attention_mask": (tokens_RM != Vocabulary.pad_id).long(),
-            **history_columns(self.histories.rows(users).trimmed()),
+            **history_columns(self.histories.rows(users).to("cpu").trimmed()),
         }
 
     def collate(self, elements: Sequence[int]) -> dict[str, Any]:

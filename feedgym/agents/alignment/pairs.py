@@ -114,7 +114,7 @@ def chosen_pairs(
         config: which pairs.
         seed: for random choices.
     """
-    choice = choose_pairs(sampled, config, seed)
+    choice = choose_pairs(sampled, config, torch.Generator().manual_seed(seed))
     sessions_P2K, score_P2 = choice.of(sampled.item_ids_USK), choice.of(sampled.score_US)
     return Preferences(
         user_idx_P=choice.user_idx_P,
@@ -126,13 +126,16 @@ def chosen_pairs(
     )
 
 
-def choose_pairs(sampled: ScoredSessions, config: PairingConfig, seed: int) -> Choice:
-    """The pairs of :func:`chosen_pairs` as positions, S = 2; ordered by user."""
+def choose_pairs(sampled: ScoredSessions, config: PairingConfig, generator: torch.Generator) -> Choice:
+    """The pairs of :func:`chosen_pairs` as positions, S = 2; ordered by user.
+
+    With one generator, the users may come in parts: the random choices are those for all users at once.
+    """
     ranked = _ranked(sampled, config)
     if config.kind == "any":
-        better_UN, worse_UN, valid_UN = _any_two(ranked, config.num, seed)
+        better_UN, worse_UN, valid_UN = _any_two(ranked, config.num, generator)
     elif config.kind == "best_random":
-        worse_UN, valid_UN = _random_rest(ranked, config.num, seed)
+        worse_UN, valid_UN = _random_rest(ranked, config.num, generator)
         better_UN = torch.zeros_like(worse_UN)
     else:
         better_UN = torch.arange(min(config.num, ranked.score_US.shape[1])).expand(len(sampled), -1)
@@ -143,12 +146,12 @@ def choose_pairs(sampled: ScoredSessions, config: PairingConfig, seed: int) -> C
     return ranked.choice(user_P, rank_P2)
 
 
-def choose_lists(sampled: ScoredSessions, config: ListingConfig, seed: int) -> Choice:
+def choose_lists(sampled: ScoredSessions, config: ListingConfig, generator: torch.Generator) -> Choice:
     """The best session of each user, and R worse ones: S = 1 + R."""
     _check_enough(sampled, 1 + config.num)
     ranked = _ranked(sampled, config)
     if config.kind == "random":
-        worse_UN, valid_UN = _random_rest(ranked, config.num, seed)
+        worse_UN, valid_UN = _random_rest(ranked, config.num, generator)
     else:
         worse_UN = ranked.num_U1 - 1 - torch.arange(config.num)
         valid_UN = ranked.differ(torch.zeros_like(worse_UN), worse_UN)
@@ -218,22 +221,22 @@ def _first_of_each(item_ids_USK: Tensor) -> Tensor:
     return (first[which_N] == torch.arange(len(which_N))).view(num_users, num_sessions)
 
 
-def _random_rest(ranked: _Ranked, num: int, seed: int) -> tuple[Tensor, Tensor]:
+def _random_rest(ranked: _Ranked, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Ranks [U, N] of different random sessions that differ from the best, and whether there are enough."""
     num_users, num_sessions = ranked.score_US.shape
-    key_US = torch.rand(num_users, num_sessions, generator=torch.Generator().manual_seed(seed))
+    key_US = torch.rand(num_users, num_sessions, generator=generator)
     rank_US = torch.arange(num_sessions).expand(num_users, -1)
     eligible_US = ranked.differ(torch.zeros_like(rank_US), rank_US)
     key_UN, worse_UN = key_US.masked_fill(~eligible_US, -1.0).topk(min(num, num_sessions), dim=1)
     return worse_UN, key_UN >= 0
 
 
-def _any_two(ranked: _Ranked, num: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def _any_two(ranked: _Ranked, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Ranks [U, N] of the better and the worse session of different random pairs, and whether there are enough.
 
     A user has S * (S - 1) / 2 pairs, so users are processed in blocks.
     """
-    num_sessions, generator = ranked.score_US.shape[1], torch.Generator().manual_seed(seed)
+    num_sessions = ranked.score_US.shape[1]
     better_N, worse_N = torch.triu_indices(num_sessions, num_sessions, offset=1)
     found = []
     for users in torch.arange(len(ranked.num_U1)).split(max(1, BLOCK // max(1, len(better_N)))):

@@ -38,7 +38,7 @@ from torch import Tensor
 from feedgym.agents.alignment.groups import Groups, random_groups
 from feedgym.agents.alignment.loop import GroupRows, LoopConfig, train_groups, without_dropout
 from feedgym.agents.pretrain import Progress
-from feedgym.data.batches import EventBatch, ScoredSessions, TensorRows
+from feedgym.data.batches import Histories, ScoredParts, ScoredSessions, TensorRows
 from feedgym.data.parquet import read_batch, write_batch
 from feedgym.data.whole import drop_checkpoints, is_whole, seal
 from feedgym.protocols import GenerativeAgent
@@ -99,8 +99,8 @@ class PolicyGradient(ABC):
     def update(
         self,
         model: GenerativeAgent,
-        histories: EventBatch,
-        sampled: ScoredSessions,
+        histories: Histories,
+        sampled: ScoredSessions | ScoredParts,
         logged_UK: Tensor,
         work: Path,
         progress: Progress | None = None,
@@ -121,8 +121,8 @@ class PolicyGradient(ABC):
     def _update(
         self,
         model: GenerativeAgent,
-        histories: EventBatch,
-        sampled: ScoredSessions,
+        histories: Histories,
+        sampled: ScoredSessions | ScoredParts,
         logged_UK: Tensor,
         work: Path,
         progress: Progress | None,
@@ -132,7 +132,7 @@ class PolicyGradient(ABC):
         counts: dict[str, float] = {"groups": len(groups), "skipped": len(sampled) - len(groups)}
         if not len(groups):
             return counts
-        rows = GroupRows(model, histories.rows(groups.user_idx_U), groups.item_ids_UGK, logged_UK[groups.user_idx_U])
+        rows = GroupRows(model, histories.at(groups.user_idx_U), groups.item_ids_UGK, logged_UK[groups.user_idx_U])
         with without_dropout(model):
             before = logps_before(rows, self.config, Path(work), model, reference)
             rows.columns = self.columns(groups, before)

@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from feedgym.agents.alignment.contrasts import Contrasts, PreferenceLoss
 from feedgym.agents.alignment.pairs import Choice, choose_pairs
 from feedgym.agents.alignment.trainer import run_round
 from feedgym.agents.pretrain import Progress
-from feedgym.data.batches import EventBatch, ScoredSessions
+from feedgym.data.batches import Histories, ScoredParts, ScoredSessions, TensorRows
 from feedgym.protocols import GenerativeAgent
 
 
-class PreferenceMethod(PreferenceLoss):
-    """A method without a reference. An update returns ``pairs`` and the figures of a round (:func:`run_round`)."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Compared(TensorRows):
+    """The sessions of P contrasts: all that a method keeps of a round.
 
-    def choose(self, sampled: ScoredSessions) -> Choice:
-        """The sessions that are compared."""
-        return choose_pairs(sampled, self.config.pairing, self.config.seed)
+    Attributes:
+        user_idx_P: int64 row of the user.
+        item_ids_PSK: int32 sessions, the better ones first.
+        logp_PS: float32 log-probabilities under the model that drew them.
+        prob_win_PS: see :meth:`PreferenceMethod.prob_win`.
+    """
+
+    user_idx_P: Tensor
+    item_ids_PSK: Tensor
+    logp_PS: Tensor
+    prob_win_PS: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.user_idx_P)
+
+
+class PreferenceMethod(PreferenceLoss):
+    """A method without a reference. An update returns ``pairs`` and the figures of a round (:func:`run_round`).
+
+    It reads the sampled sessions part by part and keeps only those it compares, some hundred bytes a contrast.
+    """
+
+    def choose(self, sampled: ScoredSessions, generator: torch.Generator) -> Choice:
+        """The sessions that are compared; the users may come in parts."""
+        return choose_pairs(sampled, self.config.pairing, generator)
 
     def prob_win(self, sampled: ScoredSessions, choice: Choice) -> Tensor | None:
         """Probability that each session is preferred, [P, S], for methods that use it."""
@@ -29,8 +54,8 @@ class PreferenceMethod(PreferenceLoss):
     def update(
         self,
         model: GenerativeAgent,
-        histories: EventBatch,
-        sampled: ScoredSessions,
+        histories: Histories,
+        sampled: ScoredSessions | ScoredParts,
         logged_UK: Tensor,
         work: Path,
         progress: Progress | None = None,
@@ -41,25 +66,43 @@ class PreferenceMethod(PreferenceLoss):
     def _update(
         self,
         model: GenerativeAgent,
-        histories: EventBatch,
-        sampled: ScoredSessions,
+        histories: Histories,
+        sampled: ScoredSessions | ScoredParts,
         logged_UK: Tensor,
         work: Path,
         progress: Progress | None,
         reference: Any = None,
     ) -> dict[str, float]:
-        choice = self.choose(sampled)
-        if not len(choice):
+        kept = self.compared(sampled)
+        if not len(kept):
             return {"pairs": 0}
         contrasts = Contrasts(
             model,
-            histories.rows(choice.user_idx_P),
-            choice.of(sampled.item_ids_USK),
-            logged_UK[choice.user_idx_P],
-            self.prob_win(sampled, choice),
-            choice.of(sampled.logp_US),
+            histories.at(kept.user_idx_P),
+            kept.item_ids_PSK,
+            logged_UK[kept.user_idx_P],
+            kept.prob_win_PS,
+            kept.logp_PS,
         )
-        return {"pairs": len(choice), **run_round(self, model, contrasts, work, progress, reference)}
+        return {"pairs": len(kept), **run_round(self, model, contrasts, work, progress, reference)}
+
+    def compared(self, sampled: ScoredSessions | ScoredParts) -> Compared:
+        """The sessions that are compared, with their users' rows among all."""
+        generator, kept, first = torch.Generator().manual_seed(self.config.seed), [], 0
+        for part in sampled.parts():
+            chosen = self._compared(part, generator)
+            kept.append(replace(chosen, user_idx_P=first + chosen.user_idx_P))
+            first += len(part)
+        return Compared.cat(kept)
+
+    def _compared(self, part: ScoredSessions, generator: torch.Generator) -> Compared:
+        choice = self.choose(part, generator)
+        return Compared(
+            user_idx_P=choice.user_idx_P,
+            item_ids_PSK=choice.of(part.item_ids_USK).int(),
+            logp_PS=choice.of(part.logp_US),
+            prob_win_PS=self.prob_win(part, choice),
+        )
 
 
 class ReferencedMethod(PreferenceMethod):
@@ -68,8 +111,8 @@ class ReferencedMethod(PreferenceMethod):
     def update(
         self,
         model: GenerativeAgent,
-        histories: EventBatch,
-        sampled: ScoredSessions,
+        histories: Histories,
+        sampled: ScoredSessions | ScoredParts,
         logged_UK: Tensor,
         work: Path,
         progress: Progress | None = None,

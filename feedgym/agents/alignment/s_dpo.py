@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 from feedgym.agents.alignment.contrasts import Opinions, UpdateConfig
 from feedgym.agents.alignment.pairs import Choice, ListingConfig, choose_lists
@@ -36,9 +36,9 @@ class SDPO(ReferencedMethod):
     title = "S-DPO"
     Config = SDPOConfig
 
-    def choose(self, sampled: ScoredSessions) -> Choice:
+    def choose(self, sampled: ScoredSessions, generator: Generator) -> Choice:
         """One session and several worse ones."""
-        return choose_lists(sampled, self.config.rejected, self.config.seed)
+        return choose_lists(sampled, self.config.rejected, generator)
 
     def loss(self, opinions: Opinions) -> Tensor:
         """The loss in the class's docstring."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,12 @@ import numpy as np
 import torch
 
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig, sample_sessions, score_sessions
-from feedgym.data.batches import EventBatch, ScoredSessions, SessionBatch, TensorRows
-from feedgym.data.parquet import read_batch, write_batch
+from feedgym.data.batches import EventBatch, SessionBatch
+from feedgym.data.parquet import write_batch
 from feedgym.experiments.align.pool import Pool, World
 from feedgym.experiments.align.presets import RoundsConfig
 from feedgym.experiments.align.probe import Probe, probe_metrics
+from feedgym.experiments.align.shards import SampledRound, Shard
 from feedgym.experiments.progress import progress
 from feedgym.experiments.rollouts import Rollouts, generator_of
 from feedgym.protocols import SessionReward
@@ -26,42 +26,14 @@ PROBE_BLOCK = 16
 """Users of a probe between two steps of the progress bar."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SampledRound(TensorRows):
-    """One round's sessions with the reward's scores, and with their true values if those are known.
-
-    Attributes:
-        row_U: int64 rows of the users' logged sessions in the pool.
-        item_ids_USK: int64 sampled sessions.
-        logp_US, logp_legal_US, logp_allowed_US, logp_drawn_US: float32, see :class:`feedgym.data.batches.SessionBatch`.
-        score_US: float32, the scores that methods learn from: the reward's, or the true values in a study.
-        truth_US: float32, the simulator's true values; None on a recorded log.
-    """
-
-    row_U: torch.Tensor
-    item_ids_USK: torch.Tensor
-    logp_US: torch.Tensor
-    logp_legal_US: torch.Tensor
-    logp_allowed_US: torch.Tensor
-    logp_drawn_US: torch.Tensor
-    score_US: torch.Tensor
-    truth_US: torch.Tensor | None = None
-
-    def for_method(self) -> ScoredSessions:
-        """The part that an alignment method may see: everything except the truth."""
-        return ScoredSessions(
-            item_ids_USK=self.item_ids_USK, score_US=self.score_US, logp_US=self.logp_US,
-            logp_allowed_US=self.logp_allowed_US, logp_drawn_US=self.logp_drawn_US,
-        )  # fmt: skip
-
-
 def sample_round(
     config: RoundsConfig, pool: Pool, world: World, workers: Rollouts, agent: GenerativeRecommender, t: int,
-    work: Path | None = None, *, base: GenerativeRecommender, reward: SessionReward, seed: int,
+    work: Path, *, base: GenerativeRecommender, reward: SessionReward, seed: int,
 ) -> SampledRound:  # fmt: skip
     """Draw round t's users (Algorithm 2, line 4) and 128 sessions each from the snapshot, with scores and true values.
 
-    Users come in shards, and a finished shard is kept in ``work``: a killed run continues from there.
+    Users come in shards, so memory does not grow with their number, except for that of their row numbers. A finished
+    shard is kept in ``work``: a killed run continues from there.
 
     Args:
         config: numbers of users and sessions.
@@ -70,7 +42,7 @@ def sample_round(
         workers: run the work.
         agent: the snapshot.
         t: the round's number.
-        work: the stage's folder; if left out, nothing is kept.
+        work: the stage's folder.
         base: the agent before the first round.
         reward: scores the sessions.
         seed: together with the round's number, the seed of the users and their sessions.
@@ -79,25 +51,21 @@ def sample_round(
     row_U = torch.from_numpy(pool.draw_users(config.user_share, rng, config.served_share))
     drawing = agent if config.on_policy else base
     size = workers.config.users_per_task * workers.config.tasks_per_shard
-    shards = []
+    paths = []
     for low in range(0, len(row_U), size):
-        path = None if work is None else work / f"shard-{low}.safetensors"
-        if path is None or not path.exists():
+        rows = row_U[low : low + size]
+        path = work / f"users-{low}-{low + len(rows)}.safetensors"  # a run may go on with shards of another size
+        if not path.exists():
             of = f"Round {t}" if len(row_U) <= size else f"Round {t}, users from {low:,} of {len(row_U):,}"
-            rows = row_U[low : low + size]
-            shard = _sampled(config, pool, world, workers, drawing, rows, low, of, reward, (seed, t))
-            if path is not None:
-                write_batch(shard, path)
-        else:
-            shard = read_batch(SampledRound, path)
-        shards.append(shard)
-    return SampledRound.cat(shards)
+            write_batch(_sampled(config, pool, world, workers, drawing, rows, low, of, reward, (seed, t)), path)
+        paths.append(path)
+    return SampledRound(paths)
 
 
 def _sampled(
     config: RoundsConfig, pool: Pool, world: World, workers: Rollouts, agent: GenerativeRecommender,
     row_U: torch.Tensor, low: int, of: str, reward: SessionReward, seed: tuple[int, ...],
-) -> SampledRound:  # fmt: skip
+) -> Shard:  # fmt: skip
     """A shard of :func:`sample_round`: the users from number ``low`` of the round."""
     histories = pool.imitate.histories.rows(row_U)
     with progress(f"{of}: sampling, scoring") as step:
@@ -105,7 +73,7 @@ def _sampled(
     with progress(f"{of}: true values") as step:
         truth_US = world.true_value(pool, row_U.numpy(), sessions.item_ids_USK.numpy(), step)
     truth = None if truth_US is None else torch.from_numpy(truth_US)
-    return SampledRound(
+    return Shard(
         row_U=row_U,
         item_ids_USK=sessions.item_ids_USK,
         logp_US=sessions.logp_US,
@@ -182,28 +150,21 @@ def _looked_at(
     return sessions.item_ids_USK, *logps, torch.stack([reward(histories, sessions) for reward in rewards], dim=2)
 
 
-def round_metrics(probe: Probe, pool: Pool, sampled: SampledRound | None = None) -> dict[str, float]:
+def round_metrics(probe: Probe, pool: Pool, sampled: Iterable[Shard] | None = None) -> dict[str, float]:
     """Figures of the agent after a round.
 
     Args:
         probe: probe of the held-out users, who are the same after every round: means, entropy, divergence and
             diversity.
         pool: source of the catalogue.
-        sampled: the sessions of the next round, if there is one. From them come the maxima over a user's sessions, the
-            truth of the best by the score, and legality.
+        sampled: the sessions of the next round by shards, if there is one. From them come the maxima over a user's
+            sessions, the truth of the best by the score, and legality.
     """
     metrics = probe_metrics(probe) | {"diversity": pool.diversity(probe.item_ids_USK.numpy()).mean().item()}
     if sampled is None:
         return metrics
-    metrics |= {
-        "model_max": sampled.score_US.amax(dim=1).mean().item(),
-        "legality": sampled.logp_legal_US.exp().mean().item(),
-    }
-    if sampled.truth_US is not None:
-        best_U1 = sampled.score_US.argmax(dim=1, keepdim=True)
-        metrics["true_max"] = sampled.truth_US.amax(dim=1).mean().item()
-        metrics["true_of_best"] = sampled.truth_US.gather(1, best_U1).mean().item()
-    return metrics
+    told = [shard.figures_by_user() for shard in sampled]
+    return metrics | {name: torch.cat([figures[name] for figures in told]).mean().item() for name in told[0]}
 
 
 def cloud(probe: Probe, t: int, points: int = 1500) -> dict[str, Any]:

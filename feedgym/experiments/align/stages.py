@@ -10,7 +10,7 @@ from feedgym.data.parquet import read_batch, write_batch
 from feedgym.experiments.against import rivals_key
 from feedgym.experiments.align.presets import AlignConfig, RoundsConfig
 from feedgym.experiments.align.probe import Probe
-from feedgym.experiments.align.rounds import SampledRound
+from feedgym.experiments.align.shards import SampledRound
 from feedgym.experiments.align.world import plan_world
 from feedgym.experiments.configs import CostConfig
 from feedgym.experiments.cost import MEASURED_HERE
@@ -25,10 +25,7 @@ REWARD: Codec[RewardModel | RewardEnsemble] = Codec(
     lambda model, folder: model.save_pretrained(folder), load_reward_model
 )
 """Codec of a reward model, or of an ensemble."""
-SAMPLED: Codec[SampledRound] = Codec(
-    lambda sampled, folder: write_batch(sampled, folder / "sampled.safetensors"),
-    lambda folder: read_batch(SampledRound, folder / "sampled.safetensors"),
-)
+SAMPLED: Codec[SampledRound] = Codec(lambda sampled, folder: sampled.save(folder), SampledRound.load)
 """Codec of a round's sessions."""
 PROBE: Codec[Probe] = Codec(
     lambda probe, folder: write_batch(probe, folder / "probe.safetensors"),

@@ -21,7 +21,7 @@ from feedgym.experiments.align.agents import new_model
 from feedgym.experiments.align.pool import Pool, World
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.align.probe import Probe
-from feedgym.experiments.align.rounds import SampledRound
+from feedgym.experiments.align.shards import SampledRound
 from feedgym.experiments.exposure import FEW, times_seen
 from feedgym.experiments.progress import progress, say
 from feedgym.plugins import built, title_of, with_seed
@@ -104,8 +104,7 @@ def drawn_at_random(pool: Pool) -> Requests | None:
     row_N = row_N[np.isin(user_of_rows(log)[row_N], held_out.user_idx_N)]
     if not len(row_N):
         return None
-    length = pool.unseen.histories.item_ids_UT.shape[1]
-    return Requests.of((log, pool.catalog), exposures_as_sessions(log, row_N), length)
+    return Requests.of((log, pool.catalog), exposures_as_sessions(log, row_N), pool.unseen.histories.length)
 
 
 def diversity_of(probes: Sequence[Probe], pool: Pool) -> Any:
@@ -125,7 +124,7 @@ def updated(
     """Update the last snapshot by the method, which sees the scores and never the truth."""
     method: AlignmentMethod = built("method", config.method, with_seed(config.method_options, config.seed + t))
     model = copy.deepcopy(snapshot)
-    histories, logged_UK = pool.imitate.histories.rows(sampled.row_U), pool.imitate.targets_NK[sampled.row_U]
+    histories, logged_UK = pool.imitate.histories.at(sampled.row_U), pool.imitate.targets_NK[sampled.row_U]
     torch.manual_seed(config.seed + t)  # a method may leave dropout to torch's own generator
     other = {"reference": base} if config.rounds.reference == "base" else {}
     with progress(f"Round {t}: {title_of('method', config.method)}") as step:

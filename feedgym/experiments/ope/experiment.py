@@ -118,7 +118,7 @@ def told(config: OPERun, finished: FinishedRun, log: EventLog, number: int, work
     """Estimate every agent from a log, and compute the truth; see :func:`feedgym.experiments.ope.table.told_of_log`."""
     visits = judging_visits(config, finished.config, simulator_of(finished), log, finished.catalog, number)
     opinion = Opinion(finished.reward) if hasattr(finished.reward, "with_weights") else None
-    histories = visits.requests.histories
+    histories = visits.histories
     model_NK = None if opinion is None else opinion.by_place(histories, visits.slates_NK)
     slates = all_slates(config, visits, finished.catalog.num_items)
     targets = targets_of(config, finished, visits, opinion)

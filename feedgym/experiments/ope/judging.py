@@ -142,7 +142,7 @@ def answers(
     own_N1K, others_NSK = drawn_NSK[:, :1], drawn_NSK[:, 1:]
     value_N = None
     if opinion is not None:
-        value_N = opinion.values(visits.requests.histories, others_NSK).mean(axis=1)
+        value_N = opinion.values(visits.histories, others_NSK).mean(axis=1)
     prob_NA = None
     if isinstance(slates, Slates):
         prob_NA = np.exp(target.log_probs(slates.slates_NAK).sum(axis=2))

@@ -103,7 +103,7 @@ class AgentFamily:
         return self._drawn[1][:, way]
 
     def _asked(self) -> tuple[Any, Any, Any]:
-        return self.agent.model, self.agent.trie, self.visits.requests.histories
+        return self.agent.model, self.agent.trie, self.visits.histories
 
     def _sampling(self, each: int) -> SeveralSamplings:
         return SeveralSamplings(ways=self.ways, each=each, block_seen=self.ways[0].block_seen)
@@ -173,7 +173,7 @@ def random_logits(visits: JudgingVisits, catalog: Catalog) -> Tensor:
 
 def content_logits(visits: JudgingVisits, catalog: Catalog, block_seen: bool) -> Tensor:
     """Cosines [N, I] of the items' contents with the mean content of liked items in the history."""
-    return served_alone(content_cosines(visits.requests.histories, catalog), visits, catalog, block_seen)
+    return served_alone(content_cosines(visits.histories, catalog), visits, catalog, block_seen)
 
 
 def content_cosines(histories: EventBatch, catalog: Catalog, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -187,13 +187,13 @@ def content_cosines(histories: EventBatch, catalog: Catalog, dtype: torch.dtype 
 def ranker_logits(visits: JudgingVisits, popular_NI: Tensor, opinion: Opinion, num_items: int) -> Tensor:
     """The reward model's predictions [N, I] for the most popular items, each by itself; no others are served."""
     top_NC = popular_NI.topk(min(num_items, popular_NI.shape[1]), dim=1).indices
-    value_NC = torch.from_numpy(opinion.values(visits.requests.histories, top_NC[..., None].numpy())).float()
+    value_NC = torch.from_numpy(opinion.values(visits.histories, top_NC[..., None].numpy())).float()
     return torch.full_like(popular_NI, NOWHERE).scatter(1, top_NC, value_NC)
 
 
 def served_alone(logit_NI: Tensor, visits: JudgingVisits, catalog: Catalog, block_seen: bool) -> Tensor:
     """Mask logits of items that do not exist and, if asked for, lower those of items that the user has seen."""
-    histories = visits.requests.histories
+    histories = visits.histories
     if block_seen:
         logit_NI = logit_NI + SEEN_LOGIT * shown_mask(histories, catalog.num_items)
     exists_NI = existing_items(histories, catalog, visits.policy.session_length)

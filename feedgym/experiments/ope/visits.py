@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog, EventLog, LoggedSessions
 from feedgym.data.requests import Requests
 from feedgym.data.sessions import logged_sessions
@@ -65,6 +66,11 @@ class JudgingVisits:
 
     def __len__(self) -> int:
         return len(self.user_N)
+
+    @cached_property
+    def histories(self) -> EventBatch:
+        """The histories, which are all needed at once and again for each agent."""
+        return self.requests.histories.rows(slice(None))
 
     @cached_property
     def slates_NK(self) -> NDArray[np.int64]:

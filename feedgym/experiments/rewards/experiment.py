@@ -156,7 +156,7 @@ class _Shared:
         users, base = run.config.probe.users, run.agents["base"]
         histories = pool.probed(users).histories
         with torch.inference_mode(), progress("Searching with the base") as step:
-            items_USK = base.beams(histories, beams).item_ids_USK.cpu()  # type: ignore[attr-defined]
+            items_USK = base.beams(histories.rows(slice(None)), beams).item_ids_USK.cpu()  # type: ignore[attr-defined]
             truth = run.world.probed_values(pool, users, items_USK.numpy(), run.config.probe.replicas, step)
         assert truth is not None  # a comparison has simulated users
         return Found(item_ids_USK=items_USK, truth_half_US2=torch.from_numpy(truth))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from feedgym.data.batches import EventBatch
+from feedgym.data.batches import Histories
 from feedgym.data.events import LoggedSessions
 from feedgym.envs.logging_policy import RANDOM, LoggingConfig, rules_of
 from feedgym.envs.luck import LOG_GROUP, user_seeds
@@ -81,7 +81,7 @@ def served_at_random(config: AlignConfig, sessions: LoggedSessions) -> NDArray[n
 
 
 def against_log(
-    reward: SessionReward, histories: EventBatch, sessions: LoggedSessions, weights: RewardWeights, where: str = "log"
+    reward: SessionReward, histories: Histories, sessions: LoggedSessions, weights: RewardWeights, where: str = "log"
 ) -> Any:
     """Measure offline how a reward's scores of held-out sessions agree with users' responses.
 
