@@ -1,6 +1,6 @@
 """Logged sessions as requests, each with the history that was known when it was requested.
 
-Histories are built from the log as they are asked for: a history takes some 30 bytes until then, and 45 bytes an event
+Histories are built from the log as they are asked for. A history takes some 30 bytes until then, and 45 bytes an event
 after that.
 """
 
