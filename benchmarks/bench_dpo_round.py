@@ -80,7 +80,7 @@ def bare_steps(model: Any, histories: EventBatch, scored: ScoredSessions, logged
     for _ in range(config.epochs):
         for row_P in torch.randperm(USERS).split(config.batch_size):
             batch = contrasts.batch(row_P)
-            logged_PM = contrasts.logged_PM[row_P]
+            logged_PM = model.session_tokens(logged_UK[row_P])
             tokens_RM = torch.cat([batch.pop("input_ids"), logged_PM])
             counted_RM = torch.cat([batch.pop("completion_mask").bool(), logged_PM > Vocabulary.bos_id])
             batch["attention_mask"] = (tokens_RM != Vocabulary.pad_id).long()
