@@ -72,7 +72,7 @@ class SampledRound:
         return map(self._read, range(len(self.paths)))
 
     def for_method(self) -> ScoredParts:
-        """What an alignment method may see; it reads a part at a time."""
+        """The sessions as an alignment method may see them, without the truth, read a part at a time."""
         return ScoredParts(self._sizes, lambda number: self._read(number).for_method())
 
     def whole(self) -> Shard:
