@@ -165,7 +165,7 @@ def speed(name: str) -> str:
 
 
 def times(ratio: float) -> str:
-    """A ratio in three digits."""
+    """A pace or a ratio in three digits."""
     return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.3g}"
 
 

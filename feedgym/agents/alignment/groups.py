@@ -6,12 +6,16 @@ Rewards are given to whole sessions, so all codes of a session share its advanta
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from feedgym.data.batches import ScoredParts, ScoredSessions, TensorRows
+
+RowsT = TypeVar("RowsT", bound=TensorRows)
 
 NO_SPREAD = 1e-6
 """Groups whose scores have a smaller standard deviation cannot rank their sessions."""
@@ -49,13 +53,28 @@ def random_groups(sampled: ScoredSessions | ScoredParts, size: int, seed: int) -
     differ are left out. Nothing can be learned from them, and dividing by their spread would leave only rounding
     errors.
     """
-    generator, found, first = torch.Generator().manual_seed(seed), [], 0
-    for part in sampled.parts():
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(part: ScoredSessions, first: int) -> Groups:
         order_US = torch.rand(part.score_US.shape, generator=generator).argsort(dim=1)
         groups = chosen(part, order_US[:, :size], first)
-        found.append(groups.rows(differ(groups.score_UG)))
+        return groups.rows(differ(groups.score_UG))
+
+    return kept_of(sampled, drawn)
+
+
+def kept_of(sampled: ScoredSessions | ScoredParts, keep: Callable[[ScoredSessions, int], RowsT]) -> RowsT:
+    """Put together what a method keeps of a round: ``keep(part, first)`` of each part.
+
+    Args:
+        sampled: the sessions, read a part at a time.
+        keep: takes a part, and the row of its first user among all users.
+    """
+    kept, first = [], 0
+    for part in sampled.parts():
+        kept.append(keep(part, first))
         first += len(part)
-    return Groups.cat(found)
+    return type(kept[0]).cat(kept)
 
 
 def chosen(sampled: ScoredSessions, idx_UG: Tensor, first: int = 0) -> Groups:

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from feedgym.agents.alignment.groups import NO_SPREAD, chosen, differ
+from feedgym.agents.alignment.groups import NO_SPREAD, chosen, differ, kept_of
 from feedgym.agents.alignment.loop import GroupRows, LoopConfig, train_groups, without_dropout
 from feedgym.agents.alignment.policy_gradient import Behaviour, mean_of_session
 from feedgym.agents.pretrain import Progress
@@ -222,18 +222,17 @@ def imitate(
 
 def _imitated(sampled: ScoredSessions | ScoredParts, pick: Pick) -> Imitated:
     """The sessions to imitate, of users whose scores differ."""
-    taken, first = [], 0
-    for part in sampled.parts():
+
+    def taken(part: ScoredSessions, first: int) -> Imitated:
         idx_UG, weight_UG = pick(part)
-        groups, learned_U = chosen(part, idx_UG, first), differ(part.score_US)
-        some = groups.rows(learned_U)
-        weight_UG = weight_UG[learned_U]
-        gain_U = (some.score_UG * weight_UG).sum(1) - part.score_US[learned_U].mean(1)
-        taken.append(
-            Imitated(user_idx_U=some.user_idx_U, item_ids_UGK=some.item_ids_UGK, weight_UG=weight_UG, gain_U=gain_U)
+        learned_U = differ(part.score_US)
+        groups, weight_UG = chosen(part, idx_UG, first).rows(learned_U), weight_UG[learned_U]
+        gain_U = (groups.score_UG * weight_UG).sum(1) - part.score_US[learned_U].mean(1)
+        return Imitated(
+            user_idx_U=groups.user_idx_U, item_ids_UGK=groups.item_ids_UGK, weight_UG=weight_UG, gain_U=gain_U
         )
-        first += len(part)
-    return Imitated.cat(taken)
+
+    return kept_of(sampled, taken)
 
 
 def weighted_nll(logp_BGKL: Tensor, mask_BGKL: Tensor, weight_BG: Tensor) -> Tensor:

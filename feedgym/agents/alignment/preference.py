@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from feedgym.agents.alignment.contrasts import Contrasts, PreferenceLoss
+from feedgym.agents.alignment.groups import kept_of
 from feedgym.agents.alignment.pairs import Choice, choose_pairs
 from feedgym.agents.alignment.trainer import run_round
 from feedgym.agents.pretrain import Progress
@@ -88,21 +89,18 @@ class PreferenceMethod(PreferenceLoss):
 
     def compared(self, sampled: ScoredSessions | ScoredParts) -> Compared:
         """The sessions that are compared, with their users' rows among all."""
-        generator, kept, first = torch.Generator().manual_seed(self.config.seed), [], 0
-        for part in sampled.parts():
-            chosen = self._compared(part, generator)
-            kept.append(replace(chosen, user_idx_P=first + chosen.user_idx_P))
-            first += len(part)
-        return Compared.cat(kept)
+        generator = torch.Generator().manual_seed(self.config.seed)
 
-    def _compared(self, part: ScoredSessions, generator: torch.Generator) -> Compared:
-        choice = self.choose(part, generator)
-        return Compared(
-            user_idx_P=choice.user_idx_P,
-            item_ids_PSK=choice.of(part.item_ids_USK).int(),
-            logp_PS=choice.of(part.logp_US),
-            prob_win_PS=self.prob_win(part, choice),
-        )
+        def chosen(part: ScoredSessions, first: int) -> Compared:
+            choice = self.choose(part, generator)
+            return Compared(
+                user_idx_P=first + choice.user_idx_P,
+                item_ids_PSK=choice.of(part.item_ids_USK).int(),
+                logp_PS=choice.of(part.logp_US),
+                prob_win_PS=self.prob_win(part, choice),
+            )
+
+        return kept_of(sampled, chosen)
 
 
 class ReferencedMethod(PreferenceMethod):
