@@ -11,6 +11,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "plugins"))  # my_lab, a package of somebody else's
 
+# W&B's record takes seconds a run; the tests of it ask for it.
+os.environ["WANDB_MODE"] = "disabled"
+
 # The same examples in every run, so that a change is what breaks a test; HYPOTHESIS_PROFILE=explore looks for new ones.
 hypothesis.settings.register_profile("repeat", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("explore", deadline=None)

@@ -27,15 +27,7 @@ END_TO_END = {"base", "aligned", "base_searched", "aligned_searched"}
 SMALL = RankerSizes(d_model=8, num_layers=1, num_heads=2, dropout=0.0)
 AGENTS = {"random", "popular", "retrieved", "ranked", "cascade", "oracle"} | END_TO_END
 
-pytestmark = pytest.mark.usefixtures("one_thread", "untracked")
-
-
-@pytest.fixture(scope="module")
-def untracked():
-    """W&B's record is another test's matter, and takes seconds a run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "disabled")
-        yield
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def summary_of(folder):
@@ -43,7 +35,7 @@ def summary_of(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(one_thread, untracked, aligned_run, tmp_path_factory):
+def finished(one_thread, aligned_run, tmp_path_factory):
     """The smoke contest against a tiny run."""
     folder = tmp_path_factory.mktemp("cascade") / "run"
     main(["compare", "cascade-smoke", "--against", str(aligned_run), "--run", str(folder)])

@@ -282,7 +282,6 @@ SMALL = ["--judge.users", "8", "--judge.beams", "0", "--cycles.users", "4", "--p
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_figures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     options = [*SMALL, "--cycles.base", "continue", "--cycles.reward", "continue"]
     main(["run", "onerec-cycles-smoke", *options, "--run", "whole"])
 

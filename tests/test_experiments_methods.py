@@ -31,10 +31,9 @@ TINY = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def untracked():
-    """W&B's records and the cells' own reports are other tests' matter, and take seconds each."""
+def unreported():
+    """The cells' own reports are other tests' matter, and take seconds each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "disabled")
         patch.setattr(report, "write_report", lambda summary, folder: (folder / "report.html").touch())
         yield
 
@@ -241,7 +240,7 @@ def test_figures_of_a_cell_are_those_of_its_first_and_last_look():
 
 
 @pytest.fixture(scope="module")
-def finished(one_thread, untracked, tmp_path_factory):
+def finished(one_thread, unreported, tmp_path_factory):
     """Two methods with two seeds."""
     folder = tmp_path_factory.mktemp("methods") / "run"
     main(["compare", "methods-smoke", "--ray", "off", "--set", *TINY, "--run", str(folder)])

@@ -235,7 +235,6 @@ def test_mistakes_are_told_in_a_line(options, says, tmp_path, capsys):
 def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rewards") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WANDB_MODE", "disabled")
         patch.setattr(report, "write_report", lambda summary, folder: (folder / "report.html").touch())
         some = ["--rewards", "plain", "narrow", "clicks", "diversity", "--seeds", "0", "--beams", "3"]
         main(["compare", "rewards-smoke", *some, "--ray", "off", "--set", *TINY, "--run", str(folder)])

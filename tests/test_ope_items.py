@@ -111,8 +111,7 @@ def test_a_log_without_chances_is_refused_in_one_line(kuairand, capsys, tmp_path
     assert "no exposure with a known probability of being shown" in capsys.readouterr().err
 
 
-def test_by_the_command_line_on_a_simulated_log(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+def test_by_the_command_line_on_a_simulated_log(tmp_path, capsys):
     main(["compare", "ope-items-smoke", "--run", str(tmp_path / "run")])
     said, summary = capsys.readouterr().out, json.loads((tmp_path / "run" / "summary.json").read_text())
     assert "popular at 4" in said and "the truth is unknown" in " ".join(said.split())

@@ -207,8 +207,7 @@ def test_the_agents_training_is_a_preset_with_options():
         training(replace(ope_smoke(), end_to_end="sasrec"))
 
 
-def test_the_whole_of_it_by_the_command_line_and_again_without_any_work(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "disabled")
+def test_the_whole_of_it_by_the_command_line_and_again_without_any_work(tmp_path, capsys):
     folder = tmp_path / "run"
     main(["compare", "ope-smoke", "--run", str(folder), "--logs", "1"])
     said, summary = capsys.readouterr(), json.loads((folder / "summary.json").read_text())

@@ -317,7 +317,6 @@ def test_what_is_taken_runs_to_its_end(tmp_path, monkeypatch, capsys):
         (folder / "report.html").write_text("")
 
     monkeypatch.setattr("feedgym.experiments.report.write_report", no_plots)  # plots take longest
-    monkeypatch.setenv("WANDB_MODE", "disabled")
     taken: dict[Any, tuple[Option, str]] = {}
     for name in os.environ.get("FEEDGYM_OPTIONS_PRESETS", ",".join(BASES)).split(","):
         for option in options_of(name, ALL[name]()):
