@@ -1,5 +1,6 @@
 """Lets test files import the helpers that lie beside them (the import mode is importlib), and trains what many need."""
 
+import gc
 import os
 import sys
 from dataclasses import replace
@@ -18,6 +19,12 @@ os.environ["WANDB_MODE"] = "disabled"
 hypothesis.settings.register_profile("repeat", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
+
+
+def pytest_collection_finish():
+    """Leaves what is imported by now out of all garbage collections: the Trainer asks for a whole one per training."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
