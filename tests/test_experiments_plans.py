@@ -3,6 +3,7 @@
 import types
 import typing
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -133,8 +134,11 @@ def changed(config, name):
         part = changed(getattr(config, head), rest)
         return part and retold(config, head, part)
     value = getattr(config, head)
-    found = (retold(config, head, other) for other in others(head, value, get_type_hints(type(config))[head]))
+    found = (retold(config, head, other) for other in others(head, value, hints_of(type(config))[head]))
     return next((other for other in found if other and getattr(other, head) != value), None)
+
+
+hints_of = cache(get_type_hints)
 
 
 def retold(config, name, value):
@@ -167,11 +171,11 @@ def others(name, value, hint):
     return [other for other in found if other is not None]
 
 
-def unlike(config, name):
+def unlike(config, name, plan):
     """What is wrong with a field: it decides a key and is declared inert, or neither; None if all is well."""
     if (other := changed(config, name)) is None:
         return None
-    plan, after = (kind_of(config).plan(each) for each in (config, other))
+    after = kind_of(config).plan(other)
     parts = name.split(".")
     inert = any(".".join(parts[:depth]) in plan.inert for depth in range(1, len(parts) + 1))
     if (dict(after) != dict(plan)) is inert:
@@ -179,23 +183,27 @@ def unlike(config, name):
     return None
 
 
+def faults(config, names):
+    """What is wrong with some fields, each beside the same plan."""
+    plan = kind_of(config).plan(config)
+    return [fault for name in names if (fault := unlike(config, name, plan))]
+
+
 @pytest.mark.parametrize("name", BASES)
 def test_every_field_changes_a_stages_key_or_is_declared_inert(name):
-    found = [unlike(BASES[name], leaf) for leaf in leaves(BASES[name]) if not leaf.endswith("against")]  # below
-    assert [fault for fault in found if fault] == []
+    assert faults(BASES[name], [leaf for leaf in leaves(BASES[name]) if not leaf.endswith("against")]) == []  # below
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_option_of_a_method_changes_a_stages_key(name):
-    found = [unlike(METHODS[name], leaf) for leaf in leaves(METHODS[name]) if leaf.startswith("method_options.")]
-    assert found and [fault for fault in found if fault] == []
+    options = [leaf for leaf in leaves(METHODS[name]) if leaf.startswith("method_options.")]
+    assert options and faults(METHODS[name], options) == []
 
 
 @pytest.mark.parametrize("preset", ["rllib-smoke", "cascade-smoke", "ope-smoke"])
 def test_beside_the_agents_of_another_run_too(preset, aligned_run):
     config = replace(SMOKES[preset](), against=str(aligned_run))
-    found = [unlike(config, leaf) for leaf in leaves(config) if not leaf.endswith("against")]
-    assert [fault for fault in found if fault] == []
+    assert faults(config, [leaf for leaf in leaves(config) if not leaf.endswith("against")]) == []
     assert dict(kind_of(config).plan(config)) != dict(kind_of(config).plan(SMOKES[preset]()))
 
 

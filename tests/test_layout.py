@@ -4,7 +4,9 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -50,9 +52,14 @@ def module_name(path):
 MODULES = {module_name(path): path for path in source_files()}
 
 
+@cache
+def tree_of(path):
+    return ast.parse(path.read_text())
+
+
 def imported(path):
     """Absolute names of all modules a file imports, wherever in the file: in functions and for types too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -139,10 +146,29 @@ def test_the_big_libraries_are_imported_where_the_list_says(library):
     assert users and all(user.startswith(tuple(ONLY_IN[library])) for user in users)
 
 
+def imported_at_once(node):
+    """Names of the modules that are imported together with a file: outside of its functions."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            yield from (alias.name for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            yield child.module
+        elif not isinstance(child, ast.FunctionDef):
+            yield from imported_at_once(child)
+
+
+def test_trl_takes_seconds_to_import_and_is_not_imported_before_a_round_trains():
+    tree = ast.parse("if True:\n    from trl.trainer import utils\ndef train():\n    import trl")
+    assert [*imported_at_once(tree)] == ["trl.trainer"]
+    for folder in ONLY_IN["trl"]:
+        for path in (ROOT / folder).glob("*.py"):
+            names = {name.split(".")[0] for name in imported_at_once(tree_of(path))}
+            assert "trl" not in names, f"{path.name} imports trl outside of a function"
+
+
 def test_hugging_faces_tokenizers_is_not_shadowed_by_ours():
-    code = "import feedgym, tokenizers; from transformers import AutoTokenizer; print(tokenizers.__version__)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent)
-    assert done.returncode == 0, done.stderr
+    found = PathFinder.find_spec("tokenizers", [str(ROOT.parent), *sys.path])
+    assert not Path(found.origin).is_relative_to(ROOT)
 
 
 def test_no_pickle_is_loaded():
@@ -153,7 +179,7 @@ def test_no_pickle_is_loaded():
 
 
 def names_in(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         name = getattr(node, "id", None) or getattr(node, "attr", None) or getattr(node, "arg", None)
         if isinstance(name, str):
             yield name
