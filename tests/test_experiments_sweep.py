@@ -218,7 +218,8 @@ def test_trials_report_each_round_share_the_store_and_end_before_the_judges(tmp_
 
 def arguments(folder, *more):
     space = ["--space", "fit.lr=loguniform(1e-4,1e-2)", "--set", "epochs=3", "log.users=60", "log.visits=4"]
-    return ["sweep", "sasrec-smoke", *space, "--num-samples", "2", "--tracker", "none", "--run", str(folder), *more]
+    few = ["--num-samples", "2", "--workers", "1", "--tracker", "none"]  # each worker imports the libraries anew
+    return ["sweep", "sasrec-smoke", *space, *few, "--run", str(folder), *more]
 
 
 def test_a_sweep_by_the_command_line(tmp_path, capsys):
