@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(STAMP)
 
-demo: install  ## pretrain OneRec on the simulator's log, align it, judge it by the true users (about 6 minutes)
+demo: install  ## pretrain OneRec on the simulator's log, align it, judge it by the true users (about 5 minutes)
 	$(BIN)/feedgym demo
 
 # A process a core, each on one thread: the tests' networks are too small to gain by more.

@@ -110,7 +110,7 @@ def greeting() -> str:
         "feedgym: does aligning a generative recommender make users better off? Simulated users know.",
         "",
         *((went_on if done else stopped) if last else []),
-        f"  {'feedgym demo':<46}the whole experiment in about 6 minutes; ends with a report",
+        f"  {'feedgym demo':<46}the whole experiment in about 5 minutes; ends with a report",
         f"  {'feedgym run onerec-ipa-smoke':<46}the same, far too small to mean anything: does it run here?",
         f"  {'feedgym list presets':<46}all experiments; also models, methods, envs, data ...",
         f"  {'feedgym doctor':<46}this machine and its libraries",
@@ -180,13 +180,13 @@ def _line_of(box: str, command: str, root: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo(Ranged):
-    """The whole experiment on simulated users, in about 6 minutes on 2 cores.
+    """The whole experiment on simulated users, in about 5 minutes on 2 cores.
 
     Pretrains OneRec on the log of 4,000 users and aligns it by iterated DPO against a reward model. Then it serves 280
-    fresh users for 30 visits each. Then it compares it with the agent before alignment and three references, and writes
-    a report.
+    fresh users for 30 visits each. Then it compares it with the agent before alignment, with both agents' beam search
+    and best of 16 sessions, and with three references, and writes a report.
 
-    It is `feedgym run onerec-ipa` without options; see its help for all of them.
+    It is `feedgym run onerec-ipa --judge.best-of 16`; see its help for all options.
     """
 
     seed: Seed = 0
@@ -208,11 +208,11 @@ class Demo(Ranged):
 
 
 def demo(arguments: Sequence[str]) -> None:
-    """Pretrain, align and judge OneRec on simulated users: the whole experiment in about 6 minutes on 2 cores."""
+    """Pretrain, align and judge OneRec on simulated users: the whole experiment in about 5 minutes on 2 cores."""
     options = _parse(Demo, "demo", arguments)
-    from feedgym.experiments.align.presets import small
+    from feedgym.experiments.align.presets import demo as preset
 
-    config = replace(small(), seed=options.seed) if options.resume is None else read_config(options.resume)
+    config = replace(preset(), seed=options.seed) if options.resume is None else read_config(options.resume)
     if hasattr(config, "ray"):  # a resumed run may be of any kind
         config = replace(config, ray=options.ray)
     if options.resume is not None:

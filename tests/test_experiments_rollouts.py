@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from colorsys import rgb_to_hls
 
 import psutil
 import pytest
@@ -171,11 +172,18 @@ def seconds(unit, number):
     return unit * number, torch.get_num_threads()
 
 
+def imported(name):
+    return name in sys.modules
+
+
 @pytest.mark.parametrize("ray", ["off", "local"])
 def test_any_work_comes_back_in_order_from_one_thread_each(ray):
     heard = []
     with Rollouts(RolloutConfig(), ray) as workers:
+        workers.start(rgb_to_hls)
+        ahead = workers.map(imported, (), [("colorsys",)] * 2)
         answers = workers.map(seconds, (60,), [(number,) for number in range(5)], lambda *told: heard.append(told))
+    assert all(ahead)
     assert answers == [(60 * number, 1) for number in range(5)]
     assert heard == [(done, 5) for done in range(1, 6)]
 

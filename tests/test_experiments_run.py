@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, make_dataclass
 from typing import Any
@@ -212,3 +214,29 @@ def test_wandb_records_offline_inside_the_run_folder_without_an_account(tmp_path
     while b"reward" not in record.read_bytes() and time.monotonic() < give_up:
         time.sleep(0.1)  # W&B's own process writes the end of the file after finish() has returned
     assert b"reward" in record.read_bytes()
+
+
+FORKED = """
+import os, time
+from feedgym.experiments.run import PeakMemory
+held = bytearray(os.urandom(2**20)) * 200
+child = os.fork()
+if not child:
+    {child}
+    time.sleep(2)
+    os._exit(0)
+peak = PeakMemory(0.1)
+os.waitpid(child, 0)
+peak.stop()
+print(peak.peak_mb)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how many processes share a page")
+def test_memory_that_processes_share_counts_once():
+    def peak_of(child):
+        return float(subprocess.check_output([sys.executable, "-c", FORKED.format(child=child)], text=True))
+
+    shared, written = peak_of("pass"), peak_of("held[::512] = bytes(len(held[::512]))")
+    assert 200 < shared < 350
+    assert written - shared == pytest.approx(200, abs=30)

@@ -99,7 +99,7 @@ def sample_and_score(
 
 
 class Rollouts:
-    """A pool of workers. Use as a context manager; Ray starts with the first call and ends with the context.
+    """A pool of workers. Use as a context manager; Ray starts with the first call, or :meth:`start`, and ends with it.
 
     Args:
         config: actors and blocks.
@@ -227,6 +227,17 @@ class Rollouts:
                 left -= 1
                 yield doing, answer
 
+    def start(self, do: Callable[..., Any]) -> None:
+        """Start Ray and the actors ahead of the first call, unless they run; the actors are not waited for.
+
+        Args:
+            do: the function of the first call. Meanwhile the actors import all that its module imports.
+        """
+        if self.ray != "off" and not self._actors:
+            self._start()
+            for actor in self._actors:
+                actor.ready.remote(do)
+
     def _start(self) -> None:
         """Start Ray and the actors, unless they run."""
         if not self._actors:
@@ -270,8 +281,8 @@ class Worker:
         self._version: int | None = None
         self._shared: Any = None
 
-    def ready(self) -> None:
-        """Say that this actor is there."""
+    def ready(self, do: Callable[..., Any] | None = None) -> None:
+        """Say that this actor is there, with the module of ``do`` imported."""
 
     def run(self, version: int, sent: list[Any], task: tuple[Any, ...]) -> Any:
         """Run one task; ``sent`` is a list, so that Ray passes the reference in it and not its content."""

@@ -28,7 +28,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -514,7 +514,11 @@ class Run:
 
 
 class PeakMemory:
-    """Highest resident memory of this process and its descendants, measured twice a second."""
+    """Highest memory of this process and its descendants, looked at twice a second.
+
+    Pages that processes share, such as torch's libraries, count once where the system tells (Linux: PSS). Reading that
+    is slow. So it is read only at a new high of resident memory, in which such pages count once per process.
+    """
 
     def __init__(self, every_s: float = 0.5) -> None:
         self.peak_mb = 0.0
@@ -528,16 +532,28 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self, every_s: float) -> None:
-        process = psutil.Process()
+        process, highest = psutil.Process(), 0
         while not self._stop.is_set():
-            total = 0
-            for member in [process, *process.children(recursive=True)]:
-                try:
-                    total += member.memory_info().rss
-                except psutil.Error:
-                    continue
-            self.peak_mb = max(self.peak_mb, total / 2**20)
+            members = [process, *process.children(recursive=True)]
+            if (resident := _total(members, lambda member: member.memory_info().rss)) > highest:
+                highest = resident
+                self.peak_mb = max(self.peak_mb, _total(members, _share_of_memory) / 2**20)
             self._stop.wait(every_s)
+
+
+def _share_of_memory(process: psutil.Process) -> int:
+    """A process's memory, bytes, with its share of the pages that others use too."""
+    told = process.memory_full_info()
+    return getattr(told, "pss", told.rss)
+
+
+def _total(processes: Sequence[psutil.Process], figure: Callable[[psutil.Process], int]) -> int:
+    """Sum of a figure over the processes that still run and can be read."""
+    total = 0
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            total += figure(process)
+    return total
 
 
 def git_revision() -> str:

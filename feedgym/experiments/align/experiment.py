@@ -86,7 +86,7 @@ def _align(config: AlignConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
         tokenizer_codec(config),
     )
     agents = model_codec(config, tokenizer.value)
-    base = run.stage("base", lambda work: pretrained(config, pool, tokenizer.value, work), agents)
+    base = run.stage("base", partial(pretrained, config, pool, tokenizer.value, workers), agents)
     reward = run.stage("reward", partial(fitted_reward, config, pool), REWARD)
     reward_figures = run.stage("reward-check", lambda _: reward_check(reward.value, pool), FIGURES)
     score = reward_of(config, pool.known, pool.catalog, reward.value)

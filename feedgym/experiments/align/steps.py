@@ -21,9 +21,11 @@ from feedgym.experiments.align.agents import new_model
 from feedgym.experiments.align.pool import Pool, World
 from feedgym.experiments.align.presets import AlignConfig
 from feedgym.experiments.align.probe import Probe
+from feedgym.experiments.align.rounds import look
 from feedgym.experiments.align.shards import SampledRound
 from feedgym.experiments.exposure import FEW, times_seen
 from feedgym.experiments.progress import progress, say
+from feedgym.experiments.rollouts import Rollouts
 from feedgym.plugins import built, title_of, with_seed
 from feedgym.protocols import AlignmentMethod
 from feedgym.rewards.config import RewardModelConfig
@@ -37,8 +39,12 @@ WATCHERS = 0x77617463
 """Salt for the resamples of users that watchers are fitted to."""
 
 
-def pretrained(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer, work: Path) -> Any:
-    """Pretrain the agent by next-token prediction on the training users' good sessions."""
+def pretrained(config: AlignConfig, pool: Pool, tokenizer: CodeTokenizer, workers: Rollouts, work: Path) -> Any:
+    """Pretrain the agent by next-token prediction on the training users' good sessions.
+
+    The workers of the rounds start meanwhile: that takes them about 15 seconds of a core.
+    """
+    workers.start(look)
     torch.manual_seed(config.seed)
     model: Any = new_model(config, tokenizer, pool.log.profile_sizes)
     dataset = SessionDataset(histories=pool.imitate.histories, item_ids_NK=pool.imitate.targets_NK)
