@@ -183,8 +183,8 @@ class Demo(Ranged):
     """The whole experiment on simulated users, in about 5 minutes on 2 cores.
 
     Pretrains OneRec on the log of 4,000 users and aligns it by iterated DPO against a reward model. Then it serves 280
-    fresh users for 30 visits each. Then it compares it with the agent before alignment, with both agents' beam search
-    and best of 16 sessions, and with three references, and writes a report.
+    fresh users for 30 visits each. So do the agent before alignment, both agents by beam search and by the best of
+    16 sessions, and three references. A report compares them.
 
     It is `feedgym run onerec-ipa --judge.best-of 16`; see its help for all options.
     """
