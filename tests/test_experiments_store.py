@@ -8,35 +8,18 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
+from toy_stages import JSON, Config, plan_of
 
 from feedgym.cli import main
 from feedgym.data.whole import product_of, read_mark, read_sealed, write_sealed
 from feedgym.experiments.align.agents import agents_of, key_of
 from feedgym.experiments.logs import simulator_key
-from feedgym.experiments.run import Plan, Run, json_of, read_about, read_product
+from feedgym.experiments.run import Plan, Run, read_about, read_product
 
-JSON = json_of(Any)
 PASSING = ("peak_memory_mb", "git_revision", "stages", "cost")
 """What summary.json says of how a run went, and not of what it found."""
-
-
-@dataclass(frozen=True)
-class Config:
-    users: int = 3
-    rounds: int = 1
-    simulator: str = "feedgym.envs.short_video:ShortVideo"
-
-
-def plan_of(config):
-    plan = Plan()
-    plan.stage("log", [config.users, config.simulator])
-    plan.stage("base", parents=("log",))
-    plan.stage("aligned", config.rounds, ("base",))
-    plan.stage("cost", parents=("log",), own="It is measured here")
-    return plan
 
 
 @pytest.fixture
@@ -226,7 +209,7 @@ MAKER = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_experiments_store import JSON, Config, plan_of
+from toy_stages import JSON, Config, plan_of
 from feedgym.experiments.run import Run
 
 top, name = Path(sys.argv[2]), sys.argv[3]
