@@ -91,10 +91,17 @@ def paths(at: Spec, marks: Sequence[str]) -> list[Spec]:
 
 
 def names_of(at: Spec) -> Spec:
-    """Names beside points."""
-    text = {"type": "text", "align": "left", "dx": 7, "dy": -7}
+    """Names beside points: up and to the left of those that none further left exceeds, or else down and to the right.
+
+    No point is up and to the left of the first ones. At the edges of the chart names go to the side that has room.
+    """
+    above, at_x = "datum.y >= datum.best", "scale('x', datum.x)"
+    left = f"{at_x} > 0.8 * width || {above} && {at_x} > 0.2 * width"
+    text = {"type": "text", "align": {"expr": f"{left} ? 'right' : 'left'"}}
+    text |= {"dx": {"expr": f"{left} ? -7 : 7"}, "dy": {"expr": f"{above} ? -7 : 9"}}
+    so_far = {"window": [{"op": "max", "field": "y", "as": "best"}], "sort": [{"field": "x"}]}
     encoding = {**at, "text": {"field": "n"}, **FOCUS}
-    return {"transform": [{"filter": "isValid(datum.n)"}], "mark": text, "encoding": encoding}
+    return {"transform": [{"filter": "isValid(datum.n)"}, so_far], "mark": text, "encoding": encoding}
 
 
 def only(kind: str) -> Spec:
