@@ -1,8 +1,10 @@
-"""Memory and time of logs in parts: simulated, read whole, read for a twentieth of the users, cut into batches.
+"""Memory and time of logs in parts: simulated, read whole or for a twentieth of the users, cut into batches, learned.
 
-``python benchmarks/bench_logs.py [USERS]``, by default 32,000 users of 14 visits, about 5 million rows. Each phase runs
-in a process of its own, whose peak is told with what the libraries alone take. The last phase builds batches of 64
-histories of 256 events, from the log and out of a tensor of all of them, in turn; medians of 20.
+``python benchmarks/bench_logs.py [USERS]``, by default 32,000 users of 14 visits, about 5 million rows; 305,000 users
+make 50 million. Each phase runs in a process of its own, whose peak is told with what the libraries alone take. One
+phase builds batches of 64 histories of 256 events, from the log and out of a tensor of all of them, in turn; medians of
+20. The last one reads the whole log, splits it and trains SASRec for some steps of 128 users, with histories built from
+the log and out of tensors of 4,096 users, in turn; medians of 3.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 VISITS, BATCH, HISTORY, ROUNDS = 14, 64, 256, 20
+TENSOR_USERS, STEPS, TURNS = 4096, 20, 3
 
 
 def peak_mb() -> float:
@@ -83,16 +88,55 @@ def batches(folder: Path) -> None:
     print(f"{slow:.2f} ms out of the log with {own:.0f} bytes a row")
 
 
+def train(folder: Path) -> None:
+    """Train SASRec from the log and out of tensors."""
+    import torch
+
+    from feedgym.agents.pretrain import pretrain
+    from feedgym.agents.sasrec import SASRec
+    from feedgym.agents.sequences import SequenceDataset
+    from feedgym.data.readers import find_data
+    from feedgym.data.sources import ReadOptions
+    from feedgym.experiments.retrieval.data import RetrievalData
+    from feedgym.experiments.retrieval.presets import sasrec
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    before, begin, config = peak_mb(), time.process_time(), sasrec()
+    log, catalog = find_data(folder).read(ReadOptions())
+    told("read", log.num_events, before, begin)
+    world = RetrievalData.of(config, (log, catalog))
+    lengths = {"history_length": config.history_length, "session_length": config.session_length}
+    histories = world.training_histories(sum(lengths.values()))
+    told("split", log.num_events, before, begin)
+    known = {"num_items": catalog.num_items, "positives": config.behaviours, "profile_sizes": log.profile_sizes}
+    model = SASRec.for_log(config.model, has_time=log.has_time, **known, **lengths)
+    sides = {"the log": histories, "tensors": histories.rows(slice(TENSOR_USERS))}
+    options = replace(config.fit.pretrain(1, 0), steps=STEPS)
+
+    def pace(side: Any) -> float:
+        """Users per CPU second, after the first step."""
+        ends: list[float] = []
+        with tempfile.TemporaryDirectory() as work:
+            pretrain(model, SequenceDataset(histories=side), options, work, lambda *_: ends.append(time.process_time()))
+        return (STEPS - 1) * options.batch_size / (ends[-1] - ends[0])
+
+    paces = [[pace(side) for side in sides.values()] for _ in range(TURNS)]
+    told("train", log.num_events, before, begin)
+    for name, found in zip(sides, np.median(paces, axis=0), strict=True):
+        print(f"{'':<10}{found:.0f} users per CPU s from {name}")
+
+
 def main() -> None:
     """Run all phases, each in its own process."""
     if len(sys.argv) > 2:
         phase, folder, number = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
         {"simulate": lambda: simulate(folder, int(number)), "read": lambda: read(folder, number),
-         "batches": lambda: batches(folder)}[phase]()  # fmt: skip
+         "batches": lambda: batches(folder), "train": lambda: train(folder)}[phase]()  # fmt: skip
         return
     users = sys.argv[1] if len(sys.argv) > 1 else "32000"
     with tempfile.TemporaryDirectory() as folder:
-        for phase, number in (("simulate", users), ("read", "1"), ("read", "0.05"), ("batches", "0")):
+        for phase, number in (("simulate", users), ("read", "1"), ("read", "0.05"), ("batches", "0"), ("train", "0")):
             subprocess.run([sys.executable, __file__, phase, folder + "/log", number], check=True, env=os.environ)
 
 

@@ -57,7 +57,7 @@ def test_logins_logouts_and_positions_of_a_hand_made_log():
     assert log.examined.tolist() == shown.tolist()
     assert log.behaviours[:, 0].tolist() == shown.tolist() and not log.behaviours[:, 1:].any()
     assert np.isnan(log.propensity).all()
-    dtypes = [np.float64, np.int8, np.int64, np.int16, np.int32, np.float32, bool, np.uint8, np.float32]
+    dtypes = [np.float64, np.int8, np.int32, np.int16, np.int32, np.float32, bool, np.uint8, np.float32]
     columns = (log.timestamp_s, log.event, log.session_id, log.position, log.item_id, log.watch_s, log.examined)
     assert [c.dtype for c in (*columns, log.behaviours, log.propensity)] == dtypes
 

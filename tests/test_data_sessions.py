@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feedgym.data import sessions
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog, Event, EventLog
 from feedgym.data.requests import Requests
@@ -344,3 +345,11 @@ def test_quality_filter_asks_for_all_three():
 def test_quality_filter_refuses_what_cannot_be_met(config, message):
     with pytest.raises(ValueError, match=message):
         quality_filter(sessions_of(([1] * 5, ())), config)
+
+
+@pytest.mark.parametrize("num", [0, 1, 7, 8, 30])
+def test_chosen_rows_are_found_block_by_block(num, monkeypatch):
+    monkeypatch.setattr(sessions, "ROWS_AT_ONCE", 8)
+    chosen = np.random.default_rng(num).random(num) < 0.4
+    found = sessions.rows_where(chosen)
+    assert found.dtype == np.int32 and found.tolist() == np.flatnonzero(chosen).tolist()

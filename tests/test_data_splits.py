@@ -194,6 +194,8 @@ def test_leave_one_out_equals_its_definition(seed, name, least):
     end = [r[-2] if r else log.offsets_U1[u + 1] for u, r in enumerate(rows)]
     wanted = {log.extra["tab"][x] for u in range(log.num_users) for x in range(log.offsets_U1[u], end[u])}
     assert kept_rows(log, split.train) == wanted - {0.0}
+    seen = split.train.item_id[(split.train.event == Event.IMPRESSION) & split.train.examined]
+    assert split.shown_I(9).tolist() == [np.count_nonzero(seen == item) for item in range(9)]
 
 
 @settings(max_examples=60, deadline=None)

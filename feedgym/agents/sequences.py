@@ -30,7 +30,7 @@ from feedgym.agents.plackett_luce import NOWHERE, PlackettLuce
 from feedgym.agents.requests import existing_items, shown_mask
 from feedgym.agents.saved import SizedConfig, load_saved
 from feedgym.agents.sharing import part_of_mean
-from feedgym.data.batches import EventBatch, SessionBatch, TensorRows
+from feedgym.data.batches import EventBatch, Histories, SessionBatch, TensorRows
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, Catalog
 from feedgym.data.sessions import LoggedHistories
 from feedgym.ranges import BelowOne, Count, CountOrZero, Few, Length, Positive, Ranged, Width, check_ranges
@@ -415,7 +415,7 @@ class SequenceDataset(Dataset):
         histories: N users.
     """
 
-    histories: EventBatch | LoggedHistories
+    histories: Histories | LoggedHistories
 
     def __post_init__(self) -> None:
         if len(self.histories) == 0:

@@ -114,7 +114,7 @@ def assemble_log(
         profile_sizes=profile_sizes,
         timestamp_s=time_s[order].astype(np.float64),
         event=event,
-        session_id=session[order].astype(np.int64),
+        session_id=session[order].astype(np.int32),
         position=column((np.arange(rows) - first[visit]).astype(np.int16), -1),
         item_id=column(item_id.astype(np.int32), -1),
         watch_s=column(watch_s.astype(np.float32), 0),

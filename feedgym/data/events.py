@@ -157,7 +157,7 @@ class EventLog:
         profile_sizes: the F cardinalities of the profile fields.
         timestamp_s: float64 [rows] seconds on the log's clock.
         event: int8 [rows], an :class:`Event`.
-        session_id: int64 [rows] visit number of the user, -1 for profile rows; increases with time.
+        session_id: int32 [rows] visit number of the user, -1 for profile rows; increases with time.
         position: int16 [rows] place in the session, 0..K-1; -1 where the row is not an impression.
         item_id: int32 [rows] dense item id; -1 where the row is not an impression.
         watch_s: float32 [rows] seconds watched.
@@ -179,7 +179,7 @@ class EventLog:
     profile_sizes: tuple[int, ...]
     timestamp_s: NDArray[np.float64]
     event: NDArray[np.int8]
-    session_id: NDArray[np.int64]
+    session_id: NDArray[np.int32]
     position: NDArray[np.int16]
     item_id: NDArray[np.int32]
     watch_s: FloatArray

@@ -167,7 +167,7 @@ def log_of_table(path: str | Path, table: pa.Table, catalog: Catalog | None) -> 
         profile_sizes=sizes,
         timestamp_s=columns["timestamp_s"][order].astype(np.float64),
         event=event[order],
-        session_id=columns["session_id"][order].astype(np.int64),
+        session_id=columns["session_id"][order].astype(np.int32),
         position=columns["position"][order].astype(np.int16),
         item_id=columns["item_id"][order].astype(np.int32),
         watch_s=columns["watch_s"][order].astype(np.float32),
@@ -394,6 +394,8 @@ def _check_values(path: str | Path, event: NDArray, columns: dict[str, NDArray],
     _refuse(path, "timestamp_s", ~np.isfinite(columns["timestamp_s"]), "is NaN or infinite", "drop those events")
     _refuse(path, "watch_s", ~np.isfinite(watch_s), "is NaN or infinite", "write 0 where nothing was watched")
     _refuse(path, "watch_s", watch_s < 0, "is negative", "write seconds, 0 where nothing was watched")
+    beyond = columns["session_id"].astype(np.int32) != columns["session_id"]
+    _refuse(path, "session_id", beyond, "is too large for 32 bits", "number each user's visits from 0")
     for name in ("examined", *BEHAVIOURS):
         values = columns[name]
         _refuse(path, name, (values != 0) & (values != 1), "is neither 0 nor 1", "write a bool or 0/1")

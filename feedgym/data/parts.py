@@ -170,7 +170,7 @@ class _Part:
     def of(cls, files: list[Path], choose: Choose | None) -> _Part:
         """Reads only the users of a part."""
         with _whole(files[0].parent):
-            users = numpy_of(_dataset(files).to_table(columns=["user_id"])["user_id"].combine_chunks())
+            users = numpy_of(_table(_dataset(files), ["user_id"])["user_id"].combine_chunks())
         ids, sizes = np.unique(users.astype(str) if users.dtype == object else users, return_counts=True)
         chosen = np.ones(len(ids), dtype=bool) if choose is None else choose(ids)
         return cls(files, ids[chosen], sizes[chosen], bool(chosen.all()))
@@ -187,14 +187,15 @@ class _Part:
         chosen = None if self.is_whole else field("user_id").isin(pa.array(self.ids))
         with _whole(self.name):
             source = _dataset(self.files)
-            table = source.to_table(columns=[name for name in source.schema.names if _is_read(name)], filter=chosen)
+            table = _table(source, [name for name in source.schema.names if _is_read(name)], chosen)
             table.validate(full=True)
         table = table.replace_schema_metadata(source.schema.metadata)
         table = checked_columns(self.name, table, LOG_COLUMNS, OTHER_FORMAT)
         # Days come in order, and so do a user's rows of one day, so a stable sort restores the log's order.
         users = numpy_of(table["user_id"].combine_chunks())
         users = np.searchsorted(self.ids, users.astype(str) if users.dtype == object else users)
-        return log_of_table(self.name, table.take(arrow_of(np.argsort(users, kind="stable"))), catalog)
+        table = table.take(arrow_of(np.argsort(users, kind="stable")))
+        return log_of_table(self.name, table, catalog)
 
 
 def _dataset(files: list[Path]) -> Dataset:
@@ -202,6 +203,11 @@ def _dataset(files: list[Path]) -> Dataset:
     import pyarrow.dataset as ds  # imports pandas, which a log in one file does not need
 
     return ds.dataset([str(file) for file in files], format="parquet")
+
+
+def _table(source: Dataset, columns: list[str], chosen: Any = None) -> pa.Table:
+    """The rows of a data set, read file by file: reading ahead would hold several of them decoded."""
+    return source.to_table(columns=columns, filter=chosen, use_threads=False, fragment_readahead=1, batch_readahead=1)
 
 
 @contextmanager
@@ -238,6 +244,7 @@ def _filled(parts: list[_Part], catalog: Catalog | None) -> EventLog:
         for name, values in found.items():
             columns[name][place] = values
         profiles.append(log.profile_UF)
+        pa.default_memory_pool().release_unused()  # Arrow would keep a part's memory for itself
     extra = {name.removeprefix(EXTRA_PREFIX): columns.pop(name) for name in list(columns) if name[:6] == EXTRA_PREFIX}
     whole_log: Any = {**columns, "extra": extra, "user_ids_U": ids[order_U], "offsets_U1": offsets_U1}
     return replace(log, profile_UF=np.concatenate(profiles)[order_U], **whole_log)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from feedgym.data.events import BEHAVIOUR_IDX, BEHAVIOURS, BoolArray, Event, EventLog, LoggedSessions
+from feedgym.data.sessions import rows_where
 
 
 class Dated(Protocol):
@@ -215,8 +216,8 @@ class NextItems:
             time_s_N=log.timestamp_s[row_N],
         )
 
-    def rows(self, idx: NDArray) -> NextItems:
-        """The targets at ``idx`` (an index or boolean array)."""
+    def rows(self, idx: NDArray | slice) -> NextItems:
+        """The targets at ``idx`` (a slice, an index or a boolean array)."""
         return NextItems(**{f.name: getattr(self, f.name)[idx] for f in fields(self)})
 
     def __len__(self) -> int:
@@ -229,15 +230,35 @@ class ItemSplit:
 
     Attributes:
         name: of the protocol, for tables.
-        train: the same users' events for training.
+        log: the whole log.
+        end_U: int64 rows of the log where the users' training events end.
         validation: targets for early stopping and for choosing settings.
         test: targets for the final figures.
     """
 
     name: str
-    train: EventLog
+    log: EventLog
+    end_U: NDArray[np.int64]
     validation: NextItems
     test: NextItems
+
+    @property
+    def is_train(self) -> BoolArray:
+        """True for the log's training events and for all profiles; bool [rows]."""
+        begin_U, next_U = self.log.offsets_U1[:-1], self.log.offsets_U1[1:]
+        sizes_U2 = np.stack([self.end_U - begin_U, next_U - self.end_U], axis=1)
+        before = np.repeat(np.tile([True, False], len(self.end_U)), sizes_U2.ravel())
+        return before | (self.log.event == Event.PROFILE)
+
+    @property
+    def train(self) -> EventLog:
+        """The same users' training events as a log of their own, which is a copy; no user is dropped."""
+        return keep_events(self.log, self.is_train)
+
+    def shown_I(self, num_items: int) -> NDArray[np.int64]:
+        """Examined exposures of each item in training, for the popularity of items."""
+        shown = self.is_train & (self.log.event == Event.IMPRESSION) & self.log.examined
+        return np.bincount(self.log.item_id[shown], minlength=num_items)
 
 
 def leave_one_out(log: EventLog, *, behaviours: tuple[str, ...] = ("click",), min_items: int = 3) -> ItemSplit:
@@ -254,18 +275,21 @@ def leave_one_out(log: EventLog, *, behaviours: tuple[str, ...] = ("click",), mi
     """
     if min_items < 3:
         raise ValueError(f"min_items is {min_items} and must be at least 3 (two targets and a history); raise it.")
-    row, user = _taken(log, behaviours)
-    from_end = np.searchsorted(user, user, side="right") - np.arange(len(user))
-    enough = np.bincount(user, minlength=log.num_users)[user] >= min_items
-    test_N, validation_N = row[enough & (from_end == 1)], row[enough & (from_end == 2)]
-    if not len(test_N):
+    row = _taken(log, behaviours)
+    end_U1 = np.searchsorted(row, log.offsets_U1.astype(row.dtype))
+    judged_U = np.diff(end_U1) >= min_items
+    if not judged_U.any():
         raise ValueError(f"No user has {min_items} items with {' or '.join(behaviours)}; give a longer log.")
-    validation = NextItems.at(log, validation_N)
-    end_U = log.offsets_U1[1:].copy()
-    end_U[validation.user_idx_N] = validation_N
-    kept = np.arange(log.num_events) < np.repeat(end_U, np.diff(log.offsets_U1))
-    train = keep_events(log, kept)
-    return ItemSplit(name="leave-one-out", train=train, validation=validation, test=NextItems.at(log, test_N))
+    last_N = end_U1[1:][judged_U] - 1
+    train_end_U = log.offsets_U1[1:].copy()
+    train_end_U[judged_U] = row[last_N - 1]
+    return ItemSplit(
+        name="leave-one-out",
+        log=log,
+        end_U=train_end_U,
+        validation=NextItems.at(log, row[last_N - 1]),
+        test=NextItems.at(log, row[last_N]),
+    )
 
 
 def temporal_split(
@@ -295,7 +319,8 @@ def temporal_split(
         raise ValueError("The log has no times, only the order of events, so no time can cut it; use leave_one_out.")
     if min(validation, test) <= 0 or validation + test >= 1:
         raise ValueError(f"Shares {validation} and {test} must be above 0 and sum to less than 1; change them.")
-    row, user = _taken(log, behaviours)
+    row = _taken(log, behaviours)
+    user = np.searchsorted(log.offsets_U1, row, side="right") - 1
     ordered_s = np.sort(log.timestamp_s[row])
     first_s, second_s = (ordered_s[int(len(row) * (1 - share))] for share in (validation + test, test))
     seen = np.cumsum((log.event == Event.IMPRESSION) & log.examined)
@@ -311,15 +336,17 @@ def temporal_split(
     if not all(map(len, parts)):
         raise ValueError("A part of the split has no targets: too many events share one time; change the shares.")
     name = f"split at two times, {'first item' if targets == 'first' else 'every item'} after each"
-    return ItemSplit(name=name, train=until(log, first_s), validation=parts[0], test=parts[1])
+    num_before = np.concatenate([[0], np.cumsum(log.timestamp_s < first_s)])
+    end_U = log.offsets_U1[:-1] + np.diff(num_before[log.offsets_U1])
+    return ItemSplit(name=name, log=log, end_U=end_U, validation=parts[0], test=parts[1])
 
 
-def _taken(log: EventLog, behaviours: tuple[str, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of examined exposures with any of the behaviours, and their users."""
+def _taken(log: EventLog, behaviours: tuple[str, ...]) -> NDArray[np.integer]:
+    """Rows of examined exposures with any of the behaviours."""
     if unknown := [name for name in behaviours if name not in BEHAVIOUR_IDX]:
         raise ValueError(f"Unknown behaviour {unknown[0]!r}; the behaviours are {', '.join(BEHAVIOURS)}.")
     done = log.behaviours[:, [BEHAVIOUR_IDX[name] for name in behaviours]].any(axis=1)
-    row = np.flatnonzero((log.event == Event.IMPRESSION) & log.examined & done)
+    row = rows_where((log.event == Event.IMPRESSION) & log.examined & done)
     if not len(row):
         raise ValueError(f"No exposure has {' or '.join(behaviours)}; name behaviours that the log has.")
-    return row, np.searchsorted(log.offsets_U1, row, side="right") - 1
+    return row

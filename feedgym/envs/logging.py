@@ -140,7 +140,7 @@ def event_log(simulator: UserSimulator, profile_UF: NDArray[np.int64], visits: V
         profile_sizes=simulator.profile_sizes,
         timestamp_s=column(visits.login_s_N[first_N], visits.login_s_N, times_s_NK, visits.logout_s_N, np.float64),
         event=column(Event.PROFILE, Event.LOGIN, kinds_NK, Event.LOGOUT, np.int8),
-        session_id=column(-1, visits.visit_N, visit_N1, visits.visit_N, np.int64),
+        session_id=column(-1, visits.visit_N, visit_N1, visits.visit_N, np.int32),
         position=shown(np.broadcast_to(np.arange(length), (num_visits, length)), -1, np.int16),
         item_id=shown(visits.slates_NK, -1, np.int32),
         watch_s=shown(visits.watch_s_NK, 0, np.float32),

@@ -11,7 +11,8 @@ import torch
 
 from feedgym.agents.pretrain import SessionDataset
 from feedgym.data.events import BEHAVIOUR_IDX, Catalog, Event, EventLog
-from feedgym.data.sessions import LoggedHistories, user_of_rows
+from feedgym.data.requests import LazyHistories
+from feedgym.data.sessions import LoggedHistories
 from feedgym.data.splits import ItemSplit, NextItems, leave_one_out
 from feedgym.experiments.configs import DataConfig
 from feedgym.experiments.logs import plan_log, recorded_log, simulated_log, simulator_of, users_key
@@ -33,7 +34,7 @@ class RetrievalData:
         config: the whole experiment.
         log: the whole log.
         catalog: its items.
-        split: the training log, and the targets.
+        split: the training events, and the targets.
     """
 
     config: RetrievalConfig
@@ -47,29 +48,26 @@ class RetrievalData:
         split = leave_one_out(data[0], behaviours=config.behaviours, min_items=config.min_items)
         return cls(config=config, log=data[0], catalog=data[1], split=split)
 
-    def training_histories(self, length: int) -> LoggedHistories:
+    def training_histories(self, length: int) -> LazyHistories:
         """The newest ``length`` training events of every user who has at least one."""
-        train = self.split.train
-        end_U = train.offsets_U1[1:]
-        last_U = np.maximum(end_U - 1, 0)
-        now_s_U = train.timestamp_s[last_U] if train.num_events else np.zeros(len(end_U))
-        every = LoggedHistories(train, self.catalog, np.arange(train.num_users), end_U, now_s_U, length)
-        some = np.flatnonzero(every.lengths_N.numpy())
-        return LoggedHistories(train, self.catalog, some, end_U[some], now_s_U[some], length)
+        log, end_U = self.log, self.split.end_U
+        now_s_U = log.timestamp_s[np.maximum(end_U - 1, 0)] if log.num_events else np.zeros(len(end_U))
+        every = LoggedHistories(log, self.catalog, np.arange(log.num_users), end_U, now_s_U, length)
+        return LazyHistories([every], np.flatnonzero(every.lengths_N.numpy()))
 
     def windows(self, length: int, every: bool) -> SessionDataset:
         """Items taken in training with their histories: every item, or only each user's last one."""
-        train = self.split.train
+        log = self.log
         chosen = [BEHAVIOUR_IDX[name] for name in self.config.behaviours]
-        taken = (train.event == Event.IMPRESSION) & train.examined & train.behaviours[:, chosen].any(axis=1)
-        row_N = np.flatnonzero(taken)
-        user_N = user_of_rows(train)[row_N]
+        taken = self.split.is_train & (log.event == Event.IMPRESSION) & log.examined
+        row_N = np.flatnonzero(taken & log.behaviours[:, chosen].any(axis=1))
+        user_N = np.searchsorted(log.offsets_U1, row_N, side="right") - 1
         if not every:
             last_N = np.append(user_N[1:] != user_N[:-1], True)
             row_N, user_N = row_N[last_N], user_N[last_N]
-        before = LoggedHistories(train, self.catalog, user_N, row_N, train.timestamp_s[row_N], length)
+        before = LoggedHistories(log, self.catalog, user_N, row_N, log.timestamp_s[row_N], length)
         return SessionDataset(
-            histories=before, item_ids_NK=torch.from_numpy(train.item_id[row_N].astype(np.int64))[:, None]
+            histories=before, item_ids_NK=torch.from_numpy(log.item_id[row_N].astype(np.int64))[:, None]
         )
 
     def validation(self, agent: Any) -> float:

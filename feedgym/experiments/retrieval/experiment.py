@@ -19,7 +19,6 @@ from typing_extensions import TypedDict
 
 from feedgym.agents.baselines import ItemKNNRecommender, PopularRecommender
 from feedgym.agents.fit import Curve
-from feedgym.data.events import Event
 from feedgym.experiments.evaluate import Table
 from feedgym.experiments.logs import LOG
 from feedgym.experiments.progress import progress
@@ -147,9 +146,7 @@ def metric_name(name: str) -> str:
 
 def popular(world: RetrievalData) -> PopularRecommender:
     """The baseline of popular items, by examined exposures in the training log."""
-    train = world.split.train
-    shown = (train.event == Event.IMPRESSION) & train.examined
-    count_I = np.bincount(train.item_id[shown], minlength=world.catalog.num_items)
+    count_I = world.split.shown_I(world.catalog.num_items)
     return PopularRecommender(torch.from_numpy(count_I), min(SESSION, world.catalog.num_items))
 
 

@@ -25,9 +25,9 @@ from scipy import stats
 from torch import Tensor
 
 from feedgym.data.batches import EventBatch
-from feedgym.data.events import Catalog, Event, EventLog
+from feedgym.data.events import Catalog, EventLog
 from feedgym.data.inspect import gini
-from feedgym.data.sessions import histories
+from feedgym.data.sessions import LoggedHistories
 from feedgym.data.splits import ItemSplit, NextItems
 from feedgym.experiments.evaluate import top_items
 from feedgym.experiments.progress import Step
@@ -128,7 +128,7 @@ def evaluate_ranking(
             they would serve. Lists have as many items as the largest cut-off; seen items are removed from them.
         log: the whole log, for the histories.
         catalog: its items.
-        split: the targets, and the training log, which defines popular and cold items.
+        split: the targets, and the training events, which define popular and cold items.
         config: cut-offs, lengths, seen items.
         targets: other targets than ``split.test``, e.g. ``split.validation``.
         step: progress callback with the number of targets done and in all.
@@ -140,14 +140,14 @@ def evaluate_ranking(
         ValueError: scores are NaN or of another shape, a list names an item twice or one that does not exist.
     """
     config, targets = config or RankingConfig(), split.test if targets is None else targets
-    seen_rows = np.flatnonzero((log.event == Event.IMPRESSION) & log.examined)
-    popularity_I = _popularity(split.train, catalog.num_items)
+    whose = targets.user_idx_N, targets.row_N, targets.time_s_N
+    every = LoggedHistories(log, catalog, *whose, config.history_length)
+    popularity_I = split.shown_I(catalog.num_items).astype(np.float64)
     values, lists, before = [], [], []
     by_scores = callable(getattr(agent, "scores", None))
     for low in range(0, len(targets), config.chunk):
-        part = targets.rows(np.arange(low, min(low + config.chunk, len(targets))))
-        past = histories(log, catalog, part.user_idx_N, part.row_N, part.time_s_N, config.history_length)
-        seen = _seen_pairs(log, seen_rows, part)
+        chunk = slice(low, low + config.chunk)
+        part, past, seen = targets.rows(chunk), every.rows(chunk), _seen_pairs(every, chunk)
         rank = _rank_by_scores if by_scores else _rank_in_lists
         metrics, list_NK = rank(agent, past, torch.from_numpy(part.item_id_N), seen, catalog.num_items, config)
         values.append(metrics)
@@ -305,23 +305,17 @@ def _cell(cell: Mapping[str, float]) -> str:
 # ---------------------------------------------------------------- parts
 
 
-def _popularity(train: EventLog, num_items: int) -> NDArray[np.float64]:
-    """Examined exposures per item in the training log."""
-    shown = (train.event == Event.IMPRESSION) & train.examined
-    return np.bincount(train.item_id[shown], minlength=num_items).astype(np.float64)
-
-
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64]]
 """A target's place in its chunk, and an item that its user had seen."""
 
 
-def _seen_pairs(log: EventLog, seen_rows: NDArray, targets: NextItems) -> Pairs:
+def _seen_pairs(every: LoggedHistories, chunk: slice) -> Pairs:
     """Pairs of a target's place in the chunk and an item that its user examined before, one per event."""
-    begin = np.searchsorted(seen_rows, log.offsets_U1[targets.user_idx_N])
-    size = np.searchsorted(seen_rows, targets.row_N) - begin
-    place = np.repeat(np.arange(len(targets)), size)
+    begin = every.first_U1[every.user_idx_N[chunk]]
+    size = every.end_N[chunk] - begin
+    place = np.repeat(np.arange(len(size)), size)
     within = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-    return place, log.item_id[seen_rows[np.repeat(begin, size) + within]].astype(np.int64)
+    return place, every.log.item_id[every.seen[np.repeat(begin, size) + within]].astype(np.int64)
 
 
 def _before(seen: Pairs, target_N: NDArray, popularity_I: NDArray) -> dict[str, NDArray]:
