@@ -9,7 +9,8 @@ from toy_agents import toy_histories
 
 from feedgym.agents.generation import SamplingConfig
 from feedgym.agents.hstu import HSTU, HSTUConfig, HSTURecommender, stochastic_length
-from feedgym.agents.layers.hstu import HSTULayer, causal_blocks, time_buckets
+from feedgym.agents.layers.hstu import CausalTimes, HSTULayer
+from feedgym.agents.layers.relative_time import time_buckets
 from feedgym.agents.pretrain import PretrainConfig, pretrain
 from feedgym.agents.sequences import IGNORED, SequenceDataset, Sequences
 from feedgym.agents.session_model import session_logp
@@ -113,7 +114,7 @@ def test_the_layer_is_the_loop_written_from_the_equations(concat_ua, monkeypatch
         expected.append(
             [float(x[i, d]) + out_b[d] + sum(g * o for g, o in zip(gated, out_w[d], strict=True)) for d in range(width)]
         )
-    got, _, _ = layer(x[None], causal_blocks(request_s[None], begin_s[None], use_time=True))
+    got, _, _ = layer(x[None], CausalTimes(request_s_UM=request_s[None], begin_s_UM=begin_s[None], use_time=True))
     torch.testing.assert_close(got[0], torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=0)
 
 

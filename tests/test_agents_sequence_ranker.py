@@ -9,7 +9,8 @@ from toy_agents import scribbled, toy_histories
 
 from feedgym.agents.genrank import GenRank, GenRankConfig, candidate_requests, history_requests
 from feedgym.agents.hstu_rank import HSTURanker, HSTURankerConfig
-from feedgym.agents.layers.hstu import HSTULayer, time_buckets
+from feedgym.agents.layers.hstu import HSTULayer
+from feedgym.agents.layers.relative_time import time_buckets
 from feedgym.agents.sequence_ranker import WATCHED, alibi, decided_s
 from feedgym.data.batches import DatedEventBatch
 from feedgym.data.ranking import RankingBatch

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feedgym.agents.layers.hstu import NUM_TIME_BUCKETS, time_buckets
+from feedgym.agents.layers.relative_time import NUM_TIME_BUCKETS, time_buckets
 from feedgym.agents.sequence_ranker import (
     Bias,
     SequenceRanker,

@@ -40,7 +40,8 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig
-from feedgym.agents.layers.hstu import HSTULayer, RelativeBias, causal_blocks, time_buckets
+from feedgym.agents.layers.hstu import CausalTimes, HSTULayer, RelativeBias
+from feedgym.agents.layers.relative_time import time_buckets
 from feedgym.agents.sequences import IGNORED, SequenceConfig, SequenceModel, Sequences, SequenceSizes
 from feedgym.agents.session_model import history_columns, next_token_loss
 from feedgym.data.batches import EventBatch
@@ -283,10 +284,12 @@ class HSTU(SequenceModel):
         """Vectors [U, M, D] after each token, and each layer's keys and values."""
         x_UMD = self.dropout(tokens.x_UMD + self.positions.weight[: tokens.x_UMD.shape[1]]) * tokens.mask_UM[..., None]
         # Padding comes after every real token, so it needs no mask of its own.
-        blocks = causal_blocks(tokens.request_s_UM, tokens.begin_s_UM, self.config.use_time)
+        times = CausalTimes(
+            request_s_UM=tokens.request_s_UM, begin_s_UM=tokens.begin_s_UM, use_time=self.config.use_time
+        )
         memory = []
         for layer in self.layers:
-            x_UMD, k, v = layer(x_UMD, blocks)
+            x_UMD, k, v = layer(x_UMD, times)
             x_UMD = x_UMD * tokens.mask_UM[..., None]
             memory.append((k, v))
         return x_UMD, memory

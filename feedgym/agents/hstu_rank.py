@@ -24,7 +24,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from feedgym.agents.layers.hstu import NUM_TIME_BUCKETS, time_buckets
+from feedgym.agents.layers.relative_time import NUM_TIME_BUCKETS, time_buckets
 from feedgym.agents.sequence_ranker import (
     SequenceRanker,
     SequenceRankerConfig,

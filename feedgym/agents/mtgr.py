@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from feedgym.agents.cross_features import KINDS, NUM_FEATURES, cross_features, item_kinds, seconds_ago
-from feedgym.agents.layers.hstu import NUM_TIME_BUCKETS, time_buckets
 from feedgym.agents.layers.mtgr import Domain, GroupLayerNorm, MTGRLayer
+from feedgym.agents.layers.relative_time import NUM_TIME_BUCKETS, time_buckets
 from feedgym.agents.ranker import Ranker, RankerConfig, RankerSizes
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog

@@ -23,7 +23,8 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutput
 
 from feedgym.agents.layers.history import ages_s
-from feedgym.agents.layers.hstu import Attention, HSTULayer, RelativeBias, time_buckets
+from feedgym.agents.layers.hstu import Attention, HSTULayer, RelativeBias
+from feedgym.agents.layers.relative_time import time_buckets
 from feedgym.agents.ranker import Ranker, RankerConfig, RankerSizes, ranking_loss
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog

@@ -13,14 +13,17 @@ width ``d`` (``d_qk`` or ``d_v``). In the formulas N is the number of positions 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from feedgym.agents.layers import hstu_triton
+from feedgym.agents.layers.relative_time import NUM_TIME_BUCKETS, time_buckets
 
 Attention = Literal["silu", "decay", "softmax"]
 
@@ -31,15 +34,6 @@ add up more gradients of the keys that they share."""
 LONG = 512
 """Most positions of which training keeps all attention weights, [U, H, M, M], which is faster. For longer sequences
 they would be most of its memory, so the backward pass computes each block's attention again."""
-NUM_TIME_BUCKETS = 129
-BUCKET_WIDTH = 0.301
-"""Width of a bucket in ln(seconds): log10(2), so about 2.3 buckets double the time."""
-
-
-def time_buckets(delta_s: Tensor) -> Tensor:
-    """Buckets of differences in seconds: floor(ln(max(|Δt|, 1)) / 0.301), at most 128; int32."""
-    bucket = delta_s.float().abs().clamp_min_(1).log_().div_(BUCKET_WIDTH).floor_()
-    return bucket.clamp_max_(NUM_TIME_BUCKETS - 1).int()
 
 
 class CausalBlock(NamedTuple):
@@ -76,6 +70,26 @@ def causal_blocks(request_s_UM: Tensor, begin_s_UM: Tensor, use_time: bool) -> l
             buckets = buckets.byte() if num > LONG else buckets  # all blocks' buckets stay until the backward pass
         blocks.append(CausalBlock(start, end, buckets, (place_M[start:end, None] >= place_M[:end])[None]))
     return blocks
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CausalTimes:
+    """Times of whole sequences under causal attention; one for all layers, which share its blocks.
+
+    Attributes:
+        request_s_UM: time of the request after each position, seconds.
+        begin_s_UM: time of each position's event, seconds.
+        use_time: whether attention has a bias by time.
+    """
+
+    request_s_UM: Tensor
+    begin_s_UM: Tensor
+    use_time: bool
+
+    @cached_property
+    def blocks(self) -> list[CausalBlock]:
+        """Blocks of queries; not made if attention is fused."""
+        return causal_blocks(self.request_s_UM, self.begin_s_UM, self.use_time)
 
 
 class RelativeBias(nn.Module):
@@ -261,14 +275,28 @@ class HSTULayer(nn.Module):
             gated = torch.cat([u, a if self.concat_ua else attended.flatten(-2), gated], dim=-1)
         return x + self.out(self.dropout(gated))
 
-    def forward(self, x_UMD: Tensor, blocks: Sequence[CausalBlock]) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x_UMD: Tensor, times: CausalTimes) -> tuple[Tensor, Tensor, Tensor]:
         """Output [U, M, D] of whole sequences under causal attention, with their keys and values [U, M, H, d]."""
         u, v, q, k = self.project(x_UMD)
+        fused = self.attention == "silu" and hstu_triton.can_attend(q, v)
+        attend = self._attend_fused if fused else self._attend_by_blocks
+        return self.finish(x_UMD, u, attend(q, k, v, times)), k, v
+
+    def _attend_fused(self, q: Tensor, k: Tensor, v: Tensor, times: CausalTimes) -> Tensor:
+        """Attended values [U, M, H, d_v] by a kernel, which keeps no weights."""
+        assert self.bias is not None
+        position = self.bias.position[self.num_positions - 1 :]  # no key comes after its query
+        time = self.bias.time if times.use_time else None
+        seconds = times.request_s_UM, times.begin_s_UM
+        return hstu_triton.attend(q, k, v, position, time, *seconds, self.scale, self.num_positions)
+
+    def _attend_by_blocks(self, q: Tensor, k: Tensor, v: Tensor, times: CausalTimes) -> Tensor:
+        """Attended values [U, M, H, d_v] block by block."""
         attend: Any = self._attend_block
-        if x_UMD.shape[1] > LONG and torch.is_grad_enabled():
+        if q.shape[1] > LONG and torch.is_grad_enabled():
             attend = partial(checkpoint, self._attend_block, use_reentrant=False, preserve_rng_state=False)
-        parts = [attend(q[:, b.start : b.end], k[:, : b.end], v[:, : b.end], b) for b in blocks]
-        return self.finish(x_UMD, u, torch.cat(parts, dim=1)), k, v
+        parts = [attend(q[:, b.start : b.end], k[:, : b.end], v[:, : b.end], b) for b in times.blocks]
+        return torch.cat(parts, dim=1)
 
     def _attend_block(self, q: Tensor, k: Tensor, v: Tensor, block: CausalBlock) -> Tensor:
         """Attended values of a block's queries; the weights exist only in here."""
