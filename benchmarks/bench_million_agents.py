@@ -1,11 +1,13 @@
 """Agents with a million items: time and peak memory of sampling, training and ranking.
 
-``python benchmarks/bench_million_agents.py [onerec|hstu] [ITEMS]``; each part in a process of its own, on one thread.
+``python benchmarks/bench_million_agents.py [onerec|hstu|candidates] [ITEMS]``; each part in its own process and thread.
 
     - onerec: OneRec of the demo's sizes draws 128 sessions of 5 items for each of 64 users with 40 events. Items have
       random different codes, since sampling costs the same whoever fitted them.
     - hstu: HSTU of MovieLens-1M's sizes learns from batches of 32 users with 200 events by a sampled softmax, and then
       ranks all items for 64 users.
+    - candidates: HSTU of the same sizes draws 128 sessions of 5 items for each of 64 users with 40 events, among 1,000
+      candidates per user.
 """
 
 from __future__ import annotations
@@ -19,12 +21,12 @@ import torch
 from bench_million_items import peak_gb
 from bench_sampling import histories_of, tokenizer_of
 
-from feedgym.agents.generation import sample_sessions
-from feedgym.agents.hstu import HSTU, HSTUConfig
+from feedgym.agents.generation import SamplingConfig, sample_sessions
+from feedgym.agents.hstu import HSTU, HSTUConfig, HSTURecommender
 from feedgym.agents.onerec import OneRec, OneRecConfig
 from feedgym.tokenizers.codes import codes_for
 
-USERS, SAMPLES, BATCH, STEPS = 64, 128, 32, 5
+USERS, SAMPLES, BATCH, STEPS, CANDIDATES = 64, 128, 32, 5, 1000
 
 
 def onerec(num_items: int) -> None:
@@ -65,9 +67,24 @@ def hstu(num_items: int) -> None:
     print(f"ranked for {USERS} users in {time.process_time() - begin:.1f} CPU s; peak {peak_gb():.2f} GB")
 
 
+def candidates(num_items: int) -> None:
+    """Sample sessions among candidates."""
+    torch.manual_seed(0)
+    model = HSTU(HSTUConfig(num_items=num_items, history_length=40, session_length=5, use_time=False))
+    before, begin = peak_gb(), time.process_time()
+    agent = HSTURecommender(model, sampling=SamplingConfig(candidates=CANDIDATES))
+    print(f"HSTU, {num_items:,} items: the catalogue's tree in {time.process_time() - begin:.1f} CPU s; ", end="")
+    print(f"peak {peak_gb():.2f} GB, {before:.2f} GB of it before")
+    histories, begin = histories_of(USERS, 40, num_items, full=True), time.process_time()
+    for rows in range(0, USERS, 16):
+        agent.sample(histories.rows(torch.arange(rows, rows + 16)), SAMPLES, torch.Generator().manual_seed(rows))
+    print(f"{USERS * SAMPLES:,} sessions among {CANDIDATES:,} candidates ", end="")
+    print(f"in {time.process_time() - begin:.1f} CPU s; peak {peak_gb():.2f} GB")
+
+
 def main() -> None:
     """Run the part that is named, or each in a process of its own."""
-    parts = {"onerec": onerec, "hstu": hstu}
+    parts = {"onerec": onerec, "hstu": hstu, "candidates": candidates}
     name, *sizes = sys.argv[1:] or [""]
     if name:
         torch.set_num_threads(1)

@@ -100,7 +100,7 @@ def test_weights_are_corrected_for_how_the_sessions_were_drawn():
     wanted[:, 0] *= 3
     torch.testing.assert_close(exp_weights(sampled, config), wanted / wanted.sum(1, keepdim=True))
     sampled.logp_drawn_US[0, 0] = torch.nan
-    with pytest.raises(ValueError, match=r"behaviour='drawn' needs .* a search has none"):
+    with pytest.raises(ValueError, match=r"behaviour='drawn' needs .* a search lacks the first"):
         exp_weights(sampled, config)
 
 

@@ -364,7 +364,9 @@ def test_sessions_drawn_at_another_temperature_can_be_weighed():
             wanted_UG = (s.logp_US - s.logp_allowed_US).exp() / s.logp_drawn_US.exp()
             torch.testing.assert_close(weight_UG, wanted_UG / wanted_UG.mean(1, keepdim=True), rtol=1e-4, atol=1e-5)
     searched = replace(groups, logp_drawn_UG=torch.full((12, 6), torch.nan))
-    with pytest.raises(ValueError, match=r"behaviour='drawn' needs .* a search has none; choose behaviour='model'"):
+    with pytest.raises(
+        ValueError, match=r"behaviour='drawn' needs .* a search lacks the first; choose behaviour='model'"
+    ):
         behaviour_weights(searched, s.logp_US[..., None, None])
 
 

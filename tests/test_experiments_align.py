@@ -24,6 +24,7 @@ from feedgym.data.sessions import SessionFilter
 from feedgym.envs.short_video import ShortVideo, ShortVideoConfig
 from feedgym.experiments.align.agents import agents_of, new_model, new_tokenizer
 from feedgym.experiments.align.presets import AlignConfig, smoke
+from feedgym.experiments.align.shards import SampledRound
 from feedgym.experiments.presets import PRESETS
 from feedgym.tokenizers.codes import codes_for
 from feedgym.tokenizers.item_id import ItemId
@@ -71,6 +72,20 @@ def test_tiger_is_aligned_and_judged_through_the_command_line(tmp_path, capsys):
     assert type(base).__name__ == "Tiger" and base.config.tokenizer_hash == aligned.config.tokenizer_hash
     assert RQVAE.load(run / "stages" / "tokenizer").hash == base.config.tokenizer_hash
     assert any(not torch.equal(a, b) for a, b in zip(base.parameters(), aligned.parameters(), strict=True))
+
+
+def test_hstu_is_aligned_among_candidates(tmp_path):
+    run, sizes = tmp_path / "run", ["--rounds.num", "1", "--judge.users", "8", "--method", "grpo"]
+    main(["run", "hstu-ipa-smoke", "--ray", "off", "--run", str(run), *sizes, "--sampling.candidates", "20"])
+    summary = json.loads((run / "summary.json").read_text())
+    for figures in summary["rounds"]:
+        assert math.isfinite(figures["entropy"]) and figures["kl_to_base"] < math.inf
+    assert summary["rounds"][0]["kl_to_base"] == pytest.approx(0, abs=1e-5), "both agents write among the same items"
+    assert {"base", "aligned"} <= set(summary["agents"]) and summary["lift"]
+    drawn = SampledRound.load(run / "stages" / "sampled-0").whole()
+    assert drawn.for_method().logp_US.isnan().all() and drawn.for_method().logp_allowed_US.isnan().all()
+    assert drawn.logp_drawn_US.isfinite().all()
+    assert all(len(row_SK.unique()) <= 20 for row_SK in drawn.item_ids_USK)
 
 
 @pytest.mark.parametrize("num_items", [2, 3, 5, 16, 120, 2000, 2049, 4096, 10_000, 10**6])

@@ -29,6 +29,7 @@ OTHER: dict[str, list[Any]] = {
     "method": ["rsft", "my_lab.own:Method"],
     "methods": [("gbpo",)],
     "rewards": [("clicks",)],
+    "candidates": [20, 50],
     "pairing": [("any",)],
     "preset": ["tiger-ipa-smoke", "hstu-smoke"],
     "space": [("rounds.num=choice(1,2)",), ("epochs=choice(1,2)",)],

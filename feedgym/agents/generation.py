@@ -6,6 +6,10 @@ decoded. A trie restricts every choice to codes that lead to an item that is not
 must also exist at the user's request. Temperature, top-k and top-p affect only the choice. Log-probabilities are sums
 of the UNMASKED log-softmax over the joint vocabulary in float32, so they equal those of teacher forcing.
 
+With ``candidates``, all of a user's sessions are written among the same few items (:mod:`feedgym.agents.candidates`).
+The candidates are the whole vocabulary then: all log-probabilities are those of the log-softmax over them, not of
+teacher forcing. Temperature, top-k and top-p affect the choice among them.
+
 BOS before an item is forced, so it is decoded together with the last code of the item before. So a session takes K·L
 steps, not K·(L + 1). Python loops only over items and levels.
 """
@@ -13,13 +17,15 @@ steps, not K·(L + 1). Python loops only over items and levels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
+from feedgym.agents.candidates import Options, Shortlist, check_candidates, retrieved
 from feedgym.agents.requests import request_noise, seen_by
 from feedgym.data.batches import DatedEventBatch, EventBatch, SessionBatch
 from feedgym.data.events import Catalog
@@ -57,6 +63,17 @@ class SamplingConfig(Ranged):
     block_seen: bool = True
     """Leave out items of the history, and of a longer memory if there is one, in sampling and in beam search. If the
     catalogue does not have enough others, only the newest of them are left out."""
+    candidates: CountOrZero = 0
+    """Write all sessions of a request among so many candidates: the items that are the likeliest first ones. 0 means
+    all items. This is for HSTU over very many items, in sampling and in beam search. The probabilities of a session are
+    then those given that each of its items is a candidate."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if 0 < self.candidates <= self.top_k:
+            raise ValueError(
+                f"top_k={self.top_k} does nothing among candidates={self.candidates}; lower it, or leave it 0."
+            )
 
     def weights(self, logp: Tensor) -> Tensor:
         """Probabilities [..., C] to choose by, given log-probabilities that are -inf at forbidden codes."""
@@ -78,7 +95,7 @@ class SeveralSamplings(SamplingConfig):
     """
 
     ways: tuple[SamplingConfig, ...] = ()
-    """Ways of drawing, which all block the same items as this object."""
+    """Ways of drawing, which all block the same items and have the same number of candidates as this object."""
     each: Count = 1
     """Rows per way."""
 
@@ -90,14 +107,17 @@ class SeveralSamplings(SamplingConfig):
 
 
 Choice = tuple[Tensor | None, Tensor, Tensor | None]
-"""Parents [U, S] of the new rows, places [U, S] of the chosen children among their siblings, and log-probabilities
-[U, S] of the draws. Parents are None if no row moves. A place is -1 for a beam without a session. The log-probabilities
-are None if nothing was drawn."""
+"""Parents [U, S] of the new rows, places [U, S] of the chosen options, and log-probabilities [U, S] of the draws.
+Parents are None if no row moves. A place is -1 for a beam without a session. The log-probabilities are None if nothing
+was drawn."""
 
-Choose = Callable[[int, Tensor, Tensor, Tensor], Choice]
-"""Chooses codes, given the step, the log-probabilities [U, S, W] of the children of each row's node (-inf if
-forbidden), and two more. These are the log-probabilities of the sessions so far [U, S], and the nodes [U, S] of the
-first children."""
+Choose = Callable[[int, Tensor, Tensor, Options], Choice]
+"""Chooses codes, given the step, the log-probabilities [U, S, W] of each row's options (-inf if forbidden), and two
+more. These are the log-probabilities of the sessions so far [U, S], and the options themselves."""
+
+Candidates = int | Tensor
+"""The number of candidates that each user's sessions are written among, 0 for all items. Or the candidates themselves,
+int64 [U, C] items that exist and are not blocked, -1 where a user has fewer."""
 
 
 @torch.no_grad()
@@ -109,6 +129,7 @@ def sample_sessions(
     session_length: int,
     generator: torch.Generator,
     sampling: SamplingConfig = SamplingConfig(),
+    candidates: Candidates | None = None,
 ) -> SessionBatch:
     """``n`` sessions per user, drawn code by code.
 
@@ -121,24 +142,31 @@ def sample_sessions(
         n: S, sessions per user; they may be equal.
         session_length: K.
         generator: the only source of randomness.
-        sampling: temperature, top-k, top-p.
+        sampling: temperature, top-k, top-p, candidates.
+        candidates: those of each user; retrieved as ``sampling`` says if left out.
     """
     steps = session_length * trie.num_levels
     noise_USN = torch.rand(len(histories), n, steps, generator=generator, device=generator.device)
-    return draw_sessions(model, trie, histories, noise_USN, sampling)
+    return draw_sessions(model, trie, histories, noise_USN, sampling, candidates)
 
 
 @torch.no_grad()
 def draw_sessions(
-    model: GenerativeAgent, trie: Trie, histories: EventBatch, noise_USN: Tensor, sampling: SamplingConfig
+    model: GenerativeAgent,
+    trie: Trie,
+    histories: EventBatch,
+    noise_USN: Tensor,
+    sampling: SamplingConfig,
+    candidates: Candidates | None = None,
 ) -> SessionBatch:
     """Sessions drawn from given random numbers: uniform in [0, 1), one for each of the K·L codes of each session."""
+    among = sampling.candidates if candidates is None else candidates
     n, session_length = noise_USN.shape[1], noise_USN.shape[2] // trie.num_levels
 
     def chooser(rows: slice) -> Choose:
         noise_NUS = noise_USN[rows].permute(2, 0, 1).contiguous().to(histories.item_ids_UT.device)
 
-        def choose(step: int, legal_USW: Tensor, logp_US: Tensor, first_US: Tensor) -> Choice:
+        def choose(step: int, legal_USW: Tensor, logp_US: Tensor, options: Options) -> Choice:
             num_users, num_rows, _ = legal_USW.shape
             # By the inverse of the cumulated weights instead of torch.multinomial. So the draw depends only on the
             # given random numbers, and on no other row of the batch.
@@ -154,7 +182,7 @@ def draw_sessions(
 
         return choose
 
-    return _generate(model, trie, histories, n, session_length, sampling.block_seen, chooser)
+    return _generate(model, trie, histories, n, session_length, sampling.block_seen, chooser, among)
 
 
 @torch.no_grad()
@@ -165,23 +193,29 @@ def beam_sessions(
     num_beams: int,
     session_length: int,
     block_seen: bool = True,
+    candidates: Candidates = 0,
 ) -> SessionBatch:
     """The sessions of a beam search, best first; fewer than ``num_beams`` if some user's catalogue has no more."""
 
-    def choose(step: int, legal_USW: Tensor, logp_US: Tensor, first_US: Tensor) -> Choice:
+    def choose(step: int, legal_USW: Tensor, logp_US: Tensor, options: Options) -> Choice:
         num_places = legal_USW.shape[-1]
         scores = (logp_US[..., None] + legal_USW).flatten(1)
         # The width must not depend on the other users: users with fewer prefixes get rows of probability 0.
         score_US, best_US = scores.topk(min(num_beams, scores.shape[1]), dim=-1)
         return best_US // num_places, torch.where(score_US > -torch.inf, best_US % num_places, -1), None
 
-    sessions = _generate(model, trie, histories, num_beams, session_length, block_seen, lambda rows: choose)
+    sessions = _generate(model, trie, histories, num_beams, session_length, block_seen, lambda rows: choose, candidates)
     return _first(sessions, int((sessions.logp_US > -torch.inf).sum(1).min()))
 
 
 @torch.no_grad()
 def score_sessions(
-    model: GenerativeAgent, trie: Trie, histories: EventBatch, item_ids_USK: Tensor, block_seen: bool = True
+    model: GenerativeAgent,
+    trie: Trie,
+    histories: EventBatch,
+    item_ids_USK: Tensor,
+    block_seen: bool = True,
+    candidates: Candidates = 0,
 ) -> SessionBatch:
     """Adds to given sessions the log-probabilities they would have if ``model`` had sampled them.
 
@@ -190,20 +224,22 @@ def score_sessions(
         trie: the catalogue's codes, on the histories' device.
         histories: U users.
         item_ids_USK: int64, S sessions for each of them. A session that cannot be drawn (with an item twice, a blocked
-            or an absent one) gets a ``logp_allowed_US`` of +inf. So ``logp_US - logp_allowed_US`` is -inf.
+            or an absent one) gets a ``logp_allowed_US`` of +inf. So ``logp_US - logp_allowed_US`` is -inf. With an item
+            that is no candidate, ``logp_US`` itself is -inf.
         block_seen: treat items of the history as forbidden.
+        candidates: those that the sessions would have been drawn among.
     """
     nodes_USN = trie.path_IL[item_ids_USK, 1:].flatten(2)
 
     def chooser(rows: slice) -> Choose:
-        def choose(step: int, legal_USW: Tensor, logp_US: Tensor, first_US: Tensor) -> Choice:
-            place_US = nodes_USN[rows, :, step] - first_US
+        def choose(step: int, legal_USW: Tensor, logp_US: Tensor, options: Options) -> Choice:
+            place_US = options.places(nodes_USN[rows, :, step])
             return (None if step else torch.zeros_like(place_US)), place_US, None
 
         return choose
 
     num_samples, session_length = item_ids_USK.shape[1:]
-    scored = _generate(model, trie, histories, num_samples, session_length, block_seen, chooser)
+    scored = _generate(model, trie, histories, num_samples, session_length, block_seen, chooser, candidates)
     # The decoder follows given codes whether they are allowed or not. So sessions that sampling cannot reach are
     # detected from the items: twice in a session, blocked, or absent at the request.
     blocked_UJ = _blocked(trie, histories, session_length, block_seen)
@@ -243,20 +279,42 @@ def item_log_probs(
         logp_NUS: list[Tensor] = []
         blocks.append(logp_NUS)
 
-        def choose(step: int, legal_USW: Tensor, logp_US: Tensor, first_US: Tensor) -> Choice:
-            place_US = nodes_USN[rows, :, step] - first_US
+        def choose(step: int, legal_USW: Tensor, logp_US: Tensor, options: Options) -> Choice:
+            place_US = options.places(nodes_USN[rows, :, step])
             chance_USW = sampling.weights(legal_USW).expand(-1, num_samples, -1)
             logp_NUS.append(chance_USW.gather(2, place_US[..., None]).squeeze(2).log())
             return (None if step else torch.zeros_like(place_US)), place_US, None
 
         return choose
 
-    _generate(model, trie, histories, num_samples, session_length, sampling.block_seen, chooser)
+    _generate(model, trie, histories, num_samples, session_length, sampling.block_seen, chooser, sampling.candidates)
     logp_USN = torch.cat([torch.stack(steps, dim=2) for steps in blocks])
     logp_USK = logp_USN.unflatten(2, (session_length, trie.num_levels)).sum(3)
     # If no code is allowed at all, the probabilities are 0 / 0: after an item that cannot be drawn.
     impossible_USK = (~logp_USK.isfinite()).cumsum(2) > 0
     return logp_USK.masked_fill(impossible_USK, -torch.inf)
+
+
+@torch.no_grad()
+def candidate_items(
+    model: Any, trie: Trie, histories: EventBatch, num: int, session_length: int, block_seen: bool = True
+) -> Tensor:
+    """The candidates that a model retrieves for each user, int64 [U, C] items, the likeliest first; -1 after the last.
+
+    Args:
+        model: the agent.
+        trie: the catalogue's codes, on the histories' device.
+        histories: U users.
+        num: C, or all items if there are fewer.
+        session_length: K; so many items stay, even if all have been seen.
+        block_seen: leave out items of the history.
+    """
+    check_candidates(model, trie, num, session_length)
+    blocked_UJ, time_s_U = _blocked(trie, histories, session_length, block_seen), _request_times(trie, histories)
+    bos_U11 = torch.full((len(histories), 1, 1), Vocabulary.bos_id, device=histories.item_ids_UT.device)
+    with _evaluating(model):
+        query_UD = model.query(bos_U11, model.start(histories, 2 * session_length))[:, 0]
+        return retrieved(model, trie, query_UD, num, blocked_UJ, time_s_U)
 
 
 def _first(sessions: SessionBatch, num: int) -> SessionBatch:
@@ -273,8 +331,12 @@ def _generate(
     session_length: int,
     block_seen: bool,
     chooser: Callable[[slice], Choose],
+    candidates: Candidates,
 ) -> SessionBatch:
     """Decode users in blocks, so that memory stays bounded, without dropout."""
+    shortened = isinstance(candidates, Tensor) or candidates > 0
+    if shortened:
+        check_candidates(model, trie, candidates, session_length)
     if session_length > trie.num_items:
         raise ValueError(
             f"session_length={session_length} exceeds the {trie.num_items} items of the catalogue, but a session "
@@ -284,15 +346,27 @@ def _generate(
     if (time_s_U := _request_times(trie, histories)) is not None:
         if (existing := int(trie.num_existing(time_s_U).min())) < session_length:
             raise too_few(session_length, existing)
-        users_per_block = max(1, min(users_per_block, SUPPLY_CELLS // len(trie.num_items_X)))
+        if not shortened:
+            users_per_block = max(1, min(users_per_block, SUPPLY_CELLS // len(trie.num_items_X)))
     blocked_UJ = _blocked(trie, histories, session_length, block_seen)
+    with _evaluating(model):
+        blocks = [slice(u, u + users_per_block) for u in range(0, len(histories), users_per_block)]
+        among = [candidates[b] if isinstance(candidates, Tensor) else candidates for b in blocks]
+        return SessionBatch.cat(
+            [
+                _block(model, trie, histories.rows(b), blocked_UJ[b], session_length, chooser(b), some)
+                for b, some in zip(blocks, among, strict=True)
+            ]
+        )
+
+
+@contextmanager
+def _evaluating(model: GenerativeAgent) -> Iterator[None]:
+    """Switch dropout off for a while."""
     was_training = model.training
     model.train(False)
     try:
-        blocks = [slice(u, u + users_per_block) for u in range(0, len(histories), users_per_block)]
-        return SessionBatch.cat(
-            [_block(model, trie, histories.rows(b), blocked_UJ[b], session_length, chooser(b)) for b in blocks]
-        )
+        yield
     finally:
         model.train(was_training)
 
@@ -338,43 +412,52 @@ def _newest(items_UX: Tensor, known_UX: Tensor, limit: int | Tensor) -> Tensor:
 
 
 def _block(
-    model: GenerativeAgent, trie: Trie, histories: EventBatch, blocked_UJ: Tensor, session_length: int, choose: Choose
+    model: Any,
+    trie: Trie,
+    histories: EventBatch,
+    blocked_UJ: Tensor,
+    session_length: int,
+    choose: Choose,
+    candidates: Candidates,
 ) -> SessionBatch:
     """Sessions of a few users; ``choose`` draws or selects the codes at each of the K·L steps."""
     vocabulary, num_levels = Vocabulary(trie.num_codes), trie.num_levels
-    time_s_U = _request_times(trie, histories)
-    supply_UX = None if time_s_U is None else trie.supply(time_s_U)
+    time_s_U, shortlist, supply_UX = _request_times(trie, histories), None, None
     state = model.start(histories, session_length * (num_levels + 1))
     rows = _UnfinishedSessions.start(len(histories), histories.item_ids_UT.device)
     tokens_USM = torch.full_like(rows.nodes_US, vocabulary.bos_id)[..., None]
+    if isinstance(candidates, Tensor) or candidates:
+        if isinstance(candidates, int):
+            query_UD = model.query(tokens_USM, state)[:, 0]
+            candidates = retrieved(model, trie, query_UD, candidates, blocked_UJ, time_s_U)
+        shortlist = Shortlist.of(model, trie, candidates)
+    elif time_s_U is not None:
+        supply_UX = trie.supply(time_s_U)
     prefixes = _Prefixes(rows.nodes_US)
     for step in range(session_length * num_levels):
         level = step % num_levels
-        offset = vocabulary.level_offset(level)
-        logits_USV = prefixes.of_sessions(model.step(prefixes.of_rows(tokens_USM), state))
-        # The trie takes flat rows of users and samples. A row must not repeat its own items, nor write blocked ones.
-        written_RK = rows.items_USK.flatten(0, 1)
-        children = trie.children(rows.nodes_US.flatten(), level, written_RK, supply_UX, blocked_UJ)
-        # Over the whole vocabulary, as in training. The mass on existing codes, and on codes that may be chosen, is
-        # kept separately: the log-probability among these is a difference.
-        shape = rows.nodes_US.shape
-        logits_RW = children.of(logits_USV.flatten(0, 1)[:, offset : offset + trie.num_codes[level]])
-        logp_USW = logits_RW.view(*shape, -1) - logits_USV.logsumexp(-1, keepdim=True)
-        legal_US = _only(logp_USW, children.exists_RW).logsumexp(-1)
-        free_USW = _only(logp_USW, children.free_RW)
-        allowed_US = legal_US if children.free_RW is children.exists_RW else free_USW.logsumexp(-1)
-        first_US = children.first_R1.view(shape)
-        parent_US, place_US, drawn_US = choose(step, free_USW, rows.logp_US, first_US)
+        feed = model.step if shortlist is None else model.query
+        output_US = prefixes.of_sessions(feed(prefixes.of_rows(tokens_USM), state))
+        if shortlist is None:
+            options = _options(trie, output_US, rows, level, supply_UX, blocked_UJ)
+        else:
+            options = shortlist.options(output_US, rows.items_USK)
+        legal_US = _only(options.logp_USW, options.exists_USW).logsumexp(-1)
+        free_USW = _only(options.logp_USW, options.free_USW)
+        allowed_US = legal_US if options.free_USW is options.exists_USW else free_USW.logsumexp(-1)
+        parent_US, place_US, drawn_US = choose(step, free_USW, rows.logp_US, options)
         # All rows of a user start equal and diverge at the first choice; a beam search reorders them at every step.
-        row_US = torch.arange(shape[1], device=first_US.device) if parent_US is None else parent_US
-        logp_US = logp_USW.flatten(1).gather(1, row_US * logp_USW.shape[2] + place_US.clamp_min(0))
+        row_US = torch.arange(legal_US.shape[1], device=legal_US.device) if parent_US is None else parent_US
+        logp_US = options.logp_USW.flatten(1)
+        logp_US = logp_US.gather(1, row_US * options.logp_USW.shape[2] + place_US.clamp_min(0))
+        nodes_US = options.nodes(place_US, parent_US)
         if parent_US is not None:
             rows = rows.select(parent_US)
-            legal_US, allowed_US, first_US = (v.gather(1, parent_US) for v in (legal_US, allowed_US, first_US))
-        nodes_US = torch.where(place_US < 0, -1, first_US + place_US)
+            legal_US, allowed_US = (v.gather(1, parent_US) for v in (legal_US, allowed_US))
         rows = rows.advance(nodes_US, logp_US, legal_US, allowed_US, drawn_US)
         prefixes.follow(parent_US, nodes_US, len(trie.num_items_X), state)
-        tokens_USM = (trie.code_X[nodes_US] + offset)[..., None]  # a beam without a session must read some token too
+        # A beam without a session must read some token too.
+        tokens_USM = (trie.code_X[nodes_US] + vocabulary.level_offset(level))[..., None]
         if level == num_levels - 1:
             rows = rows.with_item(trie)
             tokens_USM = torch.nn.functional.pad(tokens_USM, (0, 1), value=vocabulary.bos_id)
@@ -384,6 +467,32 @@ def _block(
         logp_legal_US=rows.logp_legal_US,
         logp_allowed_US=rows.logp_allowed_US,
         logp_drawn_US=rows.logp_drawn_US,
+    )
+
+
+def _options(
+    trie: Trie,
+    logits_USV: Tensor,
+    rows: _UnfinishedSessions,
+    level: int,
+    supply_UX: Tensor | None,
+    blocked_UJ: Tensor,
+) -> Options:
+    """The children of each row's node in the trie."""
+    offset, shape = Vocabulary(trie.num_codes).level_offset(level), rows.nodes_US.shape
+    # The trie takes flat rows of users and samples. A row must not repeat its own items, nor write blocked ones.
+    written_RK = rows.items_USK.flatten(0, 1)
+    children = trie.children(rows.nodes_US.flatten(), level, written_RK, supply_UX, blocked_UJ)
+    # Over the whole vocabulary, as in training. The mass on existing codes, and on codes that may be chosen, is kept
+    # separately: the log-probability among these is a difference.
+    logits_RW = children.of(logits_USV.flatten(0, 1)[:, offset : offset + trie.num_codes[level]])
+    exists_USW = children.exists_RW.view(*shape, -1)
+    all_free = children.free_RW is children.exists_RW
+    return Options(
+        logp_USW=logits_RW.view(*shape, -1) - logits_USV.logsumexp(-1, keepdim=True),
+        exists_USW=exists_USW,
+        free_USW=exists_USW if all_free else children.free_RW.view(*shape, -1),
+        first_US=children.first_R1.view(shape),
     )
 
 
@@ -448,9 +557,9 @@ class _Prefixes:
         state.select(old_US.gather(1, self.first_UW))
 
 
-def _only(logp_USW: Tensor, mask_RW: Tensor) -> Tensor:
+def _only(logp_USW: Tensor, mask_USW: Tensor) -> Tensor:
     """The log-probabilities where a mask is true, elsewhere -inf."""
-    return logp_USW.masked_fill(~mask_RW.view_as(logp_USW), -torch.inf)
+    return logp_USW.masked_fill(~mask_USW, -torch.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -544,6 +653,8 @@ class GenerativeRecommender:
         self.model, self.trie = model.to(self.device), trie.to(self.device)
         self.session_length, self.num_beams = session_length, num_beams
         self.sampling = sampling or SamplingConfig()
+        if self.sampling.candidates:
+            check_candidates(self.model, self.trie, self.sampling.candidates, session_length)
 
     def to(self, device: torch.device | str) -> Self:
         """The agent with its model and codes on another device; the model itself is moved."""
@@ -551,6 +662,13 @@ class GenerativeRecommender:
         moved.device = torch.device(device)
         moved.model, moved.trie = self.model.to(moved.device), self.trie.to(moved.device)
         return moved
+
+    def candidates(self, histories: EventBatch) -> Candidates:
+        """Each user's candidates, on the histories' device; 0 if sessions are written among all items."""
+        if not (num := self.sampling.candidates):
+            return 0
+        those = (histories.to(self.device), num, self.session_length, self.sampling.block_seen)
+        return candidate_items(self.model, self.trie, *those).to(histories.item_ids_UT.device)
 
     def sample(self, histories: EventBatch, n: int, generator: torch.Generator) -> SessionBatch:
         """``n`` sampled sessions per user, with log-probabilities, on the histories' device."""
@@ -561,10 +679,8 @@ class GenerativeRecommender:
 
     def beams(self, histories: EventBatch, num_beams: int) -> SessionBatch:
         """The ``num_beams`` sessions that a beam search finds for each user, best first."""
-        block_seen = self.sampling.block_seen
-        sessions = beam_sessions(
-            self.model, self.trie, histories.to(self.device), num_beams, self.session_length, block_seen
-        )
+        asked = (self.model, self.trie, histories.to(self.device), num_beams, self.session_length)
+        sessions = beam_sessions(*asked, self.sampling.block_seen, self.sampling.candidates)
         return sessions.to(histories.item_ids_UT.device)
 
     def drawn(self, histories: EventBatch, n: int) -> SessionBatch:

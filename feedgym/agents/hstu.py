@@ -380,9 +380,16 @@ class HSTU(SequenceModel):
 
     def step(self, tokens_USM: Tensor, state: HSTUState) -> Tensor:
         """Float32 logits [U, S, V] after BOS alone, which adds nothing, or after an item and BOS."""
+        return self._token_logits(self._feed(tokens_USM, state))
+
+    def query(self, tokens_USM: Tensor, state: HSTUState) -> Tensor:
+        """Vectors [U, S, D] after the same tokens; their products with :meth:`item_vectors` are the items' logits."""
+        return self._queries(self._feed(tokens_USM, state))
+
+    def _feed(self, tokens_USM: Tensor, state: HSTUState) -> Tensor:
         if tokens_USM.shape[2] > 1:
             self._extend(tokens_USM[..., :1] - self.vocabulary.level_offset(0), state)
-        return self._token_logits(state.hidden_USD)
+        return state.hidden_USD
 
     def _begin(self, histories: EventBatch) -> HSTUState:
         sequences = Sequences.of(histories.trimmed(), self.config, self.config.history_length)

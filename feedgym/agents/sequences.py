@@ -242,7 +242,11 @@ class SequenceModel(WithCard):
 
     def item_logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits [..., I] of all items after positions with vectors [..., D]."""
-        return (self._queries(hidden) @ self.vectors(self.items.weight[: self.config.num_items]).T).float()
+        return (self._queries(hidden) @ self.item_vectors(slice(self.config.num_items)).T).float()
+
+    def item_vectors(self, item_ids: Tensor | slice) -> Tensor:
+        """Vectors [..., D] of items, whose products with those of positions are logits."""
+        return self.vectors(self.items.weight[item_ids])
 
     def _queries(self, hidden: Tensor) -> Tensor:
         """Vectors [..., D] whose products with item vectors are logits; dividing the logits would cost far more."""

@@ -146,7 +146,9 @@ class SessionBatch(TensorRows):
 
     Attributes:
         item_ids_USK: int64, ordered sessions of K different items.
-        logp_US: float32 log-probability of the session under the unmasked model; NaN for policies without one.
+        logp_US: float32 log-probability of the session under the unmasked model; NaN for policies without one. If it
+            was written among candidates (:mod:`feedgym.agents.candidates`), under the model over these alone, as are
+            the following ones.
         logp_legal_US: float32 log of the product over steps of the probability on codes that exist at the request. This
             is the log of the chance that free sampling would have stayed inside the catalogue on this path. None for
             policies without codes.
@@ -178,10 +180,12 @@ class ScoredSessions(TensorRows):
     Attributes:
         item_ids_USK: int64, ordered sessions of K different items.
         score_US: float32, the reward's scores; higher is better.
-        logp_US: float32, see :class:`SessionBatch`: under the model that drew them, over all codes.
+        logp_US: float32, see :class:`SessionBatch`: under the model that drew them, over all codes. NaN if they were
+            drawn among candidates, since sampling does not know it then.
         logp_allowed_US: float32, see :class:`SessionBatch`; ``logp_US - logp_allowed_US`` is the log-probability under
-            the model restricted to what can be served.
-        logp_drawn_US: float32, under the distribution that drew them; NaN where a search found them.
+            the model restricted to what can be served. NaN where ``logp_US`` is.
+        logp_drawn_US: float32, under the distribution that drew them, among candidates if there are any; NaN where a
+            search found them.
     """
 
     item_ids_USK: Tensor

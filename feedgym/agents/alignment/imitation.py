@@ -145,10 +145,10 @@ def exp_weights(sampled: ScoredSessions, config: ExpRSFTConfig) -> Tensor:
     if config.unit == "spread":
         logit_US = logit_US / sampled.score_US.std(dim=1, correction=0, keepdim=True).clamp_min(NO_SPREAD)
     if config.behaviour == "drawn":
-        if sampled.logp_drawn_US.isnan().any():
+        if (sampled.logp_drawn_US + sampled.logp_allowed_US).isnan().any():
             raise ValueError(
-                "behaviour='drawn' needs the probability with which each session was drawn, and a search has none; "
-                "choose behaviour='model', or sample the sessions."
+                "behaviour='drawn' needs the probability with which each session was drawn, and the model's own: a "
+                "search lacks the first, candidates the second; choose behaviour='model', or sample among all items."
             )
         logit_US = logit_US + sampled.logp_US - sampled.logp_allowed_US - sampled.logp_drawn_US
     return logit_US.softmax(dim=1)

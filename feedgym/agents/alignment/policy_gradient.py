@@ -197,10 +197,10 @@ def behaviour_weights(groups: Groups, old_UGKL: Tensor) -> Tensor:
 
     Both are restricted to what can be served: the snapshot's own log-probability minus that of what was allowed.
     """
-    if groups.logp_drawn_UG.isnan().any():
+    if (groups.logp_drawn_UG + groups.logp_allowed_UG).isnan().any():
         raise ValueError(
-            "behaviour='drawn' needs the probability with which each session was drawn, and a search has none; choose "
-            "behaviour='model', or sample the sessions."
+            "behaviour='drawn' needs the probability with which each session was drawn, and the model's own: a search "
+            "lacks the first, candidates the second; choose behaviour='model', or sample among all items."
         )
     log_weight_UG = old_UGKL.sum((2, 3)) - groups.logp_allowed_UG - groups.logp_drawn_UG
     return log_weight_UG.softmax(dim=1) * log_weight_UG.shape[1]

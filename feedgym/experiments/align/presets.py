@@ -204,7 +204,10 @@ class AlignConfig(UsersConfig):
             raise ValueError(f"HSTU writes item ids, not the codes of tokenizer={self.tokenizer!r}; choose item_id.")
         if self.model == "hstu" and self.model_options.loss != "ce":
             raise ValueError(f"HSTU is trained with loss='ce', not {self.model_options.loss!r}; choose ce.")
-        if self.rounds.search == "beam" and self.sampling != SamplingConfig(block_seen=self.sampling.block_seen):
+        if self.sampling.candidates:
+            self.check_candidates()
+        plain = SamplingConfig(block_seen=self.sampling.block_seen, candidates=self.sampling.candidates)
+        if self.rounds.search == "beam" and self.sampling != plain:
             raise ValueError(
                 "sampling.temperature, top_k and top_p do nothing where rounds.search='beam'; leave one of them out."
             )
@@ -217,6 +220,25 @@ class AlignConfig(UsersConfig):
             self.check_reference()
         if is_built_in("reward", self.reward):
             self.check_reward()
+
+    def check_candidates(self) -> None:
+        """Refuse candidates for a model that writes codes, too few of them, or where all items' probabilities count."""
+        num = self.sampling.candidates
+        if is_built_in("model", self.model) and self.model != "hstu":
+            raise ValueError(
+                f"sampling.candidates={num} needs a model that scores items, hstu, but {self.model} writes codes; "
+                "leave it 0."
+            )
+        if num < self.session_length:
+            raise ValueError(
+                f"sampling.candidates={num} is below session_length={self.session_length}, but a session holds no "
+                "item twice; raise it."
+            )
+        if getattr(self.method_options, "behaviour", "model") == "drawn":
+            raise ValueError(
+                "method.behaviour='drawn' needs the model's probabilities over all items, which sampling.candidates "
+                "leaves out; choose one of the two."
+            )
 
     def check_reward(self) -> None:
         """Refuse a reward that needs the members of an ensemble if there is none; this imports the reward."""

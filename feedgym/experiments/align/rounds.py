@@ -73,12 +73,14 @@ def _sampled(
     with progress(f"{of}: true values") as step:
         truth_US = world.true_value(pool, row_U.numpy(), sessions.item_ids_USK.numpy(), step)
     truth = None if truth_US is None else torch.from_numpy(truth_US)
+    # Methods learn by the model's probabilities over all items, which sampling among candidates does not know.
+    unknown_US = torch.full_like(sessions.logp_US, torch.nan) if agent.sampling.candidates else None
     return Shard(
         row_U=row_U,
         item_ids_USK=sessions.item_ids_USK,
-        logp_US=sessions.logp_US,
+        logp_US=sessions.logp_US if unknown_US is None else unknown_US,
         logp_legal_US=sessions.logp_legal_US,  # type: ignore[arg-type]
-        logp_allowed_US=sessions.logp_allowed_US,  # type: ignore[arg-type]
+        logp_allowed_US=sessions.logp_allowed_US if unknown_US is None else unknown_US,  # type: ignore[arg-type]
         logp_drawn_US=sessions.logp_drawn_US,  # type: ignore[arg-type]
         score_US=truth if config.scores == "truth" and truth is not None else score_US,
         truth_US=truth,
@@ -94,7 +96,8 @@ def look(
 
     A round's sessions may be shaped by temperature, top-k, top-p or beams; these are drawn from the model as it is. The
     log-probabilities of both agents are under the models restricted to legal items. Those are items of the catalogue,
-    none twice in a session, and none of the history if the agent blocks those.
+    none twice in a session, and none of the history if the agent blocks those. If the agent writes among candidates,
+    only its own candidates are legal, for both agents.
 
     Args:
         agent: draws the sessions.
@@ -139,11 +142,11 @@ def _looked_at(
     """Items, log-probabilities by the agent and the base, and scores of some users' sessions."""
     block_seen = agent.sampling.block_seen
     moved = histories.to(agent.device)
-    plain = SamplingConfig(block_seen=block_seen)
+    plain, candidates = SamplingConfig(block_seen=block_seen), agent.candidates(moved)
     drawn = sample_sessions(
-        agent.model, agent.trie, moved, num_samples, agent.session_length, generator_of(seed), plain
+        agent.model, agent.trie, moved, num_samples, agent.session_length, generator_of(seed), plain, candidates
     )
-    of_base = score_sessions(base.model, base.trie, moved, drawn.item_ids_USK, block_seen)
+    of_base = score_sessions(base.model, base.trie, moved, drawn.item_ids_USK, block_seen, candidates)
     # Divided by the probability of the legal items, both are distributions over the same sessions, and so comparable.
     logps = [(scored.logp_US - scored.logp_allowed_US).cpu() for scored in (drawn, of_base)]  # type: ignore[operator]
     sessions = SessionBatch(item_ids_USK=drawn.item_ids_USK.cpu(), logp_US=drawn.logp_US.cpu())

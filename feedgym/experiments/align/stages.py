@@ -106,7 +106,8 @@ def plan(config: AlignConfig) -> Plan:
     reward = plan.stage("reward", of.reward, (log,))
     plan.stage("reward-check", parents=(reward,))
     watchers = plan.stage("watchers", [config.probe.watchers, config.reward_model, *of.cut], (log,))
-    looked = [config.probe, config.sampling.block_seen, rounds.truth_replicas, *of.scored]
+    shown = [config.sampling.block_seen, config.sampling.candidates]
+    looked = [config.probe, *shown, rounds.truth_replicas, *of.scored]
     snapshot = base
     for t in range(rounds.num + 1):
         plan.stage(f"probe-{t}", looked, (snapshot, base, reward, watchers))
@@ -134,6 +135,11 @@ def check_together(config: AlignConfig) -> None:
     config.check_reward()
     if config.rounds.reference == "base":
         config.check_reference()
+    if config.sampling.candidates and not hasattr(resolve("model", config.model), "query"):
+        raise ValueError(
+            f"sampling.candidates={config.sampling.candidates} needs a model with the methods query and item_vectors, "
+            f"as HSTU has; leave it 0 for {config.model}."
+        )
     if getattr(rule, "watched", False) and not config.probe.watchers:
         raise ValueError(
             f"stop={config.stop!r} needs reward models that are not optimised; set --probe.watchers 2, or choose kl "

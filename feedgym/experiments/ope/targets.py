@@ -76,7 +76,7 @@ class AgentFamily:
     Args:
         visits: the visits that judge it.
         agent: the agent.
-        ways: how to draw slates; all ways block the same items.
+        ways: how to draw slates; all ways block the same items and have the same number of candidates.
     """
 
     def __init__(self, visits: JudgingVisits, agent: GenerativeRecommender, ways: Sequence[SamplingConfig]) -> None:
@@ -106,7 +106,8 @@ class AgentFamily:
         return self.agent.model, self.agent.trie, self.visits.histories
 
     def _sampling(self, each: int) -> SeveralSamplings:
-        return SeveralSamplings(ways=self.ways, each=each, block_seen=self.ways[0].block_seen)
+        first = self.ways[0]
+        return SeveralSamplings(ways=self.ways, each=each, block_seen=first.block_seen, candidates=first.candidates)
 
 
 @dataclass(frozen=True, eq=False)
