@@ -7,7 +7,7 @@
     - hstu: HSTU of MovieLens-1M's sizes learns from batches of 32 users with 200 events by a sampled softmax, and then
       ranks all items for 64 users.
     - candidates: HSTU of the same sizes draws 128 sessions of 5 items for each of 64 users with 40 events, among 1,000
-      candidates per user.
+      candidates per user. It then learns from batches of 64 such sessions by a sampled softmax.
 """
 
 from __future__ import annotations
@@ -49,17 +49,9 @@ def hstu(num_items: int) -> None:
     """Train and rank."""
     torch.manual_seed(0)
     model = HSTU(HSTUConfig(num_items=num_items, history_length=200, use_time=False))
-    before, optimizer = peak_gb(), torch.optim.AdamW(model.parameters(), lr=1e-3)
-    batch = model.sequence_batch(histories_of(BATCH, 200, num_items, full=True))
-    seconds = []
-    for _ in range(STEPS):
-        begin = time.process_time()
-        loss = model(**batch).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        seconds.append(time.process_time() - begin)
-    print(f"HSTU, {num_items:,} items: a training step of {BATCH} users in {median(seconds):.2f} CPU s; ", end="")
+    before = peak_gb()
+    seconds = steps(model, model.sequence_batch(histories_of(BATCH, 200, num_items, full=True)))
+    print(f"HSTU, {num_items:,} items: a training step of {BATCH} users in {seconds:.2f} CPU s; ", end="")
     print(f"peak {peak_gb():.2f} GB, {before:.2f} GB of it before")
     begin = time.process_time()
     for _ in range(USERS // 16):
@@ -67,19 +59,34 @@ def hstu(num_items: int) -> None:
     print(f"ranked for {USERS} users in {time.process_time() - begin:.1f} CPU s; peak {peak_gb():.2f} GB")
 
 
+def steps(model: HSTU, batch: dict[str, torch.Tensor]) -> float:
+    """Median CPU seconds of a training step."""
+    optimizer, seconds = torch.optim.AdamW(model.parameters(), lr=1e-3), []
+    for _ in range(STEPS):
+        begin = time.process_time()
+        loss = model(**batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seconds.append(time.process_time() - begin)
+    return median(seconds)
+
+
 def candidates(num_items: int) -> None:
-    """Sample sessions among candidates."""
+    """Sample sessions among candidates, and learn sessions."""
     torch.manual_seed(0)
     model = HSTU(HSTUConfig(num_items=num_items, history_length=40, session_length=5, use_time=False))
-    before, begin = peak_gb(), time.process_time()
+    histories, before = histories_of(USERS, 40, num_items, full=True), peak_gb()
+    begin = time.process_time()
     agent = HSTURecommender(model, sampling=SamplingConfig(candidates=CANDIDATES))
-    print(f"HSTU, {num_items:,} items: the catalogue's tree in {time.process_time() - begin:.1f} CPU s; ", end="")
-    print(f"peak {peak_gb():.2f} GB, {before:.2f} GB of it before")
-    histories, begin = histories_of(USERS, 40, num_items, full=True), time.process_time()
-    for rows in range(0, USERS, 16):
-        agent.sample(histories.rows(torch.arange(rows, rows + 16)), SAMPLES, torch.Generator().manual_seed(rows))
-    print(f"{USERS * SAMPLES:,} sessions among {CANDIDATES:,} candidates ", end="")
-    print(f"in {time.process_time() - begin:.1f} CPU s; peak {peak_gb():.2f} GB")
+    for rows in range(0, USERS, 16):  # blocks as in a round
+        part = histories.rows(torch.arange(rows, rows + 16))
+        agent.sample(part, SAMPLES, torch.Generator().manual_seed(rows))
+    print(f"HSTU, {num_items:,} items: {USERS * SAMPLES:,} sessions among {CANDIDATES:,} candidates per user ", end="")
+    print(f"in {time.process_time() - begin:.1f} CPU s; peak {peak_gb():.2f} GB, {before:.2f} GB of it before")
+    batch = model.training_batch(histories, torch.randint(num_items, (USERS, 5)))
+    seconds = steps(model.train(), batch)
+    print(f"a training step of {USERS} sessions in {seconds:.2f} CPU s; peak {peak_gb():.2f} GB")
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from feedgym.agents.generation import SamplingConfig
 from feedgym.agents.hstu import HSTU, HSTUConfig, HSTURecommender, stochastic_length
 from feedgym.agents.layers.hstu import CausalTimes, HSTULayer
 from feedgym.agents.layers.relative_time import time_buckets
-from feedgym.agents.pretrain import PretrainConfig, pretrain
+from feedgym.agents.pretrain import PretrainConfig, SessionDataset, pretrain
 from feedgym.agents.sequences import IGNORED, SequenceDataset, Sequences
 from feedgym.agents.session_model import session_logp
 
@@ -224,11 +224,62 @@ def test_sessions_are_learned_by_their_labels_alone():
 
 
 @pytest.mark.parametrize("sizes", [dict(loss="ce"), dict(loss="bce", num_negatives=1), dict(num_negatives=3)])
-def test_sessions_are_learned_over_the_whole_catalogue_whatever_loss_sequences_have(sizes):
+def test_sessions_are_judged_over_the_whole_catalogue_and_learned_so_except_by_a_sampled_softmax(sizes):
     model, histories = toy(**sizes), toy_histories(9, num_items=NUM_ITEMS)
     sessions = toy_sessions(model, histories, 1).item_ids_USK
-    loss = model.train()(**model.training_batch(histories, sessions[:, 0])).loss
-    torch.testing.assert_close(loss, -session_logp(model.eval(), histories, sessions).mean() / K)
+    batch = model.training_batch(histories, sessions[:, 0])
+    expected = -session_logp(model.eval(), histories, sessions).mean() / K
+    torch.testing.assert_close(model(**batch).loss, expected)
+    learned = model.train()(**batch)
+    if "loss" in sizes:
+        torch.testing.assert_close(learned.loss, expected)
+    else:
+        assert learned.logits is None and abs(learned.loss - expected) > 1e-3
+
+
+def test_a_sampled_softmax_learns_sessions_against_drawn_negatives():
+    model, histories = toy(num_negatives=3), toy_histories(4, num_items=NUM_ITEMS)
+    first, second = [[1, 2, 3], [4, 5, -1], [6, -1, -1], [7, 8, 9]], [[9, 1, -1], [-1, -1, -1], [2, 3, 4], [0, 7, 5]]
+    ids_NK = torch.tensor(first + second)  # two sessions per user
+    batch = model.training_batch(histories, ids_NK)
+    with torch.no_grad():
+        logits_RKI = model(**{**batch, "labels": None}).logits[:, ::2, model.vocabulary.level_offset(0) :]
+    torch.manual_seed(5)
+    loss = model.train()(**batch).loss
+    torch.manual_seed(5)
+    negative_NS, losses, n = torch.randint(NUM_ITEMS, (int((ids_NK >= 0).sum()), 3)), [], 0
+    for user in range(4):  # users, their sessions, items
+        for row in (user, user + 4):
+            for k, item in enumerate(ids_NK[row].tolist()):
+                if item >= 0:
+                    others = [i for i in negative_NS[n].tolist() if i != item]
+                    losses.append(-logits_RKI[row, k, [item, *others]].log_softmax(0)[0])
+                    n += 1
+    torch.testing.assert_close(loss, torch.stack(losses).mean(), atol=1e-5, rtol=1e-5)
+    loss.backward()
+    assert model.items.weight.grad.abs().sum() > 0
+
+
+def test_an_agent_that_learned_by_a_sampled_softmax_writes_what_follows_among_candidates(tmp_path):
+    """Item i + 1 follows item i, of 300 items."""
+    num_items, length = 300, 4
+    torch.manual_seed(0)
+    begin_N1 = torch.randint(num_items, (600, 1))
+    items_NT = (begin_N1 + torch.arange(length + K)) % num_items
+    told = toy_histories(600, num_items=num_items, length=length)
+    histories = replace(
+        told, item_ids_UT=items_NT[:, :length].contiguous(), mask_UT=torch.ones_like(told.mask_UT),
+        behaviours_UTB=torch.ones_like(told.behaviours_UTB),
+    )  # fmt: skip
+    sizes = dict(d_model=24, d_qk=12, d_v=12, num_items=num_items, history_length=length, session_length=K)
+    model = HSTU(HSTUConfig(**sizes, num_layers=1, dropout=0.0, use_time=False, num_negatives=32))
+    config = PretrainConfig(steps=250, batch_size=64, lr=2e-2, warmup_steps=10)
+    pretrain(model, SessionDataset(histories=histories, item_ids_NK=items_NT[:, length:]), config, tmp_path)
+    agent = HSTURecommender(model, sampling=SamplingConfig(candidates=12))
+    asked = histories.rows(slice(50))
+    drawn = agent.sample(asked, 8, torch.Generator().manual_seed(0)).item_ids_USK
+    right = drawn == (asked.item_ids_UT[:, None, -1:] + 1 + torch.arange(K)) % num_items
+    assert right[..., 0].float().mean() > 0.85 and right.float().mean() > 0.5  # by chance 1 of 12
 
 
 def test_stochastic_length_keeps_what_it_should():

@@ -76,7 +76,8 @@ def test_tiger_is_aligned_and_judged_through_the_command_line(tmp_path, capsys):
 
 def test_hstu_is_aligned_among_candidates(tmp_path):
     run, sizes = tmp_path / "run", ["--rounds.num", "1", "--judge.users", "8", "--method", "grpo"]
-    main(["run", "hstu-ipa-smoke", "--ray", "off", "--run", str(run), *sizes, "--sampling.candidates", "20"])
+    main(["run", "hstu-ipa-smoke", "--ray", "off", "--run", str(run), *sizes, "--sampling.candidates", "20",
+          "--model.loss", "sampled_softmax"])  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
     for figures in summary["rounds"]:
         assert math.isfinite(figures["entropy"]) and figures["kl_to_base"] < math.inf
@@ -171,6 +172,11 @@ def test_hstu_says_by_which_loss_it_learned_sessions():
     assert new_model(PRESETS["hstu-ipa-smoke"](), ids, (3, 2)).config.loss == "ce"
     with pytest.raises(ValueError, match="HSTU is trained with loss='ce', not 'bce'; choose ce"):
         replace(PRESETS["hstu-ipa-smoke"](), model_options=HSTUSizes(loss="bce"))
+    sampled = HSTUSizes(loss="sampled_softmax", num_negatives=9)
+    with pytest.raises(ValueError, match=r"not 'sampled_softmax'; choose ce, or set sampling\.candidates"):
+        replace(PRESETS["hstu-ipa-smoke"](), model_options=sampled)
+    config = replace(PRESETS["hstu-ipa-smoke"](), model_options=sampled, sampling=SamplingConfig(candidates=20))
+    assert new_model(config, ids, (3, 2)).config.loss == "sampled_softmax"
 
 
 def test_hstu_starts_a_round_at_ln_2_and_learns_to_prefer_the_chosen(tmp_path):

@@ -13,9 +13,10 @@ user's samples. Those of the session's own items are cached. All items of a sess
 events stream their actions are not known yet. A learned token "unknown" replaces them; in training it also replaces a
 share of the actions (``hide_actions``).
 
-Sessions are learned by cross-entropy over the whole catalogue (:meth:`HSTU.training_batch`). Sampling and DPO use
-probabilities of sessions, which a loss with drawn negatives does not teach. ``loss`` and ``num_negatives`` apply to
-whole sequences (:meth:`HSTU.sequence_batch`), from which retrieval learns.
+Sessions are learned by cross-entropy over the whole catalogue (:meth:`HSTU.training_batch`), because sampling and DPO
+use probabilities of sessions. For a million items that is too much. With ``loss="sampled_softmax"`` they are learned
+against drawn negatives, which teaches the order of items rather than their probabilities. ``bce`` applies only to whole
+sequences (:meth:`HSTU.sequence_batch`), from which retrieval learns.
 
 Stochastic length (§3.2): sequences of more than N^(alpha/2) events are cut to that many, except with probability
 N^alpha / n^2. The remaining events are drawn, recent ones with higher probability (weights 1 - age / sum of ages); next
@@ -42,8 +43,16 @@ from transformers.modeling_outputs import CausalLMOutput
 from feedgym.agents.generation import GenerativeRecommender, SamplingConfig
 from feedgym.agents.layers.hstu import CausalTimes, HSTULayer, RelativeBias
 from feedgym.agents.layers.relative_time import time_buckets
-from feedgym.agents.sequences import IGNORED, SequenceConfig, SequenceModel, Sequences, SequenceSizes
+from feedgym.agents.sequences import (
+    IGNORED,
+    SequenceConfig,
+    SequenceModel,
+    Sequences,
+    SequenceSizes,
+    sampled_softmax,
+)
 from feedgym.agents.session_model import history_columns, next_token_loss
+from feedgym.agents.sharing import part_of_mean
 from feedgym.data.batches import EventBatch
 from feedgym.data.events import BEHAVIOURS, Catalog
 from feedgym.ranges import Few, Share, Width
@@ -62,7 +71,8 @@ class HSTUSizes(SequenceSizes):
     """Sizes, stream and loss of HSTU.
 
     In alignment it learns sessions by cross-entropy over the whole catalogue, because sampling and DPO use
-    probabilities of sessions. The losses with drawn negatives are for retrieval (``feedgym run hstu``).
+    probabilities of sessions. The losses with drawn negatives are for retrieval (``feedgym run hstu``). If sessions are
+    written among candidates (``sampling.candidates``), they may also be learned by sampled_softmax.
     """
 
     d_qk: Width = 50
@@ -311,10 +321,7 @@ class HSTU(SequenceModel):
         return self.vocabulary.session_tokens(item_ids_NK.to(self.device)[..., None])
 
     def training_batch(self, histories: EventBatch, item_ids_NK: Tensor) -> dict[str, Tensor]:
-        """Inputs of :meth:`forward` to learn sessions, always by cross-entropy over the whole catalogue.
-
-        BOS and padding are read but not learned.
-        """
+        """Inputs of :meth:`forward` to learn the sessions; BOS and padding are read but not learned."""
         tokens_NM = self.session_tokens(item_ids_NK)
         return {
             "input_ids": tokens_NM,
@@ -343,6 +350,7 @@ class HSTU(SequenceModel):
 
         Returns:
             The loss of whole sequences; or the logits [R, M, V] of the tokens after each, and the loss of the labels.
+            In training by sampled_softmax only the loss, for which no logits of all items are needed.
         """
         if input_ids is None:
             return super().forward(**vars(self._of_stochastic_length(Sequences(**columns))))
@@ -351,12 +359,22 @@ class HSTU(SequenceModel):
         state.hidden_USD = state.hidden_USD.expand(-1, tokens_USM.shape[1], -1)
         items_USK = (tokens_USM[..., 1::2] - self.vocabulary.level_offset(0)).clamp_min(0)
         hidden_USKD = torch.cat([state.hidden_USD[:, :, None], self._extend(items_USK, state)], dim=2)
+        if labels is not None and self.training and self.config.loss == "sampled_softmax":
+            return CausalLMOutput(loss=self._sampled_loss(hidden_USKD, labels))
         after_M = (torch.arange(input_ids.shape[1], device=input_ids.device) + 1) // 2  # items read so far
         logits = self._token_logits(hidden_USKD[:, :, after_M]).transpose(0, 1).flatten(0, 1)
         loss = None
         if labels is not None:
             loss = next_token_loss(logits, labels)
         return CausalLMOutput(loss=loss, logits=logits)
+
+    def _sampled_loss(self, hidden_USKD: Tensor, labels: Tensor) -> Tensor:
+        """Cross-entropy of the sessions' items among themselves and drawn negatives; see :meth:`forward`."""
+        label_USK = labels.unflatten(0, (-1, len(hidden_USKD))).transpose(0, 1)[..., 1::2]
+        at_USK = label_USK != IGNORED
+        target_N = label_USK[at_USK] - self.vocabulary.level_offset(0)
+        logits_NS, negative_NS = self._with_negatives(hidden_USKD[:, :, :-1][at_USK], target_N)
+        return part_of_mean(sampled_softmax(logits_NS, negative_NS == target_N[:, None]), at_USK.sum())
 
     def _of_stochastic_length(self, sequences: Sequences) -> Sequences:
         """Cut long sequences in training, if it is configured."""

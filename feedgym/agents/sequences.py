@@ -309,12 +309,16 @@ class SequenceModel(WithCard):
         target_N = sequences.next_UZ[at_UZ]
         if self.config.loss == "ce":
             return F.cross_entropy(self.item_logits(hidden_ND), target_N)
-        shape = (len(target_N), self.config.num_negatives)
-        negative_NS = torch.randint(self.config.num_items, shape, device=target_N.device)
-        logits_NS = self._some_logits(hidden_ND, torch.cat([target_N[:, None], negative_NS], dim=1))
+        logits_NS, negative_NS = self._with_negatives(hidden_ND, target_N)
         if self.config.loss == "bce":
             return bce(logits_NS, self._taken(sequences, at_UZ, negative_NS))
         return sampled_softmax(logits_NS, negative_NS == target_N[:, None])
+
+    def _with_negatives(self, hidden_ND: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [N, 1 + S] of each position's next item and drawn negatives, and the negatives [N, S]."""
+        shape = (len(target_N), self.config.num_negatives)
+        negative_NS = torch.randint(self.config.num_items, shape, device=target_N.device)
+        return self._some_logits(hidden_ND, torch.cat([target_N[:, None], negative_NS], dim=1)), negative_NS
 
     def _some_logits(self, hidden_ND: Tensor, item_ids_NS: Tensor) -> Tensor:
         """Float32 logits [N, S] of S items per position."""

@@ -203,7 +203,7 @@ class AlignConfig(UsersConfig):
         if self.model == "hstu" and self.tokenizer != "item_id":
             raise ValueError(f"HSTU writes item ids, not the codes of tokenizer={self.tokenizer!r}; choose item_id.")
         if self.model == "hstu" and self.model_options.loss != "ce":
-            raise ValueError(f"HSTU is trained with loss='ce', not {self.model_options.loss!r}; choose ce.")
+            self.check_loss(self.model_options.loss)
         if self.sampling.candidates:
             self.check_candidates()
         plain = SamplingConfig(block_seen=self.sampling.block_seen, candidates=self.sampling.candidates)
@@ -220,6 +220,16 @@ class AlignConfig(UsersConfig):
             self.check_reference()
         if is_built_in("reward", self.reward):
             self.check_reward()
+
+    def check_loss(self, loss: str) -> None:
+        """Refuse losses with drawn negatives for HSTU, except a sampled softmax where it writes among candidates."""
+        if loss == "sampled_softmax" and not self.sampling.candidates:
+            raise ValueError(
+                "HSTU over all items is trained with loss='ce', not 'sampled_softmax'; choose ce, or set "
+                "sampling.candidates."
+            )
+        if loss != "sampled_softmax":
+            raise ValueError(f"HSTU is trained with loss='ce', not {loss!r}; choose ce.")
 
     def check_candidates(self) -> None:
         """Refuse candidates for a model that writes codes, too few of them, or where all items' probabilities count."""
