@@ -363,9 +363,12 @@ def test_sessions_drawn_at_another_temperature_can_be_weighed():
         else:
             wanted_UG = (s.logp_US - s.logp_allowed_US).exp() / s.logp_drawn_US.exp()
             torch.testing.assert_close(weight_UG, wanted_UG / wanted_UG.mean(1, keepdim=True), rtol=1e-4, atol=1e-5)
+    among = replace(groups, logp_allowed_UG=torch.full((12, 6), torch.nan))
+    with pytest.raises(ValueError, match=r"candidates the second; choose behaviour='model'"):
+        behaviour_weights(among, s.logp_US[..., None, None])
     searched = replace(groups, logp_drawn_UG=torch.full((12, 6), torch.nan))
     with pytest.raises(
-        ValueError, match=r"behaviour='drawn' needs .* a search lacks the first; choose behaviour='model'"
+        ValueError, match=r"behaviour='drawn' needs .* a search lacks the first, .*; choose behaviour='model'"
     ):
         behaviour_weights(searched, s.logp_US[..., None, None])
 

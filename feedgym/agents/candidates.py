@@ -37,13 +37,12 @@ class ScoresItems(Protocol):
         ...
 
 
-def check_candidates(model: Any, trie: Trie, candidates: int | Tensor, session_length: int) -> None:
+def check_candidates(model: Any, trie: Trie, num: int, session_length: int) -> None:
     """Refuse candidates for models that do not score items, and fewer of them than a session has items.
 
     Raises:
         ValueError: says which.
     """
-    num = candidates.shape[1] if isinstance(candidates, Tensor) else candidates
     if trie.num_codes != (trie.num_items,) or not hasattr(model, "query"):
         raise ValueError(
             f"sampling.candidates={num} needs a model that scores items, such as HSTU, but {type(model).__name__} "

@@ -40,6 +40,10 @@ SHARED = 0.8
 """Beginnings of sessions are shared while there are at most this many per session."""
 SUPPLY_CELLS = 2**22
 """Users times nodes of the trie held at a time, if items come and go."""
+CANDIDATE_CELLS = 2**17
+"""Users times candidates held at a time; every candidate has a vector."""
+USERS_WITH_CANDIDATES = 128
+"""Users whose candidates are retrieved at a time, at most."""
 
 
 class DecodingState(Protocol):
@@ -310,11 +314,15 @@ def candidate_items(
         block_seen: leave out items of the history.
     """
     check_candidates(model, trie, num, session_length)
-    blocked_UJ, time_s_U = _blocked(trie, histories, session_length, block_seen), _request_times(trie, histories)
-    bos_U11 = torch.full((len(histories), 1, 1), Vocabulary.bos_id, device=histories.item_ids_UT.device)
+    blocked_UJ, blocks = _blocked(trie, histories, session_length, block_seen), []
     with _evaluating(model):
-        query_UD = model.query(bos_U11, model.start(histories, 2 * session_length))[:, 0]
-        return retrieved(model, trie, query_UD, num, blocked_UJ, time_s_U)
+        for low in range(0, len(histories), USERS_WITH_CANDIDATES):
+            rows = slice(low, low + USERS_WITH_CANDIDATES)
+            part = histories.rows(rows)
+            bos_U11 = torch.full((len(part), 1, 1), Vocabulary.bos_id, device=part.item_ids_UT.device)
+            query_UD = model.query(bos_U11, model.start(part, 2 * session_length))[:, 0]
+            blocks.append(retrieved(model, trie, query_UD, num, blocked_UJ[rows], _request_times(trie, part)))
+    return torch.cat(blocks)
 
 
 def _first(sessions: SessionBatch, num: int) -> SessionBatch:
@@ -334,9 +342,9 @@ def _generate(
     candidates: Candidates,
 ) -> SessionBatch:
     """Decode users in blocks, so that memory stays bounded, without dropout."""
-    shortened = isinstance(candidates, Tensor) or candidates > 0
-    if shortened:
-        check_candidates(model, trie, candidates, session_length)
+    num = candidates.shape[1] if isinstance(candidates, Tensor) else min(candidates, trie.num_items)
+    if num:
+        check_candidates(model, trie, num, session_length)
     if session_length > trie.num_items:
         raise ValueError(
             f"session_length={session_length} exceeds the {trie.num_items} items of the catalogue, but a session "
@@ -346,8 +354,10 @@ def _generate(
     if (time_s_U := _request_times(trie, histories)) is not None:
         if (existing := int(trie.num_existing(time_s_U).min())) < session_length:
             raise too_few(session_length, existing)
-        if not shortened:
+        if num == 0:
             users_per_block = max(1, min(users_per_block, SUPPLY_CELLS // len(trie.num_items_X)))
+    if num:
+        users_per_block = max(1, min(users_per_block, USERS_WITH_CANDIDATES, CANDIDATE_CELLS // num))
     blocked_UJ = _blocked(trie, histories, session_length, block_seen)
     with _evaluating(model):
         blocks = [slice(u, u + users_per_block) for u in range(0, len(histories), users_per_block)]
