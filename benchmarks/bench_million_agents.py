@@ -1,6 +1,7 @@
 """Agents with a million items: time and peak memory of sampling, training and ranking.
 
-``python benchmarks/bench_million_agents.py [onerec|hstu|candidates] [ITEMS]``; each part in its own process and thread.
+``python benchmarks/bench_million_agents.py [onerec|hstu|candidates|all_items] [ITEMS]``; each part in a
+process of its own, on one thread.
 
     - onerec: OneRec of the demo's sizes draws 128 sessions of 5 items for each of 64 users with 40 events. Items have
       random different codes, since sampling costs the same whoever fitted them.
@@ -8,6 +9,7 @@
       ranks all items for 64 users.
     - candidates: HSTU of the same sizes draws 128 sessions of 5 items for each of 64 users with 40 events, among 1,000
       candidates per user. It then learns from batches of 64 such sessions by a sampled softmax.
+    - all_items: the same HSTU draws 128 sessions for one user, among all items.
 """
 
 from __future__ import annotations
@@ -89,9 +91,20 @@ def candidates(num_items: int) -> None:
     print(f"a training step of {USERS} sessions in {seconds:.2f} CPU s; peak {peak_gb():.2f} GB")
 
 
+def all_items(num_items: int) -> None:
+    """Sample one user's sessions without candidates."""
+    torch.manual_seed(0)
+    model = HSTU(HSTUConfig(num_items=num_items, history_length=40, session_length=5, use_time=False))
+    agent, history = HSTURecommender(model), histories_of(1, 40, num_items, full=True)
+    before, begin = peak_gb(), time.process_time()
+    agent.sample(history, SAMPLES, torch.Generator().manual_seed(0))
+    print(f"HSTU, {num_items:,} items: {SAMPLES} sessions among all items ", end="")
+    print(f"in {time.process_time() - begin:.1f} CPU s; peak {peak_gb():.2f} GB, {before:.2f} GB of it before")
+
+
 def main() -> None:
     """Run the part that is named, or each in a process of its own."""
-    parts = {"onerec": onerec, "hstu": hstu, "candidates": candidates}
+    parts = {"onerec": onerec, "hstu": hstu, "candidates": candidates, "all_items": all_items}
     name, *sizes = sys.argv[1:] or [""]
     if name:
         torch.set_num_threads(1)
