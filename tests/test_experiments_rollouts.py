@@ -1,12 +1,8 @@
-import ipaddress
 import os
 import signal
-import subprocess
 import sys
-import time
 from colorsys import rgb_to_hls
 
-import psutil
 import pytest
 import torch
 
@@ -80,112 +76,57 @@ def in_process(histories):
     return rollout(histories, Reward(), agent=[Agent(), Agent(0.1)], ray="off")
 
 
-def same(left, right):
-    (sessions, scores), (other_sessions, other_scores) = left, right
-    return torch.equal(sessions.item_ids_USK, other_sessions.item_ids_USK) and torch.equal(scores, other_scores)
-
-
-@pytest.mark.parametrize("num_actors", [1, 2])
-def test_the_number_of_actors_changes_nothing_even_when_the_agent_changes(histories, in_process, num_actors):
-    answers = rollout(histories, Reward(), agent=[Agent(), Agent(0.1)], num_actors=num_actors)
-    assert all(same(answer, expected) for answer, expected in zip(answers, in_process, strict=True))
-    assert not same(*in_process)
-
-
-def test_a_killed_actor_loses_nothing(histories, in_process, tmp_path):
-    (answer,) = rollout(histories, MurderousReward(tmp_path / "killed"), num_actors=2)
-    assert (tmp_path / "killed").exists()
-    assert same(answer, in_process[0])
-
-
-class Deadly:
-    """Kills every actor that it comes to."""
-
-    def __call__(self, histories, sessions):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.slow
-def test_a_task_that_costs_one_worker_after_another_ends_the_round(histories):
-    with pytest.raises(ValueError, match=r"has cost 6 workers, perhaps for lack of memory; lower rollouts.users_per"):
-        rollout(histories, Deadly(), num_actors=1)
-
-
-class SlowReward(Reward):
-    """Takes a moment, and says on which node it is."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __call__(self, histories, sessions):
-        import ray
-
-        (self.folder / ray.get_runtime_context().get_node_id()).touch()
-        time.sleep(0.5)
-        return super().__call__(histories, sessions)
-
-
-TWO_NODES = """
-import sys, threading, time
-from pathlib import Path
-import ray
-from ray.cluster_utils import Cluster
-from test_experiments_rollouts import Reward, SlowReward, rollout, same, some_histories
-
-def leave():
-    while not (ray.is_initialized() and (theirs := [n["NodeID"] for n in ray.nodes() if "second" in n["Resources"]])):
-        time.sleep(.02)
-    while not (folder / theirs[0]).exists():
-        time.sleep(.02)
-    cluster.remove_node(second, allow_graceful=False)  # while it works: each task takes half a second
-    print("gone", flush=True)
-
-folder = Path(sys.argv[1])
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-second = cluster.add_node(num_cpus=1, resources={"second": 1})
-cluster.wait_for_nodes()
-threading.Thread(target=leave, daemon=True).start()
-(answer,) = rollout(some_histories(), SlowReward(folder), ray=cluster.address, num_actors=2)
-assert len(list(folder.iterdir())) == 2, "both nodes worked"
-assert same(answer, rollout(some_histories(), Reward(), ray="off")[0])
-print("same", flush=True)
-cluster.shutdown()
-"""
-
-
-@pytest.mark.slow
-def test_a_node_that_goes_away_in_the_middle_of_a_round_changes_nothing_and_leaves_no_one_waiting(tmp_path):
-    """The cluster has no room for the lost actor, so the other one does everything."""
-    env = os.environ | {
-        "RAY_AUTH_MODE": "disabled",
-        "PYTHONPATH": os.pathsep.join([*sys.path, os.path.dirname(__file__)]),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_NODES, tmp_path], env=env, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert {"gone", "same"} <= {*done.stdout.split()}
-    assert "A worker was lost. Done again by another: task" in done.stderr
-
-
-def seconds(unit, number):
-    return unit * number, torch.get_num_threads()
+@pytest.fixture(scope="module")
+def running():
+    """One Ray for all tests that do not ask how it starts, which takes longer than their work."""
+    with ray_running() as ray:
+        yield ray
 
 
 def imported(name):
     return name in sys.modules
 
 
-@pytest.mark.parametrize("ray", ["off", "local"])
-def test_any_work_comes_back_in_order_from_one_thread_each(ray):
-    heard = []
-    with Rollouts(RolloutConfig(), ray) as workers:
+@pytest.fixture(scope="module", params=[1, 2])
+def actors(running, request):
+    """A pool of so many actors, started ahead; any that is lost has another in its place afterwards."""
+    with Rollouts(RolloutConfig(users_per_task=4, num_actors=request.param)) as workers:
         workers.start(rgb_to_hls)
-        ahead = workers.map(imported, (), [("colorsys",)] * 2)
-        answers = workers.map(seconds, (60,), [(number,) for number in range(5)], lambda *told: heard.append(told))
-    assert all(ahead)
+        assert all(workers.map(imported, (), [("colorsys",)] * 2)), "actors import what the first call needs"
+        yield workers
+
+
+def same(left, right):
+    (sessions, scores), (other_sessions, other_scores) = left, right
+    return torch.equal(sessions.item_ids_USK, other_sessions.item_ids_USK) and torch.equal(scores, other_scores)
+
+
+def test_the_number_of_actors_changes_nothing_even_when_the_agent_changes(histories, in_process, actors):
+    answers = [actors(agent, Reward(), histories, 16, (3, 1)) for agent in (Agent(), Agent(0.1))]
+    assert all(same(answer, expected) for answer, expected in zip(answers, in_process, strict=True))
+    assert not same(*in_process)
+
+
+def test_a_killed_actor_loses_nothing(histories, in_process, actors, tmp_path):
+    answer = actors(Agent(), MurderousReward(tmp_path / "killed"), histories, 16, (3, 1))
+    assert (tmp_path / "killed").exists()
+    assert same(answer, in_process[0])
+
+
+def seconds(unit, number):
+    return unit * number, torch.get_num_threads()
+
+
+def check_any_work(workers):
+    heard = []
+    answers = workers.map(seconds, (60,), [(number,) for number in range(5)], lambda *told: heard.append(told))
     assert answers == [(60 * number, 1) for number in range(5)]
     assert heard == [(done, 5) for done in range(1, 6)]
+
+
+def test_any_work_comes_back_in_order_from_one_thread_each(actors):
+    check_any_work(actors)
+    check_any_work(Rollouts(RolloutConfig(), "off"))
 
 
 def test_another_seed_gives_other_sessions_and_progress_is_told(histories, in_process):
@@ -228,74 +169,6 @@ def place_of(agent, number):
 def test_an_address_where_no_cluster_answers_is_said_in_one_line(histories):
     with pytest.raises(ValueError, match=r"No Ray cluster answers at '127.0.0.1:1'"):
         rollout(histories, Reward(), ray="127.0.0.1:1")
-
-
-# ---------------------------------------------------------------- a cluster of our own
-
-
-def family():
-    me = psutil.Process()
-    return [me, *me.children(recursive=True)]
-
-
-def is_loopback(host):
-    address = ipaddress.ip_address(host)
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-
-
-@pytest.mark.slow
-def test_ray_listens_on_the_loopback_address_alone_and_refuses_who_has_no_token():
-    with ray_running() as ray:
-        ray.get(ray.remote(num_cpus=1)(lambda: os.getpid()).remote())
-        listening = [
-            (process.name(), connection.laddr)
-            for process in family()
-            for connection in process.net_connections("inet")
-            if connection.status == psutil.CONN_LISTEN
-        ]
-        assert {name for name, _ in listening} >= {"gcs_server", "raylet"}
-        assert [place for place in listening if not is_loopback(place[1].ip)] == []
-        address = ray.get_runtime_context().gcs_address
-        code = f"from ray._raylet import GcsClient; GcsClient({address!r}).internal_kv_keys(b'', None, timeout=60)"
-        for token, refusal in ((os.environ["RAY_AUTH_TOKEN"], ""), ("0" * 64, "InvalidAuthToken")):
-            env = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-            guest = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-            assert (guest.returncode == 0) == (not refusal) and refusal in guest.stderr, guest.stderr
-    assert [process.cmdline() for process in family()[1:] if "ray" in " ".join(process.cmdline())] == []
-
-
-ROLLOUTS = """
-import time
-from test_experiments_rollouts import Agent, Reward, some_histories
-from feedgym.experiments.rollouts import RolloutConfig, Rollouts
-with Rollouts(RolloutConfig(users_per_task=4)) as rollouts:
-    rollouts(Agent(), Reward(), some_histories(), 16, (3, 1))
-    print("running", flush=True)
-    time.sleep(600)
-"""
-RLLIB = ["-m", "feedgym", "run", "rllib-smoke", "--num-seeds", "1", "--train.iterations", "10000", "--run"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["rollouts", "rllib"])
-def test_a_killed_run_leaves_no_process_behind(kind, tmp_path):
-    folder = tmp_path / "run"
-    command = ["-c", ROLLOUTS] if kind == "rollouts" else [*RLLIB, str(folder)]
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])}
-    metrics = folder / "metrics.jsonl"  # written after each iteration
-    with open(tmp_path / "said", "w+") as said:
-        run = subprocess.Popen([sys.executable, *command], env=env, stdout=said, stderr=subprocess.STDOUT)
-        for _ in range(2400):
-            if "running" in (tmp_path / "said").read_text() or metrics.exists():
-                break
-            assert run.poll() is None, (tmp_path / "said").read_text()
-            time.sleep(0.1)
-        born = psutil.Process(run.pid).children(recursive=True)
-        run.kill()
-        run.wait()
-    assert sum("ray" in process.name() for process in born) >= 2
-    _, left = psutil.wait_procs(born, timeout=20)
-    assert [process.cmdline() for process in left] == []
 
 
 def recommenders():
