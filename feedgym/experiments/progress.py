@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from threading import current_thread, main_thread
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,7 +18,10 @@ Step = Callable[..., None]
 
 @contextmanager
 def progress(title: str) -> Iterator[Step]:
-    """Show a bar titled ``title``; yields the :data:`Step` to call. Without a terminal it prints only a last line."""
+    """Show a bar titled ``title``; yields the :data:`Step` to call. Without a terminal it prints only a last line.
+
+    Only the main thread has bars, since there is room for one at a time.
+    """
     columns = (
         TextColumn("{task.description:<28}"),
         BarColumn(bar_width=28),
@@ -27,7 +31,8 @@ def progress(title: str) -> Iterator[Step]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    hidden = not console.is_terminal or current_thread() is not main_thread()
+    with Progress(*columns, console=console, disable=hidden) as bar:
         task = bar.add_task(title, total=None, note="")
 
         def step(done: int, total: int, metrics: Mapping[str, float] | None = None) -> None:

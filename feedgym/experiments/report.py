@@ -184,7 +184,7 @@ def write_report(summary: Summary, folder: Path) -> Path:
         section("The items' codes", _facts_table(summary.get("tokenizer"))),
         section("Users' timelines", timelines(summary.get("samples")), read=READ["timelines"]),
         section("Sessions to read", cards(summary.get("samples")), read=READ["cards"]),
-        section("Time by stage", _stages_table(summary["stages"])),
+        section("Time by stage", _stages_table(summary["stages"]), _idle_table(summary.get("idle"))),
     ]  # fmt: skip
     path = folder / "report.html"
     write_text(path, page(summary["title"], sections))
@@ -420,6 +420,14 @@ def _rounds_table(rounds: Sequence[Mapping[str, float]] | None) -> str:
     keys = list(dict.fromkeys(key for row in rounds for key in row))
     rows = [[key.replace("_", " "), *(number(row.get(key)) for row in rounds)] for key in keys]
     return folded("All figures of all rounds", html_table(["rounds done", *map(str, range(len(rounds)))], rows))
+
+
+def _idle_table(idle: Sequence[Mapping[str, float]] | None) -> str:
+    if not idle or not any(idle):
+        return ""
+    keys = list(dict.fromkeys(key for row in idle for key in row))
+    rows = [[f"{key} idle" if key != "seconds" else key, *(number(row.get(key)) for row in idle)] for key in keys]
+    return folded("Share of each round that workers idled", html_table(["round", *map(str, range(len(idle)))], rows))
 
 
 def _facts_table(facts: Mapping[str, Any] | None) -> str:

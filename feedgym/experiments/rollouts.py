@@ -8,6 +8,8 @@ An actor that is lost, alone or with its machine, loses no result. Its task is d
 new actor takes its place as soon as the cluster has room for one; until then the others go on without it. An actor may
 have loaded the parts that all tasks share, or not. So each task names their version, and an actor that holds another
 one loads them.
+
+Threads may share the actors. They take turns: the actors do the tasks of one call before those of the next.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, chdir, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, chdir, contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import Event, Lock, get_ident
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -30,12 +33,15 @@ from torch import Tensor
 
 from feedgym.data.batches import EventBatch, SessionBatch
 from feedgym.experiments import ray_watch
+from feedgym.experiments.idle import IdleTime
 from feedgym.experiments.progress import Step, say
 from feedgym.protocols import Recommender, SessionReward
-from feedgym.ranges import Count, Few, Ranged, Share
+from feedgym.ranges import Count, CountOrZero, Few, Ranged, Share
 
 T = TypeVar("T")
 
+DRIVER = "driver"
+"""Name of the process that trains, among those that may idle."""
 MOST_LOST = 5
 """Most actors that may be lost over one task, or per actor before they work; more are no accident."""
 
@@ -57,6 +63,10 @@ class RolloutConfig(Ranged):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the matrix products of sampling and scoring. bfloat16 is faster on GPUs and on processors that have
     it. Log-probabilities are float32 either way, but rounding moves them, by hundredths or more."""
+    max_staleness: CountOrZero = 0
+    """Age of the snapshot that a round is sampled from, in updates. 0: a round is sampled once the last one has been
+    learned from. 1: it is sampled meanwhile, from the snapshot that the last round began with. This saves time if the
+    actors have cores of their own. It changes the result, with actors or without."""
     gpus_per_actor: Share = 0.0
     """With cuda, the share of a GPU that Ray reserves for each actor."""
 
@@ -70,6 +80,10 @@ class RolloutConfig(Ranged):
     def precision(self) -> torch.autocast:
         """Context in which models compute with :attr:`dtype`."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+
+class AbandonedError(Exception):
+    """Raised in a thread whose work is not needed any more."""
 
 
 @contextmanager
@@ -107,6 +121,10 @@ class Rollouts:
 
     Raises:
         ValueError: nothing answers at the address.
+
+    Attributes:
+        idle: how long each actor had no task, and how long the driver waited for actors; empty without Ray. The driver
+            is the thread that made the pool.
     """
 
     def __init__(self, config: RolloutConfig, ray: str = "local") -> None:
@@ -122,6 +140,9 @@ class Rollouts:
         self._actors: list[Any] = []
         self._open = ExitStack()
         self._version = 0
+        self._turn, self._abandoned, self._driver = Lock(), Event(), get_ident()
+        self._names = [f"worker {number}" for number in range(1, config.num_actors + 1)]
+        self.idle = IdleTime() if ray == "off" else IdleTime(idle=self._names, busy=[DRIVER])
 
     def __enter__(self) -> Rollouts:
         return self
@@ -172,13 +193,31 @@ class Rollouts:
             tasks: the other arguments, a tuple per task.
             step: progress callback, called with (tasks done, tasks).
         """
-        run = self._in_process if self.ray == "off" else self._on_actors
         answers: dict[int, T] = {}
-        for number, answer in run(do, shared, tasks):
-            answers[number] = answer
-            if step is not None:
-                step(len(answers), len(tasks))
+        with ExitStack() as stack:
+            run = self._in_process
+            if self.ray != "off":
+                stack.enter_context(self.waited_for())
+                stack.enter_context(self._turn)
+                run = self._on_actors
+            for number, answer in run(do, shared, tasks):
+                answers[number] = answer
+                if step is not None:
+                    step(len(answers), len(tasks))
         return [answers[number] for number in range(len(tasks))]
+
+    def waited_for(self) -> AbstractContextManager[None]:
+        """Count the time of a context as idle time of the driver, if this is its thread."""
+        return self.idle.during(DRIVER) if get_ident() == self._driver else nullcontext()
+
+    @contextmanager
+    def abandoned(self) -> Iterator[None]:
+        """Make calls in other threads end soon, by an :class:`AbandonedError`, for as long as the context lasts."""
+        self._abandoned.set()
+        try:
+            yield
+        finally:
+            self._abandoned.clear()
 
     def _in_process(
         self, do: Callable[..., T], shared: tuple[Any, ...], tasks: Sequence[Any]
@@ -204,11 +243,15 @@ class Rollouts:
         # room says nothing, and must not get a task.
         running: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in self._actors}
         while left:  # a window of one task per actor: nothing is queued, nothing is pulled early
+            if self._abandoned.is_set():
+                raise AbandonedError
             while waiting and idle:
                 number, actor = waiting.pop(), idle.pop()
                 running[actor.run.remote(self._version, [sent], tasks[number])] = (actor, number)
+                self.idle.ends(self._name(actor))
             (done,), _ = ray.wait(list(running), num_returns=1)
             actor, doing = running.pop(done)
+            self.idle.begins(self._name(actor))
             try:
                 answer = ray.get(done)
             except ray.exceptions.RayTaskError:  # an error of the task itself
@@ -230,6 +273,8 @@ class Rollouts:
     def start(self, do: Callable[..., Any]) -> None:
         """Start Ray and the actors ahead of the first call, unless they run; the actors are not waited for.
 
+        Ray starts only in the main thread, because this process changes its folder for the time being.
+
         Args:
             do: the function of the first call. Meanwhile the actors import all that its module imports.
         """
@@ -243,6 +288,9 @@ class Rollouts:
         if not self._actors:
             self._open.enter_context(ray_running(self.ray))
             self._actors = [self._new_actor() for _ in range(self.config.num_actors)]
+
+    def _name(self, actor: Any) -> str:
+        return self._names[self._actors.index(actor)]
 
     def _new_actor(self) -> Any:
         import ray

@@ -283,6 +283,7 @@ class Run:
             {"version": VERSION, "kind": type(config).__name__, "config": config, "git_revision": git_revision()}
         )
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._accepting = threading.Lock()
         self._lock = Lock(self.folder)
         try:
             self._begin(resume)
@@ -368,12 +369,13 @@ class Run:
 
     def _accept(self) -> None:
         """Make the present configuration the folder's; one whose products are replaced is kept as config-N.json."""
-        kept = read_about(self.folder)
-        if self._replaced and kept["config"] != self._about["config"]:
-            number = 1 + len(list(self.folder.glob("config-*.json")))
-            write_sealed(self.folder / f"config-{number}.json", kept)
-        if kept != self._about:
-            write_sealed(self.folder / CONFIG, self._about)
+        with self._accepting:  # rounds may be sampled in another thread
+            kept = read_about(self.folder)
+            if self._replaced and kept["config"] != self._about["config"]:
+                number = 1 + len(list(self.folder.glob("config-*.json")))
+                write_sealed(self.folder / f"config-{number}.json", kept)
+            if kept != self._about:
+                write_sealed(self.folder / CONFIG, self._about)
 
     def stage(self, name: str, make: Callable[[Path], T], codec: Codec[T]) -> FinishedStage[T]:
         """Make a stage's product, or read it back if it was made under the same configuration and parents.
@@ -474,7 +476,7 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """Facts about the run: seconds per stage, memory, revision."""
         return {
-            "stages": {name: {"seconds": seconds} for name, seconds in self.seconds.items()},
+            "stages": {name: {"seconds": self.seconds[name]} for name in self.plan if name in self.seconds},
             "peak_memory_mb": self.memory.peak_mb,
             "git_revision": git_revision(),
         }

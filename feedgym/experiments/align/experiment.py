@@ -13,6 +13,7 @@ batches as their pairs, and not the rest of the stream. A snapshot is kept per r
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from feedgym.experiments.align.agents import (
     reward_of,
     tokenizer_codec,
 )
+from feedgym.experiments.align.ahead import Ahead, Sampling
 from feedgym.experiments.align.analysis import told_of
 from feedgym.experiments.align.pool import Pool
 from feedgym.experiments.align.presets import AlignConfig
@@ -69,11 +71,11 @@ def align(config: AlignConfig, run: Run) -> dict[str, Any]:
     Returns:
         The summary, as written to ``summary.json``.
     """
-    with Rollouts(config.rollouts, config.ray) as workers:
-        return _align(config, run, workers)
+    with Rollouts(config.rollouts, config.ray) as workers, Ahead(config, workers) as ahead:
+        return _align(config, run, workers, ahead)
 
 
-def _align(config: AlignConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
+def _align(config: AlignConfig, run: Run, workers: Rollouts, ahead: Ahead) -> dict[str, Any]:
     """Run :func:`align` with the workers it started."""
     world = world_of(config, run.trust, workers)
 
@@ -100,9 +102,20 @@ def _align(config: AlignConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
         those = (agent(model), agent(base.value), score, others, pool, world, workers, config.probe.users)
         return run.stage(name, partial(look, *those, num_samples, replicas, config.seed), PROBE).value
 
+    def sampling(t: int) -> Sampling:
+        """Prepare the sampling of round t, from the snapshot of ``max_staleness`` rounds before."""
+        model = snapshots[max(0, t - config.rollouts.max_staleness)].value
+        if config.rollouts.max_staleness:
+            model = copy.deepcopy(model)  # an update that runs meanwhile prepares the base as its reference
+        those = (config.rounds, pool, world, workers, agent(model), t)
+        sample = partial(sample_round, *those, base=agent(base.value), reward=score, seed=config.seed)
+        return partial(run.stage, f"sampled-{t}", sample, SAMPLED)
+
     rule: StopRule = built("stop", config.stop, config.stop_options)
     snapshots, probes, reason = [base], [], None
     rounds: list[dict[str, float]] = []
+    idle: list[dict[str, float]] = []
+    workers.idle.read()  # the rounds begin here
     for t in range(config.rounds.num + 1):
         snapshot = snapshots[-1]
         probes.append(looked(f"probe-{t}", snapshot.value, config.probe.samples, config.rounds.truth_replicas))
@@ -110,21 +123,15 @@ def _align(config: AlignConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
         reason = rule.stopped(signals_of(probes, diversity_of(probes, pool))) if t else None
         if reason or t == config.rounds.num:
             rounds.append(round_metrics(probes[-1], pool) | spent)
-            run.log(_of_rounds(rounds[-1]), step=t)
+            run.log(named("round", rounds[-1]), step=t)
             break
         if config.rounds.serve:
             served = run.stage(f"served-{t}", partial(serving, world, agent(snapshot.value), t), LOG)
             pool = pool.with_served(served.value[0], served_group(t), world)
             reward = run.stage(f"reward-{t}", partial(fitted_reward, config, pool), REWARD)
             score = reward_of(config, pool.known, pool.catalog, reward.value)
-        sampled = run.stage(
-            f"sampled-{t}",
-            partial(
-                sample_round, config.rounds, pool, world, workers, agent(snapshot.value), t,
-                base=agent(base.value), reward=score, seed=config.seed,
-            ),
-            SAMPLED,
-        )  # fmt: skip
+        sampled = ahead(t, sampling)
+        is_new = not run.is_made(f"aligned-{t + 1}")
         aligned = run.stage(
             f"aligned-{t + 1}",
             partial(updated, config, pool, snapshot.value, base.value, sampled.value, t),
@@ -132,7 +139,9 @@ def _align(config: AlignConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
         )
         snapshots.append(FinishedStage(aligned.name, aligned.value[0]))
         rounds.append(round_metrics(probes[-1], pool, sampled.value) | spent | aligned.value[1])
-        run.log(_of_rounds(rounds[-1]), step=t)
+        idle.append(workers.idle.read() if is_new else {})
+        run.log(named("round", rounds[-1]) | named("idle", idle[-1]), step=t)
+    ahead.stop()
 
     signals = signals_of(probes, diversity_of(probes, pool))
     last, best = len(probes) - 1, rule.best(signals)
@@ -161,6 +170,7 @@ def _align(config: AlignConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
         "note": world.note,
         **with_costs(judged.value, cost.value),
         "rounds": rounds,
+        "idle": idle,
         "chosen": chosen,
         **told_of(probes, signals, pools, world.oracle_values(pool, config.probe.users), config.seed),
         "scatter": [cloud(probe, t) for t, probe in enumerate(probes)] if probes[0].truth_US is not None else [],
@@ -174,9 +184,9 @@ def _align(config: AlignConfig, run: Run, workers: Rollouts) -> dict[str, Any]:
     return conclude(run, summary, artifacts=artifacts)
 
 
-def _of_rounds(figures: dict[str, float]) -> dict[str, float]:
+def named(kind: str, figures: dict[str, float]) -> dict[str, float]:
     """A round's figures by the names used in the record."""
-    return {f"round/{name}": value for name, value in figures.items()}
+    return {f"{kind}/{name.replace(' ', '_')}": value for name, value in figures.items()}
 
 
 experiment = align

@@ -215,7 +215,8 @@ class AlignConfig(UsersConfig):
             raise ValueError(f"rounds.serve={self.rounds.serve} needs simulated users; leave it 0 with --data.")
         if self.rounds.scores == "truth" and self.data is not None:
             raise ValueError("rounds.scores='truth' needs simulated users; leave it 'reward' with --data.")
-
+        if self.rollouts.max_staleness:
+            self._check_staleness(self.rollouts.max_staleness)
         if self.rounds.reference == "base" and is_built_in("method", self.method):
             self.check_reference()
         if is_built_in("reward", self.reward):
@@ -261,6 +262,24 @@ class AlignConfig(UsersConfig):
             raise ValueError(
                 "reward='clicks' needs the reward model's predictions of clicks, and p_score has one score for "
                 "everything; choose one of the two."
+            )
+
+    def _check_staleness(self, staleness: int) -> None:
+        """Refuse rounds that cannot be sampled ahead, or in which this does nothing."""
+        given = f"rollouts.max_staleness={staleness}"
+        if self.rounds.serve:
+            raise ValueError(
+                f"{given} samples ahead of the snapshot that rounds.serve={self.rounds.serve} serves users with, and a "
+                "round learns from them; leave one of them 0."
+            )
+        if not self.rounds.on_policy:
+            raise ValueError(
+                f"{given} does nothing with rounds.on_policy=False, which samples only from the base; leave it 0."
+            )
+        if staleness >= self.rounds.num:
+            raise ValueError(
+                f"{given} does no more than {max(0, self.rounds.num - 1)}, because the last of rounds.num="
+                f"{self.rounds.num} rounds comes after so many updates; lower it."
             )
 
     def check_reference(self) -> None:

@@ -108,16 +108,17 @@ def plan(config: AlignConfig) -> Plan:
     watchers = plan.stage("watchers", [config.probe.watchers, config.reward_model, *of.cut], (log,))
     shown = [config.sampling.block_seen, config.sampling.candidates]
     looked = [config.probe, *shown, rounds.truth_replicas, *of.scored]
-    snapshot = base
+    snapshots = [base]
     for t in range(rounds.num + 1):
+        snapshot, drawing = snapshots[t], snapshots[max(0, t - config.rollouts.max_staleness)]
         plan.stage(f"probe-{t}", looked, (snapshot, base, reward, watchers))
         if t == rounds.num:
             break
         if rounds.serve:
             served = plan.stage(f"served-{t}", [rounds.serve, rounds.serve_visits, config.sampling], (snapshot,))
             reward = plan.stage(f"reward-{t}", of.reward, (served, reward))
-        sampled = plan.stage(f"sampled-{t}", of.drawn, (snapshot, base, reward))
-        snapshot = plan.stage(f"aligned-{t + 1}", of.method, (sampled, snapshot, base))
+        sampled = plan.stage(f"sampled-{t}", of.drawn, (drawing, base, reward))
+        snapshots.append(plan.stage(f"aligned-{t + 1}", of.method, (sampled, snapshot, base)))
     rule = [key_of("stop", config.stop), config.stop_options]
     chosen = plan.stage("chosen", rule, (f"probe-{rounds.num}",)) if rounds.num else base
     pools = [plan.stage(f"pool-{name}", [*looked, rounds.num_samples], (of, base, reward, watchers))

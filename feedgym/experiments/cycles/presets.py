@@ -80,6 +80,11 @@ class CyclesConfig(AlignConfig):
             raise ValueError(f"rounds.serve={self.rounds.serve} does not fit cycles, which serve too; leave it 0.")
         if self.stop != "never":
             raise ValueError(f"stop={self.stop!r} does nothing here, as cycles are not probed; leave it never.")
+        if self.rollouts.max_staleness:
+            raise ValueError(
+                f"rollouts.max_staleness={self.rollouts.max_staleness} does not fit cycles, whose rounds learn from "
+                "what the last snapshot served; leave it 0."
+            )
         if self.judge.best_of:
             raise ValueError("judge.best_of is not judged in cycles; leave it out, or align without cycles.")
 
