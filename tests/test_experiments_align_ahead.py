@@ -1,7 +1,9 @@
 """Rounds that are sampled ahead, from snapshots that are some updates old."""
 
+import copy
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,7 +51,7 @@ def stale(staleness=1, ray="local", method="ipa", **rounds):
 
 
 def run_of(config, folder, **options):
-    run = Run(folder, config, plan(config), tracker="none", **options)
+    run = Run(folder, config, plan(config), tracker="none", resume=True, **options)
     try:
         return align(config, run)
     finally:
@@ -61,9 +63,18 @@ def figures(summary):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def begun(tmp_path_factory):
+    """Makes a folder of a run that has come to its rounds."""
+    first = tmp_path_factory.mktemp("ahead") / "first"
+    with pytest.raises(StageReached):
+        run_of(stale(), first, stop_after="watchers")
+    return lambda folder: Path(shutil.copytree(first, folder))
+
+
+@pytest.fixture(scope="module")
+def finished(begun, tmp_path_factory):
     """A run whose rounds are sampled while the last one is learned from, and its summary."""
-    folder = tmp_path_factory.mktemp("ahead") / "run"
+    folder = begun(tmp_path_factory.mktemp("ahead") / "run")
     return folder, run_of(stale(), folder)
 
 
@@ -93,7 +104,9 @@ def test_sessions_are_those_of_a_plain_loop_over_old_snapshots(finished):
         load = model_codec(config, tokenizer).load
         score = reward_of(config, pool.known, pool.catalog, read_product(stages / "reward", REWARD.load))
         names = ["base", *(f"aligned-{t}" for t in range(1, ROUNDS + 1))]
-        agents = [recommender_of(config, read_product(stages / name, load), tokenizer, pool.catalog) for name in names]
+        # Rounding depends on where weights lie in memory: a copy is aligned, as one sent to an actor is.
+        models = [copy.deepcopy(read_product(stages / name, load)) for name in names]
+        agents = [recommender_of(config, model, tokenizer, pool.catalog) for model in models]
         for t, drawing in enumerate([agents[0], agents[0], agents[1]]):
             work = folder.parent / f"plain-{t}"
             work.mkdir()
@@ -113,11 +126,11 @@ def test_sessions_are_those_of_a_plain_loop_over_old_snapshots(finished):
             assert (t == 0) == torch.allclose(found.logp_US, newer_US, rtol=1e-4, atol=1e-4)
 
 
-def test_neither_actors_nor_time_change_a_figure(finished, tmp_path):
-    assert figures(run_of(stale(ray="off"), tmp_path / "off")) == figures(finished[1])
+def test_neither_actors_nor_time_change_a_figure(begun, finished, tmp_path):
+    assert figures(run_of(stale(ray="off"), begun(tmp_path / "off"))) == figures(finished[1])
 
 
-def test_a_round_is_sampled_while_the_last_one_is_learned_from(monkeypatch, tmp_path):
+def test_a_round_is_sampled_while_the_last_one_is_learned_from(begun, monkeypatch, tmp_path):
     """The update waits for the next round's sessions: without sampling ahead it would wait for ever."""
     really, stages = experiment.updated, tmp_path / "run" / "stages"
 
@@ -131,10 +144,10 @@ def test_a_round_is_sampled_while_the_last_one_is_learned_from(monkeypatch, tmp_
 
     monkeypatch.setattr(experiment, "updated", after_the_next_is_sampled)
     with pytest.raises(StageReached):
-        run_of(stale(), tmp_path / "run", stop_after=f"aligned-{ROUNDS}")
+        run_of(stale(), begun(tmp_path / "run"), stop_after=f"aligned-{ROUNDS}")
 
 
-def test_the_base_as_a_reference_is_not_sampled_from_while_it_is_prepared(monkeypatch, tmp_path):
+def test_the_base_as_a_reference_is_not_sampled_from_while_it_is_prepared(begun, monkeypatch, tmp_path):
     """TRL gives it another forward for an update, which an agent that draws with it must not get."""
     config = stale(method="dpo", reference="base", num=2)
     drawing, really = [], experiment.sample_round
@@ -151,7 +164,7 @@ def test_the_base_as_a_reference_is_not_sampled_from_while_it_is_prepared(monkey
     monkeypatch.setattr(experiment, "sample_round", noted)
     monkeypatch.setattr(experiment, "updated", noted_update)
     with pytest.raises(StageReached):
-        run_of(config, tmp_path / "run", stop_after="aligned-2")
+        run_of(config, begun(tmp_path / "run"), stop_after="aligned-2")
     assert [in_main for in_main, _ in drawing] == [False, False]
 
 
@@ -159,7 +172,7 @@ def test_the_base_as_a_reference_is_not_sampled_from_while_it_is_prepared(monkey
 
 
 def test_a_run_that_fails_in_an_update_gives_the_next_round_up_and_goes_on_to_the_same_figures(
-    finished, monkeypatch, tmp_path
+    begun, finished, monkeypatch, tmp_path
 ):
     really, config = experiment.updated, stale()
 
@@ -170,17 +183,17 @@ def test_a_run_that_fails_in_an_update_gives_the_next_round_up_and_goes_on_to_th
 
     monkeypatch.setattr(experiment, "updated", fails)
     with pytest.raises(KeyboardInterrupt):
-        run_of(config, tmp_path / "run")
+        run_of(config, begun(tmp_path / "run"))
     monkeypatch.setattr(experiment, "updated", really)
-    summary = run_of(config, tmp_path / "run", resume=True)
+    summary = run_of(config, tmp_path / "run")
     assert figures(summary) == figures(finished[1])
     assert summary["idle"][0] == {} and all(summary["idle"][1:]), "of a round that is read nothing was measured"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", ["sampled-1", "aligned-2", "sampled-2"])
-def test_a_killed_run_goes_on_to_the_same_figures(finished, tmp_path, moment):
-    config, folder = stale(), tmp_path / "run"
+def test_a_killed_run_goes_on_to_the_same_figures(begun, finished, tmp_path, moment):
+    config, folder = stale(), begun(tmp_path / "run")
     code = (
         "from test_experiments_align_ahead import *\n"
         f"run_of(stale(), Path({str(folder)!r}))"
@@ -193,7 +206,7 @@ def test_a_killed_run_goes_on_to_the_same_figures(finished, tmp_path, moment):
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    assert figures(run_of(config, folder, resume=True)) == figures(finished[1])
+    assert figures(run_of(config, folder)) == figures(finished[1])
 
 
 class AtOnce:
@@ -208,10 +221,10 @@ class AtOnce:
         return len(signals) - 1
 
 
-def test_a_rule_that_stops_gives_up_what_is_sampled_ahead(finished, monkeypatch, tmp_path):
+def test_a_rule_that_stops_gives_up_what_is_sampled_ahead(begun, finished, monkeypatch, tmp_path):
     really = experiment.built
     monkeypatch.setattr(experiment, "built", lambda kind, *of: AtOnce() if kind == "stop" else really(kind, *of))
-    summary = run_of(stale(), tmp_path / "run")
+    summary = run_of(stale(), begun(tmp_path / "run"))
     assert summary["chosen"] == {"round": 1, "last": 1, "reason": "enough"}
     known = finished[1]["rounds"]
     assert summary["rounds"][0] == known[0]
@@ -313,8 +326,8 @@ def test_idle_shares_are_told_by_round(finished):
     assert "Share of each round that workers idled" in (folder / "report.html").read_text()
 
 
-def test_without_actors_nobody_idles(tmp_path):
-    summary = run_of(stale(0, ray="off", num=1), tmp_path / "run")
+def test_without_actors_nobody_idles(begun, tmp_path):
+    summary = run_of(stale(0, ray="off", num=1), begun(tmp_path / "run"))
     assert summary["idle"] == [{}] and "workers idled" not in (tmp_path / "run" / "report.html").read_text()
 
 
