@@ -77,6 +77,19 @@ def test_wandb_draws_truth_and_prediction_together_and_artefacts_tell_their_pare
     assert keys == [*(run.plan[name] for name in ("log", "tokenizer", "base", "reward")), ""]
 
 
+def test_a_run_within_a_run_has_a_wandb_record_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = smoke()
+    outer = Run(tmp_path / "outer", config, plan(config))
+    inner = Run(tmp_path / "outer" / "cells" / "inner", config, plan(config))
+    inner.log({"loss": 1.0})
+    inner.close()
+    outer.log({"loss": 2.0})  # an error if the inner run had taken over this record, and closed it
+    outer.close()
+    for folder in (outer.folder, inner.folder):
+        assert len(list(folder.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+
+
 def test_runs_that_differ_in_the_seed_alone_are_a_group_and_cells_are_their_comparisons():
     one, other = ({"seed": seed, "rounds": {"num": 2}} for seed in (0, 1))
     assert group_of(Path("runs/a"), one, "AlignConfig") == group_of(Path("runs/b"), other, "AlignConfig")

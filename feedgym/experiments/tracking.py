@@ -147,6 +147,7 @@ class Wandb:
             group=group,
             job_type=job_type,
             resume="allow",
+            reinit="create_new",  # a comparison's cells run in its own process without Ray, and have their own records
             dir=str(folder),
             mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
             config=flat(config),
