@@ -12,7 +12,7 @@ from feedgym.cli import MISTAKE, _parse_run, main
 from feedgym.experiments.align.presets import RoundsConfig, smoke
 from feedgym.experiments.methods.presets import METHODS_COMPARISONS
 from feedgym.experiments.presets import PRESETS
-from feedgym.experiments.results import Result, command_of, found, read_results, results_table
+from feedgym.experiments.results import Result, command_of, figure_at, found, read_results, results_table
 from feedgym.experiments.run import VERSION, plain, write_sealed
 from feedgym.protocols import load
 
@@ -74,6 +74,13 @@ def test_a_row_says_figure_interval_command_seed_and_verdict(tmp_path):
     assert "| OneRec | gain | +13.6% [11.0, 16.0] | `feedgym run onerec-ipa-smoke (seed 3)` | it helps |" in table
     main(["results", "add", str(run), "--verdict", "it helps a lot", "--out", str(out)])
     assert [row.verdict for row in read_results(out)] == ["it helps a lot"]
+
+
+def test_a_row_of_a_list_is_found_by_its_name():
+    summary = {"predictors": [{"name": "log_auc", "mean": 0.6}, {"name": "log_rank", "mean": 0.7}]}
+    assert figure_at(summary, "predictors.log_rank")["mean"] == 0.7
+    with pytest.raises(ValueError, match="there is no 'auc'; give one of log_auc, log_rank"):
+        figure_at(summary, "predictors.auc")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ class Result:
         low: lower end of its 95% interval; None if there is none.
         high: upper end.
         unit: "relative" for shares and lifts, else the unit or nothing.
-        over: "users" or "seeds", whichever the interval is over.
+        over: what the interval is over: users, seeds, or another word written into the row by hand.
         command: the command that makes the run again.
         seed: seed or seeds.
         revision: git revision of the code.
@@ -90,13 +90,15 @@ def result_of(
 
 
 def figure_at(summary: Mapping[str, Any], figure: str) -> Mapping[str, Any]:
-    """Finds a figure of a summary by its path.
+    """Finds a figure of a summary by its path; a row of a list is found by its ``name``.
 
     Raises:
         ValueError: the path leads nowhere, or to something without a mean; the message lists words that may follow.
     """
     found: Any = summary
     for word in figure.split("."):
+        if isinstance(found, list):
+            found = {row["name"]: row for row in found if isinstance(row, Mapping) and "name" in row}
         if not isinstance(found, Mapping) or word not in found:
             there = ", ".join(sorted(found)[:20]) if isinstance(found, Mapping) else "nothing"
             raise ValueError(f"figure={figure!r} is not in the summary: there is no {word!r}; give one of {there}.")
