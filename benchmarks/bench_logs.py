@@ -10,7 +10,6 @@ the log and out of tensors of 4,096 users, in turn; medians of 3.
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,15 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from memory import peak_mb
 
 VISITS, BATCH, HISTORY, ROUNDS = 14, 64, 256, 20
 TENSOR_USERS, STEPS, TURNS = 4096, 20, 3
-
-
-def peak_mb() -> float:
-    """Peak resident memory of this process, MB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def told(phase: str, rows: int, before_mb: float, begin: float) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 
 import torch
+from memory import peak_mb
 from rich.console import Console
 from rich.table import Table
 
@@ -40,11 +40,6 @@ def histories(num_users: int, length: int) -> EventBatch:
         profile_UF=torch.zeros(num_users, 1, dtype=torch.long),
         time_of_day_U=torch.zeros(num_users),
     )
-
-
-def peak_mb() -> float:
-    """Most memory that this process has had so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def step(way: str, num_users: int, length: int) -> dict[str, float]:

@@ -20,8 +20,8 @@ import time
 from statistics import median
 
 import torch
-from bench_million_items import peak_gb
 from bench_sampling import histories_of, tokenizer_of
+from memory import peak_gb
 
 from feedgym.agents.generation import SamplingConfig, sample_sessions
 from feedgym.agents.hstu import HSTU, HSTUConfig, HSTURecommender

@@ -7,12 +7,12 @@ very different sizes, 20 kinds of items in each) and the codes that feedgym choo
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 
 import numpy as np
 import torch
+from memory import peak_gb
 from numpy.typing import NDArray
 
 from feedgym.tokenizers import ResidualKMeans, ResidualKMeansConfig
@@ -28,12 +28,6 @@ def contents(num_items: int, seed: int = 0) -> NDArray[np.float64]:
     kinds = 0.5 * rng.normal(size=(TOPICS * KINDS, WIDTH))
     kind = topic * KINDS + rng.integers(0, KINDS, num_items)
     return centres[topic] + kinds[kind] + 0.35 * rng.normal(size=(num_items, WIDTH))
-
-
-def peak_gb() -> float:
-    """Peak resident memory of this process, GB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def main() -> None:

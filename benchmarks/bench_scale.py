@@ -7,7 +7,6 @@ sessions; a user-step is one user's response to one of them. Exits with 1 if the
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from memory import peak_gb
 from rich.console import Console
 from rich.table import Table
 
@@ -23,12 +23,6 @@ import feedgym  # noqa: F401  (registers the ids)
 USERS, ITEMS, HISTORY = 65_536, 100_000, 50
 STEPS = 5
 LIMIT_GB = 4.0
-
-
-def peak_gb() -> float:
-    """Peak resident memory of this process, GB."""
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def main() -> int:
