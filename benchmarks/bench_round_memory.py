@@ -35,7 +35,9 @@ class Random:
     """Draws sessions of different random items, and scores them at random."""
 
     def __init__(self, num_items: int, length: int) -> None:
-        self.num_items, self.length = num_items, length
+        from feedgym.agents.generation import SamplingConfig
+
+        self.num_items, self.length, self.sampling = num_items, length, SamplingConfig()
 
     def sample(self, histories: Any, n: int, generator: Any) -> Any:
         """Sessions with log-probabilities that mean nothing."""
