@@ -31,7 +31,7 @@ from feedgym.experiments.align.stages import REWARD, SAMPLED
 from feedgym.experiments.align.world import world_of
 from feedgym.experiments.logs import LOG
 from feedgym.experiments.progress import console, progress
-from feedgym.experiments.rollouts import AbandonedError, Rollouts
+from feedgym.experiments.rollouts import AbandonedError, Rollouts, ray_running
 from feedgym.experiments.run import Run, StageReached, read_product
 
 ROUNDS = 3
@@ -60,6 +60,13 @@ def run_of(config, folder, **options):
 
 def figures(summary):
     return {name: summary[name] for name in ("rounds", "chosen", "by_visit", "scatter")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_ray():
+    """Ray starts once for all tests of this file; the pools of their runs join it."""
+    with ray_running():
+        yield
 
 
 @pytest.fixture(scope="module")
