@@ -309,8 +309,11 @@ def serve_all(
     if workers is not None and workers.ray != "off":
         with progress(f"Judging {len(missing)} agents") as step:
             shared = (simulator, reward, seeds_U, told)
-            records = workers.map(_serve_one, shared, [(choices[name],) for name in missing], step)
-            return served | dict(zip(missing, records, strict=True))
+            # Searches, the best of N and the oracle come last. They take longest, and one begun late is waited for.
+            slowest_first = missing[::-1]
+            answers = workers.map(_serve_one, shared, [(choices[name],) for name in slowest_first], step)
+            records = dict(zip(slowest_first, answers, strict=True))
+            return served | {name: records[name] for name in missing}
     for name in missing:
         with progress(f"Judging {name}") as step, nullcontext() if workers is None else one_thread():
             served[name] = serve(simulator, choices[name], reward, seeds_U, **told, step=step)
