@@ -48,6 +48,15 @@ def check_candidates(model: Any, trie: Trie, num: int, session_length: int) -> N
             f"sampling.candidates={num} needs a model that scores items, such as HSTU, but {type(model).__name__} "
             "writes codes; leave it 0."
         )
+    check_enough(num, session_length)
+
+
+def check_enough(num: int, session_length: int) -> None:
+    """Refuse fewer candidates than a session has items.
+
+    Raises:
+        ValueError: they are fewer.
+    """
     if num < session_length:
         raise ValueError(
             f"sampling.candidates={num} is below session_length={session_length}, but a session holds no item twice; "

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from feedgym.agents.alignment.groups import NO_SPREAD, chosen, differ, kept_of
 from feedgym.agents.alignment.loop import GroupRows, LoopConfig, train_groups, without_dropout
-from feedgym.agents.alignment.policy_gradient import Behaviour, mean_of_session
+from feedgym.agents.alignment.policy_gradient import Behaviour, check_drawn, mean_of_session
 from feedgym.agents.pretrain import Progress
 from feedgym.data.batches import Histories, ScoredParts, ScoredSessions, TensorRows
 from feedgym.protocols import GenerativeAgent
@@ -145,11 +145,7 @@ def exp_weights(sampled: ScoredSessions, config: ExpRSFTConfig) -> Tensor:
     if config.unit == "spread":
         logit_US = logit_US / sampled.score_US.std(dim=1, correction=0, keepdim=True).clamp_min(NO_SPREAD)
     if config.behaviour == "drawn":
-        if (sampled.logp_drawn_US + sampled.logp_allowed_US).isnan().any():
-            raise ValueError(
-                "behaviour='drawn' needs the probability with which each session was drawn, and the model's own: a "
-                "search lacks the first, candidates the second; choose behaviour='model', or sample among all items."
-            )
+        check_drawn(sampled.logp_drawn_US, sampled.logp_allowed_US)
         logit_US = logit_US + sampled.logp_US - sampled.logp_allowed_US - sampled.logp_drawn_US
     return logit_US.softmax(dim=1)
 

@@ -192,16 +192,25 @@ def logps_before(rows: GroupRows, config: LoopConfig, work: Path, model: Any, re
     return before
 
 
+def check_drawn(logp_drawn: Tensor, logp_allowed: Tensor) -> None:
+    """Refuse ``behaviour='drawn'`` for sessions without one of these log-probabilities.
+
+    Raises:
+        ValueError: one is NaN.
+    """
+    if (logp_drawn + logp_allowed).isnan().any():
+        raise ValueError(
+            "behaviour='drawn' needs the probability with which each session was drawn, and the model's own: a search "
+            "lacks the first, candidates the second; choose behaviour='model', or sample among all items."
+        )
+
+
 def behaviour_weights(groups: Groups, old_UGKL: Tensor) -> Tensor:
     """Weight of each session: its probability under the snapshot over that of its draw, [U, G]; each group's mean is 1.
 
     Both are restricted to what can be served: the snapshot's own log-probability minus that of what was allowed.
     """
-    if (groups.logp_drawn_UG + groups.logp_allowed_UG).isnan().any():
-        raise ValueError(
-            "behaviour='drawn' needs the probability with which each session was drawn, and the model's own: a search "
-            "lacks the first, candidates the second; choose behaviour='model', or sample among all items."
-        )
+    check_drawn(groups.logp_drawn_UG, groups.logp_allowed_UG)
     log_weight_UG = old_UGKL.sum((2, 3)) - groups.logp_allowed_UG - groups.logp_drawn_UG
     return log_weight_UG.softmax(dim=1) * log_weight_UG.shape[1]
 

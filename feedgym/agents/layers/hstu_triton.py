@@ -189,20 +189,22 @@ def _load_s(seconds, place, num):
 
 @_kernel
 def _bucket(request, begin, WIDTH: tl.constexpr = BUCKET_WIDTH, LAST: tl.constexpr = NUM_TIME_BUCKETS - 1):
-    """Time buckets [Q, K], as :func:`feedgym.agents.layers.hstu.time_buckets` has them."""
+    """Time buckets [Q, K], as :func:`feedgym.agents.layers.relative_time.time_buckets` has them."""
     delta = tl.abs((request[:, None] - begin[None, :]).to(tl.float32))
     return tl.minimum(tl.floor(tl.log(tl.maximum(delta, 1.0)) / WIDTH), LAST).to(tl.int32)
 
 
 @_kernel
-def _scores(q, k, query, key, num, position, time, bucket, scale, PRECISION: tl.constexpr):
-    """Scores [Q, K] with their biases, and which keys a query sees."""
+def _scores(q, k, query, key, num, position, time, request_s, begin_s, first, scale, PRECISION: tl.constexpr):
+    """Scores [Q, K] with their biases, which keys a query sees, and the time buckets, 0 without biases by time."""
     seen = (query[:, None] >= key[None, :]) & (query[:, None] < num)
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
     score += tl.load(position + query[:, None] - key[None, :], mask=seen, other=0.0).to(tl.float32)
+    bucket = tl.zeros_like(score).to(tl.int32)
     if time is not None:
+        bucket = _bucket(_load_s(request_s + first, query, num), _load_s(begin_s + first, key, num))
         score += tl.load(time + bucket).to(tl.float32)
-    return score, seen
+    return score, seen, bucket
 
 
 @_kernel
@@ -233,11 +235,9 @@ def _attended(
         key = start + tl.arange(0, BLOCK)
         k_tile = _load(k + first * k_row + head * D_QK, key, num, k_row, D_QK, PADDED_QK)
         v_tile = _load(v + first * v_row + head * D_V, key, num, v_row, D_V, PADDED_V)
-        if time is not None:
-            bucket = _bucket(_load_s(request_s + first, query, num), _load_s(begin_s + first, key, num))
-        else:
-            bucket = None
-        score, seen = _scores(q_tile, k_tile, query, key, num, position, time, bucket, scale, PRECISION)
+        score, seen, _ = _scores(
+            q_tile, k_tile, query, key, num, position, time, request_s, begin_s, first, scale, PRECISION
+        )
         total += tl.dot(_weights(score, seen).to(v_tile.dtype), v_tile, input_precision=PRECISION)
     _store(out + first * out_row + head * D_V, total * share, query, num, out_row, D_V, PADDED_V)
 
@@ -259,11 +259,9 @@ def _query_gradients(
         key = start + tl.arange(0, BLOCK)
         k_tile = _load(k + first * k_row + head * D_QK, key, num, k_row, D_QK, PADDED_QK)
         v_tile = _load(v + first * v_row + head * D_V, key, num, v_row, D_V, PADDED_V)
-        if time is not None:
-            bucket = _bucket(_load_s(request_s + first, query, num), _load_s(begin_s + first, key, num))
-        else:
-            bucket = None
-        score, seen = _scores(q_tile, k_tile, query, key, num, position, time, bucket, scale, PRECISION)
+        score, seen, bucket = _scores(
+            q_tile, k_tile, query, key, num, position, time, request_s, begin_s, first, scale, PRECISION
+        )
         grad_weight = tl.dot(grad_tile, tl.trans(v_tile), input_precision=PRECISION)
         grad_score = _score_gradients(score, grad_weight, seen)
         total += tl.dot(grad_score.to(k_tile.dtype), k_tile, input_precision=PRECISION)
@@ -292,11 +290,9 @@ def _key_gradients(
         query = start + tl.arange(0, BLOCK)
         q_tile = _load(q + first * q_row + head * D_QK, query, num, q_row, D_QK, PADDED_QK)
         grad_tile = _load(grad_out + first * out_row + head * D_V, query, num, out_row, D_V, PADDED_V)
-        if time is not None:
-            bucket = _bucket(_load_s(request_s + first, query, num), _load_s(begin_s + first, key, num))
-        else:
-            bucket = None
-        score, seen = _scores(q_tile, k_tile, query, key, num, position, time, bucket, scale, PRECISION)
+        score, seen, _ = _scores(
+            q_tile, k_tile, query, key, num, position, time, request_s, begin_s, first, scale, PRECISION
+        )
         weight = tl.trans(_weights(score, seen)).to(grad_tile.dtype)
         total_v += tl.dot(weight, grad_tile, input_precision=PRECISION)
         grad_weight = tl.dot(grad_tile, tl.trans(v_tile), input_precision=PRECISION)

@@ -15,6 +15,7 @@ import tyro
 from annotated_types import Interval
 
 from feedgym.agents.alignment.dpo import IPAConfig
+from feedgym.agents.candidates import check_enough
 from feedgym.agents.generation import SamplingConfig
 from feedgym.agents.hstu import HSTUSizes
 from feedgym.agents.onerec import OneRecSizes
@@ -240,11 +241,7 @@ class AlignConfig(UsersConfig):
                 f"sampling.candidates={num} needs a model that scores items, hstu, but {self.model} writes codes; "
                 "leave it 0."
             )
-        if num < self.session_length:
-            raise ValueError(
-                f"sampling.candidates={num} is below session_length={self.session_length}, but a session holds no "
-                "item twice; raise it."
-            )
+        check_enough(num, self.session_length)
         if getattr(self.method_options, "behaviour", "model") == "drawn":
             raise ValueError(
                 "method.behaviour='drawn' needs the model's probabilities over all items, which sampling.candidates "
